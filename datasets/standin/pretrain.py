@@ -1,0 +1,166 @@
+"""Makes the stand-in's small pre-trained CLIP: ``python -m tvrbench.datasets.standin.pretrain --out FILE``.
+
+It learns objects, attributes and relations from single images, and never sees a verb, a clip or a test caption:
+what happens in time is left for fine-tuning. About six minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tvrbench.datasets.standin.render import RADIUS, SIDE, background, paint
+from tvrbench.datasets.standin.scenes import COLOURS, RELATIONS, SHAPES, SIZES, VOCABULARY, draw
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.backbone.tokenizer import WordTokenizer
+from tvrbench.harness.errors import BadInput
+
+ARCHITECTURE = Architecture(
+    image_size=SIDE,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=12,
+    text_width=128,
+    text_layers=4,
+    context_length=32,
+    vocab_size=len(VOCABULARY) + 3,
+    embed_dim=128,
+)
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+PLACES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Options of the pre-training command.
+
+    Attributes:
+        out: the safetensors file to write; ``vocab.txt`` goes beside it.
+        images: captioned images to draw, all before the first step.
+        steps: optimiser steps.
+        batch: images a step.
+        lr: peak learning rate of AdamW.
+        seed: of images, initial weights and batches.
+        threads: CPU threads; another number may give other last digits.
+    """
+
+    out: Path
+    images: int = 40_000
+    steps: int = 1_800
+    batch: int = 128
+    lr: float = 1e-3
+    seed: int = 0
+    threads: int = 2
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> float as CLIP wants it."""
+    return (pixels.float() / 255 - MEAN) / STD
+
+
+def _name(size: str, colour: str, shape: str, rng: Random) -> str:
+    """Words for an object: all attributes, or one or both left out."""
+    keep_size, keep_colour = draw(rng, ((True, True), (True, True), (False, True), (True, False), (False, False)))
+    return " ".join(word for word in ("a", size * keep_size, colour * keep_colour, shape) if word)
+
+
+def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
+    """One image [SIDE, SIDE, 3] of one or two objects, and its caption."""
+    rng, pixels = Random(seed), np.random.default_rng(seed)
+    canvas = background(pixels)
+    relation = draw(rng, RELATIONS) if rng.random() < 0.6 else ""
+    names = []
+    for sign in (1, -1) if relation else (0,):
+        size, colour, shape = draw(rng, SIZES), draw(rng, COLOURS), draw(rng, SHAPES)
+        spread = (3, 3) if relation else (16, 16)
+        centre = [SIDE / 2 + pixels.uniform(-s, s) for s in spread]
+        for axis, place in enumerate(PLACES.get(relation, (0, 0))):
+            centre[axis] += sign * place * 14.5
+        canvas = paint(canvas, shape, colour, (centre[0], centre[1]), RADIUS[size] * pixels.uniform(0.9, 1.1))
+        names.append(_name(size, colour, shape, rng))
+    joint = "and" if rng.random() < 0.3 else relation
+    return np.asarray(canvas.round(), dtype=np.uint8), f" {joint} ".join(names)
+
+
+def multi_positive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: list[str]) -> Tensor:
+    """Symmetric cross-entropy of features [B, E], every pair with the same caption sharing the target evenly."""
+    number = {caption: i for i, caption in enumerate(captions)}
+    group_B = torch.tensor([number[caption] for caption in captions])
+    same_BB = (group_B[:, None] == group_B[None, :]).float()
+    target_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
+    logits_BB = scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    return (F.cross_entropy(logits_BB, target_BB) + F.cross_entropy(logits_BB.T, target_BB)) / 2
+
+
+def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
+    """Train from scratch; progress goes to stderr."""
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    console = Console(stderr=True)
+    drawn = [
+        captioned_image(options.seed * 10**7 + i)
+        for i in track(range(options.images), description="Drawing images", console=console)
+    ]
+    pixels_N = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
+    captions = [caption for _, caption in drawn]
+    model = CLIP(ARCHITECTURE)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    warmup = options.steps // 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda t: (t + 1) / warmup if t < warmup else 0.5 + 0.5 * math.cos(math.pi * (t - warmup) / (options.steps - warmup)),
+    )
+    for step in track(range(options.steps), description="Pre-training", console=console):
+        rows = torch.randint(options.images, (options.batch,))
+        batch = [captions[i] for i in rows.tolist()]
+        ids, mask = tokenizer(batch, ARCHITECTURE.context_length)
+        image = model.encode_image(normalise(pixels_N[rows]))
+        loss = multi_positive_loss(image, model.encode_text(ids, mask), model.logit_scale, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        if step % 100 == 99:
+            console.print(f"step {step + 1}: loss {loss.item():.3f}")
+    return model
+
+
+def main(options: Pretraining) -> None:
+    """Write the vocabulary, train, write the weights in float16."""
+    vocabulary = options.out.parent / "vocab.txt"
+    try:
+        vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--out {options.out}: cannot write beside it ({error.strerror})") from error
+    model = pretrain(options, WordTokenizer.from_file(vocabulary))
+    state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+    settings = {key: str(value) for key, value in asdict(options).items() if key != "out"}
+    command = "python -m tvrbench.datasets.standin.pretrain --out " + options.out.name
+    command += "".join(f" --{key} {value}" for key, value in settings.items())
+    save_file(state, options.out, metadata={"format": "pt", "command": command, **settings})
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Pretraining, description=__doc__))
+    except BadInput as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        sys.exit(2)

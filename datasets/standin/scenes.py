@@ -1,0 +1,96 @@
+"""What happens in the stand-in's clips, in words: objects, events, scenes and their captions.
+
+Draws use nothing but ``random.Random.random``, the one stream that Python promises never to change,
+so that a seed gives the same captions, and so the same split fingerprints, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "white")
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "moon")
+SIZES = ("small", "large")
+DIRECTIONS = ("left", "right", "up", "down")
+SLIDES = tuple(f"slides {direction}" for direction in DIRECTIONS)
+RESIZES = ("grows", "shrinks")
+VERBS = (*SLIDES, *RESIZES, "stays")
+RELATIONS = ("left of", "right of", "above", "below")
+
+VOCABULARY = (",", "a", "and", "then", "of", "above", "below", *SIZES, *COLOURS, *SHAPES)
+VOCABULARY += ("slides", *DIRECTIONS, *RESIZES, "stays")
+
+T = TypeVar("T")
+
+
+def draw(rng: Random, choices: Sequence[T]) -> T:
+    """One of ``choices``, uniformly."""
+    return choices[int(rng.random() * len(choices))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One object doing one thing; ``size`` is empty where the verb changes it."""
+
+    size: str
+    colour: str
+    shape: str
+    verb: str
+
+    @property
+    def phrase(self) -> str:
+        """The event in words, e.g. ``a small red star slides left``."""
+        return " ".join(word for word in ("a", self.size, self.colour, self.shape, self.verb) if word)
+
+    @property
+    def without_direction(self) -> tuple[str, str, str, str]:
+        """The event with all four slides taken as one: direction of motion is not promised to be learnable."""
+        return self.size, self.colour, self.shape, self.verb.split()[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Two events, one after the other, before one background.
+
+    Attributes:
+        events: the two, in the order of the scene's first clip.
+        seed: of everything that words do not say (background, positions).
+    """
+
+    events: tuple[Event, Event]
+    seed: int
+
+    def caption(self, swapped: bool = False) -> str:
+        """The caption of the clip that shows the events in order, or swapped."""
+        first, second = reversed(self.events) if swapped else self.events
+        return f"{first.phrase}, then {second.phrase}"
+
+
+def draw_event(rng: Random) -> Event:
+    """An event with every attribute drawn uniformly."""
+    verb = draw(rng, VERBS)
+    size = "" if verb in RESIZES else draw(rng, SIZES)
+    return Event(size=size, colour=draw(rng, COLOURS), shape=draw(rng, SHAPES), verb=verb)
+
+
+def draw_scenes(count: int, seed: int) -> list[Scene]:
+    """``count`` scenes, no two of them alike in their events, whatever the order and the direction of slides.
+
+    The two objects of a scene differ in colour and in shape.
+    """
+    rng = Random(seed)
+    scenes: list[Scene] = []
+    seen: set[frozenset[tuple[str, str, str, str]]] = set()
+    while len(scenes) < count:
+        first, second = draw_event(rng), draw_event(rng)
+        if first.colour == second.colour or first.shape == second.shape:
+            continue
+        pair = frozenset((first.without_direction, second.without_direction))
+        if pair in seen:
+            continue
+        seen.add(pair)
+        scenes.append(Scene(events=(first, second), seed=int(rng.random() * 2**31)))
+    return scenes

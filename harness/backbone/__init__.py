@@ -1,0 +1,1 @@
+"""The CLIP dual encoder with an open token stream."""

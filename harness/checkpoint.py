@@ -1,0 +1,127 @@
+"""Model checkpoints: our own (safetensors with what built them) and the ones other code released."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tvrbench.harness.backbone import released
+from tvrbench.harness.backbone.architecture import Architecture, from_state_dict
+from tvrbench.harness.backbone.weights import Weights, file_sha256, read_state_dict
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.method import Method
+from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.validation import validated
+
+FORMAT = "tvrbench-model-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: the file.
+        state: tensors under our model's names.
+        base: the CLIP inside it where it is complete, else None.
+        options: method options saved with it.
+        frames: saved with it, else None.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    base: Weights | None
+    options: dict[str, Any]
+    frames: int | None
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds the whole model."""
+        return self.base is not None
+
+
+def save_checkpoint(model: RetrievalModel, path: Path) -> None:
+    """Write the whole model with what built it; atomic: a temporary file in the same folder, then a rename."""
+    description = {
+        "format": FORMAT,
+        "method": model.name,
+        "options": json.dumps(model.method.describe()),
+        "frames": str(model.frames),
+        "architecture": json.dumps(asdict(model.clip.arch)),
+    }
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, temporary, metadata=description)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise BadInput(f"checkpoint {path.name} cannot be written ({error}): choose another output folder") from None
+
+
+def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
+    """Read our own format, or a released state dict (``clip.`` / ``module.`` prefixes, ``TVPt_*`` names).
+
+    Raises:
+        BadInput: no such file, corrupt, holds code, or saved by another method.
+    """
+    if not path.is_file():
+        raise BadInput(f"checkpoint {path}: there is no such file")
+    meta = _metadata(path)
+    if meta.get("format") == FORMAT:
+        return _own(path, meta, method)
+    state = released.without_scalars(released.strip_wrapper(read_state_dict(path)))
+    state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
+    return Checkpoint(path=path, state=_float(state), base=_clip_inside(path, state), options={}, frames=None)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
+            return dict(handle.metadata() or {})
+    except SafetensorError as error:
+        raise BadInput(f"{path.name}: not a readable safetensors file ({error})") from None
+
+
+def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
+    if meta.get("method") != method:
+        raise BadInput(f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}")
+    try:
+        options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
+    except (KeyError, ValueError):
+        raise BadInput(f"{path.name}: its description (options, architecture, frames) is damaged") from None
+    state = _float(read_state_dict(path))
+    arch = validated(Architecture, shape, f"{path.name} architecture")
+    base = Weights(state=_clip_state(state), arch=arch, sha256=file_sha256(path), folder=path.parent)
+    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames)
+
+
+def _clip_inside(path: Path, state: dict[str, Tensor]) -> Weights | None:
+    clip = _clip_state(state)
+    if "visual.conv1.weight" not in clip:
+        return None
+    return Weights(state=clip, arch=from_state_dict(clip), sha256=file_sha256(path), folder=path.parent)
+
+
+def _clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The plain CLIP weights inside a model's state dict: what the tuning added is left out."""
+    added = (".lora.",)
+    return {
+        key.removeprefix("clip."): tensor.float()
+        for key, tensor in state.items()
+        if key.startswith("clip.") and not any(part in key for part in added)
+    }
+
+
+def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in state.items()}

@@ -1,0 +1,117 @@
+"""What the harness asks of a data set (the third seam of the design)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tvrbench.harness.errors import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One list of videos with their captions.
+
+    Attributes:
+        name: e.g. ``test-1ka`` or ``train-9k``.
+        video_ids: the videos, each once.
+        captions: the queries; a video may have any number of them.
+        caption_video: for each caption, its video's index in ``video_ids`` (the sparse relevance).
+        subsets: named groups of captions (indices), reported apart, e.g. ``order-only``.
+        scenes: optional group number per video; a sampler may put a group in one batch.
+    """
+
+    name: str
+    video_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    caption_video: tuple[int, ...]
+    subsets: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    scenes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.video_ids)) != len(self.video_ids):
+            raise BadInput(f"split {self.name}: a video id stands twice")
+        if len(self.captions) != len(self.caption_video):
+            raise BadInput(f"split {self.name}: {len(self.captions)} captions, {len(self.caption_video)} videos for them")
+        if self.caption_video and not 0 <= min(self.caption_video) <= max(self.caption_video) < len(self.video_ids):
+            raise BadInput(f"split {self.name}: a caption names a video that is not in the split")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted (video id, caption) pairs, so a swapped split or changed file shows."""
+        pairs = sorted(
+            [self.video_ids[v], caption] for v, caption in zip(self.caption_video, self.captions, strict=True)
+        )
+        text = json.dumps([sorted(self.video_ids), pairs], ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def without(self, video_ids: Sequence[str]) -> Split:
+        """The split less some videos and their captions (``--skip-bad-videos``)."""
+        gone = set(video_ids)
+        kept = [i for i, v in enumerate(self.video_ids) if v not in gone]
+        new_index = {old: new for new, old in enumerate(kept)}
+        captions = [i for i, v in enumerate(self.caption_video) if v in new_index]
+        caption_index = {old: new for new, old in enumerate(captions)}
+        return Split(
+            name=self.name,
+            video_ids=tuple(self.video_ids[i] for i in kept),
+            captions=tuple(self.captions[i] for i in captions),
+            caption_video=tuple(new_index[self.caption_video[i]] for i in captions),
+            subsets={
+                name: tuple(caption_index[i] for i in rows if i in caption_index) for name, rows in self.subsets.items()
+            },
+            scenes=tuple(self.scenes[i] for i in kept) if self.scenes is not None else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSpec:
+    """Which frames of a video, and how large.
+
+    Attributes:
+        sampler: ``tempme``, ``clip4clip`` or ``centerclip``.
+        frames: T, the number of frames that come back.
+        size: side of the square crop in pixels.
+        augment: ``none``, or the name of a training augmentation of the native-resolution frames.
+    """
+
+    sampler: str = "tempme"
+    frames: int = 12
+    size: int = 224
+    augment: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFault:
+    """A video that cannot be used and why: ``missing``, ``empty``, ``truncated`` or ``unreadable``."""
+
+    video_id: str
+    path: Path
+    kind: str
+    detail: str
+
+
+class RetrievalDataset(Protocol):
+    """A text-video data set on disk. ``check_videos`` names every fault; ``frames`` never invents one."""
+
+    name: str
+
+    def split(self, name: str) -> Split:
+        """The named split; raises BadInput for an unknown name or a broken annotation file."""
+        ...
+
+    def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Pixels uint8 [T, 3, size, size] and mask [T] (False = padding); BadInput names the file it cannot decode."""
+        ...
+
+    def check_videos(self, video_ids: Sequence[str]) -> list[VideoFault]:
+        """Open and decode-check each video; returns the faults, in the order given."""
+        ...

@@ -1,0 +1,30 @@
+"""Heads: from the class tokens that leave the vision tower to one video feature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Head(nn.Module):
+    """Base of all heads: frame features [B, F, E] and their mask [B, F] -> the video feature [B, E]."""
+
+    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """Pool; the result is not normalised."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+class MeanPooling(Head):
+    """meanP (CLIP4Clip section 3.3): the masked mean of the unit frame features.
+
+    The sum runs in float64, where a dozen float32 values add up exactly, so that clips holding the same frames in
+    another order get the same feature to the last bit: an order-blind method must tie, not flip a coin.
+    """
+
+    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features [B, F, E], mask [B, F] -> [B, E]; at least one frame of each video must be valid."""
+        unit = F.normalize(frames_BFE, dim=-1)
+        weight = mask_BF.to(unit.dtype).unsqueeze(-1)
+        total = (unit * weight).sum(dim=1, dtype=torch.float64)
+        return (total / weight.sum(dim=1)).to(unit.dtype)

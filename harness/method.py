@@ -1,0 +1,85 @@
+"""What a method is to the harness: options with presets, a token reducer, a head and a published recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from tvrbench.harness.backbone.architecture import Architecture, preset_name
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.heads import Head, MeanPooling
+from tvrbench.harness.tokens import TokenReducer
+from tvrbench.harness.validation import validated
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """Options every method has.
+
+    Attributes:
+        tuning: what learns, see ``tvrbench.harness.tuning``.
+        rank: inner width of the LoRA update.
+    """
+
+    tuning: str
+    rank: int = 8
+
+
+OptionsT = TypeVar("OptionsT", bound=MethodOptions)
+
+
+class Method(Generic[OptionsT]):
+    """Base of everything in the ``methods`` and ``baselines`` tables. Subclasses set the class variables.
+
+    ``presets`` maps a backbone name to the published options on it; ``needs`` names the options that have no value
+    off a preset and must be given there.
+    """
+
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    defaults: ClassVar[dict[str, Any]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()
+    recipe: ClassVar[str]
+    trains: ClassVar[bool] = True
+
+    def __init__(self, options: OptionsT, arch: Architecture, frames: int) -> None:
+        self.options = options
+        self.arch = arch
+        self.frames = frames
+
+    @classmethod
+    def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
+        """The method with its preset for this backbone, overridden by the ``given`` options.
+
+        Raises:
+            BadInput: an unknown option, a value of the wrong type, or an option that this shape needs and has not.
+        """
+        values = cls.defaults | cls.presets.get(preset_name(arch), {}) | given
+        missing = [key for key in cls.needs if key not in values]
+        if missing:
+            raise BadInput(
+                f"{name}: no published preset for this backbone shape, so give {', '.join(missing)} "
+                f"(presets exist for {', '.join(cls.presets)})"
+            )
+        return cls(validated(cls.Options, values, f"{name} option"), arch, frames)
+
+    def build_reducer(self) -> TokenReducer:
+        """The token reducer; reduces nothing by default."""
+        return TokenReducer(self.arch, self.frames)
+
+    def build_head(self) -> Head:
+        """What turns the class tokens that leave the tower into one video feature."""
+        return MeanPooling()
+
+    @classmethod
+    def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """Our name and shape for a tensor of this method's released checkpoint (``module.`` already stripped)."""
+        return key, tensor
+
+    def describe(self) -> dict[str, Any]:
+        """The options as plain data, for records."""
+        return asdict(self.options)

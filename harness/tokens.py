@@ -1,0 +1,134 @@
+"""The one seam every token method plugs into: a stream of tokens and a reducer that acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tvrbench.harness.backbone.architecture import Architecture
+    from tvrbench.harness.backbone.blocks import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStream:
+    """Tokens on their way through the vision tower.
+
+    Attributes:
+        x: [S, C + P, D]; S sequences, each C class tokens first, then P patch tokens.
+        classes: C.
+        per_video: sequences a video has at this point, so S = videos x per_video.
+        size: [S, C + P, 1] original patches behind each token, or None where no method tracks it.
+        origin: [videos, frames x patches] the flat place (sequence in the video x (C + P) + position) of the token
+            that each original patch now belongs to, -1 where it was dropped; None unless a trace was asked for.
+    """
+
+    x: Tensor
+    classes: int
+    per_video: int
+    size: Tensor | None = None
+    origin: Tensor | None = None
+
+    @property
+    def patches(self) -> int:
+        """P, patch tokens a sequence."""
+        return self.x.shape[1] - self.classes
+
+    def with_x(self, x: Tensor) -> TokenStream:
+        """The same stream with other values of the same tokens."""
+        return replace(self, x=x)
+
+    def moved(self, x: Tensor, size: Tensor | None, place_SN: Tensor) -> TokenStream:
+        """The stream after tokens moved within their sequences.
+
+        Args:
+            x: [S, M, D] the tokens now.
+            size: [S, M, 1] or None.
+            place_SN: [S, N] for each former token its position among the new ones, -1 if dropped.
+        """
+        origin = self.origin
+        if origin is not None:
+            videos, N, M = origin.shape[0], place_SN.shape[1], x.shape[1]
+            first = torch.arange(self.per_video, device=x.device).view(1, -1, 1) * M
+            table = place_SN.view(videos, self.per_video, N)
+            table = torch.where(table >= 0, table + first, -1).view(videos, -1)
+            origin = torch.where(origin >= 0, table.gather(1, origin.clamp(min=0)), -1)
+        return replace(self, x=x, size=size, origin=origin)
+
+    def joined(self, k: int) -> TokenStream:
+        """Join k neighbouring sequences: all their class tokens first, then all their patches."""
+        C, P = self.classes, self.patches
+
+        def join(t: Tensor) -> Tensor:
+            t = t.view(-1, k, C + P, t.shape[-1])
+            return torch.cat([t[:, :, :C].flatten(1, 2), t[:, :, C:].flatten(1, 2)], dim=1)
+
+        origin = self.origin
+        if origin is not None:
+            sequence, position = origin // (C + P), origin % (C + P)
+            member = sequence % k
+            moved = torch.where(position < C, member * C + position, k * C + member * P + position - C)
+            origin = torch.where(origin >= 0, sequence // k * k * (C + P) + moved, -1)
+        return TokenStream(
+            x=join(self.x),
+            classes=k * C,
+            per_video=self.per_video // k,
+            size=join(self.size) if self.size is not None else None,
+            origin=origin,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTokens:
+    """What one block works on, for one video.
+
+    Attributes:
+        attention: (sequences, tokens a sequence) that attend to each other.
+        leaving: (sequences, tokens a sequence) that enter the MLP and leave the block.
+        overhead_macs: multiply-adds of the reduction itself in this block (matching, clustering).
+    """
+
+    attention: tuple[int, int]
+    leaving: tuple[int, int]
+    overhead_macs: int = 0
+
+
+class TokenReducer(nn.Module):
+    """Reduces the tokens of a plain CLIP ViT on their way; this base class reduces nothing.
+
+    A reducer owns its parameters, keeps no state between calls, and treats every video of a batch alone.
+    """
+
+    def __init__(self, arch: Architecture, frames: int) -> None:
+        super().__init__()
+        self.arch = arch
+        self.frames = frames
+
+    def before_block(self, stream: TokenStream, index: int) -> TokenStream:
+        """Act on the input of block ``index``."""
+        return stream
+
+    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
+        """The attention branch [S, C + P, D] and its keys [S, heads, C + P, 64]; plain attention by default."""
+        return block.attend(stream.x, stream.size)
+
+    def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
+        """Act between attention and MLP; keys [S, heads, C + P, 64]."""
+        return stream
+
+    def output_mask(self, mask_BT: Tensor) -> Tensor:
+        """How the frame mask [B, T] maps onto the class tokens that leave the tower [B, F]."""
+        return mask_BT
+
+    def plan(self) -> Sequence[BlockTokens]:
+        """The work of every block for one video, known in advance from the configuration alone."""
+        tokens = (self.frames, self.arch.patches + 1)
+        return [BlockTokens(attention=tokens, leaving=tokens)] * self.arch.vision_layers
+
+    def expected_tokens(self) -> list[tuple[int, int]]:
+        """(sequences, tokens a sequence) leaving each block, for one video."""
+        return [block.leaving for block in self.plan()]

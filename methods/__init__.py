@@ -1,0 +1,6 @@
+"""The methods under comparison; one line each."""
+
+METHODS = {
+    "tempme": "tvrbench.methods.tempme:TempMe",
+    "lora": "tvrbench.methods.adapter:LoRA",
+}

@@ -1,0 +1,201 @@
+"""TempMe: temporal token merging (Shen et al., ICLR 2025, arXiv 2409.01156, section 3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.blocks import HEAD_WIDTH
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.methods.ops import Merge, bipartite_match
+
+
+@dataclass(frozen=True, kw_only=True)
+class TempMeOptions(MethodOptions):
+    """TempMe's settings.
+
+    Attributes:
+        r: patches merged inside every frame in each block before the first merge block.
+        merge_blocks: blocks (from 0) at whose input neighbouring clips are joined.
+        merge_frames: how many neighbouring sequences each of them joins.
+        clip_ratio: share of the joined tokens that the cross-clip merge removes (1 - R_c of the paper).
+        intra_ratio: share of a clip's tokens that each intra-clip merge removes (1 - R_I of the paper).
+        frame_positions: add a learned position to the tokens of each sequence that is joined.
+        proportional_attention: add the logarithm of token sizes to the attention logits.
+    """
+
+    r: int
+    merge_blocks: tuple[int, ...] = (8, 9, 10)
+    merge_frames: tuple[int, ...] = (2, 2, 3)
+    clip_ratio: float
+    intra_ratio: float
+    frame_positions: bool = True
+    proportional_attention: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What one block does to one video; counts per sequence."""
+
+    sequences_in: int
+    tokens_in: int
+    join: int
+    classes: int
+    cross: int
+    intra: int
+
+    @property
+    def sequences(self) -> int:
+        return self.sequences_in // self.join
+
+    @property
+    def attention(self) -> int:
+        return self.tokens_in * self.join - self.cross
+
+    @property
+    def leaving(self) -> int:
+        return self.attention - self.intra
+
+
+def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterator[_Step]:
+    """The merges of every block, or BadInput saying which option does not fit."""
+    joins = dict(zip(options.merge_blocks, options.merge_frames, strict=True))
+    first = min(joins, default=arch.vision_layers)
+    sequences, n, c = frames, arch.patches + 1, 1
+    for index in range(arch.vision_layers):
+        k = joins.get(index, 1)
+        if sequences % k:
+            raise BadInput(
+                f"tempme: {frames} frames cannot be joined by merge_frames {options.merge_frames}: "
+                f"block {index} joins {k} neighbours but {sequences} sequences reach it"
+            )
+        cross = min((n - c) * k // 2, int(n * k * options.clip_ratio)) if index in joins else 0
+        after, classes = n * k - cross, c * k
+        if index < first:
+            intra = options.r
+            sources = (n - c + 1 - c % 2) // 2
+            if not 0 <= intra <= sources:
+                raise BadInput(f"tempme: option 'r' is {intra}, but block {index} has only {sources} patches to merge")
+        else:
+            intra = min((after - classes) // 2, int(after * options.intra_ratio))
+        yield _Step(sequences_in=sequences, tokens_in=n, join=k, classes=classes, cross=cross, intra=intra)
+        sequences, n, c = sequences // k, after - intra, classes
+
+
+def _check(options: TempMeOptions, layers: int) -> None:
+    blocks, joins = options.merge_blocks, options.merge_frames
+    if len(blocks) != len(joins):
+        raise BadInput(f"tempme: merge_blocks {blocks} and merge_frames {joins} must have one entry for each merge")
+    if list(blocks) != sorted(set(blocks)) or any(not 0 <= b < layers for b in blocks):
+        raise BadInput(f"tempme: merge_blocks {blocks} must be ascending block numbers from 0 to {layers - 1}")
+    if any(k < 1 for k in joins):
+        raise BadInput(f"tempme: merge_frames {joins} must all be at least 1")
+    for name in ("clip_ratio", "intra_ratio"):
+        if not 0.0 <= getattr(options, name) < 1.0:
+            raise BadInput(f"tempme: {name} must lie in [0, 1), not {getattr(options, name)}")
+
+
+def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:
+    """Multiply-adds of one similarity matrix between sources and destinations."""
+    patches = tokens - classes
+    return (patches // 2) * (patches - patches // 2) * width if r else 0
+
+
+class TempMeReducer(TokenReducer):
+    """Merges inside frames, then joins neighbouring clips and merges across and inside them."""
+
+    def __init__(self, options: TempMeOptions, arch: Architecture, frames: int) -> None:
+        super().__init__(arch, frames)
+        _check(options, arch.vision_layers)
+        self.options = options
+        self.steps = list(_schedule(options, arch, frames))
+        tables = {
+            str(i): nn.Parameter(torch.zeros(self.steps[i].sequences_in, arch.vision_width))
+            for i in (options.merge_blocks if options.frame_positions else ())
+        }
+        self.frame_positions = nn.ParameterDict(tables)
+
+    def before_block(self, stream: TokenStream, index: int) -> TokenStream:
+        """Join clips and merge across them; the metric is the raw input, before frame positions."""
+        step = self.steps[index]
+        if index not in self.options.merge_blocks:
+            return stream
+        joined = stream.joined(step.join)
+        merge = bipartite_match(joined.x, step.cross, joined.classes)
+        if self.options.frame_positions:
+            table_FD = self.frame_positions[str(index)]
+            videos = stream.x.shape[0] // stream.per_video
+            positions = table_FD.to(stream.x.dtype).repeat(videos, 1).unsqueeze(1)
+            joined = replace(joined, x=stream.with_x(stream.x + positions).joined(step.join).x)
+        return self._merged(joined, merge) if step.cross else joined
+
+    def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
+        """Merge inside each frame or clip; the metric is the keys, averaged over heads."""
+        r = self.steps[index].intra
+        return self._merged(stream, bipartite_match(keys.mean(dim=1), r, stream.classes)) if r else stream
+
+    def _merged(self, stream: TokenStream, merge: Merge) -> TokenStream:
+        x, size = merge(stream.x, stream.size)
+        return stream.moved(x, size if self.options.proportional_attention else None, merge.place_SN)
+
+    def output_mask(self, mask_BT: Tensor) -> Tensor:
+        """Class tokens never merge, so every frame's leaves in its place."""
+        return mask_BT
+
+    def plan(self) -> list[BlockTokens]:
+        """The work of every block for one video."""
+        blocks = []
+        for step in self.steps:
+            joined, width = step.tokens_in * step.join, self.arch.vision_width
+            macs = _matching_macs(joined, step.classes, step.cross, width)
+            macs += _matching_macs(step.attention, step.classes, step.intra, HEAD_WIDTH)
+            blocks.append(
+                BlockTokens(
+                    attention=(step.sequences, step.attention),
+                    leaving=(step.sequences, step.leaving),
+                    overhead_macs=step.sequences * macs,
+                )
+            )
+        return blocks
+
+
+class TempMe(Method[TempMeOptions]):
+    """TempMe with LoRA (the published default) or any other tuning."""
+
+    summary = "temporal token merging inside frames, then across and inside joined clips"
+    paper = "TempMe (arXiv 2409.01156), section 3"
+    Options = TempMeOptions
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "ViT-B-32": {"r": 2, "clip_ratio": 0.30, "intra_ratio": 0.10},
+        "ViT-B-16": {"r": 10, "clip_ratio": 0.40, "intra_ratio": 0.20},
+    }
+    needs = ("r", "clip_ratio", "intra_ratio")
+    recipe = "tempme"
+
+    @classmethod
+    def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
+        """Like ``Method.configure``; 64 frames (long videos) are joined 4, 4, 4, and no merging needs no ratios."""
+        long = {"merge_frames": (4, 4, 4)} if frames == 64 else {}
+        unused = {"clip_ratio": 0.0, "intra_ratio": 0.0} if given.get("merge_blocks") in ((), []) else {}
+        return super().configure(name, arch, frames, long | unused | given)
+
+    def build_reducer(self) -> TokenReducer:
+        """The merging schedule for this backbone and frame count."""
+        return TempMeReducer(self.options, self.arch, self.frames)
+
+    @classmethod
+    def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """The released frame positions [1, F, 1, D] are our [F, D] tables."""
+        match = re.fullmatch(r"clip\.visual\.transformer\.resblocks\.(\d+)\.TVPt_Video_Positional_embedding", key)
+        if match:
+            return f"reducer.frame_positions.{match.group(1)}", tensor.reshape(-1, tensor.shape[-1])
+        return key, tensor
