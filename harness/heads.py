@@ -23,8 +23,9 @@ class MeanPooling(Head):
     """
 
     def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
-        """Frame features [B, F, E], mask [B, F] -> [B, E]; at least one frame of each video must be valid."""
+        """Frame features [B, F, E], mask [B, F] -> [B, E]."""
         unit = F.normalize(frames_BFE, dim=-1)
         weight = mask_BF.to(unit.dtype).unsqueeze(-1)
         total = (unit * weight).sum(dim=1, dtype=torch.float64)
-        return (total / weight.sum(dim=1)).to(unit.dtype)
+        # A video without any valid frame gives zeros, as the released codes do, rather than 0 / 0.
+        return (total / weight.sum(dim=1).clamp(min=1)).to(unit.dtype)

@@ -115,7 +115,15 @@ def _write_videos(folder: Path, wanted: Sequence[Clip], quantiser: int) -> None:
 def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
     seconds = float(2 * EVENT_FRAMES)
     videos = [
-        {"category": 0, "url": "", "video_id": c.video_id, "start time": 0.0, "end time": seconds, "split": c.split, "id": i}
+        {
+            "category": 0,
+            "url": "",
+            "video_id": c.video_id,
+            "start time": 0.0,
+            "end time": seconds,
+            "split": c.split,
+            "id": i,
+        }
         for i, c in enumerate(wanted)
     ]
     sentences = [{"caption": c.caption, "video_id": c.video_id, "sen_id": i} for i, c in enumerate(wanted)]

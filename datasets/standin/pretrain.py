@@ -123,7 +123,9 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     warmup = options.steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        lambda t: (t + 1) / warmup if t < warmup else 0.5 + 0.5 * math.cos(math.pi * (t - warmup) / (options.steps - warmup)),
+        lambda t: (
+            (t + 1) / warmup if t < warmup else 0.5 + 0.5 * math.cos(math.pi * (t - warmup) / (options.steps - warmup))
+        ),
     )
     for step in track(range(options.steps), description="Pre-training", console=console):
         rows = torch.randint(options.images, (options.batch,))

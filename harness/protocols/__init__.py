@@ -1,1 +1,1 @@
-"""."""
+"""Protocols as data: one TOML file each, named by their path."""

@@ -1,0 +1,66 @@
+"""Training augmentations of a whole clip: drawn once, applied alike to every frame at native resolution."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from PIL import Image
+from timm.data.auto_augment import AugmentOp, rand_augment_transform
+
+from tvrbench.harness.errors import BadInput
+
+Picture = Image.Image
+
+# TempMe (Shen et al., ICLR 2025): RandAugment of timm, magnitude 7 +- 0.5, four operations, each applied half the
+# time, bicubic.
+_POLICIES = {"tempme-randaugment": "rand-m7-n4-mstd0.5-inc1"}
+# timm draws from Python's global generator, which one thread at a time may borrow.
+_borrowing = threading.Lock()
+
+
+def draw(name: str, seed: int) -> Callable[[Picture], Picture]:
+    """Draw one augmentation; the result is deterministic in ``seed`` and changes every frame in the same way.
+
+    Python's global random state is as before when this returns.
+
+    Raises:
+        BadInput: there is no augmentation of this name.
+    """
+    if name not in _POLICIES:
+        raise BadInput(f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}")
+    policy = rand_augment_transform(_POLICIES[name], {"interpolation": Image.Resampling.BICUBIC})
+    with _borrowing:
+        state = random.getstate()
+        try:
+            random.seed(seed)
+            edits = [_draw_edit(op) for op in random.choices(policy.ops, k=policy.num_layers)]
+        finally:
+            random.setstate(state)
+    return partial(_apply, [edit for edit in edits if edit is not None])
+
+
+def _apply(edits: list[Callable[[Picture], Picture]], picture: Picture) -> Picture:
+    for edit in edits:
+        picture = edit(picture)
+    return picture
+
+
+def _draw_edit(op: AugmentOp) -> Callable[[Picture], Picture] | None:
+    """What the operation would do to a picture: its function with the drawn strength, or None if it would do nothing.
+
+    The operation runs on no picture with a function that only notes its arguments, so that timm's own code decides
+    on chance, strength and sign, and decides once.
+    """
+
+    def note(_: None, *strength: Any, **settings: Any) -> Callable[[Picture], Picture]:
+        return lambda picture: function(picture, *strength, **settings)
+
+    function, noting = op.aug_fn, copy.copy(op)
+    noting.aug_fn = note
+    edit: Callable[[Picture], Picture] | None = noting(None)
+    return edit

@@ -1,0 +1,149 @@
+"""Open, index and decode one video file with PyAV. Every fault is a `VideoError`; no frame is ever invented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from tvrbench.datasets.containers import ends_early
+from tvrbench.harness.errors import BadInput
+
+# A hostile header can promise a picture of any size; this is twice 8K video.
+_MAX_PIXELS = 8192 * 8192
+# Playlist formats, which name further files to open, stay shut whatever the file is called.
+_OPTIONS = {"format_whitelist": "mov,matroska,webm,avi", "protocol_whitelist": "file", "max_pixels": str(_MAX_PIXELS)}
+# Codecs in which one packet is one shown picture. Others hide packets (VP8's alternate references) or pack two
+# pictures in one (MPEG-4 in AVI), so that only decoding counts them.
+_ONE_PICTURE_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1"})
+
+
+class VideoError(BadInput):
+    """A video file that cannot be used; ``kind`` is ``missing``, ``empty``, ``truncated`` or ``unreadable``."""
+
+    def __init__(self, message: str, *, kind: str = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacketIndex:
+    """What the packets of a file say without decoding them.
+
+    Attributes:
+        count: packets that should be shown (an edit list may hide some).
+        fps: the average frame rate of the video stream.
+        codec: FFmpeg's name of the video codec.
+        times: their presentation times in ascending order, in the stream's own unit; None where the codec may hide
+            or pack pictures or the packets carry no times, so that only decoding counts the frames.
+    """
+
+    count: int
+    fps: float
+    codec: str
+    times: tuple[int, ...] | None
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file's container and first real video stream; faults of FFmpeg inside the block become VideoError."""
+    if not path.is_file():
+        raise VideoError(f"there is no video file {path}", kind="missing")
+    if path.stat().st_size == 0:
+        raise VideoError(f"video {path} is empty (0 bytes); put a whole copy in its place", kind="empty")
+    try:
+        # One thread: a clip of seconds is decoded sooner than a pool of decoder threads is set up.
+        with av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), metadata_errors="replace") as container:
+            stream = _video_stream(container, path)
+            stream.thread_type = "NONE"
+            stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
+            yield container, stream
+    except FFmpegError as error:
+        raise _fault(path, error.strerror or str(error)) from error
+
+
+def scan(path: Path) -> PacketIndex:
+    """Read every packet header of the file, decoding nothing.
+
+    Raises:
+        VideoError: the file cannot be read, has no video or frame rate, or ends before its own index or duration says.
+    """
+    with open_video(path) as (container, stream):
+        times: list[int | None] = []
+        total, end_s = 0, -math.inf
+        for packet in container.demux():
+            if packet.size == 0:
+                continue  # the end-of-stream marker
+            if packet.stream.index == stream.index:
+                if packet.is_corrupt:
+                    raise _fault(path, f"packet {total} is damaged or cut off")
+                total += 1
+                if packet.is_discard:
+                    continue
+                times.append(packet.pts)
+            if stream.duration is None or packet.stream.index == stream.index:
+                shown = packet.pts if packet.pts is not None else packet.dts
+                if shown is not None and packet.time_base is not None:
+                    end_s = max(end_s, float((shown + (packet.duration or 0)) * packet.time_base))
+        rate = stream.average_rate or stream.guessed_rate
+        if not times:
+            raise _fault(path, "it holds no video frame")
+        if not rate:
+            raise VideoError(f"video {path} states no frame rate, so frames cannot be placed in time")
+        # A count that disagrees is no fault alone: edit lists drop packets, and headers lie about whole files.
+        if (not stream.frames or total < stream.frames) and ends_early(path):
+            raise _fault(path, f"{total} of its {stream.frames or 'unlisted'} frames are there")
+        _check_duration(path, container, stream, end_s, float(rate))
+        known = sorted(t for t in times if t is not None)
+        codec = stream.codec_context.name
+        safe = codec in _ONE_PICTURE_PER_PACKET and len(set(known)) == len(times)
+        return PacketIndex(count=len(times), fps=float(rate), codec=codec, times=tuple(known) if safe else None)
+
+
+def decode(path: Path) -> Iterator[av.VideoFrame]:
+    """The file's frames in the order shown; VideoError at the first one that is damaged or cannot be decoded."""
+    with open_video(path) as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt:
+                raise _fault(path, f"frame {number} is damaged")
+            yield frame
+
+
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+    stream = next(pictures, None)
+    if stream is None:
+        raise VideoError(f"{path} holds no video stream (a sound file, perhaps); it should be a video")
+    return stream
+
+
+def _check_duration(path: Path, container: InputContainer, stream: VideoStream, end_s: float, fps: float) -> None:
+    """The packets must reach the declared end, give or take two frames or half a second.
+
+    Writers round durations to milliseconds and leave out how long the last frame stands, so an intact file is short
+    by up to a frame or an audio packet. A Matroska file declares no duration per stream: there its longest one counts.
+    """
+    if stream.duration is not None and stream.time_base is not None:
+        declared_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    elif container.duration is not None:
+        declared_s = ((container.start_time or 0) + container.duration) / av.time_base
+    else:
+        return
+    if end_s < declared_s - max(0.5, 2 / fps):
+        message = (
+            f"video {path} is truncated: it lasts {declared_s:.1f} s by its header and {max(end_s, 0):.1f} s in fact"
+        )
+        raise VideoError(message, kind="truncated")
+
+
+def _fault(path: Path, reason: str) -> VideoError:
+    if ends_early(path):
+        return VideoError(f"video {path} is truncated ({reason}); put a whole copy in its place", kind="truncated")
+    return VideoError(f"video {path} cannot be read ({reason}); put an intact MP4, AVI, WebM or MKV in its place")

@@ -1,0 +1,273 @@
+"""Retrieval metrics from ranks, both directions, with a fixed rule for ties (a score is a tie only if equal exactly).
+
+Two scores that are equal in exact arithmetic may differ in their last bit after a floating-point matrix product, and
+how depends on its blocking. ``cosine_scores`` has no such bits, so it is what ties should be judged on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Ties = Literal["expected", "optimistic", "pessimistic"]
+Scores = npt.ArrayLike | torch.Tensor
+Relevance = Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor
+Ranks = npt.NDArray[np.float64]
+
+_TIE_SHARE: Mapping[str, float] = {"optimistic": 0.0, "expected": 0.5, "pessimistic": 1.0}
+# Unit vectors on this grid have products that are multiples of 2^-50 and partial sums below 2, so a float64 sum of
+# them is exact in any order. The rounding moves a cosine by about 1e-8, less than float32 does.
+_GRID = 2.0**25
+
+
+class DirectionMetrics(TypedDict):
+    """One direction: R@k and their sum in percent, median and mean rank, the rank of each query [Q]."""
+
+    R1: float
+    R5: float
+    R10: float
+    MdR: float
+    MnR: float
+    RSum: float
+    ranks: Ranks
+
+
+class RetrievalMetrics(TypedDict):
+    """Both directions; ``RSum`` is text-to-video's, the figure papers print (each direction also holds its own)."""
+
+    t2v: DirectionMetrics
+    v2t: DirectionMetrics
+    RSum: float
+
+
+def retrieval_metrics(sim: Scores, relevance: Relevance | None = None, ties: Ties = "expected") -> RetrievalMetrics:
+    """R@1/5/10, median and mean rank, and ranks, of texts searching videos and of videos searching texts.
+
+    A query's rank is 1 + the candidates scored strictly higher + a share of those tied with its own: half
+    (``expected``, the mean over random orders), none (``optimistic``) or all (``pessimistic``). R@k is
+    100 * mean(ranks <= k), so it can be made again from stored ranks; a two-way tie at the top has rank 1.5 and does
+    not count in R@1. ``pair_accuracy`` counts such a tie as half.
+
+    Video to text with several captions a video (CLIP4Clip, Luo et al., arXiv 2104.08860, on MSVD): a video's score
+    with a group of captions is the maximum over them, and each video ranks the groups. Videos without a caption are
+    candidates of the texts, and neither queries nor candidates the other way; v2t ranks are in order of video index.
+
+    Args:
+        sim: [Nt, Nv], higher is closer.
+        relevance: for each text the index of its video, [Nt]; None: text i belongs to video i, Nt = Nv.
+        ties: see above.
+
+    Raises:
+        ValueError: a NaN or Inf in ``sim``, a wrong shape, a relevance out of range, an unknown tie rule.
+    """
+    sim_TV = _matrix(sim, "sim")
+    captions = _Captions.of(relevance, *sim_TV.shape)
+    t2v = _ranks(sim_TV, captions.video_T, ties)
+    v2t = _ranks(captions.best(sim_TV[captions.order_T][:, captions.videos_G]), np.arange(captions.groups), ties)
+    return metrics_from_ranks(t2v, v2t)
+
+
+def ranks_blockwise(
+    text: Scores, video: Scores, relevance: Relevance | None = None, block: int = 1024, ties: Ties = "expected"
+) -> tuple[Ranks, Ranks]:
+    """The t2v and v2t ranks of ``retrieval_metrics(cosine_scores(text, video))``, never holding the full matrix.
+
+    Equal to the full-matrix ranks bit for bit, whatever ``block`` is; peak memory is about 8 * block * max(Nt, Nv)
+    bytes, twice over.
+
+    Args:
+        text: [Nt, E], of any length (norm).
+        video: [Nv, E].
+        relevance: as in ``retrieval_metrics``.
+        block: queries scored at a time.
+        ties: as in ``retrieval_metrics``.
+
+    Raises:
+        ValueError: as ``cosine_scores`` and ``retrieval_metrics``; a ``block`` below 1.
+    """
+    text_TE, video_VE = _unit_rows(text, video)
+    captions = _Captions.of(relevance, len(text_TE), len(video_VE))
+    sorted_TE, query_GE = text_TE[captions.order_T], video_VE[captions.videos_G]
+    t2v = [_ranks(text_TE[rows] @ video_VE.T, captions.video_T[rows], ties) for rows in _blocks(len(text_TE), block)]
+    v2t = [
+        _ranks(captions.best(sorted_TE @ query_GE[rows].T), np.arange(rows.start, rows.stop), ties)
+        for rows in _blocks(captions.groups, block)
+    ]
+    return np.concatenate(t2v), np.concatenate(v2t)
+
+
+def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
+    """Cosines [Nt, Nv] of text [Nt, E] and video [Nv, E] that do not depend on device, blocking or order of sums.
+
+    Unit vectors are rounded to multiples of 2^-25, after which every sum is exact; equal vectors tie exactly.
+
+    Raises:
+        ValueError: a NaN, an Inf, a vector of length zero, or widths that differ.
+    """
+    text_TE, video_VE = _unit_rows(text, video)
+    return cast(npt.NDArray[np.float64], text_TE @ video_VE.T)
+
+
+def direction_metrics(ranks: npt.ArrayLike) -> DirectionMetrics:
+    """The metrics of one direction from ranks [Q] (at least one, each >= 1); index the ranks to get a subset's.
+
+    Raises:
+        ValueError: no ranks, or one that is no rank.
+    """
+    ranks_Q = np.asarray(ranks, dtype=np.float64)
+    if ranks_Q.ndim != 1 or ranks_Q.size == 0 or not (np.isfinite(ranks_Q) & (ranks_Q >= 1)).all():
+        raise ValueError("ranks must be a list of at least one finite number, each 1 or more")
+    recall = {k: 100.0 * float(np.mean(ranks_Q <= k)) for k in (1, 5, 10)}
+    return DirectionMetrics(
+        R1=recall[1],
+        R5=recall[5],
+        R10=recall[10],
+        MdR=float(np.median(ranks_Q)),
+        MnR=float(np.mean(ranks_Q)),
+        RSum=sum(recall.values()),
+        ranks=ranks_Q,
+    )
+
+
+def metrics_from_ranks(t2v_ranks: npt.ArrayLike, v2t_ranks: npt.ArrayLike) -> RetrievalMetrics:
+    """What ``retrieval_metrics`` returns, from ranks that are known already."""
+    t2v, v2t = direction_metrics(t2v_ranks), direction_metrics(v2t_ranks)
+    return RetrievalMetrics(t2v=t2v, v2t=v2t, RSum=t2v["RSum"])
+
+
+def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics less every ``ranks`` array: what a record keeps (the ranks themselves lie beside it)."""
+    return {
+        key: without_ranks(value) if isinstance(value, Mapping) else value
+        for key, value in metrics.items()
+        if key != "ranks"
+    }
+
+
+def pair_accuracy(sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None) -> float | None:
+    """Percent of comparisons with a scene twin that the right video wins, ties half; chance is 50.
+
+    None when there are no scenes, or no caption's video shares its own. Arguments and errors as ``pair_credits``.
+    """
+    share = pair_credits(sim, relevance, scenes)
+    return None if share is None else 100.0 * float(np.mean(share))
+
+
+def pair_credits(
+    sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None
+) -> npt.NDArray[np.float64] | None:
+    """For each caption whose video shares its scene: the share of its scene twins that its own video beats, ties half.
+
+    Args:
+        sim: [Nt, Nv].
+        relevance: as in ``retrieval_metrics``.
+        scenes: scene number of each video, [Nv].
+
+    Returns:
+        [captions with a twin], in caption order, each in [0, 1]; None when there is none.
+
+    Raises:
+        ValueError: as ``retrieval_metrics``; scenes that are not one a video.
+    """
+    if scenes is None:
+        return None
+    sim_TV = _matrix(sim, "sim")
+    scene_V = np.asarray(scenes)
+    if scene_V.shape != sim_TV.shape[1:]:
+        raise ValueError(f"scenes must have one number for each of the {sim_TV.shape[1]} videos")
+    own_T = _Captions.of(relevance, *sim_TV.shape).video_T
+    rows = np.arange(len(own_T))
+    twin_TV = scene_V[own_T][:, None] == scene_V[None, :]
+    twin_TV[rows, own_T] = False
+    twins_T = twin_TV.sum(axis=1)
+    own = sim_TV[rows, own_T][:, None]
+    won_T = ((own > sim_TV) & twin_TV).sum(axis=1) + 0.5 * ((own == sim_TV) & twin_TV).sum(axis=1)
+    paired = twins_T > 0
+    return np.asarray(won_T[paired] / twins_T[paired]) if paired.any() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Captions:
+    """Which text belongs to which video, and the texts sorted so that one video's captions are neighbours."""
+
+    video_T: npt.NDArray[np.int64]
+    order_T: npt.NDArray[np.int64]
+    starts_G: npt.NDArray[np.int64]
+    videos_G: npt.NDArray[np.int64]
+
+    @property
+    def groups(self) -> int:
+        return len(self.videos_G)
+
+    def best(self, sorted_TQ: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+        """Scores of texts in ``order_T`` with Q videos -> each video's best score in each caption group [Q, G]."""
+        return np.maximum.reduceat(sorted_TQ, self.starts_G, axis=0).T
+
+    @classmethod
+    def of(cls, relevance: Relevance | None, texts: int, videos: int) -> _Captions:
+        if relevance is None and texts != videos:
+            raise ValueError(f"{texts} texts and {videos} videos: relevance must say which video each text belongs to")
+        video_T = np.arange(texts) if relevance is None else _array(relevance)
+        if video_T.shape != (texts,) or not np.issubdtype(video_T.dtype, np.integer):
+            raise ValueError(f"relevance must be {texts} whole numbers, the video of each text")
+        if video_T.min() < 0 or video_T.max() >= videos:
+            raise ValueError(f"relevance must name videos from 0 to {videos - 1}")
+        order_T = np.argsort(video_T, kind="stable")
+        videos_G, starts_G = np.unique(video_T[order_T], return_index=True)
+        return cls(video_T=video_T.astype(np.int64), order_T=order_T, starts_G=starts_G, videos_G=videos_G)
+
+
+def _ranks(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64], ties: Ties) -> Ranks:
+    if ties not in _TIE_SHARE:
+        raise ValueError(f"ties={ties!r} is not known: known are {', '.join(_TIE_SHARE)}")
+    own = scores_QC[np.arange(len(own_Q)), own_Q][:, None]
+    higher_Q = np.count_nonzero(scores_QC > own, axis=1)
+    tied_Q = np.count_nonzero(scores_QC == own, axis=1) - 1
+    return 1.0 + higher_Q + _TIE_SHARE[ties] * tied_Q
+
+
+def _blocks(count: int, block: int) -> Iterator[slice]:
+    if block < 1:
+        raise ValueError(f"block={block}: at least one query must be scored at a time")
+    return (slice(start, min(start + block, count)) for start in range(0, count, block))
+
+
+def _unit_rows(text: Scores, video: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    text_TE, video_VE = _unit(text, "text"), _unit(video, "video")
+    if text_TE.shape[1] != video_VE.shape[1]:
+        raise ValueError(f"text is {text_TE.shape[1]} wide and video {video_VE.shape[1]}: they must be the same")
+    return text_TE, video_VE
+
+
+def _unit(vectors: Scores, name: str) -> npt.NDArray[np.float64]:
+    vectors_NE = np.ascontiguousarray(_matrix(vectors, name), dtype=np.float64)
+    peak_N1 = np.abs(vectors_NE).max(axis=1, keepdims=True)
+    if not peak_N1.all():
+        raise ValueError(f"{name} holds a vector of length zero, which has no direction")
+    scaled_NE = vectors_NE / peak_N1  # so that no square overflows or vanishes
+    unit_NE = scaled_NE / np.linalg.norm(scaled_NE, axis=1, keepdims=True)
+    return cast(npt.NDArray[np.float64], np.rint(unit_NE * _GRID) / _GRID)
+
+
+def _matrix(values: Scores, name: str) -> npt.NDArray[Any]:
+    matrix = _array(values)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ValueError(f"{name} must be a matrix with at least one row and one column, not of shape {matrix.shape}")
+    if matrix.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must hold real numbers, not {matrix.dtype}")
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{name} holds NaN or Inf, so no rank can be trusted")
+    return matrix
+
+
+def _array(values: Scores | Relevance) -> npt.NDArray[Any]:
+    if isinstance(values, torch.Tensor):
+        # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
+        tensor = values.detach().cpu()
+        return cast(npt.NDArray[Any], (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy())
+    return np.asarray(values)

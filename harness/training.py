@@ -1,0 +1,148 @@
+"""One optimiser step at a time: loss, gradient clipping, schedule, temperature clamp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.optimisers import build_optimiser
+from tvrbench.harness.recipe import Recipe, load_recipe
+from tvrbench.harness.schedules import SCHEDULES
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+def contrastive_loss(similarity: Tensor) -> Tensor:
+    """Mean of the two cross-entropies of a square similarity matrix [B, B] (text -> video and back)."""
+    target = torch.arange(len(similarity), device=similarity.device)
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+
+
+def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """Trainable parameters by (pre-trained or new, decayed or not); empty groups are left out.
+
+    Each group carries ``scale``, the factor of the scheduled rate.
+    """
+    added = (".lora.", ".adapter.", ".prompts.")
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.trainable().items():
+        pretrained = name.startswith("clip.") and not any(part in name for part in added)
+        decayed = {"all": True, "not-bias": "bias" not in name, "matrices": parameter.ndim >= 2}[recipe.decay]
+        groups.setdefault((pretrained, decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "scale": recipe.clip_lr_scale if pretrained else 1.0,
+        }
+        for (pretrained, decayed), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+class Trainer:
+    """Trains a model one step at a time by a recipe.
+
+    Args:
+        model: from ``load_model``.
+        recipe: a name (``tempme``, ``clip4clip``, ``centerclip``, ``uniform``) or a Recipe.
+        total_steps: N of the schedule.
+
+    Raises:
+        BadInput: nothing in the model is trainable, or ``total_steps`` is below 1.
+    """
+
+    def __init__(self, model: RetrievalModel, recipe: str | Recipe, total_steps: int) -> None:
+        recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        if total_steps < 1:
+            raise BadInput(f"total_steps must be at least 1, not {total_steps}")
+        if not model.trainable():
+            raise BadInput(f"{model.name}: tuning {model.method.options.tuning!r} leaves nothing to train")
+        self.model = model
+        self.recipe = recipe.for_tuning(model.method.options.tuning)
+        self.total_steps = total_steps
+        self.steps_done = 0
+        self.optimiser = build_optimiser(self.recipe, parameter_groups(model, self.recipe))
+        self.device = model.clip.logit_scale.device
+        on_gpu = self.device.type == "cuda"
+        self.precision = self.recipe.precision if on_gpu else "float32"
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        model.train()
+
+    def _set_rates(self) -> list[float]:
+        assert self.recipe.lr is not None
+        schedule = SCHEDULES[self.recipe.schedule]
+        rate = schedule(self.steps_done, self.total_steps, self.recipe.warmup, self.recipe.lr)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        return [group["lr"] for group in self.optimiser.param_groups]
+
+    def _loss(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> Tensor:
+        kind = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
+        with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "float32"):
+            text, videos = self.model(video, video_mask, ids, text_mask)
+        return contrastive_loss(self.model.similarity(text.float(), videos.float()))
+
+    def step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> dict[str, Any]:
+        """One optimiser step on a batch of pairs.
+
+        Args:
+            video: [B, T, 3, H, W] float, CLIP-normalised; with ``video_mask`` [B, T].
+            ids: [B, L]; with ``text_mask`` [B, L].
+
+        Returns:
+            ``loss`` before the step, ``lr`` used per group, ``grad_norm`` before clipping.
+
+        Raises:
+            TrainingDiverged: loss or gradient norm is NaN or infinite (float32 and bfloat16).
+        """
+        rates = self._set_rates()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._loss(video, video_mask, ids, text_mask)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self.optimiser)
+        norm = self._clip()
+        value, size = loss.item(), norm.item()
+        # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
+        if value != value or abs(value) == float("inf") or (not self._scaler.is_enabled() and size != size):
+            raise TrainingDiverged(
+                f"step {self.steps_done}: loss {value}, gradient norm {size}; lower the learning rate "
+                f"(now {max(rates):.3g}) or check the input for NaN"
+            )
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
+        self._clamp_temperature()
+        self.steps_done += 1
+        return {"loss": value, "lr": rates, "grad_norm": size}
+
+    def _clip(self) -> Tensor:
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm * self.recipe.clip_norm_scale)
+        if self.recipe.clip_each is not None:
+            for parameter in parameters:
+                nn.utils.clip_grad_norm_(parameter, self.recipe.clip_each)
+        return norm
+
+    def _clamp_temperature(self) -> None:
+        with torch.no_grad():
+            self.model.clip.logit_scale.clamp_(self.recipe.logit_scale_min, self.recipe.logit_scale_max)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model that continuing needs."""
+        return {
+            "steps_done": self.steps_done,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self.steps_done = state["steps_done"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
