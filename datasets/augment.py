@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, rand_augment_transform
@@ -26,7 +26,8 @@ _borrowing = threading.Lock()
 def draw(name: str, seed: int) -> Callable[[Picture], Picture]:
     """Draw one augmentation; the result is deterministic in ``seed`` and changes every frame in the same way.
 
-    Python's global random state is as before when this returns.
+    Python's global random state is as before when this returns; only while it draws, for microseconds, does another
+    thread that uses that generator see a different state.
 
     Raises:
         BadInput: there is no augmentation of this name.
@@ -58,9 +59,10 @@ def _draw_edit(op: AugmentOp) -> Callable[[Picture], Picture] | None:
     """
 
     def note(_: None, *strength: Any, **settings: Any) -> Callable[[Picture], Picture]:
-        return lambda picture: function(picture, *strength, **settings)
+        return lambda picture: apply(picture, *strength, **settings)
 
-    function, noting = op.aug_fn, copy.copy(op)
+    apply = cast("Callable[..., Picture]", op.aug_fn)
+    noting = copy.copy(op)
     noting.aug_fn = note
     edit: Callable[[Picture], Picture] | None = noting(None)
     return edit

@@ -99,7 +99,7 @@ def scan(path: Path) -> PacketIndex:
             raise VideoError(f"video {path} states no frame rate, so frames cannot be placed in time")
         # A count that disagrees is no fault alone: edit lists drop packets, and headers lie about whole files.
         if (not stream.frames or total < stream.frames) and ends_early(path):
-            raise _fault(path, f"{total} of its {stream.frames or 'unlisted'} frames are there")
+            raise _fault(path, f"{total} frames are there, and more should follow")
         _check_duration(path, container, stream, end_s, float(rate))
         known = sorted(t for t in times if t is not None)
         codec = stream.codec_context.name
@@ -137,13 +137,16 @@ def _check_duration(path: Path, container: InputContainer, stream: VideoStream, 
     else:
         return
     if end_s < declared_s - max(0.5, 2 / fps):
-        message = (
-            f"video {path} is truncated: it lasts {declared_s:.1f} s by its header and {max(end_s, 0):.1f} s in fact"
-        )
+        held = f"{max(end_s, 0):.1f} of the {declared_s:.1f} s that its header declares"
+        message = f"video {path} is truncated (it holds {held}); put a whole copy in its place"
         raise VideoError(message, kind="truncated")
 
 
 def _fault(path: Path, reason: str) -> VideoError:
-    if ends_early(path):
+    try:
+        cut = ends_early(path)
+    except OSError:  # not even its bytes can be had, which is then the reason given
+        cut = False
+    if cut:
         return VideoError(f"video {path} is truncated ({reason}); put a whole copy in its place", kind="truncated")
     return VideoError(f"video {path} cannot be read ({reason}); put an intact MP4, AVI, WebM or MKV in its place")

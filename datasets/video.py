@@ -141,7 +141,7 @@ def _picker(wanted: Sequence[int] | FrameSpec, seed: int) -> Pick:
         return lambda n_frames, fps: frame_indices(spec.sampler, n_frames, fps, spec.frames, seed=seed)
     numbers = list(wanted)
 
-    def fixed(n_frames: int, fps: float) -> Sequence[int]:
+    def fixed(n_frames: int, _fps: float) -> Sequence[int]:
         beyond = [i for i in numbers if not 0 <= i < n_frames]
         if beyond:
             raise BadInput(f"there is no frame {beyond[0]} among {n_frames}")
@@ -173,27 +173,28 @@ def _pick(path: Path, pick: Pick, n_frames: int, index: PacketIndex) -> Sequence
 
 
 def _decode_picked(
-    path: Path, indices: Sequence[int], use: Callable[[RGB], T], times: Sequence[int] | None
+    path: Path, indices: Sequence[int], use: Callable[[RGB], T], times: tuple[int, ...] | None
 ) -> list[T] | None:
     """Decode as far as the last index; None if a frame does not stand where its packet said, or frames run out."""
-    wanted, last = set(indices), max(indices, default=-1)
+    wanted = set(indices)
     found: dict[int, T] = {}
     # One reformatter for the clip: setting one up for each frame costs 25 times the conversion itself.
     reformatter = VideoReformatter()
     for number, frame in enumerate(decode(path)):
-        if number > last or (times is not None and frame.pts != times[number]):
-            break
+        if times is not None and times[number : number + 1] != (frame.pts,):
+            return None
         if number in wanted:
             found[number] = use(_rgb(frame, reformatter, path))
-    return [found[i] for i in indices] if len(found) == len(wanted) else None
+        if len(found) == len(wanted):
+            return [found[i] for i in indices]
+    return None
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> RGB:
     if max(frame.width, frame.height) > _MAX_ASPECT * min(frame.width, frame.height):
-        raise VideoError(
-            f"video {path} has frames of {frame.width} x {frame.height} pixels, too long for a square crop"
-        )
-    rgb: RGB = reformatter.reformat(frame, format="rgb24").to_ndarray()
+        size = f"{frame.width} x {frame.height}"
+        raise VideoError(f"video {path} has frames of {size} pixels, too long for a square crop")
+    rgb: RGB = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
     turns = _quarter_turns(frame, path)
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
@@ -202,9 +203,7 @@ def _quarter_turns(frame: av.VideoFrame, path: Path) -> int:
     """How often the file wants the picture turned by 90 degrees, counter-clockwise."""
     turns, rest = divmod(frame.rotation, 90)
     if rest:
-        raise VideoError(
-            f"video {path} is to be shown turned by {frame.rotation} degrees; only quarter turns make frames"
-        )
+        raise VideoError(f"video {path} is to be turned by {frame.rotation} degrees; only quarter turns can be shown")
     return turns
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tvrbench.harness.backbone import released
 from tvrbench.harness.backbone.architecture import Architecture, from_state_dict
-from tvrbench.harness.backbone.weights import Weights, file_sha256, read_state_dict
+from tvrbench.harness.backbone.weights import Weights, read_state_dict
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method
 from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.provenance import file_sha256
 from tvrbench.harness.validation import validated
 
 FORMAT = "tvrbench-model-1"

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from tvrbench.harness.backbone.clip import CLIP
+
 
 class Head(nn.Module):
     """Base of all heads: frame features [B, F, E] and their mask [B, F] -> the video feature [B, E]."""
+
+    def attach(self, clip: CLIP) -> None:
+        """Called once when the model is assembled, to start own parameters from the pre-trained ones."""
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-adds of pooling this many class tokens, counted like those of the towers; 0 by default."""
+        return 0
 
     def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
         """Pool; the result is not normalised."""

@@ -47,7 +47,7 @@ def load_model(
     """
     if frames < 1:
         raise BadInput(f"frames must be at least 1, not {frames}")
-    cls: type[Method[Any]] = registry.lookup(method, "methods", "baselines")
+    cls = method_class(method)
     saved = read_checkpoint(Path(checkpoint), method, cls) if checkpoint is not None else None
     base = _base_weights(saved, weights, backbone)
     given = (saved.options if saved else {}) | options
@@ -60,6 +60,12 @@ def load_model(
     return model.to(device).eval()
 
 
+def method_class(name: str) -> type[Method[Any]]:
+    """The class of a registered method or baseline; BadInput lists the known names."""
+    cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines")
+    return cls
+
+
 def build(name: str, method: Method[Any], base: Weights, seed: int) -> RetrievalModel:
     """Assemble the model; new parameters come from ``seed`` alone, the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -67,7 +73,10 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         clip = CLIP(base.arch)
         _load_strict(clip, base.state, "weights", complete=True)
         apply_tuning(clip, method.options.tuning, method.options.rank)
-        return RetrievalModel(name, method, clip, method.build_reducer(), method.build_head())
+        model = method.Model(name, method, clip, method.build_reducer(), method.build_head())
+        model.reducer.attach(clip)
+        model.head.attach(clip)
+        return model
 
 
 def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone: str | None) -> Weights:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from tvrbench.harness.backbone.architecture import Architecture, preset_name
+from tvrbench.harness.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.heads import Head, MeanPooling
+from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.tokens import TokenReducer
 from tvrbench.harness.validation import validated
 
@@ -33,18 +34,32 @@ OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 class Method(Generic[OptionsT]):
     """Base of everything in the ``methods`` and ``baselines`` tables. Subclasses set the class variables.
 
-    ``presets`` maps a backbone name to the published options on it; ``needs`` names the options that have no value
-    off a preset and must be given there.
+    Attributes:
+        summary: one line for lists and reports.
+        paper: where it comes from.
+        Options: its options, a frozen dataclass.
+        Model: what ``load_model`` returns, for a baseline that encodes in another way.
+        defaults: option values on every backbone.
+        presets: published option values by backbone name.
+        needs: options that have no value off a preset and must be given there.
+        small: options for a small model (64-pixel frames, 16-pixel patches, 12 frames, 12 blocks), which the stand-in
+            and the contract tests use.
+        recipe: the recipe of its paper.
+        trains: whether anything is trained at all.
+        encodes: whether the two towers run; False where no encoder's cost is to be expected.
     """
 
     summary: ClassVar[str]
     paper: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
+    Model: ClassVar[type[RetrievalModel]] = RetrievalModel
     defaults: ClassVar[dict[str, Any]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
+    small: ClassVar[dict[str, Any]] = {}
     recipe: ClassVar[str]
     trains: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
 
     def __init__(self, options: OptionsT, arch: Architecture, frames: int) -> None:
         self.options = options
@@ -58,7 +73,7 @@ class Method(Generic[OptionsT]):
         Raises:
             BadInput: an unknown option, a value of the wrong type, or an option that this shape needs and has not.
         """
-        values = cls.defaults | cls.presets.get(preset_name(arch), {}) | given
+        values = cls.defaults | cls.presets.get(vision_name(arch), {}) | given
         missing = [key for key in cls.needs if key not in values]
         if missing:
             raise BadInput(

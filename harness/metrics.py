@@ -110,7 +110,7 @@ def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
         ValueError: a NaN, an Inf, a vector of length zero, or widths that differ.
     """
     text_TE, video_VE = _unit_rows(text, video)
-    return cast(npt.NDArray[np.float64], text_TE @ video_VE.T)
+    return text_TE @ video_VE.T
 
 
 def direction_metrics(ranks: npt.ArrayLike) -> DirectionMetrics:
@@ -206,7 +206,8 @@ class _Captions:
 
     def best(self, sorted_TQ: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
         """Scores of texts in ``order_T`` with Q videos -> each video's best score in each caption group [Q, G]."""
-        return np.maximum.reduceat(sorted_TQ, self.starts_G, axis=0).T
+        best_GQ: npt.NDArray[np.floating[Any]] = np.maximum.reduceat(sorted_TQ, self.starts_G, axis=0)
+        return best_GQ.T
 
     @classmethod
     def of(cls, relevance: Relevance | None, texts: int, videos: int) -> _Captions:
@@ -228,7 +229,8 @@ def _ranks(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64], ties: Ties
     own = scores_QC[np.arange(len(own_Q)), own_Q][:, None]
     higher_Q = np.count_nonzero(scores_QC > own, axis=1)
     tied_Q = np.count_nonzero(scores_QC == own, axis=1) - 1
-    return 1.0 + higher_Q + _TIE_SHARE[ties] * tied_Q
+    ranks_Q: Ranks = 1.0 + higher_Q + _TIE_SHARE[ties] * tied_Q
+    return ranks_Q
 
 
 def _blocks(count: int, block: int) -> Iterator[slice]:
@@ -269,5 +271,5 @@ def _array(values: Scores | Relevance) -> npt.NDArray[Any]:
     if isinstance(values, torch.Tensor):
         # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
         tensor = values.detach().cpu()
-        return cast(npt.NDArray[Any], (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy())
+        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return np.asarray(values)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.heads import Head
-from tvrbench.harness.method import Method
 from tvrbench.harness.tokens import TokenReducer, TokenStream
+
+if TYPE_CHECKING:
+    from tvrbench.harness.method import Method
 
 
 class RetrievalModel(nn.Module):
@@ -22,7 +26,7 @@ class RetrievalModel(nn.Module):
         method: the configured method (name, options, architecture, frames).
     """
 
-    def __init__(self, name: str, method: Method, clip: CLIP, reducer: TokenReducer, head: Head) -> None:  # type: ignore[type-arg]
+    def __init__(self, name: str, method: Method[Any], clip: CLIP, reducer: TokenReducer, head: Head) -> None:
         super().__init__()
         self.name = name
         self.method = method
@@ -52,8 +56,10 @@ class RetrievalModel(nn.Module):
 
     def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
         """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""
-        stream: TokenStream = self.clip.visual(frames.flatten(0, 1), self.frames, self.reducer, trace)
-        return stream
+        chosen = self.reducer.select_frames()
+        entering = frames if chosen is None else frames[:, list(chosen)]
+        stream: TokenStream = self.clip.visual(entering.flatten(0, 1), entering.shape[1], self.reducer, trace)
+        return stream if chosen is None else stream.among_frames(chosen, self.frames)
 
     def encode_video(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Encode videos.

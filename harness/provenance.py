@@ -19,14 +19,15 @@ import torch
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.records import Environment, MeasurementDoc
 
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
+_PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
 _SOURCE_ROOT = Path(__file__).resolve().parents[1]
 # What runs write themselves does not make the sources differ from their commit.
 _OUTPUTS = (":(exclude)results/records", ":(exclude)reports")
 _VOLATILE_KEYS = ("environment", "command", "started", "duration_s")
-_VOLATILE_UNIT = re.compile(
-    r"(^|[\s/*·])((n|u|µ|m)?s|sec(ond)?s?|min(ute)?s?|h(our)?s?|[KMGT]?i?B|bytes?|[kMm]?J|[kMm]?W|[kMm]?Wh)($|[\s/*·])"
-)
+_TIME = r"[numµ]?s|sec|seconds?|min|minutes?|h|hours?"
+_MEMORY = r"[KMGT]?i?B|bytes?"
+_ENERGY = r"[kMm]?(J|W|Wh)"
+_VOLATILE_UNIT = re.compile(rf"(^|[\s/*-])({_TIME}|{_MEMORY}|{_ENERGY})($|[\s/*-])")
 
 
 def environment(device: torch.device | str) -> Environment:
@@ -41,7 +42,7 @@ def environment(device: torch.device | str) -> Environment:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
         cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         driver=gpu_driver() if device.type == "cuda" else None,
-        versions={"python": platform.python_version(), "cuda": torch.version.cuda}
+        versions={"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda}
         | {package: _version(package) for package in _PACKAGES},
         git_sha=git_sha,
         dirty=dirty,
@@ -132,8 +133,8 @@ def _repeatable(measurement: MeasurementDoc) -> dict[str, Any]:
 
 
 def _portable_argument(argument: str) -> str:
-    # Values stand behind these too: --data=/x, checkpoint=/x, /x,/y, file:/x, C:\x.
-    return "".join(portable_path(piece) for piece in re.split(r"([=,;:])", argument))
+    # A path may stand behind any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
+    return "".join(portable_path(piece) for piece in re.split(r"""([=,;:'"()\[\]{}\s])""", argument))
 
 
 def _last_part(path: str) -> str:

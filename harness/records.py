@@ -124,7 +124,9 @@ class Measurement:
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
         """The measurement that ``to_json`` gave."""
-        return cls(**{**document, "samples": tuple(document["samples"])})
+        return cls(
+            document["name"], document["value"], document["unit"], tuple(document["samples"]), document["conditions"]
+        )
 
 
 def normalised(record: Mapping[str, Any], where: str) -> Record:

@@ -6,7 +6,6 @@ somewhat too narrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -104,7 +103,10 @@ def bootstrap_interval(
     Raises:
         ValueError: no values, a value that is not finite, or ``confidence`` or ``n`` out of range.
     """
-    return _interval(_sample(values, "values"), statistic, confidence, n, seed)
+    _check_range(confidence, n)
+    values_Q = _sample(values, "values")
+    low, high = _percentiles(_resampled(values_Q, statistic, n, seed), confidence)
+    return Interval(estimate=float(statistic(values_Q)), low=low, high=high, confidence=confidence)
 
 
 def rank_intervals(
@@ -147,7 +149,7 @@ def paired_difference(
     # Sums of whole numbers, so that "at least as far" is decided without rounding.
     sums_n = _resampled(gain_Q, lambda gains: gains.sum(axis=-1), n, seed)
     observed = int(gain_Q.sum())
-    as_far = np.count_nonzero(np.abs(sums_n - observed) >= abs(observed))
+    as_far = int(np.count_nonzero(np.abs(sums_n - observed) >= abs(observed)))
     points = 100.0 / len(gain_Q)
     low, high = _percentiles(points * sums_n, confidence)
     return PairedDifference(
@@ -185,12 +187,6 @@ def mean_and_sd_over_seeds(values: Sequence[float]) -> SeedSummary:
     return SeedSummary(mean=float(np.mean(sample)), sd=sd, seeds=len(sample))
 
 
-def _interval(values_Q: Values, statistic: Statistic, confidence: float, n: int, seed: int) -> Interval:
-    _check_range(confidence, n)
-    low, high = _percentiles(_resampled(values_Q, statistic, n, seed), confidence)
-    return Interval(estimate=float(statistic(values_Q)), low=low, high=high, confidence=confidence)
-
-
 def _resampled(values_Q: npt.NDArray[Any], statistic: Statistic, n: int, seed: int) -> npt.NDArray[Any]:
     """The statistic of n samples with replacement [n], drawn in blocks that bound the memory."""
     return np.concatenate([statistic(values_Q[rows]) for rows in _draws(len(values_Q), n, seed)])
@@ -225,6 +221,6 @@ def _pair(ranks_a: npt.ArrayLike, ranks_b: npt.ArrayLike) -> tuple[Values, Value
 
 def _sample(values: npt.ArrayLike, name: str) -> Values:
     sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size == 0 or not all(map(math.isfinite, sample)):
+    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(f"{name} must be a list of at least one finite number")
     return sample

@@ -63,15 +63,16 @@ class RecordStore:
 
         Raises:
             BadInput: a record that breaks the schema, or a folder that cannot be written to.
-            ValueError: ranks that are none.
+            ValueError: ranks that are not finite numbers of 1 or more.
         """
         arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
         checked = normalised(dict(record) | {"per_query_ranks_path": None}, "record")
         folder, stem = self.folder(checked["protocol"]["name"]), _stem(checked)
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
-            checked["per_query_ranks_path"] = f"{stem}-{_digest(arrays)}.npz"
-            atomic_write(folder / checked["per_query_ranks_path"], _npz(arrays))
+            ranks_name = f"{stem}-{_digest(arrays)}.npz"
+            checked["per_query_ranks_path"] = ranks_name
+            atomic_write(folder / ranks_name, _npz(arrays))
         atomic_write(path, dumps(checked, path.name).encode())
         if checked["status"] == "completed":
             _remove_replaced(folder, stem, checked["per_query_ranks_path"])
@@ -192,5 +193,5 @@ def _digest(arrays: RankArrays) -> str:
 
 def _npz(arrays: RankArrays) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: arrays[name] for name in _DIRECTIONS})
+    np.savez_compressed(buffer, t2v=arrays["t2v"], v2t=arrays["v2t"])
     return buffer.getvalue()

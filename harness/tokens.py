@@ -12,6 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from tvrbench.harness.backbone.architecture import Architecture
     from tvrbench.harness.backbone.blocks import Block
+    from tvrbench.harness.backbone.clip import CLIP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,14 @@ class TokenStream:
             origin=origin,
         )
 
+    def among_frames(self, chosen: Sequence[int], frames: int) -> TokenStream:
+        """The trace of all ``frames`` where only the ``chosen`` ones entered the tower: the others' were dropped."""
+        if self.origin is None:
+            return self
+        whole = self.origin.new_full((self.origin.shape[0], frames, self.origin.shape[1] // len(chosen)), -1)
+        whole[:, list(chosen)] = self.origin.view(self.origin.shape[0], len(chosen), -1)
+        return replace(self, origin=whole.flatten(1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTokens:
@@ -88,6 +97,7 @@ class BlockTokens:
 
     Attributes:
         attention: (sequences, tokens a sequence) that attend to each other.
+        also_attending: the same for further sequences of other lengths, where a block has several kinds.
         leaving: (sequences, tokens a sequence) that enter the MLP and leave the block.
         overhead_macs: multiply-adds of the reduction itself in this block (matching, clustering).
     """
@@ -95,6 +105,7 @@ class BlockTokens:
     attention: tuple[int, int]
     leaving: tuple[int, int]
     overhead_macs: int = 0
+    also_attending: tuple[tuple[int, int], ...] = ()
 
 
 class TokenReducer(nn.Module):
@@ -107,6 +118,20 @@ class TokenReducer(nn.Module):
         super().__init__()
         self.arch = arch
         self.frames = frames
+
+    def attach(self, clip: CLIP) -> None:
+        """Called once when the model is assembled, pre-trained weights in place: start own parameters from them, or
+        keep hold of a layer that a decision is taken on. Nothing by default."""
+
+    def select_frames(self) -> tuple[int, ...] | None:
+        """Which of the T frames enter the tower at all, ascending; None for all of them, the default."""
+        return None
+
+    @property
+    def frames_encoded(self) -> int:
+        """Frames of a video that the tower embeds."""
+        chosen = self.select_frames()
+        return self.frames if chosen is None else len(chosen)
 
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Act on the input of block ``index``."""

@@ -179,6 +179,7 @@ class TempMe(Method[TempMeOptions]):
         "ViT-B-16": {"r": 10, "clip_ratio": 0.40, "intra_ratio": 0.20},
     }
     needs = ("r", "clip_ratio", "intra_ratio")
+    small: ClassVar[dict[str, Any]] = {"r": 1, "clip_ratio": 0.30, "intra_ratio": 0.10}
     recipe = "tempme"
 
     @classmethod

@@ -27,7 +27,7 @@ from tvrbench.datasets.standin.scenes import Scene, draw_scenes
 from tvrbench.harness.errors import BadInput
 
 VERSION = 1  # raise it whenever a change to this package changes what is generated
-SIDECAR = "standin.json"
+MARKER = "standin.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,12 @@ class Settings:
         return hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
 
 
+DEFAULT = Settings()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One video file to write: a scene in one of its two orders."""
+    """One video file to write: a scene in one of its two orders; ``key`` is that of its row in the test CSV."""
 
     video_id: str
     scene_number: int
@@ -64,6 +67,7 @@ class Clip:
     swapped: bool
     split: str
     order_only: bool
+    key: str
 
     @property
     def caption(self) -> str:
@@ -84,6 +88,7 @@ def clips(settings: Settings) -> list[Clip]:
                 swapped=swapped,
                 split="train" if number < settings.train_scenes else "test",
                 order_only=settings.train_scenes <= number < paired,
+                key=f"ret{len(found) - 2 * settings.train_scenes}" if number >= settings.train_scenes else "",
             )
             found.append(clip)
     return found
@@ -104,8 +109,8 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], quantiser: int) -> None:
 
 
 def _write_videos(folder: Path, wanted: Sequence[Clip], quantiser: int) -> None:
-    folder.mkdir()
     console = Console(stderr=True)
+    folder.mkdir()
     frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     for clip in track(wanted, description="Generating the stand-in data set", console=console, transient=True):
         frames = swap(frames) if clip.swapped else render(clip.scene)
@@ -133,22 +138,16 @@ def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
     with (folder / "MSRVTT_JSFUSION_test.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["key", "vid_key", "video_id", "sentence"])
-        for i, c in enumerate(c for c in wanted if c.split == "test"):
-            rows.writerow([f"ret{i}", c.video_id.replace("video", "msr"), c.video_id, c.caption])
+        for c in (c for c in wanted if c.split == "test"):
+            rows.writerow([c.key, c.video_id.replace("video", "msr"), c.video_id, c.caption])
 
 
 def _write_all(folder: Path, settings: Settings) -> None:
     wanted = clips(settings)
     _write_videos(folder / "videos", wanted, settings.quantiser)
     _write_annotations(folder, wanted)
-    sidecar = {
-        "digest": settings.digest,
-        "version": VERSION,
-        "settings": asdict(settings),
-        "scenes": {c.video_id: c.scene_number for c in wanted},
-        "order_only": [c.video_id for c in wanted if c.order_only],
-    }
-    (folder / SIDECAR).write_text(json.dumps(sidecar), encoding="utf-8")
+    marker = {"version": VERSION, "settings": asdict(settings), "digest": settings.digest}
+    (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
 
 
 def _finished(root: Path, settings: Settings) -> bool:
@@ -156,7 +155,7 @@ def _finished(root: Path, settings: Settings) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        digest = json.loads((root / SIDECAR).read_text(encoding="utf-8"))["digest"]
+        digest = json.loads((root / MARKER).read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, TypeError, KeyError):
         raise BadInput(f"{root} is not empty and holds no stand-in; give an empty or a new folder") from None
     if digest != settings.digest:

@@ -18,7 +18,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +27,9 @@ from tvrbench.datasets.standin.scenes import COLOURS, RELATIONS, SHAPES, SIZES, 
 from tvrbench.harness.backbone.architecture import Architecture
 from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.backbone.tokenizer import WordTokenizer
+from tvrbench.harness.backbone.weights import initialise
 from tvrbench.harness.errors import BadInput
+from tvrbench.harness.frames import normalise
 
 ARCHITECTURE = Architecture(
     image_size=SIDE,
@@ -40,8 +42,7 @@ ARCHITECTURE = Architecture(
     vocab_size=len(VOCABULARY) + 3,
     embed_dim=128,
 )
-MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
-STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+LONGEST = 12  # tokens of the longest caption here; a full context of padding would double the cost
 PLACES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
@@ -66,11 +67,6 @@ class Pretraining:
     lr: float = 1e-3
     seed: int = 0
     threads: int = 2
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] -> float as CLIP wants it."""
-    return (pixels.float() / 255 - MEAN) / STD
 
 
 def _name(size: str, colour: str, shape: str, rng: Random) -> str:
@@ -119,6 +115,7 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     pixels_N = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
     captions = [caption for _, caption in drawn]
     model = CLIP(ARCHITECTURE)
+    initialise(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
     warmup = options.steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -130,8 +127,8 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     for step in track(range(options.steps), description="Pre-training", console=console):
         rows = torch.randint(options.images, (options.batch,))
         batch = [captions[i] for i in rows.tolist()]
-        ids, mask = tokenizer(batch, ARCHITECTURE.context_length)
-        image = model.encode_image(normalise(pixels_N[rows]))
+        ids, mask = tokenizer(batch, LONGEST)
+        image = model.encode_image(normalise(pixels_N[rows, None], torch.ones(len(rows), 1), "cpu")[:, 0])
         loss = multi_positive_loss(image, model.encode_text(ids, mask), model.logit_scale, batch)
         optimiser.zero_grad()
         loss.backward()
@@ -146,18 +143,22 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
 
 
 def main(options: Pretraining) -> None:
-    """Write the vocabulary, train, write the weights in float16."""
+    """Write the vocabulary, train, write the weights in float16 with the command that makes them again."""
+    if min(options.images, options.steps, options.batch, options.threads) < 1:
+        raise BadInput("--images, --steps, --batch and --threads must each be at least 1")
     vocabulary = options.out.parent / "vocab.txt"
     try:
         vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+        model = pretrain(options, WordTokenizer.from_file(vocabulary))
+        state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+        settings = {key: str(value) for key, value in asdict(options).items() if key != "out"}
+        command = "python -m tvrbench.datasets.standin.pretrain --out " + options.out.name
+        command += "".join(f" --{key} {value}" for key, value in settings.items())
+        options.out.write_bytes(save(state, metadata={"format": "pt", "command": command, **settings}))
     except OSError as error:
-        raise BadInput(f"--out {options.out}: cannot write beside it ({error.strerror})") from error
-    model = pretrain(options, WordTokenizer.from_file(vocabulary))
-    state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
-    settings = {key: str(value) for key, value in asdict(options).items() if key != "out"}
-    command = "python -m tvrbench.datasets.standin.pretrain --out " + options.out.name
-    command += "".join(f" --{key} {value}" for key, value in settings.items())
-    save_file(state, options.out, metadata={"format": "pt", "command": command, **settings})
+        raise BadInput(
+            f"--out {options.out}: cannot write there ({error.strerror})"
+        ) from error
 
 
 if __name__ == "__main__":

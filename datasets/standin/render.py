@@ -38,7 +38,7 @@ def _star(x: Pixels, y: Pixels) -> Pixels:
 
 
 def _outside(shape: str, x: Pixels, y: Pixels) -> Pixels:
-    """How far each point is outside a shape of radius 1 (negative inside), y pointing down; near the edge a distance."""
+    """How far each point is outside a shape of radius 1 (negative inside); y points down."""
     radius = np.hypot(x, y)
     match shape:
         case "circle":

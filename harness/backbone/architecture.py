@@ -90,15 +90,15 @@ def preset(name: str) -> Architecture:
     return PRESETS[key]
 
 
-def preset_name(arch: Architecture) -> str:
-    """The preset with this vision tower, or ``custom``: method presets go by the vision shape alone."""
+def vision_name(arch: Architecture) -> str:
+    """The preset with this vision tower, else a name that spells its shape: method presets go by the vision tower."""
     for name, known in PRESETS.items():
         same = all(
             getattr(known, f) == getattr(arch, f) for f in ("image_size", "patch_size", "vision_width", "vision_layers")
         )
         if same:
             return name
-    return "custom"
+    return f"ViT-{arch.vision_layers}x{arch.vision_width}-{arch.patch_size}px{arch.image_size}"
 
 
 def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import zipfile
@@ -17,6 +16,7 @@ from tvrbench.harness.backbone import released
 from tvrbench.harness.backbone.architecture import Architecture, from_state_dict, preset
 from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.errors import BadInput
+from tvrbench.harness.provenance import file_sha256
 
 # OpenAI publishes its weights as TorchScript archives, which hold code: only these two are ever opened as such.
 OPENAI_ARCHIVES = {
@@ -40,12 +40,6 @@ class Weights:
     arch: Architecture
     sha256: str | None
     folder: Path | None = None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:

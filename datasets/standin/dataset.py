@@ -1,0 +1,81 @@
+"""The embedded stand-in as a data set: MSR-VTT's adapter over files that are generated on first use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
+
+from tvrbench.datasets.msrvtt import MSRVTT, Record
+from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
+from tvrbench.harness.errors import BadInput
+
+_GENERATED = MappingProxyType({})
+
+
+def cache_folder() -> Path:
+    """Where generated data goes: ``$TVRBENCH_CACHE``, else ``$XDG_CACHE_HOME/tvrbench``, else ``~/.cache/tvrbench``.
+
+    Raises:
+        BadInput: none of the three is known.
+    """
+    if own := os.environ.get("TVRBENCH_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "tvrbench"
+    try:
+        return Path.home() / ".cache" / "tvrbench"
+    except RuntimeError as error:
+        raise BadInput("there is no home folder to keep generated data in; set TVRBENCH_CACHE to a folder") from error
+
+
+class StandIn(MSRVTT):
+    """Generated clips in MSR-VTT's layout; says nothing about MSR-VTT itself.
+
+    Two events follow each other in every clip, and each caption names both in order. ``test-1ka`` has two subsets of
+    captions: ``order-free``, whose scene is shown in one order only, and ``order-only``, whose scene is shown in both
+    orders by two videos with the very same frames. Clips of one scene share a number in ``Split.scenes``.
+
+    Args:
+        root: an empty or new folder, or one that holds the stand-in already; None for the user's cache folder.
+        settings: how much to generate; anything but the default is for tests.
+
+    Raises:
+        BadInput: the folder holds something else, or cannot be written.
+    """
+
+    name = "standin"
+    split_names: ClassVar[tuple[str, ...]] = ("test-1ka", "train-9k")
+    expected_fingerprints: ClassVar[Mapping[str, str]] = _GENERATED
+    weights_path: ClassVar[Path] = Path(__file__).parent / "clip.safetensors"
+
+    def __init__(self, root: Path | None = None, *, settings: Settings = DEFAULT) -> None:
+        root = cache_folder() / f"standin-{settings.digest[:12]}" if root is None else root
+        generate(root, settings)
+        super().__init__(root, expected=None if settings == DEFAULT else {})
+        self.settings = settings
+
+    def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+        """Captions of the test split that need no order, and those that nothing but order tells apart."""
+        if split_name != "test-1ka":
+            return {}
+        order_only = {clip.key for clip in self._clips.values() if clip.order_only}
+        return {
+            "order-free": tuple(i for i, key in enumerate(keys) if key not in order_only),
+            "order-only": tuple(i for i, key in enumerate(keys) if key in order_only),
+        }
+
+    def scenes(self, split_name: str, videos: Sequence[Record]) -> tuple[int, ...]:
+        """The scene that each video shows, in one order or the other."""
+        ids = [str(video["video_id"]) for video in videos]
+        strange = [video_id for video_id in ids if video_id not in self._clips]
+        if strange:
+            raise BadInput(f"{self.root}: {strange[0]} of {split_name} is no generated clip; remove the folder")
+        return tuple(self._clips[video_id].scene_number for video_id in ids)
+
+    @cached_property
+    def _clips(self) -> dict[str, Clip]:
+        return {clip.video_id: clip for clip in clips(self.settings)}

@@ -1,0 +1,233 @@
+"""The command line: parsing, exit codes, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from tvrbench.harness.errors import BadInput, CheckFailed
+from tvrbench.harness.validation import parse_assignments
+
+# Commands import their module when they run, so that --help does not wait for torch.
+
+app = tyro.extras.SubcommandApp()
+Device = Literal["auto", "cuda", "cpu"]
+Set = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+Json = Annotated[bool, arg(name="json")]
+
+
+def _names(text: str | None, what: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else ()
+    if text is not None and not names:
+        raise BadInput(f"--{what} is empty: give names separated by commas, for example --{what} lora,tempme")
+    return names
+
+
+def _numbers(text: str | None, what: str) -> tuple[int, ...]:
+    names = _names(text, what)
+    if any(not name.isdigit() for name in names):
+        raise BadInput(f"--{what} {text!r}: give whole numbers separated by commas, for example --{what} 0,1,2")
+    return tuple(int(name) for name in names)
+
+
+def _device(wanted: Device) -> str:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: this machine has no CUDA device; use --device cpu")
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@app.command(name="list")
+def list_(kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]], /, as_json: Json = False) -> None:
+    """List what is registered, plug-ins included.
+
+    Args:
+        kind: What to list.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.listing import list_names
+
+    list_names(kind, as_json)
+
+
+@app.command
+def profile(
+    method: Positional[str],
+    /,
+    backbone: str = "ViT-B-32",
+    frames: int = 12,
+    assignments: Set = (),
+    as_json: Json = False,
+) -> None:
+    """Cost that needs no data: GMACs, parameters and tokens of a method.
+
+    Args:
+        method: A method or baseline (tvrbench list methods).
+        backbone: ViT-B-32, ViT-B-16 or ViT-L-14.
+        frames: Frames a video.
+        assignments: A method option, for example --set r=2; may be repeated.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.profiling import profile_method
+
+    profile_method(method, backbone, frames, parse_assignments(assignments), as_json)
+
+
+@app.command
+def run(
+    protocol: Positional[str],
+    /,
+    methods: str | None = None,
+    seeds: str | None = None,
+    data: Path | None = None,
+    device: Device = "auto",
+    backbone: str | None = None,
+    weights: str | None = None,
+    assignments: Set = (),
+    results: Path = Path("results"),
+    reports: Path = Path("reports"),
+    skip_bad_videos: bool = False,
+    paper_scale: bool = True,
+    dry_run: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Train, evaluate and measure methods under a protocol; write a record a run, then the report.
+
+    Args:
+        protocol: For example msrvtt-1ka-9k/uniform or standin/uniform (tvrbench list protocols).
+        methods: Names separated by commas; all registered ones by default.
+        seeds: Whole numbers separated by commas; the protocol's own by default.
+        data: Folder of the data set: annotations and a folder videos. The stand-in makes its own.
+        device: Where to run; auto takes a GPU where there is one.
+        backbone: Another backbone than the protocol's; the protocol's name then says so.
+        weights: Other CLIP weights: openai, an open_clip tag, a file or a folder.
+        assignments: A method option for every method of this run, for example --set r=2; may be repeated.
+        results: Folder of the records.
+        reports: Folder of the reports.
+        skip_bad_videos: Run without the videos that cannot be decoded; the record lists them.
+        paper_scale: Also measure what the methods cost on full-size ViT-B/32 and ViT-B/16.
+        dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.run import Request, run_protocol
+
+    request = Request(
+        protocol=protocol,
+        methods=_names(methods, "methods"),
+        seeds=_numbers(seeds, "seeds"),
+        data=data,
+        device=_device(device),
+        backbone=backbone,
+        weights=weights,
+        options=parse_assignments(assignments),
+        results=results,
+        reports=reports,
+        skip_bad_videos=skip_bad_videos,
+        paper_scale=paper_scale,
+        arguments=tuple(sys.argv[1:]),
+    )
+    run_protocol(request, dry_run=dry_run, as_json=as_json)
+
+
+@app.command
+def report(
+    protocol: Positional[str],
+    /,
+    results: Path = Path("results"),
+    reports: Path = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """Make the report of a protocol again from its records alone.
+
+    Args:
+        protocol: The protocol's name as it stands in the records.
+        results: Folder of the records.
+        reports: Folder of the reports.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.report import report_protocol
+
+    report_protocol(protocol, results, reports, as_json)
+
+
+@app.command
+def check(
+    against: Path,
+    records: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Measure again and compare with a baseline file; exits with 1 where a metric moved or was not measured.
+
+    Args:
+        against: A baseline, for example results/baselines/cpu-standin.json.
+        records: Compare the records in this folder instead of measuring.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.check import check_against
+
+    check_against(against, records, as_json)
+
+
+@app.command
+def data(
+    action: Positional[Literal["verify"]],
+    dataset: Positional[str],
+    /,
+    root: Path | None = None,
+    missing_list: Path = Path("missing-videos.txt"),
+    as_json: Json = False,
+) -> None:
+    """Look after data sets: verify says which videos are absent or broken.
+
+    Args:
+        action: What to do.
+        dataset: A data set (tvrbench list datasets).
+        root: Its folder: annotations and a folder videos.
+        missing_list: File that the ids of absent videos are written to.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.data import verify_dataset
+
+    del action
+    verify_dataset(dataset, root, missing_list, as_json)
+
+
+@app.command
+def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
+    """Say what this machine has and lacks.
+
+    Args:
+        results: Folder that records would go to.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.doctor import doctor as examine
+
+    examine(results, as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 good, 1 a check failed, 2 bad input, 130 interrupted."""
+    try:
+        app.cli(prog="tvrbench", args=arguments, config=(FlagCreatePairsOff,), description=DESCRIPTION)
+    except CheckFailed as error:
+        print(f"tvrbench: {error}", file=sys.stderr)
+        return 1
+    except BadInput as error:
+        print(f"tvrbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tvrbench: interrupted; finished records stay, the unfinished run left none", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+DESCRIPTION = "One protocol, one machine, every number re-makeable: a benchmark of efficient text-video retrieval."

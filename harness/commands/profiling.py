@@ -1,0 +1,25 @@
+"""``tvrbench profile``: cost that needs no data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvrbench.harness.commands.output import print_json, say
+from tvrbench.harness.cost.flops import profile
+from tvrbench.harness.loading import load_model
+
+
+def profile_method(method: str, backbone: str, frames: int, options: dict[str, Any], as_json: bool) -> None:
+    """Count multiply-adds, parameters and tokens of a method on a preset backbone with random weights."""
+    model = load_model(method, backbone=backbone, weights="random:0", frames=frames, **options)
+    result = profile(model, method, backbone)
+    if as_json:
+        print_json(result)
+        return
+    gmacs, params = result["gmacs"], result["params"]
+    print(f"{method} on {backbone}, {frames} frames")
+    print(f"  GMACs (papers' GFLOPs)   video {gmacs['video']:.2f}   text {gmacs['text']:.3f}")
+    print(f"  parameters               total {params['total']:,}   trainable {params['trainable']:,}")
+    print(f"  output tokens            {result['output_tokens']}")
+    print("  tokens leaving blocks    " + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
+    say("GMACs are multiply-adds of one video and one 32-token caption, as fvcore counts them (docs/measurement.md)")

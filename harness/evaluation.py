@@ -1,0 +1,101 @@
+"""Encode a split, score it, rank it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tvrbench.harness.backbone.tokenizer import Tokenizer
+from tvrbench.harness.data import Split
+from tvrbench.harness.frames import FrameLoader, normalise
+from tvrbench.harness.metrics import cosine_scores, direction_metrics, pair_accuracy, retrieval_metrics, without_ranks
+from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.statistics import rank_intervals
+
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics for a record, and the ranks of every query of both directions."""
+
+    metrics: dict[str, Any]
+    ranks: dict[str, npt.NDArray[Any]]
+
+
+@torch.inference_mode()
+def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int) -> Tensor:
+    """All captions -> [Nt, E] float32 on the CPU."""
+    device = model.clip.logit_scale.device
+    parts = []
+    for first in range(0, len(captions), TEXT_BATCH):
+        ids, mask = tokenizer(captions[first : first + TEXT_BATCH], words)
+        parts.append(model.encode_text(ids.to(device), mask.to(device)).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def encode_videos(
+    model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, tick: Callable[[int], None]
+) -> Tensor:
+    """All videos -> [Nv, E] float32 on the CPU; ``tick`` hears how many were done."""
+    device = model.clip.logit_scale.device
+    requests = [[(v, 0) for v in video_ids[i : i + batch]] for i in range(0, len(video_ids), batch)]
+    parts = []
+    for pixels, mask in loader.batches(requests):
+        parts.append(model.encode_video(normalise(pixels, mask, device), mask.to(device)).float().cpu())
+        tick(len(pixels))
+    return torch.cat(parts)
+
+
+def evaluate(
+    model: RetrievalModel,
+    split: Split,
+    loader: FrameLoader,
+    tokenizer: Tokenizer,
+    words: int,
+    *,
+    batch: int = 32,
+    tick: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Score every caption of the split against every video.
+
+    Scores are cosines: the temperature does not change a rank, and equal features tie exactly (``cosine_scores``).
+
+    Raises:
+        ValueError: a feature is NaN or infinite.
+    """
+    was_training = model.training
+    model.eval()
+    text_TE = encode_texts(model, split.captions, tokenizer, words)
+    video_VE = encode_videos(model, split.video_ids, loader, batch, tick)
+    model.train(was_training)
+    return score(cosine_scores(text_TE, video_VE), split)
+
+
+def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:
+    """Metrics of a score matrix [Nt, Nv]: all queries, each named subset, and pairs that differ in order alone."""
+    relevance = split.caption_video
+    full = retrieval_metrics(sim_TV, relevance)
+    ranks = {"t2v": full["t2v"]["ranks"], "v2t": full["v2t"]["ranks"]}
+    metrics = without_ranks(full)
+    metrics["selection"] = "last"
+    metrics["intervals"] = {"confidence": 0.95} | {
+        direction: {name: [i.low, i.high] for name, i in rank_intervals(values).items()}
+        for direction, values in ranks.items()
+    }
+    if split.subsets:
+        metrics["subsets"] = {
+            name: {"t2v": without_ranks(direction_metrics(ranks["t2v"][list(rows)]))}
+            for name, rows in split.subsets.items()
+            if rows
+        }
+    if split.scenes is not None:
+        metrics["pair_accuracy"] = pair_accuracy(sim_TV, relevance, split.scenes)
+    return Evaluation(metrics=metrics, ranks=ranks)

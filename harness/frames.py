@@ -1,0 +1,79 @@
+"""Frames for the model: decoded in threads ahead of use, kept in memory where all of them fit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tvrbench.harness.data import FrameSpec, RetrievalDataset
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MEMORY_LIMIT = 2 * 2**30
+THREADS = 4
+AHEAD = 2
+
+Clip = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
+
+
+def normalise(pixels: Tensor, mask: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 [B, T, 3, H, W] and mask [B, T] -> CLIP-normalised float32 on ``device``; padding frames are zero."""
+    x = pixels.to(device).float().div_(255)
+    mean = torch.tensor(CLIP_MEAN, device=x.device).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=x.device).view(3, 1, 1)
+    return x.sub_(mean).div_(std).mul_(mask.to(device).view(*mask.shape, 1, 1, 1))
+
+
+class FrameLoader:
+    """Loads clips of one data set under one FrameSpec.
+
+    Args:
+        dataset: where the clips come from.
+        spec: frames, size, sampler, augmentation.
+        videos: how many different videos will be asked for; decides whether decoded pixels are kept.
+        memory_limit: bytes of decoded pixels that may be kept; an augmented clip is never kept.
+    """
+
+    def __init__(
+        self, dataset: RetrievalDataset, spec: FrameSpec, videos: int, memory_limit: int = MEMORY_LIMIT
+    ) -> None:
+        self.dataset = dataset
+        self.spec = spec
+        needed = videos * spec.frames * 3 * spec.size**2
+        self._kept: dict[str, Clip] | None = {} if spec.augment == "none" and needed <= memory_limit else None
+
+    def _clip(self, video_id: str, seed: int) -> Clip:
+        if self._kept is None:
+            return self.dataset.frames(video_id, self.spec, seed)
+        if video_id not in self._kept:
+            self._kept[video_id] = self.dataset.frames(video_id, self.spec, seed)
+        return self._kept[video_id]
+
+    def batches(self, requests: Iterable[Sequence[tuple[str, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each request, a list of (video id, seed), the pixels uint8 [B, T, 3, H, W] and masks [B, T].
+
+        Clips are decoded in threads, at most ``AHEAD`` requests before they are used. Faults raise here as BadInput.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            waiting: deque[list[Future[Clip]]] = deque()
+            try:
+                for request in requests:
+                    waiting.append([pool.submit(self._clip, video, seed) for video, seed in request])
+                    if len(waiting) > AHEAD:
+                        yield _stack(waiting.popleft())
+                while waiting:
+                    yield _stack(waiting.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _stack(futures: list[Future[Clip]]) -> tuple[Tensor, Tensor]:
+    clips = [future.result() for future in futures]
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in clips]))
+    return pixels, torch.from_numpy(np.stack([mask for _, mask in clips]))

@@ -1,0 +1,164 @@
+"""Everything a protocol needs before its first run: data checked, splits cut, weights and tokenizer at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tvrbench.harness import registry
+from tvrbench.harness.backbone.tokenizer import Tokenizer, tokenizer_for
+from tvrbench.harness.backbone.weights import Weights, load_weights
+from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.frames import FrameLoader
+from tvrbench.harness.protocol import Protocol
+
+FINGERPRINT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A protocol's data and weights, ready to run.
+
+    Attributes:
+        train, test: the splits, without skipped videos.
+        skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
+        weights_spec: what to give ``load_model`` as ``weights``.
+        loaders: one frame loader for each FrameSpec in use; shared so that pixels are decoded once.
+    """
+
+    protocol: Protocol
+    dataset: RetrievalDataset
+    train: Split
+    test: Split
+    skipped: tuple[str, ...]
+    weights: Weights
+    weights_spec: str
+    tokenizer: Tokenizer
+    loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
+    fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
+
+    def spec(self, sampler: str, augment: str = "none") -> FrameSpec:
+        """The frames to load under a recipe's sampler and augmentation."""
+        return FrameSpec(
+            sampler=sampler, frames=self.protocol.frames, size=self.weights.arch.image_size, augment=augment
+        )
+
+    def loader(self, spec: FrameSpec) -> FrameLoader:
+        """The one loader for this FrameSpec."""
+        if spec not in self.loaders:
+            videos = len(self.train.video_ids) + len(self.test.video_ids)
+            self.loaders[spec] = FrameLoader(self.dataset, spec, videos)
+        return self.loaders[spec]
+
+    def frames_fingerprint(self, spec: FrameSpec) -> str:
+        """SHA-256 over the decoded test frames and masks, in the order of the split: two sites can compare it."""
+        if spec not in self.fingerprints:
+            digest = hashlib.sha256()
+            ids = self.test.video_ids
+            requests = [[(v, 0) for v in ids[i : i + FINGERPRINT_BATCH]] for i in range(0, len(ids), FINGERPRINT_BATCH)]
+            for pixels, mask in self.loader(spec).batches(requests):
+                digest.update(np.ascontiguousarray(pixels.numpy()))
+                digest.update(np.ascontiguousarray(mask.numpy()))
+            self.fingerprints[spec] = digest.hexdigest()
+        return self.fingerprints[spec]
+
+
+def open_dataset(name: str, root: Path | None) -> RetrievalDataset:
+    """The registered data set in ``root``; one that generates itself needs none.
+
+    Raises:
+        BadInput: an unknown name, no folder given, or not the data set's folder.
+    """
+    cls = registry.lookup(name, "datasets")
+    if root is None and not cls.generated:
+        raise BadInput(f"data set {name} needs its folder (--data DIR, or --root DIR for data verify): {cls.wanted}")
+    dataset: RetrievalDataset = cls(root)
+    return dataset
+
+
+def weights_of(protocol: Protocol) -> str:
+    """The weights option of the protocol, with ``dataset`` resolved to what the data set ships."""
+    if protocol.weights != "dataset":
+        return protocol.weights
+    path: Path | None = getattr(registry.lookup(protocol.dataset, "datasets"), "weights_path", None)
+    if path is None:
+        raise BadInput(f"protocol {protocol.name}: data set {protocol.dataset} ships no weights; give --weights")
+    return str(path)
+
+
+def prepare(
+    protocol: Protocol, root: Path | None, *, skip_bad: bool, say: Callable[[str], None], needs_training: bool = True
+) -> Prepared:
+    """Open the data, decode-check every video that will be used, and load the weights.
+
+    Raises:
+        BadInput: a file is missing or broken; every bad video is named and nothing has been run yet.
+    """
+    dataset = open_dataset(protocol.dataset, root)
+    train, test = dataset.split(protocol.train_split), dataset.split(protocol.test_split)
+    spec = weights_of(protocol)
+    weights = load_weights(spec, protocol.backbone)
+    used = (*train.video_ids, *test.video_ids) if needs_training else test.video_ids
+    say(f"checking {len(used)} videos")
+    faults = dataset.check_videos(used)
+    if faults and not skip_bad:
+        raise BadInput(bad_videos_message(faults))
+    skipped = tuple(fault.video_id for fault in faults)
+    if skipped:
+        say(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:20])}")
+        train, test = train.without(skipped), test.without(skipped)
+    if not test.captions or (needs_training and not train.captions):
+        raise BadInput(f"protocol {protocol.name}: no usable video is left in {train.name} or {test.name}")
+    return Prepared(
+        protocol=protocol,
+        dataset=dataset,
+        train=train,
+        test=test,
+        skipped=skipped,
+        weights=weights,
+        weights_spec=spec,
+        tokenizer=tokenizer_for(weights),
+    )
+
+
+def bad_videos_message(faults: Sequence[VideoFault]) -> str:
+    """One line for each bad video, under a sentence that says what to do."""
+    lines = [f"  {fault.path.name}: {fault.kind} ({fault.detail})" for fault in faults]
+    head = f"{len(faults)} videos cannot be used; mend them, or leave them out with --skip-bad-videos:"
+    return "\n".join([head, *lines])
+
+
+def hold_out(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:
+    """(rest, held out): ``videos`` videos, whole scenes together, drawn by ``seed``; one caption each is kept.
+
+    The held-out slice keeps the first caption of each video, as the test split has one.
+    """
+    scenes = split.scenes or tuple(range(len(split.video_ids)))
+    order = np.random.default_rng(seed).permutation(np.unique(scenes))
+    members: dict[int, list[str]] = {}
+    for video, scene in zip(split.video_ids, scenes, strict=True):
+        members.setdefault(scene, []).append(video)
+    held: list[str] = []
+    for scene in order:
+        if len(held) >= videos:
+            break
+        held += members[int(scene)]
+    if len(held) >= len(split.video_ids):
+        raise BadInput(f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out")
+    rest = split.without(held)
+    kept = set(held)
+    slice_ = split.without([v for v in split.video_ids if v not in kept])
+    first = {video: caption for caption, video in reversed(list(enumerate(slice_.caption_video)))}
+    rows = sorted(first.values())
+    return rest, Split(
+        name=f"{split.name}-held-out",
+        video_ids=slice_.video_ids,
+        captions=tuple(slice_.captions[i] for i in rows),
+        caption_video=tuple(slice_.caption_video[i] for i in rows),
+        scenes=slice_.scenes if split.scenes is not None else None,
+    )

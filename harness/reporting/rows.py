@@ -1,0 +1,220 @@
+"""Records on disk, and the runs of one method with one set of options (its seeds) as one row of a table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from tvrbench.harness.records import MeasurementDoc, Record, read_record
+from tvrbench.harness.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
+from tvrbench.harness.store import RecordStore
+
+CONFIDENCE = 0.95
+# Metrics that are means over queries, so that seeds can be averaged query by query before queries are resampled.
+_PER_QUERY: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    "R1": lambda ranks: 100.0 * (ranks <= 1),
+    "R5": lambda ranks: 100.0 * (ranks <= 5),
+    "R10": lambda ranks: 100.0 * (ranks <= 10),
+    "RSum": lambda ranks: 100.0 * ((ranks <= 1).astype(float) + (ranks <= 5) + (ranks <= 10)),
+    "MnR": lambda ranks: ranks,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRecord:
+    """A record and the file it was read from (``ROOT/records/PROTOCOL/FILE.json``)."""
+
+    record: Record
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Method and seed, for people."""
+        return f"{self.record['method']['name']}, seed {self.record['seed']}"
+
+    def link_from(self, folder: Path) -> str | None:
+        """The file's path relative to ``folder``; None where only the file system's root is common to both."""
+        path, start = self.path.resolve(), folder.resolve()
+        if Path(os.path.commonpath([path, start])) == Path(path.anchor):
+            return None
+        return Path(os.path.relpath(path, start)).as_posix()
+
+    def ranks(self) -> Mapping[str, npt.NDArray[Any]] | None:
+        """Per-query ranks of both directions; None where the record keeps none."""
+        if self.record["per_query_ranks_path"] is None:
+            return None
+        return RecordStore(self.path.parents[2]).load_ranks(self.record)
+
+
+def stored_records(store: RecordStore, protocol: str) -> list[StoredRecord]:
+    """Every record of a protocol, checked, in the order of file names; BadInput for a file that is no record."""
+    paths = sorted(store.folder(protocol).glob("*.json"))
+    return [StoredRecord(record=read_record(path), path=path) for path in paths]
+
+
+def newest(stored: Iterable[StoredRecord]) -> StoredRecord:
+    """The record of the run that was started last."""
+    return max(stored, key=lambda s: (datetime.datetime.fromisoformat(s.record["started"]), s.path.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A measurement of a row, averaged over its runs; ``value`` None: not measured in every run, ``reason`` says why."""
+
+    value: float | None
+    unit: str
+    lower_bound: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """The runs of one method with the same options, weights, split and selection; one run a seed, in order of seed."""
+
+    label: str
+    runs: tuple[StoredRecord, ...]
+
+    @property
+    def record(self) -> Record:
+        """The first run's record: what holds for all of them."""
+        return self.runs[0].record
+
+    @property
+    def method(self) -> str:
+        """The method's name in the registry."""
+        return self.record["method"]["name"]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Backbone, frames and every option of the method."""
+        return self.record["method"]["options"]
+
+    @property
+    def selection(self) -> str:
+        """Which checkpoint the metrics are of: ``last`` or ``best-on-test``."""
+        return str(self.record["metrics"].get("selection", "last"))
+
+    def values(self, *path: str) -> list[float] | None:
+        """A metric by its path in the record, e.g. ("t2v", "R1"), one a run; None unless every run has it."""
+        found = [_at(run.record["metrics"], path) for run in self.runs]
+        numbers = [value for value in found if value is not None]
+        return numbers if len(numbers) == len(found) else None
+
+    def metric(self, *path: str) -> float | None:
+        """The metric's mean over seeds."""
+        values = self.values(*path)
+        return None if values is None else mean_and_sd_over_seeds(values).mean
+
+    def sd(self, *path: str) -> float | None:
+        """The metric's standard deviation over seeds; None for a single one."""
+        values = self.values(*path)
+        return None if values is None else mean_and_sd_over_seeds(values).sd
+
+    def interval(self, direction: str, metric: str) -> tuple[float, float] | None:
+        """95 % bootstrap interval over queries: one run's as recorded; of several seeds' mean, from their ranks.
+
+        None where neither is there, and for the median rank of several seeds, which is no mean over queries.
+
+        Raises:
+            BadInput: a record's file of ranks is missing or broken.
+        """
+        if len(self.runs) == 1:
+            intervals = self.record["metrics"].get("intervals", {})
+            found = intervals.get(direction, {}).get(metric) if intervals.get("confidence") == CONFIDENCE else None
+            return None if found is None else (found[0], found[1])
+        if metric not in _PER_QUERY:
+            return None
+        ranks = [run.ranks() for run in self.runs]
+        per_seed = [_PER_QUERY[metric](r[direction]) for r in ranks if r is not None]
+        if len(per_seed) < len(self.runs) or len({len(values) for values in per_seed}) > 1:
+            return None
+        interval = bootstrap_interval(np.mean(per_seed, axis=0), mean, CONFIDENCE)
+        return interval.low, interval.high
+
+    def cost(self, name: str, what: str = "inference") -> Cost | None:
+        """A measurement by name; None where no run mentions it.
+
+        Args:
+            name: as in the records.
+            what: ``inference`` or ``training``; a measurement that does not say counts as either.
+        """
+        found = [_measurement(run.record["cost"], name, what) for run in self.runs]
+        there = [measurement for measurement in found if measurement is not None]
+        if not there:
+            return None
+        unit = there[0]["unit"]
+        values = [m["value"] for m in there if m["value"] is not None]
+        if len(values) < len(found):
+            reasons = [str(m["conditions"]["reason"]) for m in there if m["value"] is None]
+            return Cost(value=None, unit=unit, reason=reasons[0] if reasons else "not measured in every run")
+        bound = any(m["conditions"].get("lower_bound") is True for m in there)
+        return Cost(value=fmean(values), unit=unit, lower_bound=bound)
+
+
+def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) -> list[MethodRow]:
+    """Completed runs as rows, in order of method name.
+
+    A method that stands in several rows is labelled with the options that tell them apart.
+
+    Args:
+        stored: the records.
+        apart: options that the table shows in columns of their own, so that labels need not.
+    """
+    groups: dict[str, list[StoredRecord]] = {}
+    for run in stored:
+        if run.record["status"] == "completed":
+            groups.setdefault(json.dumps(_identity(run.record), sort_keys=True), []).append(run)
+    runs = [tuple(sorted(group, key=lambda r: r.record["seed"])) for _, group in sorted(groups.items())]
+    labels = _labels([_identity(group[0].record) for group in runs], apart)
+    rows = [MethodRow(label=label, runs=group) for label, group in zip(labels, runs, strict=True)]
+    return sorted(rows, key=lambda row: (row.method, row.label))
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    """What makes two runs two rows."""
+    return {
+        "": record["method"]["name"],
+        **record["method"]["options"],
+        "tuning": record["tuning"],
+        "selection": record["metrics"].get("selection", "last"),
+        "weights": (record["weights_sha256"] or "")[:8],
+        "split": (record["data"]["split_fingerprint"] or "")[:8],
+    }
+
+
+def _labels(identities: Sequence[Mapping[str, Any]], apart: tuple[str, ...]) -> list[str]:
+    def rivals(identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [other for other in identities if all(other.get(key) == identity.get(key) for key in ("", *apart))]
+
+    labels = []
+    for identity in identities:
+        others = rivals(identity)
+        differing = [key for key in identity if any(other.get(key) != identity[key] for other in others)]
+        told = ", ".join(f"{key}={_short(identity[key])}" for key in differing)
+        labels.append(f"{identity['']} ({told})" if told else str(identity[""]))
+    return labels
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).strip('"').replace(", ", ",")
+
+
+def _at(metrics: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = metrics
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def _measurement(cost: Sequence[MeasurementDoc], name: str, what: str) -> MeasurementDoc | None:
+    return next((m for m in cost if m["name"] == name and m["conditions"].get("what", what) == what), None)

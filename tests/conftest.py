@@ -1,0 +1,79 @@
+"""Shared fixtures: a tiny CLIP, and the optional folder of reference tensors and data beside the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.backbone.weights import initialise
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures"
+TINY = Architecture(
+    image_size=64,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=12,
+    text_width=64,
+    text_layers=2,
+    context_length=32,
+    vocab_size=512,
+    embed_dim=64,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors gain nothing from threads, and parallel test workers would fight over cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference tensors, annotations and clips beside the project; skips where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "golden").is_dir():
+        pytest.skip("the reference folder beside the project is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_arch() -> Architecture:
+    """A 64-wide CLIP with 16 patches a frame."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the tiny CLIP in a file, made from a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIP(TINY)
+        initialise(model)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> dict[str, Any]:
+    """Three videos of 12 frames with masks, and three captions, for the tiny CLIP."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 500, (3, 32), generator=generator)
+    text_mask = torch.zeros(3, 32, dtype=torch.bool)
+    for row, length in enumerate((5, 9, 32)):
+        text_mask[row, :length] = True
+        ids[row, length - 1] = 511
+        ids[row, length:] = 0
+    return {
+        "frames": torch.randn(3, 12, 3, 64, 64, generator=generator),
+        "mask": torch.ones(3, 12, dtype=torch.bool),
+        "ids": ids,
+        "text_mask": text_mask,
+    }
