@@ -3,4 +3,7 @@
 BASELINES = {
     "zero_shot": "tvrbench.baselines.zero_shot:ZeroShot",
     "clip4clip": "tvrbench.baselines.clip4clip:CLIP4Clip",
+    "tome": "tvrbench.baselines.tome:ToMe",
+    "frame_subsample": "tvrbench.baselines.frame_subsample:FrameSubsample",
+    "random": "tvrbench.baselines.random:Random",
 }

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
+from tvrbench.harness.heads import Head, MeanPooling
 from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.sequence_head import SequenceTransformer
 
 
-class CLIP4Clip(Method[MethodOptions]):
-    """CLIP4Clip with parameter-free mean pooling (meanP)."""
+@dataclass(frozen=True, kw_only=True)
+class CLIP4ClipOptions(MethodOptions):
+    """CLIP4Clip's settings.
 
-    summary = "CLIP4Clip meanP: full fine-tuning, frame features averaged"
+    Attributes:
+        head: ``meanP``, the mean of the frame features, or ``seqTransf``, a transformer over them before the mean.
+    """
+
+    head: Literal["meanP", "seqTransf"] = "meanP"
+
+
+class CLIP4Clip(Method[CLIP4ClipOptions]):
+    """CLIP4Clip with parameter-free mean pooling (meanP) or the sequential transformer (seqTransf)."""
+
+    summary = "CLIP4Clip: full fine-tuning, frame features averaged (meanP) or related by a transformer (seqTransf)"
     paper = "CLIP4Clip (arXiv 2104.08860), section 3.3"
+    Options = CLIP4ClipOptions
     defaults: ClassVar[dict[str, Any]] = {"tuning": "full"}
     recipe = "clip4clip"
+
+    def build_head(self) -> Head:
+        """The similarity head that was asked for."""
+        return SequenceTransformer(self.arch, self.frames) if self.options.head == "seqTransf" else MeanPooling()
+
+    @classmethod
+    def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """The released names of the sequential transformer."""
+        names = {"frame_position_embeddings.weight": "head.frame_positions", "transformerClip.": "head.transformer."}
+        for theirs, ours in names.items():
+            if key.startswith(theirs):
+                return ours + key.removeprefix(theirs), tensor
+        return key, tensor

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,10 @@ import numpy.typing as npt
 from tvrbench.datasets.annotations import checked_id
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.video import load_clip, probe
-from tvrbench.harness.data import FrameSpec, Split, VideoFault
+from tvrbench.harness.data import FrameSpec, Progress, Split, VideoFault
 from tvrbench.harness.errors import BadInput
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
-Progress = Callable[[int, int], None]
 
 
 class VideoFolderDataset(ABC):
@@ -33,7 +33,11 @@ class VideoFolderDataset(ABC):
         BadInput: ``root`` is not a folder.
     """
 
-    name: str
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    wanted: ClassVar[str]
+    generated: ClassVar[bool] = False
+    split_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():

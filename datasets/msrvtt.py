@@ -57,7 +57,9 @@ class MSRVTT(VideoFolderDataset):
     `scenes`.
     """
 
-    name = "msrvtt"
+    name: ClassVar[str] = "msrvtt"
+    summary: ClassVar[str] = "MSR-VTT: 1k-A test with train-9k or train-7k, and the full test of 2,990 videos"
+    wanted: ClassVar[str] = f"msrvtt_data.zip or its content, and a folder videos with videoN.mp4 ({_ORIGIN})"
     split_names: ClassVar[tuple[str, ...]] = ("test-1ka", "train-9k", "train-7k", "test-full")
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 

@@ -58,7 +58,7 @@ def list_(kind: Positional[Literal["methods", "baselines", "datasets", "protocol
 
 @app.command
 def profile(
-    method: Positional[str],
+    method: Annotated[Positional[str], arg(metavar="METHOD")],
     /,
     backbone: str = "ViT-B-32",
     frames: int = 12,
@@ -81,7 +81,7 @@ def profile(
 
 @app.command
 def run(
-    protocol: Positional[str],
+    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
     /,
     methods: str | None = None,
     seeds: str | None = None,
@@ -137,7 +137,7 @@ def run(
 
 @app.command
 def report(
-    protocol: Positional[str],
+    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
     /,
     results: Path = Path("results"),
     reports: Path = Path("reports"),
@@ -160,24 +160,26 @@ def report(
 def check(
     against: Path,
     records: Path | None = None,
+    accept: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Measure again and compare with a baseline file; exits with 1 where a metric moved or was not measured.
 
     Args:
         against: A baseline, for example results/baselines/cpu-standin.json.
-        records: Compare the records in this folder instead of measuring.
+        records: Compare the stand-in records below this results folder instead of measuring.
+        accept: Take the measured values over into the baseline; give the reason, which the file keeps.
         as_json: Print one JSON document.
     """
     from tvrbench.harness.commands.check import check_against
 
-    check_against(against, records, as_json)
+    check_against(against, records, accept, as_json)
 
 
 @app.command
 def data(
     action: Positional[Literal["verify"]],
-    dataset: Positional[str],
+    dataset: Annotated[Positional[str], arg(metavar="DATASET")],
     /,
     root: Path | None = None,
     missing_list: Path = Path("missing-videos.txt"),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tvrbench.harness.errors import BadInput
+
+
+Progress = Callable[[int, int], None]  # hears (done, all)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class FrameSpec:
     """Which frames of a video, and how large.
 
     Attributes:
-        sampler: ``tempme``, ``clip4clip`` or ``centerclip``.
+        sampler: ``tempme``, ``clip4clip``, ``centerclip``, or ``centerclip-train``, which draws.
         frames: T, the number of frames that come back.
         size: side of the square crop in pixels.
         augment: ``none``, or the name of a training augmentation of the native-resolution frames.
@@ -87,6 +90,11 @@ class FrameSpec:
     frames: int = 12
     size: int = 224
     augment: str = "none"
+
+    @property
+    def random(self) -> bool:
+        """Whether the seed changes what comes back."""
+        return self.augment != "none" or self.sampler.endswith("-train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +108,34 @@ class VideoFault:
 
 
 class RetrievalDataset(Protocol):
-    """A text-video data set on disk. ``check_videos`` names every fault; ``frames`` never invents one."""
+    """A text-video data set on disk. ``check_videos`` names every fault; ``frames`` never invents one.
 
-    name: str
+    Attributes:
+        name: as registered.
+        summary: one line for lists.
+        wanted: which files its folder should hold, for error messages.
+        generated: whether it makes itself where no folder is given.
+        split_names: the splits it has.
+        root: its folder.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    wanted: ClassVar[str]
+    generated: ClassVar[bool]
+    split_names: ClassVar[tuple[str, ...]]
+    root: Path
 
     def split(self, name: str) -> Split:
         """The named split; raises BadInput for an unknown name or a broken annotation file."""
         ...
 
-    def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Pixels uint8 [T, 3, size, size] and mask [T] (False = padding); BadInput names the file it cannot decode."""
+    def frames(
+        self, video_id: str, spec: FrameSpec, seed: int = 0
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Pixels uint8 [T, 3, size, size], mask [T] (False = padding); BadInput names the file it cannot decode."""
         ...
 
-    def check_videos(self, video_ids: Sequence[str]) -> list[VideoFault]:
-        """Open and decode-check each video; returns the faults, in the order given."""
+    def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
+        """Decode every frame of each video; returns the faults, in the order given."""
         ...

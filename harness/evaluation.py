@@ -87,7 +87,7 @@ def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:
     metrics = without_ranks(full)
     metrics["selection"] = "last"
     metrics["intervals"] = {"confidence": 0.95} | {
-        direction: {name: [i.low, i.high] for name, i in rank_intervals(values).items()}
+        direction: rank_intervals(values)
         for direction, values in ranks.items()
     }
     if split.subsets:

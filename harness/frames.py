@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +38,7 @@ class FrameLoader:
         dataset: where the clips come from.
         spec: frames, size, sampler, augmentation.
         videos: how many different videos will be asked for; decides whether decoded pixels are kept.
-        memory_limit: bytes of decoded pixels that may be kept; an augmented clip is never kept.
+        memory_limit: bytes of decoded pixels that may be kept; a clip that depends on the seed is never kept.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class FrameLoader:
         self.dataset = dataset
         self.spec = spec
         needed = videos * spec.frames * 3 * spec.size**2
-        self._kept: dict[str, Clip] | None = {} if spec.augment == "none" and needed <= memory_limit else None
+        self._kept: dict[str, Clip] | None = {} if not spec.random and needed <= memory_limit else None
 
     def _clip(self, video_id: str, seed: int) -> Clip:
         if self._kept is None:
@@ -71,6 +72,20 @@ class FrameLoader:
                     yield _stack(waiting.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def frames_fingerprint(loader: FrameLoader, video_ids: Sequence[str]) -> str:
+    """SHA-256 over the decoded pixels of videos in the order given, so that sites can compare what they ran on.
+
+    Raises:
+        BadInput: a video cannot be decoded.
+    """
+    digest = hashlib.sha256(repr(loader.spec).encode())
+    for video_id, (pixels, mask) in zip(video_ids, loader.batches([(v, 0)] for v in video_ids), strict=True):
+        digest.update(f"\n{video_id} {tuple(pixels.shape)}\n".encode())
+        digest.update(pixels.numpy().tobytes())
+        digest.update(mask.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _stack(futures: list[Future[Clip]]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,9 @@ from tvrbench.harness.backbone.tokenizer import Tokenizer, tokenizer_for
 from tvrbench.harness.backbone.weights import Weights, load_weights
 from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
 from tvrbench.harness.errors import BadInput
-from tvrbench.harness.frames import FrameLoader
+from tvrbench.harness.frames import FrameLoader, frames_fingerprint
+from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import Protocol
-
-FINGERPRINT_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +56,7 @@ class Prepared:
     def frames_fingerprint(self, spec: FrameSpec) -> str:
         """SHA-256 over the decoded test frames and masks, in the order of the split: two sites can compare it."""
         if spec not in self.fingerprints:
-            digest = hashlib.sha256()
-            ids = self.test.video_ids
-            requests = [[(v, 0) for v in ids[i : i + FINGERPRINT_BATCH]] for i in range(0, len(ids), FINGERPRINT_BATCH)]
-            for pixels, mask in self.loader(spec).batches(requests):
-                digest.update(np.ascontiguousarray(pixels.numpy()))
-                digest.update(np.ascontiguousarray(mask.numpy()))
-            self.fingerprints[spec] = digest.hexdigest()
+            self.fingerprints[spec] = frames_fingerprint(self.loader(spec), self.test.video_ids)
         return self.fingerprints[spec]
 
 
@@ -104,8 +96,9 @@ def prepare(
     spec = weights_of(protocol)
     weights = load_weights(spec, protocol.backbone)
     used = (*train.video_ids, *test.video_ids) if needs_training else test.video_ids
-    say(f"checking {len(used)} videos")
-    faults = dataset.check_videos(used)
+    with Bar() as bar:
+        bar.begin(f"decoding {len(used)} videos to check them:")
+        faults = dataset.check_videos(used, progress=bar.reach)
     if faults and not skip_bad:
         raise BadInput(bad_videos_message(faults))
     skipped = tuple(fault.video_id for fault in faults)

@@ -18,7 +18,7 @@ class Bar:
         total: all the work that is planned.
     """
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
+    def __init__(self, total: int = 1, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._total, self._done, self._title, self._note = total, 0, "", ""
         self._start = time.monotonic()
@@ -52,6 +52,12 @@ class Bar:
         self._done += work
         self._note = note or self._note
         self._show()
+
+    def reach(self, done: int, total: int) -> None:
+        """``done`` of ``total`` is done."""
+        self._total = total
+        self._live.update(self._task, total=total)
+        self.advance(done - self._done)
 
     def say(self, text: str) -> None:
         """A line of its own."""

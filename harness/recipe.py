@@ -31,7 +31,8 @@ class Recipe:
         logit_scale_min, logit_scale_max: bounds of the logarithm of the temperature.
         epochs: passes over the training pairs; ``steps`` overrides it.
         precision: ``float32``, or autocast to ``bfloat16`` / ``float16`` on a GPU (a CPU always runs float32).
-        sampler, augment: how training frames are picked and augmented.
+        sampler: how frames are picked at test time, and in training unless ``train_sampler`` says otherwise.
+        augment: of training frames, at their native resolution.
         pair_scenes: put all videos of a scene into one batch, where the data set has scenes.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     batch_size: int = 128
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     sampler: str = "tempme"
+    train_sampler: str | None = None
     augment: str = "none"
     pair_scenes: bool = False
 

@@ -96,7 +96,7 @@ def train(
     torch.manual_seed(seed)  # methods with randomness draw from the default generator
     steps = recipe.total_steps(len(split.captions))
     trainer = Trainer(model, recipe, steps)
-    loader = prepared.loader(prepared.spec(recipe.sampler, recipe.augment))
+    loader = prepared.loader(prepared.spec(recipe.train_sampler or recipe.sampler, recipe.augment))
     plan = list(batches(split, recipe.batch_size, seed, steps, pair_scenes=recipe.pair_scenes))
     requests = (
         [(split.video_ids[split.caption_video[c]], seed * 2**32 + step * recipe.batch_size + i) for i, c in enumerate(b)]

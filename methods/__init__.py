@@ -3,4 +3,5 @@
 METHODS = {
     "tempme": "tvrbench.methods.tempme:TempMe",
     "lora": "tvrbench.methods.adapter:LoRA",
+    "vidtome": "tvrbench.methods.vidtome:VidToMe",
 }

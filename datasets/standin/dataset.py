@@ -47,7 +47,12 @@ class StandIn(MSRVTT):
         BadInput: the folder holds something else, or cannot be written.
     """
 
-    name = "standin"
+    name: ClassVar[str] = "standin"
+    summary: ClassVar[str] = (
+        "the embedded stand-in: small generated clips in MSR-VTT's layout; says nothing about MSR-VTT"
+    )
+    wanted: ClassVar[str] = "an empty or new folder, or one that holds the stand-in already"
+    generated: ClassVar[bool] = True
     split_names: ClassVar[tuple[str, ...]] = ("test-1ka", "train-9k")
     expected_fingerprints: ClassVar[Mapping[str, str]] = _GENERATED
     weights_path: ClassVar[Path] = Path(__file__).parent / "clip.safetensors"

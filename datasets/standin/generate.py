@@ -109,8 +109,8 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], quantiser: int) -> None:
 
 
 def _write_videos(folder: Path, wanted: Sequence[Clip], quantiser: int) -> None:
-    console = Console(stderr=True)
     folder.mkdir()
+    console = Console(stderr=True)
     frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     for clip in track(wanted, description="Generating the stand-in data set", console=console, transient=True):
         frames = swap(frames) if clip.swapped else render(clip.scene)

@@ -30,6 +30,7 @@ from tvrbench.harness.backbone.tokenizer import WordTokenizer
 from tvrbench.harness.backbone.weights import initialise
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.frames import normalise
+from tvrbench.harness.schedules import warmup_cosine
 
 ARCHITECTURE = Architecture(
     image_size=SIDE,
@@ -103,33 +104,34 @@ def multi_positive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: li
     return (F.cross_entropy(logits_BB, target_BB) + F.cross_entropy(logits_BB.T, target_BB)) / 2
 
 
+def draw_images(count: int, seed: int, console: Console) -> tuple[Tensor, list[str]]:
+    """Pixels uint8 [count, 3, SIDE, SIDE] and captions; no two seeds share an image."""
+    pixels = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
+    captions = []
+    for i in track(range(count), description="Drawing images", console=console):
+        image, caption = captioned_image(seed * 10**7 + i)
+        pixels[i] = image.transpose(2, 0, 1)
+        captions.append(caption)
+    return torch.from_numpy(pixels), captions
+
+
 def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     """Train from scratch; progress goes to stderr."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
-    drawn = [
-        captioned_image(options.seed * 10**7 + i)
-        for i in track(range(options.images), description="Drawing images", console=console)
-    ]
-    pixels_N = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
-    captions = [caption for _, caption in drawn]
+    pixels, captions = draw_images(options.images, options.seed, console)
     model = CLIP(ARCHITECTURE)
     initialise(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
-    warmup = options.steps // 20
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda t: (
-            (t + 1) / warmup if t < warmup else 0.5 + 0.5 * math.cos(math.pi * (t - warmup) / (options.steps - warmup))
-        ),
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: warmup_cosine(t, options.steps, 0.05, 1.0))
     for step in track(range(options.steps), description="Pre-training", console=console):
         rows = torch.randint(options.images, (options.batch,))
         batch = [captions[i] for i in rows.tolist()]
         ids, mask = tokenizer(batch, LONGEST)
-        image = model.encode_image(normalise(pixels_N[rows, None], torch.ones(len(rows), 1), "cpu")[:, 0])
-        loss = multi_positive_loss(image, model.encode_text(ids, mask), model.logit_scale, batch)
+        one_frame = normalise(pixels[rows].unsqueeze(1), torch.ones(len(rows), 1), "cpu")
+        image, text = model.encode_image(one_frame[:, 0]), model.encode_text(ids, mask)
+        loss = multi_positive_loss(image, text, model.logit_scale, batch)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -156,9 +158,7 @@ def main(options: Pretraining) -> None:
         command += "".join(f" --{key} {value}" for key, value in settings.items())
         options.out.write_bytes(save(state, metadata={"format": "pt", "command": command, **settings}))
     except OSError as error:
-        raise BadInput(
-            f"--out {options.out}: cannot write there ({error.strerror})"
-        ) from error
+        raise BadInput(f"--out {options.out}: cannot write there ({error.strerror})") from error
 
 
 if __name__ == "__main__":

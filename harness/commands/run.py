@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,19 @@ class Request:
     """What the command line asked for; empty ``methods`` or ``seeds`` mean all, or the protocol's own."""
 
     protocol: str
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    data: Path | None
-    device: str
-    backbone: str | None
-    weights: str | None
-    options: dict[str, Any]
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    data: Path | None = None
+    device: str = "cpu"
+    backbone: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     results: Path
     reports: Path
-    skip_bad_videos: bool
-    paper_scale: bool
-    arguments: tuple[str, ...]
+    skip_bad_videos: bool = False
+    paper_scale: bool = True
+    measure_speed: bool = True
+    arguments: tuple[str, ...] = ()
 
 
 def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:

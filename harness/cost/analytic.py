@@ -19,6 +19,8 @@ _NORM = 5  # multiply-adds that fvcore books for an element of a LayerNorm with 
 
 def analytic_macs(model: RetrievalModel) -> dict[str, int]:
     """Multiply-adds of encoding one video (``video``) and one caption of ``text_length`` ids (``text``)."""
+    if not model.method.encodes:
+        return {"video": 0, "text": 0}
     return {"video": _video_macs(model), "text": _text_macs(model.clip.arch)}
 
 
@@ -33,14 +35,14 @@ def text_length(arch: Architecture) -> int:
 
 
 def _video_macs(model: RetrievalModel) -> int:
-    arch, frames = model.clip.arch, model.frames
+    arch, frames = model.clip.arch, model.reducer.frames_encoded
     width = arch.vision_width
     stem = frames * arch.patches * 3 * arch.patch_size**2 * width
     stem += _NORM * frames * (arch.patches + 1) * width
     blocks = sum(_block_macs(block, width) for block in model.reducer.plan())
-    # Only the class tokens that leave are normalised and projected; the mask says how many there are.
-    classes = model.reducer.output_mask(torch.ones(1, frames, dtype=torch.bool)).shape[1]
-    return stem + blocks + _projection_macs(classes, width, arch.embed_dim)
+    # Only the class tokens that leave are normalised, projected and pooled; the mask says how many there are.
+    classes = model.reducer.output_mask(torch.ones(1, model.frames, dtype=torch.bool)).shape[1]
+    return stem + blocks + _projection_macs(classes, width, arch.embed_dim) + model.head.macs(classes)
 
 
 def _text_macs(arch: Architecture) -> int:
@@ -52,9 +54,10 @@ def _text_macs(arch: Architecture) -> int:
 
 def _block_macs(block: BlockTokens, width: int) -> int:
     """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction."""
-    sequences, tokens = block.attention
-    attending, leaving = sequences * tokens, block.leaving[0] * block.leaving[1]
-    attention = attending * (_NORM * width + 4 * width**2) + 2 * attending * tokens * width
+    attention = 0
+    for sequences, tokens in (block.attention, *block.also_attending):
+        attention += sequences * tokens * (_NORM * width + 4 * width**2 + 2 * tokens * width)
+    leaving = block.leaving[0] * block.leaving[1]
     return attention + leaving * (_NORM * width + 8 * width**2) + block.overhead_macs
 
 

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from tvrbench.harness.reporting.markdown import Markdown, bold, escaped, link, listed, one_line
 
 MISSING = "–"
+Best = Literal["max", "min"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Column:
 
     key: str
     header: str
-    best: Literal["max", "min"] | None = None
+    best: Best = None
     left: bool = False
 
 
@@ -123,8 +124,8 @@ def significant(digits: int) -> Callable[[float], str]:
     """Formats with so many significant digits, every digit before the point kept: 34.76, 121.4, 0.05312, 12,381."""
 
     def show(value: float) -> str:
-        exponent = int(f"{value:e}".partition("e")[2])
-        return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+        exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}" if value else "0"
 
     return show
 

@@ -31,27 +31,30 @@ def pairwise_distances(x: Tensor, metric: str = "euclidean", p: float = 2.0, exa
     """
     kind = torch.promote_types(x.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        if exact and (metric == "cosine" or p == 2.0):
+            return _accurate(x, kind, cosine=metric == "cosine")
         if metric == "cosine":
-            unit = F.normalize(x.to(torch.float64 if exact else kind), dim=-1)
-            return _mirrored(unit, kind, cosine=True) if exact else 1 - unit @ unit.mT
-        if not exact or p != 2.0:
-            return torch.cdist(x.to(kind), x.to(kind), p=p)
-        return _mirrored(x.double() - x.double().mean(dim=1, keepdim=True), kind, cosine=False)
+            unit = F.normalize(x.to(kind), dim=-1)
+            return 1 - unit @ unit.mT
+        return torch.cdist(x.to(kind), x.to(kind), p=p)
 
 
-def _mirrored(x_BND: Tensor, kind: torch.dtype, cosine: bool) -> Tensor:
-    """The distances above the diagonal, copied below it."""
+def _accurate(x_BND: Tensor, kind: torch.dtype, cosine: bool) -> Tensor:
+    """The distances above the diagonal from float64 products, copied below it."""
     B, N, _ = x_BND.shape
     on_cpu = x_BND.device.type == "cpu"
     rows, items = (BLOCK, 1) if on_cpu else (N, B)
     out = torch.zeros(B, N, N, dtype=kind, device=x_BND.device)
     for part, result in zip(x_BND.split(items), out.split(items), strict=True):
-        square = part.square().sum(dim=-1)
+        wide = part.double()
+        # Between unit vectors 1 - cosine is half of the squared distance.
+        wide = F.normalize(wide, dim=-1) if cosine else wide - wide.mean(dim=1, keepdim=True)
+        square = wide.square().sum(dim=-1)
         for low in range(0, N, rows):
             scale = square[:, low : low + rows, None] + square[:, None, low:]
-            gap = torch.baddbmm(scale, part[:, low : low + rows], part[:, low:].mT, alpha=-2)
+            gap = torch.baddbmm(scale, wide[:, low : low + rows], wide[:, low:].mT, alpha=-2)
             gap.masked_fill_(gap < scale * ROUNDING, 0.0)
-            # Between unit vectors 1 - cosine is half of the squared distance.
             result[:, low : low + rows, low:] = gap.mul_(0.5) if cosine else gap.sqrt_()
-    out.triu_(diagonal=1)
-    return out + out.mT
+        result.triu_(diagonal=1)
+        result += result.mT.clone()
+    return out

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tvrbench.methods.ops.distances import METRICS, pairwise_distances
 
-# Norms this near (relative) to the largest count as equal: unit rows differ by rounding alone.
+# Norms this near (relative) to the largest count as equal, so that rounding does not decide between unit rows.
 SAME_NORM = 1e-6
 # Summed movement of an item's medoids below which it has converged.
 STILL = 1e-6
@@ -38,7 +38,8 @@ def k_medoids(
     on the batch.
 
     Ties go to the token that comes first; in an assignment, to the medoid that was chosen first. Norms within 1e-6
-    of the largest are ties, so unit rows start at token 0. Equal tokens are at distance 0 exactly.
+    of the largest are ties. With ``pre_norm`` it is the length before scaling that decides where to start, for after
+    it rounding alone would. Equal tokens are at distance 0 exactly.
 
     Extra memory is O(B N N). On a GPU the host looks at the stop flags once every 8 iterations.
 
@@ -87,13 +88,13 @@ def check_clustering(x: Tensor, k: int, metric: str, p: float) -> None:
 def _operator(
     x: Tensor, k: int, metric: str, p: float, pre_norm: bool, exact: bool, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    norm_BN = x.double().norm(dim=-1)
+    kind = torch.promote_types(x.dtype, torch.float32)
+    norm_BN = x.to(kind).norm(dim=-1)
     finite = norm_BN.isfinite().all()
     if x.device.type == "cpu":
         require_finite(finite)
     if pre_norm:
-        x = F.normalize(x.double(), dim=-1).to(torch.promote_types(x.dtype, torch.float32))
-        norm_BN = torch.ones_like(norm_BN)
+        x = F.normalize(x.double(), dim=-1).to(kind)
     distance = pairwise_distances(x, metric, p, exact)
     own_BN = None if exact else distance.diagonal(dim1=1, dim2=2).clone()
     distance.diagonal(dim1=1, dim2=2).fill_(SELF)

@@ -8,7 +8,7 @@ similarity, then destinations. Ties go to the source that comes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,9 +117,26 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
     return Pairing(kept_SM=kept, place_SN=place, average=average)
 
 
+def strides(frames: int, stride: int) -> list[int]:
+    """At every level of a local merge, of how many consecutive frames one is a target, until one frame is left.
+
+    Raises:
+        ValueError: ``stride`` is below 2, or does not divide the frames left at some level.
+    """
+    levels = []
+    while frames > 1:
+        step = min(stride, frames)
+        if step < 2 or frames % step:
+            raise ValueError(f"one target in every {stride} frames cannot be chosen evenly from {frames} frames")
+        levels.append(step)
+        frames //= step
+    return levels
+
+
 def match_frames(
     metric: Tensor,
     frames: int,
+    patches: int,
     ratio: float,
     stride: int,
     target: int | Tensor,
@@ -130,21 +147,35 @@ def match_frames(
     """One level of the local merge: the patches of all other frames against those of the target frames.
 
     Args:
-        metric: [S, N, D]; the first ``loose`` tokens, then the patches frame by frame, then more loose tokens if the
-            rest does not divide by ``frames``.
-        frames: frames that the patches come from.
-        ratio: share of the sources that merge, rounded down.
+        metric: [S, N, D]; ``loose`` tokens first, then ``frames`` x ``patches`` of them frame by frame. All others are
+            tokens that an earlier level left unmerged: destinations too, after the target frames' patches.
+        frames, patches: frames that still hold all their patches, and patches a frame.
+        ratio: share of the sources that merges, rounded down.
         stride: one of every ``stride`` consecutive frames is a target.
         target: which one, below ``stride``: one number, or one for every sequence [S].
-        loose: leading tokens without a frame, unmerged before; destinations, after the target frames' patches.
+        loose: tokens before the first frame.
         average: see ``Pairing``.
 
     Raises:
-        ValueError: as ``pair``; or a target for every sequence where ``stride`` does not divide ``frames``.
+        ValueError: as ``pair``; or one target a sequence where ``stride`` does not divide ``frames``.
     """
     S, N, _ = metric.shape
-    patches = (N - loose) // frames
-    return _level(metric, loose, patches, frames, ratio, stride, target, average)
+    device = metric.device
+    if isinstance(target, int):
+        count = len(range(target, frames, stride))
+        target_S = torch.full((S,), target, device=device)
+    elif frames % stride:
+        raise ValueError(f"one target in every {stride} of {frames} frames must be the same for all sequences")
+    else:
+        count, target_S = frames // stride, target.to(device)
+    number = torch.arange(frames, device=device)
+    is_target_SF = (number - target_S.unsqueeze(1)) % stride == 0
+    order_SF = is_target_SF.to(torch.uint8).argsort(dim=1, stable=True)  # the other frames, then the target frames
+    position = loose + order_SF.unsqueeze(2) * patches + torch.arange(patches, device=device)
+    rest = torch.cat([torch.arange(loose, device=device), torch.arange(loose + frames * patches, N, device=device)])
+    source = position[:, : frames - count].flatten(1)
+    destination = torch.cat([position[:, frames - count :].flatten(1), rest.expand(S, -1)], dim=1)
+    return pair(metric, source, destination, int(ratio * source.shape[1]), average)
 
 
 def local_match(
@@ -161,16 +192,59 @@ def local_match(
         average: see ``Pairing``.
 
     Raises:
-        ValueError: as ``match_frames``; or the number of targets is not the number of levels.
+        ValueError: as ``strides`` and ``match_frames``; or the number of targets is not the number of levels.
     """
     S, N, _ = metric.shape
+    patches, loose = N // frames, 0
     levels: list[Pairing] = []
     place_SN = torch.arange(N, device=metric.device).expand(S, -1)
-    patches, loose = N // frames, 0
     for step, target in zip(strides(frames, stride), targets, strict=True):
-        pairing = _level(metric, loose, patches, frames, ratio, step, target, average)
-        metric, place_SN = pairing(metric), pairing.place_SN.gather(1, place_SN)
-        levels.append(pairing)
-        frames //= step
-        loose = pairing.kept_SM.shape[1]
+        level = match_frames(metric, frames, patches, ratio, step, target, loose=loose, average=average)
+        metric, place_SN = level(metric), level.place_SN.gather(1, place_SN)
+        levels.append(level)
+        sources = (frames - frames // step) * patches
+        frames, loose = frames // step, sources - int(ratio * sources)
     return LocalMerge(levels=tuple(levels), place_SN=place_SN)
+
+
+def global_match(tokens: Tensor, bank: Tensor, ratio: float, bank_first: Tensor, average: bool = False) -> GlobalMerge:
+    """Merge a chunk's tokens with the bank that the chunks before it left.
+
+    Args:
+        tokens, bank: [S, L, D] each; they are their own metric.
+        ratio: share of the sources that merges, rounded down.
+        bank_first: [S] bool, whether the bank is the source and the chunk the destination, or the other way round.
+        average: see ``Pairing``.
+
+    Raises:
+        ValueError: as ``pair``.
+    """
+    swap = bank_first.view(-1, 1, 1)
+    both = torch.cat([torch.where(swap, bank, tokens), torch.where(swap, tokens, bank)], dim=1)
+    length = tokens.shape[1]
+    pairing = two_set_match(both, length, ratio, average)
+    return GlobalMerge(tokens=pairing(both), pairing=pairing, bank_first_S=bank_first)
+
+
+def two_set_match(metric: Tensor, sources: int, ratio: float, average: bool = False) -> Pairing:
+    """Match the first ``sources`` tokens of metric [S, N, D] to the others; the given share of them merges."""
+    S, N, _ = metric.shape
+    position = torch.arange(N, device=metric.device).expand(S, -1)
+    return pair(metric, position[:, :sources], position[:, sources:], int(ratio * sources), average)
+
+
+def _rows(x: Tensor, index_SM: Tensor) -> Tensor:
+    """x [S, N, D] at positions [S, M] -> [S, M, D]; flat rows, so one index a token and not one an element."""
+    S, N, D = x.shape
+    first = torch.arange(S, device=x.device).unsqueeze(1) * N
+    return x.reshape(S * N, D).index_select(0, (index_SM + first).flatten()).view(S, -1, D)
+
+
+def _mean(x: Tensor, place_SN: Tensor, count: int) -> Tensor:
+    """Mean of the tokens x [S, N, D] that share a place below ``count`` -> [S, count, D]."""
+    S, N, D = x.shape
+    first = torch.arange(S, device=x.device).unsqueeze(1) * count
+    place = (place_SN + first).flatten()
+    total = x.new_zeros(S * count, D).index_add(0, place, x.reshape(S * N, D))
+    members = x.new_zeros(S * count, 1).index_add(0, place, x.new_ones(S * N, 1))
+    return (total / members).view(S, count, D)

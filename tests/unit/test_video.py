@@ -299,6 +299,15 @@ def test_damage_is_found_and_only_matters_as_far_as_it_is_read(good: Path) -> No
     assert numbers(read_frames(good, [0, 5])) == [0, 5]
 
 
+def test_damage_that_the_decoder_would_paint_over_is_a_fault(good: Path) -> None:
+    data = bytearray(good.read_bytes())
+    rng = np.random.default_rng(0)
+    for at in rng.integers(200, data.index(b"moov"), 20):
+        data[at] ^= 0x5A
+    good.write_bytes(data)
+    assert kind_of(good) == "unreadable"
+
+
 def test_a_strip_has_no_square_crop(tmp_path: Path) -> None:
     path = write_video(tmp_path / "strip.mp4", size=(1024, 16), frames=2)
     with pytest.raises(BadInput, match=r"strip.mp4 has frames of 1024 x 16 pixels"):

@@ -1,14 +1,12 @@
-"""Check a data folder before hours are spent on it, and fingerprint what its videos decode to."""
+"""Check a data folder before hours are spent on it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvrbench.datasets.base import Progress, VideoFolderDataset
-from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
+from tvrbench.harness.data import Progress, RetrievalDataset, Split, VideoFault
 from tvrbench.harness.errors import BadInput
 
 
@@ -74,7 +72,7 @@ class VerifyReport:
 
 
 def verify(
-    dataset: VideoFolderDataset,
+    dataset: RetrievalDataset,
     splits: Sequence[str],
     *,
     list_path: Path | None = None,
@@ -109,31 +107,6 @@ def verify(
             CorruptVideo(video_id=f.video_id, path=str(f.path), kind=f.kind, detail=f.detail) for f in corrupt
         ),
     )
-
-
-def frames_fingerprint(
-    dataset: RetrievalDataset, video_ids: Sequence[str], spec: FrameSpec, *, sample: int | None = None
-) -> str:
-    """SHA-256 over the decoded pixels of videos in the order given, so that sites can compare what they trained on.
-
-    Args:
-        dataset: the data set.
-        video_ids: the videos.
-        spec: the frames taken of each; a spec that draws is drawn with seed 0.
-        sample: hash only so many videos, spread evenly over the list; None for all.
-
-    Raises:
-        BadInput: a video cannot be decoded.
-    """
-    if sample is not None and sample < len(video_ids):
-        video_ids = [video_ids[i * len(video_ids) // sample] for i in range(sample)]
-    digest = hashlib.sha256(repr(spec).encode())
-    for video_id in video_ids:
-        pixels, mask = dataset.frames(video_id, spec)
-        digest.update(f"\n{video_id} {pixels.shape}\n".encode())
-        digest.update(pixels.tobytes())
-        digest.update(mask.tobytes())
-    return digest.hexdigest()
 
 
 def _count(split: Split, missing: set[str], corrupt: Sequence[VideoFault]) -> SplitCount:

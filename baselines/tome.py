@@ -1,0 +1,87 @@
+"""ToMe inside each frame (Bolya et al., ICLR 2023, arXiv 2210.09461): token merging that never looks across frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tvrbench.harness.backbone.architecture import HEAD_WIDTH, Architecture
+from tvrbench.harness.backbone.blocks import Block
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.methods.ops import bipartite_match
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToMeOptions(MethodOptions):
+    """ToMe's settings.
+
+    Attributes:
+        r: patches merged inside every frame in each block, at most half of those left.
+        proportional_attention: add the logarithm of token sizes to the attention logits.
+    """
+
+    r: int
+    proportional_attention: bool = True
+
+
+class ToMeReducer(TokenReducer):
+    """Merges r patches of every frame between attention and MLP of every block; the metric is the keys."""
+
+    def __init__(self, options: ToMeOptions, arch: Architecture, frames: int) -> None:
+        super().__init__(arch, frames)
+        if options.r < 0:
+            raise BadInput(f"tome: option 'r' must be at least 0, not {options.r}")
+        self.options = options
+
+    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
+        """Attention with or without the size bias; sizes are tracked either way, because they weigh the merges."""
+        return block.attend(stream.x, stream.size if self.options.proportional_attention else None)
+
+    def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
+        """Merge inside each frame."""
+        r = self._merged(stream.patches)
+        if not r:
+            return stream
+        merge = bipartite_match(keys.mean(dim=1), r, stream.classes)
+        x, size = merge(stream.x, stream.size)
+        return stream.moved(x, size, merge.place_SN)
+
+    def _merged(self, patches: int) -> int:
+        return min(self.options.r, patches // 2)
+
+    def plan(self) -> list[BlockTokens]:
+        """The work of every block for one video."""
+        blocks, patches = [], self.arch.patches
+        for _ in range(self.arch.vision_layers):
+            r = self._merged(patches)
+            pairs = (patches // 2) * (patches - patches // 2) if r else 0
+            blocks.append(
+                BlockTokens(
+                    attention=(self.frames, patches + 1),
+                    leaving=(self.frames, patches + 1 - r),
+                    overhead_macs=self.frames * pairs * HEAD_WIDTH,
+                )
+            )
+            patches -= r
+        return blocks
+
+
+class ToMe(Method[ToMeOptions]):
+    """TempMe's ablation "image merging only": its r, its LoRA and its recipe, without joining clips."""
+
+    summary = "ToMe inside each frame, proportional attention, LoRA"
+    paper = "ToMe (arXiv 2210.09461), section 3; published row in TempMe (arXiv 2409.01156), Table 8, ImgMe"
+    Options = ToMeOptions
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"ViT-B-32": {"r": 2}, "ViT-B-16": {"r": 10}}
+    needs = ("r",)
+    small: ClassVar[dict[str, Any]] = {"r": 1}
+    recipe = "tempme"
+
+    def build_reducer(self) -> TokenReducer:
+        """The merging of every block."""
+        return ToMeReducer(self.options, self.arch, self.frames)

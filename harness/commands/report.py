@@ -1,0 +1,19 @@
+"""``tvrbench report``: the report again, from records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tvrbench.harness.commands.output import print_json, say
+from tvrbench.harness.provenance import portable_path
+from tvrbench.harness.reporting.page import write_report
+from tvrbench.harness.store import RecordStore
+
+
+def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) -> None:
+    """Write the report; BadInput where there is no completed record."""
+    pages = write_report(protocol, RecordStore(results), reports)
+    if as_json:
+        print_json([portable_path(str(page)) for page in pages])
+    else:
+        say(f"report: {portable_path(str(pages[0]))}")

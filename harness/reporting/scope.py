@@ -1,0 +1,66 @@
+"""What a report is about and what must be said wherever one of its numbers stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvrbench.harness.reporting.rows import MethodRow, StoredRecord
+
+STANDIN = "standin"
+STANDIN_FOR = "msrvtt"
+STANDIN_NOTICE = "Embedded stand-in, not MSR-VTT: no ranking here carries over to MSR-VTT."
+COST_NOTICE = (
+    "Costs of full-size models, measured without data. The rest of this report is on the embedded stand-in: "
+    "no ranking there carries over to MSR-VTT."
+)
+SEEDS_FOR_A_CLAIM = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """One protocol's report.
+
+    Attributes:
+        protocol: its name.
+        dataset: the records' data set.
+        folder: where the report is written; links are relative to it.
+    """
+
+    protocol: str
+    dataset: str
+    folder: Path
+
+    @property
+    def standin(self) -> bool:
+        """Whether the runs are on the embedded stand-in."""
+        return self.dataset == STANDIN
+
+    @property
+    def stands_for(self) -> str:
+        """The data set whose published numbers are asked after."""
+        return STANDIN_FOR if self.standin else self.dataset
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows may be compared with each other: never under each paper's own recipe."""
+        return self.protocol.rpartition("/")[2].partition("@")[0] != "published"
+
+    @property
+    def notice(self) -> str | None:
+        """What every title, caption and figure says."""
+        return STANDIN_NOTICE if self.standin else None
+
+    def caption(self, *sentences: str | None) -> str:
+        """The sentences that there are, and the notice."""
+        return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
+
+    def links(self, runs: Sequence[StoredRecord]) -> tuple[tuple[str, str | None], ...]:
+        """A link to each run's record, named by its seed."""
+        return tuple((f"seed {run.record['seed']}", run.link_from(self.folder)) for run in runs)
+
+
+def devices(rows: Sequence[MethodRow]) -> str:
+    """The devices that rows were measured on."""
+    return ", ".join(sorted({run.record["environment"]["device"] for row in rows for run in row.runs}))

@@ -1,0 +1,149 @@
+"""CenterCLIP: multi-segment token clustering (Zhao et al., SIGIR 2022, arXiv 2205.00823, section 3.2)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.methods.ops.kmedoids import k_medoids
+from tvrbench.methods.ops.spectral import spectral_cluster
+from tvrbench.methods.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCLIPOptions(MethodOptions):
+    """CenterCLIP's settings.
+
+    Attributes:
+        schedule: (block, segments, clusters) of each clustering: at the input of that block (from 0) the video is
+            cut into so many equal segments and the patch tokens of each are clustered into so many.
+        clustering: k-medoids++ or spectral clustering on a graph of nearest neighbours.
+        metric: distance between tokens; ``euclidean`` has the order ``p``.
+        p: order of the Minkowski distance, at least 1.
+        pre_norm: cluster tokens scaled to unit length (the tokens that stay are not scaled).
+        aggregate: a cluster is represented by its ``medoid`` token, or by the ``mean`` of its members.
+        exact_distance: accurate distances; False for those of the released code.
+        segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
+        cluster_embedding: add a learned vector to each cluster's token, in ascending order of the medoids.
+    """
+
+    schedule: Schedule
+    clustering: Literal["kmedoids", "spectral"] = "kmedoids"
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    p: float = 2.0
+    pre_norm: bool = False
+    aggregate: Literal["medoid", "mean"] = "medoid"
+    exact_distance: bool = True
+    segment_mask: SegmentMask = "any"
+    cluster_embedding: bool = False
+
+
+def _kept(clusters: int, join: int, patches: int, block: int) -> int:
+    """One token a cluster."""
+    if not 1 <= clusters <= join * patches:
+        raise BadInput(
+            f"centerclip: option 'schedule' asks for {clusters} clusters at block {block}, "
+            f"where a segment has {join * patches} patch tokens: give 1 to {join * patches}"
+        )
+    return clusters
+
+
+class CenterCLIPReducer(SegmentReducer):
+    """Clusters the patch tokens of each segment; one token a cluster goes on."""
+
+    def __init__(self, options: CenterCLIPOptions, arch: Architecture, frames: int) -> None:
+        super().__init__(
+            plan_stages("centerclip", options.schedule, arch, frames, _kept), arch, frames, options.segment_mask
+        )
+        if not options.p >= 1:
+            raise BadInput(f"centerclip: option 'p' must be at least 1, not {options.p}")
+        self.options = options
+        embedded = self.stages if options.cluster_embedding else {}
+        for block, stage in embedded.items():
+            if stage.kept > arch.patches:
+                raise BadInput(
+                    f"centerclip: option 'cluster_embedding' starts from the {arch.patches} patch positions of a "
+                    f"frame, so 'schedule' can have no {stage.kept} clusters at block {block}"
+                )
+        self.cluster_embeddings = nn.ParameterDict(
+            {str(block): nn.Parameter(torch.zeros(s.kept, arch.vision_width)) for block, s in embedded.items()}
+        )
+
+    def initialise(self, clip: CLIP) -> None:
+        """Start each cluster embedding [K, D] from CLIP's position embeddings of the first K patches."""
+        with torch.no_grad():
+            for table_KD in self.cluster_embeddings.values():
+                table_KD.copy_(clip.visual.positional_embedding[1 : 1 + len(table_KD)])
+
+    def cluster(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+        """The cluster of every patch token [S, M] and the medoids [S, K], ascending."""
+        o = self.options
+        if o.clustering == "kmedoids":
+            return k_medoids(patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance)
+        # The released code's graph: 5 neighbours for each frame of the segment, 5 more where frames have many tokens.
+        neighbours = 5 * (self.frames // stage.segments) + (5 if self.arch.patches >= 100 else 0)
+        return spectral_cluster(
+            patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance, neighbours=neighbours
+        )
+
+    def choose(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+        """One token a cluster, in ascending order of the medoids."""
+        assign_SM, medoids_SK = self.cluster(patches_SMD, stage, block)
+        if self.options.aggregate == "medoid":
+            kept_SKD = take(patches_SMD, medoids_SK)
+        else:
+            member_SKM = F.one_hot(assign_SM, stage.kept).mT.to(patches_SMD.dtype)
+            # A matrix product rather than a scatter, whose order of addition a GPU does not fix.
+            kept_SKD = (member_SKM @ patches_SMD).to(patches_SMD.dtype) / member_SKM.sum(dim=2, keepdim=True)
+        if self.options.cluster_embedding:
+            kept_SKD = kept_SKD + self.cluster_embeddings[str(block)].to(kept_SKD.dtype)
+        return kept_SKD, assign_SM
+
+    def overhead_macs(self, stage: Stage) -> int:
+        """Multiply-adds of clustering one segment of M tokens of width D into K.
+
+        The distances take M^2 D; the rest of k-medoids compares and adds, which the papers' tool does not count.
+        Spectral clustering adds 9/2 M^3 for the eigenvectors (9 M^3 operations, Golub and Van Loan, section 8.3) and
+        M^2 K for the distances between its rows. Averaging the members adds K M D.
+        """
+        M, K, D = stage.tokens, stage.kept, self.arch.vision_width
+        macs = M * M * D
+        if self.options.clustering == "spectral":
+            macs += 9 * M**3 // 2 + M * M * K
+        if self.options.aggregate == "mean":
+            macs += K * M * D
+        return macs
+
+
+class CenterCLIP(Method[CenterCLIPOptions]):
+    """CenterCLIP, B6-4,49 on ViT-B/32 and B6-4,160 on ViT-B/16."""
+
+    summary = "patch tokens of each segment clustered, the medoids go on"
+    paper = "CenterCLIP (arXiv 2205.00823), section 3.2"
+    Options = CenterCLIPOptions
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "full"}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "ViT-B-32": {"schedule": ((6, 4, 49),)},
+        "ViT-B-16": {"schedule": ((6, 4, 160),)},
+    }
+    needs = ("schedule",)
+    recipe = "centerclip"
+
+    def build_reducer(self) -> CenterCLIPReducer:
+        """The clustering schedule for this backbone and frame count."""
+        return CenterCLIPReducer(self.options, self.arch, self.frames)
+
+    @classmethod
+    def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """The released cluster embeddings sit inside their blocks."""
+        match = re.fullmatch(r"clip\.visual\.transformer\.resblocks\.(\d+)\.tokencluster_inter\.cluster_embed", key)
+        return (f"reducer.cluster_embeddings.{match.group(1)}", tensor) if match else (key, tensor)

@@ -1,0 +1,138 @@
+"""Joining the frames of a segment at the input of a block: what CenterCLIP and its controls share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+
+Schedule = tuple[tuple[int, int, int], ...]
+SegmentMask = Literal["any", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One reduction of a schedule.
+
+    Attributes:
+        segments: S, sequences a video has from here on.
+        join: neighbouring sequences that make a segment.
+        tokens: M, patch tokens of a segment before the reduction.
+        kept: patch tokens of a segment after it.
+    """
+
+    segments: int
+    join: int
+    tokens: int
+    kept: int
+
+
+# (clusters, join, patches a member, block) -> patch tokens that stay; BadInput where the clusters do not fit.
+Kept = Callable[[int, int, int, int], int]
+
+
+def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, kept: Kept) -> dict[int, Stage]:
+    """The reduction at each scheduled block.
+
+    Args:
+        name: of the method, for error messages.
+        schedule: (block, segments, clusters) of each reduction; blocks count from 0.
+        arch: of the backbone.
+        frames: T.
+        kept: how many patch tokens stay.
+
+    Raises:
+        BadInput: the schedule does not fit the backbone or the frame count.
+    """
+    blocks = [block for block, _, _ in schedule]
+    if blocks != sorted(set(blocks)) or any(not 0 <= block < arch.vision_layers for block in blocks):
+        raise BadInput(
+            f"{name}: option 'schedule' names blocks {blocks}, "
+            f"but they must ascend and lie from 0 to {arch.vision_layers - 1}"
+        )
+    stages: dict[int, Stage] = {}
+    sequences, patches = frames, arch.patches
+    for block, segments, clusters in schedule:
+        if segments < 1 or sequences % segments:
+            raise BadInput(
+                f"{name}: option 'schedule' asks for {segments} segments at block {block}, "
+                f"but the {sequences} sequences there do not split into so many equal parts"
+            )
+        join = sequences // segments
+        stay = kept(clusters, join, patches, block)
+        stages[block] = Stage(segments=segments, join=join, tokens=join * patches, kept=stay)
+        sequences, patches = segments, stay
+    return stages
+
+
+class SegmentReducer(TokenReducer):
+    """At the input of each scheduled block consecutive sequences become one, with fewer patch tokens.
+
+    The class token of a segment is the mean of its members' class tokens. Subclasses say which patch tokens stay.
+
+    Args:
+        stages: the reduction at each block that has one.
+        arch: of the backbone.
+        frames: T.
+        segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
+    """
+
+    def __init__(
+        self, stages: Mapping[int, Stage], arch: Architecture, frames: int, segment_mask: SegmentMask
+    ) -> None:
+        super().__init__(arch, frames)
+        self.stages = stages
+        self.segment_mask = segment_mask
+
+    def choose(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+        """The patch tokens that stay [S, kept, D] and, of every former one, its place among them [S, M] (-1: none)."""
+        raise TypeError(f"{type(self).__name__} does not say which tokens it keeps")
+
+    def overhead_macs(self, stage: Stage) -> int:
+        """Multiply-adds of choosing the tokens of one segment."""
+        return 0
+
+    def before_block(self, stream: TokenStream, index: int) -> TokenStream:
+        """Join the sequences of each segment and reduce their patch tokens."""
+        stage = self.stages.get(index)
+        if stage is None:
+            return stream
+        C = stream.classes
+        joined = stream.joined(stage.join)
+        classes_SCD = stream.x[:, :C].unflatten(0, (-1, stage.join)).mean(dim=1)
+        patches_SMD = joined.x[:, joined.classes :]
+        kept_SKD, place_SM = self.choose(patches_SMD, stage, index)
+        class_place = torch.arange(C, device=place_SM.device).repeat(stage.join).expand(len(place_SM), -1)
+        place = torch.cat([class_place, torch.where(place_SM >= 0, place_SM + C, -1)], dim=1)
+        return replace(joined.moved(torch.cat([classes_SCD, kept_SKD], dim=1), None, place), classes=C)
+
+    def output_mask(self, mask_BT: Tensor) -> Tensor:
+        """The mask of the segments that leave [B, S]."""
+        for stage in self.stages.values():
+            members = mask_BT.unflatten(1, (stage.segments, stage.join))
+            mask_BT = members.any(dim=2) if self.segment_mask == "any" else members[..., -1]
+        return mask_BT
+
+    def plan(self) -> list[BlockTokens]:
+        """The work of every block for one video."""
+        blocks, tokens = [], (self.frames, self.arch.patches + 1)
+        for index in range(self.arch.vision_layers):
+            macs = 0
+            if stage := self.stages.get(index):
+                tokens, macs = (stage.segments, stage.kept + 1), stage.segments * self.overhead_macs(stage)
+            blocks.append(BlockTokens(attention=tokens, leaving=tokens, overhead_macs=macs))
+        return blocks
+
+
+def take(patches_SMD: Tensor, ids_SK: Tensor) -> Tensor:
+    """The tokens with the given ids, [S, K, D]."""
+    S, M, D = patches_SMD.shape
+    rows = ids_SK + torch.arange(S, device=ids_SK.device).unsqueeze(1) * M
+    return patches_SMD.reshape(S * M, D).index_select(0, rows.flatten()).view(S, -1, D)

@@ -1,0 +1,235 @@
+"""VidToMe-style merging: VidToMe's merges around self-attention (Li et al., CVPR 2024, arXiv 2312.10656) in a CLIP ViT.
+
+VidToMe works in a diffusion U-Net; this is its adaptation to a video encoder, not a model that its authors trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.blocks import Block
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.methods.ops.local_merge import GlobalMerge, LocalMerge, global_match, local_match, strides
+
+TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer
+BANK_FIRST = 0.5  # training: chance that the bank is the source (VidToMe's global_rand); never at evaluation
+NORM_MACS = 5  # of one element of a LayerNorm, as the papers' tool counts it
+
+
+@dataclass(frozen=True, kw_only=True)
+class VidToMeOptions(MethodOptions):
+    """VidToMe's settings.
+
+    Attributes:
+        mode: ``unmerge`` merges around attention and restores every token after it, as VidToMe does; ``persistent``
+            merges once and never restores.
+        blocks: the blocks (from 0) whose attention runs on merged tokens, by default all; in mode ``persistent`` the
+            one block that the merge comes before, by default the middle one.
+        ratio: share of the sources that merges into a chunk's target frame.
+        chunk: consecutive frames that merge with each other.
+        target_stride: one of every so many consecutive frames is a target; repeated until one is left.
+        merge: a destination takes nothing from its sources (``replace``) or the mean of them and itself (``mean``).
+        global_ratio: share of the sources that merges between a chunk and the bank of the chunk before (0.8 in
+            VidToMe); None or 0 for no bank. Only in mode ``unmerge``, which the bank is defined by.
+    """
+
+    mode: Literal["unmerge", "persistent"] = "unmerge"
+    blocks: tuple[int, ...] | None = None
+    ratio: float = 0.9
+    chunk: int = 4
+    target_stride: int = 4
+    merge: Literal["replace", "mean"] = "replace"
+    global_ratio: float | None = None
+
+
+def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames: int) -> None:
+    if any(not 0 <= b < layers for b in blocks) or len(set(blocks)) < len(blocks):
+        raise BadInput(f"vidtome: blocks {blocks} must be different block numbers from 0 to {layers - 1}")
+    if options.chunk < 1 or frames % options.chunk:
+        raise BadInput(f"vidtome: option 'chunk' is {options.chunk}, but must divide the {frames} frames of a video")
+    for name in ("ratio", "global_ratio"):
+        if not 0.0 <= (getattr(options, name) or 0.0) <= 1.0:
+            raise BadInput(f"vidtome: {name} must lie in [0, 1], not {getattr(options, name)}")
+    try:
+        strides(options.chunk, options.target_stride)
+    except ValueError:
+        raise BadInput(
+            f"vidtome: target_stride {options.target_stride} must be at least 2 and divide the chunk of "
+            f"{options.chunk} frames, and then the target frames left, until one is left"
+        ) from None
+    if options.mode == "persistent":
+        if len(blocks) != 1:
+            raise BadInput(f"vidtome: mode 'persistent' merges before one block, so blocks {blocks} must name one")
+        if options.global_ratio:
+            raise BadInput("vidtome: global_ratio needs mode 'unmerge': the bank holds un-merged tokens")
+
+
+class VidToMeReducer(TokenReducer):
+    """What both modes share: chunks, their target frames and the local merge.
+
+    The frame mask plays no part in merging: a padded frame is merged like any other and drops out of the mean.
+    In training every chunk of every video draws its own target frame from torch's default generator (CPU), level by
+    level, and then its own side for every global merge, block after block: whoever trains seeds that generator.
+    """
+
+    def __init__(self, options: VidToMeOptions, blocks: tuple[int, ...], arch: Architecture, frames: int) -> None:
+        super().__init__(arch, frames)
+        _check(options, blocks, arch.vision_layers, frames)
+        self.options = options
+        self.merge_blocks = frozenset(blocks)
+        self.chunks = frames // options.chunk
+
+    def match(self, metric_SND: Tensor) -> LocalMerge:
+        """The local merge of every chunk's patches [S, chunk x P, D]."""
+        o = self.options
+        levels = strides(o.chunk, o.target_stride)
+        targets: list[int | Tensor] = [
+            torch.randint(step, metric_SND.shape[:1]) if self.training else min(TARGET, step - 1) for step in levels
+        ]
+        return local_match(metric_SND, o.chunk, o.ratio, o.target_stride, targets, o.merge == "mean")
+
+    def _levels(self) -> Iterator[tuple[int, int, int]]:
+        """Sources, destinations and merged sources of every level of one chunk."""
+        frames, patches, loose = self.options.chunk, self.arch.patches, 0
+        for step in strides(frames, self.options.target_stride):
+            sources = (frames - frames // step) * patches
+            merged = int(self.options.ratio * sources)
+            frames //= step
+            yield sources, frames * patches + loose, merged
+            loose += sources - merged
+
+    @property
+    def chunk_patches(self) -> int:
+        """Patch tokens that a chunk keeps after the local merge."""
+        return self.options.chunk * self.arch.patches - sum(merged for _, _, merged in self._levels())
+
+    @property
+    def local_macs(self) -> int:
+        """Multiply-adds of matching in all chunks of a video once."""
+        pairs = sum(sources * destinations for sources, destinations, _ in self._levels())
+        return self.chunks * pairs * self.arch.vision_width
+
+
+class PersistentReducer(VidToMeReducer):
+    """Merges each chunk before one block; from there on a chunk is one sequence."""
+
+    def attach(self, clip: CLIP) -> None:
+        """Hold the block's norm, which makes the metric; in a tuple, because it stays the tower's module."""
+        self._norms: tuple[nn.LayerNorm, ...] = tuple(
+            clip.visual.transformer.blocks[index].ln_1 for index in self.merge_blocks
+        )
+
+    def before_block(self, stream: TokenStream, index: int) -> TokenStream:
+        """Join the frames of each chunk and merge their patches; the metric is ln_1(x)."""
+        if index not in self.merge_blocks:
+            return stream
+        joined = stream.joined(self.options.chunk)
+        C = joined.classes
+        merge = self.match(self._norms[0](joined.x[:, C:]))
+        x = torch.cat([joined.x[:, :C], merge(joined.x[:, C:])], dim=1)
+        first = torch.arange(C, device=x.device).expand(len(x), -1)
+        return joined.moved(x, None, torch.cat([first, merge.place_SN + C], dim=1))
+
+    def plan(self) -> list[BlockTokens]:
+        """The work of every block for one video."""
+        (before,) = self.merge_blocks
+        whole, patches = (self.frames, self.arch.patches + 1), self.chunk_patches
+        merged = (self.chunks, self.options.chunk + patches)
+        norm = NORM_MACS * self.frames * self.arch.patches * self.arch.vision_width
+        first = BlockTokens(attention=merged, leaving=merged, overhead_macs=self.local_macs + norm)
+        later = replace(first, overhead_macs=0)
+        plain = BlockTokens(attention=whole, leaving=whole)
+        return [plain] * before + [first] + [later] * (self.arch.vision_layers - before - 1)
+
+
+class UnmergeReducer(VidToMeReducer):
+    """Merges each chunk, attends, and gives every merged token its destination's output; all tokens stay."""
+
+    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
+        """The attention branch of all tokens [S, C + P, D]; the keys are those of the merged tokens."""
+        if index not in self.merge_blocks:
+            return super().attend(stream, index, block)
+        normed = TokenStream(x=block.ln_1(stream.x), classes=stream.classes, per_video=stream.per_video)
+        joined = normed.joined(self.options.chunk)
+        C, D = joined.classes, joined.x.shape[2]
+        local = self.match(joined.x[:, C:])
+        tokens = torch.cat([joined.x[:, :C], local(joined.x[:, C:])], dim=1)
+        with_bank = self.options.global_ratio and self.chunks > 1
+        out, keys = self._attend_with_bank(tokens, C, block) if with_bank else block.attn(tokens)
+        S = len(stream.x)
+        parted = [out[:, :C].reshape(S, -1, D), local.unmerge(out[:, C:]).reshape(S, -1, D)]
+        return torch.cat(parted, dim=1), keys
+
+    def _attend_with_bank(self, tokens: Tensor, C: int, block: Block) -> tuple[Tensor, Tensor]:
+        """Attention of each chunk's tokens [S, C + L, D] together with the bank; its output for the chunk's alone.
+
+        No bank depends on attention, so all merges come first and the chunks that have a bank attend at once.
+        """
+        chunks = tokens.view(-1, self.chunks, *tokens.shape[1:])
+        merges = self._bank_merges(chunks[:, :, C:])
+        first, keys = block.attn(chunks[:, 0])
+        later = torch.cat([chunks[:, 1:, :C], torch.stack([merge.tokens for merge in merges], dim=1)], dim=2)
+        out, keys = block.attn(later.flatten(0, 1))
+        restored = [
+            torch.cat([part[:, :C], merge.unmerge(part[:, C:])], dim=1)
+            for part, merge in zip(out.view(later.shape).unbind(1), merges, strict=True)
+        ]
+        return torch.stack([first, *restored], dim=1).flatten(0, 1), keys
+
+    def _bank_merges(self, chunks: Tensor) -> list[GlobalMerge]:
+        """The merges of the second and all later chunks of chunks [videos, chunks, L, D] with the bank before them."""
+        ratio, average = self.options.global_ratio or 0.0, self.options.merge == "mean"
+        bank, *rest = chunks.unbind(1)
+        merges = []
+        for tokens in rest:
+            chance = BANK_FIRST if self.training else 0.0
+            sides = (torch.rand(len(tokens)) < chance).to(tokens.device)
+            merges.append(global_match(tokens, bank, ratio, sides, average))
+            bank = merges[-1].bank
+        return merges
+
+    def _groups(self) -> list[tuple[int, int]]:
+        """(sequences, tokens a sequence) that attend in a merging block."""
+        classes, patches = self.options.chunk, self.chunk_patches
+        if not self.options.global_ratio or self.chunks == 1:
+            return [(self.chunks, classes + patches)]
+        left = patches - int(self.options.global_ratio * patches)
+        return [(1, classes + patches), (self.chunks - 1, classes + patches + left)]
+
+    def plan(self) -> list[BlockTokens]:
+        """The work of every block for one video."""
+        whole, width = (self.frames, self.arch.patches + 1), self.arch.vision_width
+        first, *more = self._groups()
+        macs = self.local_macs + sum(sequences * self.chunk_patches**2 * width for sequences, _ in more)
+        # ln_1 runs before the merge, on every token, and not only on those that attend.
+        spared = whole[0] * whole[1] - sum(sequences * tokens for sequences, tokens in [first, *more])
+        macs += NORM_MACS * spared * width
+        merged = BlockTokens(attention=first, also_attending=tuple(more), leaving=whole, overhead_macs=macs)
+        plain = BlockTokens(attention=whole, leaving=whole)
+        return [merged if i in self.merge_blocks else plain for i in range(self.arch.vision_layers)]
+
+
+class VidToMe(Method[VidToMeOptions]):
+    """Both modes, with any tuning; no paper trains this encoder, so its recipe is the uniform one."""
+
+    summary = "VidToMe-style: patches merge across the frames of a chunk, around attention or for good"
+    paper = "VidToMe (arXiv 2312.10656), section 4, adapted from a diffusion U-Net to a CLIP ViT"
+    Options = VidToMeOptions
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
+    recipe = "uniform"
+
+    def build_reducer(self) -> TokenReducer:
+        """The reducer of the mode, for this backbone and frame count."""
+        layers, blocks = self.arch.vision_layers, self.options.blocks
+        if self.options.mode == "persistent":
+            return PersistentReducer(self.options, (layers // 2,) if blocks is None else blocks, self.arch, self.frames)
+        return UnmergeReducer(self.options, tuple(range(layers)) if blocks is None else blocks, self.arch, self.frames)

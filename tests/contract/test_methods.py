@@ -1,0 +1,179 @@
+"""What every registered method and baseline promises, plug-ins included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tvrbench.harness import load_model, registry
+from tvrbench.harness.checkpoint import save_checkpoint
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.loading import method_class
+from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.tokens import TokenStream
+from tvrbench.harness.training import Trainer
+from tvrbench.harness.tuning import TUNINGS
+
+pytestmark = pytest.mark.contract
+NAMES = registry.names("methods", "baselines")
+
+
+def make(name: str, weights: Path, **options: Any) -> RetrievalModel:
+    """The method on the tiny CLIP; new parameters are made non-zero, so that nothing passes for being switched off."""
+    model = load_model(name, weights=weights, **(method_class(name).small | options))
+    torch.manual_seed(5)
+    for key, parameter in model.named_parameters():
+        if ".lora.B" in key or key.startswith("reducer."):
+            nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_where_it_comes_from(name: str) -> None:
+    cls = method_class(name)
+    assert cls.summary
+    assert cls.paper
+    assert cls.recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_video_alone_gives_what_it_gives_in_a_batch(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = make(name, tiny_weights)
+    frames, mask = tiny_batch["frames"], tiny_batch["mask"].clone()
+    mask[1, 9:] = False
+    with torch.no_grad():
+        together = model.encode_video(frames, mask)
+        alone = torch.cat([model.encode_video(frames[i : i + 1], mask[i : i + 1]) for i in range(3)])
+        again = model.encode_video(frames, mask)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert torch.equal(together, again)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_observed_tokens_are_the_expected_ones(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = make(name, tiny_weights)
+    seen: list[tuple[int, int]] = []
+    for block in model.clip.visual.transformer.blocks:
+        block.mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape[:2])))
+    videos = len(tiny_batch["frames"])
+    with torch.no_grad():
+        model.encode_video(tiny_batch["frames"], tiny_batch["mask"])
+    assert seen == [(videos * sequences, tokens) for sequences, tokens in model.tokens]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_source_patch_is_accounted_for(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = make(name, tiny_weights)
+    if not model.tokens:
+        pytest.skip(f"{name} runs no vision tower")
+    with torch.no_grad():
+        plain = model.video_tokens(tiny_batch["frames"])
+        stream: TokenStream = model.video_tokens(tiny_batch["frames"], trace=True)
+    assert torch.equal(plain.x, stream.x)
+    assert stream.origin is not None
+    places = stream.per_video * stream.x.shape[1]
+    assert stream.origin.max() < places
+    if stream.size is None:
+        return
+    sizes = stream.size.view(len(tiny_batch["frames"]), places)
+    classes = torch.arange(places) % stream.x.shape[1] < stream.classes
+    held = torch.zeros_like(sizes).scatter_add_(1, stream.origin.clamp(min=0), (stream.origin >= 0).float())
+    torch.testing.assert_close(sizes[:, ~classes], held[:, ~classes])
+    assert held[:, classes].sum() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_gradients_reach_exactly_what_is_declared_trainable(
+    name: str, tuning: str, tiny_weights: Path, tiny_batch: dict[str, Any]
+) -> None:
+    model = make(name, tiny_weights, tuning=tuning).train()
+    if not model.trainable() or not method_class(name).trains:
+        assert tuning == "frozen" or not method_class(name).trains
+        return
+    text, video = model(tiny_batch["frames"], tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
+    similarity = model.similarity(text, video)
+    (similarity * torch.randn_like(similarity)).sum().backward()
+    reached = {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == set(model.trainable())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_round_trip(name: str, tiny_weights: Path, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
+    model = make(name, tiny_weights)
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    again = load_model(name, checkpoint=tmp_path / "model.safetensors")
+    assert again.method.options == model.method.options
+    with torch.no_grad():
+        frames, mask = tiny_batch["frames"], tiny_batch["mask"]
+        assert torch.equal(model.encode_video(frames, mask), again.encode_video(frames, mask))
+        ids, text_mask = tiny_batch["ids"], tiny_batch["text_mask"]
+        assert torch.equal(model.encode_text(ids, text_mask), again.encode_text(ids, text_mask))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lora_folds_and_unfolds_exactly(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = make(name, tiny_weights, tuning="lora")
+    if not model.tokens:
+        pytest.skip(f"{name} runs no vision tower")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    frames, mask = tiny_batch["frames"], tiny_batch["mask"]
+    with torch.no_grad():
+        folded = model.encode_video(frames, mask)
+    unfolded = model.encode_video(frames, mask)
+    torch.testing.assert_close(folded, unfolded.detach(), rtol=0, atol=1e-5)
+    model.train()
+    model.eval()
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_folding_notices_every_change(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = make("lora", tiny_weights)
+    frames, mask = tiny_batch["frames"], tiny_batch["mask"]
+    with torch.no_grad():
+        first = model.encode_video(frames, mask)
+        model.clip.visual.transformer.blocks[0].attn.lora.B.add_(0.1)  # type: ignore[union-attr]
+        second = model.encode_video(frames, mask)
+    unfolded = model.encode_video(frames, mask).detach()
+    assert not torch.allclose(first, second, atol=1e-4)
+    torch.testing.assert_close(second, unfolded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).trains])
+def test_a_step_changes_only_what_is_trainable(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = make(name, tiny_weights)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    trainer = Trainer(model, "uniform", 4)
+    for _ in range(2):  # the first step of the warm-up has rate zero
+        out = trainer.step(tiny_batch["frames"], tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
+    assert out["loss"] > 0
+    changed = {key for key, tensor in model.state_dict().items() if not torch.equal(before[key], tensor)}
+    assert changed
+    assert changed <= set(model.trainable())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("frames", "mask", "word"),
+    [
+        (torch.zeros(1, 11, 3, 64, 64), torch.ones(1, 11), "expected"),
+        (torch.zeros(1, 12, 3, 32, 64), torch.ones(1, 12), "expected"),
+        (torch.zeros(1, 12, 3, 64, 64, dtype=torch.uint8), torch.ones(1, 12), "floating point"),
+        (torch.zeros(1, 12, 3, 64, 64), torch.ones(1, 11), "mask"),
+    ],
+)
+def test_wrong_shapes_are_named(
+    name: str, frames: torch.Tensor, mask: torch.Tensor, word: str, tiny_weights: Path
+) -> None:
+    with pytest.raises(BadInput, match=word):
+        make(name, tiny_weights).encode_video(frames, mask.bool())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_options_are_named(name: str, tiny_weights: Path) -> None:
+    with pytest.raises(BadInput, match="'nonsense' is not known"):
+        make(name, tiny_weights, nonsense=1)

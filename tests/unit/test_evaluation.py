@@ -1,0 +1,114 @@
+"""Scores to metrics, frames to the model, and frame averaging that ties exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tvrbench.harness import load_model
+from tvrbench.harness.data import FrameSpec, Split, VideoFault
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.evaluation import score
+from tvrbench.harness.frames import CLIP_MEAN, CLIP_STD, FrameLoader, normalise
+from tvrbench.harness.metrics import cosine_scores
+from tvrbench.harness.preparation import bad_videos_message
+
+pytestmark = pytest.mark.unit
+
+
+class _Counting:
+    """A data set of one-coloured clips that counts its decodes and fails for one video."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.decoded: list[str] = []
+
+    def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        self.decoded.append(video_id)
+        if video_id == "bad":
+            raise BadInput("bad.mp4: truncated")
+        shade = int(video_id) if seed == 0 else seed % 256
+        return np.full((spec.frames, 3, spec.size, spec.size), shade, np.uint8), np.ones(spec.frames, bool)
+
+
+SPEC = FrameSpec(frames=2, size=4)
+
+
+def test_frames_are_decoded_once_where_they_fit() -> None:
+    dataset = _Counting()
+    loader = FrameLoader(dataset, SPEC, videos=3)  # type: ignore[arg-type]
+    for _ in range(2):
+        got = list(loader.batches([[("1", 0), ("2", 0)], [("3", 0)]]))
+        assert [pixels[:, 0, 0, 0, 0].tolist() for pixels, _ in got] == [[1, 2], [3]]
+    assert sorted(dataset.decoded) == ["1", "2", "3"]
+
+
+def test_frames_are_decoded_anew_where_they_do_not_fit_or_are_augmented() -> None:
+    for loader_options, spec in (({"memory_limit": 10}, SPEC), ({}, FrameSpec(frames=2, size=4, augment="some"))):
+        dataset = _Counting()
+        loader = FrameLoader(dataset, spec, videos=2, **loader_options)  # type: ignore[arg-type]
+        for _ in range(2):
+            list(loader.batches([[("1", 0)]]))
+        assert dataset.decoded == ["1", "1"]
+
+
+def test_a_bad_clip_stops_the_loader_with_its_own_words() -> None:
+    loader = FrameLoader(_Counting(), SPEC, videos=2)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"bad\.mp4"):
+        list(loader.batches([[("1", 0)], [("bad", 0)]]))
+
+
+def test_pixels_are_normalised_and_padding_is_zero() -> None:
+    pixels = torch.full((1, 2, 3, 2, 2), 255, dtype=torch.uint8)
+    out = normalise(pixels, torch.tensor([[True, False]]), "cpu")
+    want = [(1 - mean) / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]
+    assert out[0, 0, :, 0, 0].tolist() == pytest.approx(want, abs=1e-6)
+    assert (out[0, 1] == 0).all()
+
+
+def test_subsets_and_pairs_are_scored() -> None:
+    split = Split(
+        name="t",
+        video_ids=("a", "b", "c"),
+        captions=("a", "b", "c"),
+        caption_video=(0, 1, 2),
+        subsets={"order-only": (0, 1), "order-free": (2,)},
+        scenes=(0, 0, 1),
+    )
+    sim = np.array([[0.9, 0.9, 0.1], [0.8, 0.8, 0.2], [0.1, 0.2, 0.9]])
+    result = score(sim, split)
+    assert result.ranks["t2v"].tolist() == [1.5, 1.5, 1.0]
+    assert result.metrics["pair_accuracy"] == 50.0
+    assert result.metrics["subsets"]["order-free"]["t2v"]["R1"] == 100.0
+    assert result.metrics["subsets"]["order-only"]["t2v"]["R1"] == 0.0
+    assert result.metrics["selection"] == "last"
+    low, high = result.metrics["intervals"]["t2v"]["R1"]
+    assert low <= result.metrics["t2v"]["R1"] <= high
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "clip4clip", "lora"])
+def test_frame_averaging_ties_exactly_on_reordered_frames(
+    method: str, tiny_weights: Path, tiny_batch: dict[str, Any]
+) -> None:
+    model = load_model(method, weights=tiny_weights)
+    frames = tiny_batch["frames"]
+    swapped = torch.cat([frames[:, 6:], frames[:, :6]], dim=1)
+    with torch.no_grad():
+        both = model.encode_video(torch.cat([frames, swapped]), torch.ones(6, 12, dtype=torch.bool))
+        text = model.encode_text(tiny_batch["ids"], tiny_batch["text_mask"])
+    scores = cosine_scores(text, both)
+    assert np.array_equal(scores[:, :3], scores[:, 3:])
+
+
+def test_bad_videos_are_named_one_by_one() -> None:
+    faults = [
+        VideoFault(video_id=f"video{i}", path=Path(f"/x/video{i}.mp4"), kind="truncated", detail="cut") for i in range(3)
+    ]
+    text = bad_videos_message(faults)
+    assert all(f"video{i}.mp4: truncated (cut)" in text for i in range(3))
+    assert "--skip-bad-videos" in text
