@@ -5,5 +5,6 @@ BASELINES = {
     "clip4clip": "tvrbench.baselines.clip4clip:CLIP4Clip",
     "tome": "tvrbench.baselines.tome:ToMe",
     "frame_subsample": "tvrbench.baselines.frame_subsample:FrameSubsample",
+    "token_sampling": "tvrbench.baselines.token_sampling:TokenSampling",
     "random": "tvrbench.baselines.random:Random",
 }

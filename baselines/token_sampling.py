@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tvrbench.harness.backbone.architecture import Architecture
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method, MethodOptions
-from tvrbench.methods.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
+from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +31,27 @@ class TokenSamplingOptions(MethodOptions):
     segment_mask: SegmentMask = "any"
 
 
-def _sampled(tokens: int, join: int, patches: int, block: int) -> int:
-    """As many as asked for, at most all there are."""
+def _kept(mode: str, tokens: int, join: int, patches: int, block: int) -> int:
+    """As many as asked for, at most all there are; one frame's worth where frames are averaged."""
     if tokens < 1:
         raise BadInput(f"token_sampling: option 'schedule' must keep at least 1 token at block {block}, not {tokens}")
-    return min(tokens, join * patches)
-
-
-def _pooled(tokens: int, join: int, patches: int, block: int) -> int:
-    """One frame's worth."""
-    return patches
+    return patches if mode == "pooling" else min(tokens, join * patches)
 
 
 class TokenSamplingReducer(SegmentReducer):
     """Samples or averages the patch tokens of each segment."""
 
     def __init__(self, options: TokenSamplingOptions, arch: Architecture, frames: int) -> None:
-        kept = _pooled if options.mode == "pooling" else _sampled
-        stages = plan_stages("token_sampling", options.schedule, arch, frames, kept)
+        stages = plan_stages("token_sampling", options.schedule, arch, frames, partial(_kept, options.mode))
         super().__init__(stages, arch, frames, options.segment_mask)
         self.mode = options.mode
 
-    def choose(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+    def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """Evenly spaced tokens, or the mean over the frames of every position."""
-        S, M, device = len(patches_SMD), stage.tokens, patches_SMD.device
+        (S, M, D), device = patches_SMD.shape, patches_SMD.device
         if self.mode == "pooling":
             place_M = torch.arange(stage.kept, device=device).repeat(stage.join)
-            return patches_SMD.unflatten(1, (stage.join, stage.kept)).mean(dim=1), place_M.expand(S, M)
+            return patches_SMD.reshape(S, stage.join, stage.kept, D).mean(dim=1), place_M.expand(S, M)
         ids_K = self.sample(M, stage.kept).to(device)
         place_M = torch.full((M,), -1, device=device).scatter(0, ids_K, torch.arange(stage.kept, device=device))
         return take(patches_SMD, ids_K.expand(S, -1)), place_M.expand(S, M)
@@ -85,6 +80,7 @@ class TokenSampling(Method[TokenSamplingOptions]):
         "ViT-B-16": {"schedule": ((6, 4, 160),)},
     }
     needs = ("schedule",)
+    small: ClassVar[dict[str, Any]] = {"schedule": ((6, 4, 16),)}
     recipe = "centerclip"
 
     def build_reducer(self) -> TokenSamplingReducer:

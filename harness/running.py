@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,8 @@ import torch
 from tvrbench.harness.backbone.architecture import vision_name
 from tvrbench.harness.batches import batches
 from tvrbench.harness.checkpoint import save_checkpoint
-from tvrbench.harness.cost.bench import run_costs
+from tvrbench.harness.cost.gather import counted, timed
+from tvrbench.harness.cost.job import Job
 from tvrbench.harness.data import Split
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.evaluation import Evaluation, evaluate
@@ -31,6 +32,7 @@ from tvrbench.harness.training import Trainer
 
 
 TRAIN_WORK = 3  # forward and backward cost about three times a forward
+SPEED_BATCH = 32  # videos a call when speed and memory are measured
 COST_WORK = 1500  # about what the cost measurements of one run take, in videos of the stand-in
 
 
@@ -51,6 +53,7 @@ class RunConfig:
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    measure_speed: bool = True
 
 
 def recipe_of(protocol: BenchProtocol, config: RunConfig) -> Recipe:
@@ -210,9 +213,28 @@ def _fill(
         save_checkpoint(model, checkpoints / f"{config.method}-{record['tuning']}-seed{config.seed}.safetensors")
     result = _evaluate(model, prepared, prepared.test, recipe, listener)
     record["metrics"] |= result.metrics
-    record["cost"] = [m.to_json() for m in run_costs(model, prepared.weights_spec, config.device, recipe)]
+    costs = counted(model)
+    if config.measure_speed:
+        costs += timed(_job(prepared, config, recipe), trains=method_class(config.method).trains)
+    record["cost"] = [cost.to_json() for cost in costs]
     listener.advance(COST_WORK)
     return result.ranks
+
+
+def _job(prepared: Prepared, config: RunConfig, recipe: Recipe) -> Job:
+    """The speed measurement of a run: its own shape and batch, on noise."""
+    batch = min(recipe.batch_size, SPEED_BATCH)
+    return Job(
+        method=config.method,
+        backbone=prepared.protocol.backbone,
+        weights=prepared.weights_spec,
+        frames=prepared.protocol.frames,
+        options=options_of(prepared.protocol, config),
+        device=config.device,
+        batch=batch,
+        recipe=asdict(recipe),
+        min_seconds=1.0,
+    )
 
 
 def planned_work(prepared: Prepared, config: RunConfig) -> int:

@@ -8,15 +8,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tvrbench.harness.backbone.architecture import Architecture
 from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method, MethodOptions
 from tvrbench.methods.ops.kmedoids import k_medoids
+from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages, take
 from tvrbench.methods.ops.spectral import spectral_cluster
-from tvrbench.methods.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +77,13 @@ class CenterCLIPReducer(SegmentReducer):
             {str(block): nn.Parameter(torch.zeros(s.kept, arch.vision_width)) for block, s in embedded.items()}
         )
 
-    def initialise(self, clip: CLIP) -> None:
+    def attach(self, clip: CLIP) -> None:
         """Start each cluster embedding [K, D] from CLIP's position embeddings of the first K patches."""
         with torch.no_grad():
             for table_KD in self.cluster_embeddings.values():
                 table_KD.copy_(clip.visual.positional_embedding[1 : 1 + len(table_KD)])
 
-    def cluster(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+    def cluster(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """The cluster of every patch token [S, M] and the medoids [S, K], ascending."""
         o = self.options
         if o.clustering == "kmedoids":
@@ -95,17 +94,15 @@ class CenterCLIPReducer(SegmentReducer):
             patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance, neighbours=neighbours
         )
 
-    def choose(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+    def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """One token a cluster, in ascending order of the medoids."""
-        assign_SM, medoids_SK = self.cluster(patches_SMD, stage, block)
+        assign_SM, medoids_SK = self.cluster(patches_SMD, stage)
         if self.options.aggregate == "medoid":
             kept_SKD = take(patches_SMD, medoids_SK)
         else:
-            member_SKM = F.one_hot(assign_SM, stage.kept).mT.to(patches_SMD.dtype)
-            # A matrix product rather than a scatter, whose order of addition a GPU does not fix.
-            kept_SKD = (member_SKM @ patches_SMD).to(patches_SMD.dtype) / member_SKM.sum(dim=2, keepdim=True)
+            kept_SKD = cluster_means(patches_SMD, assign_SM, stage.kept)
         if self.options.cluster_embedding:
-            kept_SKD = kept_SKD + self.cluster_embeddings[str(block)].to(kept_SKD.dtype)
+            kept_SKD = kept_SKD + self.cluster_embeddings[str(stage.block)].to(kept_SKD.dtype)
         return kept_SKD, assign_SM
 
     def overhead_macs(self, stage: Stage) -> int:
@@ -113,14 +110,12 @@ class CenterCLIPReducer(SegmentReducer):
 
         The distances take M^2 D; the rest of k-medoids compares and adds, which the papers' tool does not count.
         Spectral clustering adds 9/2 M^3 for the eigenvectors (9 M^3 operations, Golub and Van Loan, section 8.3) and
-        M^2 K for the distances between its rows. Averaging the members adds K M D.
+        M^2 K for the distances between its rows.
         """
         M, K, D = stage.tokens, stage.kept, self.arch.vision_width
         macs = M * M * D
         if self.options.clustering == "spectral":
             macs += 9 * M**3 // 2 + M * M * K
-        if self.options.aggregate == "mean":
-            macs += K * M * D
         return macs
 
 
@@ -136,6 +131,7 @@ class CenterCLIP(Method[CenterCLIPOptions]):
         "ViT-B-16": {"schedule": ((6, 4, 160),)},
     }
     needs = ("schedule",)
+    small: ClassVar[dict[str, Any]] = {"schedule": ((6, 4, 16),)}
     recipe = "centerclip"
 
     def build_reducer(self) -> CenterCLIPReducer:

@@ -191,9 +191,9 @@ class UnmergeReducer(VidToMeReducer):
         bank, *rest = chunks.unbind(1)
         merges = []
         for tokens in rest:
-            chance = BANK_FIRST if self.training else 0.0
-            sides = (torch.rand(len(tokens)) < chance).to(tokens.device)
-            merges.append(global_match(tokens, bank, ratio, sides, average))
+            videos = len(tokens)
+            bank_first = torch.rand(videos) < BANK_FIRST if self.training else torch.zeros(videos, dtype=torch.bool)
+            merges.append(global_match(tokens, bank, ratio, bank_first.to(tokens.device), average))
             bank = merges[-1].bank
         return merges
 

@@ -143,6 +143,8 @@ def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
 
 
 def _write_all(folder: Path, settings: Settings) -> None:
+    if "libx264" not in av.codecs_available:
+        raise BadInput("this build of PyAV has no H.264 encoder libx264, which the stand-in needs; use the one on PyPI")
     wanted = clips(settings)
     _write_videos(folder / "videos", wanted, settings.quantiser)
     _write_annotations(folder, wanted)

@@ -133,7 +133,7 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
         image, text = model.encode_image(one_frame[:, 0]), model.encode_text(ids, mask)
         loss = multi_positive_loss(image, text, model.logit_scale, batch)
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()

@@ -20,8 +20,8 @@ RESIZES = ("grows", "shrinks")
 VERBS = (*SLIDES, *RESIZES, "stays")
 RELATIONS = ("left of", "right of", "above", "below")
 
-VOCABULARY = (",", "a", "and", "then", "of", "above", "below", *SIZES, *COLOURS, *SHAPES)
-VOCABULARY += ("slides", *DIRECTIONS, *RESIZES, "stays")
+_OTHER_WORDS = (",", "a", "and", "then", "of", "above", "below")
+VOCABULARY = (*_OTHER_WORDS, *SIZES, *COLOURS, *SHAPES, "slides", *DIRECTIONS, *RESIZES, "stays")
 
 T = TypeVar("T")
 

@@ -64,7 +64,7 @@ def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
     measured: dict[str, Value] = {}
     for subject in subjects:
         method, _, backbone = subject.partition("@")
-        found = profile(load_model(method, backbone=backbone, weights="random:0"), method, backbone)
+        found = profile(load_model(method, backbone=backbone, weights="random:0"))
         measured |= {
             f"exact/{subject}/gmacs_video": found["gmacs"]["video"],
             f"exact/{subject}/gmacs_text": found["gmacs"]["text"],

@@ -12,7 +12,7 @@ from tvrbench.harness.loading import load_model
 def profile_method(method: str, backbone: str, frames: int, options: dict[str, Any], as_json: bool) -> None:
     """Count multiply-adds, parameters and tokens of a method on a preset backbone with random weights."""
     model = load_model(method, backbone=backbone, weights="random:0", frames=frames, **options)
-    result = profile(model, method, backbone)
+    result = profile(model)
     if as_json:
         print_json(result)
         return

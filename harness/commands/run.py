@@ -53,7 +53,13 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
     methods = request.methods or tuple(registry.names("baselines", "methods"))
     seeds = request.seeds or protocol.seeds
     configs = [
-        RunConfig(method=method, seed=seed, device=request.device, options=request.options)
+        RunConfig(
+            method=method,
+            seed=seed,
+            device=request.device,
+            options=request.options,
+            measure_speed=request.measure_speed,
+        )
         for seed in seeds
         for method in methods
         if method_class(method).trains or seed == seeds[0]  # what is not trained has no seeds

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.backbone.architecture import vision_name
 from tvrbench.harness.cost.analytic import analytic_macs, reduction_macs, text_length
 from tvrbench.harness.cost.tracing import Count, count_macs
 from tvrbench.harness.errors import CheckFailed
@@ -123,12 +124,8 @@ def checked_macs(model: RetrievalModel) -> dict[str, int]:
     return traced
 
 
-def profile(model: RetrievalModel, method: str, backbone: str) -> dict[str, Any]:
+def profile(model: RetrievalModel) -> dict[str, Any]:
     """Cost that needs no data, as plain data.
-
-    Args:
-        model: the model.
-        method, backbone: its names, as they are to stand in the result.
 
     Returns:
         ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable}, tokens: [[sequences, tokens a
@@ -141,8 +138,8 @@ def profile(model: RetrievalModel, method: str, backbone: str) -> dict[str, Any]
     tokens = [list(block) for block in model.tokens]
     parameters = list(model.parameters())
     return {
-        "method": method,
-        "backbone": backbone,
+        "method": model.name,
+        "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
         "gmacs": {name: macs / 1e9 for name, macs in checked_macs(model).items()},
         "reduction_gmacs": reduction_macs(model) / 1e9,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tvrbench.harness.errors import CheckFailed
 
 # What an operator does is told by the words of its name: these multiply matrices, so none of them may go uncounted.
-_MATRIX_WORDS = frozenset(
-    "mm addmm bmm baddbmm addbmm mv addmv matmul dot vdot tensordot inner outer ger addr kron einsum linear bilinear "
-    "conv convolution cdist pdist cov corrcoef attention transformer rnn lstm gru matrix svd eig eigh eigvals eigvalsh "
-    "qr cholesky solve inv inverse lstsq pinv pinverse".split()
+_MATRIX_WORD = re.compile(
+    "mm|addmm|bmm|baddbmm|addbmm|mv|addmv|matmul|dot|vdot|tensordot|inner|outer|ger|addr|kron|einsum|linear|bilinear|conv"
+    "|convolution|cdist|pdist|cov|corrcoef|attention|transformer|rnn|lstm|gru|matrix|svd|eig|eigh|eigvals|eigvalsh|qr"
+    "|cholesky|solve|inv|inverse|lstsq|pinv|pinverse"
 )
 
 
@@ -39,7 +39,7 @@ class Count:
 
     Attributes:
         macs: multiply-adds of torch's own operators.
-        opaque: operators from outside torch (``tvrbench::k_medoids``), which a trace cannot look into.
+        opaque: operators from outside torch (a method's custom operators), which a trace cannot look into.
     """
 
     macs: int
@@ -68,4 +68,4 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> Count:
 
 def _multiplies_matrices(op: str) -> bool:
     namespace, _, name = op.partition("::")
-    return namespace == "aten" and not _MATRIX_WORDS.isdisjoint(re.split(r"[_\d]+", name))
+    return namespace == "aten" and any(_MATRIX_WORD.fullmatch(word) for word in re.split(r"[_\d]+", name))

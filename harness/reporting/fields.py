@@ -41,15 +41,13 @@ def record_field(scope: Scope) -> Field:
     )
 
 
-def metric_field(
-    *path: str, key: str, header: str, chance: float | None = None, best: bool = True, show: Show = fixed(1)
-) -> Field:
+def metric_field(*path: str, key: str, header: str, chance: float | None = None) -> Field:
     """A metric by its path in the record, the mean over seeds."""
     end: Best = "min" if path[-1] in LOW_IS_GOOD else "max"
     return Field(
-        column=Column(key=key, header=header, best=end if best else None),
-        cell=lambda row: number(row.metric(*path), show),
-        chance=number(chance, show, contends=False),
+        column=Column(key=key, header=header, best=end),
+        cell=lambda row: number(row.metric(*path), fixed(1)),
+        chance=number(chance, fixed(1), contends=False),
     )
 
 
@@ -61,7 +59,7 @@ def interval_field(direction: str, metric: str) -> Field:
         if found is None:
             return _NOTHING
         low, high = found
-        return Cell(text=f"{low:.1f} to {high:.1f}", value=f"{low} to {high}", contends=False)
+        return Cell(text=f"{low:.1f} to {high:.1f}", value=f"{low:.4f} to {high:.4f}", contends=False)
 
     key = f"{direction}_{metric}_interval"
     return Field(column=Column(key=key, header=f"{METRICS[metric]} 95 % interval"), cell=cell)
@@ -98,15 +96,15 @@ def cost_field(
     what: str = "inference",
     scale: float = 1.0,
 ) -> Field:
-    """A measurement; a lower bound says so, and it takes no part in the contest for the best, nor does a 0."""
+    """A measurement, printed ``scale`` times; a lower bound says so, and neither it nor a 0 contends for the best."""
 
     def cell(row: MethodRow) -> Cell:
         cost = row.cost(name, what)
         if cost is None or cost.value is None:
             return _NOTHING
-        value = cost.value * scale
-        shown = f"≥ {show(value)}" if cost.lower_bound else show(value)
-        return Cell(text=shown, value=value, contends=value > 0 and not cost.lower_bound)
+        shown = show(cost.value * scale)
+        text = f"≥ {shown}" if cost.lower_bound else shown
+        return Cell(text=text, value=cost.value, contends=cost.value > 0 and not cost.lower_bound)
 
     key = name if what == "inference" else f"{name}_{what}"
     return Field(column=Column(key=key, header=header, best=best), cell=cell)

@@ -13,8 +13,10 @@ _GAPS = (5.0, 6.5, 9.0, 12.0, 16.0, 21.0, 28.0, 36.0, 46.0, 60.0)  # from a poin
 _ANGLES = 24
 _PASSES = 12
 # Costs: for a pixel covered of what must not be and of what should not be, for a pixel of distance from the point's
-# error bar and from the point itself, and for a pixel by which a label is nearer to another point's bar than to its own.
+# error bar and from the point itself, and for a pixel by which a label is not clearly nearer to its own bar than to
+# another point's.
 _HARD, _SOFT, _FROM_BAR, _FROM_POINT, _CONFUSED = 100.0, 3.0, 1.0, 0.3, 4.0
+_CLEARLY = 3.0  # 1/72 inch
 _LEADER_SAMPLES = 16
 
 
@@ -29,6 +31,10 @@ class Boxes:
     def around(cls, centres: Points, sizes: Points) -> Boxes:
         """Boxes of the given sizes [N, 2] around their centres [N, 2]."""
         return cls(low=centres - sizes / 2, high=centres + sizes / 2)
+
+    def and_also(self, other: Boxes) -> Boxes:
+        """These boxes, then the others."""
+        return Boxes(low=np.concatenate([self.low, other.low]), high=np.concatenate([self.high, other.high]))
 
     def overlap(self, other: Boxes) -> Points:
         """Pixels shared by each box here with each box there, [N, M]."""
@@ -54,7 +60,7 @@ class Scene:
     Attributes:
         anchors: the points to be labelled, [N, 2].
         bars: each point's marker and error bar, in one box; no label may cover any.
-        lines: boxes that labels keep off where they can.
+        lines: boxes that labels keep off where they can (lines, other text).
         frame: one box that labels stay in.
         unit: pixels in 1/72 inch.
     """
@@ -106,7 +112,7 @@ def _cost_alone(scene: Scene, places: Points, size: Points, index: int) -> Point
     from_bars = boxes.distance(scene.bars)
     own = from_bars[:, index]
     nearest_other = np.delete(from_bars, index, axis=1).min(axis=1, initial=np.inf)
-    cost += _FROM_BAR * own + _CONFUSED * np.clip(own - nearest_other, 0.0, None)
+    cost += _FROM_BAR * own + _CONFUSED * np.clip(own + _CLEARLY * scene.unit - nearest_other, 0.0, None)
     ends = np.clip(scene.anchors[index], boxes.low, boxes.high)
     return np.asarray(cost + _FROM_POINT * np.linalg.norm(ends - scene.anchors[index], axis=-1))
 

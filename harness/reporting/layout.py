@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from tvrbench.harness.reporting.markdown import Markdown, bold, escaped, link, listed, one_line
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
 Best = Literal["max", "min"] | None
 
 
@@ -112,7 +112,8 @@ def number(value: float | None, show: Callable[[float], str], *, contends: bool 
 def links(targets: Sequence[tuple[str, str | None]]) -> Cell:
     """A cell of links, each a text and a relative path (None: no link)."""
     paths = [target if target is not None else text for text, target in targets]
-    return Cell(text=", ".join(text for text, _ in targets), value="; ".join(paths), links=tuple(targets), contends=False)
+    shown = ", ".join(text for text, _ in targets)
+    return Cell(text=shown, value="; ".join(paths), links=tuple(targets), contends=False)
 
 
 def fixed(decimals: int) -> Callable[[float], str]:

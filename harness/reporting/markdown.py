@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import jinja2
 
-_LONGEST = 500
 _INLINE = re.compile(r"[\\`*|~\[\]$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # What starts a list, a heading or a rule when it stands first on a line; a signed number starts none.
@@ -23,10 +22,14 @@ class Markdown(str):
 
 
 def one_line(value: object) -> str:
-    """The value as one line of at most 500 characters, without control, direction or surrogate characters."""
-    text = "".join(" " if _unprintable(c) else c for c in str(value))
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    """The value as one line, without control, direction or surrogate characters."""
+    return " ".join("".join(" " if _unprintable(c) else c for c in str(value)).split())
+
+
+def brief(value: object, longest: int = 300) -> str:
+    """One line of at most so many characters; what is too long ends in an ellipsis."""
+    text = one_line(value)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def escaped(value: object) -> Markdown:
@@ -73,7 +76,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["code"] = code
+    environment.filters |= {"code": code, "brief": brief}
     return environment
 
 

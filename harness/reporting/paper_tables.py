@@ -18,7 +18,7 @@ from tvrbench.harness.reporting.fields import (
 from tvrbench.harness.reporting.layout import Cell, Column, Table, fixed, number, significant, words
 from tvrbench.harness.reporting.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.rows import MethodRow
-from tvrbench.harness.reporting.scope import COST_NOTICE, Scope, devices
+from tvrbench.harness.reporting.scope import COST_NOTICE, Scope, setting
 from tvrbench.harness.reporting.verdicts import GMACS_TOLERANCE, MARGINS, MODEL_COSTS, Comparison, partners
 
 _MEASURES = {
@@ -31,7 +31,7 @@ _MEASURES = {
     "infer_ms_per_video": "inference time a video",
     "train_speedup": "training speed-up",
 }
-_UNITS = {"percent": "%", "points": "points", "rank": ""}
+_UNITS = {"percent": "%", "points": "points", "rank": "", "GMACs": "", "tokens": ""}
 
 
 def measure_name(metric: str) -> str:
@@ -43,6 +43,12 @@ def measure_name(metric: str) -> str:
 def printed(found: PublishedNumber) -> str:
     """The number with the digits that the paper prints."""
     return f"{found.value:,.{found.decimals}f}"
+
+
+def configuration(found: PublishedNumber) -> str:
+    """The paper's words for the variant, and its frames where they are stated."""
+    frames = f"{found.frames} frames" if found.frames is not None else ""
+    return ", ".join(part for part in (found.config, frames) if part)
 
 
 def verdict_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | None:
@@ -57,7 +63,10 @@ def verdict_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | No
         Column(key="difference", header="difference"),
         *_text_columns("verdict", "source", "read from", "records"),
     )
+    verdicts = [c.verdict for c in comparable]
+    counted = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
     caption = scope.caption(
+        f"Of {len(comparable)} published numbers that can be compared: {', '.join(counted)}.",
         "Costs of the model alone are of full-size models with random weights; their difference is in percent. "
         f"Reproduced: GMACs within {100 * GMACS_TOLERANCE:g} %, other costs when the measured value, rounded or cut, "
         "prints as the published one.",
@@ -84,14 +93,14 @@ def apart_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | None
     for c in comparisons:
         if c.verdict == "not comparable":
             n = c.number
-            key = (n.method, n.backbone or "", n.config, n.cited, n.read_from, c.reason or "")
+            key = (n.method, n.backbone or "", configuration(n), n.cited, n.read_from, c.reason or "")
             groups.setdefault(key, []).append(n)
     if not groups:
         return None
     rows = []
-    for (method, backbone, config, cited, read_from, reason), found in groups.items():
+    for (method, backbone, config, cited, read_from, why), found in groups.items():
         values = ", ".join(f"{measure_name(n.metric)} {printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in found)
-        cells = (method, backbone or None, config or None, values, reason, cited, read_from)
+        cells = (method, backbone or None, config or None, values, why, cited, read_from)
         rows.append(tuple(words(cell) for cell in cells))
     return Table(
         name="not-comparable",
@@ -116,18 +125,18 @@ def paper_scale_table(
 
     def published(metric: str) -> Field:
         def cell(row: MethodRow) -> Cell:
-            found = [n for n in numbers if n.metric == metric and row in partners(n, configurations, full_size)]
-            texts = dict.fromkeys(f"{printed(n)}{_device(n)}" for n in found)
-            return words("; ".join(texts) or None)
+            found = [n for n in numbers if n.metric == metric and row in partners(n, configurations, full_size).rows]
+            return _joined([f"{printed(n)}{_device(n)}" for n in found], [n.value for n in found])
 
         return Field(column=Column(key=f"{metric}_published", header="published"), cell=cell)
 
     def difference(metric: str) -> Field:
         def cell(row: MethodRow) -> Cell:
-            found = [c.difference for c in comparisons if c.row is row and c.number.metric == metric]
-            return number(next((d for d in found if d is not None), None), _signed_percent)
+            of_row = [c.difference for c in comparisons if c.row is row and c.number.metric == metric]
+            found = [value for value in of_row if value is not None]
+            return _joined([_signed_percent(value) for value in found], found)
 
-        return Field(column=Column(key=f"{metric}_difference", header="difference"), cell=cell)
+        return Field(column=Column(key=f"{metric}_difference_percent", header="difference"), cell=cell)
 
     fields = [
         text_field("backbone", "backbone", _backbone),
@@ -150,7 +159,7 @@ def paper_scale_table(
         record_field(scope),
     ]
     caption = (
-        f"Full-size models with random weights, measured on {devices(full_size)}. "
+        f"Full-size models with random weights. Time and memory: {setting(full_size)}. "
         "Published: in the same unit as the column before it; difference: of ours from it, in percent. "
         "Time and memory belong to the device, so no difference is given for them."
     )
@@ -168,6 +177,14 @@ def _text_columns(*headers: str) -> list[Column]:
     return [Column(key=header.replace("'s", "").replace(" ", "_"), header=header, left=True) for header in headers]
 
 
+def _joined(texts: Sequence[str], values: Sequence[float]) -> Cell:
+    """One cell of several values, each different one once."""
+    if not texts:
+        return words(None)
+    text = "; ".join(dict.fromkeys(texts))
+    return Cell(text=text, value=values[0] if len(set(values)) == 1 else text, contends=False)
+
+
 def _verdict_row(comparison: Comparison, scope: Scope) -> tuple[Cell, ...]:
     n, row = comparison.number, comparison.row
     cost = n.metric in MODEL_COSTS
@@ -177,7 +194,7 @@ def _verdict_row(comparison: Comparison, scope: Scope) -> tuple[Cell, ...]:
     return (
         words(row.label if row else n.method),
         words(_backbone(row) if row else n.backbone),
-        words(n.config or None),
+        words(configuration(n) or None),
         words(f"{measure_name(n.metric)}{f' ({n.unit})' if n.unit == 'M' else ''}"),
         Cell(text=printed(n), value=n.value, contends=False),
         number(comparison.measured, digits, contends=False),

@@ -198,4 +198,3 @@ def _stated(row: Mapping[str, str], column: str) -> str | None:
 def _backbone(row: Mapping[str, str]) -> str | None:
     name = _stated(row, "backbone")
     return None if name is None else name.replace("/", "-")
-

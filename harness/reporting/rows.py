@@ -1,23 +1,20 @@
-"""Records on disk, and the runs of one method with one set of options (its seeds) as one row of a table."""
+"""The runs of one method with one set of options (its seeds) as one row of a table."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from tvrbench.harness.records import MeasurementDoc, Record, read_record
+from tvrbench.harness.records import MeasurementDoc, Record
+from tvrbench.harness.reporting.markdown import brief
+from tvrbench.harness.reporting.stored import StoredRecord
 from tvrbench.harness.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
-from tvrbench.harness.store import RecordStore
 
 CONFIDENCE = 0.95
 # Metrics that are means over queries, so that seeds can be averaged query by query before queries are resampled.
@@ -31,45 +28,8 @@ _PER_QUERY: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredRecord:
-    """A record and the file it was read from (``ROOT/records/PROTOCOL/FILE.json``)."""
-
-    record: Record
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """Method and seed, for people."""
-        return f"{self.record['method']['name']}, seed {self.record['seed']}"
-
-    def link_from(self, folder: Path) -> str | None:
-        """The file's path relative to ``folder``; None where only the file system's root is common to both."""
-        path, start = self.path.resolve(), folder.resolve()
-        if Path(os.path.commonpath([path, start])) == Path(path.anchor):
-            return None
-        return Path(os.path.relpath(path, start)).as_posix()
-
-    def ranks(self) -> Mapping[str, npt.NDArray[Any]] | None:
-        """Per-query ranks of both directions; None where the record keeps none."""
-        if self.record["per_query_ranks_path"] is None:
-            return None
-        return RecordStore(self.path.parents[2]).load_ranks(self.record)
-
-
-def stored_records(store: RecordStore, protocol: str) -> list[StoredRecord]:
-    """Every record of a protocol, checked, in the order of file names; BadInput for a file that is no record."""
-    paths = sorted(store.folder(protocol).glob("*.json"))
-    return [StoredRecord(record=read_record(path), path=path) for path in paths]
-
-
-def newest(stored: Iterable[StoredRecord]) -> StoredRecord:
-    """The record of the run that was started last."""
-    return max(stored, key=lambda s: (datetime.datetime.fromisoformat(s.record["started"]), s.path.name))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A measurement of a row, averaged over its runs; ``value`` None: not measured in every run, ``reason`` says why."""
+    """A measurement, averaged over a row's runs; ``value`` None: not made in every run, ``reason`` says why."""
 
     value: float | None
     unit: str
@@ -206,7 +166,7 @@ def _labels(identities: Sequence[Mapping[str, Any]], apart: tuple[str, ...]) -> 
 
 
 def _short(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False).strip('"').replace(", ", ",")
+    return brief(json.dumps(value, ensure_ascii=False).strip('"').replace(", ", ","), 40)
 
 
 def _at(metrics: Mapping[str, Any], path: Sequence[str]) -> float | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvrbench.harness.reporting.rows import MethodRow, StoredRecord
+from tvrbench.harness.reporting.rows import MethodRow
+from tvrbench.harness.reporting.stored import StoredRecord
 
 STANDIN = "standin"
 STANDIN_FOR = "msrvtt"
@@ -57,10 +58,22 @@ class Scope:
         return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
 
     def links(self, runs: Sequence[StoredRecord]) -> tuple[tuple[str, str | None], ...]:
-        """A link to each run's record, named by its seed."""
-        return tuple((f"seed {run.record['seed']}", run.link_from(self.folder)) for run in runs)
+        """A link to each run's record, named by its seed; a record of cost alone has none that matters."""
+        return tuple(
+            (f"seed {run.record['seed']}" if run.record["metrics"] else "record", run.link_from(self.folder))
+            for run in runs
+        )
 
 
-def devices(rows: Sequence[MethodRow]) -> str:
-    """The devices that rows were measured on."""
-    return ", ".join(sorted({run.record["environment"]["device"] for row in rows for run in row.runs}))
+def setting(rows: Sequence[MethodRow]) -> str:
+    """What time and memory of rows were measured on and with: devices, then videos a call and precision."""
+    runs = [run.record for row in rows for run in row.runs]
+    found = [record["environment"]["device"] for record in runs]
+    for key, words in (("batch", "batch {}"), ("precision", "{}")):
+        found += [
+            words.format(m["conditions"][key])
+            for record in runs
+            for m in record["cost"]
+            if m["name"] == "throughput" and key in m["conditions"]
+        ]
+    return ", ".join(dict.fromkeys(found))

@@ -19,7 +19,7 @@ from tvrbench.harness.reporting.fields import (
 )
 from tvrbench.harness.reporting.layout import Table, fixed, significant, words
 from tvrbench.harness.reporting.rows import MethodRow
-from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, devices
+from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, setting
 
 PAIR_CHANCE = 50.0
 
@@ -70,7 +70,8 @@ def main_table(rows: Sequence[MethodRow], scope: Scope) -> Table:
         _data_sentence(rows),
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
         "Interval: 95 % bootstrap over queries.",
-        f"GMACs: multiply-adds of encoding one video, which the papers call GFLOPs. Measured on {devices(rows)}.",
+        "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
+        f"Time and memory: {setting(rows)}.",
         "Chance: what random scores give, in closed form." if t2v else None,
         _seeds_sentence(rows),
         _bold_sentence(scope),
@@ -138,7 +139,8 @@ def _checkpoint(row: MethodRow) -> str:
 
 def _data_sentence(rows: Sequence[MethodRow]) -> str:
     data = rows[0].record["data"]
-    sizes = [f"{data[key]:,} {what}" for key, what in (("test_videos", "videos"), ("test_captions", "queries")) if key in data]
+    counts = (("test_videos", "videos"), ("test_captions", "queries"))
+    sizes = [f"{data[key]:,} {what}" for key, what in counts if key in data]
     tested = f"Tested on {data.get('test_split', 'the test split')} of {data['dataset']}"
     trained = f", trained on {data['train_split']}" if "train_split" in data else ""
     return f"{tested}{' (' + ', '.join(sizes) + ')' if sizes else ''}{trained}."

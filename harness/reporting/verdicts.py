@@ -60,21 +60,26 @@ def compare(
     return [comparison for n in found for comparison in _compared(n, configurations, runs, full_size, scope)]
 
 
-def partners(
-    number: PublishedNumber, configurations: Sequence[Configuration], rows: Sequence[MethodRow]
-) -> list[MethodRow] | str:
-    """The rows of the number's method, backbone, frames and configuration; or why there are none."""
-    rows = [row for row in rows if row.method == number.method]
-    if not rows:
-        return "the method was not run here"
-    if number.backbone is not None:
-        rows = [row for row in rows if row.options.get("backbone") == number.backbone]
-        if not rows:
-            return f"not run on {number.backbone} here"
-    if number.frames is not None:
-        rows = [row for row in rows if row.options.get("frames") == number.frames]
-        if not rows:
-            return f"not run with {number.frames} frames here"
+@dataclass(frozen=True, kw_only=True)
+class Partners:
+    """The rows that a published number can stand beside; where there are none, why."""
+
+    rows: tuple[MethodRow, ...] = ()
+    reason: str | None = None
+
+
+def partners(number: PublishedNumber, configurations: Sequence[Configuration], rows: Sequence[MethodRow]) -> Partners:
+    """The rows of the number's method, backbone, frames and configuration."""
+    left = [row for row in rows if row.method == number.method]
+    if not left:
+        return Partners(reason="the method was not run here")
+    for key, wanted, words in (
+        ("backbone", number.backbone, f"not run on {number.backbone} here"),
+        ("frames", number.frames, f"not run with {number.frames} frames here"),
+    ):
+        left = [row for row in left if wanted is None or row.options.get(key) == wanted]
+        if not left:
+            return Partners(reason=words)
     same = [
         c
         for c in configurations
@@ -82,9 +87,11 @@ def partners(
         and (number.backbone is None or c.backbone in (None, number.backbone))
     ]
     if not same:
-        return "no configuration here is known to be the paper's"
-    fitting = [row for row in rows if any(_fits(row, c) for c in same)]
-    return fitting or "not run with the paper's options: " + "; ".join(_missing(rows[0], c) for c in same)
+        return Partners(reason="no configuration here is known to be the paper's")
+    fitting = tuple(row for row in left if any(_fits(row, c) for c in same))
+    if fitting:
+        return Partners(rows=fitting)
+    return Partners(reason="not run with the paper's options: " + "; ".join(_missing(left[0], c) for c in same))
 
 
 def prints_like(measured: float, number: PublishedNumber) -> bool:
@@ -102,16 +109,12 @@ def _compared(
     scope: Scope,
 ) -> Iterator[Comparison]:
     cost = number.metric in MODEL_COSTS
-    rows: list[MethodRow] | str
-    if cost:
-        rows = partners(number, configurations, full_size)
-    else:
-        rows = _obstacle(number, runs, scope) or partners(number, configurations, runs)
-    if isinstance(rows, str):
-        yield Comparison(number=number, verdict="not comparable", reason=rows)
-        return
-    for row in rows:
+    obstacle = None if cost else _obstacle(number, runs, scope)
+    found = Partners(reason=obstacle) if obstacle else partners(number, configurations, full_size if cost else runs)
+    for row in found.rows:
         yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
+    if not found.rows:
+        yield Comparison(number=number, verdict="not comparable", reason=found.reason)
 
 
 def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: Scope) -> str | None:

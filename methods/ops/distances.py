@@ -45,7 +45,7 @@ def _accurate(x_BND: Tensor, kind: torch.dtype, cosine: bool) -> Tensor:
     on_cpu = x_BND.device.type == "cpu"
     rows, items = (BLOCK, 1) if on_cpu else (N, B)
     out = torch.zeros(B, N, N, dtype=kind, device=x_BND.device)
-    for part, result in zip(x_BND.split(items), out.split(items), strict=True):
+    for part, result in zip(torch.split(x_BND, items), torch.split(out, items), strict=True):
         wide = part.double()
         # Between unit vectors 1 - cosine is half of the squared distance.
         wide = F.normalize(wide, dim=-1) if cosine else wide - wide.mean(dim=1, keepdim=True)

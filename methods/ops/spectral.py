@@ -76,9 +76,7 @@ def _embed(
 
 
 @_embed.register_fake
-def _(
-    x: Tensor, k: int, metric: str, p: float, pre_norm: bool, exact: bool, sigma: float, neighbours: int | None
-) -> Tensor:
+def _(x: Tensor, k: int, *_options: object) -> Tensor:
     return x.new_empty((*x.shape[:2], k), dtype=torch.float64)
 
 
@@ -100,6 +98,6 @@ def _spectral_rows(affinity: Tensor, k: int) -> Tensor:
         scale.unsqueeze(-1) * affinity * scale.unsqueeze(-2)
     )
     # Singular and eigenvectors of a symmetric positive semidefinite matrix are the same.
-    vectors = torch.linalg.eigh(laplacian).eigenvectors[..., :k]
+    vectors: Tensor = torch.linalg.eigh(laplacian).eigenvectors[..., :k]
     peak = vectors.gather(-2, vectors.abs().argmax(dim=-2, keepdim=True))
-    return vectors * torch.where(peak < 0, -1.0, 1.0)
+    return (vectors * torch.where(peak < 0, -1.0, 1.0)).contiguous()

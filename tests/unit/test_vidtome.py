@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from tvrbench.harness import load_model
 from tvrbench.harness.backbone.architecture import PRESETS
 from tvrbench.harness.backbone.blocks import Block
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.cost.analytic import analytic_macs
+from tvrbench.harness.cost.flops import traced_macs
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.tokens import BlockTokens
 from tvrbench.methods.vidtome import PersistentReducer, VidToMe
 
 pytestmark = pytest.mark.unit
@@ -157,8 +159,14 @@ def test_every_chunk_of_every_video_draws_its_own_target(tiny_weights: Path, tin
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"global_ratio": 0.8}, {"chunk": 12, "ratio": 0.5}, {"chunk": 12, "global_ratio": 0.8}, PERSISTENT]
-    + [{"mode": "persistent", "blocks": (0,), "chunk": 6, "target_stride": 3, "ratio": 0.5}],
+    [
+        {},
+        {"global_ratio": 0.8},
+        {"chunk": 12, "ratio": 0.5},
+        {"chunk": 12, "global_ratio": 0.8},
+        PERSISTENT,
+        {"mode": "persistent", "blocks": (0,), "chunk": 6, "target_stride": 3, "ratio": 0.5},
+    ],
 )
 def test_what_attends_is_what_was_planned(options: Any, tiny_weights: Path, tiny_batch: Any) -> None:
     model = make(tiny_weights, **options)
@@ -199,12 +207,10 @@ def test_a_copy_of_the_model_takes_its_metric_from_its_own_block(tiny_weights: P
     assert not any(key.startswith("reducer.") for key in model.state_dict())
 
 
-def macs(block: BlockTokens, width: int) -> int:
-    """Multiply-adds of a block: attention of every group, MLP, LayerNorms at 5 an element, and the merging."""
-    total = block.overhead_macs + block.leaving[0] * block.leaving[1] * (5 * width + 8 * width**2)
-    for sequences, tokens in (block.attention, *block.also_attending):
-        total += sequences * tokens * (5 * width + 4 * width**2 + 2 * tokens * width)
-    return total
+@pytest.mark.parametrize("options", [{}, {"global_ratio": 0.8}, {"chunk": 12, "ratio": 0.5}, PERSISTENT])
+def test_the_planned_multiply_adds_are_the_traced_ones(options: Any, tiny_weights: Path) -> None:
+    model = make(tiny_weights, **options)
+    assert traced_macs(model)["video"] == analytic_macs(model)["video"]
 
 
 @pytest.mark.parametrize(
@@ -219,14 +225,12 @@ def macs(block: BlockTokens, width: int) -> int:
     ],
 )
 def test_multiply_adds_at_paper_scale(options: Any, gmacs: float) -> None:
-    arch, frames = PRESETS["ViT-B-32"], 12
-    reducer = VidToMe.configure("vidtome", arch, frames, options).build_reducer()
-    width = arch.vision_width
-    stem = frames * (arch.patches * 3 * arch.patch_size**2 + 5 * (arch.patches + 1)) * width
-    total = stem + sum(macs(block, width) for block in reducer.plan()) + frames * width * (5 + arch.embed_dim)
-    assert total / 1e9 == pytest.approx(gmacs, rel=0.005)
+    method = VidToMe.configure("vidtome", PRESETS["ViT-B-32"], 12, options)
+    with torch.device("meta"):
+        model = RetrievalModel("vidtome", method, CLIP(method.arch), method.build_reducer(), method.build_head())
+    assert analytic_macs(model)["video"] / 1e9 == pytest.approx(gmacs, rel=0.005)
     leaving = (3, 68) if options.get("mode") == "persistent" else (12, 50)
-    assert reducer.expected_tokens()[-1] == leaving
+    assert model.tokens[-1] == leaving
 
 
 @pytest.mark.parametrize(

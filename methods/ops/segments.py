@@ -22,12 +22,14 @@ class Stage:
     """One reduction of a schedule.
 
     Attributes:
+        block: at whose input it happens, from 0.
         segments: S, sequences a video has from here on.
         join: neighbouring sequences that make a segment.
         tokens: M, patch tokens of a segment before the reduction.
         kept: patch tokens of a segment after it.
     """
 
+    block: int
     segments: int
     join: int
     tokens: int
@@ -67,7 +69,7 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
             )
         join = sequences // segments
         stay = kept(clusters, join, patches, block)
-        stages[block] = Stage(segments=segments, join=join, tokens=join * patches, kept=stay)
+        stages[block] = Stage(block=block, segments=segments, join=join, tokens=join * patches, kept=stay)
         sequences, patches = segments, stay
     return stages
 
@@ -84,14 +86,12 @@ class SegmentReducer(TokenReducer):
         segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
     """
 
-    def __init__(
-        self, stages: Mapping[int, Stage], arch: Architecture, frames: int, segment_mask: SegmentMask
-    ) -> None:
+    def __init__(self, stages: Mapping[int, Stage], arch: Architecture, frames: int, segment_mask: SegmentMask) -> None:
         super().__init__(arch, frames)
         self.stages = stages
         self.segment_mask = segment_mask
 
-    def choose(self, patches_SMD: Tensor, stage: Stage, block: int) -> tuple[Tensor, Tensor]:
+    def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """The patch tokens that stay [S, kept, D] and, of every former one, its place among them [S, M] (-1: none)."""
         raise TypeError(f"{type(self).__name__} does not say which tokens it keeps")
 
@@ -106,9 +106,9 @@ class SegmentReducer(TokenReducer):
             return stream
         C = stream.classes
         joined = stream.joined(stage.join)
-        classes_SCD = stream.x[:, :C].unflatten(0, (-1, stage.join)).mean(dim=1)
+        classes_SCD = stream.x[:, :C].reshape(-1, stage.join, C, stream.x.shape[2]).mean(dim=1)
         patches_SMD = joined.x[:, joined.classes :]
-        kept_SKD, place_SM = self.choose(patches_SMD, stage, index)
+        kept_SKD, place_SM = self.choose(patches_SMD, stage)
         class_place = torch.arange(C, device=place_SM.device).repeat(stage.join).expand(len(place_SM), -1)
         place = torch.cat([class_place, torch.where(place_SM >= 0, place_SM + C, -1)], dim=1)
         return replace(joined.moved(torch.cat([classes_SCD, kept_SKD], dim=1), None, place), classes=C)
@@ -116,7 +116,7 @@ class SegmentReducer(TokenReducer):
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the segments that leave [B, S]."""
         for stage in self.stages.values():
-            members = mask_BT.unflatten(1, (stage.segments, stage.join))
+            members = mask_BT.reshape(-1, stage.segments, stage.join)
             mask_BT = members.any(dim=2) if self.segment_mask == "any" else members[..., -1]
         return mask_BT
 
@@ -136,3 +136,14 @@ def take(patches_SMD: Tensor, ids_SK: Tensor) -> Tensor:
     S, M, D = patches_SMD.shape
     rows = ids_SK + torch.arange(S, device=ids_SK.device).unsqueeze(1) * M
     return patches_SMD.reshape(S * M, D).index_select(0, rows.flatten()).view(S, -1, D)
+
+
+def cluster_means(tokens_SMD: Tensor, assign_SM: Tensor, clusters: int) -> Tensor:
+    """The mean of the members of each cluster [S, K, D]; no cluster may be empty.
+
+    Members are added in their order, on every device: unlike a scatter, the result is the same each time.
+    """
+    S, M, D = tokens_SMD.shape
+    ordered = take(tokens_SMD, assign_SM.argsort(dim=1, stable=True)).reshape(S * M, D)
+    lengths_SK = assign_SM.new_zeros(S, clusters).scatter_add_(1, assign_SM, torch.ones_like(assign_SM))
+    return torch.segment_reduce(ordered, "mean", lengths=lengths_SK.flatten(), axis=0).view(S, clusters, D)

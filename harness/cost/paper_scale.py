@@ -1,0 +1,68 @@
+"""What methods cost on the papers' full-size backbones, whatever data a run used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tvrbench.harness.cost.gather import counted, timed
+from tvrbench.harness.cost.job import Job
+from tvrbench.harness.loading import load_model
+from tvrbench.harness.provenance import environment
+from tvrbench.harness.records import SCHEMA_VERSION
+from tvrbench.harness.store import RecordStore
+
+NAME = "paper-scale"
+BACKBONES = ("ViT-B-32", "ViT-B-16")
+# A CPU encodes one ViT-B/16 video in seconds, so one at a time and few calls; a GPU needs a full batch to be busy.
+CPU = Job(method="", batch=1, min_iterations=3, min_seconds=0.0, warmup=1)
+GPU = Job(method="", batch=32, min_iterations=20, min_seconds=2.0, warmup=3)
+WORK = 800  # about what one measurement takes, in videos of the stand-in
+
+
+def jobs(methods: Sequence[str], options: dict[str, Any], device: str) -> list[Job]:
+    """One encoding measurement for each method and backbone."""
+    base = replace(GPU if device.startswith("cuda") else CPU, device=device, options=options)
+    return [replace(base, method=method, backbone=backbone) for backbone in BACKBONES for method in methods]
+
+
+def measure_and_store(job: Job, store: RecordStore, command: str) -> Path:
+    """Count and time one method on one backbone with random weights, and store a record without metrics."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    model = load_model(job.method, backbone=job.backbone, weights=job.weights, frames=job.frames, **job.options)
+    costs = counted(model)
+    described = {"backbone": job.backbone, "frames": job.frames} | model.method.describe()
+    tuning = model.method.options.tuning
+    del model  # the measuring process needs the memory
+    costs += timed(job, trains=False)
+    return store.save(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "protocol": {"name": NAME, "hash": _hash(job)},
+            "method": {"name": job.method, "options": described},
+            "tuning": tuning,
+            "seed": 0,
+            "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
+            "weights_sha256": None,
+            "metrics": {},
+            "cost": [cost.to_json() for cost in costs],
+            "environment": environment(job.device),
+            "command": command,
+            "started": started.isoformat(timespec="seconds"),
+            "duration_s": time.monotonic() - clock,
+            "status": "completed",
+            "failure": None,
+        }
+    )
+
+
+def _hash(job: Job) -> str:
+    """Of how it was measured; what was measured is left out, so that methods stand in one table."""
+    ways = {key: value for key, value in asdict(job).items() if key not in ("method", "backbone", "options")}
+    return hashlib.sha256(json.dumps(ways, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,180 @@
+"""A protocol's report: ``README.md``, its tables as Markdown and CSV, its picture; same records, same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tvrbench.harness.provenance import command_line
+from tvrbench.harness.reporting.figures import pareto
+from tvrbench.harness.reporting.layout import Table
+from tvrbench.harness.reporting.markdown import Markdown, escaped, link, listed, templates
+from tvrbench.harness.reporting.origins import (
+    not_measured,
+    origins,
+    provenance_table,
+    skipped_videos,
+    warnings,
+)
+from tvrbench.harness.reporting.paper_tables import apart_table, paper_scale_table, verdict_table
+from tvrbench.harness.reporting.points import Point
+from tvrbench.harness.reporting.published import load_configurations, load_published
+from tvrbench.harness.reporting.rows import MethodRow, method_rows
+from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.stored import Selected, StoredRecord, newest, select, stored_records
+from tvrbench.harness.reporting.tables import by_recall, chance_levels, main_table, subset_table
+from tvrbench.harness.reporting.verdicts import compare
+from tvrbench.harness.store import RecordStore, atomic_write
+
+PAPER_SCALE = "paper-scale"
+FIGURE = "pareto.png"
+_TABLES = ("main", "subsets", "verdicts", "not-comparable", "paper-scale", "provenance")
+
+
+def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_hash: str | None = None) -> list[Path]:
+    """Write a protocol's report from its records, and return its files, ``README.md`` first.
+
+    Args:
+        protocol: its name as it stands in the records; the report's folder is ``reports/<protocol>``.
+        store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
+        reports: the folder of all reports.
+        protocol_hash: the hash whose records are reported; that of the latest completed run by default.
+
+    Raises:
+        BadInput: no completed record (of that hash), a broken record, or a folder that cannot be written to.
+    """
+    selected = select(stored_records(store, protocol), protocol, protocol_hash)
+    folder = reports.joinpath(*protocol.split("/"))
+    dataset = selected.completed[0].record["data"]["dataset"]
+    scope = Scope(protocol=protocol, dataset=dataset, folder=folder)
+    rows = method_rows(selected.completed)
+    full_size, outdated = _full_size(store)
+    left_out = [*selected.left_out, *outdated]
+    tables, elsewhere = _tables(rows, full_size, selected, scope)
+    figure = _figure(rows, scope)
+    content = _content(rows, full_size, tables, elsewhere, selected, left_out, scope, has_figure=figure is not None)
+    files: dict[str, bytes] = {"README.md": templates().get_template("README.md.j2").render(content).encode()}
+    files |= {FIGURE: figure} if figure is not None else {}
+    for table in tables.values():
+        files |= {f"{table.name}.md": table.to_markdown().encode(), f"{table.name}.csv": table.to_csv().encode()}
+    for name, data in files.items():
+        atomic_write(folder / name, data)
+    for name in {FIGURE, *(f"{table}.{kind}" for table in _TABLES for kind in ("md", "csv"))} - set(files):
+        (folder / name).unlink(missing_ok=True)  # of an earlier report
+    return [folder / name for name in files]
+
+
+def _full_size(store: RecordStore) -> tuple[list[MethodRow], list[StoredRecord]]:
+    """The costs at paper scale, of the latest run's protocol hash, and the records of other hashes."""
+    completed = [s for s in stored_records(store, PAPER_SCALE) if s.record["status"] == "completed"]
+    if not completed:
+        return [], []
+    current = newest(completed).record["protocol"]["hash"]
+    kept = [s for s in completed if s.record["protocol"]["hash"] == current]
+    return method_rows(kept, apart=("backbone",)), [s for s in completed if s not in kept]
+
+
+def _tables(
+    rows: Sequence[MethodRow], full_size: Sequence[MethodRow], selected: Selected, scope: Scope
+) -> tuple[dict[str, Table], list[str]]:
+    """The tables by name, and the methods that have published numbers and no run here."""
+    numbers, configurations = load_published(), load_configurations()
+    comparisons = compare(numbers, configurations, rows, full_size, scope)
+    made = [
+        main_table(rows, scope),
+        subset_table(rows, scope),
+        verdict_table(comparisons, scope),
+        apart_table(comparisons, scope),
+        paper_scale_table(full_size, comparisons, numbers, configurations, scope) if full_size else None,
+        provenance_table(selected.completed, scope),
+    ]
+    here = {row.method for row in (*rows, *full_size)}
+    elsewhere = sorted({n.method for n in numbers if n.dataset == scope.stands_for} - here)
+    return {table.name: table for table in made if table is not None}, elsewhere
+
+
+def _figure(rows: Sequence[MethodRow], scope: Scope) -> bytes | None:
+    """R@1 against GMACs; None where no row has both."""
+    points = []
+    for row in by_recall(rows):
+        cost, recall = row.cost("gmacs_video"), row.metric("t2v", "R1")
+        if cost is not None and cost.value is not None and recall is not None:
+            point = Point(label=row.label, cost=cost.value, recall=recall, interval=row.interval("t2v", "R1"))
+            points.append(point)
+    if not points:
+        return None
+    notice = scope.notice or (None if scope.compares else "Each method with its own paper's recipe: not a comparison.")
+    return pareto(
+        points,
+        title=f"R@1 against compute, {scope.protocol}{' (embedded stand-in)' if scope.standin else ''}",
+        notice=notice,
+        cost_label="GMACs of encoding one video (papers' GFLOPs)",
+        chance=chance_levels(rows)[0].get("R1"),
+        with_frontier=scope.compares,
+    )
+
+
+def _content(
+    rows: Sequence[MethodRow],
+    full_size: Sequence[MethodRow],
+    tables: dict[str, Table],
+    elsewhere: Sequence[str],
+    selected: Selected,
+    left_out: Sequence[StoredRecord],
+    scope: Scope,
+    *,
+    has_figure: bool,
+) -> dict[str, Any]:
+    """What the template prints; strings that are not Markdown are escaped there."""
+
+    def named(run: StoredRecord) -> Markdown:
+        target = run.link_from(scope.folder)
+        return escaped(run.name) if target is None else link(run.name, target)
+
+    printed = {name: table.to_markdown() for name, table in tables.items()}
+    every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
+    return {
+        "title": f"{scope.protocol}: embedded stand-in, not MSR-VTT" if scope.standin else scope.protocol,
+        "notice": scope.notice,
+        "real_command": "nox -s reproduce-msrvtt -- --data DIR",
+        "warnings": warnings(selected.completed, scope),
+        "figure": _picture(scope) if has_figure else None,
+        "files": _files,
+        "main": printed["main"],
+        "subsets": printed.get("subsets"),
+        "verdicts": printed.get("verdicts"),
+        "apart": printed.get("not-comparable"),
+        "paper_scale": printed.get("paper-scale"),
+        "provenance": printed["provenance"],
+        "elsewhere": ", ".join(elsewhere),
+        "commands": [
+            {"line": origin.value, "links": listed([named(run) for run in origin.runs])}
+            for origin in origins(every_run, lambda record: record["command"])
+        ],
+        "report_command": command_line(["report", scope.protocol]),
+        "failed": [{"link": named(run), "reason": run.record["failure"]} for run in selected.failed],
+        "skipped": [
+            {"value": origin.value, "runs": "; ".join(run.name for run in origin.runs)}
+            for origin in skipped_videos(selected.completed)
+        ],
+        "unmeasured": not_measured([*rows, *full_size]),
+        "left_out": [{"link": named(run), "hash": run.record["protocol"]["hash"]} for run in left_out],
+    }
+
+
+def _picture(scope: Scope) -> dict[str, str]:
+    frontier = "The line is the frontier: no method is both cheaper and better than one on it."
+    return {
+        "file": FIGURE,
+        "alternative": f"R@1 against GMACs of each method, {scope.protocol}",
+        "caption": scope.caption(
+            frontier if scope.compares else None,
+            "Bars are 95 % intervals over queries.",
+            "Points of equal cost whose bars overlap are set side by side.",
+        ),
+    }
+
+
+def _files(name: str) -> Markdown:
+    return Markdown(f"This table alone: [Markdown]({name}.md), [CSV]({name}.csv).")

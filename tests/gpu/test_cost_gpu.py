@@ -1,0 +1,64 @@
+"""The instruments on a real GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tvrbench.harness.cost.bench import measure
+from tvrbench.harness.cost.job import Job
+from tvrbench.harness.cost.memory import MemoryProbe
+from tvrbench.harness.cost.throughput import time_calls
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+CUDA = torch.device("cuda")
+MIB = 2**20
+
+
+def test_events_time_the_work_and_not_its_launch() -> None:
+    a = torch.randn(4096, 4096, device=CUDA)
+    settings = {"min_iterations": 5, "min_seconds": 0.0, "warmup": 2, "in_flight": 5}
+    one = sorted(time_calls(lambda: a @ a, CUDA, **settings))[2]
+    four = sorted(time_calls(lambda: [a @ a for _ in range(4)], CUDA, **settings))[2]
+    assert 0 < one < four
+
+
+def test_memory_meters_see_a_known_allocation() -> None:
+    torch.cuda.empty_cache()
+    resident = torch.cuda.memory_allocated(CUDA) / MIB
+    with MemoryProbe(CUDA) as probe:
+        block = torch.ones(512 * MIB, dtype=torch.uint8, device=CUDA)
+        torch.cuda.synchronize()
+        del block
+    found = {m.name: m for m in probe.measurements()}
+    allocated, reserved, nvml = (found[f"peak_memory_{kind}"] for kind in ("allocated", "reserved", "nvml"))
+    assert allocated.value == pytest.approx(resident + 512, abs=1)
+    assert reserved.value is not None
+    assert reserved.value >= resident + 512
+    if nvml.value is None:
+        assert nvml.conditions["reason"]
+    else:
+        assert nvml.value > reserved.value  # the context and the kernels come on top
+        assert nvml.conditions["readings"] >= 2
+
+
+def test_worker_round_trip(tiny_weights: Path) -> None:
+    options = {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1}
+    job = Job(method="tempme", weights=str(tiny_weights), options=options, device="cuda", batch=4, min_seconds=0.1)
+    inference = {m.name: m for m in measure(replace(job, latency=True))}
+    training = {m.name: m for m in measure(replace(job, what="training"))}
+    assert inference["throughput"].conditions["clock"] == "cuda events"
+    for found in (inference, training):
+        assert {"peak_memory_nvml", "peak_memory_allocated", "peak_memory_reserved"} <= set(found)
+        for name, measurement in found.items():
+            if measurement.value is None:
+                assert name == "peak_memory_nvml"
+                assert measurement.conditions["reason"]
+            else:
+                assert measurement.value > 0
