@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from tvrbench.harness.errors import BadInput
 
-
 Progress = Callable[[int, int], None]  # hears (done, all)
 
 
@@ -43,7 +42,9 @@ class Split:
         if len(set(self.video_ids)) != len(self.video_ids):
             raise BadInput(f"split {self.name}: a video id stands twice")
         if len(self.captions) != len(self.caption_video):
-            raise BadInput(f"split {self.name}: {len(self.captions)} captions, {len(self.caption_video)} videos for them")
+            raise BadInput(
+                f"split {self.name}: {len(self.captions)} captions, {len(self.caption_video)} videos for them"
+            )
         if self.caption_video and not 0 <= min(self.caption_video) <= max(self.caption_video) < len(self.video_ids):
             raise BadInput(f"split {self.name}: a caption names a video that is not in the split")
 

@@ -87,8 +87,7 @@ def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:
     metrics = without_ranks(full)
     metrics["selection"] = "last"
     metrics["intervals"] = {"confidence": 0.95} | {
-        direction: rank_intervals(values)
-        for direction, values in ranks.items()
+        direction: rank_intervals(values) for direction, values in ranks.items()
     }
     if split.subsets:
         metrics["subsets"] = {

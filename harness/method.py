@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
 
@@ -80,7 +80,8 @@ class Method(Generic[OptionsT]):
                 f"{name}: no published preset for this backbone shape, so give {', '.join(missing)} "
                 f"(presets exist for {', '.join(cls.presets)})"
             )
-        return cls(validated(cls.Options, values, f"{name} option"), arch, frames)
+        options = cast(OptionsT, validated(cls.Options, values, f"{name} option"))
+        return cls(options, arch, frames)
 
     def build_reducer(self) -> TokenReducer:
         """The token reducer; reduces nothing by default."""

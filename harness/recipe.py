@@ -64,7 +64,9 @@ class Recipe:
         """The recipe with its rate fixed for one tuning, times ``factor``; BadInput where it has none."""
         lr = self.tuning_lr.get(tuning, self.lr)
         if lr is None:
-            raise BadInput(f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}")
+            raise BadInput(
+                f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}"
+            )
         return replace(self, lr=lr * factor, tuning_lr={})
 
     def total_steps(self, pairs: int) -> int:

@@ -33,7 +33,9 @@ def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict
 def table(kind: str) -> Mapping[str, str]:
     """All registered names of a kind with their targets, built-in ones first."""
     builtin = [(e.value, e.load()) for e in entry_points(group="tvrbench.tables") if e.name == kind]
-    plugins = [(e.dist.name if e.dist else "plug-in", {e.name: e.value}) for e in entry_points(group=f"tvrbench.{kind}")]
+    plugins = [
+        (e.dist.name if e.dist else "plug-in", {e.name: e.value}) for e in entry_points(group=f"tvrbench.{kind}")
+    ]
     return merge_tables(kind, [*builtin, *plugins])
 
 

@@ -112,9 +112,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 def compare(baseline: Baseline, measured: Mapping[str, Value], tiers: Sequence[str]) -> list[Row]:
     """Every entry of the baseline in the given tiers against what was measured."""
     return [
-        _row(key, entry, measured.get(key))
-        for key, entry in baseline.entries.items()
-        if key.partition("/")[0] in tiers
+        _row(key, entry, measured.get(key)) for key, entry in baseline.entries.items() if key.partition("/")[0] in tiers
     ]
 
 

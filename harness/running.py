@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +22,12 @@ from tvrbench.harness.frames import normalise
 from tvrbench.harness.loading import load_model, method_class
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.preparation import Prepared, hold_out
+from tvrbench.harness.protocol import Protocol as BenchProtocol
 from tvrbench.harness.provenance import environment
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.records import SCHEMA_VERSION
-from tvrbench.harness.protocol import Protocol as BenchProtocol
 from tvrbench.harness.store import RecordStore
 from tvrbench.harness.training import Trainer
-
 
 TRAIN_WORK = 3  # forward and backward cost about three times a forward
 SPEED_BATCH = 32  # videos a call when speed and memory are measured
@@ -102,16 +100,17 @@ def train(
     loader = prepared.loader(prepared.spec(recipe.train_sampler or recipe.sampler, recipe.augment))
     plan = list(batches(split, recipe.batch_size, seed, steps, pair_scenes=recipe.pair_scenes))
     requests = (
-        [(split.video_ids[split.caption_video[c]], seed * 2**32 + step * recipe.batch_size + i) for i, c in enumerate(b)]
+        [
+            (split.video_ids[split.caption_video[c]], seed * 2**32 + step * recipe.batch_size + i)
+            for i, c in enumerate(b)
+        ]
         for step, b in enumerate(plan)
     )
     losses: list[float] = []
     for captions, (pixels, mask) in zip(plan, loader.batches(requests), strict=True):
         ids, text_mask = prepared.tokenizer([split.captions[c] for c in captions], prepared.protocol.words)
         device = trainer.device
-        out = trainer.step(
-            normalise(pixels, mask, device), mask.to(device), ids.to(device), text_mask.to(device)
-        )
+        out = trainer.step(normalise(pixels, mask, device), mask.to(device), ids.to(device), text_mask.to(device))
         losses.append(out["loss"])
         listener.advance(TRAIN_WORK * len(captions), f"step {len(losses)}/{steps} loss {out['loss']:.3f}")
     tail = losses[-max(1, steps // 10) :]
@@ -119,7 +118,9 @@ def train(
     return {"steps": steps, "lr": trainer.recipe.lr, "precision": trainer.precision, "last_loss": sum(tail) / len(tail)}
 
 
-def choose_rate(prepared: Prepared, config: RunConfig, recipe: Recipe, listener: Listener) -> tuple[Recipe, dict[str, Any]]:
+def choose_rate(
+    prepared: Prepared, config: RunConfig, recipe: Recipe, listener: Listener
+) -> tuple[Recipe, dict[str, Any]]:
     """Try every factor of the protocol on a held-out slice of the training videos; the best R-Sum wins."""
     protocol = prepared.protocol
     tuning = new_model(prepared, config).method.options.tuning

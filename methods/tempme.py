@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.blocks import HEAD_WIDTH
+from tvrbench.harness.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method, MethodOptions
 from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream

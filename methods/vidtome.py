@@ -18,7 +18,7 @@ from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method, MethodOptions
 from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
-from tvrbench.methods.ops.local_merge import GlobalMerge, LocalMerge, global_match, local_match, strides
+from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer
 BANK_FIRST = 0.5  # training: chance that the bank is the source (VidToMe's global_rand); never at evaluation
@@ -88,7 +88,7 @@ class VidToMeReducer(TokenReducer):
         self.merge_blocks = frozenset(blocks)
         self.chunks = frames // options.chunk
 
-    def match(self, metric_SND: Tensor) -> LocalMerge:
+    def match(self, metric_SND: Tensor) -> Pairing:
         """The local merge of every chunk's patches [S, chunk x P, D]."""
         o = self.options
         levels = strides(o.chunk, o.target_stride)

@@ -38,7 +38,9 @@ class Architecture:
             raise BadInput(f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         for name in ("vision_width", "text_width"):
             if getattr(self, name) % HEAD_WIDTH:
-                raise BadInput(f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)")
+                raise BadInput(
+                    f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)"
+                )
         if self.activation not in ("quick_gelu", "gelu"):
             raise BadInput(f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}")
 
@@ -76,9 +78,7 @@ def _vit(**changes: Any) -> Architecture:
 PRESETS: Mapping[str, Architecture] = {
     "ViT-B-32": _vit(),
     "ViT-B-16": _vit(patch_size=16),
-    "ViT-L-14": _vit(
-        patch_size=14, vision_width=1024, vision_layers=24, text_width=768, embed_dim=768
-    ),
+    "ViT-L-14": _vit(patch_size=14, vision_width=1024, vision_layers=24, text_width=768, embed_dim=768),
 }
 
 
@@ -105,7 +105,9 @@ def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"resblocks\.(\d+)\.ln_1\.weight")
     found = {int(m.group(1)) for key in state if (m := pattern.fullmatch(key))}
     if found != set(range(len(found))) or not found:
-        raise BadInput(f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict")
+        raise BadInput(
+            f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict"
+        )
     return len(found)
 
 

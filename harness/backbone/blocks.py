@@ -12,7 +12,7 @@ from tvrbench.harness.backbone.architecture import HEAD_WIDTH
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -28,7 +28,7 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.zeros(3 * width, rank))
         nn.init.kaiming_uniform_(self.A, a=5**0.5)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.A), self.B)
 
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
             return F.linear(x, self.in_proj_weight, self.in_proj_bias)
         if not self.training and not torch.is_grad_enabled():
             return F.linear(x, self._folded_weight(self.lora), self.in_proj_bias)
-        return F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.lora(x)
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias).add(self.lora(x))
 
     def forward(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Attend within each sequence.
@@ -99,7 +99,7 @@ class MLP(nn.Module):
         self.gelu = ACTIVATIONS[activation]()
         self.c_proj = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
         return out
 

@@ -28,7 +28,9 @@ class VisionTower(nn.Module):
         """frames [S, 3, H, W] -> tokens [S, 1 + P, D] entering the first block."""
         patches_SPD = self.conv1(frames).flatten(2).transpose(1, 2)
         classes_S1D = self.class_embedding.expand(frames.shape[0], 1, -1)
-        x: Tensor = self.ln_pre(torch.cat([classes_S1D.to(patches_SPD), patches_SPD], dim=1) + self.positional_embedding)
+        x: Tensor = self.ln_pre(
+            torch.cat([classes_S1D.to(patches_SPD), patches_SPD], dim=1) + self.positional_embedding
+        )
         return x
 
     def forward(self, frames: Tensor, per_video: int, reducer: TokenReducer, trace: bool = False) -> TokenStream:

@@ -74,7 +74,8 @@ def _compare(arch: Architecture, wanted: Architecture, text: str, backbone: str)
     for name in ("image_size", "patch_size", "vision_width", "vision_layers"):
         if getattr(arch, name) != getattr(wanted, name):
             raise BadInput(
-                f"weights {text!r} have {name} {getattr(arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
+                f"weights {text!r} have {name} {getattr(arch, name)}, "
+                f"but backbone {backbone} has {getattr(wanted, name)}"
             )
 
 
@@ -141,7 +142,9 @@ def _folder_activation(folder: Path) -> str:
     try:
         return str(json.loads(config.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
     except (ValueError, KeyError, AttributeError) as error:
-        raise BadInput(f"weights folder {folder.name}: config.json is not a Hugging Face CLIP config ({error})") from None
+        raise BadInput(
+            f"weights folder {folder.name}: config.json is not a Hugging Face CLIP config ({error})"
+        ) from None
 
 
 def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -152,7 +155,7 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as handle:
                 return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise BadInput(f"{path.name}: not a readable safetensors file ({error})") from None
@@ -163,12 +166,14 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
                 f"{path.name} is a TorchScript archive, which can run code, and its SHA-256 is not one of OpenAI's "
                 "published ViT-B/32 or ViT-B/16: save a plain state dict instead"
             )
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})") from None
+        raise BadInput(
+            f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})"
+        ) from None
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise BadInput(f"{path.name}: holds no flat dict of tensors")
@@ -195,8 +200,8 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user
         wanted = config.get("hf_hub") or config.get("url", tag)
         raise BadInput(
-            f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded ({type(error).__name__}): "
-            f"fetch {wanted} elsewhere and pass its file as --weights FILE"
+            f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}): fetch {wanted} elsewhere and pass its file as --weights FILE"
         ) from None
     found = _from_path(path)
     activation = "quick_gelu" if config.get("quick_gelu") or tag == "openai" else "gelu"

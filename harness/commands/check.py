@@ -33,6 +33,7 @@ def check_against(against: Path, records: Path | None, accept: str | None, as_js
     baseline = read_baseline(against)
     _check_device(baseline)
     measured: dict[str, Value] = {}
+    tiers: tuple[str, ...]
     if records is None:
         measured |= measure_exact(sorted({key.split("/")[1] for key in baseline.entries if key.startswith("exact/")}))
         measured |= _rerun_standin(baseline)
@@ -56,7 +57,9 @@ def check_against(against: Path, records: Path | None, accept: str | None, as_js
 def _check_device(baseline: Baseline) -> None:
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     if baseline.device not in ("cpu", here):
-        raise BadInput(f"the baseline was made on {baseline.device}, this machine has {here}: use a baseline of its own")
+        raise BadInput(
+            f"the baseline was made on {baseline.device}, this machine has {here}: use a baseline of its own"
+        )
 
 
 def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
@@ -101,7 +104,9 @@ def _matching(store: RecordStore, baseline: Baseline) -> list[Record]:
         raise BadInput("the baseline has no stand-in tier to compare records with")
     name, wanted = baseline.standin["protocol"], baseline.standin["hash"]
     if load_protocol(name).hash != wanted:
-        raise BadInput(f"protocol {name} is not the one of the baseline ({wanted}): accept a new baseline with a reason")
+        raise BadInput(
+            f"protocol {name} is not the one of the baseline ({wanted}): accept a new baseline with a reason"
+        )
     return [
         record
         for record in store.find(name, seed=baseline.standin["seed"], status="completed")

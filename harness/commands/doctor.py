@@ -29,7 +29,9 @@ class Finding:
 def _device() -> Finding:
     if torch.cuda.is_available():
         return Finding(what="GPU", state="ok", detail=torch.cuda.get_device_name())
-    return Finding(what="GPU", state="missing", detail="no CUDA device: everything runs on the CPU, full-size training is slow")
+    return Finding(
+        what="GPU", state="missing", detail="no CUDA device: everything runs on the CPU, full-size training is slow"
+    )
 
 
 def _nvml() -> Finding:
@@ -83,9 +85,7 @@ def _folder(results: Path) -> Finding:
     place = results if results.exists() else results.absolute().parent
     if not os.access(place, os.W_OK):
         return Finding(what="results folder", state="broken", detail=f"{results} cannot be written to")
-    return Finding(
-        what="results folder", state="ok", detail=f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free"
-    )
+    return Finding(what="results folder", state="ok", detail=f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free")
 
 
 def doctor(results: Path, as_json: bool) -> None:

@@ -22,4 +22,4 @@ def list_names(kind: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table([list(row.values()) for row in rows], [key for key in rows[0]] if rows else [])
+        print_table([list(row.values()) for row in rows], list(rows[0]) if rows else [])

@@ -11,12 +11,12 @@ from tvrbench.harness import registry
 from tvrbench.harness.commands.output import print_json, say
 from tvrbench.harness.commands.plan import make_plan, print_plan
 from tvrbench.harness.cost import paper_scale
+from tvrbench.harness.loading import method_class
 from tvrbench.harness.preparation import Prepared, prepare
 from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import load_protocol
 from tvrbench.harness.provenance import command_line, portable_path
 from tvrbench.harness.reporting.page import write_report
-from tvrbench.harness.loading import method_class
 from tvrbench.harness.running import RunConfig, new_model, planned_work, run_one
 from tvrbench.harness.store import RecordStore
 
@@ -101,5 +101,3 @@ def _run_all(
             written.append(paper_scale.measure_and_store(job, store, command))
             bar.advance(paper_scale.WORK)
     return written
-
-

@@ -18,48 +18,43 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """Which sources merge into which destinations, and where everything goes.
+    """Which tokens merge into which, and where everything goes.
 
     Attributes:
         kept_SM: [S, M] former positions of the tokens that stay, in output order.
         place_SN: [S, N] the new position of every former token.
-        average: give a destination the mean of itself and its sources; else the sources are dropped ("replace").
+        divisor_SN: [S, N] a former token over this number is its part in the new one: a destination becomes the mean
+            of itself and its sources; None where it takes nothing from them ("replace").
     """
 
     kept_SM: Tensor
     place_SN: Tensor
-    average: bool
+    divisor_SN: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Merge x [S, N, D] into [S, M, D]."""
-        return _mean(x, self.place_SN, self.kept_SM.shape[1]) if self.average else _rows(x, self.kept_SM)
+        if self.divisor_SN is None:
+            return _rows(x, self.kept_SM)
+        S, N, D = x.shape
+        M = self.kept_SM.shape[1]
+        place = (self.place_SN + torch.arange(S, device=x.device).unsqueeze(1) * M).flatten()
+        parts = (x / self.divisor_SN.unsqueeze(2)).reshape(S * N, D)
+        return x.new_zeros(S * M, D).index_add(0, place, parts).view(S, M, D)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """y [S, M, D] back to [S, N, D]: every merged source copies its destination."""
+        """y [S, M, D] back to [S, N, D]: every token that merged away copies what it merged into."""
         return _rows(y, self.place_SN)
 
-
-@dataclass(frozen=True, kw_only=True)
-class LocalMerge:
-    """The merges of one chunk down to a single target frame, level after level.
-
-    Attributes:
-        levels: one pairing a level, first to last.
-        place_SN: [S, N] where every token of the chunk is after the last level.
-    """
-
-    levels: tuple[Pairing, ...]
-    place_SN: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Merge x [S, N, D] into [S, M, D]."""
-        for level in self.levels:
-            x = level(x)
-        return x
-
-    def unmerge(self, y: Tensor) -> Tensor:
-        """y [S, M, D] back to [S, N, D]: every merged token copies what it was merged into."""
-        return _rows(y, self.place_SN)
+    def then(self, later: Pairing) -> Pairing:
+        """This pairing and a later one of its output, as one."""
+        divisor = None
+        if self.divisor_SN is not None and later.divisor_SN is not None:
+            divisor = self.divisor_SN * later.divisor_SN.gather(1, self.place_SN)
+        return Pairing(
+            kept_SM=self.kept_SM.gather(1, later.kept_SM),
+            place_SN=later.place_SN.gather(1, self.place_SN),
+            divisor_SN=divisor,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +89,17 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
         metric: [S, N, D] vectors to compare.
         source_SA, target_SB: [S, A] and [S, B] positions of sources and destinations; together all N.
         r: sources that merge.
-        average: see ``Pairing``.
+        average: destinations take the mean of themselves and their sources, else nothing.
 
     Raises:
         ValueError: r is negative or exceeds A, there is no destination, or the metric holds NaN or infinity (on a
-            CPU; on a GPU the check would stall the device, and a NaN reaches the similarity matrix, which refuses it).
+            CPU; on a GPU the check would stall the device and in a compiled graph break it, and a NaN reaches the
+            similarity matrix, which refuses it).
     """
     S, A = source_SA.shape
     if not 0 <= r <= A or not target_SB.shape[1]:
         raise ValueError(f"r = {r}: between 0 and all {A} sources can merge, into at least one destination")
-    if metric.device.type == "cpu" and not torch.isfinite(metric).all():
+    if metric.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(metric).all():
         raise ValueError("the matching metric holds NaN or infinity")
     with torch.no_grad():
         unit = F.normalize(metric, dim=-1)
@@ -114,7 +110,11 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
     place = torch.empty(metric.shape[:2], dtype=torch.long, device=metric.device)
     place.scatter_(1, kept, torch.arange(kept.shape[1], device=place.device).expand(S, -1))
     place.scatter_(1, source_SA.gather(1, merged), partner_SA.gather(1, merged) + A - r)
-    return Pairing(kept_SM=kept, place_SN=place, average=average)
+    divisor = None
+    if average:
+        members = torch.zeros_like(kept).scatter_add_(1, place, torch.ones_like(place))
+        divisor = members.gather(1, place)
+    return Pairing(kept_SM=kept, place_SN=place, divisor_SN=divisor)
 
 
 def strides(frames: int, stride: int) -> list[int]:
@@ -154,7 +154,7 @@ def match_frames(
         stride: one of every ``stride`` consecutive frames is a target.
         target: which one, below ``stride``: one number, or one for every sequence [S].
         loose: tokens before the first frame.
-        average: see ``Pairing``.
+        average: as in ``pair``.
 
     Raises:
         ValueError: as ``pair``; or one target a sequence where ``stride`` does not divide ``frames``.
@@ -180,31 +180,30 @@ def match_frames(
 
 def local_match(
     metric: Tensor, frames: int, ratio: float, stride: int, targets: Sequence[int | Tensor], average: bool = False
-) -> LocalMerge:
-    """Merge the patches of a chunk until one target frame is left.
+) -> Pairing:
+    """Merge the patches of a chunk, level after level, until one target frame is left.
 
     Args:
-        metric: [S, frames x P, D], frame by frame.
+        metric: [S, frames x P, D], frame by frame; merged along for the later levels.
         frames: frames of the chunk.
         ratio: share of the sources that merges at every level, rounded down.
         stride: one of every ``stride`` consecutive frames is a target.
         targets: for every level (``strides``) which one, as in ``match_frames``.
-        average: see ``Pairing``.
+        average: as in ``pair``.
 
     Raises:
         ValueError: as ``strides`` and ``match_frames``; or the number of targets is not the number of levels.
     """
     S, N, _ = metric.shape
     patches, loose = N // frames, 0
-    levels: list[Pairing] = []
-    place_SN = torch.arange(N, device=metric.device).expand(S, -1)
+    position = torch.arange(N, device=metric.device).expand(S, -1)
+    merge = Pairing(kept_SM=position, place_SN=position, divisor_SN=torch.ones_like(position) if average else None)
     for step, target in zip(strides(frames, stride), targets, strict=True):
         level = match_frames(metric, frames, patches, ratio, step, target, loose=loose, average=average)
-        metric, place_SN = level(metric), level.place_SN.gather(1, place_SN)
-        levels.append(level)
+        metric, merge = level(metric), merge.then(level)
         sources = (frames - frames // step) * patches
         frames, loose = frames // step, sources - int(ratio * sources)
-    return LocalMerge(levels=tuple(levels), place_SN=place_SN)
+    return merge
 
 
 def global_match(tokens: Tensor, bank: Tensor, ratio: float, bank_first: Tensor, average: bool = False) -> GlobalMerge:
@@ -214,7 +213,7 @@ def global_match(tokens: Tensor, bank: Tensor, ratio: float, bank_first: Tensor,
         tokens, bank: [S, L, D] each; they are their own metric.
         ratio: share of the sources that merges, rounded down.
         bank_first: [S] bool, whether the bank is the source and the chunk the destination, or the other way round.
-        average: see ``Pairing``.
+        average: as in ``pair``.
 
     Raises:
         ValueError: as ``pair``.
@@ -238,13 +237,3 @@ def _rows(x: Tensor, index_SM: Tensor) -> Tensor:
     S, N, D = x.shape
     first = torch.arange(S, device=x.device).unsqueeze(1) * N
     return x.reshape(S * N, D).index_select(0, (index_SM + first).flatten()).view(S, -1, D)
-
-
-def _mean(x: Tensor, place_SN: Tensor, count: int) -> Tensor:
-    """Mean of the tokens x [S, N, D] that share a place below ``count`` -> [S, count, D]."""
-    S, N, D = x.shape
-    first = torch.arange(S, device=x.device).unsqueeze(1) * count
-    place = (place_SN + first).flatten()
-    total = x.new_zeros(S * count, D).index_add(0, place, x.reshape(S * N, D))
-    members = x.new_zeros(S * count, 1).index_add(0, place, x.new_ones(S * N, 1))
-    return (total / members).view(S, count, D)

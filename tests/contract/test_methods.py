@@ -41,7 +41,9 @@ def test_states_where_it_comes_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_video_alone_gives_what_it_gives_in_a_batch(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+def test_a_video_alone_gives_what_it_gives_in_a_batch(
+    name: str, tiny_weights: Path, tiny_batch: dict[str, Any]
+) -> None:
     model = make(name, tiny_weights)
     frames, mask = tiny_batch["frames"], tiny_batch["mask"].clone()
     mask[1, 9:] = False

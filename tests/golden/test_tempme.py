@@ -57,9 +57,7 @@ def test_features_and_similarity(variant: tuple[RetrievalModel, Any], golden: di
 def test_loss_and_gradients(golden: dict[str, Any], variant: tuple[RetrievalModel, Any]) -> None:
     model, want = variant
     model.zero_grad()
-    text, video = model(
-        golden["video"], golden["video_mask"].bool(), golden["text_ids"], golden["text_mask"].bool()
-    )
+    text, video = model(golden["video"], golden["video_mask"].bool(), golden["text_ids"], golden["text_mask"].bool())
     loss = contrastive_loss(model.similarity(text, video))
     torch.testing.assert_close(loss.detach(), want["loss"], rtol=0, atol=TOLERANCE)
     if "grads" not in want:

@@ -144,7 +144,9 @@ def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["code", "garbage", "empty", "cut", "torchscript", "other-model", "list", "safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["code", "garbage", "empty", "cut", "torchscript", "other-model", "list", "safetensors"]
+)
 def test_bad_weight_files_are_refused_with_one_sentence(kind: str, tmp_path: Path, tiny_weights: Path) -> None:
     path = _write_bad(kind, tmp_path, load_file(tiny_weights))
     with pytest.raises(BadInput) as error:

@@ -107,7 +107,8 @@ def test_frame_averaging_ties_exactly_on_reordered_frames(
 
 def test_bad_videos_are_named_one_by_one() -> None:
     faults = [
-        VideoFault(video_id=f"video{i}", path=Path(f"/x/video{i}.mp4"), kind="truncated", detail="cut") for i in range(3)
+        VideoFault(video_id=f"video{i}", path=Path(f"/x/video{i}.mp4"), kind="truncated", detail="cut")
+        for i in range(3)
     ]
     text = bad_videos_message(faults)
     assert all(f"video{i}.mp4: truncated (cut)" in text for i in range(3))

@@ -16,6 +16,7 @@ from tvrbench.harness.cost import bench, throughput
 from tvrbench.harness.cost.bench import lock_path, measure
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.cost.throughput import measure_latency, measure_step, measure_throughput, time_calls
+from tvrbench.harness.cost.worker import run_job
 from tvrbench.harness.errors import BadInput, CheckFailed
 from tvrbench.harness.recipe import load_recipe
 
@@ -137,6 +138,7 @@ def test_inference_round_trip(job: Job) -> None:
     assert found["text_throughput"].unit == "queries/s"
 
 
+@pytest.mark.slow
 def test_training_round_trip(job: Job) -> None:
     recipe = asdict(load_recipe("tempme"))
     found = {m.name: m for m in measure(replace(job, what="training", recipe=recipe))}
@@ -148,14 +150,21 @@ def test_training_round_trip(job: Job) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "temme"}, "unknown method or baseline 'temme'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "meta"}, "device 'meta' cannot be measured"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
         ({"method": "zero_shot", "options": {}, "what": "training"}, "leaves nothing to train"),
+        ({"what": "training", "recipe": {"lr": 1.0}}, "recipe 'optimiser'"),
     ],
 )
 def test_what_cannot_be_measured_is_bad_input(job: Job, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        measure(replace(job, **changes))
+        run_job(replace(job, **changes))
+
+
+def test_bad_input_of_the_worker_comes_back_in_its_own_words(job: Job) -> None:
+    with pytest.raises(BadInput, match=r"^unknown method or baseline 'temme' .did you mean tempme"):
+        measure(replace(job, method="temme"))
 
 
 def test_a_worker_that_breaks_off_is_shown(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +174,7 @@ def test_a_worker_that_breaks_off_is_shown(job: Job, monkeypatch: pytest.MonkeyP
 
 
 def test_a_worker_that_takes_too_long_is_ended(job: Job) -> None:
-    with pytest.raises(CheckFailed, match="did not end within 0.01 s"):
+    with pytest.raises(CheckFailed, match=r"did not end within 0\.01 s"):
         measure(job, timeout_s=0.01)
 
 

@@ -65,7 +65,9 @@ def test_every_recipe_trains(name: str, tiny_weights: Path, tiny_batch: dict[str
 
 
 def test_a_few_steps_fit_one_batch(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    trainer = Trainer(load_model("clip4clip", weights=tiny_weights), replace(load_recipe("uniform"), tuning_lr={}, lr=1e-3), 30)
+    trainer = Trainer(
+        load_model("clip4clip", weights=tiny_weights), replace(load_recipe("uniform"), tuning_lr={}, lr=1e-3), 30
+    )
     losses = [trainer.step(*_inputs(tiny_batch))["loss"] for _ in range(30)]
     assert losses[-1] < 0.1 * losses[0]
 

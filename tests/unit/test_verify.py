@@ -12,10 +12,10 @@ import pytest
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.msrvtt import MSRVTT
-from tvrbench.harness.frames import FrameLoader, frames_fingerprint
-from tvrbench.harness.verification import verify
 from tvrbench.harness.data import FrameSpec, Split
 from tvrbench.harness.errors import BadInput
+from tvrbench.harness.frames import FrameLoader, frames_fingerprint
+from tvrbench.harness.verification import verify
 
 pytestmark = pytest.mark.unit
 
