@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import jinja2
 
-_INLINE = re.compile(r"[\\`*|~\[\]$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+_INLINE = re.compile(r"[\\`*|~\[\]$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|#(?=#*$)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # What starts a list, a heading or a rule when it stands first on a line; a signed number starts none.
 _BLOCK = re.compile(r"^(?:(?=[-+=#])(?![-+]\d)|(\d{1,9})(?=[.)](?:\s|$)))")

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 METRICS = ("euclidean", "cosine")
 # Rows of one step of the triangular product on a CPU: most of the half below the diagonal is never computed.
 BLOCK = 256
-# Elements of a distance matrix in float64 at one time on a CPU, so that they stay near the cores.
-CHUNK = 1 << 20
 # Relative to the largest squared norm of an item's rows: what float64 products leave of a squared distance of zero.
 # The square root, 3e-7, is about the spacing of float32 itself, so rows that near are the same row.
 ROUNDING = 1e-13
@@ -44,31 +42,19 @@ def pairwise_distances(x: Tensor, metric: str = "euclidean", p: float = 2.0, exa
 def _accurate(x_BND: Tensor, kind: torch.dtype, cosine: bool) -> Tensor:
     """The distances above the diagonal from float64 products, copied below it."""
     B, N, _ = x_BND.shape
-    items = max(1, CHUNK // N**2) if x_BND.device.type == "cpu" else B
-    out = torch.empty(B, N, N, dtype=kind, device=x_BND.device)
+    items, rows = (1, -(-N // -(-N // BLOCK))) if x_BND.device.type == "cpu" else (B, N)
+    out = x_BND.new_zeros((B, N, N), dtype=kind)
+    peaks = []
     for part, result in zip(torch.split(x_BND, items), torch.split(out, items), strict=True):
         wide = part.double()
         wide = F.normalize(wide, dim=-1) if cosine else wide - wide.mean(dim=1, keepdim=True)
-        square = wide.square().sum(dim=-1, keepdim=True)
-        gap = _upper_gaps(wide, square)
-        gap.masked_fill_(gap < ROUNDING * square.amax(dim=1, keepdim=True), 0.0)
-        # Between unit vectors 1 - cosine is half of the squared distance.
-        result.copy_(gap.mul_(0.5) if cosine else gap.sqrt_())
-    out.triu_(diagonal=1)
-    return out.add_(out.mT.clone())
-
-
-def _upper_gaps(x_BND: Tensor, square_BN1: Tensor) -> Tensor:
-    """Squared distances above the diagonal, anything but NaN below it; on a CPU each item by itself."""
-    ones = torch.ones_like(square_BN1)
-    # With both norms as two more columns the product is |a|^2 + |b|^2 - 2 a b at once.
-    left, right = torch.cat([-2 * x_BND, square_BN1, ones], dim=-1), torch.cat([x_BND, ones, square_BN1], dim=-1)
-    if x_BND.device.type != "cpu":
-        return left @ right.mT
-    B, N, _ = x_BND.shape
-    rows = -(-N // -(-N // BLOCK))
-    gaps = x_BND.new_zeros(B, N, N)
-    for rows_ND, columns_ND, gap_NN in zip(left, right, gaps, strict=True):
+        square = wide.norm(dim=-1).square_()
+        peaks.append(square.amax(dim=1))
         for low in range(0, N, rows):
-            torch.mm(rows_ND[low : low + rows], columns_ND[low:].T, out=gap_NN[low : low + rows, low:])
-    return gaps
+            gap = torch.baddbmm(square[:, None, low:], wide[:, low : low + rows], wide[:, low:].mT, alpha=-2)
+            torch.add(gap, square[:, low : low + rows, None], out=result[:, low : low + rows, low:])
+    limit = torch.cat(peaks).mul_(ROUNDING).to(kind).view(B, 1, 1)
+    out.masked_fill_(out < limit, 0.0)
+    # Between unit vectors 1 - cosine is half of the squared distance.
+    out = (out.mul_(0.5) if cosine else out.sqrt_()).triu_(diagonal=1)
+    return out.add_(out.mT.clone())

@@ -1,4 +1,4 @@
-"""Reports: what tables say, what they refuse to mix, what hostile text cannot do, and that labels do not collide."""
+"""The tables of a report: what they say, mark, leave out and refuse to mix."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.records import Measurement
+from tvrbench.harness.reporting.layout import MISSING
 from tvrbench.harness.reporting.page import write_report
 from tvrbench.harness.reporting.rows import method_rows
 from tvrbench.harness.reporting.stored import stored_records
@@ -22,6 +23,7 @@ from tvrbench.harness.store import RecordStore
 
 pytestmark = pytest.mark.unit
 
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "standin_record.json"
 HASH, OTHER_HASH = "0123456789abcdef", "fedcba9876543210"
 STANDIN = "standin/uniform"
 NO_CARRY_OVER = re.compile(r"no ranking (here|there) carries over to MSR-VTT")
@@ -75,6 +77,12 @@ def msrvtt_record(method: str, r1: float, kind: str = "published", **changes: An
     record = make_record(method, r1, protocol={"name": f"msrvtt-1ka-9k/{kind}", "hash": HASH}, **changes)
     record["data"] |= {"dataset": "msrvtt", "test_videos": 1000, "test_captions": 1000}
     return record
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of a report's time and have tests of their own."""
+    monkeypatch.setattr("tvrbench.harness.reporting.page.pareto", lambda points, **options: b"picture")
 
 
 @pytest.fixture

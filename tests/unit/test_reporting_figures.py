@@ -43,7 +43,12 @@ TWELVE = [
 
 class TestFigure:
     def draw(self, points: list[Point], **options: Any) -> Image.Image:
-        shown = {"title": "R@1 against compute", "notice": "Embedded stand-in", "cost_label": "GMACs", "chance": 0.1}
+        shown: dict[str, Any] = {
+            "title": "R@1 against compute",
+            "notice": "Embedded stand-in",
+            "cost_label": "GMACs",
+            "chance": 0.1,
+        }
         return Image.open(io.BytesIO(pareto(points, **(shown | options))))
 
     @pytest.mark.parametrize("points", [TWELVE[:1], TWELVE[:3], TWELVE, [Point(label="$x_$", cost=0.0, recall=0.0)]])

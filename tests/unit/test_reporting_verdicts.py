@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from tvrbench.harness.records import Measurement
+from tvrbench.harness.records import Measurement, Record
 from tvrbench.harness.reporting.published import Configuration, PublishedNumber
+from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.stored import StoredRecord
 from tvrbench.harness.reporting.verdicts import Comparison, compare, prints_like
 
 pytestmark = pytest.mark.unit

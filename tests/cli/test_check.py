@@ -1,0 +1,131 @@
+"""The regression check: silent when nothing moved, and loud for each injected fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tvrbench.harness import cli
+from tvrbench.harness.commands.check import measure_exact
+from tvrbench.methods.ops import matching
+from tvrbench.methods.tempme import TempMeReducer
+
+pytestmark = pytest.mark.cli
+SUBJECT = "tempme@ViT-B-32"
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """A baseline of one method's exact tier, measured by the code as it is."""
+    entries = {key: {"value": value, "margin": 0} for key, value in measure_exact([SUBJECT]).items()}
+    accepted = [{"date": "2026-01-01", "reason": "first", "git_sha": None}]
+    return {"schema_version": 1, "device": "cpu", "standin": None, "entries": entries, "accepted": accepted}
+
+
+@pytest.fixture
+def baseline(document: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def rows(capsys: pytest.CaptureFixture[str], baseline: Path, *more: str) -> tuple[int, dict[str, str]]:
+    """Exit code, and the state of each metric."""
+    code = cli.main(["check", "--against", str(baseline), "--json", *more])
+    out = capsys.readouterr().out
+    return code, {row["key"].split("/")[-1]: row["state"] for row in json.loads(out)} if out else {}
+
+
+def test_an_undisturbed_rerun_is_silent(capsys: pytest.CaptureFixture[str], baseline: Path) -> None:
+    code, states = rows(capsys, baseline)
+    assert code == 0
+    assert set(states.values()) == {"same"}
+
+
+def test_one_merge_too_few_is_caught(
+    capsys: pytest.CaptureFixture[str], baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = TempMeReducer.after_attention
+
+    def lazy(self: TempMeReducer, stream: Any, keys: torch.Tensor, index: int) -> Any:
+        return stream if index == 7 else whole(self, stream, keys, index)
+
+    monkeypatch.setattr(TempMeReducer, "after_attention", lazy)
+    code = cli.main(["check", "--against", str(baseline)])
+    assert code == 1
+    assert "token plan" in capsys.readouterr().err
+
+
+def test_a_wrong_schedule_is_caught(
+    capsys: pytest.CaptureFixture[str], baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvrbench.methods.tempme import TempMe
+
+    monkeypatch.setitem(TempMe.presets["ViT-B-32"], "r", 1)
+    code, states = rows(capsys, baseline)
+    assert code == 1
+    assert {name for name, state in states.items() if state == "moved"} == {"gmacs_video", "tokens", "output_tokens"}
+
+
+def test_a_metric_that_was_not_measured_fails(
+    capsys: pytest.CaptureFixture[str], baseline: Path, document: dict[str, Any]
+) -> None:
+    key = f"exact/{SUBJECT}/joules"
+    baseline.write_text(json.dumps(document | {"entries": document["entries"] | {key: {"value": 1.0, "margin": 1.0}}}))
+    code, states = rows(capsys, baseline)
+    assert code == 1
+    assert states["joules"] == "missing"
+
+
+def test_accepting_keeps_the_reason(
+    capsys: pytest.CaptureFixture[str], baseline: Path, document: dict[str, Any]
+) -> None:
+    entries = {key: entry | {"value": 1.0} if "gmacs" in key else entry for key, entry in document["entries"].items()}
+    baseline.write_text(json.dumps(document | {"entries": entries}))
+    assert rows(capsys, baseline)[0] == 1
+    assert rows(capsys, baseline, "--accept", "the counter was wrong")[0] == 0
+    assert rows(capsys, baseline)[0] == 0
+    assert json.loads(baseline.read_text())["accepted"][-1]["reason"] == "the counter was wrong"
+    assert cli.main(["check", "--against", str(baseline), "--accept", " "]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "NVIDIA H200"}, "made on NVIDIA H200"),
+        ({"entries": {}}, "$.entries"),
+        ({"entries": {"speed": {"value": 1, "margin": 0}}}, "speed"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_baseline_that_cannot_be_used_exits_with_2(
+    capsys: pytest.CaptureFixture[str],
+    baseline: Path,
+    document: dict[str, Any],
+    change: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    baseline.write_text(json.dumps(document | change))
+    assert cli.main(["check", "--against", str(baseline)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_swapped_split_of_sources_and_destinations_moves_features(
+    tiny_weights: Path, tiny_batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts cannot see this fault; the stand-in tier and the golden tests can, because features change."""
+    from tvrbench.harness import load_model
+
+    model = load_model("tempme", weights=tiny_weights, r=1, clip_ratio=0.3, intra_ratio=0.1)
+    with torch.no_grad():
+        right = model.encode_video(tiny_batch["frames"], tiny_batch["mask"])
+        assemble = matching._assemble
+        monkeypatch.setattr(matching, "_assemble", lambda best, partner, *rest: assemble(-best, partner, *rest))
+        wrong = model.encode_video(tiny_batch["frames"], tiny_batch["mask"])
+    assert not torch.allclose(right, wrong, atol=1e-3)

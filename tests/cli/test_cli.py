@@ -1,0 +1,154 @@
+"""The command line as a user meets it: answers, exit codes, and one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvrbench.harness import cli, registry
+
+pytestmark = pytest.mark.cli
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``tvrbench ARGUMENTS``, in this process."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:  # what the parser raises for --help and for arguments that do not parse
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of a call that must exit with 2 and print nothing else."""
+    code, out, err = call(capsys, *arguments)
+    assert code == 2, err
+    assert out == ""
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("tvrbench: ")
+    assert "Traceback" not in err
+    return line
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("list",), ("profile",), ("run",), ("report",), ("check",), ("data",), ("doctor",)]
+)
+def test_help_explains_every_command(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    code, out, _ = call(capsys, *command, "--help")
+    assert code == 0
+    assert "usage: tvrbench" in out
+
+
+@pytest.mark.parametrize("kind", ["methods", "baselines", "datasets"])
+def test_list_names_what_is_registered(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    code, out, _ = call(capsys, "list", kind, "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == registry.names(kind)
+    assert all(row["summary"] for row in json.loads(out))
+
+
+def test_list_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "list", "protocols")
+    for name in ("msrvtt-1ka-9k/uniform", "msrvtt-1ka-9k/published", "standin/uniform"):
+        assert name in out
+
+
+# method and options -> GMACs, output tokens, trainable parameters, as the papers print them
+PUBLISHED: list[tuple[tuple[str, ...], float, int | None, int]] = [
+    (("clip4clip",), 53.0, 600, 123_540_993),
+    (("lora",), 53.0, 600, 491_520),
+    (("tempme",), 34.8, 97, 507_648),
+    (("tempme", "--backbone", "ViT-B-16"), 121.4, 127, 507_648),
+    (("tempme", "--set", "r=0", "--set", "clip_ratio=0", "--set", "intra_ratio=0"), 54.3, 600, 507_648),
+]
+
+
+@pytest.mark.parametrize(("arguments", "gmacs", "tokens", "trainable"), PUBLISHED)
+def test_profile_gives_the_published_numbers(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], gmacs: float, tokens: int, trainable: int
+) -> None:
+    code, out, _ = call(capsys, "profile", *arguments, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert {"method", "backbone", "frames", "gmacs", "params", "tokens", "output_tokens"} <= set(found)
+    assert found["gmacs"]["video"] == pytest.approx(gmacs, rel=0.005)
+    assert found["output_tokens"] == tokens
+    assert found["params"]["trainable"] == trainable
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("profile", "tempmee"), "unknown method or baseline 'tempmee' (did you mean tempme?)"),
+        (("profile", "tempme", "--backbone", "ViT-Q"), "unknown backbone 'ViT-Q'"),
+        (("profile", "tempme", "--frames", "10"), "10 frames cannot be joined by merge_frames (2, 2, 3)"),
+        (("profile", "tempme", "--frames", "0"), "frames must be at least 1"),
+        (("profile", "tempme", "--set", "r=99"), "option 'r' is 99, but block 0 has only"),
+        (("profile", "tempme", "--set", "speed=9"), "'speed' is not known"),
+        (("profile", "tempme", "--set", "r"), "write it as key=value"),
+        (("profile", "lora", "--set", "tuning=magic"), "unknown tuning 'magic'"),
+        (("run", "msrvtt"), "unknown protocol 'msrvtt'"),
+        (("run", "msrvtt-1ka-9k/uniform"), "data set msrvtt needs its folder"),
+        (("run", "msrvtt-1ka-9k/uniform", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("run", "standin/uniform", "--methods", "tempme,zap"), "unknown method or baseline 'zap'"),
+        (("run", "standin/uniform", "--methods", ","), "--methods is empty"),
+        (("run", "standin/uniform", "--seeds", "0,x"), "--seeds '0,x'"),
+        (("report", "standin/uniform", "--results", "/nowhere/at/all"), "standin/uniform"),
+        (("check", "--against", "/nowhere.json"), "/nowhere.json"),
+        (("data", "verify", "msrvtt"), "msrvtt_data.zip"),
+        (("data", "verify", "youtube", "--root", "."), "unknown dataset 'youtube'"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+def test_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no CUDA device" in refused(capsys, "run", "standin/uniform", "--device", "cuda")
+
+
+def test_an_unwritable_results_folder_is_found_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVRBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("in the way")
+    message = refused(capsys, "run", "standin/uniform", "--results", str(tmp_path / "file" / "results"))
+    assert "file" in message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_arguments_that_do_not_parse_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (("list", "nonsense"), ("profile",), ("run", "standin/uniform", "--device", "tpu"), ("zap",)):
+        code, out, err = call(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert "Traceback" not in err
+
+
+def test_a_plan_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(
+        capsys, "run", "standin/uniform", "--methods", "zero_shot,lora", "--seeds", "0,1", "--dry-run", "--json"
+    )
+    plan: dict[str, Any] = json.loads(out)
+    assert code == 0
+    assert "EMBEDDED STAND-IN" in err
+    assert [(run["method"], run["seed"], run["steps"] > 0) for run in plan["runs"]] == [
+        ("zero_shot", 0, False),
+        ("lora", 0, True),
+        ("lora", 1, True),
+    ]
+    assert plan["hours"] > 0
+    assert plan["disk_mib"] > 0
+
+
+def test_doctor_answers_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "doctor", "--json", "--results", str(tmp_path))
+    findings = {row["what"]: row["state"] for row in json.loads(out)}
+    assert code == 0
+    assert findings["H.264"] == findings["methods"] == "ok"

@@ -1,0 +1,148 @@
+"""The main job on the embedded stand-in, cut short: records, report, repeatability, bad videos, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvrbench.harness import cli
+from tvrbench.harness.commands import run as run_command
+from tvrbench.harness.protocol import Protocol, load_protocol
+from tvrbench.harness.provenance import canonical
+from tvrbench.harness.records import Record
+from tvrbench.harness.running import RunConfig
+from tvrbench.harness.store import RecordStore
+
+pytestmark = [pytest.mark.cli, pytest.mark.slow]
+STEPS = 3
+
+
+def short(name: str) -> Protocol:
+    """The stand-in's protocol with a handful of steps and a search over two rates."""
+    protocol = load_protocol(name)
+    overrides = dict(protocol.recipe_overrides) | {"steps": STEPS, "batch_size": 8}
+    return replace(protocol, recipe_overrides=overrides, lr_factors=(0.5, 1.0), held_out=20)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _short_runs(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("TVRBENCH_CACHE", str(cache))
+    monkeypatch.setattr(run_command, "load_protocol", short)
+    monkeypatch.setattr(run_command, "RunConfig", lambda **values: RunConfig(**(values | {"measure_speed": False})))
+    monkeypatch.chdir(tmp_path)
+    return
+
+
+def run(*arguments: str) -> list[Record]:
+    code = cli.main(["run", "standin/uniform", "--no-paper-scale", "--device", "cpu", *arguments])
+    assert code == 0
+    return RecordStore(Path("results")).load_all("standin/uniform")
+
+
+def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixture[str]) -> None:
+    first = run("--methods", "zero_shot,tempme")
+    out = capsys.readouterr()
+    assert out.err.count("EMBEDDED STAND-IN") == 2  # at the start and at the end
+    second = run("--methods", "zero_shot,tempme")
+    assert [canonical(record) for record in first] == [canonical(record) for record in second]
+    tempme, zero_shot = sorted(first, key=lambda record: record["method"]["name"])
+    assert zero_shot["metrics"]["pair_accuracy"] == 50.0
+    assert zero_shot["metrics"]["subsets"]["order-only"]["t2v"]["R1"] == 0.0
+    assert zero_shot["metrics"]["t2v"]["R1"] > 10 * 100 / 300
+    assert tempme["metrics"]["training"]["steps"] == STEPS
+    choice = tempme["metrics"]["training"]["learning_rate_choice"]
+    assert choice["chosen"] in (0.5, 1.0)
+    assert set(choice["held_out_rsum"]) == {"0.5", "1.0"}
+    ranks = RecordStore(Path("results")).load_ranks(tempme)
+    assert (ranks["t2v"] <= 1).mean() * 100 == pytest.approx(tempme["metrics"]["t2v"]["R1"])
+    page = Path("reports/standin/uniform/README.md").read_text()
+    assert "stand-in" in page.splitlines()[0]
+    assert Path("results/checkpoints/standin__uniform/tempme-lora-seed0.safetensors").is_file()
+    assert cli.main(["report", "standin/uniform"]) == 0
+    assert Path("reports/standin/uniform/README.md").read_text() == page
+
+
+def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
+    capsys: pytest.CaptureFixture[str], cache: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(next(cache.glob("standin-*")), data)
+    videos = sorted((data / "videos").glob("*.mp4"))
+    videos[0].unlink()
+    videos[1].write_bytes(videos[1].read_bytes()[:300])
+    videos[2].write_text("no video at all")
+    code = cli.main(["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--no-paper-scale"])
+    err = capsys.readouterr().err
+    assert code == 2
+    assert all(video.name in err for video in videos[:3])
+    assert not list(Path("results").rglob("*.json"))
+    (record,) = run("--methods", "zero_shot", "--data", str(data), "--skip-bad-videos")
+    assert sorted(record["data"]["skipped"]) == sorted(video.stem for video in videos[:3])
+    assert record["data"]["train_videos"] + record["data"]["test_videos"] == 2297
+
+
+def test_a_failed_run_is_recorded_and_earlier_records_stay(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (before,) = run("--methods", "lora")
+
+    def explode(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("tvrbench.harness.running.train", explode)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli.main(["run", "standin/uniform", "--methods", "lora", "--no-paper-scale"])
+    records = RecordStore(Path("results")).load_all("standin/uniform")
+    assert before in records
+    (failed,) = [record for record in records if record["status"] == "failed"]
+    assert failed["failure"] == "RuntimeError: out of memory"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "import sys; from tvrbench.harness.cli import main; sys.exit(main())",
+            "run",
+            "standin/uniform",
+            "--methods",
+            "lora",
+            "--no-paper-scale",
+            "--device",
+            "cpu",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"TVRBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "decoding" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert json.dumps(sorted(p.name for p in (tmp_path / "results").rglob("*.json"))) == "[]"
