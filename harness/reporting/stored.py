@@ -73,7 +73,7 @@ def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | N
         told = f"; {len(failures)} runs failed, see {failures[0].path.name}" if failures else ""
         raise BadInput(f"no completed run of {protocol!r} is recorded{told}: make one with 'tvrbench run {protocol}'")
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
-    kept = tuple(completed)
+    kept = tuple(s for s in completed if s.record["protocol"]["hash"] == chosen)
     if not kept:
         known = sorted({s.record["protocol"]["hash"] for s in completed})
         raise BadInput(f"no completed run of {protocol!r} has protocol hash {chosen}: recorded are {', '.join(known)}")

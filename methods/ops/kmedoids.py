@@ -12,9 +12,9 @@ from tvrbench.methods.ops.distances import METRICS, pairwise_distances
 SAME_NORM = 1e-6
 # Summed movement of an item's medoids below which it has converged.
 STILL = 1e-6
-# Iterations between two looks at the device: a look empties a GPU's queue, and costs a CPU nothing.
-LOOK_EVERY = {"cpu": 1}
-LOOK_SELDOM = 8
+# Iterations between two looks at who has converged: a look costs a CPU nothing, and empties a GPU's queue.
+LOOK_CPU = 1
+LOOK_GPU = 8
 # Stored on the diagonal of the distances: below every distance, yet nothing when added to one. So a medoid is
 # nearest to itself even among duplicates, and the farthest-first search never picks a token twice.
 SELF = -1e-30
@@ -144,8 +144,9 @@ def _centres(distance: Tensor, own_BN: Tensor | None, assign_BN: Tensor, k: int)
         sums_BN += own_BN
     least_BK = sums_BN.new_full((B, k), torch.inf).scatter_reduce_(1, assign_BN, sums_BN, "amin")
     ids_BN = torch.arange(N, device=distance.device).expand(B, N)
-    ids_BN = torch.where(sums_BN == least_BK.gather(1, assign_BN), ids_BN, N)
-    return ids_BN.new_full((B, k), N).scatter_reduce_(1, assign_BN, ids_BN, "amin")
+    # The last id stands for "not this one": no minimum is harmed, and where NaN compares with nothing it stays an id.
+    ids_BN = torch.where(sums_BN == least_BK.gather(1, assign_BN), ids_BN, N - 1)
+    return ids_BN.new_full((B, k), N - 1).scatter_reduce_(1, assign_BN, ids_BN, "amin")
 
 
 def _movement(distance: Tensor, old_BK: Tensor, new_BK: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def _iterate(distance: Tensor, own_BN: Tensor | None, medoids_BK: Tensor, iterat
     result_BK, k = medoids_BK.clone(), medoids_BK.shape[1]
     items = torch.arange(len(result_BK), device=distance.device)
     done = torch.zeros_like(items, dtype=torch.bool)
-    every = LOOK_EVERY.get(distance.device.type, LOOK_SELDOM)
+    every = LOOK_CPU if distance.device.type == "cpu" else LOOK_GPU
     for step in range(1, iterations + 1):
         new_BK = _centres(distance, own_BN, _assign(distance, medoids_BK), k)
         still = _movement(distance, medoids_BK, new_BK) < STILL

@@ -120,10 +120,25 @@ def test_rare_looks_at_the_device_change_nothing(lattice: bool, monkeypatch: pyt
     for k in (1, 2, 9, 40, 90):
         often = k_medoids(x, k)
         with monkeypatch.context() as patch:
-            patch.setattr(kmedoids, "LOOK_EVERY", {})
+            patch.setattr(kmedoids, "LOOK_CPU", kmedoids.LOOK_GPU)
             seldom = k_medoids(x, k)
         assert torch.equal(often[0], seldom[0])
         assert torch.equal(often[1], seldom[1])
+
+
+def test_nan_stays_within_bounds_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A GPU learns of NaN only when it looks, and an id out of bounds would bring the process down before that.
+    monkeypatch.setattr(kmedoids, "LOOK_CPU", kmedoids.LOOK_GPU)
+    distance = torch.full((2, 12, 12), torch.nan)
+    medoids = kmedoids._iterate(distance, None, torch.arange(3).expand(2, -1), 20, torch.tensor(False))
+    assert medoids.min() >= 0
+    assert medoids.max() < 12
+
+
+def test_an_empty_batch() -> None:
+    assign, medoids = k_medoids(torch.zeros(0, 5, 3), 2)
+    assert assign.shape == (0, 5)
+    assert medoids.shape == (0, 2)
 
 
 def test_one_token_one_cluster_and_all_tokens() -> None:
@@ -155,6 +170,25 @@ def test_ties_go_to_the_first() -> None:
     # In a cluster of two, both members have the same sum of distances.
     pairs = torch.tensor([[[0.1, 5.3], [7.7, 0.2], [0.1, 5.9], [7.3, 0.2]]])
     assert k_medoids(pairs, 2)[1].tolist() == [[0, 1]]
+
+
+def test_rounding_does_not_choose_the_start() -> None:
+    x = tokens(3, 50, 9, 11)
+    unit = F.normalize(x, dim=-1)
+    assert k_medoids(unit, 1, iterations=0)[1].tolist() == [[0]] * 3
+    longest = x.norm(dim=-1).argmax(dim=1)
+    assert k_medoids(x, 1, pre_norm=True, iterations=0)[1].squeeze(1).tolist() == longest.tolist()
+
+
+@pytest.mark.parametrize("look", [kmedoids.LOOK_CPU, kmedoids.LOOK_GPU])
+def test_an_item_stops_once_its_medoids_hardly_move(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmedoids, "LOOK_CPU", look)
+    x = tokens(1, 80, 4, 3)
+    once, settled = k_medoids(x, 6, iterations=1)[1], k_medoids(x, 6)[1]
+    assert not torch.equal(once, settled)
+    # The same tokens a hundred million times smaller: the first step moves the medoids by less than 1e-6 in all.
+    medoids = k_medoids(torch.cat([x, x * 1e-8]), 6)[1]
+    assert torch.equal(medoids, torch.cat([settled, once]))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
