@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.records import Record, dumps, normalised, read_record
 
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+-]|_(?!_))*")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
 _DIRECTIONS = ("t2v", "v2t")
 
 RankArrays = dict[str, npt.NDArray[np.float32]]

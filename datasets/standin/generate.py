@@ -168,7 +168,7 @@ def _finished(root: Path, settings: Settings) -> bool:
 def generate(root: Path, settings: Settings) -> None:
     """Bring the stand-in into ``root`` unless it is there; all of it appears at once, or nothing.
 
-    Safe with several processes at once: one writes, the others wait. About 14 MB with the default settings.
+    Safe with several processes at once: one writes, the others wait. about 13 MB with the default settings.
 
     Raises:
         BadInput: ``root`` holds something else, or cannot be written.

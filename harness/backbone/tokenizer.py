@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tvrbench.harness.backbone.weights import Weights
 from tvrbench.harness.errors import BadInput
@@ -18,7 +19,10 @@ CLIP_VOCABULARY = 49408
 
 
 class Tokenizer(Protocol):
-    """Captions -> (ids [B, L] int64, mask [B, L] bool, False = padding); cut to L with the end token kept."""
+    """Captions -> (ids [B, L] int64, mask [B, L] bool, False = padding); L is the longest of the batch.
+
+    Captions are cut to ``length`` ids with the end token kept.
+    """
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Encode a batch."""
@@ -26,13 +30,11 @@ class Tokenizer(Protocol):
 
 
 def _pack(rows: list[list[int]], start: int, end: int, length: int) -> tuple[Tensor, Tensor]:
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens = [start, *row[: length - 2], end]
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        mask[i, : len(tokens)] = True
-    return ids, mask
+    tokens = [torch.tensor([start, *row[: length - 2], end]) for row in rows]
+    # Padded to the longest of the batch, not to `length`: columns of nothing but padding cost time and change nothing.
+    ids = pad_sequence(tokens, batch_first=True)
+    lengths = torch.tensor([len(row) for row in tokens])
+    return ids, torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
 
 
 class BytePairTokenizer:
@@ -44,7 +46,7 @@ class BytePairTokenizer:
         self._bpe = SimpleTokenizer()
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Encode a batch: [B, length] ids and mask."""
+        """Encode a batch: [B, L] ids and mask, L at most ``length``."""
         rows = [self._bpe.encode(caption) for caption in captions]
         return _pack(rows, self._bpe.sot_token_id, self._bpe.eot_token_id, length)
 
@@ -64,7 +66,7 @@ class WordTokenizer:
         return cls(path.read_text(encoding="utf-8").split())
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Encode a batch: [B, length] ids and mask; BadInput names a word that is not in the list."""
+        """Encode a batch: [B, L] ids and mask, L at most ``length``; BadInput names a word that is not in the list."""
         rows = [[self._id(word) for word in re.findall(r"[a-z]+|,", caption.lower())] for caption in captions]
         return _pack(rows, self.vocab_size - 2, self.vocab_size - 1, length)
 
