@@ -44,6 +44,12 @@ def _device(wanted: Device) -> str:
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _extent(wanted: Literal["auto", "counted", "timed", "none"], device: str) -> Literal["counted", "timed"] | None:
+    if wanted == "auto":
+        return "timed" if device == "cuda" else "counted"
+    return wanted if wanted != "none" else None
+
+
 @app.command(name="list")
 def list_(kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]], /, as_json: Json = False) -> None:
     """List what is registered, plug-ins included.
@@ -94,7 +100,7 @@ def run(
     results: Path = Path("results"),
     reports: Path = Path("reports"),
     skip_bad_videos: bool = False,
-    paper_scale: bool = True,
+    paper_scale: Literal["auto", "counted", "timed", "none"] = "auto",
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +118,8 @@ def run(
         results: Folder of the records.
         reports: Folder of the reports.
         skip_bad_videos: Run without the videos that cannot be decoded; the record lists them.
-        paper_scale: Also measure what the methods cost on full-size ViT-B/32 and ViT-B/16.
+        paper_scale: What the methods cost on full-size ViT-B/32 and ViT-B/16: counted (GMACs, tokens, parameters),
+            timed as well (minutes a method on a CPU), or none; auto times on a GPU and counts on a CPU.
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
         as_json: Print one JSON document.
     """
@@ -130,7 +137,7 @@ def run(
         results=results,
         reports=reports,
         skip_bad_videos=skip_bad_videos,
-        paper_scale=paper_scale,
+        paper_scale=_extent(paper_scale, _device(device)),
         arguments=tuple(sys.argv[1:]),
     )
     run_protocol(request, dry_run=dry_run, as_json=as_json)

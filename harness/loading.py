@@ -38,7 +38,7 @@ def load_model(
         checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
             ``backbone`` and ``weights``.
         frames: T, frames a video.
-        device: where the model goes.
+        device: where the model goes; ``meta`` gives shapes without values, for counting.
         seed: of newly initialised parameters (LoRA's A).
         options: the method's options; the backbone's published preset fills the rest.
 
@@ -48,7 +48,23 @@ def load_model(
     if frames < 1:
         raise BadInput(f"frames must be at least 1, not {frames}")
     cls = method_class(method)
+    if str(device) == "meta":
+        with torch.device("meta"):
+            return _load(method, cls, backbone, weights, None, frames, seed, options).eval()
     saved = read_checkpoint(Path(checkpoint), method, cls) if checkpoint is not None else None
+    return _load(method, cls, backbone, weights, saved, frames, seed, options).to(device).eval()
+
+
+def _load(
+    method: str,
+    cls: type[Method[Any]],
+    backbone: str | None,
+    weights: str | Path | None,
+    saved: Checkpoint | None,
+    frames: int,
+    seed: int,
+    options: dict[str, Any],
+) -> RetrievalModel:
     base = _base_weights(saved, weights, backbone)
     given = (saved.options if saved else {}) | options
     if saved and saved.frames:
@@ -57,7 +73,7 @@ def load_model(
     model = build(method, configured, base, seed)
     if saved:
         _load_strict(model, saved.state, saved.path.name, complete=saved.full)
-    return model.to(device).eval()
+    return model
 
 
 def method_class(name: str) -> type[Method[Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any, Literal
@@ -67,11 +67,15 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (16 hex digits) over the protocol and the recipes it can use; seeds may be added without a change."""
+        """SHA-256 (16 hex digits) over the protocol and the recipes it can use.
+
+        Seeds may be added without a change, and so may fields that stand at their default: a new field of a later
+        version does not part old records from new ones.
+        """
         recipes = [self.recipe] if self.recipe else recipe_names()
         content = {
-            "protocol": {key: value for key, value in asdict(self).items() if key not in ("seeds", "title")},
-            "recipes": {name: asdict(self.recipe_for(name)) for name in recipes if name},
+            "protocol": {key: value for key, value in _stated(self).items() if key not in ("seeds", "title")},
+            "recipes": {name: _stated(self.recipe_for(name)) for name in recipes if name},
         }
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -84,6 +88,13 @@ class Protocol:
         return replace(
             self, name=self.name + suffix, backbone=backbone or self.backbone, weights=weights or self.weights
         )
+
+
+def _stated(config: Protocol | Recipe) -> dict[str, Any]:
+    """The fields that differ from their default."""
+    values = asdict(config)
+    plain = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
+    return {name: value for name, value in values.items() if value != plain[name]}
 
 
 def _walk(folder: Traversable, prefix: str = "") -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from tvrbench.harness.backbone.architecture import vision_name
 from tvrbench.harness.batches import batches
 from tvrbench.harness.checkpoint import save_checkpoint
+from tvrbench.harness.cost.flops import profile
 from tvrbench.harness.cost.gather import counted, timed
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.data import Split
@@ -214,7 +215,7 @@ def _fill(
         save_checkpoint(model, checkpoints / f"{config.method}-{record['tuning']}-seed{config.seed}.safetensors")
     result = _evaluate(model, prepared, prepared.test, recipe, listener)
     record["metrics"] |= result.metrics
-    costs = counted(model)
+    costs = counted(profile(model))
     if config.measure_speed:
         costs += timed(_job(prepared, config, recipe), trains=method_class(config.method).trains)
     record["cost"] = [cost.to_json() for cost in costs]

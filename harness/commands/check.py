@@ -13,9 +13,8 @@ import torch
 
 from tvrbench.harness.commands.output import print_json, print_table, say
 from tvrbench.harness.commands.run import Request, run_protocol
-from tvrbench.harness.cost.flops import profile
+from tvrbench.harness.cost.flops import profile_by_name
 from tvrbench.harness.errors import BadInput, CheckFailed
-from tvrbench.harness.loading import load_model
 from tvrbench.harness.protocol import load_protocol
 from tvrbench.harness.provenance import source_revision
 from tvrbench.harness.records import Record
@@ -67,7 +66,7 @@ def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
     measured: dict[str, Value] = {}
     for subject in subjects:
         method, _, backbone = subject.partition("@")
-        found = profile(load_model(method, backbone=backbone, weights="random:0"))
+        found = profile_by_name(method, backbone)
         measured |= {
             f"exact/{subject}/gmacs_video": found["gmacs"]["video"],
             f"exact/{subject}/gmacs_text": found["gmacs"]["text"],
@@ -91,7 +90,7 @@ def _rerun_standin(baseline: Baseline) -> dict[str, Value]:
             device="cpu",
             results=Path(folder) / "results",
             reports=Path(folder) / "reports",
-            paper_scale=False,
+            paper_scale=None,
             measure_speed=False,
         )
         run_protocol(request, dry_run=False, as_json=False)

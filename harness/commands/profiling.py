@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tvrbench.harness.commands.output import print_json, say
-from tvrbench.harness.cost.flops import profile
-from tvrbench.harness.loading import load_model
+from tvrbench.harness.cost.flops import profile_by_name
 
 
 def profile_method(method: str, backbone: str, frames: int, options: dict[str, Any], as_json: bool) -> None:
     """Count multiply-adds, parameters and tokens of a method on a preset backbone with random weights."""
-    model = load_model(method, backbone=backbone, weights="random:0", frames=frames, **options)
-    result = profile(model)
+    result = profile_by_name(method, backbone, frames, **options)
     if as_json:
         print_json(result)
         return

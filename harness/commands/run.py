@@ -11,6 +11,7 @@ from tvrbench.harness import registry
 from tvrbench.harness.commands.output import print_json, say
 from tvrbench.harness.commands.plan import make_plan, print_plan
 from tvrbench.harness.cost import paper_scale
+from tvrbench.harness.cost.paper_scale import Extent
 from tvrbench.harness.loading import method_class
 from tvrbench.harness.preparation import Prepared, prepare
 from tvrbench.harness.progress import Bar
@@ -42,7 +43,7 @@ class Request:
     results: Path
     reports: Path
     skip_bad_videos: bool = False
-    paper_scale: bool = True
+    paper_scale: Extent | None = "counted"
     measure_speed: bool = True
     arguments: tuple[str, ...] = ()
 
@@ -88,8 +89,10 @@ def _run_all(
     prepared: Prepared, configs: Sequence[RunConfig], methods: Sequence[str], request: Request, store: RecordStore
 ) -> list[Path]:
     command = command_line(request.arguments)
-    scale = paper_scale.jobs(methods, request.options, request.device) if request.paper_scale else []
-    total = sum(planned_work(prepared, config) for config in configs) + paper_scale.WORK * len(scale)
+    extent = request.paper_scale
+    scale = paper_scale.jobs(methods, request.options, request.device) if extent is not None else []
+    each = paper_scale.WORK[extent] if extent is not None else 0
+    total = sum(planned_work(prepared, config) for config in configs) + each * len(scale)
     checkpoints = request.results / "checkpoints" / prepared.protocol.name.replace("/", "__")
     written = []
     with Bar(total) as bar:
@@ -98,6 +101,7 @@ def _run_all(
             written.append(run_one(prepared, config, store, command, bar, checkpoints))
         for job in scale:
             bar.begin(f"cost of {job.method} on {job.backbone}")
-            written.append(paper_scale.measure_and_store(job, store, command))
-            bar.advance(paper_scale.WORK)
+            assert extent is not None
+            written.append(paper_scale.measure_and_store(job, extent, store, command))
+            bar.advance(each)
     return written

@@ -13,6 +13,7 @@ from tvrbench.harness.backbone.architecture import vision_name
 from tvrbench.harness.cost.analytic import analytic_macs, reduction_macs, text_length
 from tvrbench.harness.cost.tracing import Count, count_macs
 from tvrbench.harness.errors import CheckFailed
+from tvrbench.harness.loading import load_model
 from tvrbench.harness.model import RetrievalModel
 
 TOLERANCE = 0.005  # relative distance that traced and analytic multiply-adds may have
@@ -96,7 +97,7 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
     twin = _copy(model, meta)
     twin.clip.visual.conv1 = _Fixed(torch.empty(frames, arch.vision_width, grid, grid, device=meta))  # type: ignore[assignment]
     counts = _count(twin, meta)
-    stem = copy.deepcopy(model.clip.visual.conv1).float().cpu()
+    stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
     return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}
 
@@ -122,6 +123,19 @@ def checked_macs(model: RetrievalModel) -> dict[str, int]:
                 f"{expected[name] / 1e9:.3f}: an operator goes uncounted, or the plan is wrong"
             )
     return traced
+
+
+def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
+    """``profile`` of a method on a preset backbone, without making its weights.
+
+    A method whose control flow reads the values of tensors gets random weights after all.
+    """
+    try:
+        return profile(
+            load_model(method, backbone=backbone, weights="random:0", frames=frames, device="meta", **options)
+        )
+    except NotImplementedError:  # what torch raises for a copy out of the meta device
+        return profile(load_model(method, backbone=backbone, weights="random:0", frames=frames, **options))
 
 
 def profile(model: RetrievalModel) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tvrbench.harness.cost.flops import profile_by_name
 from tvrbench.harness.cost.gather import counted, timed
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.loading import load_model
@@ -20,10 +21,11 @@ from tvrbench.harness.store import RecordStore
 
 NAME = "paper-scale"
 BACKBONES = ("ViT-B-32", "ViT-B-16")
+Extent = Literal["counted", "timed"]
 # A CPU encodes one ViT-B/16 video in seconds, so one at a time and few calls; a GPU needs a full batch to be busy.
 CPU = Job(method="", batch=1, min_iterations=3, min_seconds=0.0, warmup=1)
 GPU = Job(method="", batch=32, min_iterations=20, min_seconds=2.0, warmup=3)
-WORK = 800  # about what one measurement takes, in videos of the stand-in
+WORK: dict[Extent, int] = {"counted": 100, "timed": 1500}  # in videos of the stand-in
 
 
 def jobs(methods: Sequence[str], options: dict[str, Any], device: str) -> list[Job]:
@@ -32,21 +34,28 @@ def jobs(methods: Sequence[str], options: dict[str, Any], device: str) -> list[J
     return [replace(base, method=method, backbone=backbone) for backbone in BACKBONES for method in methods]
 
 
-def measure_and_store(job: Job, store: RecordStore, command: str) -> Path:
-    """Count and time one method on one backbone with random weights, and store a record without metrics."""
+def measure_and_store(job: Job, extent: Extent, store: RecordStore, command: str) -> Path:
+    """Count one method on one backbone, time it on random weights if asked to, and store a record without metrics.
+
+    ``job.backbone`` is a preset.
+    """
+    assert job.backbone is not None
     started, clock = datetime.now(UTC), time.monotonic()
-    model = load_model(job.method, backbone=job.backbone, weights=job.weights, frames=job.frames, **job.options)
-    costs = counted(model)
-    described = {"backbone": job.backbone, "frames": job.frames} | model.method.describe()
-    tuning = model.method.options.tuning
-    del model  # the measuring process needs the memory
-    costs += timed(job, trains=False)
+    costs = counted(profile_by_name(job.method, job.backbone, job.frames, **job.options))
+    model = load_model(
+        job.method, backbone=job.backbone, weights="random:0", frames=job.frames, device="meta", **job.options
+    )
+    if extent == "timed":
+        costs += timed(job, trains=False)
     return store.save(
         {
             "schema_version": SCHEMA_VERSION,
-            "protocol": {"name": NAME, "hash": _hash(job)},
-            "method": {"name": job.method, "options": described},
-            "tuning": tuning,
+            "protocol": {"name": NAME, "hash": _hash(job, extent)},
+            "method": {
+                "name": job.method,
+                "options": {"backbone": job.backbone, "frames": job.frames} | model.method.describe(),
+            },
+            "tuning": model.method.options.tuning,
             "seed": 0,
             "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
             "weights_sha256": None,
@@ -62,7 +71,8 @@ def measure_and_store(job: Job, store: RecordStore, command: str) -> Path:
     )
 
 
-def _hash(job: Job) -> str:
+def _hash(job: Job, extent: Extent) -> str:
     """Of how it was measured; what was measured is left out, so that methods stand in one table."""
     ways = {key: value for key, value in asdict(job).items() if key not in ("method", "backbone", "options")}
-    return hashlib.sha256(json.dumps(ways, sort_keys=True).encode()).hexdigest()[:16]
+    kept = ways if extent == "timed" else {"frames": job.frames}
+    return hashlib.sha256(json.dumps([extent, kept], sort_keys=True).encode()).hexdigest()[:16]

@@ -95,7 +95,8 @@ def subset_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
     caption = scope.caption(
         "Text to video, percent. Every query searches all test videos, whichever subset it is in.",
         "Right order picked: of two videos that differ only in what happens first, how often the query's own scores "
-        "higher, a tie counting half. A method that averages frames cannot tell the two apart."
+        "higher, a tie counting half. A method that averages frames cannot tell the two apart, and as a two-way tie at "
+        "the top has rank 1.5, it cannot be right at 1 on such a query either."
         if pairs
         else None,
         _bold_sentence(scope),

@@ -50,7 +50,7 @@ def _short_runs(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def run(*arguments: str) -> list[Record]:
-    code = cli.main(["run", "standin/uniform", "--no-paper-scale", "--device", "cpu", *arguments])
+    code = cli.main(["run", "standin/uniform", "--paper-scale", "none", "--device", "cpu", *arguments])
     assert code == 0
     return RecordStore(Path("results")).load_all("standin/uniform")
 
@@ -87,7 +87,7 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
     videos[0].unlink()
     videos[1].write_bytes(videos[1].read_bytes()[:300])
     videos[2].write_text("no video at all")
-    code = cli.main(["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--no-paper-scale"])
+    code = cli.main(["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--paper-scale", "none"])
     err = capsys.readouterr().err
     assert code == 2
     assert all(video.name in err for video in videos[:3])
@@ -107,7 +107,7 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
 
     monkeypatch.setattr("tvrbench.harness.running.train", explode)
     with pytest.raises(RuntimeError, match="out of memory"):
-        cli.main(["run", "standin/uniform", "--methods", "lora", "--no-paper-scale"])
+        cli.main(["run", "standin/uniform", "--methods", "lora", "--paper-scale", "none"])
     records = RecordStore(Path("results")).load_all("standin/uniform")
     assert before in records
     (failed,) = [record for record in records if record["status"] == "failed"]
@@ -126,7 +126,8 @@ def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
             "standin/uniform",
             "--methods",
             "lora",
-            "--no-paper-scale",
+            "--paper-scale",
+            "none",
             "--device",
             "cpu",
         ],
