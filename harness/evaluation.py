@@ -14,9 +14,16 @@ from torch import Tensor
 from tvrbench.harness.backbone.tokenizer import Tokenizer
 from tvrbench.harness.data import Split
 from tvrbench.harness.frames import FrameLoader, normalise
-from tvrbench.harness.metrics import cosine_scores, direction_metrics, pair_accuracy, retrieval_metrics, without_ranks
+from tvrbench.harness.metrics import (
+    cosine_scores,
+    direction_metrics,
+    pair_accuracy,
+    retrieval_metrics,
+    shared_hits,
+    without_ranks,
+)
 from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.statistics import rank_intervals
+from tvrbench.harness.statistics import bootstrap_interval, mean, rank_intervals
 
 TEXT_BATCH = 256
 
@@ -89,6 +96,7 @@ def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:
     metrics["intervals"] = {"confidence": 0.95} | {
         direction: rank_intervals(values) for direction, values in ranks.items()
     }
+    metrics["ties_shared"] = {"t2v": _shared(sim_TV, split)}
     if split.subsets:
         metrics["subsets"] = {
             name: {"t2v": without_ranks(direction_metrics(ranks["t2v"][list(rows)]))}
@@ -98,3 +106,12 @@ def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:
     if split.scenes is not None:
         metrics["pair_accuracy"] = pair_accuracy(sim_TV, relevance, split.scenes)
     return Evaluation(metrics=metrics, ranks=ranks)
+
+
+def _shared(sim_TV: npt.NDArray[np.float64], split: Split) -> dict[str, Any]:
+    """R@k with ties broken at random in expectation, and the interval of R@1."""
+    hits = {k: 100 * shared_hits(sim_TV, split.caption_video, k) for k in (1, 5, 10)}
+    interval = bootstrap_interval(hits[1], mean)
+    return {f"R{k}": float(values.mean()) for k, values in hits.items()} | {
+        "R1_interval": [interval.low, interval.high]
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,6 @@ from tvrbench.harness.data import FrameSpec, RetrievalDataset
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MEMORY_LIMIT = 2 * 2**30
-THREADS = 4
 AHEAD = 2
 
 Clip = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
@@ -61,7 +61,7 @@ class FrameLoader:
 
         Clips are decoded in threads, at most ``AHEAD`` requests before they are used. Faults raise here as BadInput.
         """
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             waiting: deque[list[Future[Clip]]] = deque()
             try:
                 for request in requests:

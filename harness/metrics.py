@@ -149,6 +149,23 @@ def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def shared_hits(sim: Scores, relevance: Relevance | None, k: int) -> npt.NDArray[np.float64]:
+    """For each text the chance that its video is among the first k, when ties are broken at random [Nt].
+
+    Its mean is a recall in which a two-way tie at the top counts half. R@k from ranks counts such a tie as a miss, so
+    a method that ties exactly would look worse than one that tosses a coin.
+
+    Raises:
+        ValueError: as ``retrieval_metrics``.
+    """
+    sim_TV = _matrix(sim, "sim")
+    own_T = _Captions.of(relevance, *sim_TV.shape).video_T
+    own = sim_TV[np.arange(len(own_T)), own_T][:, None]
+    higher_T = np.count_nonzero(sim_TV > own, axis=1)
+    equal_T = np.count_nonzero(sim_TV == own, axis=1)  # its own video included
+    return np.clip((k - higher_T) / equal_T, 0.0, 1.0)
+
+
 def pair_accuracy(sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None) -> float | None:
     """Percent of comparisons with a scene twin that the right video wins, ties half; chance is 50.
 

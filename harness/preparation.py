@@ -84,18 +84,27 @@ def weights_of(protocol: Protocol) -> str:
 
 
 def prepare(
-    protocol: Protocol, root: Path | None, *, skip_bad: bool, say: Callable[[str], None], needs_training: bool = True
+    protocol: Protocol, root: Path | None, given_weights: str | None, *, skip_bad: bool, say: Callable[[str], None]
 ) -> Prepared:
     """Open the data, decode-check every video that will be used, and load the weights.
+
+    Args:
+        protocol: what will be run.
+        root: the data folder, or None for a data set that makes itself.
+        given_weights: in place of the protocol's own.
+        skip_bad: leave out videos that cannot be used instead of stopping.
+        say: hears what was left out.
 
     Raises:
         BadInput: a file is missing or broken; every bad video is named and nothing has been run yet.
     """
     dataset = open_dataset(protocol.dataset, root)
     train, test = dataset.split(protocol.train_split), dataset.split(protocol.test_split)
-    spec = weights_of(protocol)
+    spec = given_weights or weights_of(protocol)
     weights = load_weights(spec, protocol.backbone)
-    used = (*train.video_ids, *test.video_ids) if needs_training else test.video_ids
+    if given_weights:
+        protocol = protocol.with_weights(weights.sha256)
+    used = (*train.video_ids, *test.video_ids)
     with Bar() as bar:
         bar.begin(f"decoding {len(used)} videos to check them:")
         faults = dataset.check_videos(used, progress=bar.reach)
@@ -105,7 +114,7 @@ def prepare(
     if skipped:
         say(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:20])}")
         train, test = train.without(skipped), test.without(skipped)
-    if not test.captions or (needs_training and not train.captions):
+    if not test.captions or not train.captions:
         raise BadInput(f"protocol {protocol.name}: no usable video is left in {train.name} or {test.name}")
     return Prepared(
         protocol=protocol,

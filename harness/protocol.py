@@ -32,6 +32,7 @@ class Protocol:
         held_out: training videos kept apart to choose the learning rate on.
         lr_factors: each method tries these multiples of its rate, the same for all.
         seeds: run by default.
+        weights_sha256: of weights given in place of the protocol's own.
         small: methods run with the options that they declare for small models.
         train_pairs, test_videos: sizes of the full splits, so that a plan needs no data.
     """
@@ -51,6 +52,7 @@ class Protocol:
     held_out: int = 0
     lr_factors: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
+    weights_sha256: str | None = None
     small: bool = False
     train_pairs: int
     test_videos: int
@@ -80,14 +82,15 @@ class Protocol:
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def on(self, backbone: str | None, weights: str | None) -> Protocol:
-        """The protocol on another backbone or weights, under a name that says so."""
-        if backbone is None and weights is None:
+    def on(self, backbone: str | None) -> Protocol:
+        """The protocol on another backbone, under a name that says so."""
+        if backbone is None or backbone == self.backbone:
             return self
-        suffix = f"@{backbone.replace('/', '-')}" if backbone and backbone != self.backbone else ""
-        return replace(
-            self, name=self.name + suffix, backbone=backbone or self.backbone, weights=weights or self.weights
-        )
+        return replace(self, name=f"{self.name}@{backbone.replace('/', '-')}", backbone=backbone)
+
+    def with_weights(self, sha256: str | None) -> Protocol:
+        """The protocol on weights of this content, wherever they lie; None for random ones."""
+        return replace(self, weights_sha256=sha256 or "random")
 
 
 def _stated(config: Protocol | Recipe) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def _fill(
     result = _evaluate(model, prepared, prepared.test, recipe, listener)
     record["metrics"] |= result.metrics
     costs = counted(profile(model))
+    del model  # the measuring process wants the memory
     if config.measure_speed:
         costs += timed(_job(prepared, config, recipe), trains=method_class(config.method).trains)
     record["cost"] = [cost.to_json() for cost in costs]

@@ -50,7 +50,7 @@ class Request:
 
 def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
     """Do what ``tvrbench run`` promises; see ``tvrbench run --help``."""
-    protocol = load_protocol(request.protocol).on(request.backbone, request.weights)
+    protocol = load_protocol(request.protocol).on(request.backbone)
     methods = request.methods or tuple(registry.names("baselines", "methods"))
     seeds = request.seeds or protocol.seeds
     configs = [
@@ -73,7 +73,7 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
         return
     store = RecordStore(request.results)
     store.check_writable(protocol.name)
-    prepared = prepare(protocol, request.data, skip_bad=request.skip_bad_videos, say=say)
+    prepared = prepare(protocol, request.data, request.weights, skip_bad=request.skip_bad_videos, say=say)
     for config in configs[: len(methods)]:
         new_model(prepared, config)  # an option that does not fit is found before hours of training
     records = _run_all(prepared, configs, methods, request, store)

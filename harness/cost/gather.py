@@ -9,6 +9,7 @@ from typing import Any
 from tvrbench.harness.cost.analytic import TEXT_TOKENS
 from tvrbench.harness.cost.bench import measure
 from tvrbench.harness.cost.job import Job
+from tvrbench.harness.errors import CheckFailed
 from tvrbench.harness.records import Measurement
 
 
@@ -26,6 +27,18 @@ def counted(found: Mapping[str, Any]) -> list[Measurement]:
 
 
 def timed(job: Job, *, trains: bool) -> list[Measurement]:
-    """Speed and memory of encoding, and where the method trains of a training step; a process each."""
-    found = measure(job)
-    return found + measure(replace(job, what="training", latency=False)) if trains else found
+    """Speed and memory of encoding, and where the method trains of a training step; a process each.
+
+    A measurement that breaks off (out of memory, say) is missing with its reason: hours of training before it count.
+    """
+    wanted = [job] + [replace(job, what="training", latency=False)] * trains
+    return [measurement for one in wanted for measurement in _measured(one)]
+
+
+def _measured(job: Job) -> list[Measurement]:
+    name, unit = ("throughput", "videos/s") if job.what == "inference" else ("step_time", "ms")
+    try:
+        return measure(job)
+    except CheckFailed as error:
+        reason = str(error).splitlines()[0]
+        return [Measurement.missing(name, unit, reason, what=job.what, batch=job.batch)]

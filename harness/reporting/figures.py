@@ -53,7 +53,7 @@ def pareto(
         mpl.rcParams.update({"font.family": "DejaVu Sans", "text.parse_math": False})
         figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
         axes = figure.subplots()
-        _decorate(axes, title, notice, cost_label, "R@1, text to video (%)")
+        _decorate(axes, title, notice, cost_label, "R@1, text to video, ties shared (%)")
         _legend(figure, with_frontier)
         _limits(axes, points, chance)
         said = [] if chance is None else [_draw_chance(axes, chance)]

@@ -23,7 +23,14 @@ from tvrbench.harness.reporting.published import load_configurations, load_publi
 from tvrbench.harness.reporting.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.reporting.stored import Selected, StoredRecord, newest, select, stored_records
-from tvrbench.harness.reporting.tables import by_recall, chance_levels, main_table, subset_table
+from tvrbench.harness.reporting.tables import (
+    by_recall,
+    chance_levels,
+    main_table,
+    shared_interval,
+    shared_recall,
+    subset_table,
+)
 from tvrbench.harness.reporting.verdicts import compare
 from tvrbench.harness.store import RecordStore, atomic_write
 
@@ -98,9 +105,9 @@ def _figure(rows: Sequence[MethodRow], scope: Scope) -> bytes | None:
     """R@1 against GMACs; None where no row has both."""
     points = []
     for row in by_recall(rows):
-        cost, recall = row.cost("gmacs_video"), row.metric("t2v", "R1")
+        cost, recall = row.cost("gmacs_video"), shared_recall(row)
         if cost is not None and cost.value is not None and recall is not None:
-            point = Point(label=row.label, cost=cost.value, recall=recall, interval=row.interval("t2v", "R1"))
+            point = Point(label=row.label, cost=cost.value, recall=recall, interval=shared_interval(row))
             points.append(point)
     if not points:
         return None

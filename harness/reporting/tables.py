@@ -17,7 +17,7 @@ from tvrbench.harness.reporting.fields import (
     spread_field,
     text_field,
 )
-from tvrbench.harness.reporting.layout import Table, fixed, significant, words
+from tvrbench.harness.reporting.layout import Column, Table, fixed, number, significant, words
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, setting
 
@@ -25,8 +25,43 @@ PAIR_CHANCE = 50.0
 
 
 def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """Rows from the lowest R@1 to the highest, as papers print them."""
-    return sorted(rows, key=lambda row: (row.metric("t2v", "R1") or 0.0, row.label))
+    """Rows from the lowest R@1 (ties shared) to the highest, as papers print them."""
+    return sorted(rows, key=lambda row: (shared_recall(row) or 0.0, row.label))
+
+
+def shared_recall(row: MethodRow) -> float | None:
+    """R@1 with ties broken at random in expectation; the plain R@1 of a record that does not hold it."""
+    shared = row.metric("ties_shared", "t2v", "R1")
+    return row.metric("t2v", "R1") if shared is None else shared
+
+
+def ties_matter(rows: Sequence[MethodRow]) -> bool:
+    """Whether exact ties change the R@1 of any row."""
+    return any(shared_recall(row) != row.metric("t2v", "R1") for row in rows)
+
+
+TIES_SENTENCE = (
+    "R@1, ties shared: a tie of two at the top counts half, as if it were broken at random; plain R@k counts it as a "
+    "miss (rank 1.5), so a method whose scores tie exactly looks worse there than one that tosses a coin. Rows are "
+    "ordered and plotted by the former."
+)
+
+
+def shared_recall_field(chance: float | None) -> Field:
+    """R@1 with ties shared."""
+    return Field(
+        column=Column(key="t2v_R1_ties_shared", header=f"t→v {METRICS['R1']}, ties shared", best="max"),
+        cell=lambda row: number(shared_recall(row), fixed(1)),
+        chance=number(chance, fixed(1), contends=False),
+    )
+
+
+def shared_interval(row: MethodRow) -> tuple[float, float] | None:
+    """95 % interval of R@1 with ties shared; of several seeds only where no tie matters."""
+    if not ties_matter([row]):
+        return row.interval("t2v", "R1")
+    found = row.record["metrics"]["ties_shared"]["t2v"]["R1_interval"] if len(row.runs) == 1 else None
+    return None if found is None else (found[0], found[1])
 
 
 def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str, float]]:
@@ -54,6 +89,7 @@ def main_table(rows: Sequence[MethodRow], scope: Scope) -> Table:
         text_field("method", "method", lambda row: row.label),
         text_field("checkpoint", "checkpoint", _checkpoint),
         text_field("seeds", "seeds", lambda row: str(len(row.runs))),
+        *([shared_recall_field(t2v.get("R1"))] * ties_matter(rows)),
         recall,
         interval_field("t2v", "R1"),
         *([spread_field("t2v", "R1")] * several),
@@ -69,6 +105,7 @@ def main_table(rows: Sequence[MethodRow], scope: Scope) -> Table:
     caption = scope.caption(
         _data_sentence(rows),
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
+        TIES_SENTENCE if ties_matter(rows) else None,
         "Interval: 95 % bootstrap over queries.",
         "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
         f"Time and memory: {setting(rows)}.",

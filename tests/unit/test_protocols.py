@@ -49,7 +49,7 @@ def test_hashes_tell_protocols_apart_and_ignore_titles_and_seeds() -> None:
     first = protocols[0]
     assert replace(first, title="other", seeds=(7,)).hash == first.hash
     assert replace(first, words=77).hash != first.hash
-    assert first.on("ViT-B-16", None).name == f"{first.name}@ViT-B-16"
+    assert first.on("ViT-B-16").name == f"{first.name}@ViT-B-16"
 
 
 def test_the_9k_epoch_is_the_papers() -> None:
