@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from tvrbench.harness.errors import BadInput, CheckFailed
+from tvrbench.harness.errors import BadInput, CheckFailed, TrainingDiverged
 from tvrbench.harness.validation import parse_assignments
 
 # Commands import their module when they run, so that --help does not wait for torch.
@@ -26,12 +26,14 @@ def _names(text: str | None, what: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else ()
     if text is not None and not names:
         raise BadInput(f"--{what} is empty: give names separated by commas, for example --{what} lora,tempme")
+    if len(set(names)) < len(names):
+        raise BadInput(f"--{what} {text}: a name stands twice")
     return names
 
 
 def _numbers(text: str | None, what: str) -> tuple[int, ...]:
     names = _names(text, what)
-    if any(not name.isdigit() for name in names):
+    if any(not (name.isascii() and name.isdigit() and len(name) < 10) for name in names):
         raise BadInput(f"--{what} {text!r}: give whole numbers separated by commas, for example --{what} 0,1,2")
     return tuple(int(name) for name in names)
 
@@ -228,7 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app.cli(prog="tvrbench", args=arguments, config=(FlagCreatePairsOff,), description=DESCRIPTION)
-    except CheckFailed as error:
+    except BrokenPipeError:  # the reader of a pipe went away
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tvrbench: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except (CheckFailed, TrainingDiverged) as error:
         print(f"tvrbench: {error}", file=sys.stderr)
         return 1
     except BadInput as error:
@@ -237,9 +246,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tvrbench: interrupted; finished records stay, the unfinished run left none", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
     return 0
 
 

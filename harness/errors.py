@@ -12,3 +12,7 @@ class BadInput(ValueError):
 
 class CheckFailed(Exception):
     """A check ran and did not hold; the command line exits with 1."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is no longer finite; the command line exits with 1."""

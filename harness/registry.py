@@ -29,9 +29,20 @@ def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict
     return merged
 
 
-@cache
 def table(kind: str) -> Mapping[str, str]:
-    """All registered names of a kind with their targets, built-in ones first."""
+    """All registered names of a kind with their targets, built-in ones first.
+
+    Raises:
+        BadInput: a name is registered twice, also once as a method and once as a baseline: commands look up both.
+    """
+    both = sorted(set(_table("methods")) & set(_table("baselines")))
+    if both:
+        raise BadInput(f"{both[0]!r} is registered as a method and as a baseline: rename one of them")
+    return _table(kind)
+
+
+@cache
+def _table(kind: str) -> Mapping[str, str]:
     builtin = [(e.value, e.load()) for e in entry_points(group="tvrbench.tables") if e.name == kind]
     plugins = [
         (e.dist.name if e.dist else "plug-in", {e.name: e.value}) for e in entry_points(group=f"tvrbench.{kind}")

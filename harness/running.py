@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from tvrbench.harness.cost.flops import profile
 from tvrbench.harness.cost.gather import counted, timed
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.data import Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.errors import BadInput, TrainingDiverged
 from tvrbench.harness.evaluation import Evaluation, evaluate
 from tvrbench.harness.frames import normalise
 from tvrbench.harness.loading import load_model, method_class
@@ -27,7 +28,7 @@ from tvrbench.harness.protocol import Protocol as BenchProtocol
 from tvrbench.harness.provenance import environment
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.records import SCHEMA_VERSION
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.store import RecordStore, run_name
 from tvrbench.harness.training import Trainer
 
 TRAIN_WORK = 3  # forward and backward cost about three times a forward
@@ -131,10 +132,14 @@ def choose_rate(
     scores: dict[str, float] = {}
     for factor in protocol.lr_factors:
         model = new_model(prepared, config)
-        train(model, prepared, rest, recipe.for_tuning(tuning, factor), config.seed, listener)
-        found = _evaluate(model, prepared, held_out, recipe, listener)
-        scores[str(factor)] = found.metrics["RSum"]
-    best = max(protocol.lr_factors, key=lambda factor: scores[str(factor)])
+        try:
+            train(model, prepared, rest, recipe.for_tuning(tuning, factor), config.seed, listener)
+        except TrainingDiverged:
+            continue  # a rate that diverges is not chosen; the record shows it without a score
+        scores[str(factor)] = _evaluate(model, prepared, held_out, recipe, listener).metrics["RSum"]
+    if not scores:
+        raise TrainingDiverged(f"{config.method}: training diverged at every one of the rates tried")
+    best = max(protocol.lr_factors, key=lambda factor: scores.get(str(factor), -1.0))
     choice = {"factors": list(protocol.lr_factors), "chosen": best, "held_out_videos": len(held_out.video_ids)}
     return recipe.for_tuning(tuning, best), choice | {"held_out_rsum": scores}
 
@@ -177,10 +182,16 @@ def run_one(
     except BadInput:
         raise
     except Exception as error:
-        record |= {"status": "failed", "failure": f"{type(error).__name__}: {error}"}
+        record |= {"status": "failed", "failure": _one_line(error)}
         store.save(record | {"duration_s": time.monotonic() - clock})
         raise
     return store.save(record | {"duration_s": time.monotonic() - clock}, ranks)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's first line, without folders of this machine."""
+    line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {re.sub(r'(?:/[^/ :]+)+/', '', line)}"
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:
@@ -212,7 +223,7 @@ def _fill(
         recipe, choice = choose_rate(prepared, config, recipe, listener)
         trained = train(model, prepared, prepared.train, recipe, config.seed, listener)
         record["metrics"]["training"] = trained | {"learning_rate_choice": choice}
-        save_checkpoint(model, checkpoints / f"{config.method}-{record['tuning']}-seed{config.seed}.safetensors")
+        save_checkpoint(model, checkpoints / f"{run_name(record)}.safetensors")
     result = _evaluate(model, prepared, prepared.test, recipe, listener)
     record["metrics"] |= result.metrics
     costs = counted(profile(model))

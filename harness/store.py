@@ -67,7 +67,7 @@ class RecordStore:
         """
         arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
         checked = normalised(dict(record) | {"per_query_ranks_path": None}, "record")
-        folder, stem = self.folder(checked["protocol"]["name"]), _stem(checked)
+        folder, stem = self.folder(checked["protocol"]["name"]), run_name(checked)
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
             ranks_name = f"{stem}-{_digest(arrays)}.npz"
@@ -144,7 +144,7 @@ def atomic_write(path: Path, content: bytes) -> None:
         raise BadInput(f"cannot write {path}: {error.strerror}; choose a folder that can be written to") from None
 
 
-def _stem(record: Record) -> str:
+def run_name(record: Mapping[str, Any]) -> str:
     """File name of a run less its suffix: what it is for people, and a hash of everything that makes it another run."""
     identity = {
         "protocol": record["protocol"]["hash"],

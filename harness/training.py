@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.errors import BadInput, TrainingDiverged
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.optimisers import build_optimiser
 from tvrbench.harness.recipe import Recipe, load_recipe
 from tvrbench.harness.schedules import SCHEDULES
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is no longer finite."""
 
 
 def contrastive_loss(similarity: Tensor) -> Tensor:
@@ -110,7 +107,7 @@ class Trainer:
         norm = self._clip()
         value, size = loss.item(), norm.item()
         # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
-        if value != value or abs(value) == float("inf") or (not self._scaler.is_enabled() and size != size):
+        if not math.isfinite(value) or (not self._scaler.is_enabled() and not math.isfinite(size)):
             raise TrainingDiverged(
                 f"step {self.steps_done}: loss {value}, gradient norm {size}; lower the learning rate "
                 f"(now {max(rates):.3g}) or check the input for NaN"

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from tvrbench.harness.errors import BadInput
 
 T = TypeVar("T")
+RESERVED = {"method", "backbone", "weights", "checkpoint", "frames", "device", "seed"}
 
 
 def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
@@ -42,6 +43,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise BadInput(f"--set {text!r}: write it as key=value, for example --set r=2")
         try:
             values[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[key.strip()] = value.strip()
+    reserved = sorted(set(values) & RESERVED)
+    if reserved:
+        raise BadInput(f"--set {reserved[0]}=...: that is no method option; use the command's own option for it")
     return values

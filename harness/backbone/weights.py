@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
     text = str(spec)
     if text.startswith("random:"):
         return random_weights(text, backbone)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
     if path.exists():
         found = _from_path(path)
     elif "/" in text or path.suffix or not backbone:
@@ -113,11 +113,9 @@ def initialise(model: CLIP) -> None:
 
 
 def _from_path(path: Path) -> Weights:
-    activation = "quick_gelu"
     folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        activation = _folder_activation(path)
-        path = _file_in_folder(path)
+    path = _file_in_folder(path) if path.is_dir() else path
+    activation = _activation_beside(path)
     sha256 = file_sha256(path)
     state = released.without_scalars(read_state_dict(path, sha256))
     if released.is_hugging_face(state):
@@ -136,16 +134,21 @@ def _file_in_folder(folder: Path) -> Path:
     raise BadInput(f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it")
 
 
-def _folder_activation(folder: Path) -> str:
-    config = folder / "config.json"
-    if not config.is_file():
-        return "quick_gelu"
+def _activation_beside(path: Path) -> str:
+    """What the config beside a weights file says; OpenAI's QuickGELU where there is none.
+
+    A state dict does not tell its activation, so open_clip's and Hugging Face's own config files are read.
+    """
+    hub, open_clip = path.with_name("config.json"), path.with_name("open_clip_config.json")
     try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise BadInput(
-            f"weights folder {folder.name}: config.json is not a Hugging Face CLIP config ({error})"
-        ) from None
+        if open_clip.is_file():
+            quick = json.loads(open_clip.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False)
+            return "quick_gelu" if quick else "gelu"
+        if hub.is_file():
+            return str(json.loads(hub.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(f"weights {path.name}: the config beside it is not a CLIP config ({error!r})") from None
+    return "quick_gelu"
 
 
 def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -170,7 +173,7 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})"
@@ -192,6 +195,7 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
     import open_clip
     from open_clip.pretrained import download_pretrained
 
+    preset(backbone)
     config = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,12 @@ def check_against(against: Path, records: Path | None, accept: str | None, as_js
     """
     baseline = read_baseline(against)
     _check_device(baseline)
+    if accept is not None and not accept.strip():
+        raise BadInput("--accept needs a reason: --accept 'why the numbers moved'")
+    if records is not None and not (records / "records").is_dir():
+        raise BadInput(f"--records {records}: no results folder with a folder records in it")
+    if baseline.standin is not None:
+        baseline = _on_current_protocol(baseline, accept)
     measured: dict[str, Value] = {}
     tiers: tuple[str, ...]
     if records is None:
@@ -51,6 +57,22 @@ def check_against(against: Path, records: Path | None, accept: str | None, as_js
     if bad and accept is None:
         raise CheckFailed(f"{len(bad)} of {len(rows)} metrics moved or were not measured (baseline {against})")
     say(f"{len(rows)} metrics compared, {len(bad)} moved" + (", accepted" if accept is not None else ""))
+
+
+def _on_current_protocol(baseline: Baseline, accept: str | None) -> Baseline:
+    """The baseline, with the protocol's present hash where a new one is being accepted.
+
+    Raises:
+        BadInput: the protocol has changed since, and the change is not being accepted.
+    """
+    standin = baseline.standin or {}
+    now = load_protocol(standin["protocol"]).hash
+    if now != standin["hash"] and accept is None:
+        raise BadInput(
+            f"protocol {standin['protocol']} has changed since the baseline was made ({standin['hash']}, now {now}): "
+            "take new values over with --accept 'why it changed'"
+        )
+    return replace(baseline, standin=standin | {"hash": now})
 
 
 def _check_device(baseline: Baseline) -> None:
@@ -98,14 +120,10 @@ def _rerun_standin(baseline: Baseline) -> dict[str, Value]:
 
 
 def _matching(store: RecordStore, baseline: Baseline) -> list[Record]:
-    """The records that the stand-in tier speaks of; BadInput where the protocol has changed since."""
+    """The records that the stand-in tier speaks of."""
     if baseline.standin is None:
         raise BadInput("the baseline has no stand-in tier to compare records with")
     name, wanted = baseline.standin["protocol"], baseline.standin["hash"]
-    if load_protocol(name).hash != wanted:
-        raise BadInput(
-            f"protocol {name} is not the one of the baseline ({wanted}): accept a new baseline with a reason"
-        )
     return [
         record
         for record in store.find(name, seed=baseline.standin["seed"], status="completed")
@@ -125,8 +143,6 @@ def _standin_metrics(records: Iterable[Record]) -> dict[str, Value]:
 
 
 def _accept(path: Path, baseline: Baseline, measured: Mapping[str, Value], reason: str) -> None:
-    if not reason.strip():
-        raise BadInput("--accept needs a reason: --accept 'why the numbers moved'")
     entries = {key: entry | {"value": measured.get(key, entry["value"])} for key, entry in baseline.entries.items()}
     note = {"date": datetime.now(UTC).date().isoformat(), "reason": reason, "git_sha": source_revision()[0]}
     write_baseline(

@@ -38,7 +38,7 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
     """Plan every run from the protocol's sizes; each method is timed once, on random weights where it can be."""
     spec = "random:0" if protocol.backbone else weights_of(protocol)
     size = load_weights(spec, protocol.backbone).arch.image_size
-    timed: dict[str, tuple[RetrievalModel, float]] = {}
+    timed: dict[str, tuple[str, int, float]] = {}  # tuning, parameters, seconds a video
     plan = []
     for config in configs:
         recipe = recipe_of(protocol, config)
@@ -53,19 +53,22 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
                 device=config.device,
                 **options_of(protocol, config),
             )
-            timed[config.method] = model, _seconds_per_video(model, protocol, size, trains=steps > 0)
-        model, seconds = timed[config.method]
+            parameters = sum(p.numel() for p in model.parameters())
+            seconds = _seconds_per_video(model, protocol, size, trains=steps > 0)
+            timed[config.method] = model.method.options.tuning, parameters, seconds
+            del model
+        tuning, parameters, seconds = timed[config.method]
         repeats = trainings(protocol) if steps else 1
         work = repeats * (steps * recipe.batch_size + protocol.test_videos / (TRAIN_WORK if steps else 1))
         plan.append(
             PlannedRun(
                 method=config.method,
-                tuning=model.method.options.tuning,
+                tuning=tuning,
                 seed=config.seed,
                 steps=steps,
                 batch_size=recipe.batch_size,
                 trainings=repeats if steps else 0,
-                disk_mib=sum(p.numel() for p in model.parameters()) * 4 / 2**20 if steps else 1.0,
+                disk_mib=parameters * 4 / 2**20 if steps else 1.0,
                 hours=work * seconds / 3600,
             )
         )

@@ -14,6 +14,6 @@ def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) 
     """Write the report; BadInput where there is no completed record."""
     pages = write_report(protocol, RecordStore(results), reports)
     if as_json:
-        print_json([portable_path(str(page)) for page in pages])
+        print_json([str(page) for page in pages])
     else:
         say(f"report: {portable_path(str(pages[0]))}")

@@ -11,6 +11,8 @@ import torch
 
 from tvrbench.harness import cli
 from tvrbench.harness.commands.check import measure_exact
+from tvrbench.harness.protocol import load_protocol
+from tvrbench.harness.store import RecordStore
 from tvrbench.methods.ops import matching
 from tvrbench.methods.tempme import TempMeReducer
 
@@ -114,6 +116,25 @@ def test_a_baseline_that_cannot_be_used_exits_with_2(
     baseline.write_text(json.dumps(document | change))
     assert cli.main(["check", "--against", str(baseline)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_standin_tier_compares_records(
+    capsys: pytest.CaptureFixture[str], baseline: Path, document: dict[str, Any], tmp_path: Path
+) -> None:
+    record = json.loads((Path(__file__).parents[1] / "fixtures" / "standin_record.json").read_text())
+    protocol = load_protocol("standin/uniform")
+    record["protocol"] = {"name": protocol.name, "hash": protocol.hash}
+    RecordStore(tmp_path / "results").save(record, None)
+    name, r1 = record["method"]["name"], record["metrics"]["t2v"]["R1"]
+    standin = {"protocol": protocol.name, "hash": protocol.hash, "seed": record["seed"], "methods": [name]}
+    for value, code, state in ((r1, 0, "same"), (r1 + 1, 0, "within"), (r1 - 9, 1, "moved")):
+        entries = {f"standin/{name}/t2v_R1": {"value": value, "margin": 2.0}}
+        baseline.write_text(json.dumps(document | {"standin": standin, "entries": entries}))
+        assert rows(capsys, baseline, "--records", str(tmp_path / "results")) == (code, {"t2v_R1": state})
+    assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "nowhere")]) == 2
+    baseline.write_text(json.dumps(document | {"standin": standin | {"hash": "0" * 16}, "entries": entries}))
+    assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "results")]) == 2
+    assert "has changed since" in capsys.readouterr().err
 
 
 def test_a_swapped_split_of_sources_and_destinations_moves_features(

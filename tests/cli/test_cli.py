@@ -90,6 +90,8 @@ def test_profile_gives_the_published_numbers(
         (("profile", "tempme", "--set", "r=99"), "option 'r' is 99, but block 0 has only"),
         (("profile", "tempme", "--set", "speed=9"), "'speed' is not known"),
         (("profile", "tempme", "--set", "r"), "write it as key=value"),
+        (("profile", "tempme", "--set", "frames=24"), "use the command's own option"),
+        (("run", "standin/uniform", "--seeds", "0,0"), "stands twice"),
         (("profile", "lora", "--set", "tuning=magic"), "unknown tuning 'magic'"),
         (("run", "msrvtt"), "unknown protocol 'msrvtt'"),
         (("run", "msrvtt-1ka-9k/uniform"), "data set msrvtt needs its folder"),

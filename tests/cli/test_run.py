@@ -73,7 +73,7 @@ def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixtu
     assert (ranks["t2v"] <= 1).mean() * 100 == pytest.approx(tempme["metrics"]["t2v"]["R1"])
     page = Path("reports/standin/uniform/README.md").read_text()
     assert "stand-in" in page.splitlines()[0]
-    assert Path("results/checkpoints/standin__uniform/tempme-lora-seed0.safetensors").is_file()
+    assert len(list(Path("results/checkpoints/standin__uniform").glob("tempme-lora-seed0-*.safetensors"))) == 1
     assert cli.main(["report", "standin/uniform"]) == 0
     assert Path("reports/standin/uniform/README.md").read_text() == page
 

@@ -33,9 +33,9 @@ def _plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return (*found(**wanted), *more)
 
     monkeypatch.setattr(registry, "entry_points", with_plugin)
-    registry.table.cache_clear()
+    registry._table.cache_clear()
     yield
-    registry.table.cache_clear()
+    registry._table.cache_clear()
     sys.modules.pop("my_package", None)
 
 

@@ -125,6 +125,8 @@ def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
         path.write_bytes(pickle.dumps({"visual.proj": _Evil()}))
     elif kind == "garbage":
         path.write_bytes(b"not a checkpoint at all")
+    elif kind == "binary":
+        path.write_bytes(b"bstc" * 100)
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "cut":
@@ -145,7 +147,7 @@ def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["code", "garbage", "empty", "cut", "torchscript", "other-model", "list", "safetensors"]
+    "kind", ["code", "garbage", "binary", "empty", "cut", "torchscript", "other-model", "list", "safetensors"]
 )
 def test_bad_weight_files_are_refused_with_one_sentence(kind: str, tmp_path: Path, tiny_weights: Path) -> None:
     path = _write_bad(kind, tmp_path, load_file(tiny_weights))
@@ -200,6 +202,18 @@ def test_gelu_is_read_from_a_hugging_face_config(hugging_face: CLIPModel, tmp_pa
     config["vision_config"]["hidden_act"] = "gelu"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_weights(tmp_path).arch.activation == "gelu"
+
+
+def test_the_activation_is_read_from_the_config_beside_a_file(tiny_weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "open_clip_model.safetensors"
+    file.write_bytes(tiny_weights.read_bytes())
+    assert load_weights(file).arch.activation == "quick_gelu"
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 64}}')
+    assert load_weights(file).arch.activation == "gelu"
+    assert load_weights(tmp_path).arch.activation == "gelu"
+    (tmp_path / "open_clip_config.json").write_text("[1]")
+    with pytest.raises(BadInput, match="not a CLIP config"):
+        load_weights(file)
 
 
 @pytest.mark.parametrize(("field", "value"), [("patch_size", 15), ("vision_width", 65), ("text_layers", 0)])

@@ -19,6 +19,7 @@ from tvrbench.harness.metrics import (
     pair_credits,
     ranks_blockwise,
     retrieval_metrics,
+    shared_hits,
     without_ranks,
 )
 
@@ -241,3 +242,14 @@ def test_pair_accuracy_without_twins_is_missing(scenes: Any) -> None:
 def test_pair_accuracy_needs_a_scene_for_every_video() -> None:
     with pytest.raises(ValueError, match="each of the 3 videos"):
         pair_accuracy(np.eye(3), None, [0, 0])
+
+
+def test_shared_hits_break_ties_at_random_in_expectation() -> None:
+    sim = np.array([[0.9, 0.9, 0.1], [0.5, 0.5, 0.5], [0.1, 0.2, 0.9]])
+    assert shared_hits(sim, None, 1).tolist() == pytest.approx([0.5, 1 / 3, 1.0])
+    assert shared_hits(sim, None, 2).tolist() == pytest.approx([1.0, 2 / 3, 1.0])
+    rng = np.random.default_rng(0)
+    untied = rng.normal(size=(20, 20))
+    ranks = retrieval_metrics(untied)["t2v"]["ranks"]
+    for k in (1, 5, 10):
+        assert shared_hits(untied, None, k).tolist() == (ranks <= k).astype(float).tolist()

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.errors import BadInput, TrainingDiverged
 from tvrbench.harness.optimisers import AdamWDecayAfter, BertAdam
 from tvrbench.harness.recipe import load_recipe, recipe_names
 from tvrbench.harness.schedules import bert_cosine, floored_cosine, warmup_cosine
-from tvrbench.harness.training import Trainer, TrainingDiverged, contrastive_loss
+from tvrbench.harness.training import Trainer, contrastive_loss
 
 pytestmark = pytest.mark.unit
 
