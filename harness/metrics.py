@@ -163,7 +163,8 @@ def shared_hits(sim: Scores, relevance: Relevance | None, k: int) -> npt.NDArray
     own = sim_TV[np.arange(len(own_T)), own_T][:, None]
     higher_T = np.count_nonzero(sim_TV > own, axis=1)
     equal_T = np.count_nonzero(sim_TV == own, axis=1)  # its own video included
-    return np.clip((k - higher_T) / equal_T, 0.0, 1.0)
+    hits_T: npt.NDArray[np.float64] = np.clip((k - higher_T) / equal_T, 0.0, 1.0)
+    return hits_T
 
 
 def pair_accuracy(sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None) -> float | None:
