@@ -60,4 +60,5 @@ def test_a_bare_import_of_datasets_does_not_find_our_folder() -> None:
         check=True,
     )
     assert str(ROOT) not in done.stdout
-    assert not any(Path(entry).resolve() == ROOT for entry in sys.path if entry)
+    if sys.flags.safe_path:  # as in every nox session; `python -m pytest` from here puts the folder back by itself
+        assert not any(Path(entry).resolve() == ROOT for entry in sys.path if entry)
