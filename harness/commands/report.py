@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvrbench.harness.commands.output import print_json, say
-from tvrbench.harness.provenance import portable_path
 from tvrbench.harness.reporting.page import write_report
 from tvrbench.harness.store import RecordStore
 
@@ -16,4 +15,4 @@ def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) 
     if as_json:
         print_json([str(page) for page in pages])
     else:
-        say(f"report: {portable_path(str(pages[0]))}")
+        say(f"report: {pages[0]}")

@@ -16,7 +16,7 @@ from tvrbench.harness.loading import method_class
 from tvrbench.harness.preparation import Prepared, prepare
 from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import load_protocol
-from tvrbench.harness.provenance import command_line, portable_path
+from tvrbench.harness.provenance import command_line
 from tvrbench.harness.reporting.page import write_report
 from tvrbench.harness.running import RunConfig, new_model, planned_work, run_one
 from tvrbench.harness.store import RecordStore
@@ -80,7 +80,7 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
     pages = write_report(protocol.name, store, request.reports)
     if as_json:
         print_json({"records": [str(p) for p in records], "report": [str(p) for p in pages]})
-    say(f"report: {portable_path(str(pages[0]))}")
+    say(f"report: {pages[0]}")
     if notice:
         say(notice)
 
