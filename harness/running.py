@@ -121,11 +121,10 @@ def train(
 
 
 def choose_rate(
-    prepared: Prepared, config: RunConfig, recipe: Recipe, listener: Listener
+    prepared: Prepared, config: RunConfig, recipe: Recipe, tuning: str, listener: Listener
 ) -> tuple[Recipe, dict[str, Any]]:
     """Try every factor of the protocol on a held-out slice of the training videos; the best R-Sum wins."""
     protocol = prepared.protocol
-    tuning = new_model(prepared, config).method.options.tuning
     if len(protocol.lr_factors) == 1:
         return recipe.for_tuning(tuning, protocol.lr_factors[0]), {"factors": list(protocol.lr_factors)}
     rest, held_out = hold_out(prepared.train, protocol.held_out)
@@ -220,7 +219,7 @@ def _fill(
     shape = {"backbone": vision_name(model.clip.arch), "frames": model.frames}
     record["method"]["options"] = shape | model.method.describe()
     if training_steps(prepared.protocol, config, len(prepared.train.captions)):
-        recipe, choice = choose_rate(prepared, config, recipe, listener)
+        recipe, choice = choose_rate(prepared, config, recipe, record["tuning"], listener)
         trained = train(model, prepared, prepared.train, recipe, config.seed, listener)
         record["metrics"]["training"] = trained | {"learning_rate_choice": choice}
         save_checkpoint(model, checkpoints / f"{run_name(record)}.safetensors")

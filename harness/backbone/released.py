@@ -11,8 +11,6 @@ from torch import Tensor
 # Written by OpenAI's loader beside the weights; plain numbers, not parameters.
 SCALARS = ("input_resolution", "context_length", "vocab_size")
 
-HF_TEXT = "text_model."
-HF_VISION = "vision_model."
 HF_TOP = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
