@@ -31,6 +31,7 @@ class CLIP4Clip(Method[CLIP4ClipOptions]):
     Options = CLIP4ClipOptions
     defaults: ClassVar[dict[str, Any]] = {"tuning": "full"}
     recipe = "clip4clip"
+    identity: ClassVar[dict[str, Any] | None] = {"head": "meanP"}
 
     def build_head(self) -> Head:
         """The similarity head that was asked for."""

@@ -32,6 +32,8 @@ class FrameSubsampleOptions(MethodOptions):
 class FrameSubsampleReducer(TokenReducer):
     """Lets ``keep`` of the T frames into the tower and leaves them as they are."""
 
+    carries_prompts = True
+
     def __init__(self, options: FrameSubsampleOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         if not 1 <= options.keep <= frames:
@@ -73,3 +75,7 @@ class FrameSubsample(Method[FrameSubsampleOptions]):
     def build_reducer(self) -> TokenReducer:
         """The even choice."""
         return FrameSubsampleReducer(self.options, self.arch, self.frames)
+
+    def identity_config(self) -> dict[str, Any]:
+        """All frames kept."""
+        return {"keep": self.frames}

@@ -39,8 +39,14 @@ class RandomModel(RetrievalModel):
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         return torch.randn(self.clip.arch.embed_dim, generator=generator)
 
-    def encode_video(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """frames [B, T, 3, H, W], mask [B, T] -> [B, E] gaussian; only valid frames count as content."""
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: bool = False) -> Any:
+        """frames [B, T, 3, H, W], mask [B, T] -> [B, E] gaussian; only valid frames count as content.
+
+        Raises:
+            BadInput: wrong shapes, or a trace is asked for: there are no tokens to follow.
+        """
+        if trace:
+            raise BadInput("random: no vision tower runs, so there are no tokens to trace")
         self._check_video(frames, mask)
         items = [self._feature("video", video[valid].float()) for video, valid in zip(frames, mask.bool(), strict=True)]
         return torch.stack(items).to(frames.device)
@@ -55,6 +61,8 @@ class RandomModel(RetrievalModel):
 
 class NoFrames(TokenReducer):
     """No frame enters the tower, so no block has tokens."""
+
+    carries_prompts = True
 
     def select_frames(self) -> tuple[int, ...]:
         """None of them."""
@@ -79,6 +87,8 @@ class Random(Method[MethodOptions]):
     recipe = "uniform"
     trains = False
     encodes = False
+    identity = None
+    no_identity = "its features are noise, whatever the settings"
 
     def build_reducer(self) -> TokenReducer:
         """Nothing to reduce."""

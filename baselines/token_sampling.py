@@ -81,6 +81,7 @@ class TokenSampling(Method[TokenSamplingOptions]):
     }
     needs = ("schedule",)
     small: ClassVar[dict[str, Any]] = {"schedule": ((6, 4, 16),)}
+    identity: ClassVar[dict[str, Any] | None] = {"schedule": ()}
     recipe = "centerclip"
 
     def build_reducer(self) -> TokenSamplingReducer:

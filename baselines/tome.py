@@ -31,6 +31,8 @@ class ToMeOptions(MethodOptions):
 class ToMeReducer(TokenReducer):
     """Merges r patches of every frame between attention and MLP of every block; the metric is the keys."""
 
+    carries_prompts = True
+
     def __init__(self, options: ToMeOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         if options.r < 0:
@@ -46,7 +48,7 @@ class ToMeReducer(TokenReducer):
         r = self._merged(stream.patches)
         if not r:
             return stream
-        merge = bipartite_match(keys.mean(dim=1), r, stream.classes)
+        merge = self.decide(bipartite_match(keys.mean(dim=1), r, stream.lead))
         x, size = merge(stream.x, stream.size)
         return stream.moved(x, size, merge.place_SN)
 
@@ -80,6 +82,7 @@ class ToMe(Method[ToMeOptions]):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"ViT-B-32": {"r": 2}, "ViT-B-16": {"r": 10}}
     needs = ("r",)
     small: ClassVar[dict[str, Any]] = {"r": 1}
+    identity: ClassVar[dict[str, Any] | None] = {"r": 0}
     recipe = "tempme"
 
     def build_reducer(self) -> TokenReducer:

@@ -19,6 +19,7 @@ from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.provenance import file_sha256
+from tvrbench.harness.tuning import is_added
 from tvrbench.harness.validation import validated
 
 FORMAT = "tvrbench-model-1"
@@ -74,17 +75,30 @@ def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoi
     Raises:
         BadInput: no such file, corrupt, holds code, or saved by another method.
     """
-    if not path.is_file():
-        raise BadInput(f"checkpoint {path}: there is no such file")
     meta = _metadata(path)
     if meta.get("format") == FORMAT:
         return _own(path, meta, method)
-    state = released.without_scalars(released.strip_wrapper(read_state_dict(path)))
+    state = read_state_dict(path)
+    if not all(isinstance(key, str) for key in state):
+        raise BadInput(f"{path.name}: not a state dict, which names each of its tensors")
+    state = released.without_scalars(released.strip_wrapper(state))
     state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
     return Checkpoint(path=path, state=_float(state), base=_clip_inside(path, state), options={}, frames=None)
 
 
+def method_in(path: Path) -> str | None:
+    """The method that a checkpoint of our own names; None for one that other code saved.
+
+    Raises:
+        BadInput: no such file, or corrupt.
+    """
+    meta = _metadata(path)
+    return meta.get("method", "") if meta.get("format") == FORMAT else None
+
+
 def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise BadInput(f"checkpoint {path}: there is no such file")
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -99,11 +113,16 @@ def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
         raise BadInput(f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}")
     try:
         options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
-    except (KeyError, ValueError):
-        raise BadInput(f"{path.name}: its description (options, architecture, frames) is damaged") from None
+    except (KeyError, ValueError, RecursionError):
+        options, shape, frames = None, None, 0
+    if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1:
+        raise BadInput(f"{path.name}: its description (options, architecture, frames) is damaged")
     state = _float(read_state_dict(path))
+    clip = _clip_state(state)
     arch = validated(Architecture, shape, f"{path.name} architecture")
-    base = Weights(state=_clip_state(state), arch=arch, sha256=file_sha256(path), folder=path.parent)
+    if from_state_dict(clip, arch.activation) != arch:  # before anything of a size that only the description tells
+        raise BadInput(f"{path.name}: its description tells another architecture than its tensors have")
+    base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
     return Checkpoint(path=path, state=state, base=base, options=options, frames=frames)
 
 
@@ -116,11 +135,10 @@ def _clip_inside(path: Path, state: dict[str, Tensor]) -> Weights | None:
 
 def _clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The plain CLIP weights inside a model's state dict: what the tuning added is left out."""
-    added = (".lora.",)
     return {
         key.removeprefix("clip."): tensor.float()
         for key, tensor in state.items()
-        if key.startswith("clip.") and not any(part in key for part in added)
+        if key.startswith("clip.") and not is_added(key)
     }
 
 

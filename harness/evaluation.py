@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tvrbench.harness.backbone.tokenizer import Tokenizer
 from tvrbench.harness.data import Split
+from tvrbench.harness.decisions import Margins, watched
 from tvrbench.harness.frames import FrameLoader, normalise
 from tvrbench.harness.metrics import (
     cosine_scores,
@@ -71,7 +72,7 @@ def evaluate(
     batch: int = 32,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Score every caption of the split against every video.
+    """Score every caption of the split against every video; where tokens merge, note how near the choices were.
 
     Scores are cosines: the temperature does not change a rank, and equal features tie exactly (``cosine_scores``).
 
@@ -81,9 +82,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     text_TE = encode_texts(model, split.captions, tokenizer, words)
-    video_VE = encode_videos(model, split.video_ids, loader, batch, tick)
+    margins = Margins()
+    with watched(model.reducer, margins):
+        video_VE = encode_videos(model, split.video_ids, loader, batch, tick)
     model.train(was_training)
-    return score(cosine_scores(text_TE, video_VE), split)
+    result = score(cosine_scores(text_TE, video_VE), split)
+    found = margins.summary()
+    return result if found is None else replace(result, metrics=result.metrics | {"merge_margin": found})
 
 
 def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:

@@ -15,6 +15,7 @@ from tvrbench.harness.checkpoint import Checkpoint, read_checkpoint
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method
 from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.tokens import TokenReducer
 from tvrbench.harness.tuning import apply_tuning
 
 
@@ -90,9 +91,18 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         _load_strict(clip, base.state, "weights", complete=True)
         apply_tuning(clip, method.options.tuning, method.options.rank)
         model = method.Model(name, method, clip, method.build_reducer(), method.build_head())
+        _check_prompts(name, clip, model.reducer)
         model.reducer.attach(clip)
         model.head.attach(clip)
         return model
+
+
+def _check_prompts(name: str, clip: CLIP, reducer: TokenReducer) -> None:
+    if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
+        raise BadInput(
+            f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not say that it "
+            f"leaves them in place (TokenReducer.carries_prompts); tuning 'prompts' goes with every method"
+        )
 
 
 def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone: str | None) -> Weights:

@@ -47,6 +47,8 @@ class Method(Generic[OptionsT]):
         recipe: the recipe of its paper.
         trains: whether anything is trained at all.
         encodes: whether the two towers run; False where no encoder's cost is to be expected.
+        identity: options under which nothing is reduced, see ``identity_config``; None where there are none.
+        no_identity: why there are none.
     """
 
     summary: ClassVar[str]
@@ -60,6 +62,8 @@ class Method(Generic[OptionsT]):
     recipe: ClassVar[str]
     trains: ClassVar[bool] = True
     encodes: ClassVar[bool] = True
+    identity: ClassVar[dict[str, Any] | None] = {}
+    no_identity: ClassVar[str] = ""
 
     def __init__(self, options: OptionsT, arch: Architecture, frames: int) -> None:
         self.options = options
@@ -82,6 +86,13 @@ class Method(Generic[OptionsT]):
             )
         options = cast(OptionsT, validated(cls.Options, values, f"{name} option"))
         return cls(options, arch, frames)
+
+    def identity_config(self) -> dict[str, Any] | None:
+        """Options under which this method gives exactly the features of the plain encoder with meanP.
+
+        None where no setting does; ``no_identity`` then says why.
+        """
+        return self.identity
 
     def build_reducer(self) -> TokenReducer:
         """The token reducer; reduces nothing by default."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +11,7 @@ from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.heads import Head
 from tvrbench.harness.tokens import TokenReducer, TokenStream
+from tvrbench.harness.trace import TokenTrace, token_trace
 
 if TYPE_CHECKING:
     from tvrbench.harness.method import Method
@@ -61,20 +62,28 @@ class RetrievalModel(nn.Module):
         stream: TokenStream = self.clip.visual(entering.flatten(0, 1), entering.shape[1], self.reducer, trace)
         return stream if chosen is None else stream.among_frames(chosen, self.frames)
 
-    def encode_video(self, frames: Tensor, mask: Tensor) -> Tensor:
+    @overload
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: Literal[True]) -> tuple[Tensor, TokenTrace]: ...
+
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: bool = False) -> Tensor | tuple[Tensor, TokenTrace]:
         """Encode videos.
 
         Args:
             frames: [B, T, 3, H, W] float, CLIP-normalised.
             mask: [B, T] bool, False = padding.
+            trace: also tell which source patches each token that leaves the tower holds.
 
         Returns:
-            [B, E], pooled, not yet normalised.
+            [B, E], pooled, not yet normalised; with ``trace`` that and the trace.
         """
         self._check_video(frames, mask)
-        features_BFE = self.clip.visual.class_features(self.video_tokens(frames))
+        stream = self.video_tokens(frames, trace)
+        features_BFE = self.clip.visual.class_features(stream)
         out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask.bool()))
-        return out
+        return (out, token_trace(stream, self.frames)) if trace else out
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L] int, mask [B, L] bool -> [B, E], not normalised."""

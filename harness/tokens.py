@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +14,40 @@ if TYPE_CHECKING:
     from tvrbench.harness.backbone.blocks import Block
     from tvrbench.harness.backbone.clip import CLIP
 
+D = TypeVar("D")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStream:
     """Tokens on their way through the vision tower.
 
     Attributes:
-        x: [S, C + P, D]; S sequences, each C class tokens first, then P patch tokens.
+        x: [S, N, D]; S sequences of N = C + Q + P tokens: C class tokens, Q prompts, then P patch tokens.
         classes: C.
+        prompts: Q, learned tokens that came in with the first block (tuning ``prompts-shallow``), else 0. They attend,
+            never merge, and every sequence has Q of them.
         per_video: sequences a video has at this point, so S = videos x per_video.
-        size: [S, C + P, 1] original patches behind each token, or None where no method tracks it.
-        origin: [videos, frames x patches] the flat place (sequence in the video x (C + P) + position) of the token
-            that each original patch now belongs to, -1 where it was dropped; None unless a trace was asked for.
+        size: [S, N, 1] original patches behind each token, or None where no method tracks it.
+        origin: [videos, frames x patches] the flat place (sequence in the video x N + position) of the token that
+            each original patch now belongs to, -1 where it was dropped; None unless a trace was asked for.
     """
 
     x: Tensor
     classes: int
+    prompts: int = 0
     per_video: int
     size: Tensor | None = None
     origin: Tensor | None = None
 
     @property
+    def lead(self) -> int:
+        """C + Q, the tokens before the patches: none of them merges."""
+        return self.classes + self.prompts
+
+    @property
     def patches(self) -> int:
         """P, patch tokens a sequence."""
-        return self.x.shape[1] - self.classes
+        return self.x.shape[1] - self.lead
 
     def with_x(self, x: Tensor) -> TokenStream:
         """The same stream with other values of the same tokens."""
@@ -61,20 +71,26 @@ class TokenStream:
         return replace(self, x=x, size=size, origin=origin)
 
     def joined(self, k: int) -> TokenStream:
-        """Join k neighbouring sequences: all their class tokens first, then all their patches."""
-        C, P = self.classes, self.patches
+        """Join k neighbouring sequences: all their class tokens, their prompts averaged, then all their patches."""
+        C, Q, P = self.classes, self.prompts, self.patches
 
         def join(t: Tensor) -> Tensor:
-            t = t.view(-1, k, C + P, t.shape[-1])
-            return torch.cat([t[:, :, :C].flatten(1, 2), t[:, :, C:].flatten(1, 2)], dim=1)
+            t = t.view(-1, k, C + Q + P, t.shape[-1])
+            parts = [t[:, :, :C].flatten(1, 2), t[:, :, C + Q :].flatten(1, 2)]
+            if Q:
+                parts.insert(1, t[:, :, C : C + Q].mean(dim=1))
+            return torch.cat(parts, dim=1)
 
         origin = self.origin
         if origin is not None:
-            sequence, position = origin // (C + P), origin % (C + P)
-            member = sequence % k
-            moved = torch.where(position < C, member * C + position, k * C + member * P + position - C)
-            origin = torch.where(origin >= 0, sequence // k * k * (C + P) + moved, -1)
-        return TokenStream(
+            sequence, position = origin // (C + Q + P), origin % (C + Q + P)
+            member, joined = sequence % k, k * (C + P) + Q
+            moved = torch.where(
+                position < C, member * C + position, k * C + Q + member * P + (position - C - Q).clamp(min=0)
+            )
+            origin = torch.where(origin >= 0, sequence // k * joined + moved, -1)
+        return replace(
+            self,
             x=join(self.x),
             classes=k * C,
             per_video=self.per_video // k,
@@ -93,7 +109,7 @@ class TokenStream:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTokens:
-    """What one block works on, for one video.
+    """What one block works on, for one video; prompts are not counted, a tuning adds them.
 
     Attributes:
         attention: (sequences, tokens a sequence) that attend to each other.
@@ -112,12 +128,30 @@ class TokenReducer(nn.Module):
     """Reduces the tokens of a plain CLIP ViT on their way; this base class reduces nothing.
 
     A reducer owns its parameters, keeps no state between calls, and treats every video of a batch alone.
+
+    Attributes:
+        carries_prompts: whether it leaves the ``stream.lead`` tokens before the patches in place, so that prompts can
+            travel with the class tokens. A subclass that looks at positions says so for itself.
+        observer: hears every decision and gives back the one to carry out; None outside of measurements.
     """
+
+    carries_prompts: ClassVar[bool] = False
 
     def __init__(self, arch: Architecture, frames: int) -> None:
         super().__init__()
         self.arch = arch
         self.frames = frames
+        self.observer: Callable[[Any], Any] | None = None
+
+    def decide(self, decision: D) -> D:
+        """Every choice that token values lead to passes through here, so that it can be watched or replayed.
+
+        Reducers carry out what comes back (``tvrbench.harness.decisions``).
+        """
+        if self.observer is None:
+            return decision
+        out: D = self.observer(decision)
+        return out
 
     def attach(self, clip: CLIP) -> None:
         """Called once when the model is assembled, pre-trained weights in place: start own parameters from them, or

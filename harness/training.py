@@ -14,6 +14,7 @@ from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.optimisers import build_optimiser
 from tvrbench.harness.recipe import Recipe, load_recipe
 from tvrbench.harness.schedules import SCHEDULES
+from tvrbench.harness.tuning import is_added
 
 
 def contrastive_loss(similarity: Tensor) -> Tensor:
@@ -27,10 +28,9 @@ def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, An
 
     Each group carries ``scale``, the factor of the scheduled rate.
     """
-    added = (".lora.", ".adapter.", ".prompts.")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.trainable().items():
-        pretrained = name.startswith("clip.") and not any(part in name for part in added)
+        pretrained = name.startswith("clip.") and not is_added(name)
         decayed = {"all": True, "not-bias": "bias" not in name, "matrices": parameter.ndim >= 2}[recipe.decay]
         groups.setdefault((pretrained, decayed), []).append(parameter)
     return [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from tvrbench.harness.backbone.blocks import Attention, LowRank
+from tvrbench.harness.backbone.blocks import Adapter, Block, LowRank, Prompts
 from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.errors import BadInput
 
@@ -18,6 +18,16 @@ STEM = (
     "positional_embedding",
     "token_embedding.",
 )
+
+ADAPTER_WIDTH = 64
+PROMPTS = 8
+# What tunings add to a CLIP, by a part of the parameter's name: new parameters, not pre-trained ones.
+_ADDED = (".lora.", ".adapter.", ".prompts.")
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of a model came with its tuning."""
+    return any(part in name for part in _ADDED)
 
 
 def _frozen(clip: CLIP, rank: int) -> None:
@@ -34,10 +44,11 @@ def _full_all(clip: CLIP, rank: int) -> None:
     clip.requires_grad_(True)
 
 
-def _attentions(clip: CLIP) -> Iterator[Attention]:
-    for tower in (clip.visual.transformer, clip.transformer):
+def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
+    """Every block of both encoders with its width."""
+    for tower, width in ((clip.visual.transformer, clip.arch.vision_width), (clip.transformer, clip.arch.text_width)):
         for block in tower.blocks:
-            yield block.attn
+            yield block, width
 
 
 def _lora(clip: CLIP, rank: int) -> None:
@@ -45,8 +56,29 @@ def _lora(clip: CLIP, rank: int) -> None:
     if rank < 1:
         raise BadInput(f"option 'rank' must be at least 1, not {rank}")
     clip.requires_grad_(False)
-    for attention in _attentions(clip):
-        attention.lora = LowRank(attention.in_proj_weight.shape[1], rank)
+    for block, width in _blocks(clip):
+        block.attn.lora = LowRank(width, rank)
+
+
+def _adapter(clip: CLIP, rank: int) -> None:
+    """A bottleneck of 64 beside every MLP of both encoders (AdaptFormer, arXiv 2205.13535)."""
+    clip.requires_grad_(False)
+    for block, width in _blocks(clip):
+        block.adapter = Adapter(width, ADAPTER_WIDTH)
+
+
+def _prompts(clip: CLIP, rank: int) -> None:
+    """8 learned tokens for every block of both encoders (VPT-deep, arXiv 2203.12119)."""
+    clip.requires_grad_(False)
+    for block, width in _blocks(clip):
+        block.prompts = Prompts(PROMPTS, width)
+
+
+def _prompts_shallow(clip: CLIP, rank: int) -> None:
+    """8 learned tokens at the input of both encoders (VPT-shallow, arXiv 2203.12119; CoOp on the text side)."""
+    clip.requires_grad_(False)
+    clip.visual.prompts = Prompts(PROMPTS, clip.arch.vision_width)
+    clip.prompts = Prompts(PROMPTS, clip.arch.text_width)
 
 
 def _bias(clip: CLIP, rank: int) -> None:
@@ -63,7 +95,10 @@ TUNINGS: dict[str, Callable[[CLIP, int], None]] = {
     "full": _full,
     "full-all": _full_all,
     "lora": _lora,
+    "adapter": _adapter,
     "bias": _bias,
+    "prompts": _prompts,
+    "prompts-shallow": _prompts_shallow,
 }
 
 

@@ -4,5 +4,8 @@ METHODS = {
     "tempme": "tvrbench.methods.tempme:TempMe",
     "centerclip": "tvrbench.methods.centerclip:CenterCLIP",
     "lora": "tvrbench.methods.adapter:LoRA",
+    "adapter": "tvrbench.methods.adapter:Adapter",
+    "bias": "tvrbench.methods.adapter:Bias",
+    "prompts": "tvrbench.methods.adapter:Prompts",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
 }

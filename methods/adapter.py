@@ -1,4 +1,4 @@
-"""Adapter-only tuning: the plain frame-by-frame encoder, few trainable parameters."""
+"""Parameter-efficient tuning alone: the plain frame-by-frame encoder, few trainable parameters."""
 
 from __future__ import annotations
 
@@ -14,3 +14,30 @@ class LoRA(Method[MethodOptions]):
     paper = "TempMe (arXiv 2409.01156), Tables 1 and 8; LoRA (arXiv 2106.09685)"
     defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
     recipe = "tempme"
+
+
+class Adapter(Method[MethodOptions]):
+    """Bottleneck adapters of width 64 beside every MLP."""
+
+    summary = "adapter-only: a bottleneck of 64 beside every MLP of both encoders, meanP, no token reduction"
+    paper = "AdaptFormer (arXiv 2205.13535), section 3.2"
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "adapter"}
+    recipe = "uniform"
+
+
+class Bias(Method[MethodOptions]):
+    """Biases and LayerNorm parameters."""
+
+    summary = "adapter-only: all biases and LayerNorm parameters of both encoders, meanP, no token reduction"
+    paper = "BitFit (arXiv 2106.10199), section 3"
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "bias"}
+    recipe = "uniform"
+
+
+class Prompts(Method[MethodOptions]):
+    """8 prompts for every block (``tuning=prompts-shallow``: 8 at the input alone)."""
+
+    summary = "adapter-only: 8 prompts for every block of both encoders, meanP, no token reduction"
+    paper = "VPT (arXiv 2203.12119), section 3.2; CoOp (arXiv 2109.01134) on the text side"
+    defaults: ClassVar[dict[str, Any]] = {"tuning": "prompts"}
+    recipe = "uniform"

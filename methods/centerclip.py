@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,18 @@ class CenterCLIPOptions(MethodOptions):
     exact_distance: bool = True
     segment_mask: SegmentMask = "any"
     cluster_embedding: bool = False
+
+
+class Clusters(NamedTuple):
+    """The cluster of every patch token [S, M] and the medoids [S, K], ascending."""
+
+    assign: Tensor
+    medoids: Tensor
+
+    @property
+    def representative(self) -> Tensor:
+        """[S, M] the medoid of every token's cluster."""
+        return self.medoids.gather(1, self.assign)
 
 
 def _kept(clusters: int, join: int, patches: int, block: int) -> int:
@@ -96,7 +108,7 @@ class CenterCLIPReducer(SegmentReducer):
 
     def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """One token a cluster, in ascending order of the medoids."""
-        assign_SM, medoids_SK = self.cluster(patches_SMD, stage)
+        assign_SM, medoids_SK = self.decide(Clusters(*self.cluster(patches_SMD, stage)))
         if self.options.aggregate == "medoid":
             kept_SKD = take(patches_SMD, medoids_SK)
         else:
@@ -132,6 +144,7 @@ class CenterCLIP(Method[CenterCLIPOptions]):
     }
     needs = ("schedule",)
     small: ClassVar[dict[str, Any]] = {"schedule": ((6, 4, 16),)}
+    identity: ClassVar[dict[str, Any] | None] = {"schedule": ()}
     recipe = "centerclip"
 
     def build_reducer(self) -> CenterCLIPReducer:

@@ -111,6 +111,8 @@ def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:
 class TempMeReducer(TokenReducer):
     """Merges inside frames, then joins neighbouring clips and merges across and inside them."""
 
+    carries_prompts = True  # an even number of them, so the split into sources and destinations stays
+
     def __init__(self, options: TempMeOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         _check(options, arch.vision_layers)
@@ -128,7 +130,7 @@ class TempMeReducer(TokenReducer):
         if index not in self.options.merge_blocks:
             return stream
         joined = stream.joined(step.join)
-        merge = bipartite_match(joined.x, step.cross, joined.classes)
+        merge = self.decide(bipartite_match(joined.x, step.cross, joined.lead))
         if self.options.frame_positions:
             table_FD = self.frame_positions[str(index)]
             videos = stream.x.shape[0] // stream.per_video
@@ -139,7 +141,9 @@ class TempMeReducer(TokenReducer):
     def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
         """Merge inside each frame or clip; the metric is the keys, averaged over heads."""
         r = self.steps[index].intra
-        return self._merged(stream, bipartite_match(keys.mean(dim=1), r, stream.classes)) if r else stream
+        if not r:
+            return stream
+        return self._merged(stream, self.decide(bipartite_match(keys.mean(dim=1), r, stream.lead)))
 
     def _merged(self, stream: TokenStream, merge: Merge) -> TokenStream:
         x, size = merge(stream.x, stream.size)
@@ -179,6 +183,8 @@ class TempMe(Method[TempMeOptions]):
     }
     needs = ("r", "clip_ratio", "intra_ratio")
     small: ClassVar[dict[str, Any]] = {"r": 1, "clip_ratio": 0.30, "intra_ratio": 0.10}
+    # With any merge block left there is none: joined frames attend to each other even where nothing merges.
+    identity: ClassVar[dict[str, Any] | None] = {"r": 0, "merge_blocks": (), "merge_frames": ()}
     recipe = "tempme"
 
     @classmethod

@@ -81,6 +81,8 @@ class VidToMeReducer(TokenReducer):
     level, and then its own side for every global merge, block after block: whoever trains seeds that generator.
     """
 
+    carries_prompts = True
+
     def __init__(self, options: VidToMeOptions, blocks: tuple[int, ...], arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         _check(options, blocks, arch.vision_layers, frames)
@@ -95,7 +97,7 @@ class VidToMeReducer(TokenReducer):
         targets: list[int | Tensor] = [
             torch.randint(step, metric_SND.shape[:1]) if self.training else min(TARGET, step - 1) for step in levels
         ]
-        return local_match(metric_SND, o.chunk, o.ratio, o.target_stride, targets, o.merge == "mean")
+        return self.decide(local_match(metric_SND, o.chunk, o.ratio, o.target_stride, targets, o.merge == "mean"))
 
     def _levels(self) -> Iterator[tuple[int, int, int]]:
         """Sources, destinations and merged sources of every level of one chunk."""
@@ -133,7 +135,7 @@ class PersistentReducer(VidToMeReducer):
         if index not in self.merge_blocks:
             return stream
         joined = stream.joined(self.options.chunk)
-        C = joined.classes
+        C = joined.lead
         merge = self.match(self._norms[0](joined.x[:, C:]))
         x = torch.cat([joined.x[:, :C], merge(joined.x[:, C:])], dim=1)
         first = torch.arange(C, device=x.device).expand(len(x), -1)
@@ -158,29 +160,29 @@ class UnmergeReducer(VidToMeReducer):
         """The attention branch of all tokens [S, C + P, D]; the keys are those of the merged tokens."""
         if index not in self.merge_blocks:
             return super().attend(stream, index, block)
-        normed = TokenStream(x=block.ln_1(stream.x), classes=stream.classes, per_video=stream.per_video)
-        joined = normed.joined(self.options.chunk)
-        C, D = joined.classes, joined.x.shape[2]
-        local = self.match(joined.x[:, C:])
-        tokens = torch.cat([joined.x[:, :C], local(joined.x[:, C:])], dim=1)
+        joined = stream.with_x(block.ln_1(stream.x)).joined(self.options.chunk)
+        C, lead = joined.classes, joined.lead
+        local = self.match(joined.x[:, lead:])
+        tokens = torch.cat([joined.x[:, :lead], local(joined.x[:, lead:])], dim=1)
         with_bank = self.options.global_ratio and self.chunks > 1
-        out, keys = self._attend_with_bank(tokens, C, block) if with_bank else block.attn(tokens)
-        S = len(stream.x)
-        parted = [out[:, :C].reshape(S, -1, D), local.unmerge(out[:, C:]).reshape(S, -1, D)]
+        out, keys = self._attend_with_bank(tokens, lead, block) if with_bank else block.attend_normed(tokens)
+        S, _, D = stream.x.shape
+        prompts = out[:, C:lead].repeat_interleave(self.options.chunk, dim=0)  # a chunk's, for each of its frames
+        parted = [out[:, :C].reshape(S, -1, D), prompts, local.unmerge(out[:, lead:]).reshape(S, -1, D)]
         return torch.cat(parted, dim=1), keys
 
-    def _attend_with_bank(self, tokens: Tensor, C: int, block: Block) -> tuple[Tensor, Tensor]:
-        """Attention of each chunk's tokens [S, C + L, D] together with the bank; its output for the chunk's alone.
+    def _attend_with_bank(self, tokens: Tensor, lead: int, block: Block) -> tuple[Tensor, Tensor]:
+        """Attention of each chunk's tokens [S, lead + L, D] together with the bank; its output for the chunk's alone.
 
         No bank depends on attention, so all merges come first and the chunks that have a bank attend at once.
         """
         chunks = tokens.view(-1, self.chunks, *tokens.shape[1:])
-        merges = self._bank_merges(chunks[:, :, C:])
-        first, keys = block.attn(chunks[:, 0])
-        later = torch.cat([chunks[:, 1:, :C], torch.stack([merge.tokens for merge in merges], dim=1)], dim=2)
-        out, keys = block.attn(later.flatten(0, 1))
+        merges = self._bank_merges(chunks[:, :, lead:])
+        first, keys = block.attend_normed(chunks[:, 0])
+        later = torch.cat([chunks[:, 1:, :lead], torch.stack([merge.tokens for merge in merges], dim=1)], dim=2)
+        out, keys = block.attend_normed(later.flatten(0, 1))
         restored = [
-            torch.cat([part[:, :C], merge.unmerge(part[:, C:])], dim=1)
+            torch.cat([part[:, :lead], merge.unmerge(part[:, lead:])], dim=1)
             for part, merge in zip(out.view(later.shape).unbind(1), merges, strict=True)
         ]
         return torch.stack([first, *restored], dim=1).flatten(0, 1), keys
@@ -193,7 +195,7 @@ class UnmergeReducer(VidToMeReducer):
         for tokens in rest:
             videos = len(tokens)
             bank_first = torch.rand(videos) < BANK_FIRST if self.training else torch.zeros(videos, dtype=torch.bool)
-            merges.append(global_match(tokens, bank, ratio, bank_first.to(tokens.device), average))
+            merges.append(global_match(tokens, bank, ratio, bank_first.to(tokens.device), average, self.decide))
             bank = merges[-1].bank
         return merges
 
@@ -226,6 +228,7 @@ class VidToMe(Method[VidToMeOptions]):
     Options = VidToMeOptions
     defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
     recipe = "uniform"
+    identity: ClassVar[dict[str, Any] | None] = {"chunk": 1}  # a chunk of one frame has no sources
 
     def build_reducer(self) -> TokenReducer:
         """The reducer of the mode, for this backbone and frame count."""

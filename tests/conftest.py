@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from tvrbench.harness import load_model
 from tvrbench.harness.backbone.architecture import Architecture
 from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.backbone.weights import initialise
+from tvrbench.harness.loading import method_class
+from tvrbench.harness.model import RetrievalModel
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -77,3 +82,23 @@ def tiny_batch() -> dict[str, Any]:
         "ids": ids,
         "text_mask": text_mask,
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_weights: Path) -> Callable[..., RetrievalModel]:
+    """Makes a method on the tiny CLIP, with its options for small models.
+
+    Parameters that start at zero (LoRA's B, an adapter's way up, a reducer's tables) are drawn anew, so that nothing
+    passes for being switched off.
+    """
+
+    def make(name: str, **options: Any) -> RetrievalModel:
+        model = load_model(name, weights=tiny_weights, **(method_class(name).small | options))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            for key, parameter in model.named_parameters():
+                if ".lora.B" in key or ".adapter.up." in key or key.startswith("reducer."):
+                    nn.init.normal_(parameter, std=0.05)
+        return model
+
+    return make

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.blocks import Transformer
+from tvrbench.harness.backbone.blocks import Prompts, Transformer
 from tvrbench.harness.backbone.vision import VisionTower
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.tokens import TokenReducer
@@ -25,6 +25,7 @@ class CLIP(nn.Module):
         self.ln_final = nn.LayerNorm(arch.text_width)
         self.text_projection = nn.Parameter(torch.randn(arch.text_width, arch.embed_dim) * arch.text_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.prompts: Prompts | None = None  # of the text tower's input
 
     def encode_image(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W] CLIP-normalised -> [B, E], not normalised."""
@@ -42,9 +43,11 @@ class CLIP(nn.Module):
         if ids.shape[1] > self.arch.context_length:
             raise BadInput(f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}")
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        end = ids.masked_fill(~mask.bool(), -1).argmax(dim=1)
+        if self.prompts is not None:  # after the start token, without positions, so that captions lose none
+            x, end = self.prompts.after_first(x), end + len(self.prompts) * (end > 0)
         for block in self.transformer.blocks:
             x = x + block.attend(x, causal=True)[0]
             x = x + block.feed_forward(x)
-        end = ids.masked_fill(~mask.bool(), -1).argmax(dim=1)
         out: Tensor = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
         return out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.blocks import Transformer
+from tvrbench.harness.backbone.blocks import Prompts, Transformer
 from tvrbench.harness.tokens import TokenReducer, TokenStream
 
 
@@ -23,6 +25,7 @@ class VisionTower(nn.Module):
         self.transformer = Transformer(width, arch.vision_layers, arch.activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, arch.embed_dim) * width**-0.5)
+        self.prompts: Prompts | None = None
 
     def embed(self, frames: Tensor) -> Tensor:
         """frames [S, 3, H, W] -> tokens [S, 1 + P, D] entering the first block."""
@@ -44,14 +47,16 @@ class VisionTower(nn.Module):
         return stream
 
     def enter(self, frames: Tensor, per_video: int, trace: bool = False) -> TokenStream:
-        """The stream before the first block."""
+        """The stream before the first block; prompts of the input stand after the class token."""
         x = self.embed(frames)
-        stream = TokenStream(x=x, classes=1, per_video=per_video)
+        Q = 0 if self.prompts is None else len(self.prompts)
+        if self.prompts is not None:
+            x = self.prompts.after_first(x)
+        stream = TokenStream(x=x, classes=1, prompts=Q, per_video=per_video)
         if not trace:
             return stream
-        place = torch.arange(per_video * x.shape[1], device=x.device).view(per_video, x.shape[1])[:, 1:].reshape(1, -1)
-        videos = frames.shape[0] // per_video
-        return TokenStream(x=x, classes=1, per_video=per_video, origin=place.repeat(videos, 1))
+        place = torch.arange(per_video * x.shape[1], device=x.device).view(per_video, x.shape[1])
+        return replace(stream, origin=place[:, stream.lead :].reshape(1, -1).repeat(frames.shape[0] // per_video, 1))
 
     def class_features(self, stream: TokenStream) -> Tensor:
         """The class tokens that leave, projected: [videos, class tokens a video, E], in frame order."""

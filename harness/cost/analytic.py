@@ -7,9 +7,13 @@ element, all else is free. LoRA is folded into the weights, as at inference.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.blocks import Block
+from tvrbench.harness.backbone.clip import CLIP
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.tokens import BlockTokens
 
@@ -21,7 +25,7 @@ def analytic_macs(model: RetrievalModel) -> dict[str, int]:
     """Multiply-adds of encoding one video (``video``) and one caption of ``text_length`` ids (``text``)."""
     if not model.method.encodes:
         return {"video": 0, "text": 0}
-    return {"video": _video_macs(model), "text": _text_macs(model.clip.arch)}
+    return {"video": _video_macs(model), "text": _text_macs(model.clip)}
 
 
 def reduction_macs(model: RetrievalModel) -> int:
@@ -35,30 +39,50 @@ def text_length(arch: Architecture) -> int:
 
 
 def _video_macs(model: RetrievalModel) -> int:
-    arch, frames = model.clip.arch, model.reducer.frames_encoded
-    width = arch.vision_width
+    arch, frames, visual = model.clip.arch, model.reducer.frames_encoded, model.clip.visual
+    width, blocks = arch.vision_width, visual.transformer.blocks
     stem = frames * arch.patches * 3 * arch.patch_size**2 * width
     stem += _NORM * frames * (arch.patches + 1) * width
-    blocks = sum(_block_macs(block, width) for block in model.reducer.plan())
+    carried = 0 if visual.prompts is None else len(visual.prompts)
+    plan = model.reducer.plan()
+    inside = sum(_block_macs(_with(work, carried), block, width) for work, block in zip(plan, blocks, strict=True))
     # Only the class tokens that leave are normalised, projected and pooled; the mask says how many there are.
     classes = model.reducer.output_mask(torch.ones(1, model.frames, dtype=torch.bool)).shape[1]
-    return stem + blocks + _projection_macs(classes, width, arch.embed_dim) + model.head.macs(classes)
+    return stem + inside + _projection_macs(classes, width, arch.embed_dim) + model.head.macs(classes)
 
 
-def _text_macs(arch: Architecture) -> int:
-    width, tokens = arch.text_width, (1, text_length(arch))
-    block = BlockTokens(attention=tokens, leaving=tokens)
+def _text_macs(clip: CLIP) -> int:
+    width, tokens = clip.arch.text_width, (1, text_length(clip.arch))
+    work = _with(BlockTokens(attention=tokens, leaving=tokens), 0 if clip.prompts is None else len(clip.prompts))
     # The end token alone is normalised and projected.
-    return arch.text_layers * _block_macs(block, width) + _projection_macs(1, width, arch.embed_dim)
+    last = _projection_macs(1, width, clip.arch.embed_dim)
+    return sum(_block_macs(work, block, width) for block in clip.transformer.blocks) + last
 
 
-def _block_macs(block: BlockTokens, width: int) -> int:
-    """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction."""
+def _with(work: BlockTokens, prompts: int) -> BlockTokens:
+    """The work where every sequence holds so many more tokens."""
+
+    def more(tokens: tuple[int, int]) -> tuple[int, int]:
+        return tokens[0], tokens[1] + prompts
+
+    also = tuple(more(tokens) for tokens in work.also_attending)
+    return replace(work, attention=more(work.attention), leaving=more(work.leaving), also_attending=also)
+
+
+def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
+    """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction.
+
+    Prompts of the block are normalised and projected once a call, and then are further keys; an adapter is two more
+    layers beside the MLP.
+    """
+    prompts = 0 if block.prompts is None else len(block.prompts)
     attention = 0
-    for sequences, tokens in (block.attention, *block.also_attending):
-        attention += sequences * tokens * (_NORM * width + 4 * width**2 + 2 * tokens * width)
-    leaving = block.leaving[0] * block.leaving[1]
-    return attention + leaving * (_NORM * width + 8 * width**2) + block.overhead_macs
+    for sequences, tokens in (work.attention, *work.also_attending):
+        attention += sequences * tokens * (_NORM * width + 4 * width**2 + 2 * (tokens + prompts) * width)
+        attention += prompts * (_NORM * width + 3 * width**2)
+    hidden = 4 * width + (0 if block.adapter is None else block.adapter.down.out_features)
+    leaving = work.leaving[0] * work.leaving[1]
+    return attention + leaving * (_NORM * width + 2 * width * hidden) + work.overhead_macs
 
 
 def _projection_macs(tokens: int, width: int, embed_dim: int) -> int:

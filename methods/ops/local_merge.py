@@ -8,7 +8,7 @@ similarity, then destinations. Ties go to the source that comes first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ class Pairing:
     kept_SM: Tensor
     place_SN: Tensor
     divisor_SN: Tensor | None
+
+    @property
+    def representative(self) -> Tensor:
+        """[S, N] for every former token the former position of the one it goes on in."""
+        return self.kept_SM.gather(1, self.place_SN)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Merge x [S, N, D] into [S, M, D]."""
@@ -206,7 +211,14 @@ def local_match(
     return merge
 
 
-def global_match(tokens: Tensor, bank: Tensor, ratio: float, bank_first: Tensor, average: bool = False) -> GlobalMerge:
+def global_match(
+    tokens: Tensor,
+    bank: Tensor,
+    ratio: float,
+    bank_first: Tensor,
+    average: bool = False,
+    decide: Callable[[Pairing], Pairing] = lambda pairing: pairing,
+) -> GlobalMerge:
     """Merge a chunk's tokens with the bank that the chunks before it left.
 
     Args:
@@ -214,6 +226,7 @@ def global_match(tokens: Tensor, bank: Tensor, ratio: float, bank_first: Tensor,
         ratio: share of the sources that merges, rounded down.
         bank_first: [S] bool, whether the bank is the source and the chunk the destination, or the other way round.
         average: as in ``pair``.
+        decide: hears which tokens are to merge and gives back which do.
 
     Raises:
         ValueError: as ``pair``.
@@ -221,7 +234,7 @@ def global_match(tokens: Tensor, bank: Tensor, ratio: float, bank_first: Tensor,
     swap = bank_first.view(-1, 1, 1)
     both = torch.cat([torch.where(swap, bank, tokens), torch.where(swap, tokens, bank)], dim=1)
     length = tokens.shape[1]
-    pairing = two_set_match(both, length, ratio, average)
+    pairing = decide(two_set_match(both, length, ratio, average))
     return GlobalMerge(tokens=pairing(both), pairing=pairing, bank_first_S=bank_first)
 
 

@@ -27,6 +27,11 @@ class Merge:
     place_SN: Tensor
     margin_S: Tensor
 
+    @property
+    def representative(self) -> Tensor:
+        """[S, N] for every former token the former position of the one it goes on in."""
+        return self.kept_SM.gather(1, self.place_SN)
+
     def __call__(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Merge by the size-weighted mean; sizes add.
 
@@ -73,7 +78,8 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
 
     Raises:
         ValueError: r is negative or exceeds the number of sources, or the metric holds NaN or infinity (on a CPU;
-            on a GPU the check would stall the device, and a NaN reaches the similarity matrix, which refuses it).
+            on a GPU the check would stall the device and in a compiled graph break it, and a NaN reaches the
+            similarity matrix, which refuses it).
     """
     S, N, _ = metric.shape
     first = protected + (protected % 2)
@@ -81,7 +87,7 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
     targets = torch.arange(protected + 1 - protected % 2, N, 2, device=metric.device)
     if not 0 <= r <= len(sources) or (r and not len(targets)):
         raise ValueError(f"r = {r} pairs cannot merge: {N - protected} patches give {len(sources)} sources")
-    if metric.device.type == "cpu" and not torch.isfinite(metric).all():
+    if metric.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(metric).all():
         raise ValueError("the matching metric holds NaN or infinity")
     with torch.no_grad():
         if r:

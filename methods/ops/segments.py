@@ -86,6 +86,8 @@ class SegmentReducer(TokenReducer):
         segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
     """
 
+    carries_prompts = True
+
     def __init__(self, stages: Mapping[int, Stage], arch: Architecture, frames: int, segment_mask: SegmentMask) -> None:
         super().__init__(arch, frames)
         self.stages = stages
@@ -104,14 +106,16 @@ class SegmentReducer(TokenReducer):
         stage = self.stages.get(index)
         if stage is None:
             return stream
-        C = stream.classes
+        C, Q = stream.classes, stream.prompts
         joined = stream.joined(stage.join)
         classes_SCD = stream.x[:, :C].reshape(-1, stage.join, C, stream.x.shape[2]).mean(dim=1)
-        patches_SMD = joined.x[:, joined.classes :]
-        kept_SKD, place_SM = self.choose(patches_SMD, stage)
-        class_place = torch.arange(C, device=place_SM.device).repeat(stage.join).expand(len(place_SM), -1)
-        place = torch.cat([class_place, torch.where(place_SM >= 0, place_SM + C, -1)], dim=1)
-        return replace(joined.moved(torch.cat([classes_SCD, kept_SKD], dim=1), None, place), classes=C)
+        kept_SKD, place_SM = self.choose(joined.x[:, joined.lead :], stage)
+        prompts_SQD = joined.x[:, joined.classes : joined.lead]
+        first = torch.arange(C + Q, device=place_SM.device)
+        lead_place = torch.cat([first[:C].repeat(stage.join), first[C:]]).expand(len(place_SM), -1)
+        place = torch.cat([lead_place, torch.where(place_SM >= 0, place_SM + C + Q, -1)], dim=1)
+        x = torch.cat([classes_SCD, prompts_SQD, kept_SKD], dim=1)
+        return replace(joined.moved(x, None, place), classes=C)
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the segments that leave [B, S]."""

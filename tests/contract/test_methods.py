@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tvrbench.harness import load_model, registry
 from tvrbench.harness.checkpoint import save_checkpoint
+from tvrbench.harness.decisions import Recorder, watched
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.loading import method_class
 from tvrbench.harness.model import RetrievalModel
@@ -20,16 +21,7 @@ from tvrbench.harness.tuning import TUNINGS
 
 pytestmark = pytest.mark.contract
 NAMES = registry.names("methods", "baselines")
-
-
-def make(name: str, weights: Path, **options: Any) -> RetrievalModel:
-    """The method on the tiny CLIP; new parameters are made non-zero, so that nothing passes for being switched off."""
-    model = load_model(name, weights=weights, **(method_class(name).small | options))
-    torch.manual_seed(5)
-    for key, parameter in model.named_parameters():
-        if ".lora.B" in key or key.startswith("reducer."):
-            nn.init.normal_(parameter, std=0.05)
-    return model
+Make = Callable[..., RetrievalModel]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,10 +33,8 @@ def test_states_where_it_comes_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_video_alone_gives_what_it_gives_in_a_batch(
-    name: str, tiny_weights: Path, tiny_batch: dict[str, Any]
-) -> None:
-    model = make(name, tiny_weights)
+def test_a_video_alone_gives_what_it_gives_in_a_batch(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
     frames, mask = tiny_batch["frames"], tiny_batch["mask"].clone()
     mask[1, 9:] = False
     with torch.no_grad():
@@ -56,8 +46,53 @@ def test_a_video_alone_gives_what_it_gives_in_a_batch(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_observed_tokens_are_the_expected_ones(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = make(name, tiny_weights)
+def test_choices_do_not_depend_on_the_batch(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
+    frames, mask = tiny_batch["frames"], tiny_batch["mask"]
+
+    def decisions(which: slice) -> list[torch.Tensor]:
+        recorder = Recorder()
+        with torch.no_grad(), watched(model.reducer, recorder):
+            model.encode_video(frames[which], mask[which])
+        return [made.representative for made in recorder.made]
+
+    together = decisions(slice(0, 3))
+    for video in range(3):
+        for batch, alone in zip(together, decisions(slice(video, video + 1)), strict=True):
+            assert torch.equal(batch.view(3, -1)[video], alone.view(-1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_class_tokens_leave_as_declared(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
+    if not model.tokens:
+        pytest.skip(f"{name} runs no vision tower")
+    with torch.no_grad():
+        stream = model.video_tokens(tiny_batch["frames"])
+    assert stream.per_video * stream.classes == model.reducer.output_mask(tiny_batch["mask"]).shape[1]
+    assert (stream.per_video, stream.x.shape[1]) == model.tokens[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_its_reduction_a_method_is_the_plain_encoder(
+    name: str, tiny_model: Make, tiny_batch: dict[str, Any]
+) -> None:
+    method = tiny_model(name).method
+    identity = method.identity_config()
+    if identity is None:
+        assert method.no_identity
+        pytest.skip(f"{name} has no such setting: {method.no_identity}")
+    frames, mask = tiny_batch["frames"], tiny_batch["mask"].clone()
+    mask[1, 9:] = False
+    with torch.no_grad():
+        plain = tiny_model("zero_shot", tuning="frozen").encode_video(frames, mask)
+        same = tiny_model(name, **identity, tuning="frozen").encode_video(frames, mask)
+    torch.testing.assert_close(same, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_observed_tokens_are_the_expected_ones(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
     seen: list[tuple[int, int]] = []
     for block in model.clip.visual.transformer.blocks:
         block.mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape[:2])))
@@ -68,8 +103,8 @@ def test_observed_tokens_are_the_expected_ones(name: str, tiny_weights: Path, ti
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_source_patch_is_accounted_for(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = make(name, tiny_weights)
+def test_every_source_patch_is_accounted_for(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
     if not model.tokens:
         pytest.skip(f"{name} runs no vision tower")
     with torch.no_grad():
@@ -77,6 +112,9 @@ def test_every_source_patch_is_accounted_for(name: str, tiny_weights: Path, tiny
         stream: TokenStream = model.video_tokens(tiny_batch["frames"], trace=True)
     assert torch.equal(plain.x, stream.x)
     assert stream.origin is not None
+    _, trace = model.encode_video(tiny_batch["frames"], tiny_batch["mask"], trace=True)
+    held_by_last = [trace.patches(0, token) for token in range(trace.sequences * trace.tokens)]
+    assert sum(map(len, held_by_last)) == (stream.origin[0] >= 0).sum()
     places = stream.per_video * stream.x.shape[1]
     assert stream.origin.max() < places
     if stream.size is None:
@@ -91,9 +129,9 @@ def test_every_source_patch_is_accounted_for(name: str, tiny_weights: Path, tiny
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_gradients_reach_exactly_what_is_declared_trainable(
-    name: str, tuning: str, tiny_weights: Path, tiny_batch: dict[str, Any]
+    name: str, tuning: str, tiny_model: Make, tiny_batch: dict[str, Any]
 ) -> None:
-    model = make(name, tiny_weights, tuning=tuning).train()
+    model = tiny_model(name, tuning=tuning).train()
     if not model.trainable() or not method_class(name).trains:
         assert tuning == "frozen" or not method_class(name).trains
         return
@@ -105,8 +143,8 @@ def test_gradients_reach_exactly_what_is_declared_trainable(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_checkpoints_round_trip(name: str, tiny_weights: Path, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
-    model = make(name, tiny_weights)
+def test_checkpoints_round_trip(name: str, tiny_model: Make, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(name)
     save_checkpoint(model, tmp_path / "model.safetensors")
     again = load_model(name, checkpoint=tmp_path / "model.safetensors")
     assert again.method.options == model.method.options
@@ -118,8 +156,8 @@ def test_checkpoints_round_trip(name: str, tiny_weights: Path, tiny_batch: dict[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lora_folds_and_unfolds_exactly(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = make(name, tiny_weights, tuning="lora")
+def test_lora_folds_and_unfolds_exactly(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name, tuning="lora")
     if not model.tokens:
         pytest.skip(f"{name} runs no vision tower")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -133,8 +171,8 @@ def test_lora_folds_and_unfolds_exactly(name: str, tiny_weights: Path, tiny_batc
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_folding_notices_every_change(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = make("lora", tiny_weights)
+def test_folding_notices_every_change(tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model("lora")
     frames, mask = tiny_batch["frames"], tiny_batch["mask"]
     with torch.no_grad():
         first = model.encode_video(frames, mask)
@@ -146,8 +184,8 @@ def test_folding_notices_every_change(tiny_weights: Path, tiny_batch: dict[str, 
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).trains])
-def test_a_step_changes_only_what_is_trainable(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = make(name, tiny_weights)
+def test_a_step_changes_only_what_is_trainable(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer = Trainer(model, "uniform", 4)
     for _ in range(2):  # the first step of the warm-up has rate zero
@@ -169,13 +207,13 @@ def test_a_step_changes_only_what_is_trainable(name: str, tiny_weights: Path, ti
     ],
 )
 def test_wrong_shapes_are_named(
-    name: str, frames: torch.Tensor, mask: torch.Tensor, word: str, tiny_weights: Path
+    name: str, frames: torch.Tensor, mask: torch.Tensor, word: str, tiny_model: Make
 ) -> None:
     with pytest.raises(BadInput, match=word):
-        make(name, tiny_weights).encode_video(frames, mask.bool())
+        tiny_model(name).encode_video(frames, mask.bool())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unknown_options_are_named(name: str, tiny_weights: Path) -> None:
+def test_unknown_options_are_named(name: str, tiny_model: Make) -> None:
     with pytest.raises(BadInput, match="'nonsense' is not known"):
-        make(name, tiny_weights, nonsense=1)
+        tiny_model(name, nonsense=1)
