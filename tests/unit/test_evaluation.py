@@ -12,7 +12,7 @@ import torch
 from tvrbench.harness import load_model
 from tvrbench.harness.data import FrameSpec, Split, VideoFault
 from tvrbench.harness.errors import BadInput
-from tvrbench.harness.evaluation import score
+from tvrbench.harness.evaluation import evaluate, score
 from tvrbench.harness.frames import CLIP_MEAN, CLIP_STD, FrameLoader, normalise
 from tvrbench.harness.metrics import cosine_scores
 from tvrbench.harness.preparation import bad_videos_message
@@ -113,3 +113,17 @@ def test_bad_videos_are_named_one_by_one() -> None:
     text = bad_videos_message(faults)
     assert all(f"video{i}.mp4: truncated (cut)" in text for i in range(3))
     assert "--skip-bad-videos" in text
+
+
+@pytest.mark.parametrize(("name", "merges"), [("tempme", True), ("lora", False)])
+def test_an_evaluation_notes_how_near_the_choices_were(name: str, merges: bool, tiny_model: Any) -> None:
+    def tokenizer(captions: tuple[str, ...], words: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([[500, len(caption), 511] for caption in captions])
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+
+    split = Split(name="two", video_ids=("1", "2"), captions=("a", "bb"), caption_video=(0, 1))
+    loader = FrameLoader(_Counting(), FrameSpec(frames=12, size=64), videos=2)  # type: ignore[arg-type]
+    found = evaluate(tiny_model(name), split, loader, tokenizer, 3).metrics  # type: ignore[arg-type]
+    assert ("merge_margin" in found) is merges
+    if merges:  # two videos, one decision a sequence: 12 in blocks 0-7, 6 twice, 3 twice, 1 three times
+        assert found["merge_margin"]["decisions"] == 2 * (8 * 12 + 2 * 6 + 2 * 3 + 3 * 1)
