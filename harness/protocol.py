@@ -29,6 +29,7 @@ class Protocol:
         frames, words: T frames a video, L tokens a caption.
         recipe: the recipe of a uniform protocol; a published one takes each method's own.
         recipe_overrides: single fields of that recipe.
+        recipes_replaced: recipes of a published protocol that others stand in for, e.g. with float16 weights.
         held_out: training videos kept apart to choose the learning rate on.
         lr_factors: each method tries these multiples of its rate, the same for all.
         seeds: run by default.
@@ -49,6 +50,7 @@ class Protocol:
     words: int = 32
     recipe: str | None = None
     recipe_overrides: Mapping[str, Any] = field(default_factory=dict)
+    recipes_replaced: Mapping[str, str] = field(default_factory=dict)
     held_out: int = 0
     lr_factors: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
@@ -65,7 +67,8 @@ class Protocol:
 
     def recipe_for(self, method_recipe: str) -> Recipe:
         """The recipe that a method whose own is ``method_recipe`` runs with."""
-        return load_recipe(self.recipe or method_recipe, self.recipe_overrides)
+        own = self.recipes_replaced.get(method_recipe, method_recipe)
+        return load_recipe(self.recipe or own, self.recipe_overrides)
 
     @property
     def hash(self) -> str:

@@ -30,6 +30,8 @@ class Recipe:
         clip_each: bound of each tensor's gradient norm after that, or None.
         logit_scale_min, logit_scale_max: bounds of the logarithm of the temperature.
         epochs: passes over the training pairs; ``steps`` overrides it.
+        weights: ``float16`` holds convolution, linear and attention weights in float16 without a master copy, as the
+            released CLIP4Clip and CenterCLIP do; on any device, activations then run under float16 autocast.
         precision: ``float32``, or autocast to ``bfloat16`` / ``float16`` on a GPU (a CPU always runs float32).
         sampler: how frames are picked at test time, and in training unless ``train_sampler`` says otherwise.
         augment: of training frames, at their native resolution.
@@ -54,6 +56,7 @@ class Recipe:
     epochs: int = 5
     steps: int | None = None
     batch_size: int = 128
+    weights: Literal["float32", "float16"] = "float32"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     sampler: str = "tempme"
     train_sampler: str | None = None
@@ -86,8 +89,17 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by name, with single fields overridden; BadInput for an unknown name or field."""
+    """A recipe by name, with single fields overridden; BadInput for an unknown name or field.
+
+    A recipe file may name another one as its ``base`` and hold only what differs.
+    """
+    return validated(Recipe, _fields(name) | dict(overrides or {}), f"recipe {name}")
+
+
+def _fields(name: str) -> dict[str, Any]:
     if name not in recipe_names():
         raise BadInput(f"unknown recipe {name!r}: known are {', '.join(recipe_names())}")
     text = resources.files("tvrbench.harness.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return validated(Recipe, tomllib.loads(text) | dict(overrides or {}), f"recipe {name}")
+    own = tomllib.loads(text)
+    base = own.pop("base", None)
+    return own if base is None else _fields(base) | own

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.errors import BadInput, TrainingDiverged
+from tvrbench.harness.float16 import hold_in_float16, release_to_float32
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.optimisers import build_optimiser
 from tvrbench.harness.recipe import Recipe, load_recipe
@@ -65,12 +66,21 @@ class Trainer:
         self.recipe = recipe.for_tuning(model.method.options.tuning)
         self.total_steps = total_steps
         self.steps_done = 0
+        half = self.recipe.weights == "float16"
+        if half:
+            hold_in_float16(model)
         self.optimiser = build_optimiser(self.recipe, parameter_groups(model, self.recipe))
         self.device = model.clip.logit_scale.device
         on_gpu = self.device.type == "cuda"
-        self.precision = self.recipe.precision if on_gpu else "float32"
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        self.precision = "float16" if half else self.recipe.precision if on_gpu else "float32"
+        # Gradients of float16 weights are float16 themselves: there is no scale to take out of them.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16" and not half)
         model.train()
+
+    def finish(self) -> None:
+        """End training: weights in float32, eval mode."""
+        release_to_float32(self.model)
+        self.model.eval()
 
     def _set_rates(self) -> list[float]:
         assert self.recipe.lr is not None

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tvrbench.methods.ops.matching import require_finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
@@ -97,18 +99,16 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
         average: destinations take the mean of themselves and their sources, else nothing.
 
     Raises:
-        ValueError: r is negative or exceeds A, there is no destination, or the metric holds NaN or infinity (on a
-            CPU; on a GPU the check would stall the device and in a compiled graph break it, and a NaN reaches the
-            similarity matrix, which refuses it).
+        ValueError: r is negative or exceeds A, there is no destination, or the metric holds NaN or infinity
+            (see ``matching.require_finite``).
     """
     S, A = source_SA.shape
     if not 0 <= r <= A or not target_SB.shape[1]:
         raise ValueError(f"r = {r}: between 0 and all {A} sources can merge, into at least one destination")
-    if metric.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(metric).all():
-        raise ValueError("the matching metric holds NaN or infinity")
     with torch.no_grad():
         unit = F.normalize(metric, dim=-1)
         best_SA, partner_SA = (_rows(unit, source_SA) @ _rows(unit, target_SB).transpose(1, 2)).max(dim=-1)
+        require_finite(best_SA)
         order = best_SA.argsort(dim=1, descending=True, stable=True)
     merged, unmerged = order[:, :r], order[:, r:]
     kept = torch.cat([source_SA.gather(1, unmerged), target_SB], dim=1)

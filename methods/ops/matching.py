@@ -77,9 +77,8 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
         protected: leading tokens that never merge.
 
     Raises:
-        ValueError: r is negative or exceeds the number of sources, or the metric holds NaN or infinity (on a CPU;
-            on a GPU the check would stall the device and in a compiled graph break it, and a NaN reaches the
-            similarity matrix, which refuses it).
+        ValueError: r is negative or exceeds the number of sources, or the metric of a patch holds NaN or infinity
+            (see ``require_finite``).
     """
     S, N, _ = metric.shape
     first = protected + (protected % 2)
@@ -87,16 +86,25 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
     targets = torch.arange(protected + 1 - protected % 2, N, 2, device=metric.device)
     if not 0 <= r <= len(sources) or (r and not len(targets)):
         raise ValueError(f"r = {r} pairs cannot merge: {N - protected} patches give {len(sources)} sources")
-    if metric.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(metric).all():
-        raise ValueError("the matching metric holds NaN or infinity")
     with torch.no_grad():
         if r:
             unit = F.normalize(metric, dim=-1)
             best_SA, partner_SA = (unit[:, sources] @ unit[:, targets].transpose(1, 2)).max(dim=-1)
+            require_finite(best_SA)
         else:
             best_SA = metric.new_zeros(S, len(sources))
             partner_SA = torch.zeros(S, len(sources), dtype=torch.long, device=metric.device)
         return _assemble(best_SA, partner_SA, sources, targets, r, protected)
+
+
+def require_finite(best_SA: Tensor) -> None:
+    """ValueError where a source's best score is NaN, which is what NaN or infinity in any metric vector comes to.
+
+    Looking at the scores is far cheaper than looking at the metric. On a CPU only: on a GPU the look would stall the
+    device and in a compiled graph break it, and a NaN reaches the similarity matrix, which refuses it.
+    """
+    if best_SA.device.type == "cpu" and not torch.compiler.is_compiling() and best_SA.isnan().any():
+        raise ValueError("the matching metric holds NaN or infinity")
 
 
 def _assemble(best_SA: Tensor, partner_SA: Tensor, sources: Tensor, targets: Tensor, r: int, protected: int) -> Merge:

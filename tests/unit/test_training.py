@@ -72,6 +72,35 @@ def test_a_few_steps_fit_one_batch(tiny_weights: Path, tiny_batch: dict[str, Any
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.parametrize("method", ["clip4clip", "centerclip"])
+def test_float16_weights_have_no_master_copy(method: str, tiny_model: Any, tiny_batch: dict[str, Any]) -> None:
+    """One recipe, weights held both ways: float16 moments underflow and its rounding swallows small steps."""
+    moved = {}
+    for held in ("float32", "float16"):
+        model = tiny_model(method)
+        start = {key: p.detach().clone() for key, p in model.named_parameters()}
+        recipe = replace(load_recipe(method if held == "float32" else f"{method}-float16"), warmup=0.0)
+        trainer = Trainer(model, recipe, 5)
+        kinds = {p.dtype for p in model.clip.visual.transformer.parameters()}
+        assert kinds == {torch.float32} if held == "float32" else kinds == {torch.float32, torch.float16}
+        for _ in range(3):
+            out = trainer.step(*_inputs(tiny_batch))
+        assert math.isfinite(out["loss"])
+        states = {s.dtype for state in trainer.optimiser.state.values() for s in state.values() if hasattr(s, "ndim")}
+        assert (torch.float16 in states) is (held == "float16")
+        trainer.finish()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        with torch.no_grad():
+            assert model.encode_video(tiny_batch["frames"], tiny_batch["mask"]).isfinite().all()
+        name = "clip.visual.transformer.resblocks.3.mlp.c_fc.weight"
+        value = dict(model.named_parameters())[name]
+        if held == "float16":
+            assert torch.equal(value, value.half().float())
+        moved[held] = (value - start[name]).abs()
+    # At these rates a float32 weight creeps; a float16 one stays or jumps by a whole spacing.
+    assert moved["float16"].max() > 3 * moved["float32"].max()
+
+
 def test_the_temperature_is_clamped(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
     model = load_model("clip4clip", weights=tiny_weights)
     with torch.no_grad():
