@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tvrbench.harness.backward import Pairs, in_chunks, random_state, restore_random_state, share_of_loss, whole
+from tvrbench.harness.distributed import sum_gradients, sum_over_processes, world
 from tvrbench.harness.errors import BadInput, TrainingDiverged
 from tvrbench.harness.float16 import hold_in_float16, release_to_float32
 from tvrbench.harness.model import RetrievalModel
@@ -16,12 +17,6 @@ from tvrbench.harness.optimisers import build_optimiser
 from tvrbench.harness.recipe import Recipe, load_recipe
 from tvrbench.harness.schedules import SCHEDULES
 from tvrbench.harness.tuning import is_added
-
-
-def contrastive_loss(similarity: Tensor) -> Tensor:
-    """Mean of the two cross-entropies of a square similarity matrix [B, B] (text -> video and back)."""
-    target = torch.arange(len(similarity), device=similarity.device)
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
 def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -47,19 +42,27 @@ def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, An
 class Trainer:
     """Trains a model one step at a time by a recipe.
 
+    Under ``torchrun`` (``tvrbench.harness.distributed``) every process gives its own share of each batch, the same
+    number of pairs, and all take the same step: the one that a single process would take on the whole batch.
+
     Args:
-        model: from ``load_model``.
+        model: from ``load_model``; the same in every process.
         recipe: a name (``tempme``, ``clip4clip``, ``centerclip``, ``uniform``) or a Recipe.
         total_steps: N of the schedule.
+        chunk: pairs whose graph is held in memory at a time; all of the share where None. It changes no gradient.
 
     Raises:
-        BadInput: nothing in the model is trainable, or ``total_steps`` is below 1.
+        BadInput: nothing in the model is trainable, or ``total_steps`` or ``chunk`` is below 1.
     """
 
-    def __init__(self, model: RetrievalModel, recipe: str | Recipe, total_steps: int) -> None:
+    def __init__(
+        self, model: RetrievalModel, recipe: str | Recipe, total_steps: int, *, chunk: int | None = None
+    ) -> None:
         recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-        if total_steps < 1:
-            raise BadInput(f"total_steps must be at least 1, not {total_steps}")
+        for name, number in (("total_steps", total_steps), ("chunk", chunk)):
+            if number is not None and number < 1:
+                raise BadInput(f"{name} must be at least 1, not {number}")
+        self.chunk = chunk
         if not model.trainable():
             raise BadInput(f"{model.name}: tuning {model.method.options.tuning!r} leaves nothing to train")
         self.model = model
@@ -90,14 +93,31 @@ class Trainer:
             group["lr"] = rate * group["scale"]
         return [group["lr"] for group in self.optimiser.param_groups]
 
-    def _loss(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> Tensor:
+    def _encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         kind = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
         with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "float32"):
-            text, videos = self.model(video, video_mask, ids, text_mask)
-        return contrastive_loss(self.model.similarity(text.float(), videos.float()))
+            out: tuple[Tensor, Tensor] = self.model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
+        return out
+
+    def backward(self, pairs: Pairs) -> float:
+        """Leave the gradient of the loss over the global batch in the parameters; returns that loss.
+
+        Gradients are multiplied by the loss scale where the precision needs one.
+        """
+        rank = world().rank
+
+        def loss_of(text: Tensor, video: Tensor) -> Tensor:
+            return share_of_loss(self.model, text, video, rank)
+
+        if self.chunk is None or self.chunk >= len(pairs):
+            share = whole(pairs, self._encode, loss_of, self._scaler.scale)
+        else:
+            share = in_chunks(pairs, self.chunk, self._encode, loss_of, self._scaler.scale)
+        sum_gradients(p for group in self.optimiser.param_groups for p in group["params"])
+        return sum_over_processes(share.item(), self.device)
 
     def step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> dict[str, Any]:
-        """One optimiser step on a batch of pairs.
+        """One optimiser step on a batch of pairs, or on this process's share of one.
 
         Args:
             video: [B, T, 3, H, W] float, CLIP-normalised; with ``video_mask`` [B, T].
@@ -111,11 +131,9 @@ class Trainer:
         """
         rates = self._set_rates()
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._loss(video, video_mask, ids, text_mask)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        value = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
         self._scaler.unscale_(self.optimiser)
-        norm = self._clip()
-        value, size = loss.item(), norm.item()
+        size = self._clip().item()
         # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
         if not math.isfinite(value) or (not self._scaler.is_enabled() and not math.isfinite(size)):
             raise TrainingDiverged(
@@ -141,11 +159,13 @@ class Trainer:
             self.model.clip.logit_scale.clamp_(self.recipe.logit_scale_min, self.recipe.logit_scale_max)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model that continuing needs."""
+        """Everything but the model that continuing needs, the state of the random generators included."""
+        on_cpu, on_device = random_state(self.device)
         return {
             "steps_done": self.steps_done,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "random": {"cpu": on_cpu} | ({} if on_device is None else {"device": on_device}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -153,3 +173,4 @@ class Trainer:
         self.steps_done = state["steps_done"]
         self.optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
+        restore_random_state((state["random"]["cpu"], state["random"].get("device")), self.device)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
+from tvrbench.harness.backward import contrastive_loss
 from tvrbench.harness.errors import BadInput, TrainingDiverged
 from tvrbench.harness.optimisers import AdamWDecayAfter, BertAdam
 from tvrbench.harness.recipe import load_recipe, recipe_names
 from tvrbench.harness.schedules import bert_cosine, floored_cosine, warmup_cosine
-from tvrbench.harness.training import Trainer, contrastive_loss
+from tvrbench.harness.training import Trainer
 
 pytestmark = pytest.mark.unit
 
