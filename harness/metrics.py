@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ _TIE_SHARE: Mapping[str, float] = {"optimistic": 0.0, "expected": 0.5, "pessimis
 # Unit vectors on this grid have products that are multiples of 2^-50 and partial sums below 2, so a float64 sum of
 # them is exact in any order. The rounding moves a cosine by about 1e-8, less than float32 does.
 _GRID = 2.0**25
+BLOCK_BYTES = 2**28  # of scores held at a time
 
 
 class DirectionMetrics(TypedDict):
@@ -73,18 +74,19 @@ def retrieval_metrics(sim: Scores, relevance: Relevance | None = None, ties: Tie
 
 
 def ranks_blockwise(
-    text: Scores, video: Scores, relevance: Relevance | None = None, block: int = 1024, ties: Ties = "expected"
+    text: Scores, video: Scores, relevance: Relevance | None = None, block: int | None = None, ties: Ties = "expected"
 ) -> tuple[Ranks, Ranks]:
     """The t2v and v2t ranks of ``retrieval_metrics(cosine_scores(text, video))``, never holding the full matrix.
 
-    Equal to the full-matrix ranks bit for bit, whatever ``block`` is; peak memory is about 8 * block * max(Nt, Nv)
-    bytes, twice over.
+    Equal to the full-matrix ranks bit for bit, whatever ``block`` is. Beside the embeddings in float64 (8 E bytes each)
+    it holds a block of scores and its comparisons, about 9 * block * max(Nt, Nv) bytes; where videos have several
+    captions, out of order, also a copy of the embeddings. With one caption a video, every score is computed once.
 
     Args:
         text: [Nt, E], of any length (norm).
         video: [Nv, E].
         relevance: as in ``retrieval_metrics``.
-        block: queries scored at a time.
+        block: queries scored at a time; by default as many as take 256 MiB.
         ties: as in ``retrieval_metrics``.
 
     Raises:
@@ -92,13 +94,41 @@ def ranks_blockwise(
     """
     text_TE, video_VE = _unit_rows(text, video)
     captions = _Captions.of(relevance, len(text_TE), len(video_VE))
+    size = max(1, BLOCK_BYTES // (8 * max(len(text_TE), len(video_VE)))) if block is None else block
+    if captions.groups == len(text_TE) == len(video_VE):
+        return _both_ranks(text_TE, video_VE, captions.video_T, size, ties)
     sorted_TE, query_GE = text_TE[captions.order_T], video_VE[captions.videos_G]
-    t2v = [_ranks(text_TE[rows] @ video_VE.T, captions.video_T[rows], ties) for rows in _blocks(len(text_TE), block)]
+    t2v = [_ranks(text_TE[rows] @ video_VE.T, captions.video_T[rows], ties) for rows in _blocks(len(text_TE), size)]
     v2t = [
         _ranks(captions.best(sorted_TE @ query_GE[rows].T), np.arange(rows.start, rows.stop), ties)
-        for rows in _blocks(captions.groups, block)
+        for rows in _blocks(captions.groups, size)
     ]
     return np.concatenate(t2v), np.concatenate(v2t)
+
+
+def _both_ranks(
+    text_NE: npt.NDArray[np.float64],
+    video_NE: npt.NDArray[np.float64],
+    video_T: npt.NDArray[np.int64],
+    block: int,
+    ties: Ties,
+) -> tuple[Ranks, Ranks]:
+    """Both directions from one pass over the scores, where every video has one caption."""
+    if ties not in _TIE_SHARE:
+        raise ValueError(f"ties={ties!r} is not known: known are {', '.join(_TIE_SHARE)}")
+    count = len(video_T)
+    own_T = np.einsum("te,te->t", text_NE, video_NE[video_T])  # exact, like every score
+    own_V = np.empty(count)
+    own_V[video_T] = own_T
+    higher_V, tied_V = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    t2v = np.empty(count)
+    for rows in _blocks(count, block):
+        scores = text_NE[rows] @ video_NE.T
+        t2v[rows] = _ranks(scores, video_T[rows], ties)
+        higher_V += np.count_nonzero(scores > own_V, axis=0)
+        tied_V += np.count_nonzero(scores == own_V, axis=0)
+    v2t: Ranks = 1.0 + higher_V + _TIE_SHARE[ties] * (tied_V - 1)
+    return t2v, v2t
 
 
 def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
@@ -265,13 +295,16 @@ def _unit_rows(text: Scores, video: Scores) -> tuple[npt.NDArray[np.float64], np
 
 
 def _unit(vectors: Scores, name: str) -> npt.NDArray[np.float64]:
-    vectors_NE = np.ascontiguousarray(_matrix(vectors, name), dtype=np.float64)
-    peak_N1 = np.abs(vectors_NE).max(axis=1, keepdims=True)
+    unit_NE = np.array(_matrix(vectors, name), dtype=np.float64, order="C")  # one copy, changed in place from here on
+    peak_N1 = np.maximum(unit_NE.max(axis=1, keepdims=True), -unit_NE.min(axis=1, keepdims=True))
     if not peak_N1.all():
         raise ValueError(f"{name} holds a vector of length zero, which has no direction")
-    scaled_NE = vectors_NE / peak_N1  # so that no square overflows or vanishes
-    unit_NE = scaled_NE / np.linalg.norm(scaled_NE, axis=1, keepdims=True)
-    return cast(npt.NDArray[np.float64], np.rint(unit_NE * _GRID) / _GRID)
+    unit_NE /= peak_N1  # so that no square overflows or vanishes
+    unit_NE /= np.sqrt(np.einsum("ne,ne->n", unit_NE, unit_NE))[:, None]
+    unit_NE *= _GRID
+    np.rint(unit_NE, out=unit_NE)
+    unit_NE /= _GRID
+    return unit_NE
 
 
 def _matrix(values: Scores, name: str) -> npt.NDArray[Any]:

@@ -118,6 +118,23 @@ def test_blockwise_equals_the_full_matrix(texts: int, videos: int, block: int, s
     np.testing.assert_array_equal(v2t, full["v2t"]["ranks"])
 
 
+@few
+@given(
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(0, 99),
+    st.sampled_from(["expected", "optimistic", "pessimistic"]),
+)
+def test_blockwise_in_one_pass_where_every_video_has_one_caption(count: int, block: int, seed: int, ties: Any) -> None:
+    generator = np.random.default_rng(seed)
+    text, video = (generator.integers(-1, 2, (count, 3)) + np.array([5, 0, 0]) for _ in range(2))  # many ties
+    relevance = generator.permutation(count)
+    full = retrieval_metrics(cosine_scores(text, video), relevance, ties)
+    t2v, v2t = ranks_blockwise(text, video, relevance, block, ties)
+    np.testing.assert_array_equal(t2v, full["t2v"]["ranks"])
+    np.testing.assert_array_equal(v2t, full["v2t"]["ranks"])
+
+
 def test_cosine_scores_do_not_depend_on_blocking_or_order_of_sums() -> None:
     generator = np.random.default_rng(0)
     text, video = generator.standard_normal((61, 512)), generator.standard_normal((53, 512))
