@@ -79,8 +79,35 @@ def typecheck(session: nox.Session) -> None:
         session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), *(f"-ptvrbench.{p}" for p in PACKAGES))
 
 
+# Rows beside the registered methods: the two ablations of TempMe's paper (cross-frame attention without merging, and
+# merging inside frames only), and further points on the curve of the honest rival, fewer frames.
+EFFICIENCY_ROWS = (
+    "tempme:r=0;clip_ratio=0;intra_ratio=0",
+    "tempme:merge_blocks=();merge_frames=()",
+    "frame_subsample:keep=4",
+    "frame_subsample:keep=6",
+)
+BACKBONES = ("--backbone", "ViT-B-32,ViT-B-16")
+
+
+@nox.session
+def efficiency(session: nox.Session) -> None:
+    """What every method costs on this device at full size: records and a table; options such as --training pass on."""
+    _install(session)
+    on_gpu = shutil.which("nvidia-smi") is not None
+    extent = ("--training", "--end-to-end", "--energy") if on_gpu else ("--batches", "1", "--rounds", "3")
+    session.run("tvrbench", "bench", "all", *EFFICIENCY_ROWS, *BACKBONES, *extent, *session.posargs)
+
+
 @nox.session
 def regression(session: nox.Session) -> None:
     """Measure tokens, GMACs, parameters and the stand-in again, and compare with the committed baseline."""
     _install(session)
     session.run("tvrbench", "check", "--against", "results/baselines/cpu-standin.json", *session.posargs)
+
+
+@nox.session(name="docs-check")
+def docs_check(session: nox.Session) -> None:
+    """Fail where a document or report that is made from data is not what its data gives."""
+    _install(session)
+    session.run("python", "-m", "tvrbench.harness.commands.documents", "--check")

@@ -1,4 +1,4 @@
-"""Reading annotation files that may be anything: size limits, encodings, JSON and CSV with the columns wanted."""
+"""Reading annotation files that may be anything: size limits, encodings, JSON, CSV and lists, ids and captions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import error as ZlibError
@@ -25,13 +26,13 @@ class AnnotationSource:
     Attributes:
         root: the data set's folder.
         folder: sub-folder that the published archive unpacks to; also the prefix of names inside the archive.
-        archive: file name of the published zip archive, which is read in place and never unpacked.
+        archive: file name of the published zip archive, which is read in place and never unpacked; None: there is none.
         origin: where people get the files, for the error message.
     """
 
     root: Path
     folder: str
-    archive: str
+    archive: str | None
     origin: str
 
     def read(self, name: str) -> str:
@@ -40,15 +41,24 @@ class AnnotationSource:
         Raises:
             BadInput: the file is nowhere, too large, not UTF-8, or the archive is damaged.
         """
+        data, where = self.read_bytes(name)
+        return _text(data, where)
+
+    def read_bytes(self, name: str) -> tuple[bytes, str]:
+        """The bytes of one annotation file and where they were found, for error messages.
+
+        Raises:
+            BadInput: the file is nowhere or too large, or the archive is damaged.
+        """
         for path in (self.root / self.folder / name, self.root / name):
             if path.is_file():
-                return _text(_file_bytes(path), str(path))
-        archive = self.root / self.archive
-        data = self._member(archive, name) if archive.is_file() else None
+                return _file_bytes(path), str(path)
+        archive = self.root / self.archive if self.archive else None
+        data = self._member(archive, name) if archive is not None and archive.is_file() else None
         if data is None:
-            places = f"{self.root / self.folder}, in {self.root}, or in {archive}"
-            raise BadInput(f"{name} is wanted in {places}; {self.origin}")
-        return _text(data, f"{archive}: {name}")
+            zipped = f", or in {archive}" if archive is not None else ""
+            raise BadInput(f"{name} is wanted in {self.root / self.folder}, in {self.root}{zipped}; {self.origin}")
+        return data, f"{archive}: {name}"
 
     def _member(self, archive: Path, name: str) -> bytes | None:
         try:
@@ -60,17 +70,30 @@ class AnnotationSource:
                 with files.open(member) as file:
                     data = file.read(_MAX_BYTES + 1)  # what it says of its size is not to be trusted
         except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise BadInput(f"{archive} cannot be read ({error}); put an intact copy of {self.archive} there") from error
+            raise BadInput(f"{archive} cannot be read ({error}); put an intact copy of {archive.name} there") from error
         return _limited(data, f"{archive}: {name}")
 
 
 def parse_json(text: str, where: str) -> object:
-    """The JSON document, or BadInput naming the file."""
+    """The JSON document, or BadInput naming the file; NaN, Infinity and a key that stands twice are refused."""
     try:
-        document: object = json.loads(text)
+        document: object = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not valid JSON ({error or 'nested too deeply'})") from error
     return document
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of a key that stands twice, Python's reader silently keeps the last value: a caption would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
+    return found
 
 
 def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -88,6 +111,31 @@ def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, s
     except csv.Error as error:
         raise BadInput(f"{where}, after line {reader.line_num}: not valid CSV ({error})") from error
     return rows
+
+
+def parse_ids(values: Iterable[object], where: str) -> list[str]:
+    """A list of video ids, each safe as a file name and each once; BadInput names the line."""
+    ids: dict[str, None] = {}
+    for number, value in enumerate(values, start=1):
+        video_id = checked_id(value, f"{where}, entry {number}")
+        if video_id in ids:
+            raise BadInput(f"{where}, entry {number}: {video_id} is listed twice")
+        ids[video_id] = None
+    if not ids:
+        raise BadInput(f"{where} lists no video")
+    return list(ids)
+
+
+def checked_seconds(value: object, where: str) -> float:
+    """A time in seconds, from 0 to 10 million; BadInput for anything else, NaN included."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e7:
+        raise BadInput(f"{where}: a time should be a number of seconds, not {value!r:.50}")
+    return float(value)
+
+
+def paragraph(sentences: Iterable[str]) -> str:
+    """Sentences as one query: each without the spaces around it, joined by one space, in the order given."""
+    return " ".join(text.strip() for text in sentences)
 
 
 def checked_id(value: object, where: str) -> str:

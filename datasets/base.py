@@ -20,7 +20,8 @@ from tvrbench.datasets.video import load_clip, probe
 from tvrbench.harness.data import FrameSpec, Progress, Split, VideoFault
 from tvrbench.harness.errors import BadInput
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv", ".m4v", ".mov", ".3gp", ".3g2", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES |= {".wmv", ".mts", ".m2ts"}
 
 
 class VideoFolderDataset(ABC):
@@ -38,6 +39,7 @@ class VideoFolderDataset(ABC):
     wanted: ClassVar[str]
     generated: ClassVar[bool] = False
     split_names: ClassVar[tuple[str, ...]]
+    first_seconds: ClassVar[float | None] = None  # where only the beginning of every video belongs to the data set
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -47,6 +49,15 @@ class VideoFolderDataset(ABC):
     @abstractmethod
     def split(self, name: str) -> Split:
         """The named split; BadInput for an unknown name or a broken annotation file."""
+
+    def file_stems(self, video_id: str) -> tuple[str, ...]:
+        """Hook: the names, less folder and suffix, that the file of a video may have."""
+        return (video_id,)
+
+    def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
+        """Hook: the shortest and the longest that the annotation says the video may last; None: it says nothing."""
+        del video_id
+        return None
 
     def frames(
         self, video_id: str, spec: FrameSpec, seed: int = 0
@@ -60,7 +71,7 @@ class VideoFolderDataset(ABC):
             VideoError: (a BadInput) the file is missing or cannot be decoded; it is named.
         """
         own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:8], "big")
-        pixels, mask, _ = load_clip(self.video_path(video_id), spec, own_seed)
+        pixels, mask, _ = load_clip(self.video_path(video_id), spec, own_seed, first_seconds=self.first_seconds)
         return pixels, mask
 
     def video_path(self, video_id: str) -> Path:
@@ -70,7 +81,8 @@ class VideoFolderDataset(ABC):
             VideoError: there is none, or the id stands for several.
             BadInput: the id cannot be a file name.
         """
-        paths = self._files.get(checked_id(video_id, "video id"), [])
+        checked_id(video_id, "video id")
+        paths = [path for stem in self.file_stems(video_id) for path in self._files.get(stem, ())]
         if not paths:
             path = self.root / "videos" / f"{video_id}.mp4"
             raise VideoError(f"there is no video file {path}, nor elsewhere below videos", kind="missing")
@@ -126,8 +138,14 @@ class VideoFolderDataset(ABC):
             subfolders.sort()
             for path in (Path(folder, name) for name in sorted(names)):
                 if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                    found.setdefault(path.stem, []).append(path)
+                    found.setdefault(_stem(path), []).append(path)
         return found
+
+
+def _stem(path: Path) -> str:
+    """The name less its suffix; a re-encode is often named after the original, suffix and all (X.mov.mp4)."""
+    path = path.with_name(path.stem)
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 def _unreadable_folder(error: OSError) -> None:

@@ -13,8 +13,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from tvrbench.datasets.annotations import AnnotationSource, checked_caption, checked_id, parse_csv, parse_json
-from tvrbench.datasets.base import VideoFolderDataset
+from tvrbench.datasets.annotations import (
+    AnnotationSource,
+    checked_caption,
+    checked_id,
+    checked_seconds,
+    parse_csv,
+    parse_ids,
+    parse_json,
+)
+from tvrbench.datasets.published import PublishedDataset
 from tvrbench.harness.data import Split
 from tvrbench.harness.errors import BadInput
 
@@ -46,7 +54,7 @@ class Caption:
     key: str
 
 
-class MSRVTT(VideoFolderDataset):
+class MSRVTT(PublishedDataset):
     """MSR-VTT under one folder: ``msrvtt_data.zip``, ``msrvtt_data/*`` or the files themselves, and ``videos/**``.
 
     Args:
@@ -64,23 +72,17 @@ class MSRVTT(VideoFolderDataset):
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 
     def __init__(self, root: Path, *, expected: Mapping[str, str] | None = None) -> None:
-        super().__init__(root)
-        self._expected = self.expected_fingerprints if expected is None else expected
+        super().__init__(root, expected=expected)
         self._source = AnnotationSource(root=root, folder="msrvtt_data", archive="msrvtt_data.zip", origin=_ORIGIN)
-        self._splits: dict[str, Split] = {}
 
-    def split(self, name: str) -> Split:
-        """The named split, with captions in the order of its videos and, for one video, of the annotation file.
-
-        Raises:
-            BadInput: unknown name; a file missing, malformed or contradicting another; train and test not disjoint;
-                or a split other than the published one.
-        """
-        if name not in self.split_names:
-            raise BadInput(f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}")
-        if name not in self._splits:
-            self._splits[name] = self._checked(self._build(name))
-        return self._splits[name]
+    def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
+        """The clip's length by its start and end time on YouTube."""
+        record = self._videos.get(video_id, {})
+        times = [record.get("start time"), record.get("end time")]
+        if None in times:
+            return None
+        start, end = (checked_seconds(t, f"{_JSON} under {self.root}, {video_id}") for t in times)
+        return end - start, end - start
 
     def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
         """Hook: named groups of captions, as indices into ``keys`` (one annotation key per caption). Here: none."""
@@ -108,16 +110,6 @@ class MSRVTT(VideoFolderDataset):
             subsets=self.subsets(name, [c.key for c in captions]),
             scenes=self.scenes(name, [self._videos[v] for v in video_ids]),
         )
-
-    def _checked(self, split: Split) -> Split:
-        wanted = self._expected.get(split.name)
-        if wanted is not None and split.fingerprint != wanted:
-            held = f"{len(split.video_ids):,} videos and {len(split.captions):,} captions"
-            raise BadInput(
-                f"{self.name} {split.name} under {self.root} ({held}) is not the published split: its fingerprint is "
-                f"{split.fingerprint[:12]}, not {wanted[:12]}; put the unchanged annotation files there"
-            )
-        return split
 
     def _train_ids(self, file: str) -> list[str]:
         ids = self._known_ids(file, [row["video_id"] for row in self._rows(file, ("video_id",))])
@@ -161,14 +153,9 @@ class MSRVTT(VideoFolderDataset):
     def _known_ids(self, file: str, ids: list[str]) -> list[str]:
         """The ids of a list file: safe, each once, each a video of the JSON."""
         where = f"{file} under {self.root}"
-        seen: set[str] = set()
-        for number, video_id in enumerate(ids, start=1):
-            checked_id(video_id, f"{where}, row {number}")
-            if video_id in seen:
-                raise BadInput(f"{where}, row {number}: {video_id} is listed twice")
+        for number, video_id in enumerate(parse_ids(ids, where), start=1):
             if video_id not in self._videos:
-                raise BadInput(f"{where}, row {number}: {video_id} is not among the videos of {_JSON}")
-            seen.add(video_id)
+                raise BadInput(f"{where}, entry {number}: {video_id} is not among the videos of {_JSON}")
         return ids
 
     @property

@@ -7,6 +7,7 @@ other than square are left alone, as the published loaders leave them. Resizing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) ->
 
 
 def load_clip(
-    path: Path, spec: FrameSpec, seed: int = 0
+    path: Path, spec: FrameSpec, seed: int = 0, *, first_seconds: float | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[int]]:
     """The clip a model sees, but for CLIP's mean and standard deviation.
 
@@ -103,6 +104,7 @@ def load_clip(
         path: the video file.
         spec: sampler, number of frames T, side S of the crop and training augmentation.
         seed: decides a drawing sampler's frames and the augmentation, which is one and the same for all frames.
+        first_seconds: the video is treated as if it ended there; None: all of it counts.
 
     Returns:
         Pixels uint8 [T, 3, S, S], mask bool [T] (False = padding, whose pixels are 0) and the frame numbers used.
@@ -114,7 +116,7 @@ def load_clip(
     augment = _augmentation(spec.augment, seed)
     indices, pictures = _gather(
         path,
-        _picker(spec, seed),
+        _picker(spec, seed, first_seconds),
         lambda rgb: resize_and_crop(augment(Image.fromarray(rgb)), spec.size),
     )
     clip = np.zeros((spec.frames, 3, spec.size, spec.size), dtype=np.uint8)
@@ -135,10 +137,16 @@ def resize_and_crop(picture: Picture, size: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
-def _picker(wanted: Sequence[int] | FrameSpec, seed: int) -> Pick:
+def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float | None = None) -> Pick:
     if isinstance(wanted, FrameSpec):
         spec = wanted
-        return lambda n_frames, fps: frame_indices(spec.sampler, n_frames, fps, spec.frames, seed=seed)
+
+        def sampled(n_frames: int, fps: float) -> Sequence[int]:
+            if first_seconds is not None:
+                n_frames = min(n_frames, max(1, math.ceil(first_seconds * fps)))
+            return frame_indices(spec.sampler, n_frames, fps, spec.frames, seed=seed)
+
+        return sampled
     numbers = list(wanted)
 
     def fixed(n_frames: int, _fps: float) -> Sequence[int]:

@@ -89,6 +89,91 @@ def profile(
 
 
 @app.command
+def bench(
+    methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD")] = (),
+    /,
+    against: str = "lora",
+    backbone: str | None = None,
+    weights: str = "random:0",
+    frames: int = 12,
+    batches: str | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    compile: Annotated[bool, arg(name="compile")] = False,
+    training: bool = False,
+    training_batches: str | None = None,
+    end_to_end: bool = False,
+    dataset: str = "standin",
+    data: Path | None = None,
+    energy: bool = False,
+    rounds: int = 5,
+    assignments: Set = (),
+    results: Path = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Throughput, latency, memory and speed-up of methods on this device, on made-up videos.
+
+    Each measurement runs in a process of its own; a speed-up runs both sides in one process, in alternating order.
+
+    Args:
+        methods: Methods or baselines, each with options of its own if wanted: METHOD or "METHOD:key=value;key=value";
+            all stands for every registered one, which is the default.
+        against: The baseline of the speed-ups, written like a method; it takes the tuning of the method it is
+            compared with unless it is given one. lora is the plain encoder without token reduction.
+        backbone: Presets separated by commas: ViT-B-32 (the default for random weights), ViT-B-16, ViT-L-14.
+        weights: CLIP weights: random:0, openai, an open_clip tag, a file or a folder. Time does not ask for trained
+            ones.
+        frames: Frames a video.
+        batches: Videos a call, separated by commas; 1,8,32,128 on a GPU and 1,4 on a CPU by default.
+        device: Where to run; auto takes a GPU where there is one.
+        threads: Of torch on a CPU.
+        precision: Of encoding: float32, or autocast to another. A training step then takes it too instead of the
+            precision of the method's recipe.
+        compile: Encode through torch.compile.
+        training: Measure training steps as well.
+        training_batches: Pairs a training step, separated by commas; 128,64,32,16 on a GPU and 2 on a CPU by default.
+        end_to_end: Measure the stages from video files to a ranking: decode, preprocess, encode, search.
+        dataset: Whose video files; the stand-in makes its own.
+        data: Their folder.
+        energy: Joules a video and for 1,000 captions, by the GPU's own counter.
+        rounds: Rounds of a speed-up.
+        assignments: A method option for every method, for example --set tuning=full; may be repeated.
+        results: Folder of the records.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.bench import Request, run_bench
+    from tvrbench.harness.cost.plan import RANDOM, plan_for
+
+    presets = _names(backbone, "backbone") or (("ViT-B-32",) if weights == RANDOM else (None,))
+    request = Request(
+        methods=methods,
+        options=parse_assignments(assignments),
+        backbones=presets,
+        plan=plan_for(
+            _device(device),
+            against=against,
+            frames=frames,
+            weights=weights,
+            end_to_end=end_to_end,
+            dataset=dataset,
+            data=None if data is None else str(data),
+            energy=energy,
+            batches=_numbers(batches, "batches"),
+            training_batches=_numbers(training_batches, "training-batches"),
+            trains=training,
+            threads=threads,
+            precision=precision,
+            compile=compile,
+            rounds=rounds,
+        ),
+        results=results,
+        arguments=tuple(sys.argv[1:]),
+    )
+    run_bench(request, as_json)
+
+
+@app.command
 def run(
     protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
     /,
@@ -98,6 +183,8 @@ def run(
     device: Device = "auto",
     backbone: str | None = None,
     weights: str | None = None,
+    checkpoint: Path | None = None,
+    eval_only: bool = False,
     assignments: Set = (),
     results: Path = Path("results"),
     reports: Path = Path("reports"),
@@ -116,12 +203,16 @@ def run(
         device: Where to run; auto takes a GPU where there is one.
         backbone: Another backbone than the protocol's; the protocol's name then says so.
         weights: Other CLIP weights: openai, an open_clip tag, a file or a folder.
+        checkpoint: A trained model to score with --eval-only: saved by a run under results/checkpoints (its method is
+            in the file), or a state dict that TempMe's, CenterCLIP's or CLIP4Clip's code released (give its --methods).
+        eval_only: Score the --checkpoint on the protocol's test split and train nothing.
         assignments: A method option for every method of this run, for example --set r=2; may be repeated.
         results: Folder of the records.
         reports: Folder of the reports.
         skip_bad_videos: Run without the videos that cannot be decoded; the record lists them.
         paper_scale: What the methods cost on full-size ViT-B/32 and ViT-B/16: counted (GMACs, tokens, parameters),
-            timed as well (minutes a method on a CPU), or none; auto times on a GPU and counts on a CPU.
+            timed as well (minutes a method on a CPU), or none; auto times on a GPU and counts on a CPU, and leaves
+            it out with --eval-only.
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
         as_json: Print one JSON document.
     """
@@ -135,11 +226,13 @@ def run(
         device=_device(device),
         backbone=backbone,
         weights=weights,
+        checkpoint=checkpoint,
+        eval_only=eval_only,
         options=parse_assignments(assignments),
         results=results,
         reports=reports,
         skip_bad_videos=skip_bad_videos,
-        paper_scale=_extent(paper_scale, _device(device)),
+        paper_scale=None if eval_only and paper_scale == "auto" else _extent(paper_scale, _device(device)),
         arguments=tuple(sys.argv[1:]),
     )
     run_protocol(request, dry_run=dry_run, as_json=as_json)
@@ -167,23 +260,50 @@ def report(
 
 
 @app.command
+def compare(
+    a: Annotated[Positional[str], arg(metavar="A")],
+    b: Annotated[Positional[str], arg(metavar="B")],
+    /,
+    results: Path = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Explain what differs between two records, then compare their numbers, with intervals where queries are shared.
+
+    Args:
+        a: A record's file, or its name (or the beginning of it) below the results folder.
+        b: The other one; differences are B less A, ratios B by A.
+        results: Folder of the records.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.compare import compare_two
+
+    compare_two(a, b, results, as_json)
+
+
+@app.command
 def check(
     against: Path,
+    tier: str | None = None,
     records: Path | None = None,
     accept: str | None = None,
+    data: Path | None = None,
     as_json: Json = False,
 ) -> None:
     """Measure again and compare with a baseline file; exits with 1 where a metric moved or was not measured.
 
     Args:
-        against: A baseline, for example results/baselines/cpu-standin.json.
-        records: Compare the stand-in records below this results folder instead of measuring.
+        against: A baseline, for example results/baselines/cpu-standin.json; made with --accept where it is not there.
+        tier: Tiers separated by commas: exact (counts and signatures), tight (R@k on the stand-in), loose (time and
+            memory, as ratios), real (R@k on MSR-VTT, with --data); all that the file holds but real by default.
+        records: Compare the records below this results folder instead of measuring.
         accept: Take the measured values over into the baseline; give the reason, which the file keeps.
+        data: Folder of MSR-VTT, for the tier real.
         as_json: Print one JSON document.
     """
-    from tvrbench.harness.commands.check import check_against
+    from tvrbench.harness.commands.check import CheckRequest, check_against
 
-    check_against(against, records, accept, as_json)
+    request = CheckRequest(against=against, tiers=_names(tier, "tier"), records=records, accept=accept, data=data)
+    check_against(request, as_json)
 
 
 @app.command

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from tvrbench.harness import registry
-from tvrbench.harness.backbone.tokenizer import Tokenizer, tokenizer_for
+from tvrbench.harness.backbone.tokenizer import CLIP_VOCABULARY, Tokenizer, tokenizer_for
 from tvrbench.harness.backbone.weights import Weights, load_weights
 from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
 from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import Protocol
+from tvrbench.harness.scoring import Scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,10 @@ class Prepared:
     """A protocol's data and weights, ready to run.
 
     Attributes:
-        train, test: the splits, without skipped videos.
+        train, test: the splits, without skipped videos; where a checkpoint is scored, nothing is in ``train``.
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
-        weights_spec: what to give ``load_model`` as ``weights``.
+        weights: what every method starts from, or what a checkpoint that is scored holds in their place.
+        weights_spec: what to give ``load_model`` as ``weights``; None where a checkpoint holds them.
         loaders: one frame loader for each FrameSpec in use; shared so that pixels are decoded once.
     """
 
@@ -35,7 +37,7 @@ class Prepared:
     test: Split
     skipped: tuple[str, ...]
     weights: Weights
-    weights_spec: str
+    weights_spec: str | None
     tokenizer: Tokenizer
     loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
     fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
@@ -84,48 +86,77 @@ def weights_of(protocol: Protocol) -> str:
 
 
 def prepare(
-    protocol: Protocol, root: Path | None, given_weights: str | None, *, skip_bad: bool, say: Callable[[str], None]
+    protocol: Protocol, root: Path | None, given_weights: str | None, *, scored: Scored | None = None
 ) -> Prepared:
-    """Open the data, decode-check every video that will be used, and load the weights.
+    """Open the data and load the weights; no video has been looked at yet, see ``with_checked_videos``.
 
     Args:
         protocol: what will be run.
         root: the data folder, or None for a data set that makes itself.
         given_weights: in place of the protocol's own.
-        skip_bad: leave out videos that cannot be used instead of stopping.
-        say: hears what was left out.
+        scored: a checkpoint to be scored; no training data is opened then, nor weights where it holds its own.
 
     Raises:
-        BadInput: a file is missing or broken; every bad video is named and nothing has been run yet.
+        BadInput: a file is missing or broken.
     """
     dataset = open_dataset(protocol.dataset, root)
-    train, test = dataset.split(protocol.train_split), dataset.split(protocol.test_split)
-    spec = given_weights or weights_of(protocol)
-    weights = load_weights(spec, protocol.backbone)
+    nothing = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
+    train = nothing if scored else dataset.split(protocol.train_split)
+    test = dataset.split(protocol.test_split)
+    spec: str | None = None
+    if scored and scored.base:
+        weights = scored.base
+    else:
+        spec = given_weights or weights_of(protocol)
+        weights = load_weights(spec, protocol.backbone)
     if given_weights:
         protocol = protocol.with_weights(weights.sha256)
-    used = (*train.video_ids, *test.video_ids)
-    with Bar() as bar:
-        bar.begin(f"decoding {len(used)} videos to check them:")
-        faults = dataset.check_videos(used, progress=bar.reach)
-    if faults and not skip_bad:
-        raise BadInput(bad_videos_message(faults))
-    skipped = tuple(fault.video_id for fault in faults)
-    if skipped:
-        say(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:20])}")
-        train, test = train.without(skipped), test.without(skipped)
-    if not test.captions or not train.captions:
-        raise BadInput(f"protocol {protocol.name}: no usable video is left in {train.name} or {test.name}")
     return Prepared(
         protocol=protocol,
         dataset=dataset,
         train=train,
         test=test,
-        skipped=skipped,
+        skipped=(),
         weights=weights,
         weights_spec=spec,
-        tokenizer=tokenizer_for(weights),
+        tokenizer=_tokenizer(protocol, weights),
     )
+
+
+def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
+    """The tokenizer of the weights; a checkpoint comes without a word list, so it takes that of the data set's CLIP."""
+    beside = weights.folder is not None and (weights.folder / "vocab.txt").is_file()
+    if not beside and weights.arch.vocab_size != CLIP_VOCABULARY and protocol.weights == "dataset":
+        weights = replace(weights, folder=Path(weights_of(protocol)).parent)
+    return tokenizer_for(weights)
+
+
+def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[str], None]) -> Prepared:
+    """Decode-check every video that will be used.
+
+    Args:
+        prepared: what will be run.
+        skip_bad: leave out videos that cannot be used instead of stopping.
+        say: hears what was left out.
+
+    Raises:
+        BadInput: a video is missing or broken; every bad one is named and nothing has been run yet.
+    """
+    train, test = prepared.train, prepared.test
+    used = (*train.video_ids, *test.video_ids)
+    with Bar() as bar:
+        bar.begin(f"decoding {len(used)} videos to check them:")
+        faults = prepared.dataset.check_videos(used, progress=bar.reach)
+    if faults and not skip_bad:
+        raise BadInput(bad_videos_message(faults))
+    skipped = tuple(fault.video_id for fault in faults)
+    if skipped:
+        say(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:20])}")
+        prepared = replace(prepared, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
+    if not prepared.test.captions or (train.captions and not prepared.train.captions):
+        name = prepared.protocol.name
+        raise BadInput(f"protocol {name}: no usable video is left in {train.name} or {test.name}")
+    return prepared
 
 
 def bad_videos_message(faults: Sequence[VideoFault]) -> str:

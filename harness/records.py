@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypedDict, cast
+from typing import Any, Literal, NoReturn, NotRequired, TypedDict, cast
 
 import numpy as np
 from jsonschema import Draft202012Validator
@@ -36,6 +36,14 @@ class MethodRef(TypedDict):
     options: dict[str, Any]
 
 
+class CheckpointRef(TypedDict):
+    """A trained checkpoint by its file's name and content, and who saved it."""
+
+    file: str
+    sha256: str
+    format: Literal["tvrbench", "released"]
+
+
 class MeasurementDoc(TypedDict):
     """A Measurement as it stands in a record."""
 
@@ -58,11 +66,15 @@ class Environment(TypedDict):
 
 
 class Record(TypedDict):
-    """The document of one run. ``record.schema.json`` says what each key may hold."""
+    """The document of one run. ``record.schema.json`` says what each key may hold.
+
+    ``checkpoint`` is there where a trained checkpoint was scored; such a run trained nothing under its protocol.
+    """
 
     schema_version: int
     protocol: ProtocolRef
     method: MethodRef
+    checkpoint: NotRequired[CheckpointRef]
     tuning: str | None
     seed: int
     data: dict[str, Any]

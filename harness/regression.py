@@ -1,4 +1,13 @@
-"""Regression baselines: what was measured once, how far it may move, and what has moved."""
+"""Regression baselines: what was measured once, how far it may move, and what has moved.
+
+Tiers and the entries that belong to them:
+
+- ``exact``: tokens, GMACs and parameters (``exact/``), which may not move at all, and signatures (``signature/``:
+  what a tiny model computes), which may move by rounding.
+- ``tight``: R@k on the embedded stand-in (``standin/``): within the interval over queries and a practical margin.
+- ``loose``: time and memory (``loose/``) as ratios to one method in the same run; only a rise is a regression.
+- ``real``: R@k on MSR-VTT (``real/``), for those who have it; judged like ``tight``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +24,27 @@ from tvrbench.harness.errors import BadInput
 from tvrbench.harness.store import atomic_write
 
 Value = float | list[list[int]] | None
+Tier = Literal["exact", "tight", "loose", "real"]
+
+PREFIXES: Mapping[Tier, tuple[str, ...]] = {
+    "exact": ("exact", "signature"),
+    "tight": ("standin",),
+    "loose": ("loose",),
+    "real": ("real",),
+}
+"""What the entries of a tier begin with."""
+
+_RUNS: dict[str, Any] = {
+    "type": ["object", "null"],
+    "additionalProperties": False,
+    "required": ["protocol", "hash", "seed", "methods"],
+    "properties": {
+        "protocol": {"type": "string"},
+        "hash": {"type": "string"},
+        "seed": {"type": "integer"},
+        "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    },
+}
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -23,26 +53,27 @@ SCHEMA: dict[str, Any] = {
     "properties": {
         "schema_version": {"const": 1},
         "device": {"type": "string", "minLength": 1},
-        "standin": {
+        "standin": _RUNS,
+        "real": _RUNS,
+        "loose": {
             "type": ["object", "null"],
             "additionalProperties": False,
-            "required": ["protocol", "hash", "seed", "methods"],
-            "properties": {
-                "protocol": {"type": "string"},
-                "hash": {"type": "string"},
-                "seed": {"type": "integer"},
-                "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
-            },
+            "required": ["reference"],
+            "properties": {"reference": {"type": "string"}},
         },
         "entries": {
             "type": "object",
             "minProperties": 1,
-            "propertyNames": {"pattern": "^(exact|standin)/[^/]+/[^/]+$"},
+            "propertyNames": {"pattern": "^(exact|signature|standin|loose|real)/[^/]+/[^/]+$"},
             "additionalProperties": {
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["value", "margin"],
-                "properties": {"value": {"type": ["number", "array"]}, "margin": {"type": "number", "minimum": 0}},
+                "properties": {
+                    "value": {"type": ["number", "array"]},
+                    "margin": {"type": "number", "minimum": 0},
+                    "interval": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+                },
             },
         },
         "accepted": {
@@ -69,26 +100,39 @@ class Baseline:
 
     Attributes:
         device: what it was measured on (``cpu`` or a GPU's name).
-        standin: protocol, hash, seed and methods of the stand-in tier, or None without one.
-        entries: ``tier/subject/metric`` -> value and margin; the tier is ``exact`` or ``standin``.
+        standin: protocol, hash, seed and methods of the stand-in's runs, or None without them.
+        entries: ``prefix/subject/metric`` -> value and margin, and the interval over queries where there is one; the
+            margin of signatures and of ``loose`` is relative, the others' in the metric's unit.
         accepted: when, why and at which revision the values were taken over.
+        real: like ``standin``, of the runs on real data.
+        loose: ``reference``, the method that time and memory are ratios to.
     """
 
     device: str
     standin: dict[str, Any] | None
     entries: dict[str, dict[str, Any]]
     accepted: list[dict[str, Any]]
+    real: dict[str, Any] | None = None
+    loose: dict[str, Any] | None = None
+
+
+State = Literal["same", "within", "better", "moved", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One metric compared; ``missing`` means that the baseline has it and this measurement does not."""
+    """One metric compared.
+
+    Attributes:
+        state: ``missing`` means that the baseline has it and this measurement does not; ``better`` that a ratio fell
+            by more than its margin, which is no regression and calls for a new baseline.
+    """
 
     key: str
     baseline: Value
     measured: Value
     margin: float
-    state: Literal["same", "within", "moved", "missing"]
+    state: State
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -109,22 +153,38 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
     atomic_write(path, (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def compare(baseline: Baseline, measured: Mapping[str, Value], tiers: Sequence[str]) -> list[Row]:
+def compare(baseline: Baseline, measured: Mapping[str, Value], tiers: Sequence[Tier]) -> list[Row]:
     """Every entry of the baseline in the given tiers against what was measured."""
+    prefixes = [prefix for tier in tiers for prefix in PREFIXES[tier]]
     return [
-        _row(key, entry, measured.get(key)) for key, entry in baseline.entries.items() if key.partition("/")[0] in tiers
+        _row(key, entry, measured.get(key))
+        for key, entry in baseline.entries.items()
+        if key.partition("/")[0] in prefixes
     ]
 
 
-def _row(key: str, entry: dict[str, Any], got: Value) -> Row:
-    want, margin = entry["value"], float(entry["margin"])
-    state: Literal["same", "within", "moved", "missing"]
+def tiers_of(baseline: Baseline) -> list[Tier]:
+    """The tiers that the baseline holds entries of."""
+    prefixes = {key.partition("/")[0] for key in baseline.entries}
+    return [tier for tier, own in PREFIXES.items() if prefixes.intersection(own)]
+
+
+def _row(key: str, entry: Mapping[str, Any], got: Value) -> Row:
+    return Row(
+        key=key, baseline=entry["value"], measured=got, margin=float(entry["margin"]), state=_state(key, entry, got)
+    )
+
+
+def _state(key: str, entry: Mapping[str, Any], got: Value) -> State:
+    want, margin, prefix = entry["value"], float(entry["margin"]), key.partition("/")[0]
     if got is None:
-        state = "missing"
-    elif got == want:
-        state = "same"
-    elif isinstance(want, list) or isinstance(got, list):
-        state = "moved"
-    else:
-        state = "within" if abs(got - want) <= margin else "moved"
-    return Row(key=key, baseline=want, measured=got, margin=margin, state=state)
+        return "missing"
+    if got == want:
+        return "same"
+    if isinstance(want, list) or isinstance(got, list):
+        return "moved"
+    if prefix == "loose":
+        return "moved" if got > want * (1 + margin) else "better" if got < want / (1 + margin) else "within"
+    allowed = margin * abs(want) if prefix == "signature" else margin
+    low, high = entry.get("interval", (want - allowed, want + allowed))
+    return "within" if abs(got - want) <= allowed and low <= got <= high else "moved"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from tvrbench.harness.protocol import Protocol as BenchProtocol
 from tvrbench.harness.provenance import environment
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.records import SCHEMA_VERSION
+from tvrbench.harness.scoring import Scored
 from tvrbench.harness.store import RecordStore, run_name
 from tvrbench.harness.training import Trainer
 
@@ -46,13 +47,13 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, reproducible from these values and the protocol."""
+    """One run, reproducible from these values and the protocol; with a checkpoint, that is scored and none trained."""
 
     method: str
     seed: int
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
-    checkpoint: Path | None = None
+    checkpoint: Scored | None = None
     measure_speed: bool = True
 
 
@@ -74,22 +75,39 @@ def trainings(protocol: BenchProtocol) -> int:
 
 
 def options_of(protocol: BenchProtocol, config: RunConfig) -> dict[str, Any]:
-    """The options given for the run, over those for small models where the protocol's backbone is one."""
-    return (method_class(config.method).small if protocol.small else {}) | config.options
+    """The options given for the run, over those for small models where its backbone is one and no file tells them."""
+    small = protocol.small and (config.checkpoint is None or config.checkpoint.needs_small_options)
+    return (method_class(config.method).small if small else {}) | config.options
+
+
+def build_model(protocol: BenchProtocol, weights: str | None, config: RunConfig) -> RetrievalModel:
+    """The method on these weights (None where its checkpoint holds them), untrained or from the run's checkpoint.
+
+    Raises:
+        BadInput: an option that does not fit, or a checkpoint that is not this method's.
+    """
+    scored = config.checkpoint
+    try:
+        return load_model(
+            config.method,
+            backbone=protocol.backbone,
+            weights=weights,
+            checkpoint=scored.path if scored else None,
+            frames=protocol.frames,
+            device=config.device,
+            seed=config.seed,
+            **options_of(protocol, config),
+        )
+    except BadInput as error:
+        if scored is None:
+            raise
+        reason = str(error).removeprefix(f"{scored.path.name}: ")
+        raise BadInput(f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}") from None
 
 
 def new_model(prepared: Prepared, config: RunConfig) -> RetrievalModel:
-    """The method, untrained (or from the run's checkpoint)."""
-    return load_model(
-        config.method,
-        backbone=prepared.protocol.backbone,
-        weights=prepared.weights_spec,
-        checkpoint=config.checkpoint,
-        frames=prepared.protocol.frames,
-        device=config.device,
-        seed=config.seed,
-        **options_of(prepared.protocol, config),
-    )
+    """The method under the prepared protocol, untrained or from the run's checkpoint."""
+    return build_model(prepared.protocol, prepared.weights_spec, config)
 
 
 def train(
@@ -115,9 +133,15 @@ def train(
         out = trainer.step(normalise(pixels, mask, device), mask.to(device), ids.to(device), text_mask.to(device))
         losses.append(out["loss"])
         listener.advance(TRAIN_WORK * len(captions), f"step {len(losses)}/{steps} loss {out['loss']:.3f}")
+    trainer.finish()
     tail = losses[-max(1, steps // 10) :]
-    model.eval()
-    return {"steps": steps, "lr": trainer.recipe.lr, "precision": trainer.precision, "last_loss": sum(tail) / len(tail)}
+    return {
+        "steps": steps,
+        "lr": trainer.recipe.lr,
+        "precision": trainer.precision,
+        "weights": trainer.recipe.weights,
+        "last_loss": sum(tail) / len(tail),
+    }
 
 
 def choose_rate(
@@ -165,7 +189,7 @@ def run_one(
         "method": {"name": config.method, "options": dict(config.options)},
         "tuning": None,
         "seed": config.seed,
-        "data": _data(prepared),
+        "data": _data(prepared, config),
         "weights_sha256": prepared.weights.sha256,
         "metrics": {},
         "cost": [],
@@ -174,7 +198,7 @@ def run_one(
         "started": started.isoformat(timespec="seconds"),
         "status": "completed",
         "failure": None,
-    }
+    } | ({"checkpoint": config.checkpoint.to_json()} if config.checkpoint else {})
     ranks = None
     try:
         ranks = _fill(record, prepared, config, listener, checkpoints)
@@ -193,8 +217,8 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {re.sub(r'(?:/[^/ :]+)+/', '', line)}"
 
 
-def _data(prepared: Prepared) -> dict[str, Any]:
-    return {
+def _data(prepared: Prepared, config: RunConfig) -> dict[str, Any]:
+    found = {
         "dataset": prepared.dataset.name,
         "train_split": prepared.train.name,
         "test_split": prepared.test.name,
@@ -207,6 +231,8 @@ def _data(prepared: Prepared) -> dict[str, Any]:
         "frames_fingerprint": None,
         "skipped": list(prepared.skipped),
     }
+    # What a checkpoint was trained on is not known here.
+    return found if config.checkpoint is None else {k: v for k, v in found.items() if not k.startswith("train_")}
 
 
 def _fill(
@@ -223,15 +249,32 @@ def _fill(
         trained = train(model, prepared, prepared.train, recipe, config.seed, listener)
         record["metrics"]["training"] = trained | {"learning_rate_choice": choice}
         save_checkpoint(model, checkpoints / f"{run_name(record)}.safetensors")
-    result = _evaluate(model, prepared, prepared.test, recipe, listener)
+    result = _score(model, prepared, config, recipe, listener)
     record["metrics"] |= result.metrics
     costs = counted(profile(model))
     del model  # the measuring process wants the memory
     if config.measure_speed:
-        costs += timed(_job(prepared, config, recipe), trains=method_class(config.method).trains)
+        trains = method_class(config.method).trains and config.checkpoint is None
+        costs += timed(_job(prepared, config, recipe), trains=trains)
     record["cost"] = [cost.to_json() for cost in costs]
     listener.advance(COST_WORK)
     return result.ranks
+
+
+def _score(
+    model: RetrievalModel, prepared: Prepared, config: RunConfig, recipe: Recipe, listener: Listener
+) -> Evaluation:
+    """Metrics on the test split; BadInput where a checkpoint's features cannot be ranked."""
+    scored = config.checkpoint
+    try:
+        result = _evaluate(model, prepared, prepared.test, recipe, listener)
+    except ValueError as error:
+        if scored is None or isinstance(error, BadInput):
+            raise
+        raise BadInput(f"--checkpoint {scored.path.name}: its features cannot be ranked: {error}") from None
+    if scored and scored.format == "released":  # how it was chosen is not in the file, and often it was on the test set
+        result = replace(result, metrics=result.metrics | {"selection": "unknown"})
+    return result
 
 
 def _job(prepared: Prepared, config: RunConfig, recipe: Recipe) -> Job:
@@ -241,6 +284,7 @@ def _job(prepared: Prepared, config: RunConfig, recipe: Recipe) -> Job:
         method=config.method,
         backbone=prepared.protocol.backbone,
         weights=prepared.weights_spec,
+        checkpoint=str(config.checkpoint.path) if config.checkpoint else None,
         frames=prepared.protocol.frames,
         options=options_of(prepared.protocol, config),
         device=config.device,
@@ -255,4 +299,4 @@ def planned_work(prepared: Prepared, config: RunConfig) -> int:
     protocol = prepared.protocol
     steps = training_steps(protocol, config, len(prepared.train.captions))
     one = TRAIN_WORK * steps * recipe_of(protocol, config).batch_size + len(prepared.test.video_ids)
-    return trainings(protocol) * one + COST_WORK
+    return (trainings(protocol) if steps else 1) * one + COST_WORK

@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """R@k of A less R@k of B in points, its interval, and the two-sided p-value of no difference."""
+    """A statistic of A less that of B, its interval, and the two-sided p-value of no difference."""
 
     difference: float
     low: float
@@ -162,6 +162,58 @@ def paired_difference(
     )
 
 
+def paired_statistic(
+    ranks_a: npt.ArrayLike,
+    ranks_b: npt.ArrayLike,
+    statistic: Statistic,
+    confidence: float = 0.95,
+    n: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Paired bootstrap of statistic(A) - statistic(B), as ``paired_difference`` does it for R@k.
+
+    Args:
+        ranks_a: [Q].
+        ranks_b: [Q], for the same queries in the same order.
+        statistic: reduces the last axis, e.g. ``median`` or ``recall_sum``.
+        confidence: as in ``bootstrap_interval``.
+        n: as in ``bootstrap_interval``.
+        seed: as in ``bootstrap_interval``.
+
+    Raises:
+        ValueError: as ``paired_difference``.
+    """
+    a_Q, b_Q = _pair(ranks_a, ranks_b)
+    _check_range(confidence, n)
+    observed = float(statistic(a_Q) - statistic(b_Q))
+    found_n = np.concatenate([statistic(a_Q[rows]) - statistic(b_Q[rows]) for rows in _draws(len(a_Q), n, seed)])
+    return _difference(observed, found_n, confidence, len(a_Q))
+
+
+def paired_mean_differences(
+    gains: npt.ArrayLike, confidence: float = 0.95, n: int = 10_000, seed: int = 0
+) -> list[PairedDifference]:
+    """Paired bootstrap of many mean differences at once, every one on the same resamples of the queries.
+
+    Args:
+        gains: [P, Q], for each of P pairs what A gains over B on each query (A's credit less B's, in points).
+        confidence: as in ``bootstrap_interval``.
+        n: resamples; the smallest p-value is 1 / (n + 1), so many pairs need many.
+        seed: as in ``bootstrap_interval``.
+
+    Raises:
+        ValueError: no pairs or queries, a gain that is not finite, or a setting out of range.
+    """
+    gains_PQ = np.asarray(gains, dtype=np.float64)
+    if gains_PQ.ndim != 2 or gains_PQ.size == 0 or not np.isfinite(gains_PQ).all():
+        raise ValueError("gains must be one list of finite numbers a pair, all of one length")
+    _check_range(confidence, n)
+    pairs, queries = gains_PQ.shape
+    found_nP = np.concatenate([_counts(rows, queries) @ gains_PQ.T / queries for rows in _draws(queries, n, seed)])
+    observed_P = gains_PQ.mean(axis=1)
+    return [_difference(float(observed_P[i]), found_nP[:, i], confidence, queries) for i in range(pairs)]
+
+
 def mcnemar(ranks_a: npt.ArrayLike, ranks_b: npt.ArrayLike, k: int = 1) -> McNemar:
     """Exact McNemar test (McNemar, 1947) of whether A and B find equally many queries within k; [Q] ranks each.
 
@@ -197,6 +249,28 @@ def _draws(queries: int, n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     block = max(1, _NUMBERS_AT_A_TIME // queries)
     for start in range(0, n, block):
         yield generator.integers(queries, size=(min(block, n - start), queries))
+
+
+def _counts(rows: npt.NDArray[np.int64], queries: int) -> Values:
+    """How often each query is in each resample [n, Q]."""
+    block = len(rows)
+    flat = (rows + np.arange(block)[:, None] * queries).ravel()
+    return np.bincount(flat, minlength=block * queries).reshape(block, queries).astype(np.float64)
+
+
+def _difference(observed: float, found_n: Values, confidence: float, queries: int) -> PairedDifference:
+    """Interval and p-value from the resampled differences; "at least as far" allows for rounding."""
+    far = abs(observed) * (1 - 1e-9) - 1e-12
+    as_far = int(np.count_nonzero(np.abs(found_n - observed) >= far))
+    low, high = _percentiles(found_n, confidence)
+    return PairedDifference(
+        difference=observed,
+        low=low,
+        high=high,
+        confidence=confidence,
+        p_value=(1 + as_far) / (1 + len(found_n)),
+        queries=queries,
+    )
 
 
 def _percentiles(values: npt.NDArray[Any], confidence: float) -> tuple[float, float]:

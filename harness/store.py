@@ -153,9 +153,13 @@ def run_name(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
+    scored = record.get("checkpoint")
+    if scored is not None:
+        identity["checkpoint"] = scored["sha256"]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     tuning = record["tuning"]
     names = [_safe(record["method"]["name"], "method")] + ([] if tuning is None else [_safe(tuning, "tuning")])
+    names += [] if scored is None else ["checkpoint"]
     return "-".join([*names, f"seed{record['seed']}", digest])
 
 

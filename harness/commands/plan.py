@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from tvrbench.harness.backbone.weights import load_weights
 from tvrbench.harness.commands.output import print_json, print_table, say
-from tvrbench.harness.loading import load_model
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.preparation import weights_of
 from tvrbench.harness.protocol import Protocol
-from tvrbench.harness.running import TRAIN_WORK, RunConfig, options_of, recipe_of, training_steps, trainings
+from tvrbench.harness.running import TRAIN_WORK, RunConfig, build_model, recipe_of, training_steps, trainings
 from tvrbench.harness.training import Trainer
 
 PROBE_BATCH = {"cpu": 1, "cuda": 16}
@@ -37,7 +35,6 @@ class PlannedRun:
 def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedRun]:
     """Plan every run from the protocol's sizes; each method is timed once, on random weights where it can be."""
     spec = "random:0" if protocol.backbone else weights_of(protocol)
-    size = load_weights(spec, protocol.backbone).arch.image_size
     timed: dict[str, tuple[str, int, float]] = {}  # tuning, parameters, seconds a video
     plan = []
     for config in configs:
@@ -45,16 +42,9 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
         steps = training_steps(protocol, config, protocol.train_pairs)
         if config.method not in timed:
             say(f"timing {config.method} on {config.device}")
-            model = load_model(
-                config.method,
-                backbone=protocol.backbone,
-                weights=spec,
-                frames=protocol.frames,
-                device=config.device,
-                **options_of(protocol, config),
-            )
+            model = build_model(protocol, spec, config)
             parameters = sum(p.numel() for p in model.parameters())
-            seconds = _seconds_per_video(model, protocol, size, trains=steps > 0)
+            seconds = _seconds_per_video(model, protocol, trains=steps > 0)
             timed[config.method] = model.method.options.tuning, parameters, seconds
             del model
         tuning, parameters, seconds = timed[config.method]
@@ -75,10 +65,11 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
     return plan
 
 
-def _seconds_per_video(model: RetrievalModel, protocol: Protocol, size: int, *, trains: bool) -> float:
+def _seconds_per_video(model: RetrievalModel, protocol: Protocol, *, trains: bool) -> float:
     """Seconds a video of one warm training step (or encoding, where nothing is trained)."""
     device = model.clip.logit_scale.device
     batch = PROBE_BATCH[device.type]
+    size = model.clip.arch.image_size
     video = torch.randn(batch, protocol.frames, 3, size, size, device=device)
     mask = torch.ones(batch, protocol.frames, dtype=torch.bool, device=device)
     words = min(protocol.words, model.clip.arch.context_length)

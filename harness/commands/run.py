@@ -1,4 +1,7 @@
-"""``tvrbench run``: plan, prepare, run every method and seed, measure cost at paper scale, write the report."""
+"""``tvrbench run``: plan, prepare, run every method and seed, measure cost at paper scale, write the report.
+
+With a checkpoint and ``--eval-only`` the one run scores that and trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ from tvrbench.harness.commands.output import print_json, say
 from tvrbench.harness.commands.plan import make_plan, print_plan
 from tvrbench.harness.cost import paper_scale
 from tvrbench.harness.cost.paper_scale import Extent
+from tvrbench.harness.errors import BadInput
 from tvrbench.harness.loading import method_class
-from tvrbench.harness.preparation import Prepared, prepare
+from tvrbench.harness.preparation import Prepared, prepare, with_checked_videos
 from tvrbench.harness.progress import Bar
-from tvrbench.harness.protocol import load_protocol
+from tvrbench.harness.protocol import Protocol, load_protocol
 from tvrbench.harness.provenance import command_line
 from tvrbench.harness.reporting.page import write_report
 from tvrbench.harness.running import RunConfig, new_model, planned_work, run_one
+from tvrbench.harness.scoring import Scored, open_checkpoint, protocol_for
 from tvrbench.harness.store import RecordStore
 
 STANDIN_NOTICE = (
@@ -39,6 +44,8 @@ class Request:
     device: str = "cpu"
     backbone: str | None = None
     weights: str | None = None
+    checkpoint: Path | None = None
+    eval_only: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     results: Path
     reports: Path
@@ -50,21 +57,9 @@ class Request:
 
 def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
     """Do what ``tvrbench run`` promises; see ``tvrbench run --help``."""
-    protocol = load_protocol(request.protocol).on(request.backbone)
-    methods = request.methods or tuple(registry.names("baselines", "methods"))
-    seeds = request.seeds or protocol.seeds
-    configs = [
-        RunConfig(
-            method=method,
-            seed=seed,
-            device=request.device,
-            options=request.options,
-            measure_speed=request.measure_speed,
-        )
-        for seed in seeds
-        for method in methods
-        if method_class(method).trains or seed == seeds[0]  # what is not trained has no seeds
-    ]
+    protocol, scored = _what(request)
+    methods = (scored.method,) if scored else request.methods or tuple(registry.names("baselines", "methods"))
+    configs = _configs(request, protocol, methods, scored)
     notice = STANDIN_NOTICE if protocol.dataset == "standin" else None
     if notice:
         say(notice)
@@ -73,9 +68,10 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
         return
     store = RecordStore(request.results)
     store.check_writable(protocol.name)
-    prepared = prepare(protocol, request.data, request.weights, skip_bad=request.skip_bad_videos, say=say)
+    prepared = prepare(protocol, request.data, request.weights, scored=scored)
     for config in configs[: len(methods)]:
-        new_model(prepared, config)  # an option that does not fit is found before hours of training
+        new_model(prepared, config)  # what does not fit is found before minutes of decoding and hours of training
+    prepared = with_checked_videos(prepared, skip_bad=request.skip_bad_videos, say=say)
     records = _run_all(prepared, configs, methods, request, store)
     pages = write_report(protocol.name, store, request.reports)
     if as_json:
@@ -83,6 +79,41 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
     say(f"report: {pages[0]}")
     if notice:
         say(notice)
+
+
+def _what(request: Request) -> tuple[Protocol, Scored | None]:
+    """The protocol to run under, and the checkpoint to score if one is."""
+    protocol = load_protocol(request.protocol)
+    if request.checkpoint is None:
+        if request.eval_only:
+            raise BadInput("--eval-only scores a trained checkpoint: give its file with --checkpoint FILE")
+        return protocol.on(request.backbone), None
+    if not request.eval_only:
+        raise BadInput(
+            "--checkpoint FILE goes with --eval-only, which scores it: a run always trains from the protocol's weights"
+        )
+    if len(request.seeds) > 1:
+        raise BadInput("--checkpoint FILE is scored once: give no --seeds, or one to file the record under")
+    scored = open_checkpoint(request.checkpoint, request.methods)
+    return protocol_for(scored, protocol, request.backbone, request.weights), scored
+
+
+def _configs(request: Request, protocol: Protocol, methods: Sequence[str], scored: Scored | None) -> list[RunConfig]:
+    """Every run, one a method first."""
+    seeds = request.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
+    return [
+        RunConfig(
+            method=method,
+            seed=seed,
+            device=request.device,
+            options=request.options,
+            checkpoint=scored,
+            measure_speed=request.measure_speed,
+        )
+        for seed in seeds
+        for method in methods
+        if method_class(method).trains or seed == seeds[0]  # what is not trained has no seeds
+    ]
 
 
 def _run_all(
@@ -97,7 +128,8 @@ def _run_all(
     written = []
     with Bar(total) as bar:
         for config in configs:
-            bar.begin(f"{config.method} seed {config.seed}")
+            source = f"checkpoint {config.checkpoint.path.name}" if config.checkpoint else f"seed {config.seed}"
+            bar.begin(f"{config.method} {source}")
             written.append(run_one(prepared, config, store, command, bar, checkpoints))
         for job in scale:
             bar.begin(f"cost of {job.method} on {job.backbone}")

@@ -63,6 +63,8 @@ def _run(job: Job, timeout_s: float) -> list[Measurement]:
             errors="replace",
             timeout=timeout_s,
             check=False,
+            # Threads that wait by spinning take the cores of whatever else runs; it is read before torch is loaded.
+            env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
         )
     except subprocess.TimeoutExpired:
         raise CheckFailed(f"{who} did not end within {timeout_s:g} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,16 @@ from tvrbench.harness.cost.bench import measure
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.errors import CheckFailed
 from tvrbench.harness.records import Measurement
+
+# The figure that stands for a job that broke off.
+_MAIN: Mapping[str, tuple[str, str]] = {
+    "inference": ("throughput", "videos/s"),
+    "training": ("step_time", "ms"),
+    "comparison": ("speedup", "x"),
+    "training-comparison": ("training_speedup", "x"),
+    "end-to-end": ("end_to_end_throughput", "videos/s"),
+    "energy": ("energy_video", "J/video"),
+}
 
 
 def counted(found: Mapping[str, Any]) -> list[Measurement]:
@@ -32,13 +43,20 @@ def timed(job: Job, *, trains: bool) -> list[Measurement]:
     A measurement that breaks off (out of memory, say) is missing with its reason: hours of training before it count.
     """
     wanted = [job] + [replace(job, what="training", latency=False)] * trains
-    return [measurement for one in wanted for measurement in _measured(one)]
+    return [measurement for one in wanted for measurement in attempt(one)]
 
 
-def _measured(job: Job) -> list[Measurement]:
-    name, unit = ("throughput", "videos/s") if job.what == "inference" else ("step_time", "ms")
+def attempt(job: Job) -> list[Measurement]:
+    """What the job measures; where it breaks off, its main figure without a value, and why."""
+    name, unit = _MAIN[job.what]
     try:
         return measure(job)
     except CheckFailed as error:
-        reason = str(error).splitlines()[0]
-        return [Measurement.missing(name, unit, reason, what=job.what, batch=job.batch)]
+        return [Measurement.missing(name, unit, brief_reason(error), what=job.what, batch=job.batch)]
+
+
+def brief_reason(error: CheckFailed) -> str:
+    """What failed and the last thing it said, in one line, without folders of this machine."""
+    first, *rest = str(error).splitlines()
+    text = f"{first} {rest[-1].strip()}" if rest else first
+    return re.sub(r"(?:/[^/ :]+)+/", "", text)

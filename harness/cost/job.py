@@ -9,19 +9,29 @@ from typing import Any, Literal
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.validation import validated
 
+Precision = Literal["float32", "bfloat16", "float16"]
+What = Literal["inference", "training", "comparison", "training-comparison", "end-to-end", "energy"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One measurement of one model.
+    """One measurement of one model, or of one model against another.
 
     Attributes:
         method: a registered method or baseline.
         backbone, weights, checkpoint, frames, options: as for ``load_model``; time does not ask for trained weights.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        what: ``inference`` (throughput of both encoders, peak memory, latency) or ``training`` (step time, peak
-            memory).
+        what: ``inference`` (throughput of both encoders, peak memory, latency), ``training`` (step time, peak
+            memory), the ``comparison`` or ``training-comparison`` with another method in one process, ``end-to-end``
+            (the stages from video files to a ranking), or ``energy``.
         batch: videos, captions or pairs a call.
         latency: measure latency at batch 1 as well.
+        roofline: measure the machine's matrix-product peak and copy bandwidth as well.
+        against, against_options: for a comparison, the method in the denominator and its options.
+        rounds: of a comparison; each runs both sides.
+        dataset, data: for the stages, whose videos, and its folder where it does not make itself.
+        precision: ``float32``, or autocast to another; by default float32 for encoding and the recipe's for training.
+        compile: encode through ``torch.compile``.
         recipe: for training, by name or as the fields of a Recipe; the method's own by default.
         threads: of torch on the CPU; its default where None.
         min_iterations, min_seconds, warmup: see ``tvrbench.harness.cost.throughput.time_calls``.
@@ -34,9 +44,17 @@ class Job:
     frames: int = 12
     options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    what: Literal["inference", "training"] = "inference"
+    what: What = "inference"
     batch: int = 8
     latency: bool = False
+    roofline: bool = False
+    against: str | None = None
+    against_options: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 5
+    dataset: str = "standin"
+    data: str | None = None
+    precision: Precision | None = None
+    compile: bool = False
     recipe: str | dict[str, Any] | None = None
     threads: int | None = None
     min_iterations: int = 5
@@ -44,11 +62,25 @@ class Job:
     warmup: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("min_iterations", 1), ("warmup", 0)):
+        for name, least in (("batch", 1), ("min_iterations", 1), ("warmup", 0), ("rounds", 1)):
             if getattr(self, name) < least:
                 raise BadInput(f"measurement: {name} must be at least {least}, not {getattr(self, name)}")
         if self.threads is not None and self.threads < 1:
             raise BadInput(f"measurement: threads must be at least 1, not {self.threads}")
+        if self.what.endswith("comparison") != (self.against is not None):
+            raise BadInput("measurement: a comparison, and nothing else, names a method to compare against")
+        if self.compile and self.trains:
+            raise BadInput("measurement: a training step is measured as it is trained, without compilation")
+
+    @property
+    def trains(self) -> bool:
+        """Whether training steps are measured."""
+        return self.what.startswith("training")
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """The arguments of ``time_calls`` that a job decides."""
+        return {"min_iterations": self.min_iterations, "min_seconds": self.min_seconds, "warmup": self.warmup}
 
     def dumps(self) -> str:
         """The job as JSON text."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -16,6 +18,7 @@ from tvrbench.harness.cost.sampling import PeakSampler
 from tvrbench.harness.records import Measurement
 
 UNIT = "MiB"
+CALLS = {"cpu": 1, "cuda": 3}  # that are watched; a CPU keeps the peak itself, so that one shows it
 MAX_GAP_S = 0.05  # a peak sampled more thinly than this is a lower bound
 _MIB = 2**20
 _PROC = Path("/proc/self")
@@ -55,6 +58,24 @@ class MemoryProbe:
     def measurements(self) -> list[Measurement]:
         """What was measured, after the ``with`` block."""
         return [m for meter in self._meters for m in meter.measurements()]
+
+
+def peak_memory(call: Callable[[], object], device: torch.device, **conditions: Any) -> list[Measurement]:
+    """Peak memory of a call that has run before; in calls of their own, so that sampling disturbs no timing.
+
+    Args:
+        call: the work.
+        device: where it runs.
+        conditions: said of every figure.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what an earlier, larger piece of work left in the allocator is not this one's
+    with MemoryProbe(device) as probe:
+        for _ in range(CALLS[device.type]):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return [replace(m, conditions=dict(m.conditions) | conditions) for m in probe.measurements()]
 
 
 class NvmlMeter:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+# Bits of nvmlClocksEventReasons (NVML API reference); the first four slow a GPU below what it was set to do.
+SLOWDOWNS: Mapping[int, str] = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+OTHER_REASONS: Mapping[int, str] = {
+    0x01: "idle",
+    0x02: "application clocks",
+    0x04: "power cap",
+    0x10: "sync boost",
+    0x100: "display clocks",
+}
 
 
 class NvmlUnavailable(Exception):
@@ -14,7 +29,7 @@ class NvmlUnavailable(Exception):
 
 
 class Nvml:
-    """An open NVML session for one GPU; close it with ``close``.
+    """An open NVML session for one GPU; close it with ``close``. Every question can raise ``NvmlUnavailable``.
 
     Args:
         uuid: of the GPU, with its ``GPU-`` or ``MIG-`` prefix. An index would not do: NVML counts every GPU of the
@@ -30,6 +45,7 @@ class Nvml:
         except ImportError as error:
             raise NvmlUnavailable(f"the package nvidia-ml-py cannot be imported ({error})") from None
         self._lib: Any = pynvml
+        self.mig = uuid.startswith("MIG-")
         with self._explained("nvmlInit"):
             self._lib.nvmlInit()
         try:
@@ -47,17 +63,57 @@ class Nvml:
             return
 
     def process_memory(self, pid: int) -> int | None:
-        """Bytes of GPU memory that a process holds; None while NVML lists no such process.
-
-        Raises:
-            NvmlUnavailable: the driver refuses the list, or lists the process without its memory.
-        """
-        with self._explained("nvmlDeviceGetComputeRunningProcesses"):
-            processes = self._lib.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        used = [process.usedGpuMemory for process in processes if process.pid == pid]
+        """Bytes of GPU memory that a process holds; None while NVML lists no such process."""
+        used = [process.usedGpuMemory for process in self._processes() if process.pid == pid]
         if None in used:
             raise NvmlUnavailable("NVML lists this process without its memory (MIG, or a driver that keeps it back)")
         return sum(used) if used else None
+
+    def process_ids(self) -> tuple[int, ...]:
+        """The processes that compute on the GPU, by their ids outside any container."""
+        return tuple(sorted({process.pid for process in self._processes()}))
+
+    def clock_mhz(self) -> int:
+        """The present clock of the multiprocessors."""
+        return int(self._ask("nvmlDeviceGetClockInfo", self._lib.NVML_CLOCK_SM))
+
+    def clock_limit_mhz(self) -> int:
+        """The highest clock of the multiprocessors."""
+        return int(self._ask("nvmlDeviceGetMaxClockInfo", self._lib.NVML_CLOCK_SM))
+
+    def temperature_c(self) -> int:
+        """Degrees Celsius of the chip."""
+        return int(self._ask("nvmlDeviceGetTemperature", self._lib.NVML_TEMPERATURE_GPU))
+
+    def busy_percent(self) -> int:
+        """Share of the last moments (up to a second) in which some kernel ran."""
+        return int(self._ask("nvmlDeviceGetUtilizationRates").gpu)
+
+    def power_limit_w(self) -> float:
+        """The power cap in force, in watts."""
+        return float(self._ask("nvmlDeviceGetEnforcedPowerLimit")) / 1e3
+
+    def energy_j(self) -> float:
+        """Joules that the GPU has used since the driver was loaded."""
+        if self.mig:
+            raise NvmlUnavailable("a MIG slice has no energy counter of its own")
+        return float(self._ask("nvmlDeviceGetTotalEnergyConsumption")) / 1e3
+
+    def clock_reasons(self) -> tuple[str, ...]:
+        """Why the clock is no higher at present, in words."""
+        new, old = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
+        bits = int(self._ask(new if hasattr(self._lib, new) else old))
+        return tuple(name for bit, name in {**SLOWDOWNS, **OTHER_REASONS}.items() if bits & bit)
+
+    def _processes(self) -> list[Any]:
+        return list(self._ask("nvmlDeviceGetComputeRunningProcesses"))
+
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        call = getattr(self._lib, function, None)
+        if call is None:
+            raise NvmlUnavailable(f"NVML: this nvidia-ml-py has no {function}")
+        with self._explained(function):
+            return call(self._handle, *arguments)
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

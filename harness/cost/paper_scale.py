@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from tvrbench.harness.cost.flops import profile_by_name
 from tvrbench.harness.cost.gather import counted, timed
 from tvrbench.harness.cost.job import Job
+from tvrbench.harness.cost.storing import Began, store_costs
 from tvrbench.harness.loading import load_model
-from tvrbench.harness.provenance import environment
-from tvrbench.harness.records import SCHEMA_VERSION
 from tvrbench.harness.store import RecordStore
 
 NAME = "paper-scale"
@@ -40,34 +37,22 @@ def measure_and_store(job: Job, extent: Extent, store: RecordStore, command: str
     ``job.backbone`` is a preset.
     """
     assert job.backbone is not None
-    started, clock = datetime.now(UTC), time.monotonic()
+    began = Began()
     costs = counted(profile_by_name(job.method, job.backbone, job.frames, **job.options))
     model = load_model(
         job.method, backbone=job.backbone, weights="random:0", frames=job.frames, device="meta", **job.options
     )
     if extent == "timed":
         costs += timed(job, trains=False)
-    return store.save(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "protocol": {"name": NAME, "hash": _hash(job, extent)},
-            "method": {
-                "name": job.method,
-                "options": {"backbone": job.backbone, "frames": job.frames} | model.method.describe(),
-            },
-            "tuning": model.method.options.tuning,
-            "seed": 0,
-            "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
-            "weights_sha256": None,
-            "metrics": {},
-            "cost": [cost.to_json() for cost in costs],
-            "environment": environment(job.device),
-            "command": command,
-            "started": started.isoformat(timespec="seconds"),
-            "duration_s": time.monotonic() - clock,
-            "status": "completed",
-            "failure": None,
-        }
+    return store_costs(
+        store,
+        {"name": NAME, "hash": _hash(job, extent)},
+        model,
+        job.backbone,
+        costs,
+        device=job.device,
+        command=command,
+        began=began,
     )
 
 

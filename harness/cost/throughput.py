@@ -102,6 +102,11 @@ def measure_latency(
         min_iterations, min_seconds, warmup: see ``time_calls``.
     """
     seconds = time_calls(encode, device, min_iterations=min_iterations, min_seconds=min_seconds, warmup=warmup)
+    return latency_of(seconds, device, warmup)
+
+
+def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> tuple[Measurement, Measurement]:
+    """The two figures of ``measure_latency`` from the seconds of single calls, each waited for."""
     samples = [1e3 * s for s in seconds]
     conditions = _conditions(samples, 1, device, warmup)
     median, p95 = (float(np.percentile(samples, q)) for q in (50, 95))

@@ -79,7 +79,7 @@ def skipped_videos(runs: Runs) -> list[Origin]:
 def _warnings(runs: Runs, scope: Scope) -> Iterator[str]:
     if len({run.record["data"]["split_fingerprint"] for run in runs}) > 1:
         yield "The runs were not all tested on the same videos and captions: rows of different splits do not compare."
-    if len({run.record["weights_sha256"] for run in runs}) > 1:
+    if len({run.record["weights_sha256"] for run in runs if not run.scored}) > 1:
         yield "The runs did not all start from the same weights."
     if len({run.record["environment"]["device"] for run in runs}) > 1:
         yield "The runs were not all made on one device: throughput, latency and memory do not compare across devices."
@@ -102,6 +102,11 @@ def _commit(record: Record) -> str:
     return "not run from a checkout" if sha is None else f"{sha}{' with uncommitted changes' if dirty else ''}"
 
 
+def _checkpoint(record: Record) -> str | None:
+    scored = record.get("checkpoint")
+    return None if scored is None else f"{scored['sha256']} ({scored['file']}, {scored['format']})"
+
+
 def _backbone(record: Record) -> str | None:
     options = record["method"]["options"]
     parts = [str(options[key]) + what for key, what in (("backbone", ""), ("frames", " frames")) if key in options]
@@ -112,6 +117,7 @@ _FACTS: dict[str, Callable[[Record], str | None]] = {
     "protocol hash": lambda record: record["protocol"]["hash"],
     "backbone": _backbone,
     "weights, SHA-256": lambda record: record["weights_sha256"],
+    "scored checkpoint, SHA-256": _checkpoint,
     "split fingerprint": lambda record: record["data"]["split_fingerprint"],
     "frames fingerprint": lambda record: record["data"]["frames_fingerprint"],
     "device": lambda record: record["environment"]["device"],

@@ -1,4 +1,4 @@
-"""A protocol's report: ``README.md``, its tables as Markdown and CSV, its picture; same records, same bytes."""
+"""A protocol's report: ``README.md``, its tables as Markdown, CSV and LaTeX, its picture; same records, same bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.provenance import command_line
+from tvrbench.harness.reporting.doubt_tables import equal_time_table, selection_table, spread_table
+from tvrbench.harness.reporting.equal_time import against_fewer_frames, missing_points
 from tvrbench.harness.reporting.figures import pareto
+from tvrbench.harness.reporting.latex import document, fragment
 from tvrbench.harness.reporting.layout import Table
 from tvrbench.harness.reporting.markdown import Markdown, escaped, link, listed, templates
 from tvrbench.harness.reporting.origins import (
@@ -17,26 +20,36 @@ from tvrbench.harness.reporting.origins import (
     skipped_videos,
     warnings,
 )
+from tvrbench.harness.reporting.pairs import compared_pairs, pair_table
 from tvrbench.harness.reporting.paper_tables import apart_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.points import Point
 from tvrbench.harness.reporting.published import load_configurations, load_published
+from tvrbench.harness.reporting.recall import by_recall, shared_interval, shared_recall
 from tvrbench.harness.reporting.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.scored_table import scored_table
 from tvrbench.harness.reporting.stored import Selected, StoredRecord, newest, select, stored_records
-from tvrbench.harness.reporting.tables import (
-    by_recall,
-    chance_levels,
-    main_table,
-    shared_interval,
-    shared_recall,
-    subset_table,
-)
+from tvrbench.harness.reporting.tables import chance_levels, main_table, subset_table
 from tvrbench.harness.reporting.verdicts import compare
 from tvrbench.harness.store import RecordStore, atomic_write
 
 PAPER_SCALE = "paper-scale"
 FIGURE = "pareto.png"
-_TABLES = ("main", "subsets", "verdicts", "not-comparable", "paper-scale", "provenance")
+_TABLES = (
+    "main",
+    "scored",
+    "equal-time",
+    "pairs",
+    "spread",
+    "selection",
+    "subsets",
+    "verdicts",
+    "not-comparable",
+    "paper-scale",
+    "provenance",
+)
+_KINDS = ("md", "csv", "tex")
+LATEX = "tables.tex"
 
 
 def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_hash: str | None = None) -> list[Path]:
@@ -55,7 +68,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     folder = reports.joinpath(*protocol.split("/"))
     dataset = selected.completed[0].record["data"]["dataset"]
     scope = Scope(protocol=protocol, dataset=dataset, folder=folder)
-    rows = method_rows(selected.completed)
+    rows = method_rows([run for run in selected.completed if not run.scored])
     full_size, outdated = _full_size(store)
     left_out = [*selected.left_out, *outdated]
     tables, elsewhere = _tables(rows, full_size, selected, scope)
@@ -64,10 +77,12 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     files: dict[str, bytes] = {"README.md": templates().get_template("README.md.j2").render(content).encode()}
     files |= {FIGURE: figure} if figure is not None else {}
     for table in tables.values():
-        files |= {f"{table.name}.md": table.to_markdown().encode(), f"{table.name}.csv": table.to_csv().encode()}
+        made = (table.to_markdown(), table.to_csv(), fragment(table))
+        files |= {f"{table.name}.{kind}": text.encode() for kind, text in zip(_KINDS, made, strict=True)}
+    files[LATEX] = document(tables.values()).encode()
     for name, data in files.items():
         atomic_write(folder / name, data)
-    for name in {FIGURE, *(f"{table}.{kind}" for table in _TABLES for kind in ("md", "csv"))} - set(files):
+    for name in {FIGURE, *(f"{table}.{kind}" for table in _TABLES for kind in _KINDS)} - set(files):
         (folder / name).unlink(missing_ok=True)  # of an earlier report
     return [folder / name for name in files]
 
@@ -88,8 +103,14 @@ def _tables(
     """The tables by name, and the methods that have published numbers and no run here."""
     numbers, configurations = load_published(), load_configurations()
     comparisons = compare(numbers, configurations, rows, full_size, scope)
+    pairs = compared_pairs(rows, scope)
     made = [
-        main_table(rows, scope),
+        main_table(rows, pairs, scope) if rows else None,
+        scored_table([run for run in selected.completed if run.scored], scope),
+        equal_time_table(against_fewer_frames(by_recall(rows), scope), scope),
+        pair_table(pairs, scope),
+        spread_table(rows, scope),
+        selection_table(rows, scope),
         subset_table(rows, scope),
         verdict_table(comparisons, scope),
         apart_table(comparisons, scope),
@@ -149,7 +170,13 @@ def _content(
         "warnings": warnings(selected.completed, scope),
         "figure": _picture(scope) if has_figure else None,
         "files": _files,
-        "main": printed["main"],
+        "main": printed.get("main"),
+        "scored": printed.get("scored"),
+        "equal_time": printed.get("equal-time"),
+        "missing_points": missing_points(rows, scope),
+        "pairs": printed.get("pairs"),
+        "spread": printed.get("spread"),
+        "selection": printed.get("selection"),
         "subsets": printed.get("subsets"),
         "verdicts": printed.get("verdicts"),
         "apart": printed.get("not-comparable"),
@@ -185,4 +212,4 @@ def _picture(scope: Scope) -> dict[str, str]:
 
 
 def _files(name: str) -> Markdown:
-    return Markdown(f"This table alone: [Markdown]({name}.md), [CSV]({name}.csv).")
+    return Markdown(f"This table alone: [Markdown]({name}.md), [CSV]({name}.csv), [LaTeX]({name}.tex).")

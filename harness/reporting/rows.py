@@ -61,7 +61,7 @@ class MethodRow:
 
     @property
     def selection(self) -> str:
-        """Which checkpoint the metrics are of: ``last`` or ``best-on-test``."""
+        """Which checkpoint the metrics are of: ``last``, ``best-on-test`` or ``unknown``."""
         return str(self.record["metrics"].get("selection", "last"))
 
     def values(self, *path: str) -> list[float] | None:
@@ -141,13 +141,14 @@ def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) 
 
 
 def _identity(record: Record) -> dict[str, Any]:
-    """What makes two runs two rows."""
+    """What makes two runs two rows; what stands under "" goes into every label."""
+    scored = record.get("checkpoint")
     return {
-        "": record["method"]["name"],
+        "": record["method"]["name"] + (f", scored checkpoint {scored['file']}" if scored else ""),
         **record["method"]["options"],
         "tuning": record["tuning"],
         "selection": record["metrics"].get("selection", "last"),
-        "weights": (record["weights_sha256"] or "")[:8],
+        "weights": (scored["sha256"] if scored else record["weights_sha256"] or "")[:8],
         "split": (record["data"]["split_fingerprint"] or "")[:8],
     }
 

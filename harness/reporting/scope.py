@@ -46,7 +46,7 @@ class Scope:
     @property
     def compares(self) -> bool:
         """Whether rows may be compared with each other: never under each paper's own recipe."""
-        return self.protocol.rpartition("/")[2].partition("@")[0] != "published"
+        return compares_methods(self.protocol)
 
     @property
     def notice(self) -> str | None:
@@ -58,11 +58,17 @@ class Scope:
         return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
 
     def links(self, runs: Sequence[StoredRecord]) -> tuple[tuple[str, str | None], ...]:
-        """A link to each run's record, named by its seed; a record of cost alone has none that matters."""
+        """A link to each run's record, named by its seed; costs alone and scored checkpoints have none that matters."""
+        seeded = (run.record["metrics"] and not run.scored for run in runs)
         return tuple(
-            (f"seed {run.record['seed']}" if run.record["metrics"] else "record", run.link_from(self.folder))
-            for run in runs
+            (f"seed {run.record['seed']}" if named else "record", run.link_from(self.folder))
+            for run, named in zip(runs, seeded, strict=True)
         )
+
+
+def compares_methods(protocol: str) -> bool:
+    """Whether a protocol runs every method with one recipe: ``published`` and its variants run each paper's own."""
+    return not protocol.rpartition("/")[2].startswith("published")
 
 
 def setting(rows: Sequence[MethodRow]) -> str:

@@ -24,9 +24,16 @@ class StoredRecord:
     path: Path
 
     @property
+    def scored(self) -> bool:
+        """Whether a checkpoint was scored: nothing was trained under the protocol, so no row compares with it."""
+        return "checkpoint" in self.record
+
+    @property
     def name(self) -> str:
-        """Method and seed, for people; method and backbone where cost alone was measured."""
+        """Method and seed, for people; method and file of a scored checkpoint; with the backbone for cost alone."""
         method = self.record["method"]
+        if self.scored:
+            return f"{method['name']}, scored checkpoint {self.record['checkpoint']['file']}"
         if self.record["metrics"] or self.record["status"] == "failed":
             return f"{method['name']}, seed {self.record['seed']}"
         return f"{method['name']} on {method['options'].get('backbone', 'an unnamed backbone')}"

@@ -18,26 +18,12 @@ from tvrbench.harness.reporting.fields import (
     text_field,
 )
 from tvrbench.harness.reporting.layout import Column, Table, fixed, number, significant, words
+from tvrbench.harness.reporting.pairs import Pair, rank
+from tvrbench.harness.reporting.recall import by_recall, shared_recall, ties_matter
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, setting
 
 PAIR_CHANCE = 50.0
-
-
-def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """Rows from the lowest R@1 (ties shared) to the highest, as papers print them."""
-    return sorted(rows, key=lambda row: (shared_recall(row) or 0.0, row.label))
-
-
-def shared_recall(row: MethodRow) -> float | None:
-    """R@1 with ties broken at random in expectation; the plain R@1 of a record that does not hold it."""
-    shared = row.metric("ties_shared", "t2v", "R1")
-    return row.metric("t2v", "R1") if shared is None else shared
-
-
-def ties_matter(rows: Sequence[MethodRow]) -> bool:
-    """Whether exact ties change the R@1 of any row."""
-    return any(shared_recall(row) != row.metric("t2v", "R1") for row in rows)
 
 
 TIES_SENTENCE = (
@@ -47,6 +33,20 @@ TIES_SENTENCE = (
 )
 
 
+RANK_SENTENCE = (
+    "Rank: 1 + the methods whose R@1 is higher beyond doubt, so methods that cannot be told apart share one (see "
+    "below)."
+)
+
+
+def _rank_field(pairs: Sequence[Pair]) -> Field:
+    """Ranks that methods share where they cannot be told apart."""
+    return Field(
+        column=Column(key="rank", header="rank"),
+        cell=lambda row: number(rank(row, pairs), fixed(0), contends=False),
+    )
+
+
 def shared_recall_field(chance: float | None) -> Field:
     """R@1 with ties shared."""
     return Field(
@@ -54,14 +54,6 @@ def shared_recall_field(chance: float | None) -> Field:
         cell=lambda row: number(shared_recall(row), fixed(1)),
         chance=number(chance, fixed(1), contends=False),
     )
-
-
-def shared_interval(row: MethodRow) -> tuple[float, float] | None:
-    """95 % interval of R@1 with ties shared; of several seeds only where no tie matters."""
-    if not ties_matter([row]):
-        return row.interval("t2v", "R1")
-    found = row.record["metrics"]["ties_shared"]["t2v"]["R1_interval"] if len(row.runs) == 1 else None
-    return None if found is None else (found[0], found[1])
 
 
 def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str, float]]:
@@ -80,8 +72,8 @@ def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str
     return levels, levels if captions == videos else {}
 
 
-def main_table(rows: Sequence[MethodRow], scope: Scope) -> Table:
-    """Both directions and cost, one row a method, the chance level first."""
+def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -> Table:
+    """Both directions and cost, one row a method, the chance level first; ranks from the compared pairs."""
     t2v, v2t = chance_levels(rows)
     several = any(len(row.runs) > 1 for row in rows)
     recall, *rest = direction_fields("t2v", t2v)
@@ -89,6 +81,7 @@ def main_table(rows: Sequence[MethodRow], scope: Scope) -> Table:
         text_field("method", "method", lambda row: row.label),
         text_field("checkpoint", "checkpoint", _checkpoint),
         text_field("seeds", "seeds", lambda row: str(len(row.runs))),
+        *([_rank_field(pairs)] * bool(pairs)),
         *([shared_recall_field(t2v.get("R1"))] * ties_matter(rows)),
         recall,
         interval_field("t2v", "R1"),
@@ -107,6 +100,7 @@ def main_table(rows: Sequence[MethodRow], scope: Scope) -> Table:
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
         TIES_SENTENCE if ties_matter(rows) else None,
         "Interval: 95 % bootstrap over queries.",
+        RANK_SENTENCE if pairs else None,
         "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
         f"Time and memory: {setting(rows)}.",
         "Chance: what random scores give, in closed form." if t2v else None,
@@ -129,6 +123,7 @@ def subset_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
     if pairs:
         header = "right order picked, % (chance 50)"
         fields.append(metric_field("pair_accuracy", key="pair_accuracy", header=header, chance=PAIR_CHANCE))
+    fields.append(record_field(scope))
     caption = scope.caption(
         "Text to video, percent. Every query searches all test videos, whichever subset it is in.",
         "Right order picked: of two videos that differ only in what happens first, how often the query's own scores "

@@ -128,7 +128,7 @@ def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: Scope) 
     if number.backbone is None:
         return "the table does not name the backbone"
     splits = {str(row.record["data"].get("train_split")) for row in runs}
-    if number.train_split is not None and splits != {number.train_split}:
+    if number.train_split is not None and splits - {number.train_split}:
         return f"trained on {', '.join(sorted(splits))} here, on {number.train_split} there"
     return None
 

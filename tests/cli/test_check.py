@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tvrbench.harness import cli
-from tvrbench.harness.commands.check import measure_exact
+from tvrbench.harness.commands.tiers import measure_exact
 from tvrbench.harness.protocol import load_protocol
 from tvrbench.harness.store import RecordStore
 from tvrbench.methods.ops import matching

@@ -138,8 +138,8 @@ def test_an_unknown_split(tmp_path: Path) -> None:
         ({"test": b""}, f"{TEST} under .* lacks the column 'key'"),
         ({"test": b"key,vid_key,video_id,sentence\n"}, f"{TEST} under .* no rows"),
         ({"test": b"key,video_id,sentence\nret0,video4\n"}, f"{TEST} under .*, line 2: the row is shorter"),
-        ({"test": b"key,video_id,sentence\nret0,video9,a cat\n"}, "row 1: video9 is not among the videos of"),
-        ({"test": b"key,video_id,sentence\na,video4,x\nb,video4,y\n"}, "row 2: video4 is listed twice"),
+        ({"test": b"key,video_id,sentence\nret0,video9,a cat\n"}, "entry 1: video9 is not among the videos of"),
+        ({"test": b"key,video_id,sentence\na,video4,x\nb,video4,y\n"}, "entry 2: video4 is listed twice"),
         ({"test": b"key,video_id,sentence\nret0,video4, \n"}, "row 1: a caption should be text"),
         ({"test": b"key,video_id,sentence\nret0,video4,caf\xe9\n"}, f"{TEST} is not UTF-8 text"),
         (
@@ -165,8 +165,8 @@ def test_a_broken_file_is_named(tmp_path: Path, change: dict[str, bytes], messag
     ("train", "message"),
     [
         (b"name\nvideo0\n", f"{TRAIN} under .* lacks the column 'video_id'"),
-        (b"video_id\nvideo0\nvideo0\n", "row 2: video0 is listed twice"),
-        (b"video_id\nvideo0\nvideo77\n", "row 2: video77 is not among the videos"),
+        (b"video_id\nvideo0\nvideo0\n", "entry 2: video0 is listed twice"),
+        (b"video_id\nvideo0\nvideo77\n", "entry 2: video77 is not among the videos"),
         (b"video_id\nvideo0\nvideo3\n", f"{TRAIN}: 1 training videos, video3 first, are test videos"),
     ],
 )

@@ -1,0 +1,59 @@
+"""Encoding: throughput of both encoders, memory, latency, the share of the machine's peak."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tvrbench.harness.cost.analytic import analytic_macs
+from tvrbench.harness.cost.encoders import Check, check_features, encoders
+from tvrbench.harness.cost.inputs import made_up
+from tvrbench.harness.cost.job import Job
+from tvrbench.harness.cost.memory import peak_memory
+from tvrbench.harness.cost.models import measured_precision
+from tvrbench.harness.cost.roofline import measure_roofline, share_of_peak
+from tvrbench.harness.cost.throughput import latency_of, measure_latency, measure_throughput
+from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.records import Measurement
+
+
+def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
+    """Everything about encoding one batch that the job asks for.
+
+    Measured on outputs that were checked: where the features of the timed configuration stray from those of the plain
+    float32 model, every figure is marked ``invalid`` with the reason.
+    """
+    inputs, precision = made_up(model, job.batch, device), measured_precision(job)
+    timed = encoders(model, precision, job.compile)
+    one = inputs.first(1)
+    timing = job.timing
+    with torch.inference_mode():
+
+        def videos() -> object:
+            return timed.video(inputs.frames, inputs.mask)
+
+        def captions() -> object:
+            return timed.text(inputs.ids, inputs.text_mask)
+
+        check = check_features(timed, model, inputs)
+        videos_rate = measure_throughput(videos, job.batch, device, **timing)
+        found = [videos_rate, *peak_memory(videos, device, batch=job.batch)]
+        if job.latency and job.batch == 1 and device.type == "cpu":  # a CPU finishes each call before the next
+            found += latency_of([1 / rate for rate in videos_rate.samples], device, job.warmup)
+        elif job.latency:
+            found += measure_latency(lambda: timed.video(one.frames, one.mask), device, **timing)
+        found.append(
+            measure_throughput(captions, job.batch, device, name="text_throughput", unit="queries/s", **timing)
+        )
+    machine: list[Measurement] = []
+    if job.roofline:
+        machine = measure_roofline(device, precision)
+        found.append(share_of_peak(videos_rate, analytic_macs(model)["video"] / 1e9, machine[0]))
+    return [*_said(found, check), *machine]
+
+
+def _said(found: list[Measurement], check: Check) -> list[Measurement]:
+    said = {"largest_relative_error": check.error, "tolerance": check.tolerance}
+    said_too = {"invalid": check.fault} if check.fault else {}
+    return [replace(m, conditions=dict(m.conditions) | said | said_too) for m in found]

@@ -1,0 +1,186 @@
+"""Tables of what may be concluded: accuracy at equal time, seeds and queries apart, what choosing on test adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tvrbench.harness.multiple_tests import SIGNIFICANCE
+from tvrbench.harness.reporting.equal_time import RIVAL, EqualTime, Rival
+from tvrbench.harness.reporting.layout import Cell, Column, Table, fixed, links, number, significant, words
+from tvrbench.harness.reporting.pairs import difference_cells
+from tvrbench.harness.reporting.queries import seed_credits
+from tvrbench.harness.reporting.recall import by_recall, shared_recall
+from tvrbench.harness.reporting.rows import MethodRow
+from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, setting
+from tvrbench.harness.variance import SelectionGap, selection_gap, variance_parts
+
+
+def equal_time_table(entries: Sequence[EqualTime], scope: Scope) -> Table | None:
+    """Each method beside fewer frames at its speed; None where there is nothing to compare with."""
+    if not entries:
+        return None
+    compared = [entry for entry in entries if entry.difference is not None]
+    beaten = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
+    caption = scope.caption(
+        f"R@1, text to video, ties shared, of each method and of {RIVAL} (fewer frames, encoded plainly) at the same "
+        "videos/s.",
+        f"Of {len(compared)} methods that can be compared, {beaten} are better than fewer frames."
+        if compared
+        else "No method can be compared yet; the verdicts say why.",
+        "Between two measured points the rival is interpolated query by query, linearly in the time a video takes: "
+        "a mixture of the two that takes the method's time. A method that is slower than all frames is compared with "
+        "all frames.",
+        f"Interval: 95 % paired bootstrap over queries; p corrected by Holm for all methods; better below "
+        f"{SIGNIFICANCE:g}. The spread of the speed measurements is not in it.",
+        f"Time: {setting([entry.row for entry in entries])}.",
+        None
+        if all(len(e.row.runs) >= SEEDS_FOR_A_CLAIM for e in compared)
+        else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods.",
+    )
+    columns = (
+        Column(key="method", header="method", left=True),
+        Column(key="throughput", header="videos/s"),
+        Column(key="t2v_R1_ties_shared", header="t→v R@1, ties shared"),
+        Column(key="rival", header="fewer frames", left=True),
+        Column(key="rival_R1", header="their R@1"),
+        Column(key="difference", header="difference, points"),
+        Column(key="interval", header="95 % interval"),
+        Column(key="p_value", header="p, corrected"),
+        Column(key="verdict", header="verdict", left=True),
+        Column(key="records", header="records", left=True),
+        Column(key="rival_records", header="fewer frames' records", left=True),
+    )
+    return Table(
+        name="equal-time",
+        title=f"Accuracy at equal measured time, {scope.protocol}",
+        caption=caption,
+        columns=columns,
+        rows=tuple(_equal_time_cells(entry, scope) for entry in entries),
+        note=scope.notice,
+    )
+
+
+def spread_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
+    """Doubt from seeds and doubt from queries, kept apart; None where no method has two seeds with usable ranks."""
+    lines = []
+    for row in by_recall(rows):
+        seeds_SQ = seed_credits(row)
+        if seeds_SQ is None or len(seeds_SQ) < 2:
+            continue
+        parts = variance_parts(seeds_SQ)
+        values = (parts.mean, parts.seed_sd, parts.training_sd, parts.query_se, parts.total_se)
+        cells = [number(value, fixed(2), contends=False) for value in values]
+        lines.append((words(row.label), words(str(parts.seeds)), *cells, links(scope.links(row.runs))))
+    if not lines:
+        return None
+    columns = (
+        Column(key="method", header="method", left=True),
+        Column(key="seeds", header="seeds"),
+        Column(key="mean", header="t→v R@1, ties shared, mean"),
+        Column(key="seed_sd", header="sd over seeds"),
+        Column(key="training_sd", header="of it training's"),
+        Column(key="query_se", header="standard error over queries"),
+        Column(key="total_se", header="standard error over both"),
+        Column(key="records", header="records", left=True),
+    )
+    caption = scope.caption(
+        "Points of R@1. Sd over seeds: what another training changes on these queries, as observed; of it training's: "
+        "without what the accidents of these queries add (two-way analysis of variance). Standard error over queries: "
+        "what another draw of test queries would change in the mean of these trainings; over both: what another draw "
+        "of queries and other trainings would."
+    )
+    return Table(
+        name="spread",
+        title=f"Seeds and queries, {scope.protocol}",
+        caption=caption,
+        columns=columns,
+        rows=tuple(lines),
+        note=scope.notice,
+    )
+
+
+def selection_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
+    """What choosing the checkpoint on the test set adds; None where no record scored several checkpoints."""
+    lines = []
+    for row in by_recall(rows):
+        gaps = [_gaps(run.record["metrics"]) for run in row.runs]
+        for metric in ("R1", "RSum"):
+            found = [gap[metric] for gap in gaps if metric in gap]
+            if found and len(found) == len(gaps):
+                lines.append(_selection_cells(row, metric, found, scope))
+    if not lines:
+        return None
+    columns = (
+        Column(key="method", header="method", left=True),
+        Column(key="metric", header="t→v metric", left=True),
+        Column(key="checkpoints", header="checkpoints scored"),
+        Column(key="last", header="last"),
+        Column(key="best", header="best on test"),
+        Column(key="gap", header="gap"),
+        Column(key="records", header="records", left=True),
+    )
+    caption = scope.caption(
+        "The released code of TempMe and CLIP4Clip reports the checkpoint that scores best on the test set. The gap is "
+        "what that adds to the last checkpoint; it is never negative, even where training changes nothing. "
+        "Means over seeds."
+    )
+    return Table(
+        name="selection",
+        title=f"What choosing the checkpoint on the test set adds, {scope.protocol}",
+        caption=caption,
+        columns=columns,
+        rows=tuple(lines),
+        note=scope.notice,
+    )
+
+
+def _equal_time_cells(entry: EqualTime, scope: Scope) -> tuple[Cell, ...]:
+    rival = entry.rival
+    blank = words(None)
+    tested = (
+        difference_cells(entry.difference, entry.p_value)
+        if entry.difference is not None and entry.p_value is not None
+        else (blank, blank, blank)
+    )
+    return (
+        words(entry.row.label),
+        number(entry.speed, significant(3), contends=False),
+        number(shared_recall(entry.row), fixed(1), contends=False),
+        words(None if rival is None else _rival_words(rival)),
+        number(None if rival is None else rival.recall, fixed(1), contends=False),
+        *tested,
+        words(entry.verdict),
+        links(scope.links(entry.row.runs)),
+        links([link for point in rival.points for link in _named(point, scope)]) if rival is not None else blank,
+    )
+
+
+def _rival_words(rival: Rival) -> str:
+    keeps = " and ".join(str(point.options.get("keep")) for point in rival.points)
+    mixed = f", {100 * rival.share:.0f} % of the latter" if len(rival.points) == 2 else ""
+    return f"keep {keeps}{mixed}, {rival.points[0].record['tuning']}"
+
+
+def _named(point: MethodRow, scope: Scope) -> list[tuple[str, str | None]]:
+    return [(f"keep {point.options.get('keep')}, {text}", target) for text, target in scope.links(point.runs)]
+
+
+def _gaps(metrics: Mapping[str, Any]) -> dict[str, SelectionGap]:
+    """The gap of each metric, from the scored checkpoints of one run in the order of training."""
+    scored = metrics.get("checkpoints", {}).get("scores", [])
+    if len(scored) < 2:
+        return {}
+    return {metric: selection_gap([float(score[metric]) for score in scored]) for metric in ("R1", "RSum")}
+
+
+def _selection_cells(row: MethodRow, metric: str, found: Sequence[SelectionGap], scope: Scope) -> tuple[Cell, ...]:
+    count = len(found)
+    means = (sum(g.last for g in found) / count, sum(g.best for g in found) / count, sum(g.gap for g in found) / count)
+    return (
+        words(row.label),
+        words({"R1": "R@1", "RSum": "R-Sum"}[metric]),
+        words(", ".join(dict.fromkeys(str(gap.checkpoints) for gap in found))),
+        *(number(value, fixed(1), contends=False) for value in means),
+        links(scope.links(row.runs)),
+    )

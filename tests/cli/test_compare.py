@@ -1,0 +1,211 @@
+"""``tvrbench compare``: differences before numbers, intervals only where queries pair, no ratio across devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvrbench.harness import cli
+from tvrbench.harness.records import Measurement
+from tvrbench.harness.store import RecordStore
+
+pytestmark = pytest.mark.cli
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "standin_record.json"
+RANKS = np.where(np.arange(300) % 2 == 0, 1.0, 7.0)
+
+
+def record(method: str = "tempme", **changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    made["method"]["name"] = method
+    said = {"what": "inference", "batch": 32, "device": "cpu"}
+    made["cost"] = [
+        Measurement("gmacs_video", 40.0 if method == "tempme" else 50.0, "GMACs").to_json(),
+        Measurement("throughput", 30.0 if method == "tempme" else 20.0, "videos/s", conditions=said).to_json(),
+    ]
+    return made | changes
+
+
+class Bench:
+    """Two records in a results folder, and the command on them."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.results, self.capsys = folder / "results", capsys
+        self.store = RecordStore(self.results)
+
+    def save(self, made: dict[str, Any], ranks: Any = RANKS) -> Path:
+        return self.store.save(made, None if ranks is None else {"t2v": ranks, "v2t": ranks})
+
+    def compare(self, a: object, b: object) -> dict[str, Any]:
+        assert cli.main(["compare", str(a), str(b), "--results", str(self.results), "--json"]) == 0
+        found: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        return found
+
+    def fails(self, *arguments: object) -> str:
+        assert cli.main(["compare", *map(str, arguments), "--results", str(self.results)]) == 2
+        out = self.capsys.readouterr()
+        assert out.out == ""
+        assert "Traceback" not in out.err
+        return out.err
+
+
+@pytest.fixture
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(tmp_path, capsys)
+
+
+def facts(found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {fact["what"]: (fact["a"], fact["b"]) for fact in found["facts"]}
+
+
+def costs(found: dict[str, Any]) -> dict[str, Any]:
+    return {line["name"]: line for line in found["costs"]}
+
+
+def metrics(found: dict[str, Any]) -> dict[str, Any]:
+    return {line["metric"]: line for line in found["metrics"]}
+
+
+def test_everything_that_differs_is_named(bench: Bench) -> None:
+    a = bench.save(record())
+    other = record(
+        "lora", seed=3, tuning="full", weights_sha256="9" * 64, protocol={"name": "x/uniform", "hash": "f" * 16}
+    )
+    other["method"]["options"] |= {"r": 5, "new": [1, 2]}
+    other["data"] |= {"frames_fingerprint": "8" * 64}
+    other["environment"] |= {"device": "a GPU", "git_sha": "7" * 40, "dirty": True, "versions": {"torch": "9.9"}}
+    found = facts(bench.compare(a, bench.save(other)))
+    assert found["protocol"] == ("standin/uniform", "x/uniform")
+    assert found["option r"] == ("2", "5")
+    assert found["option new"] == (None, "(1, 2)")
+    assert found["seed"] == ("0", "3")
+    assert found["uncommitted changes"] == ("no", "yes")
+    wanted = {
+        "protocol hash",
+        "method",
+        "tuning",
+        "weights",
+        "data: frames_fingerprint",
+        "device",
+        "version of torch",
+        "commit",
+    }
+    assert wanted <= found.keys()
+    assert "data: split_fingerprint" not in found
+
+
+def test_a_record_and_itself_differ_in_nothing(bench: Bench) -> None:
+    path = bench.save(record())
+    found = bench.compare(path, path)
+    assert found["facts"] == []
+    assert {line["difference"] for line in found["metrics"]} == {0.0}
+    assert {line["ratio"] for line in found["costs"]} == {1.0}
+
+
+def test_paired_intervals_where_queries_are_the_same(bench: Bench) -> None:
+    better = np.where(np.arange(300) % 4 == 1, 1.0, RANKS)
+    a, b = bench.save(record("lora")), bench.save(record("tempme"), better)
+    found = bench.compare(a, b)
+    assert found["why_not_paired"] is None
+    r1 = metrics(found)["t2v R1"]
+    assert r1["paired"]["difference"] == pytest.approx(25.0)
+    assert r1["paired"]["low"] < 25.0 < r1["paired"]["high"]
+    assert found["mcnemar"]["R1"] == {"only_a": 0, "only_b": 75, "p_value": pytest.approx(2**-74)}
+
+
+@pytest.mark.parametrize(
+    ("change", "ranks", "reason"),
+    [
+        ({"data": {"split_fingerprint": "e" * 64}}, RANKS, "the split fingerprints differ"),
+        ({}, None, "holds no per-query ranks"),
+        ({}, RANKS[:299], "different numbers of queries"),
+        ({"protocol": {"name": "standin/uniform", "hash": "f" * 16}}, RANKS, "one and the same uniform protocol"),
+    ],
+)
+def test_otherwise_it_says_why_not(bench: Bench, change: dict[str, Any], ranks: Any, reason: str) -> None:
+    other = record("lora")
+    a, b = bench.save(record()), bench.save(other | {key: other[key] | value for key, value in change.items()}, ranks)
+    found = bench.compare(a, b)
+    assert reason in found["why_not_paired"]
+    assert found["mcnemar"] == {}
+    assert all(line["paired"] is None for line in found["metrics"])
+    assert metrics(found)["t2v R1"]["difference"] == 0.0
+
+
+def test_one_method_under_two_versions_of_a_protocol_is_still_paired(bench: Bench) -> None:
+    a = bench.save(record())
+    b = bench.save(record(protocol={"name": "standin/uniform", "hash": "f" * 16}))
+    assert bench.compare(a, b)["why_not_paired"] is None
+
+
+def test_ranks_that_are_gone_are_a_reason_and_not_an_end(bench: Bench, tmp_path: Path) -> None:
+    path = bench.save(record())
+    copy = tmp_path / "alone.json"
+    copy.write_bytes(path.read_bytes())
+    assert "ranks cannot be read" in bench.compare(path, copy)["why_not_paired"]
+
+
+def test_counts_have_ratios_everywhere_and_times_only_on_one_device(bench: Bench) -> None:
+    other = record("lora")
+    a, b = bench.save(record()), bench.save(other)
+    found = costs(bench.compare(a, b))
+    assert (found["gmacs video"]["ratio"], found["throughput, inference"]["ratio"]) == (1.25, pytest.approx(2 / 3))
+    other["environment"] |= {"device": "a GPU"}
+    found = costs(bench.compare(a, bench.save(other)))
+    assert found["gmacs video"]["ratio"] == 1.25
+    assert found["throughput, inference"]["ratio"] is None
+    assert "made on different devices (a CPU; a GPU): not compared" in found["throughput, inference"]["reason"]
+
+
+def test_times_under_other_conditions_have_no_ratio(bench: Bench) -> None:
+    other = record("lora")
+    other["cost"][1]["conditions"]["batch"] = 1
+    other["cost"] = [other["cost"][1]]
+    found = costs(bench.compare(bench.save(record()), bench.save(other)))
+    assert found["throughput, inference"]["reason"] == "batch was 32 and 1: not compared"
+    assert found["gmacs video"]["reason"] == "measured in one of them only"
+
+
+def test_names_are_found_below_the_results(bench: Bench) -> None:
+    a, b = bench.save(record("tempme")), bench.save(record("lora"))
+    for name in (a.stem, a.name, a.stem[:14], f"standin__uniform/{a.stem}"):
+        assert bench.compare(name, b.stem)["a"]["record"] == a.name
+
+
+def test_what_is_no_record_exits_with_2_in_one_line(bench: Bench, tmp_path: Path) -> None:
+    path = bench.save(record())
+    bench.save(record(seed=1))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    for name, words in (
+        ("nowhere", "no record 'nowhere'"),
+        ("tempme", "could be 2 records"),
+        (broken, "not a JSON document"),
+    ):
+        message = bench.fails(path, name)
+        assert words in message
+        assert message.count("\n") == 1
+
+
+def test_text_comes_with_differences_first(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = bench.save(record()), bench.save(record("lora"))
+    assert cli.main(["compare", str(a), str(b), "--results", str(bench.results)]) == 0
+    out = capsys.readouterr().out
+    assert out.index("What differs") < out.index("Retrieval") < out.index("Cost")
+    assert "only A finds 0 queries, only B finds 0" in out
+
+
+def test_runs_without_metrics_or_that_failed_compare_what_they_have(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = bench.save(record())
+    b = bench.save(record(status="failed", failure="out of memory", metrics={}, seed=1), None)
+    found = bench.compare(a, b)
+    assert facts(found)["failure"] == (None, "out of memory")
+    assert found["metrics"] == []
+    assert cli.main(["compare", str(a), str(b)]) == 0
+    assert "No metrics to compare" in capsys.readouterr().out

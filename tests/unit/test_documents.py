@@ -1,0 +1,94 @@
+"""Generated documents: every switch they name exists, and what is stale is found."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvrbench.harness.commands.documents import deviations_page, documents, stale
+from tvrbench.harness.deviations import DEVIATIONS, Deviation, MethodOption, RecipeField, RunProtocol
+from tvrbench.harness.loading import method_class
+from tvrbench.harness.protocol import load_protocol, protocol_names
+from tvrbench.harness.recipe import Recipe
+from tvrbench.harness.reporting.page import write_report
+from tvrbench.harness.store import RecordStore
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+SWITCHES = [d.switch for d in DEVIATIONS if d.switch is not None]
+
+
+def default_of(method: str, key: str) -> Any:
+    (field,) = [field for field in fields(method_class(method).Options) if field.name == key]
+    return field.default
+
+
+def test_every_switch_exists_and_is_not_the_default() -> None:
+    for switch in SWITCHES:
+        if isinstance(switch, MethodOption):
+            assert default_of(switch.method, switch.key) != switch.value
+        elif isinstance(switch, RecipeField):
+            assert switch.field in {field.name for field in fields(Recipe)}
+        elif isinstance(switch, RunProtocol):
+            assert switch.name in protocol_names()
+            assert load_protocol(switch.name).kind == "published"
+    assert any(isinstance(switch, MethodOption) for switch in SWITCHES)
+
+
+def test_switches_on_the_command_line_are_taken() -> None:
+    from tvrbench.harness import load_model
+
+    for switch in SWITCHES:
+        if isinstance(switch, MethodOption):
+            model = load_model(switch.method, backbone="ViT-B-32", weights="random:0", **{switch.key: switch.value})
+            assert getattr(model.method.options, switch.key) == switch.value
+
+
+def test_what_has_no_switch_says_why() -> None:
+    with pytest.raises(ValueError, match="must say why"):
+        Deviation(area="x", whose="x", theirs="x", ours="x", source="x")
+
+
+def test_files_that_the_list_names_exist() -> None:
+    for path in re.findall(r"`?((?:tests|docs|harness)/[\w/.-]+\.(?:py|md))", deviations_page()):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_committed_documents_are_what_the_data_gives() -> None:
+    for path, text in documents().items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text
+
+
+def test_what_is_stale_is_named(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for path, text in documents().items():
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    assert list(stale(tmp_path)) == []
+    (tmp_path / "docs" / "deviations.md").write_text("old")
+    (found,) = stale(tmp_path)
+    assert found.startswith("docs/deviations.md is stale")
+
+
+def test_reports_are_made_again_and_compared(tmp_path: Path) -> None:
+    store, fixture = RecordStore(tmp_path / "results"), Path(__file__).parents[1] / "fixtures" / "standin_record.json"
+    folder = store.folder("standin/uniform")
+    folder.mkdir(parents=True)
+    (folder / "tempme.json").write_bytes(fixture.read_bytes())
+    report = write_report("standin/uniform", store, tmp_path / "reports")[0].parent
+    for path, text in documents().items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    assert list(stale(tmp_path)) == []
+    assert not list(tmp_path.glob(".docs-check*"))
+    (report / "main.md").write_text("edited by hand")
+    (report / "old.csv").write_text("")
+    (report / "main.csv").unlink()
+    found = "\n".join(stale(tmp_path))
+    for words in ("main.md is stale", "old.csv is left over", "main.csv is missing"):
+        assert words in found
+    assert len(found.splitlines()) == 3
