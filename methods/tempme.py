@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tvrbench.harness.backbone.architecture import HEAD_WIDTH, Architecture
+from tvrbench.harness.backbone.blocks import Block
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method, MethodOptions
 from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
@@ -138,6 +139,10 @@ class TempMeReducer(TokenReducer):
             joined = replace(joined, x=stream.with_x(stream.x + positions).joined(step.join).x)
         return self._merged(joined, merge) if step.cross else joined
 
+    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
+        """Attention with or without the size bias; sizes are tracked either way, because they weigh the merges."""
+        return block.attend(stream.x, stream.size if self.options.proportional_attention else None)
+
     def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
         """Merge inside each frame or clip; the metric is the keys, averaged over heads."""
         r = self.steps[index].intra
@@ -147,7 +152,7 @@ class TempMeReducer(TokenReducer):
 
     def _merged(self, stream: TokenStream, merge: Merge) -> TokenStream:
         x, size = merge(stream.x, stream.size)
-        return stream.moved(x, size if self.options.proportional_attention else None, merge.place_SN)
+        return stream.moved(x, size, merge.place_SN)
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """Class tokens never merge, so every frame's leaves in its place."""

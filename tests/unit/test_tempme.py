@@ -86,7 +86,12 @@ def test_a_shape_without_a_preset_needs_its_options(tiny_weights: Path) -> None:
         load_model("tempme", weights=tiny_weights)
 
 
-def test_without_proportional_attention_no_sizes_are_kept(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = load_model("tempme", weights=tiny_weights, proportional_attention=False, **SMALL)
+def test_sizes_weigh_merges_without_proportional_attention_too(tiny_model: Any, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model("tempme", proportional_attention=False)
     with torch.no_grad():
-        assert model.video_tokens(tiny_batch["frames"]).size is None
+        stream = model.video_tokens(tiny_batch["frames"])
+        biased = tiny_model("tempme").video_tokens(tiny_batch["frames"])
+    assert stream.size is not None
+    patches = stream.size.view(3, -1)[:, stream.classes :]
+    assert patches.sum(dim=1).tolist() == [12 * 16] * 3
+    assert not torch.allclose(stream.x, biased.x, atol=1e-4)
