@@ -55,7 +55,7 @@ class Prompts(nn.Module):
 
 
 class LowRank(nn.Module):
-    """The LoRA update B A of a fused q/k/v projection: no alpha factor (METHODS, "LoRA")."""
+    """The LoRA update B A of a fused q/k/v projection: no alpha factor, as TempMe uses LoRA (arXiv 2106.09685)."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()

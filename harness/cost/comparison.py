@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from tvrbench.harness.cost.analytic import analytic_macs
-from tvrbench.harness.cost.encoders import check_features, encoders
+from tvrbench.harness.cost.encoders import checked_encoders
 from tvrbench.harness.cost.inputs import made_up
 from tvrbench.harness.cost.job import Job
-from tvrbench.harness.cost.models import job_model, measured_precision
+from tvrbench.harness.cost.models import job_model
 from tvrbench.harness.cost.paired import Rounds, alternate
 from tvrbench.harness.cost.training_step import stepper
 from tvrbench.harness.model import RetrievalModel
@@ -26,8 +26,8 @@ def compare_encoding(model: RetrievalModel, job: Job, device: torch.device) -> l
     other = _other(model, job, device)
     inputs = made_up(model, job.batch, device)
     with torch.inference_mode():
-        ours, theirs = (encoders(m, measured_precision(job), job.compile) for m in (model, other))
-        checks = check_features(ours, model, inputs), check_features(theirs, other, inputs)
+        ours, check = checked_encoders(model, job, inputs)
+        theirs, other_check = checked_encoders(other, job, inputs)
         rounds = alternate(
             lambda: ours.video(inputs.frames, inputs.mask),
             lambda: theirs.video(inputs.frames, inputs.mask),
@@ -35,9 +35,8 @@ def compare_encoding(model: RetrievalModel, job: Job, device: torch.device) -> l
             rounds=job.rounds,
             warmup=job.warmup,
         )
-    said: dict[str, Any] = {"largest_relative_error": max(check.error for check in checks)}
-    faults = [check.fault for check in checks if check.fault]
-    found = _measurements(rounds, model, other, job, said | ({"invalid": faults[0]} if faults else {}))
+    worse = max(check, other_check, key=lambda one: one.error)
+    found = _measurements(rounds, model, other, job, worse.conditions)
     return [*found, _reached(median(rounds.ratios), model, other, found[0].conditions)]
 
 

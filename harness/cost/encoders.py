@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tvrbench.harness.cost.inputs import Inputs
-from tvrbench.harness.cost.job import Precision
+from tvrbench.harness.cost.job import Job, Precision
+from tvrbench.harness.cost.models import measured_precision
 from tvrbench.harness.model import RetrievalModel
 
 Encode = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +43,13 @@ class Check:
     tolerance: float
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """What is said of every figure that these outputs gave."""
+        error = self.error if math.isfinite(self.error) else "not finite"
+        said: dict[str, Any] = {"largest_relative_error": error, "tolerance": self.tolerance}
+        return said if self.fault is None else said | {"invalid": self.fault}
+
+    @property
     def fault(self) -> str | None:
         """Why the timed outputs are not to be trusted, or None."""
         if self.error <= self.tolerance:  # false for NaN
@@ -65,22 +75,25 @@ def encoders(model: RetrievalModel, precision: Precision, compiled: bool) -> Enc
     )
 
 
-def check_features(timed: Encoders, model: RetrievalModel, inputs: Inputs) -> Check:
-    """Hold what the timed encoders give for a whole batch against the plain model, one item after the other.
+def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[Encoders, Check]:
+    """The encoders as the job wants them timed, and what holding their outputs against the plain model found.
 
     The reference is eager and float32. It encodes each of the first items alone, so that it also shows a batch whose
-    items reach into each other. The calls of the timed encoders are their first ones: what compiles, compiles here.
+    items reach into each other. The calls of the timed encoders are their first ones, on the whole batch: what
+    compiles, compiles here. To be called without gradients.
     """
+    timed = encoders(model, measured_precision(job), job.compile)
     pairs = (
         (timed.video, model.encode_video, inputs.frames, inputs.mask),
         (timed.text, model.encode_text, inputs.ids, inputs.text_mask),
     )
     errors = []
     for fast, plain, items, mask in pairs:
-        found = fast(items, mask)[:CHECKED].float()
-        reference = torch.cat([plain(items[i : i + 1], mask[i : i + 1]).float() for i in range(len(found))])
-        errors.append(relative_error(found, reference))
-    return Check(error=max(errors), tolerance=TOLERANCES[timed.precision])
+        rows = range(min(CHECKED, len(items)))
+        # First, so that LoRA folds in float32 and not in the precision that is timed.
+        reference = torch.cat([plain(items[i : i + 1], mask[i : i + 1]).float() for i in rows])
+        errors.append(relative_error(fast(items, mask)[: len(rows)].float(), reference))
+    return timed, Check(error=max(errors), tolerance=TOLERANCES[timed.precision])
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:

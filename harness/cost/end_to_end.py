@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from tvrbench.harness import registry
-from tvrbench.harness.cost.encoders import Encode, encoders
+from tvrbench.harness.cost.encoders import Encode, checked_encoders
+from tvrbench.harness.cost.inputs import made_up
 from tvrbench.harness.cost.job import Job
-from tvrbench.harness.cost.models import measured_precision
 from tvrbench.harness.cost.throughput import time_calls
 from tvrbench.harness.data import FrameSpec, RetrievalDataset
 from tvrbench.harness.errors import BadInput
@@ -45,11 +45,12 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     dataset = _dataset(job)
     spec = FrameSpec(sampler=SAMPLER, frames=model.frames, size=model.clip.arch.image_size)
     requests = _requests(dataset, job)
-    timed = encoders(model, measured_precision(job), job.compile)
-    said = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": SAMPLER}
+    said: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": SAMPLER}
     with torch.inference_mode():
+        timed, check = checked_encoders(model, job, made_up(model, job.batch, device))
+        said |= check.conditions
         passes = [_stages(dataset, spec, videos, timed.video, device) for videos in requests]
-        stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms up
+        stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms the decoder up
         found = [_per_video(name, seconds, job.batch, said) for name, seconds in stages]
         rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), requests, timed.video, device)
         search = _search(model, job, device)

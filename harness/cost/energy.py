@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from tvrbench.harness.cost.encoders import encoders
+from tvrbench.harness.cost.encoders import checked_encoders
 from tvrbench.harness.cost.inputs import made_up
 from tvrbench.harness.cost.job import Job
-from tvrbench.harness.cost.models import measured_precision
 from tvrbench.harness.cost.nvml import Nvml, NvmlUnavailable, gpu_uuid
 from tvrbench.harness.cost.throughput import Call
 from tvrbench.harness.model import RetrievalModel
@@ -41,17 +40,16 @@ def measure_energy(model: RetrievalModel, job: Job, device: torch.device) -> lis
     except NvmlUnavailable as error:
         return _missing(str(error), job)
     inputs = made_up(model, job.batch, device)
-    timed = encoders(model, measured_precision(job), job.compile)
     try:
         with torch.inference_mode():
-            timed.video(inputs.frames, inputs.mask)
-            timed.text(inputs.ids, inputs.text_mask)
+            timed, check = checked_encoders(model, job, inputs)
             torch.cuda.synchronize(device)
             meter = Meter(nvml, device)
-            return [
+            found = [
                 meter.measure(lambda: timed.video(inputs.frames, inputs.mask), job.batch, VIDEO),
                 meter.measure(lambda: timed.text(inputs.ids, inputs.text_mask), job.batch / 1000, QUERIES),
             ]
+        return [replace(m, conditions={"batch": job.batch, **m.conditions, **check.conditions}) for m in found]
     except NvmlUnavailable as error:
         return _missing(str(error), job)
     finally:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tvrbench.harness.cost.analytic import analytic_macs
-from tvrbench.harness.cost.encoders import Check, check_features, encoders
+from tvrbench.harness.cost.encoders import checked_encoders
 from tvrbench.harness.cost.inputs import made_up
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.cost.memory import peak_memory
@@ -25,10 +25,10 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
     float32 model, every figure is marked ``invalid`` with the reason.
     """
     inputs, precision = made_up(model, job.batch, device), measured_precision(job)
-    timed = encoders(model, precision, job.compile)
     one = inputs.first(1)
     timing = job.timing
     with torch.inference_mode():
+        timed, check = checked_encoders(model, job, inputs)
 
         def videos() -> object:
             return timed.video(inputs.frames, inputs.mask)
@@ -36,7 +36,6 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
         def captions() -> object:
             return timed.text(inputs.ids, inputs.text_mask)
 
-        check = check_features(timed, model, inputs)
         videos_rate = measure_throughput(videos, job.batch, device, **timing)
         found = [videos_rate, *peak_memory(videos, device, batch=job.batch)]
         if job.latency and job.batch == 1 and device.type == "cpu":  # a CPU finishes each call before the next
@@ -50,10 +49,4 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
     if job.roofline:
         machine = measure_roofline(device, precision)
         found.append(share_of_peak(videos_rate, analytic_macs(model)["video"] / 1e9, machine[0]))
-    return [*_said(found, check), *machine]
-
-
-def _said(found: list[Measurement], check: Check) -> list[Measurement]:
-    said = {"largest_relative_error": check.error, "tolerance": check.tolerance}
-    said_too = {"invalid": check.fault} if check.fault else {}
-    return [replace(m, conditions=dict(m.conditions) | said | said_too) for m in found]
+    return [*(replace(m, conditions=dict(m.conditions) | check.conditions) for m in found), *machine]
