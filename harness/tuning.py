@@ -35,7 +35,7 @@ def _frozen(clip: CLIP, rank: int) -> None:
 
 
 def _full(clip: CLIP, rank: int) -> None:
-    """CLIP4Clip's and CenterCLIP's "full fine-tuning": everything but the stems and embeddings (their released code)."""
+    """Everything but stems and embeddings: what the released CLIP4Clip and CenterCLIP train."""
     for name, parameter in clip.named_parameters():
         parameter.requires_grad_(not name.startswith(STEM))
 
@@ -52,7 +52,7 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 
 
 def _lora(clip: CLIP, rank: int) -> None:
-    """LoRA on the fused q/k/v projection of every attention layer of both encoders (TempMe, arXiv 2409.01156, section 4)."""
+    """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
     if rank < 1:
         raise BadInput(f"option 'rank' must be at least 1, not {rank}")
     clip.requires_grad_(False)

@@ -85,8 +85,13 @@ class Attention(nn.Module):
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def _folded_weight(self, lora: LowRank) -> Tensor:
-        if torch.compiler.is_compiling():  # a graph cannot watch for changes, so it folds anew in each call
-            return torch.addmm(self.in_proj_weight, lora.B, lora.A)
+        # Folded in the weights' own precision, whatever the activations run in: the sum outlives the call.
+        with torch.autocast(self.in_proj_weight.device.type, enabled=False):
+            if torch.compiler.is_compiling():  # a graph cannot watch for changes, so it folds anew in each call
+                return torch.addmm(self.in_proj_weight, lora.B, lora.A)
+            return self._cached_fold(lora)
+
+    def _cached_fold(self, lora: LowRank) -> Tensor:
         sources = (self.in_proj_weight, lora.A, lora.B)
         # In-place changes (an optimiser step, load_state_dict) raise _version; a move or cast changes the storage.
         key = tuple(n for t in sources for n in (t._version, t.data_ptr()))

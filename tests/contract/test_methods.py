@@ -183,6 +183,15 @@ def test_folding_notices_every_change(tiny_model: Make, tiny_batch: dict[str, An
     torch.testing.assert_close(second, unfolded, rtol=0, atol=1e-5)
 
 
+def test_folding_under_autocast_leaves_full_precision_behind(tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    frames, mask = tiny_batch["frames"], tiny_batch["mask"]
+    model, fresh = tiny_model("lora"), tiny_model("lora")
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model.encode_video(frames, mask)
+        assert torch.equal(model.encode_video(frames, mask), fresh.encode_video(frames, mask))
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).trains])
 def test_a_step_changes_only_what_is_trainable(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
     model = tiny_model(name)
