@@ -30,7 +30,7 @@ _PUBLISHED = MappingProxyType({"test": "c1e9db0c76d340dcae8b8001ec46c77c66933f3f
 
 
 class LSMDC(PublishedDataset):
-    """LSMDC under one folder: ``lsmdc_data/*`` or the tab-separated files themselves, and ``videos/**`` with the clips."""
+    """LSMDC under one folder: ``lsmdc_data/*`` or the tab-separated files themselves, and ``videos/**``."""
 
     name: ClassVar[str] = "lsmdc"
     summary: ClassVar[str] = "LSMDC: 1,000 test clips of movies, one caption each; the licence needs a signature"
@@ -69,14 +69,18 @@ class LSMDC(PublishedDataset):
             fields = line.rstrip("\r").split("\t")
             if len(fields) != len(_COLUMNS):
                 columns = ", ".join(_COLUMNS)
-                raise BadInput(f"{place}: {len(fields)} fields between tabs; there should be {len(_COLUMNS)}: {columns}")
+                raise BadInput(
+                    f"{place}: {len(fields)} fields between tabs; there should be {len(_COLUMNS)}: {columns}"
+                )
             video_id = checked_id(fields[0], place)
             if name == "test" and video_id in captions:
                 raise BadInput(f"{place}: {video_id} is listed twice")
             captions.setdefault(video_id, []).append(checked_caption(fields[-1], place))
             start, end = (_seconds(text, place) for text in fields[3:5])
             if not start < end:
-                raise BadInput(f"{place}: {video_id} should end after it starts, not last from {fields[3]} to {fields[4]}")
+                raise BadInput(
+                    f"{place}: {video_id} should end after it starts, not last from {fields[3]} to {fields[4]}"
+                )
             self._seconds[video_id] = end - start
         if not captions:
             raise BadInput(f"{where} has no lines")

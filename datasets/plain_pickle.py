@@ -67,8 +67,6 @@ def _new_dict(machine: _Machine, values: list[Any]) -> None:
 
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda m, _: None,
-    "FRAME": lambda m, _: None,
     "MARK": lambda m, _: m.push(_MARK),
     "EMPTY_DICT": lambda m, _: m.push({}),
     "EMPTY_LIST": lambda m, _: m.push([]),
@@ -84,8 +82,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEM": lambda m, _: m.fill_dict(m.take(2)),
     "SETITEMS": lambda m, _: m.fill_dict(m.since_mark()),
     "MEMOIZE": lambda m, _: m.remember(len(m.memory)),
-} | {
     # Python 2 wrote its strings as bytes, which pickletools hands over as Latin-1.
+    **{name: lambda *_: None for name in ("PROTO", "FRAME")},
     **{name: lambda m, text: m.push(text) for name in ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")},
     **{
         name: lambda m, text: m.push(text.encode("latin-1").decode("utf-8"))

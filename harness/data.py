@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,10 @@ import numpy.typing as npt
 from tvrbench.harness.errors import BadInput
 
 Progress = Callable[[int, int], None]  # hears (done, all)
+Frames = npt.NDArray[np.uint8]
+Clip = tuple[Frames, npt.NDArray[np.bool_]]
+DECODER = "TVRBENCH_DECODER"  # environment variable that names another decoder than PyAV
+NATIVE = 0  # a frame size: as the video has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +88,42 @@ class FrameSpec:
     Attributes:
         sampler: ``tempme``, ``clip4clip``, ``centerclip``, or ``centerclip-train``, which draws.
         frames: T, the number of frames that come back.
-        size: side of the square crop in pixels.
-        augment: ``none``, or the name of a training augmentation of the native-resolution frames.
+        size: side of the square crop in pixels; 0 (``NATIVE``) in a cache of frames as they are in the video.
+        augment: ``none``, or the name of a training augmentation: of the native-resolution frames, or, where the name
+            ends in ``-resized``, of the crops.
+        decoder: ``pyav`` or ``torchcodec``; by default what the environment variable ``TVRBENCH_DECODER`` says.
     """
 
     sampler: str = "tempme"
     frames: int = 12
     size: int = 224
     augment: str = "none"
+    decoder: str = field(default_factory=lambda: os.environ.get(DECODER, "pyav"))
 
     @property
     def random(self) -> bool:
         """Whether the seed changes what comes back."""
-        return self.augment != "none" or self.sampler.endswith("-train")
+        return self.augment != "none" or self.draws
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed changes which frames are picked, so that nothing can be kept."""
+        return self.sampler.endswith("-train")
+
+    @property
+    def augments_native(self) -> bool:
+        """Whether frames are augmented before they are resized."""
+        return self.augment != "none" and not self.augment.endswith("-resized")
+
+    @property
+    def plain(self) -> FrameSpec:
+        """The same frames and size without augmentation."""
+        return replace(self, augment="none")
+
+    @property
+    def native(self) -> FrameSpec:
+        """The same frames without augmentation and as large as they are in the video."""
+        return replace(self, augment="none", size=NATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +134,40 @@ class VideoFault:
     path: Path
     kind: str
     detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoReport:
+    """What a look at one video found.
+
+    Attributes:
+        video_id: the video.
+        path: its file, or where one was looked for.
+        fault: why it cannot be used; None if it can.
+        off_by_s: seconds by which it is longer (or, negative, shorter) than its annotation allows; None if it is not.
+        size_bytes: of the file; None where there is none.
+        facts: what a whole decode found: ``n_frames, fps, duration_s, width, height, codec`` and ``notes``.
+        frames_sha256: of the frames and mask that the spec picks, see `clip_sha256`.
+        thumbs: grey levels of the picked frames on a 4 x 4 grid, base64, so that two sites can tell a re-encode from
+            another video.
+    """
+
+    video_id: str
+    path: Path
+    fault: VideoFault | None = None
+    off_by_s: float | None = None
+    size_bytes: int | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+    frames_sha256: str | None = None
+    thumbs: str | None = None
+
+
+def clip_sha256(pixels: Frames, mask: npt.NDArray[np.bool_]) -> str:
+    """SHA-256 of one clip: shape, pixels and mask."""
+    digest = hashlib.sha256(f"{pixels.shape}\n".encode())
+    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(mask))
+    return digest.hexdigest()
 
 
 class RetrievalDataset(Protocol):
@@ -139,4 +201,33 @@ class RetrievalDataset(Protocol):
 
     def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
         """Decode every frame of each video; returns the faults, in the order given."""
+        ...
+
+
+@runtime_checkable
+class VideoFiles(Protocol):
+    """A data set whose videos are files: they can be looked at one by one, and their frames kept in a cache."""
+
+    first_seconds: ClassVar[float | None]
+
+    def video_path(self, video_id: str) -> Path:
+        """The file of a video; BadInput where there is none."""
+        ...
+
+    def examine_videos(
+        self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
+    ) -> Iterator[VideoReport]:
+        """Decode every frame of each video, in parallel; reports come in the order given."""
+        ...
+
+    def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
+        """The frames to keep under ``spec.plain`` or ``spec.native``: uint8 [t, 3, H, W], padding left out."""
+        ...
+
+    def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
+        """From kept frames to what ``frames`` gives, bit for bit: augmented, resized, padded."""
+        ...
+
+    def pixel_versions(self, decoder: str) -> Mapping[str, str]:
+        """The libraries that decide what pixels a decoder gives, with their versions."""
         ...

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tvrbench.harness.distributed import gather_shares
 from tvrbench.harness.errors import CheckFailed
 from tvrbench.harness.tokens import TokenReducer
 
@@ -82,10 +83,8 @@ class Margins:
         return decision
 
     def summary(self) -> dict[str, float | int] | None:
-        """Quantiles over all decisions, None where there were none with a margin."""
-        if not self._seen:
-            return None
-        margins = torch.cat(self._seen).cpu()
+        """Quantiles over all decisions, of every process; None where there were none with a margin."""
+        margins = gather_shares(torch.cat(self._seen).cpu() if self._seen else torch.empty(0))
         margins = margins[margins.isfinite()].double()
         if not len(margins):
             return None

@@ -16,3 +16,7 @@ class CheckFailed(Exception):
 
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient is no longer finite; the command line exits with 1."""
+
+
+class RunFailed(RuntimeError):
+    """A run broke off for a reason that the user can mend; one sentence, exit code 1, and a record says so too."""

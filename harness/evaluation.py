@@ -1,10 +1,14 @@
-"""Encode a split, score it, rank it."""
+"""Encode a split, score it, rank it; under torchrun every process encodes its share of the batches.
+
+Batches are cut as one process cuts them and then shared out whole, so that every number is the one that a single
+process finds, whatever the number of processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +18,7 @@ from torch import Tensor
 from tvrbench.harness.backbone.tokenizer import Tokenizer
 from tvrbench.harness.data import Split
 from tvrbench.harness.decisions import Margins, watched
+from tvrbench.harness.distributed import gather_shares, world
 from tvrbench.harness.frames import FrameLoader, normalise
 from tvrbench.harness.metrics import (
     cosine_scores,
@@ -28,6 +33,8 @@ from tvrbench.harness.statistics import bootstrap_interval, mean, rank_intervals
 
 TEXT_BATCH = 256
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -37,29 +44,35 @@ class Evaluation:
     ranks: dict[str, npt.NDArray[Any]]
 
 
+def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """This process's share of the batches of ``items``, in order."""
+    batches = [items[first : first + size] for first in range(0, len(items), size)]
+    return batches[world().share(len(batches))]
+
+
 @torch.inference_mode()
 def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int) -> Tensor:
-    """All captions -> [Nt, E] float32 on the CPU."""
+    """All captions -> [Nt, E] float32 on the CPU, of every process."""
     device = model.clip.logit_scale.device
-    parts = []
-    for first in range(0, len(captions), TEXT_BATCH):
-        ids, mask = tokenizer(captions[first : first + TEXT_BATCH], words)
+    parts = [torch.empty(0, model.clip.arch.embed_dim)]
+    for batch in own_batches(captions, TEXT_BATCH):
+        ids, mask = tokenizer(batch, words)
         parts.append(model.encode_text(ids.to(device), mask.to(device)).float().cpu())
-    return torch.cat(parts)
+    return gather_shares(torch.cat(parts))
 
 
 @torch.inference_mode()
 def encode_videos(
     model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, tick: Callable[[int], None]
 ) -> Tensor:
-    """All videos -> [Nv, E] float32 on the CPU; ``tick`` hears how many were done."""
+    """All videos -> [Nv, E] float32 on the CPU, of every process; ``tick`` hears how many this one did."""
     device = model.clip.logit_scale.device
-    requests = [[(v, 0) for v in video_ids[i : i + batch]] for i in range(0, len(video_ids), batch)]
-    parts = []
+    requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
+    parts = [torch.empty(0, model.clip.arch.embed_dim)]
     for pixels, mask in loader.batches(requests):
         parts.append(model.encode_video(normalise(pixels, mask, device), mask.to(device)).float().cpu())
         tick(len(pixels))
-    return torch.cat(parts)
+    return gather_shares(torch.cat(parts))
 
 
 def evaluate(

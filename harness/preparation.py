@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from tvrbench.harness import registry
+from tvrbench.harness.agreement import from_all
 from tvrbench.harness.backbone.tokenizer import CLIP_VOCABULARY, Tokenizer, tokenizer_for
 from tvrbench.harness.backbone.weights import Weights, load_weights
 from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
+from tvrbench.harness.distributed import world
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
 from tvrbench.harness.progress import Bar
@@ -144,9 +146,11 @@ def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[st
     """
     train, test = prepared.train, prepared.test
     used = (*train.video_ids, *test.video_ids)
+    own = used[world().share(len(used))]
     with Bar() as bar:
-        bar.begin(f"decoding {len(used)} videos to check them:")
-        faults = prepared.dataset.check_videos(used, progress=bar.reach)
+        bar.begin(f"decoding {len(own)} videos to check them:")
+        found = prepared.dataset.check_videos(own, progress=bar.reach)
+    faults = [fault for part in from_all(found) for fault in part]
     if faults and not skip_bad:
         raise BadInput(bad_videos_message(faults))
     skipped = tuple(fault.video_id for fault in faults)

@@ -1,4 +1,7 @@
-"""Progress of a whole command: a live bar with the time left on a terminal, plain lines elsewhere; on stderr."""
+"""Progress of a whole command: a live bar with the time left on a terminal, plain lines elsewhere.
+
+It goes to stderr, and of several processes the first one alone shows it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tvrbench.harness.distributed import world
 
 PLAIN_EVERY_S = 15.0
 
@@ -19,7 +24,7 @@ class Bar:
     """
 
     def __init__(self, total: int = 1, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=not world().first)
         self._total, self._done, self._title, self._note = total, 0, "", ""
         self._start = time.monotonic()
         self._printed = self._start

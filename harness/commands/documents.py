@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tvrbench.harness.commands.method_page import methods_page
 from tvrbench.harness.commands.output import say
 from tvrbench.harness.deviations import DEVIATIONS, Deviation
 from tvrbench.harness.errors import BadInput
@@ -42,7 +43,7 @@ def deviations_page() -> str:
 
 def documents() -> dict[Path, str]:
     """Every generated document by its path in the repository."""
-    return {Path("docs/deviations.md"): deviations_page()}
+    return {Path("docs/deviations.md"): deviations_page(), Path("docs/methods.md"): methods_page(MADE_BY)}
 
 
 def stale(root: Path) -> Iterator[str]:

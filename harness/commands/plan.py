@@ -12,7 +12,7 @@ from tvrbench.harness.commands.output import print_json, print_table, say
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.preparation import weights_of
 from tvrbench.harness.protocol import Protocol
-from tvrbench.harness.running import TRAIN_WORK, RunConfig, build_model, recipe_of, training_steps, trainings
+from tvrbench.harness.run_config import TRAIN_WORK, RunConfig, build_model, recipe_of, training_steps, trainings
 from tvrbench.harness.training import Trainer
 
 PROBE_BATCH = {"cpu": 1, "cuda": 16}

@@ -15,16 +15,23 @@ from tvrbench.harness.commands.output import print_json, say
 from tvrbench.harness.commands.plan import make_plan, print_plan
 from tvrbench.harness.cost import paper_scale
 from tvrbench.harness.cost.paper_scale import Extent
+from tvrbench.harness.distributed import joined, world
 from tvrbench.harness.errors import BadInput
+from tvrbench.harness.faults import explained
+from tvrbench.harness.interrupts import Interrupts
+from tvrbench.harness.journal import check_tensorboard
 from tvrbench.harness.loading import method_class
 from tvrbench.harness.preparation import Prepared, prepare, with_checked_videos
 from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import Protocol, load_protocol
 from tvrbench.harness.provenance import command_line
 from tvrbench.harness.reporting.page import write_report
-from tvrbench.harness.running import RunConfig, new_model, planned_work, run_one
+from tvrbench.harness.run_config import RunConfig, planned_work
+from tvrbench.harness.running import run_one
 from tvrbench.harness.scoring import Scored, open_checkpoint, protocol_for
+from tvrbench.harness.session import Session
 from tvrbench.harness.store import RecordStore
+from tvrbench.harness.unfinished import Wanted, describe_all
 
 STANDIN_NOTICE = (
     "THIS RUN IS ON THE EMBEDDED STAND-IN: 2,300 small generated clips and a small CLIP, not MSR-VTT. "
@@ -35,7 +42,14 @@ STANDIN_NOTICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the command line asked for; empty ``methods`` or ``seeds`` mean all, or the protocol's own."""
+    """What the command line asked for; empty ``methods`` or ``seeds`` mean all, or the protocol's own.
+
+    Attributes:
+        resume: go on from saved states, and leave out runs that have their record.
+        strict: refuse to resume where only another run of the same method and seed was broken off.
+        skip_done: leave out runs that have their record.
+        checkpoint_every_s, chunk, memory_limit, tensorboard: see ``Session``.
+    """
 
     protocol: str
     methods: tuple[str, ...] = ()
@@ -52,33 +66,84 @@ class Request:
     skip_bad_videos: bool = False
     paper_scale: Extent | None = "counted"
     measure_speed: bool = True
+    resume: bool = False
+    strict: bool = True
+    skip_done: bool = False
+    checkpoint_every_s: float = 600.0
+    chunk: int | None = None
+    memory_limit: int | None = None
+    tensorboard: bool = False
+    report: bool = True
     arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.memory_limit is not None:
+            raise BadInput("--chunk and --memory-limit: give one of them, the second finds the first")
+        if self.tensorboard:
+            check_tensorboard()
 
 
 def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
-    """Do what ``tvrbench run`` promises; see ``tvrbench run --help``."""
+    """Do what ``tvrbench run`` promises; see ``tvrbench run --help``. Under torchrun, in every process.
+
+    Raises:
+        BadInput: something given does not fit.
+        RunFailed, TrainingDiverged: a run broke off; its record says why.
+        Stopped: SIGTERM or Ctrl-C; what can be saved is.
+    """
     protocol, scored = _what(request)
     methods = (scored.method,) if scored else request.methods or tuple(registry.names("baselines", "methods"))
     configs = _configs(request, protocol, methods, scored)
     notice = STANDIN_NOTICE if protocol.dataset == "standin" else None
-    if notice:
-        say(notice)
     if dry_run:
+        _tell(notice)
         print_plan(make_plan(protocol, configs), protocol, as_json)
         return
+    with joined(request.device), Interrupts() as interrupts:
+        _tell(notice)
+        try:
+            _carry_out(request, protocol, scored, configs, interrupts, as_json)
+        except Exception as error:
+            fault = explained(error, f"tvrbench run {protocol.name}") if world().size > 1 else None
+            if fault is None or isinstance(error, BadInput):
+                raise
+            raise fault from error
+        _tell(notice)
+
+
+def _carry_out(
+    request: Request,
+    protocol: Protocol,
+    scored: Scored | None,
+    configs: Sequence[RunConfig],
+    interrupts: Interrupts,
+    as_json: bool,
+) -> None:
     store = RecordStore(request.results)
-    store.check_writable(protocol.name)
+    if world().first:
+        store.check_writable(protocol.name)
     prepared = prepare(protocol, request.data, request.weights, scored=scored)
-    for config in configs[: len(methods)]:
-        new_model(prepared, config)  # what does not fit is found before minutes of decoding and hours of training
-    prepared = with_checked_videos(prepared, skip_bad=request.skip_bad_videos, say=say)
-    records = _run_all(prepared, configs, methods, request, store)
+    wanted = Wanted(skip=request.resume or request.skip_done, refuse=request.resume and request.strict)
+    described = describe_all(prepared, configs)  # what does not fit is found before minutes of decoding
+    plan = wanted.look(prepared, configs, described, store)
+    if plan.left:
+        prepared = with_checked_videos(prepared, skip_bad=request.skip_bad_videos, say=_tell)
+        plan = wanted.look(prepared, configs, described, store)
+    for path in plan.done:
+        _tell(f"done already: {path.name}")
+    records = [*plan.done, *_run_all(prepared, plan.left, request, store, interrupts)]
+    if not world().first or not request.report:
+        return
     pages = write_report(protocol.name, store, request.reports)
     if as_json:
         print_json({"records": [str(p) for p in records], "report": [str(p) for p in pages]})
     say(f"report: {pages[0]}")
-    if notice:
-        say(notice)
+
+
+def _tell(text: str | None) -> None:
+    """A line on stderr, once for all processes."""
+    if text is not None and world().first:
+        say(text)
 
 
 def _what(request: Request) -> tuple[Protocol, Scored | None]:
@@ -117,23 +182,33 @@ def _configs(request: Request, protocol: Protocol, methods: Sequence[str], score
 
 
 def _run_all(
-    prepared: Prepared, configs: Sequence[RunConfig], methods: Sequence[str], request: Request, store: RecordStore
+    prepared: Prepared, configs: Sequence[RunConfig], request: Request, store: RecordStore, interrupts: Interrupts
 ) -> list[Path]:
     command = command_line(request.arguments)
-    extent = request.paper_scale
+    extent = request.paper_scale if world().first else None
+    methods = list(dict.fromkeys(config.method for config in configs))
     scale = paper_scale.jobs(methods, request.options, request.device) if extent is not None else []
     each = paper_scale.WORK[extent] if extent is not None else 0
     total = sum(planned_work(prepared, config) for config in configs) + each * len(scale)
-    checkpoints = request.results / "checkpoints" / prepared.protocol.name.replace("/", "__")
     written = []
     with Bar(total) as bar:
+        session = Session(
+            listener=bar,
+            interrupts=interrupts,
+            store=store,
+            command=command,
+            resume=request.resume,
+            checkpoint_every_s=request.checkpoint_every_s,
+            chunk=request.chunk,
+            memory_limit=request.memory_limit,
+            tensorboard=request.tensorboard,
+        )
         for config in configs:
-            source = f"checkpoint {config.checkpoint.path.name}" if config.checkpoint else f"seed {config.seed}"
-            bar.begin(f"{config.method} {source}")
-            written.append(run_one(prepared, config, store, command, bar, checkpoints))
+            bar.begin(config.title)
+            written.append(run_one(prepared, config, session))
         for job in scale:
             bar.begin(f"cost of {job.method} on {job.backbone}")
             assert extent is not None
             written.append(paper_scale.measure_and_store(job, extent, store, command))
             bar.advance(each)
-    return written
+    return [path for path in written if path is not None]

@@ -56,7 +56,7 @@ def _run(job: Job, timeout_s: float) -> list[Measurement]:
     who = f"the {job.what} measurement of {job.method} on {job.device}"
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", WORKER],
+            [sys.executable, "-P", "-m", WORKER, str(os.getpid())],
             input=job.dumps(),
             capture_output=True,
             encoding="utf-8",

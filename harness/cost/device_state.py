@@ -163,7 +163,7 @@ def look(device: torch.device) -> GpuLook:
     def ask(name: str, question: Callable[[], Any]) -> Any:
         try:
             return question()
-        except NvmlUnavailable as error:
+        except (NvmlUnavailable, AttributeError, TypeError, ValueError) as error:  # or an answer of another shape
             untold[name] = str(error)
             return None
 

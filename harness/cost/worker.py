@@ -1,5 +1,7 @@
 """The measuring process: one job as JSON on stdin, one JSON list of measurements on stdout, all else on stderr.
 
+Its one argument is the id of the process that started it, with which it ends.
+
 A process of its own for each measurement, because an allocator, a thread pool or a cache that an earlier one left
 behind would be measured too. Started by ``tvrbench.harness.cost.bench``.
 """
@@ -75,9 +77,8 @@ def _marked(found: list[Measurement], disturbance: str | None) -> list[Measureme
     ]
 
 
-def _end_with_parent() -> None:
-    """A killed parent leaves no measurement behind, which would run beside the next one."""
-    parent = os.getppid()
+def _end_with(parent: int) -> None:
+    """A parent that is killed leaves no measurement behind, which would run beside the next one."""
 
     def wait() -> None:
         while os.getppid() == parent:
@@ -93,7 +94,7 @@ def main() -> int:
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32; a GPU would round the stem's products
-    _end_with_parent()
+    _end_with(int(sys.argv[1]))
     try:
         found = run_job(Job.loads(sys.stdin.read()))
     except BadInput as error:

@@ -1,36 +1,34 @@
-"""Pictures: R@1 against a cost, with intervals, the frontier and every point named where it stands."""
+"""Pictures of R@1 against a cost: intervals, the frontier, fewer frames as a line, every point named."""
 
 from __future__ import annotations
 
-import io
-import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
-import matplotlib as mpl
-import seaborn as sns
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from tvrbench.harness.reporting.labels import Points
-from tvrbench.harness.reporting.markdown import one_line
 from tvrbench.harness.reporting.pixels import (
-    DPI,
-    FAINT,
-    INK,
     MARKER_POINTS,
     frontier_boxes,
+    line_boxes,
     name_points,
     side_by_side,
+    spread_boxes,
     text_boxes,
 )
-from tvrbench.harness.reporting.points import Point, frontier
+from tvrbench.harness.reporting.points import Better, Point, frontier, lines, wants_log
+from tvrbench.harness.reporting.style import FAINT, INK, canvas, colour, decorate, marker, png
 
 _SIZE = (7.2, 4.9)  # inches: a page's text width
-# Okabe and Ito's colours for all kinds of colour vision, less yellow and black; markers differ as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
+_ZERO_AT = 0.35  # of the smallest positive cost: where a logarithmic axis shows 0
+_DASHES = (0, (4, 2))
+_STEPS = (1.0, 2.0, 5.0)
 
 
 def pareto(
@@ -41,57 +39,86 @@ def pareto(
     cost_label: str,
     chance: float | None,
     with_frontier: bool = True,
+    better: Better = "min",
 ) -> bytes:
-    """R@1 against a cost that should be low, as a PNG of 220 dots an inch; the same bytes for the same input.
+    """R@1 against a cost, as a PNG of 220 dots an inch; the same bytes for the same input.
 
-    Points of equal cost whose intervals overlap are set side by side.
+    Points of equal cost whose intervals overlap are set side by side. The cost's axis is logarithmic where costs lie
+    far apart; a cost of 0 then stands at its left end.
+
+    Args:
+        points: the methods.
+        title, notice: what stands above.
+        cost_label: of the horizontal axis.
+        chance: R@1 of random scores.
+        with_frontier: draw what nothing beats.
+        better: the end of the cost that is good.
     """
-    with mpl.rc_context():
-        mpl.rcdefaults()  # nobody's own settings
-        mpl.rcParams.update(sns.axes_style("ticks") | sns.plotting_context("paper"))
-        # A name may hold a dollar sign, so nothing is read as a formula.
-        mpl.rcParams.update({"font.family": "DejaVu Sans", "text.parse_math": False})
-        figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
+    with canvas(*_SIZE) as figure:
         axes = figure.subplots()
-        _decorate(axes, title, notice, cost_label, "R@1, text to video, ties shared (%)")
-        _legend(figure, with_frontier)
-        _limits(axes, points, chance)
+        decorate(axes, title, notice, cost_label, "R@1, text to video, ties shared (%)")
+        joined = lines(points)
+        drawn = _scale(axes, points)
+        if axes.get_xscale() == "log":
+            axes.set_xlabel(f"{axes.get_xlabel()}, log scale")
+        _legend(figure, with_frontier, bool(joined), any(p.spread for p in points), better)
+        _limits(axes, drawn, chance)
         said = [] if chance is None else [_draw_chance(axes, chance)]
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what follows is placed in pixels
-        spots = side_by_side(axes, points)
-        best = frontier(points) if with_frontier else []
-        _draw_frontier(axes, best)
-        _draw_points(axes, points, spots)
-        name_points(axes, points, spots, frontier_boxes(axes, best).and_also(text_boxes(said)))
-        return _png(figure)
+        spots = side_by_side(axes, drawn)
+        best = frontier(drawn, better) if with_frontier else []
+        _draw_frontier(axes, best, better)
+        rivals = list(lines(drawn).values())
+        for line in rivals:
+            x, y = [p.cost for p in line], [p.recall for p in line]
+            axes.plot(x, y, color=INK, linewidth=1.1, linestyle=_DASHES, zorder=2.5)
+        _draw_points(axes, drawn, spots)
+        keep_off = frontier_boxes(axes, best, better).and_also(text_boxes(said)).and_also(spread_boxes(axes, drawn))
+        for line in rivals:
+            keep_off = keep_off.and_also(line_boxes(axes, line))
+        name_points(axes, drawn, spots, keep_off)
+        return png(figure)
 
 
-def _decorate(axes: Axes, title: str, notice: str | None, x_label: str, y_label: str) -> None:
-    heading = "\n".join(textwrap.wrap(one_line(title), 70))
-    axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", color=INK, pad=24 if notice else 8)
-    if notice:
-        axes.text(0, 1.02, one_line(notice), transform=axes.transAxes, fontsize=8.5, color="#B3261E", va="bottom")
-    axes.set_xlabel(x_label, fontsize=9.5, color=INK)
-    axes.set_ylabel(y_label, fontsize=9.5, color=INK)
-    axes.tick_params(labelsize=8.5, colors=INK)
-    axes.grid(visible=True, color="#e6e8eb", linewidth=0.6)
-    axes.set_axisbelow(True)
-    sns.despine(ax=axes)
+def _scale(axes: Axes, points: Sequence[Point]) -> list[Point]:
+    """Make the axis logarithmic where that is apt; the points with costs of 0 put where it shows them."""
+    costs = [p.cost for p in points]
+    if not wants_log(costs):
+        return list(points)
+    smallest = min(cost for cost in costs if cost > 0)
+    zero = _ZERO_AT * smallest if min(costs) <= 0 else None
+    axes.set_xscale("log")
+    powers = np.arange(np.floor(np.log10(smallest)) - 1, np.ceil(np.log10(max(costs))) + 1)
+    steps = _STEPS if np.log10(max(costs) / smallest) < 3 else _STEPS[:1]
+    ticks = [float(step * 10.0**power) for power in powers for step in steps]
+    ticks = [tick for tick in ticks if zero is None or tick > 0.8 * smallest]
+    axes.xaxis.set_major_locator(FixedLocator([*([] if zero is None else [zero]), *ticks]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == zero else f"{value:,.6g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return [p if zero is None or p.cost > 0 else replace(p, cost=zero, spread=None) for p in points]
 
 
-def _legend(figure: Figure, with_frontier: bool) -> None:
-    lines = [Line2D([], [], color=FAINT, linewidth=1.2)] * with_frontier
-    names = ["frontier: nothing is both cheaper and better"] * with_frontier
-    bar = Line2D([], [], color=INK, linewidth=1.3, marker="|", markersize=9, linestyle="none")
+def _legend(figure: Figure, with_frontier: bool, with_line: bool, with_spread: bool, better: Better) -> None:
+    beyond = "cheaper" if better == "min" else "faster"
+    shown = [
+        (with_frontier, f"frontier: nothing is both {beyond} and better", {"linewidth": 1.2, "color": FAINT}),
+        (with_line, "fewer frames, encoded plainly", {"linewidth": 1.1, "color": INK, "linestyle": _DASHES}),
+        (True, "95 % over queries", {"color": INK, "marker": "|", "markersize": 9, "linestyle": "none"}),
+        (with_spread, "quartiles", {"color": INK, "marker": "_", "markersize": 9, "linestyle": "none"}),
+    ]
+    kept = [(name, Line2D([], [], **options)) for wanted, name, options in shown if wanted]  # type: ignore[arg-type]
     figure.legend(
-        [*lines, bar],
-        [*names, "95 % interval over queries"],
+        [line for _, line in kept],
+        [name for name, _ in kept],
         loc="outside lower right",
-        ncols=2,
+        ncols=len(kept),
         frameon=False,
         fontsize=8,
         labelcolor=INK,
+        columnspacing=1.4,
+        handletextpad=0.6,
     )
 
 
@@ -104,7 +131,11 @@ def _limits(axes: Axes, points: Sequence[Point], chance: float | None) -> None:
         low = min(low, chance)
     margin = 0.12 * (high - low or 1.0)
     axes.set_ylim(max(low - margin, -0.04 * (high + margin)), min(high + margin, 104.0))
-    costs = [p.cost for p in points]
+    costs = [p.cost for p in points] + [end for p in points for end in p.spread or ()]
+    if axes.get_xscale() == "log":
+        reach = (max(costs) / min(costs)) ** 0.22
+        axes.set_xlim(min(costs) / reach, max(costs) * reach)
+        return
     width = max(max(costs) - min(costs), 0.25 * max(costs), 1e-12)
     middle = (max(costs) + min(costs)) / 2
     axes.set_xlim(middle - 0.72 * width, middle + 0.72 * width)
@@ -130,40 +161,37 @@ def _draw_chance(axes: Axes, chance: float) -> Text:
     )
 
 
-def _draw_frontier(axes: Axes, best: Sequence[Point]) -> None:
+def _draw_frontier(axes: Axes, best: Sequence[Point], better: Better) -> None:
     if not best:
         return
-    right = axes.get_xlim()[1]
-    x = [*(p.cost for p in best), right]
+    end = axes.get_xlim()[1 if better == "min" else 0]
+    x = [*(p.cost for p in best), end]
     y = [*(p.recall for p in best), best[-1].recall]
     axes.step(x, y, where="post", color=FAINT, linewidth=1.2, alpha=0.8, zorder=2)
-    axes.fill_between(x, y, axes.get_ylim()[0], step="post", color="#0072B2", alpha=0.045, linewidth=0, zorder=0)
+    if better == "max":  # filled from left to right
+        x, y = x[::-1], y[::-1]
+    step = "post" if better == "min" else "pre"
+    axes.fill_between(x, y, axes.get_ylim()[0], step=step, color="#0072B2", alpha=0.045, linewidth=0, zorder=0)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], spots: Points) -> None:
     places = axes.transData.inverted().transform(spots)
     names = sorted({point.label for point in points})  # so that a method keeps its colour when ranks change
     for point, (x, y) in zip(points, places, strict=True):
-        i = names.index(point.label)
-        colour = _COLOURS[i % len(_COLOURS)]
+        style = names.index(point.label) if point.style is None else point.style
         if point.interval is not None:
             low, high = point.interval
-            axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.9, zorder=3)
+            axes.vlines(x, low, high, color=colour(style), linewidth=1.4, alpha=0.9, zorder=3)
+        if point.spread is not None:
+            axes.hlines(y, *point.spread, color=colour(style), linewidth=1.4, alpha=0.9, zorder=3)
         axes.plot(
             x,
             y,
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=marker(style),
             markersize=MARKER_POINTS,
-            color=colour,
+            color=colour(style),
             markeredgecolor="white",
             markeredgewidth=0.9,
             linestyle="none",
             zorder=4,
         )
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # The software's version is left out, or the same picture would be another file tomorrow.
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()

@@ -9,7 +9,6 @@ from typing import Any
 from tvrbench.harness.provenance import command_line
 from tvrbench.harness.reporting.doubt_tables import equal_time_table, selection_table, spread_table
 from tvrbench.harness.reporting.equal_time import against_fewer_frames, missing_points
-from tvrbench.harness.reporting.figures import pareto
 from tvrbench.harness.reporting.latex import document, fragment
 from tvrbench.harness.reporting.layout import Table
 from tvrbench.harness.reporting.markdown import Markdown, escaped, link, listed, templates
@@ -21,20 +20,20 @@ from tvrbench.harness.reporting.origins import (
     warnings,
 )
 from tvrbench.harness.reporting.pairs import compared_pairs, pair_table
+from tvrbench.harness.reporting.page_html import PAGE, html_page
 from tvrbench.harness.reporting.paper_tables import apart_table, paper_scale_table, verdict_table
-from tvrbench.harness.reporting.points import Point
+from tvrbench.harness.reporting.pictures import PICTURES, Picture, pictures
 from tvrbench.harness.reporting.published import load_configurations, load_published
-from tvrbench.harness.reporting.recall import by_recall, shared_interval, shared_recall
+from tvrbench.harness.reporting.recall import by_recall
 from tvrbench.harness.reporting.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.reporting.scored_table import scored_table
 from tvrbench.harness.reporting.stored import Selected, StoredRecord, newest, select, stored_records
-from tvrbench.harness.reporting.tables import chance_levels, main_table, subset_table
+from tvrbench.harness.reporting.tables import main_table, subset_table
 from tvrbench.harness.reporting.verdicts import compare
 from tvrbench.harness.store import RecordStore, atomic_write
 
 PAPER_SCALE = "paper-scale"
-FIGURE = "pareto.png"
 _TABLES = (
     "main",
     "scored",
@@ -72,18 +71,21 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     full_size, outdated = _full_size(store)
     left_out = [*selected.left_out, *outdated]
     tables, elsewhere = _tables(rows, full_size, selected, scope)
-    figure = _figure(rows, scope)
-    content = _content(rows, full_size, tables, elsewhere, selected, left_out, scope, has_figure=figure is not None)
+    drawn = pictures(rows, scope)
+    content = _content(rows, full_size, tables, elsewhere, selected, left_out, scope, drawn)
     files: dict[str, bytes] = {"README.md": templates().get_template("README.md.j2").render(content).encode()}
-    files |= {FIGURE: figure} if figure is not None else {}
+    files |= {picture.file: picture.data for picture in drawn}
+    missing = content["missing_points"]
+    files[PAGE] = html_page(rows, full_size, tables, selected, left_out, drawn, scope, missing=missing).encode()
     for table in tables.values():
         made = (table.to_markdown(), table.to_csv(), fragment(table))
         files |= {f"{table.name}.{kind}": text.encode() for kind, text in zip(_KINDS, made, strict=True)}
     files[LATEX] = document(tables.values()).encode()
     for name, data in files.items():
         atomic_write(folder / name, data)
-    for name in {FIGURE, *(f"{table}.{kind}" for table in _TABLES for kind in _KINDS)} - set(files):
-        (folder / name).unlink(missing_ok=True)  # of an earlier report
+    known = {f"{table}.{kind}" for table in _TABLES for kind in _KINDS}
+    for old in {*known, *(path.name for pattern in PICTURES for path in folder.glob(pattern))} - set(files):
+        (folder / old).unlink(missing_ok=True)  # of an earlier report
     return [folder / name for name in files]
 
 
@@ -122,28 +124,6 @@ def _tables(
     return {table.name: table for table in made if table is not None}, elsewhere
 
 
-def _figure(rows: Sequence[MethodRow], scope: Scope) -> bytes | None:
-    """R@1 against GMACs of what encodes at all; None where no row has both."""
-    points = []
-    for row in by_recall(rows):
-        cost, recall = row.cost("gmacs_video"), shared_recall(row)
-        # What runs no encoder is the chance line, and would stretch the axis to zero.
-        if cost is not None and cost.value and recall is not None:
-            point = Point(label=row.label, cost=cost.value, recall=recall, interval=shared_interval(row))
-            points.append(point)
-    if not points:
-        return None
-    notice = scope.notice or (None if scope.compares else "Each method with its own paper's recipe: not a comparison.")
-    return pareto(
-        points,
-        title=f"R@1 against compute, {scope.protocol}{' (embedded stand-in)' if scope.standin else ''}",
-        notice=notice,
-        cost_label="GMACs of encoding one video (papers' GFLOPs)",
-        chance=chance_levels(rows)[0].get("R1"),
-        with_frontier=scope.compares,
-    )
-
-
 def _content(
     rows: Sequence[MethodRow],
     full_size: Sequence[MethodRow],
@@ -152,8 +132,7 @@ def _content(
     selected: Selected,
     left_out: Sequence[StoredRecord],
     scope: Scope,
-    *,
-    has_figure: bool,
+    drawn: Sequence[Picture],
 ) -> dict[str, Any]:
     """What the template prints; strings that are not Markdown are escaped there."""
 
@@ -168,7 +147,7 @@ def _content(
         "notice": scope.notice,
         "real_command": "nox -s reproduce-msrvtt -- --data DIR",
         "warnings": warnings(selected.completed, scope),
-        "figure": _picture(scope) if has_figure else None,
+        "figures": drawn,
         "files": _files,
         "main": printed.get("main"),
         "scored": printed.get("scored"),
@@ -195,19 +174,6 @@ def _content(
         ],
         "unmeasured": not_measured([*rows, *full_size]),
         "left_out": [{"link": named(run), "hash": run.record["protocol"]["hash"]} for run in left_out],
-    }
-
-
-def _picture(scope: Scope) -> dict[str, str]:
-    frontier = "The line is the frontier: no method is both cheaper and better than one on it."
-    return {
-        "file": FIGURE,
-        "alternative": f"R@1 against GMACs of each method, {scope.protocol}",
-        "caption": scope.caption(
-            frontier if scope.compares else None,
-            "Bars are 95 % intervals over queries.",
-            "Points of equal cost whose bars overlap are set side by side.",
-        ),
     }
 
 

@@ -12,12 +12,12 @@ from matplotlib.text import Text
 
 from tvrbench.harness.reporting.labels import Boxes, Points, Scene, place_labels
 from tvrbench.harness.reporting.markdown import one_line
-from tvrbench.harness.reporting.points import Point
+from tvrbench.harness.reporting.points import Better, Point
+from tvrbench.harness.reporting.style import DPI, FAINT, INK
 
-DPI = 220
-INK, FAINT = "#1f2328", "#6e7781"
 MARKER_POINTS = 8.5
 _LABEL_POINTS, _LEADER_POINTS, _WRAP = 8.5, 8.0, 24
+_LINE_BOXES = 40
 
 
 def side_by_side(axes: Axes, points: Sequence[Point]) -> Points:
@@ -113,16 +113,36 @@ def _inside(axes: Axes) -> Boxes:
     return Boxes(low=np.array([[frame.x0 + 3, frame.y0 + 3]]), high=np.array([[frame.x1, frame.y1]]))
 
 
-def frontier_boxes(axes: Axes, best: Sequence[Point]) -> Boxes:
+def frontier_boxes(axes: Axes, best: Sequence[Point], better: Better = "min") -> Boxes:
     """Thin boxes along the steps of the frontier."""
     if not best:
         return Boxes(low=np.zeros((0, 2)), high=np.zeros((0, 2)))
     corners = _pixels(axes, [(p.cost, p.recall) for p in best])
-    next_x = np.append(corners[1:, 0], axes.get_window_extent().x1)
+    frame = axes.get_window_extent()
+    next_x = np.append(corners[1:, 0], frame.x1 if better == "min" else frame.x0)
     before_y = np.insert(corners[:-1, 1], 0, corners[0, 1])
-    low = np.concatenate([corners - 2, np.stack([corners[:, 0] - 2, before_y], axis=-1)])
-    high = np.concatenate([np.stack([next_x, corners[:, 1] + 2], axis=-1), corners + 2])
-    return Boxes(low=low, high=high)
+    flat = np.stack([corners, np.stack([next_x, corners[:, 1]], axis=-1)])
+    steep = np.stack([np.stack([corners[:, 0], before_y], axis=-1), corners])
+    ends = np.concatenate([flat, steep], axis=1)
+    return Boxes(low=ends.min(axis=0) - 2, high=ends.max(axis=0) + 2)
+
+
+def line_boxes(axes: Axes, line: Sequence[Point]) -> Boxes:
+    """Small boxes along straight lines from point to point."""
+    corners = _pixels(axes, [(p.cost, p.recall) for p in line])
+    steps = np.linspace(0.0, 1.0, _LINE_BOXES)[None, :, None]
+    ends = (corners[:-1, None] + steps * (corners[1:] - corners[:-1])[:, None]).reshape(-1, 2)
+    return Boxes.around(ends, np.full_like(ends, 4.0))
+
+
+def spread_boxes(axes: Axes, points: Sequence[Point]) -> Boxes:
+    """Thin boxes along the horizontal bars."""
+    bars = [(p.spread, p.recall) for p in points if p.spread is not None]
+    if not bars:
+        return Boxes(low=np.zeros((0, 2)), high=np.zeros((0, 2)))
+    low = _pixels(axes, [(spread[0], recall) for spread, recall in bars])
+    high = _pixels(axes, [(spread[1], recall) for spread, recall in bars])
+    return Boxes(low=low - 2, high=high + 2)
 
 
 def _lead(axes: Axes, spot: Points, end: Points) -> None:

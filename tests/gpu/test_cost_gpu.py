@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tvrbench.harness.cost.bench import measure
-from tvrbench.harness.cost.job import Job
+from tvrbench.harness.cost.job import Job, Precision
 from tvrbench.harness.cost.memory import MemoryProbe
 from tvrbench.harness.cost.throughput import time_calls
 
@@ -62,3 +62,35 @@ def test_worker_round_trip(tiny_weights: Path) -> None:
                 assert measurement.conditions["reason"]
             else:
                 assert measurement.value > 0
+
+
+def test_a_comparison_with_itself_is_about_1(tiny_weights: Path) -> None:
+    job = Job(method="lora", weights=str(tiny_weights), device="cuda", batch=8, what="comparison", against="lora")
+    found = {m.name: m for m in measure(job)}
+    assert found["speedup"].value == pytest.approx(1, abs=0.5)
+    assert found["speedup_reached"].conditions["allowed"] == 1
+    assert found["speedup"].conditions["largest_relative_error"] < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_no_encoder_is_over_the_measured_peak(precision: Precision) -> None:
+    job = Job(method="lora", backbone="ViT-B-32", device="cuda", batch=32, roofline=True, precision=precision)
+    found = {m.name: m for m in measure(job)}
+    share = found["share_of_peak"].value
+    assert share is not None
+    assert 0 < share < 105
+    assert found["throughput"].conditions["largest_relative_error"] < found["throughput"].conditions["tolerance"]
+    assert found["gpu_clock"].conditions["after"]["untold"] is not None
+
+
+def test_energy_has_a_value_or_a_reason(tiny_weights: Path) -> None:
+    for m in measure(Job(method="lora", weights=str(tiny_weights), device="cuda", batch=32, what="energy")):
+        if m.name.startswith("energy"):
+            assert (m.value or 0) > 0 or m.conditions["reason"]
+
+
+def test_training_steps_in_turn(tiny_weights: Path) -> None:
+    job = Job(
+        method="lora", weights=str(tiny_weights), device="cuda", batch=8, what="training-comparison", against="lora"
+    )
+    assert len({m.name: m for m in measure(job)}["training_speedup"].samples) == job.rounds

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tvrbench.harness.cost import memory
-from tvrbench.harness.cost.memory import MemoryProbe, NvmlMeter, ProcessMeter
+from tvrbench.harness.cost.memory import MemoryProbe, NvmlMeter, ProcessMeter, peak_memory
 from tvrbench.harness.cost.nvml import Nvml, NvmlUnavailable
 from tvrbench.harness.cost.sampling import PeakSampler
 from tvrbench.harness.records import Measurement
@@ -186,6 +186,19 @@ def test_the_probe_stops_its_thread_when_the_work_fails(monkeypatch: pytest.Monk
         "peak_memory_allocated": 2,
         "peak_memory_reserved": 2,
     }
+
+
+def test_a_gpu_is_emptied_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(lambda: [process(MIB)]))
+    monkeypatch.setattr(memory, "gpu_uuid", lambda device: "GPU-0")
+    log: list[str] = []
+    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: log.append(name))
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 2 * MIB)
+    found = peak_memory(lambda: log.append("call"), torch.device("cuda"), batch=4)
+    assert log == ["empty_cache", "reset_peak_memory_stats", "call", "call", "call", "synchronize"]
+    assert [m.conditions["batch"] for m in found] == [4, 4, 4]
 
 
 def process_peak(megabytes: int) -> Measurement:

@@ -41,7 +41,7 @@ def make_scored(r1: float, protocol: str = STANDIN, **changes: Any) -> dict[str,
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordStore:
-    monkeypatch.setattr("tvrbench.harness.reporting.page.pareto", _points)
+    monkeypatch.setattr("tvrbench.harness.reporting.pictures.pareto", _points)
     return RecordStore(tmp_path / "results")
 
 

@@ -240,7 +240,7 @@ def test_variance_of_seeds_and_of_queries_are_told_apart(seed_sd: float, query_s
     assert rms("total_se") == pytest.approx(truth, rel=0.05)
     assert rms("training_sd") == pytest.approx(seed_sd, abs=1.2 if seed_sd == 0 else 0.3)
     covered = [abs(p.mean - 50.0) <= 1.96 * p.total_se for p in parts]
-    assert 0.92 <= np.mean(covered) <= 0.97
+    assert 0.93 <= np.mean(covered) <= 0.97
 
 
 def test_variance_parts_want_two_seeds_on_the_same_queries() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -126,7 +130,9 @@ def job(tiny_weights: Path) -> Job:
 
 def test_inference_round_trip(job: Job) -> None:
     found = {m.name: m for m in measure(replace(job, latency=True))}
-    assert list(found) == ["throughput", "peak_process_memory", "latency_median", "latency_p95", "text_throughput"]
+    names = ["throughput", "peak_process_memory", "latency_median", "latency_p95", "text_throughput"]
+    assert list(found) == [*names, "other_load"]
+    assert found.pop("other_load").unit == "cores"
     for measurement in found.values():
         assert measurement.value is not None
         assert measurement.value > 0
@@ -142,8 +148,8 @@ def test_inference_round_trip(job: Job) -> None:
 def test_training_round_trip(job: Job) -> None:
     recipe = asdict(load_recipe("tempme"))
     found = {m.name: m for m in measure(replace(job, what="training", recipe=recipe))}
-    assert list(found) == ["step_time", "peak_process_memory"]
-    assert all(m.value and m.conditions["what"] == "training" for m in found.values())
+    assert list(found) == ["step_time", "peak_process_memory", "other_load"]
+    assert all(m.value is not None and m.conditions["what"] == "training" for m in found.values())
     assert found["step_time"].conditions["tuning"] == "lora"
 
 
@@ -185,6 +191,10 @@ def test_a_worker_that_takes_too_long_is_ended(job: Job) -> None:
         ({"threads": 0}, "threads"),
         ({"min_iterations": 0}, "min_iterations"),
         ({"warmup": -1}, "warm"),
+        ({"rounds": 0}, "rounds"),
+        ({"what": "comparison"}, "compare against"),
+        ({"against": "lora"}, "compare against"),
+        ({"what": "training", "compile": True}, "without compilation"),
     ],
 )
 def test_a_job_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:
@@ -204,6 +214,35 @@ def test_a_job_survives_the_pipe(job: Job) -> None:
     assert replace(again, options={}, recipe=None) == replace(job, options={})
     assert isinstance(again.recipe, dict)
     assert again.recipe["logit_scale_min"] == recipe["logit_scale_min"]
+
+
+def test_on_a_cpu_the_calls_of_batch_1_are_its_latency(job: Job) -> None:
+    found = {m.name: m for m in run_job(replace(job, batch=1, latency=True))}
+    assert list(found["latency_median"].samples) == pytest.approx([1e3 / r for r in found["throughput"].samples])
+
+
+def test_a_worker_whose_parent_is_killed_ends_too() -> None:
+    # The worker waits for its job on a pipe that stays open, so nothing but the watch on its parent can end it.
+    script = (
+        "import os, subprocess, sys, time\n"
+        f"worker = subprocess.Popen([sys.executable, '-P', '-m', {bench.WORKER!r}, str(os.getpid())])\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    reading, writing = os.pipe()
+    parent = subprocess.Popen([sys.executable, "-P", "-c", script], stdin=reading, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        assert worker.is_running()
+        parent.kill()
+        parent.wait()
+        _, alive = psutil.wait_procs([worker], timeout=120)
+        assert not alive
+    finally:
+        parent.kill()
+        os.close(writing)
+        os.close(reading)
 
 
 def test_measurements_on_one_device_queue(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,211 @@
+"""``page.html``: the report as one file that fetches nothing, from the same data as ``README.md``.
+
+Whatever comes out of records is escaped: in HTML by jinja2, in the embedded JSON by ``tojson``; the script writes text
+and never HTML, and a content security policy that names the script's own hash lets no other run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from tvrbench.harness.provenance import command_line
+from tvrbench.harness.reporting.layout import MISSING, Cell, Table
+from tvrbench.harness.reporting.markdown import brief, one_line
+from tvrbench.harness.reporting.measures import accuracy_axes, cost_axes, line_of, plotted, styles
+from tvrbench.harness.reporting.origins import not_measured, origins, skipped_videos, warnings
+from tvrbench.harness.reporting.pictures import Picture
+from tvrbench.harness.reporting.recall import by_recall
+from tvrbench.harness.reporting.rows import MethodRow
+from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.stored import Selected, StoredRecord
+from tvrbench.harness.reporting.style import COLOURS, MARKERS
+from tvrbench.harness.reporting.tables import chance_levels
+
+PAGE = "page.html"
+_LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: tables under one heading; ``folded`` ones open on demand."""
+
+    name: str
+    heading: str
+    tables: tuple[str, ...]
+    folded: tuple[str, ...] = ()
+
+
+SECTIONS = (
+    Section(name="results", heading="Results", tables=("main", "scored")),
+    Section(name="equal-time", heading="Accuracy at equal measured time", tables=("equal-time",)),
+    Section(
+        name="doubt", heading="How sure the differences are", tables=("spread", "selection", "pairs"), folded=("pairs",)
+    ),
+    Section(name="order", heading="Order in time", tables=("subsets",)),
+    Section(
+        name="published",
+        heading="Published and measured",
+        tables=("verdicts", "not-comparable"),
+        folded=("not-comparable",),
+    ),
+    Section(name="paper-scale", heading="Cost at paper scale", tables=("paper-scale",)),
+    Section(name="provenance", heading="Provenance", tables=("provenance",)),
+)
+
+
+def html_page(
+    rows: Sequence[MethodRow],
+    full_size: Sequence[MethodRow],
+    tables: Mapping[str, Table],
+    selected: Selected,
+    left_out: Sequence[StoredRecord],
+    drawn: Sequence[Picture],
+    scope: Scope,
+    *,
+    missing: Sequence[str] = (),
+) -> str:
+    """The page.
+
+    Args:
+        rows: of the main table.
+        full_size: of the table of costs at paper scale.
+        tables: all tables by name.
+        selected: the runs.
+        left_out: records of other protocol hashes.
+        drawn: the pictures; R@1 against GMACs first.
+        scope: what the report is about.
+        missing: shell lines that make points of the line of fewer frames.
+    """
+    environment = _environment()
+    script, sheet = (environment.get_template(name).render() for name in ("page.js.j2", "page.css.j2"))
+    every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
+    sections = [
+        (section, [tables[name] for name in section.tables if name in tables])
+        for section in SECTIONS
+        if any(name in tables for name in section.tables)
+    ]
+
+    def named(run: StoredRecord) -> tuple[str, str | None]:
+        return run.name, run.link_from(scope.folder)
+
+    return environment.get_template("page.html.j2").render(
+        title=f"{scope.protocol}: embedded stand-in, not MSR-VTT" if scope.standin else scope.protocol,
+        notice=scope.notice,
+        real_command="nox -s reproduce-msrvtt -- --data DIR",
+        script=Markup(script),
+        sheet=Markup(sheet),
+        script_hash=_hash(script),
+        sheet_hash=_hash(sheet),
+        sections=sections,
+        pinned={"main": 1, "subsets": 1} if chance_levels(rows)[0] else {},
+        row_ids={"main": [f"row-{i}" for i in range(len(rows))]},
+        warnings=warnings(selected.completed, scope),
+        missing=missing,
+        still=next((picture for picture in drawn if picture.kind == "pareto"), None),
+        others=[picture for picture in drawn if picture.kind != "pareto"],
+        paretos=[picture for picture in drawn if picture.kind == "pareto"],
+        chart=chart_data(rows, scope),
+        commands=[
+            (origin.value, [named(run) for run in origin.runs])
+            for origin in origins(every_run, lambda record: record["command"])
+        ],
+        report_command=command_line(["report", scope.protocol]),
+        failed=[(named(run), brief(run.record["failure"])) for run in selected.failed],
+        skipped=[(origin.value, "; ".join(run.name for run in origin.runs)) for origin in skipped_videos(every_run)],
+        unmeasured=[brief(line) for line in not_measured([*rows, *full_size])],
+        left_out=[(named(run), run.record["protocol"]["hash"]) for run in left_out],
+    )
+
+
+def chart_data(rows: Sequence[MethodRow], scope: Scope) -> dict[str, Any] | None:
+    """What the interactive chart draws; None where there is nothing to draw.
+
+    ``methods`` hold for each axis [value, low, high]; low and high are null where they are not known.
+    """
+    shown = plotted(rows)
+    costs, accuracies = cost_axes(shown), accuracy_axes(shown)
+    if not shown or not costs or not accuracies:
+        return None
+    style, order = styles(shown), [row.label for row in by_recall(rows)]
+    chance, chance_back = chance_levels(rows)
+    levels = {f"t2v_{name}": level for name, level in chance.items()}
+    levels |= {f"v2t_{name}": level for name, level in chance_back.items()}
+    levels |= {"t2v_R1_shared": chance["R1"]} if "R1" in chance else {}
+    return {
+        "protocol": scope.protocol,
+        "notice": scope.notice or "",
+        "compares": scope.compares,
+        "colours": COLOURS,
+        "markers": MARKERS,
+        "chance": levels,
+        "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],
+        "accuracies": [{"key": a.key, "label": a.label, "better": a.better} for a in accuracies],
+        "methods": [
+            {
+                "label": one_line(row.label),
+                "row": f"row-{order.index(row.label)}",
+                "style": style[row.label],
+                "line": line_of(row),
+                "keep": row.options.get("keep") if line_of(row) else None,
+                "costs": {
+                    a.key: [a.value(row), *(a.spread(row) or (None, None)), a.lower_bound(row)]
+                    for a in costs
+                    if a.value(row) is not None
+                },
+                "accuracies": {
+                    a.key: [a.value(row), *(a.interval(row) or (None, None))]
+                    for a in accuracies
+                    if a.value(row) is not None
+                },
+            }
+            for row in shown
+        ],
+    }
+
+
+def sort_value(cell: Cell) -> str:
+    """What a cell sorts by: its unrounded number, the first one of an interval; nothing where it is text."""
+    if isinstance(cell.value, int | float):
+        return repr(float(cell.value))
+    found = _LEADING_NUMBER.match(cell.text) if isinstance(cell.value, str) else None
+    return found[1].replace(",", "").replace("−", "-") if found else ""
+
+
+def is_number(table: Table, column: int) -> bool:
+    """Whether a column sorts by number: every cell with anything in it has one."""
+    cells = [row[column] for row in table.rows if row[column].text != MISSING]
+    return bool(cells) and all(sort_value(cell) for cell in cells)
+
+
+def _environment() -> jinja2.Environment:
+    """Escapes as HTML wants it; control and direction characters in what is printed become spaces."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_uri": _data_uri, "quoted": quote, "sort_value": sort_value}
+    environment.tests |= {"missing": lambda cell: cell.text == MISSING and not cell.links}
+    environment.globals |= {"is_number": is_number}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    return environment
+
+
+def _data_uri(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"

@@ -1,0 +1,84 @@
+"""The pictures of a report: which of them the records allow, under what name and with what caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvrbench.harness.reporting.figures import pareto
+from tvrbench.harness.reporting.measures import CostAxis, cost_axes, points
+from tvrbench.harness.reporting.points import lines
+from tvrbench.harness.reporting.rows import MethodRow
+from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.tables import chance_levels
+
+PICTURES = ("pareto*.png", "tokens-per-layer.png", "seeds.png", "time-breakdown.png")
+"""What pictures of a report are called."""
+
+RECIPES_NOTICE = "Each method with its own paper's recipe: not a comparison."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG, what it is called, and what is said about it; ``kind`` is ``pareto`` or another."""
+
+    file: str
+    data: bytes
+    alternative: str
+    caption: str
+    kind: str
+
+
+def pictures(rows: Sequence[MethodRow], scope: Scope) -> list[Picture]:
+    """Every picture that the rows allow; R@1 against GMACs first."""
+    return [picture for axis in _chosen(rows) if (picture := _against(rows, axis, scope)) is not None]
+
+
+def heading(text: str, scope: Scope) -> str:
+    """A picture's heading: what, of which protocol, and that it is the stand-in where it is."""
+    return f"{text}, {scope.protocol}{' (embedded stand-in)' if scope.standin else ''}"
+
+
+def _chosen(rows: Sequence[MethodRow]) -> list[CostAxis]:
+    """GMACs, throughput, trainable parameters and each kind of memory in training."""
+    wanted = ("gmacs_video", "throughput", "params_trainable")
+    axes = [a for a in cost_axes(rows) if a.name in wanted or (a.what == "training" and "memory" in a.name)]
+    return sorted(axes, key=lambda a: a.name != "gmacs_video")
+
+
+def _against(rows: Sequence[MethodRow], axis: CostAxis, scope: Scope) -> Picture | None:
+    found = points(rows, axis)
+    if not found:
+        return None
+    data = pareto(
+        found,
+        title=heading(f"R@1 against {_SHORT.get(axis.name, axis.label)}", scope),
+        notice=scope.notice or (None if scope.compares else RECIPES_NOTICE),
+        cost_label=axis.label,
+        chance=chance_levels(rows)[0].get("R1"),
+        with_frontier=scope.compares,
+        better=axis.better,
+    )
+    beyond = "cheaper" if axis.better == "min" else "faster"
+    return Picture(
+        file="pareto.png" if axis.name == "gmacs_video" else f"pareto-{axis.key.replace('_', '-')}.png",
+        data=data,
+        alternative=f"R@1 against {_SHORT.get(axis.name, axis.label)} of each method, {scope.protocol}",
+        caption=scope.caption(
+            f"The line is the frontier: no method is both {beyond} and better than one on it."
+            if scope.compares
+            else None,
+            "The dashed line joins runs of fewer frames, encoded plainly: the rival." if lines(found) else None,
+            "Upright bars are 95 % intervals over queries.",
+            "Level bars span the quartiles of the samples, or the seeds." if any(p.spread for p in found) else None,
+            "Points of equal cost whose bars overlap are set side by side.",
+        ),
+        kind="pareto",
+    )
+
+
+_SHORT = {
+    "gmacs_video": "compute",
+    "throughput": "videos a second",
+    "params_trainable": "trainable parameters",
+}

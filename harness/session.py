@@ -1,0 +1,189 @@
+"""How a command carries out its runs, and how far the run in hand has come; nothing here changes a number."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from tvrbench.harness.agreement import any_process, from_all
+from tvrbench.harness.distributed import world
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.interrupts import Interrupts
+from tvrbench.harness.journal import Journal
+from tvrbench.harness.snapshots import SUFFIX, Identity, Snapshot, SnapshotFile, Training, changing_tensors, restore
+from tvrbench.harness.store import RecordStore
+from tvrbench.harness.training import Trainer
+
+
+class Listener(Protocol):
+    """Hears how a run goes on; work is counted in videos encoded once."""
+
+    def advance(self, work: int, note: str = "") -> None:
+        """``work`` more is done."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Something the user should read."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What all runs of a command share.
+
+    Attributes:
+        store: where records go; trained models and states of unfinished runs lie beside them.
+        command: as typed, for the records.
+        resume: take up what was broken off.
+        checkpoint_every_s: seconds between two saves of the state inside an epoch; every epoch's end is saved anyway.
+        chunk, memory_limit: pairs whose graph is held at a time, or the bytes that decide it; see ``chunking``.
+        tensorboard: write its events beside the log.
+    """
+
+    listener: Listener
+    interrupts: Interrupts
+    store: RecordStore
+    command: str
+    resume: bool = False
+    checkpoint_every_s: float = 600.0
+    chunk: int | None = None
+    memory_limit: int | None = None
+    tensorboard: bool = False
+
+    def model_path(self, protocol: str, name: str) -> Path:
+        """The trained model of a run, by ``run_name``."""
+        return _beside(self.store, "checkpoints", protocol) / f"{name}.safetensors"
+
+    def log_path(self, protocol: str, name: str) -> Path:
+        """The log of a run's steps."""
+        return _beside(self.store, "logs", protocol) / f"{name}.jsonl"
+
+
+def state_path(store: RecordStore, protocol: str, name: str) -> Path:
+    """Where the state of an unfinished run lies."""
+    return _beside(store, "checkpoints", protocol) / f"{name}{SUFFIX}"
+
+
+def _beside(store: RecordStore, kind: str, protocol: str) -> Path:
+    records = store.folder(protocol)
+    return records.parents[1] / kind / records.name
+
+
+class Course:
+    """One run on its way: its state on disk, its log, and when to save next. The first process alone writes.
+
+    Attributes:
+        begun: whether some of it is saved.
+
+    Args:
+        session: of the command.
+        protocol: the protocol's name.
+        name: of the run, as ``run_name`` gives it.
+        identity: what a saved state must say of itself to be this run's.
+        title: the run in a few words, for messages.
+
+    Raises:
+        BadInput: what was saved is damaged or another run's.
+    """
+
+    def __init__(self, session: Session, protocol: str, name: str, identity: Identity, title: str) -> None:
+        self.session = session
+        self.title = title
+        self.chunk = session.chunk
+        self._file = SnapshotFile(state_path(session.store, protocol, name), identity)
+        self._snapshot = Snapshot()
+        if session.resume:
+            self._snapshot = self._file.read() or self._snapshot
+        elif self._file.path.is_file():
+            session.listener.say(f"{title}: begins anew; give --resume to go on from the state that is there")
+        first = world().first
+        self.journal = Journal(session.log_path(protocol, name) if first else None, tensorboard=session.tensorboard)
+        self.journal.cut(self._snapshot.log_bytes)
+        self.begun = self._snapshot != Snapshot()
+        self._saved_at = time.monotonic()
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Of the learning rates that were tried, before the run was broken off or since."""
+        return self._snapshot.scores
+
+    @property
+    def resumed_at(self) -> list[str]:
+        """Where the run was taken up again."""
+        return self._snapshot.resumed_at
+
+    def take_up(self, phase: str, trainer: Trainer) -> list[float]:
+        """Bring trainer and model to where this training was broken off; returns the losses until then.
+
+        Raises:
+            BadInput: the saved state does not fit, or not every process finds the same one.
+        """
+        saved = self._snapshot.training
+        saved = saved if saved is not None and saved.phase == phase else None
+        if len(set(from_all(None if saved is None else len(saved.losses)))) > 1:
+            raise BadInput("not every process finds the saved state: put --results on a disk that all machines share")
+        if saved is None:
+            return []
+        restore(trainer, saved, str(self._file.path))
+        where = f"{phase}:{trainer.steps_done}"
+        self._snapshot = replace(self._snapshot, resumed_at=[*self._snapshot.resumed_at, where])
+        self.session.listener.say(f"{self.title}: goes on after step {trainer.steps_done} of {trainer.total_steps}")
+        return list(saved.losses)
+
+    def after_step(self, phase: str, trainer: Trainer, losses: list[float], *, epoch_ends: bool) -> None:
+        """Save where it is time to, and stop where a signal came.
+
+        Raises:
+            Stopped: after the state was saved.
+            RunFailed: it cannot be saved.
+        """
+        stop = any_process(self.session.interrupts.pending is not None, trainer.device)
+        if stop or epoch_ends or time.monotonic() - self._saved_at >= self.session.checkpoint_every_s:
+            self.save(phase, trainer, losses)
+        if stop:
+            self.session.interrupts.stop(f" after step {trainer.steps_done} of {trainer.total_steps} of {self.title}")
+
+    def save(self, phase: str, trainer: Trainer, losses: list[float]) -> None:
+        """Write the state after the last step; RunFailed where that cannot be done."""
+        training = Training(
+            phase=phase,
+            losses=losses,
+            model=dict(changing_tensors(trainer.model)),
+            trainer=trainer.state_dict(),
+        )
+        self._write(replace(self._snapshot, training=training))
+
+    def keep_score(self, factor: str, score: float | None) -> None:
+        """A learning rate was tried to its end; None: it diverged."""
+        self._write(replace(self._snapshot, scores=self._snapshot.scores | {factor: score}, training=None))
+
+    def complete(self) -> None:
+        """The run has its record: forget the state."""
+        if world().first:
+            self._file.remove()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        if world().first:
+            self._file.write(replace(snapshot, log_bytes=self.journal.bytes))
+        self.begun = True
+        self._snapshot = replace(snapshot, training=None)  # what is on the disk need not be held in memory as well
+        self._saved_at = time.monotonic()
+
+
+def identity_of(record: dict[str, Any], device: str) -> Identity:
+    """What makes a saved state this run's, from the head of its record."""
+    options = {key: str(value) for key, value in record["method"]["options"].items()}
+    return {
+        "protocol": record["protocol"]["name"],
+        "protocol hash": record["protocol"]["hash"],
+        "method": record["method"]["name"],
+        "options": ", ".join(f"{key}={value}" for key, value in sorted(options.items())),
+        "tuning": record["tuning"],
+        "seed": record["seed"],
+        "weights": record["weights_sha256"],
+        "training split": record["data"].get("train_fingerprint"),
+        "test split": record["data"]["split_fingerprint"],
+        "device": device.partition(":")[0],
+    }

@@ -1,0 +1,69 @@
+"""``tvrbench bench``: a table, one JSON document, records, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tvrbench.harness import cli
+from tvrbench.harness.store import RecordStore
+
+pytestmark = pytest.mark.cli
+TEMPME = "tempme:r=1;clip_ratio=0.3;intra_ratio=0.1"
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(["bench", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path, tmp_path: Path) -> None:
+    small = ("--weights", str(tiny_weights), "--batches", "2", "--rounds", "2", "--threads", "1", "--device", "cpu")
+    code, out, err = call(capsys, TEMPME, *small, "--results", str(tmp_path), "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    (row,) = document["rows"]
+    cost = {m["name"]: m for m in row["cost"]}
+    assert {"gmacs_video", "throughput", "throughput_best", "speedup", "share_of_peak", "matmul_peak"} <= set(cost)
+    assert len(cost["speedup"]["samples"]) == 2
+    assert cost["speedup"]["conditions"]["against"] == "lora"
+    assert cost["throughput"]["conditions"]["precision"] == "float32"
+    assert cost["throughput"]["conditions"]["largest_relative_error"] < 1e-3
+    (record,) = RecordStore(tmp_path).load_all("efficiency")
+    assert record["protocol"] == document["protocol"]
+    assert record["method"]["name"] == "tempme"
+    assert record["method"]["options"]["r"] == 1
+    assert record["metrics"] == {}
+    assert record["weights_sha256"]
+    assert record["cost"] == row["cost"]
+    assert str(tmp_path) not in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("temme",), "unknown method or baseline 'temme'"),
+        (("tempme:r",), "key=value"),
+        (("tempme:colour=1",), "colour"),
+        (("lora", "--against", "loraa"), "unknown method or baseline 'loraa'"),
+        (("lora", "--batches", "0"), "--batches"),
+        (("lora", "--batches", "one"), "--batches"),
+        (("lora", "--rounds", "0"), "--rounds"),
+        (("lora", "--backbone", "ViT-Z"), "ViT-Z"),
+        (("lora", "lora"), "twice"),
+        (("lora", "--weights", "no/such/file"), "no/such/file"),
+        (("lora", "--set", "colour=1"), "colour"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = call(capsys, *arguments, "--results", str(tmp_path / "results"))
+    assert code == 2
+    assert out == ""
+    assert message in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "results").exists()
