@@ -5,23 +5,35 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import ClassVar, TypeVar
 
 from tvrbench.datasets.annotations import checked_id
+from tvrbench.datasets.decoders import versions
 from tvrbench.datasets.decoding import VideoError
-from tvrbench.datasets.video import load_clip, probe
-from tvrbench.harness.data import FrameSpec, Progress, Split, VideoFault
+from tvrbench.datasets.sampling import check_sampler
+from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbs
+from tvrbench.harness.data import (
+    Clip,
+    Frames,
+    FrameSpec,
+    Progress,
+    Split,
+    VideoFault,
+    VideoReport,
+    clip_sha256,
+)
 from tvrbench.harness.errors import BadInput
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv", ".m4v", ".mov", ".3gp", ".3g2", ".mpg", ".mpeg"})
 VIDEO_SUFFIXES |= {".wmv", ".mts", ".m2ts"}
+
+
+T = TypeVar("T")
 
 
 class VideoFolderDataset(ABC):
@@ -59,9 +71,7 @@ class VideoFolderDataset(ABC):
         del video_id
         return None
 
-    def frames(
-        self, video_id: str, spec: FrameSpec, seed: int = 0
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
         """Pixels uint8 [T, 3, size, size] and mask [T] (False = padding).
 
         The draw of a sampler or augmentation depends on both ``seed`` and the video, so that one seed for a whole
@@ -70,9 +80,22 @@ class VideoFolderDataset(ABC):
         Raises:
             VideoError: (a BadInput) the file is missing or cannot be decoded; it is named.
         """
-        own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:8], "big")
-        pixels, mask, _ = load_clip(self.video_path(video_id), spec, own_seed, first_seconds=self.first_seconds)
+        seed = _own_seed(seed, video_id)
+        pixels, mask, _ = load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
         return pixels, mask
+
+    def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
+        """The frames to keep under ``spec``, which draws nothing: uint8 [t, 3, H, W]; errors as ``frames``."""
+        return stored_frames(self.video_path(video_id), spec, first_seconds=self.first_seconds)
+
+    def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
+        """From kept frames to what ``frames`` gives, bit for bit."""
+        return finish_clip(stored, spec, _own_seed(seed, video_id))
+
+    def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
+        """The libraries that decide the pixels; BadInput for an unknown sampler, and where the decoder is absent."""
+        check_sampler(spec.sampler)
+        return versions(spec.decoder)
 
     def video_path(self, video_id: str) -> Path:
         """The file of a video.
@@ -101,16 +124,44 @@ class VideoFolderDataset(ABC):
             workers: threads; all cores by default.
         """
         faults = []
-        pool = ThreadPoolExecutor(workers or os.cpu_count())  # decoding leaves Python's lock
-        try:
-            for done, fault in enumerate(pool.map(self._check, video_ids), start=1):
-                if fault is not None:
-                    faults.append(fault)
-                if progress is not None:
-                    progress(done, len(video_ids))
-        finally:
-            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for thousands of videos
+        for done, fault in enumerate(_parallel(self._check, video_ids, workers), start=1):
+            if fault is not None:
+                faults.append(fault)
+            if progress is not None:
+                progress(done, len(video_ids))
         return faults
+
+    def examine_videos(
+        self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
+    ) -> Iterator[VideoReport]:
+        """Decode every frame of each video, in parallel threads; reports come in the order given.
+
+        Args:
+            video_ids: the videos.
+            spec: the frames to take a fingerprint of.
+            workers: threads; all cores by default.
+        """
+        return _parallel(lambda video_id: self._examine(video_id, spec), video_ids, workers)
+
+    def _examine(self, video_id: str, spec: FrameSpec) -> VideoReport:
+        path = self.root / "videos" / f"{video_id}.mp4"
+        try:
+            path = self.video_path(video_id)
+            info, (pixels, mask) = examine(path, spec, first_seconds=self.first_seconds)
+            size = path.stat().st_size
+        except VideoError as error:
+            return VideoReport(video_id=video_id, path=path, fault=_fault(video_id, path, error.kind, error))
+        except (BadInput, OSError) as error:
+            return VideoReport(video_id=video_id, path=path, fault=_fault(video_id, path, "unreadable", error))
+        return VideoReport(
+            video_id=video_id,
+            path=path,
+            off_by_s=_off_by(info.duration_s, self.expected_seconds(video_id)),
+            size_bytes=size,
+            facts=asdict(info),
+            frames_sha256=clip_sha256(pixels, mask),
+            thumbs=thumbs(pixels),
+        )
 
     def _check(self, video_id: str) -> VideoFault | None:
         path = self.root / "videos" / f"{video_id}.mp4"
@@ -118,7 +169,7 @@ class VideoFolderDataset(ABC):
             path = self.video_path(video_id)
             probe(path)
         except VideoError as error:
-            return VideoFault(video_id=video_id, path=path, kind=error.kind, detail=str(error))
+            return _fault(video_id, path, error.kind, error)
         return None
 
     @cached_property
@@ -140,6 +191,33 @@ class VideoFolderDataset(ABC):
                 if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
                     found.setdefault(_stem(path), []).append(path)
         return found
+
+
+def _parallel(work: Callable[[str], T], video_ids: Sequence[str], workers: int | None) -> Iterator[T]:
+    pool = ThreadPoolExecutor(workers or os.cpu_count())  # decoding leaves Python's lock
+    try:
+        yield from pool.map(work, video_ids)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for thousands of videos
+
+
+def _own_seed(seed: int, video_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:8], "big")
+
+
+def _fault(video_id: str, path: Path, kind: str, error: Exception) -> VideoFault:
+    return VideoFault(video_id=video_id, path=path, kind=kind, detail=str(error))
+
+
+def _off_by(seconds: float, expected: tuple[float, float] | None) -> float | None:
+    """How far a length is outside what is expected, if by more than 2 seconds and a tenth of it."""
+    if expected is None:
+        return None
+    low, high = expected
+    slack = max(2.0, 0.1 * low)
+    if low - slack <= seconds <= high + slack:
+        return None
+    return seconds - low if seconds < low else seconds - high
 
 
 def _stem(path: Path) -> str:

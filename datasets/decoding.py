@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -19,7 +21,11 @@ from tvrbench.harness.errors import BadInput
 # A hostile header can promise a picture of any size; this is twice 8K video.
 _MAX_PIXELS = 8192 * 8192
 # Playlist formats, which name further files to open, stay shut whatever the file is called.
-_OPTIONS = {"format_whitelist": "mov,matroska,webm,avi", "protocol_whitelist": "file", "max_pixels": str(_MAX_PIXELS)}
+_OPTIONS = {
+    "format_whitelist": "mov,matroska,webm,avi,mpeg,mpegts,asf",
+    "protocol_whitelist": "file",
+    "max_pixels": str(_MAX_PIXELS),
+}
 # Codecs in which one packet is one shown picture. Others hide packets (VP8's alternate references) or pack two
 # pictures in one (MPEG-4 in AVI), so that only decoding counts them.
 _ONE_PICTURE_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1"})
@@ -41,14 +47,26 @@ class PacketIndex:
         count: packets that should be shown (an edit list may hide some).
         fps: the average frame rate of the video stream.
         codec: FFmpeg's name of the video codec.
-        times: their presentation times in ascending order, in the stream's own unit; None where the codec may hide
+        times: their presentation times in ascending order, in units of ``time_base``; None where the codec may hide
             or pack pictures or the packets carry no times, so that only decoding counts the frames.
+        time_base: seconds.
+        stream: number of the video stream in the file.
+        duration_s: what the header declares; None where it declares nothing.
     """
 
     count: int
     fps: float
     codec: str
     times: tuple[int, ...] | None
+    time_base: Fraction
+    stream: int
+    duration_s: float | None
+
+    @property
+    def even(self) -> bool:
+        """Whether the frames follow each other at one rate, give or take half a frame."""
+        steps = [b - a for a, b in pairwise(self.times or ())]
+        return not steps or max(steps) <= 1.5 * min(steps)
 
 
 @contextmanager
@@ -100,11 +118,20 @@ def scan(path: Path) -> PacketIndex:
         # A count that disagrees is no fault alone: edit lists drop packets, and headers lie about whole files.
         if (not stream.frames or total < stream.frames) and ends_early(path):
             raise _fault(path, f"{total} frames are there, and more should follow")
-        _check_duration(path, container, stream, end_s, float(rate))
+        declared_s = _declared_end(container, stream)
+        _check_end(path, declared_s, end_s, float(rate))
         known = sorted(t for t in times if t is not None)
         codec = stream.codec_context.name
         safe = codec in _ONE_PICTURE_PER_PACKET and len(set(known)) == len(times)
-        return PacketIndex(count=len(times), fps=float(rate), codec=codec, times=tuple(known) if safe else None)
+        return PacketIndex(
+            count=len(times),
+            fps=float(rate),
+            codec=codec,
+            times=tuple(known) if safe else None,
+            time_base=stream.time_base or Fraction(1, av.time_base),
+            stream=stream.index,
+            duration_s=declared_s,
+        )
 
 
 def decode(path: Path) -> Iterator[av.VideoFrame]:
@@ -116,6 +143,22 @@ def decode(path: Path) -> Iterator[av.VideoFrame]:
             yield frame
 
 
+def count_frames(path: Path, index: PacketIndex) -> int:
+    """How many frames decode; VideoError where too many are lost."""
+    n_frames = sum(1 for _ in decode(path))
+    check_count(path, n_frames, index)
+    return n_frames
+
+
+def check_count(path: Path, n_frames: int, index: PacketIndex) -> None:
+    """VideoError where more than a tenth of the packets gave no frame.
+
+    Codecs hide a packet here and there (VP8: one in ten or fewer) and decoders drop what precedes a key frame.
+    """
+    if n_frames < min(index.count - 2, 0.9 * index.count) or n_frames == 0:
+        raise VideoError(f"video {path} cannot be read: {n_frames} of its {index.count} frames decode")
+
+
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
     stream = next(pictures, None)
@@ -124,19 +167,22 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _check_duration(path: Path, container: InputContainer, stream: VideoStream, end_s: float, fps: float) -> None:
+def _declared_end(container: InputContainer, stream: VideoStream) -> float | None:
+    """When the last frame ends by the header, in seconds; a Matroska file declares its longest stream only."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    if container.duration is not None:
+        return ((container.start_time or 0) + container.duration) / av.time_base
+    return None
+
+
+def _check_end(path: Path, declared_s: float | None, end_s: float, fps: float) -> None:
     """The packets must reach the declared end, give or take two frames or half a second.
 
     Writers round durations to milliseconds and leave out how long the last frame stands, so an intact file is short
-    by up to a frame or an audio packet. A Matroska file declares no duration per stream: there its longest one counts.
+    by up to a frame or an audio packet.
     """
-    if stream.duration is not None and stream.time_base is not None:
-        declared_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    elif container.duration is not None:
-        declared_s = ((container.start_time or 0) + container.duration) / av.time_base
-    else:
-        return
-    if end_s < declared_s - max(0.5, 2 / fps):
+    if declared_s is not None and end_s < declared_s - max(0.5, 2 / fps):
         held = f"{max(end_s, 0):.1f} of the {declared_s:.1f} s that its header declares"
         message = f"video {path} is truncated (it holds {held}); put a whole copy in its place"
         raise VideoError(message, kind="truncated")

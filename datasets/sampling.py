@@ -60,7 +60,14 @@ def frame_indices(
         if seed is None:
             raise BadInput("sampler centerclip-train draws at random and needs a seed")
         return _segment_draws(n_frames, frames, seed)
-    raise BadInput(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    check_sampler(sampler)
+    raise AssertionError(f"sampler {sampler} is named and not written")
+
+
+def check_sampler(name: str) -> None:
+    """BadInput for a sampler that there is not."""
+    if name not in SAMPLERS:
+        raise BadInput(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
 
 
 def _one_a_second_stretched(

@@ -1,17 +1,12 @@
-"""Frames of one video file as arrays: count, pick, decode, resize, crop.
-
-PyAV decodes; pixels are FFmpeg's RGB of the decoded picture, turned as the file's rotation says; pixel aspect ratios
-other than square are left alone, as the published loaders leave them. Resizing and cropping are CLIP's preprocessing
-(Radford et al., 2021): bicubic on the short side, then a centre crop, rounded as torchvision rounds.
-"""
+"""One video file as a clip: look it over, or pick, decode, augment, resize and crop its frames."""
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import av
 import numpy as np
@@ -19,18 +14,15 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from tvrbench.datasets.decoding import PacketIndex, VideoError, decode, scan
+from tvrbench.datasets.decoders import Pick, gather, naming
+from tvrbench.datasets.decoding import PacketIndex, check_count, decode, scan
+from tvrbench.datasets.pictures import RGB, Picture, quarter_turns, resize_and_crop, to_rgb
 from tvrbench.datasets.sampling import frame_indices
-from tvrbench.harness.data import FrameSpec
+from tvrbench.harness.data import NATIVE, Clip, Frames, FrameSpec
 from tvrbench.harness.errors import BadInput
 
-RGB = npt.NDArray[np.uint8]
-Picture = Image.Image
-Pick = Callable[[int, float], Sequence[int]]
-T = TypeVar("T")
-
-# A picture far longer than wide has no sensible square crop, and resizing its short side up would fill the memory.
-_MAX_ASPECT = 50
+_GRID = 4  # thumbnails, by which two copies of a video are compared
+_HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +36,7 @@ class VideoInfo:
         width: pixels across the first frame as shown, after rotation.
         height: pixels down the first frame as shown.
         codec: FFmpeg's name of the video codec.
+        notes: what is unusual and was dealt with, e.g. ``10-bit`` or ``interlaced``; see docs/data.md.
     """
 
     n_frames: int
@@ -52,6 +45,7 @@ class VideoInfo:
     width: int
     height: int
     codec: str
+    notes: tuple[str, ...] = ()
 
 
 def probe(path: Path) -> VideoInfo:
@@ -60,23 +54,25 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         VideoError: missing, empty, truncated or unreadable; a frame damaged; or more than a tenth of the frames lost.
     """
+    return _look_over(path, scan(path), (), np.array)[0]
+
+
+def examine(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> tuple[VideoInfo, Clip]:
+    """``probe`` and ``load_clip`` from one decode of the file where the packets tell how many frames there are.
+
+    Raises:
+        VideoError: as ``probe``.
+        BadInput: as ``load_clip``.
+    """
     index = scan(path)
-    n_frames = width = height = 0
-    for n_frames, frame in enumerate(decode(path), start=1):
-        if n_frames == 1:
-            sideways = _quarter_turns(frame, path) % 2
-            width, height = (frame.height, frame.width) if sideways else (frame.width, frame.height)
-    # Codecs hide a packet here and there (VP8: one in ten or fewer) and decoders drop what precedes a key frame.
-    if n_frames < min(index.count - 2, 0.9 * index.count) or n_frames == 0:
-        raise VideoError(f"video {path} cannot be read: {n_frames} of its {index.count} frames decode")
-    return VideoInfo(
-        n_frames=n_frames,
-        fps=index.fps,
-        duration_s=n_frames / index.fps,
-        width=width,
-        height=height,
-        codec=index.codec,
-    )
+    numbers: list[int] = []
+    if index.times is not None and spec.decoder == "pyav":
+        numbers = list(naming(path, _picker(spec, 0, first_seconds))(index.count, index.fps))
+    info, made = _look_over(path, index, numbers, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size))
+    if made is None or not numbers:
+        pixels, mask, _ = load_clip(path, spec, first_seconds=first_seconds)
+        return info, (pixels, mask)
+    return info, padded(np.stack([made[i] for i in numbers]), spec)
 
 
 def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) -> list[RGB]:
@@ -84,15 +80,15 @@ def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) ->
 
     Args:
         path: the video file.
-        wanted: frame numbers from 0, or a spec whose sampler picks them.
+        wanted: frame numbers from 0 (decoded by PyAV), or a spec whose sampler picks them.
         seed: for a sampler that draws.
 
     Raises:
         VideoError: the file cannot be decoded as far as the last frame wanted.
         BadInput: a frame number that the video does not have, or a sampler that does not fit it.
     """
-    _, pictures = _gather(path, _picker(wanted, seed), lambda rgb: rgb)
-    return pictures
+    decoder = wanted.decoder if isinstance(wanted, FrameSpec) else "pyav"
+    return gather(decoder, path, _picker(wanted, seed), lambda rgb: rgb)[1]
 
 
 def load_clip(
@@ -102,7 +98,7 @@ def load_clip(
 
     Args:
         path: the video file.
-        spec: sampler, number of frames T, side S of the crop and training augmentation.
+        spec: sampler, number of frames T, side S of the crop, training augmentation and decoder.
         seed: decides a drawing sampler's frames and the augmentation, which is one and the same for all frames.
         first_seconds: the video is treated as if it ended there; None: all of it counts.
 
@@ -113,28 +109,92 @@ def load_clip(
         VideoError: the file cannot be decoded as far as the last frame picked.
         BadInput: unknown sampler or augmentation, or a frame rate too low for the sampler; names the file.
     """
-    augment = _augmentation(spec.augment, seed)
-    indices, pictures = _gather(
-        path,
-        _picker(spec, seed, first_seconds),
-        lambda rgb: resize_and_crop(augment(Image.fromarray(rgb)), spec.size),
+    edit = _editor(spec, seed)
+    numbers, pictures = gather(
+        spec.decoder, path, _picker(spec, seed, first_seconds), lambda rgb: edit(Image.fromarray(rgb))
     )
-    clip = np.zeros((spec.frames, 3, spec.size, spec.size), dtype=np.uint8)
-    clip[: len(pictures)] = np.stack(pictures)
-    return clip, np.arange(spec.frames) < len(pictures), list(indices)
+    return *padded(np.stack(pictures), spec), numbers
 
 
-def resize_and_crop(picture: Picture, size: int) -> npt.NDArray[np.uint8]:
-    """Short side to ``size`` by antialiased bicubic, then the middle square: uint8 [3, size, size]."""
-    width, height = picture.size
-    short, long = min(width, height), max(width, height)
-    if short != size:
-        new_long = int(size * long / short)
-        width, height = (size, new_long) if width <= height else (new_long, size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    square = np.asarray(picture.crop((left, top, left + size, top + size)))
-    return np.ascontiguousarray(square.transpose(2, 0, 1))
+def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> Frames:
+    """The frames to keep of a video: uint8 [t, 3, H, W], resized unless the spec's size is native, padding left out.
+
+    Raises:
+        VideoError: the file cannot be decoded as far as the last frame picked.
+        BadInput: as ``load_clip``.
+    """
+
+    def use(rgb: RGB) -> Frames:
+        return rgb.transpose(2, 0, 1) if spec.size == NATIVE else resize_and_crop(Image.fromarray(rgb), spec.size)
+
+    return np.stack(gather(spec.decoder, path, _picker(spec, 0, first_seconds), use)[1])
+
+
+def finish_clip(stored: Frames, spec: FrameSpec, seed: int) -> Clip:
+    """The clip that ``load_clip`` gives, from frames kept under ``spec.plain`` or, if native, ``spec.native``."""
+    if spec.augment == "none" and stored.shape[2:] == (spec.size, spec.size):
+        return padded(stored, spec)
+    edit = _editor(spec, seed)
+    return padded(np.stack([edit(Image.fromarray(frame.transpose(1, 2, 0))) for frame in stored]), spec)
+
+
+def padded(frames: Frames, spec: FrameSpec) -> Clip:
+    """Frames [t, 3, S, S] and the mask [T], with black frames up to T; the array itself where none are wanted."""
+    mask = np.arange(spec.frames) < len(frames)
+    if len(frames) == spec.frames:
+        return frames, mask
+    clip = np.zeros((spec.frames, *frames.shape[1:]), dtype=np.uint8)
+    clip[: len(frames)] = frames
+    return clip, mask
+
+
+def thumbs(pixels: Frames) -> str:
+    """Grey levels of each frame on a 4 x 4 grid, base64 of T x 16 bytes."""
+    side = pixels.shape[-1] // _GRID * _GRID
+    cells = pixels[..., :side, :side].reshape(len(pixels), 3, _GRID, side // _GRID, _GRID, side // _GRID)
+    return base64.b64encode(np.rint(cells.mean(axis=(1, 3, 5))).astype(np.uint8).tobytes()).decode()
+
+
+def _look_over(
+    path: Path, index: PacketIndex, numbers: Sequence[int], use: Callable[[RGB], Frames]
+) -> tuple[VideoInfo, dict[int, Frames] | None]:
+    """Decode all of the file, and use some frames on the way; None for them if a frame is not where its packet said."""
+    wanted, made = set(numbers), dict[int, Frames]()
+    reformatter = VideoReformatter()
+    n_frames, first, placed = 0, None, True
+    for number, frame in enumerate(decode(path)):
+        n_frames = number + 1
+        first = first or frame
+        placed = placed and (index.times is None or index.times[number:n_frames] == (frame.pts,))
+        if number in wanted:
+            made[number] = use(to_rgb(frame, reformatter, path))
+    check_count(path, n_frames, index)
+    assert first is not None, "a count of zero was refused above"
+    sideways = quarter_turns(first, path) % 2
+    info = VideoInfo(
+        n_frames=n_frames,
+        fps=index.fps,
+        duration_s=n_frames / index.fps,
+        width=first.height if sideways else first.width,
+        height=first.width if sideways else first.height,
+        codec=index.codec,
+        notes=tuple(_notes(first, index)),
+    )
+    return info, made if placed and n_frames == index.count else None
+
+
+def _notes(frame: av.VideoFrame, index: PacketIndex) -> list[str]:
+    depth = max(component.bits for component in frame.format.components)
+    found = {
+        f"{depth}-bit": depth > 8,
+        "high dynamic range": frame.color_trc in _HDR,
+        "interlaced": frame.interlaced_frame,
+        f"turned by {frame.rotation} degrees": frame.rotation,
+        "variable frame rate": not index.even,
+        "no duration in its header": index.duration_s is None,
+        "odd size": frame.width % 2 or frame.height % 2,
+    }
+    return [note for note, holds in found.items() if holds]
 
 
 def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float | None = None) -> Pick:
@@ -158,66 +218,18 @@ def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float |
     return fixed
 
 
-def _gather(path: Path, pick: Pick, use: Callable[[RGB], T]) -> tuple[Sequence[int], list[T]]:
-    """Pick by the packets' count, which costs no decoding, and count by decoding only if the frames contradict it."""
-    index = scan(path)
-    if index.times is not None:
-        indices = _pick(path, pick, index.count, index)
-        pictures = _decode_picked(path, indices, use, index.times)
-        if pictures is not None:
-            return indices, pictures
-    indices = _pick(path, pick, probe(path).n_frames, index)
-    pictures = _decode_picked(path, indices, use, None)
-    if pictures is None:
-        raise VideoError(f"video {path} decodes to another number of frames each time")
-    return indices, pictures
-
-
-def _pick(path: Path, pick: Pick, n_frames: int, index: PacketIndex) -> Sequence[int]:
-    try:
-        return pick(n_frames, index.fps)
-    except BadInput as error:
-        raise BadInput(f"video {path}: {error}") from error
-
-
-def _decode_picked(
-    path: Path, indices: Sequence[int], use: Callable[[RGB], T], times: tuple[int, ...] | None
-) -> list[T] | None:
-    """Decode as far as the last index; None if a frame does not stand where its packet said, or frames run out."""
-    wanted = set(indices)
-    found: dict[int, T] = {}
-    # One reformatter for the clip: setting one up for each frame costs 25 times the conversion itself.
-    reformatter = VideoReformatter()
-    for number, frame in enumerate(decode(path)):
-        if times is not None and times[number : number + 1] != (frame.pts,):
-            return None
-        if number in wanted:
-            found[number] = use(_rgb(frame, reformatter, path))
-        if len(found) == len(wanted):
-            return [found[i] for i in indices]
-    return None
-
-
-def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> RGB:
-    if max(frame.width, frame.height) > _MAX_ASPECT * min(frame.width, frame.height):
-        size = f"{frame.width} x {frame.height}"
-        raise VideoError(f"video {path} has frames of {size} pixels, too long for a square crop")
-    rgb: RGB = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
-    turns = _quarter_turns(frame, path)
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
-
-
-def _quarter_turns(frame: av.VideoFrame, path: Path) -> int:
-    """How often the file wants the picture turned by 90 degrees, counter-clockwise."""
-    turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise VideoError(f"video {path} is to be turned by {frame.rotation} degrees; only quarter turns can be shown")
-    return turns
-
-
-def _augmentation(name: str, seed: int) -> Callable[[Picture], Picture]:
-    if name == "none":
-        return lambda picture: picture
+def _editor(spec: FrameSpec, seed: int) -> Callable[[Picture], Frames]:
+    """From a picture at native resolution (or one that is a crop already) to the crop a model sees."""
+    if spec.augment == "none":
+        return lambda picture: resize_and_crop(picture, spec.size)
     from tvrbench.datasets.augment import draw  # timm takes seconds to import, and evaluation does without
 
-    return draw(name, seed)
+    augment = draw(spec.augment.removesuffix("-resized"), seed)
+    if spec.augments_native:
+        return lambda picture: resize_and_crop(augment(picture), spec.size)
+
+    def crop_first(picture: Picture) -> Frames:
+        crop = Image.fromarray(resize_and_crop(picture, spec.size).transpose(1, 2, 0))
+        return np.ascontiguousarray(np.asarray(augment(crop)).transpose(2, 0, 1))
+
+    return crop_first

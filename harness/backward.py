@@ -94,7 +94,7 @@ def in_chunks(
     assert text.grad is not None
     assert video.grad is not None
     for part, state, text_grad, video_grad in zip(
-        parts, states, text.grad.split(chunk), video.grad.split(chunk), strict=True
+        parts, states, torch.split(text.grad, chunk), torch.split(video.grad, chunk), strict=True
     ):
         restore_random_state(state, device)
         again_text, again_video = encode(part)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from tvrbench.harness.errors import BadInput, CheckFailed, TrainingDiverged
-from tvrbench.harness.validation import parse_assignments
+from tvrbench.harness.commands.data_options import DataCommand
+from tvrbench.harness.errors import BadInput, CheckFailed, RunFailed, TrainingDiverged
+from tvrbench.harness.interrupts import HOW_TO_GO_ON, Stopped
+from tvrbench.harness.validation import parse_assignments, parse_bytes
 
 # Commands import their module when they run, so that --help does not wait for torch.
 
@@ -190,10 +192,18 @@ def run(
     reports: Path = Path("reports"),
     skip_bad_videos: bool = False,
     paper_scale: Literal["auto", "counted", "timed", "none"] = "auto",
+    resume: bool = False,
+    skip_done: bool = False,
+    checkpoint_every: float = 10.0,
+    chunk: int | None = None,
+    memory_limit: str | None = None,
+    tensorboard: bool = False,
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate and measure methods under a protocol; write a record a run, then the report.
+
+    Several GPUs or machines: torchrun --no-python --nproc-per-node N tvrbench run ...; see docs/training.md.
 
     Args:
         protocol: For example msrvtt-1ka-9k/uniform or standin/uniform (tvrbench list protocols).
@@ -213,6 +223,13 @@ def run(
         paper_scale: What the methods cost on full-size ViT-B/32 and ViT-B/16: counted (GMACs, tokens, parameters),
             timed as well (minutes a method on a CPU), or none; auto times on a GPU and counts on a CPU, and leaves
             it out with --eval-only.
+        resume: Go on where the same command was broken off; runs that have their record are left out.
+        skip_done: Leave out runs that have their record; anything unfinished begins anew.
+        checkpoint_every: Minutes between two saves of the training state; the end of every epoch is saved anyway.
+        chunk: Pairs whose graph is held in memory at a time; all of the batch by default. It changes no gradient.
+        memory_limit: Memory that training may take on the device, for example 8GB: the largest chunk under it is found
+            by trial.
+        tensorboard: Write TensorBoard's events beside the log.
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
         as_json: Print one JSON document.
     """
@@ -233,6 +250,12 @@ def run(
         reports=reports,
         skip_bad_videos=skip_bad_videos,
         paper_scale=None if eval_only and paper_scale == "auto" else _extent(paper_scale, _device(device)),
+        resume=resume,
+        skip_done=skip_done,
+        checkpoint_every_s=60 * checkpoint_every,
+        chunk=chunk,
+        memory_limit=None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
+        tensorboard=tensorboard,
         arguments=tuple(sys.argv[1:]),
     )
     run_protocol(request, dry_run=dry_run, as_json=as_json)
@@ -307,27 +330,9 @@ def check(
 
 
 @app.command
-def data(
-    action: Positional[Literal["verify"]],
-    dataset: Annotated[Positional[str], arg(metavar="DATASET")],
-    /,
-    root: Path | None = None,
-    missing_list: Path = Path("missing-videos.txt"),
-    as_json: Json = False,
-) -> None:
-    """Look after data sets: verify says which videos are absent or broken.
-
-    Args:
-        action: What to do.
-        dataset: A data set (tvrbench list datasets).
-        root: Its folder: annotations and a folder videos.
-        missing_list: File that the ids of absent videos are written to.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.commands.data import verify_dataset
-
-    del action
-    verify_dataset(dataset, root, missing_list, as_json)
+def data(command: Annotated[DataCommand, arg(name="")]) -> None:
+    """Look after data sets: verify them, compare two copies, keep decoded frames."""
+    command.run()
 
 
 @app.command
@@ -344,29 +349,46 @@ def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 good, 1 a check failed, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit code that ``guarded`` speaks of."""
     # Before torch is imported: threads that wait by spinning slow a step tenfold as soon as another process wants
     # the same cores (measured on two cores), and cost nothing to speak of when they sleep instead.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return guarded(
+        lambda: app.cli(prog="tvrbench", args=arguments, config=(FlagCreatePairsOff,), description=DESCRIPTION)
+    )
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command; where it ends in an error that is the user's to mend, print one sentence and no traceback.
+
+    Returns:
+        The exit code: 0 good, 1 a check or a run failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+    """
     try:
-        app.cli(prog="tvrbench", args=arguments, config=(FlagCreatePairsOff,), description=DESCRIPTION)
+        command()
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"tvrbench: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except (CheckFailed, TrainingDiverged) as error:
-        print(f"tvrbench: {error}", file=sys.stderr)
-        return 1
+        return _end(f"{where}{error.strerror or error}", 2)
+    except (CheckFailed, TrainingDiverged, RunFailed) as error:
+        return _end(str(error), 1)
     except BadInput as error:
-        print(f"tvrbench: {error}", file=sys.stderr)
-        return 2
+        return _end(str(error), 2)
+    except Stopped as stop:
+        return _end(str(stop), stop.exit_code)
     except KeyboardInterrupt:
-        print("tvrbench: interrupted; finished records stay, the unfinished run left none", file=sys.stderr)
-        return 130
+        return _end(f"interrupted: {HOW_TO_GO_ON}", 130)
     return 0
+
+
+def _end(sentence: str, code: int) -> int:
+    """Say why the command ended; several processes of one run say which of them it was."""
+    rank = os.environ.get("RANK", "0")
+    who = "tvrbench" if rank == "0" else f"tvrbench (process {rank})"
+    print(f"{who}: {sentence}", file=sys.stderr)
+    return code
 
 
 DESCRIPTION = "One protocol, one machine, every number re-makeable: a benchmark of efficient text-video retrieval."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +157,7 @@ class VideoReport:
     fault: VideoFault | None = None
     off_by_s: float | None = None
     size_bytes: int | None = None
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     frames_sha256: str | None = None
     thumbs: str | None = None
 
@@ -165,8 +165,8 @@ class VideoReport:
 def clip_sha256(pixels: Frames, mask: npt.NDArray[np.bool_]) -> str:
     """SHA-256 of one clip: shape, pixels and mask."""
     digest = hashlib.sha256(f"{pixels.shape}\n".encode())
-    digest.update(np.ascontiguousarray(pixels))
-    digest.update(np.ascontiguousarray(mask))
+    digest.update(np.ascontiguousarray(pixels).data)
+    digest.update(np.ascontiguousarray(mask).data)
     return digest.hexdigest()
 
 
@@ -205,7 +205,7 @@ class RetrievalDataset(Protocol):
 
 
 @runtime_checkable
-class VideoFiles(Protocol):
+class VideoFiles(RetrievalDataset, Protocol):
     """A data set whose videos are files: they can be looked at one by one, and their frames kept in a cache."""
 
     first_seconds: ClassVar[float | None]
@@ -228,6 +228,6 @@ class VideoFiles(Protocol):
         """From kept frames to what ``frames`` gives, bit for bit: augmented, resized, padded."""
         ...
 
-    def pixel_versions(self, decoder: str) -> Mapping[str, str]:
-        """The libraries that decide what pixels a decoder gives, with their versions."""
+    def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
+        """The libraries that decide the pixels, with their versions; BadInput for an unknown sampler or decoder."""
         ...

@@ -114,7 +114,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for same in by_kind.values():
         flat = torch.cat([p.grad.flatten() for p in same if p.grad is not None])
         dist.all_reduce(flat)
-        for parameter, part in zip(same, flat.split([p.numel() for p in same]), strict=True):
+        for parameter, part in zip(same, torch.split(flat, [p.numel() for p in same]), strict=True):
             parameter.grad = part.view_as(parameter)
 
 

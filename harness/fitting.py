@@ -75,8 +75,7 @@ class Fitting:
         recipe, trainer, start = self._recipe, self._trainer, len(self._losses)
         units = epoch_units(self._split, recipe.pair_scenes)
         epoch = sum(map(len, units)) // recipe.batch_size
-        order = {"pair_scenes": recipe.pair_scenes, "start": start}
-        plan = list(batches(self._split, recipe.batch_size, self._seed, trainer.total_steps, **order))
+        plan = self._plan(start)
         self._course.session.listener.advance(TRAIN_WORK * recipe.batch_size * start)
         clips = self._clips(plan, start)
         with self._course.session.interrupts.deferred():
@@ -86,6 +85,11 @@ class Fitting:
                 self._course.after_step(self._phase, trainer, self._losses, epoch_ends=at_end)
         trainer.finish()
         return self._summary()
+
+    def _plan(self, start: int) -> list[list[int]]:
+        recipe, steps = self._recipe, self._trainer.total_steps
+        pairs = batches(self._split, recipe.batch_size, self._seed, steps, pair_scenes=recipe.pair_scenes, start=start)
+        return list(pairs)
 
     def _clips(self, plan: Sequence[Sequence[int]], start: int) -> Iterator[Clips]:
         """This process's share of the clips of every batch; the seed of a clip depends on its step and place alone."""

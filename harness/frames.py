@@ -1,4 +1,4 @@
-"""Frames for the model: decoded in threads ahead of use, kept in memory where all of them fit."""
+"""Frames for the model: read from a cache or decoded, in threads ahead of use; kept in memory where all of them fit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tvrbench.harness.data import FrameSpec, RetrievalDataset
+from tvrbench.harness.data import Clip, FrameSpec, RetrievalDataset, clip_sha256
+from tvrbench.harness.frame_cache import CachedFrames
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MEMORY_LIMIT = 2 * 2**30
 AHEAD = 2
-
-Clip = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
 
 
 def normalise(pixels: Tensor, mask: Tensor, device: torch.device | str) -> Tensor:
@@ -39,22 +37,33 @@ class FrameLoader:
         spec: frames, size, sampler, augmentation.
         videos: how many different videos will be asked for; decides whether decoded pixels are kept.
         memory_limit: bytes of decoded pixels that may be kept; a clip that depends on the seed is never kept.
+        cached: where clips come from that need no decoding (``frame_cache.open_cache``).
     """
 
     def __init__(
-        self, dataset: RetrievalDataset, spec: FrameSpec, videos: int, memory_limit: int = MEMORY_LIMIT
+        self,
+        dataset: RetrievalDataset,
+        spec: FrameSpec,
+        videos: int,
+        memory_limit: int = MEMORY_LIMIT,
+        cached: CachedFrames | None = None,
     ) -> None:
         self.dataset = dataset
         self.spec = spec
+        self.cached = cached
         needed = videos * spec.frames * 3 * spec.size**2
         self._kept: dict[str, Clip] | None = {} if not spec.random and needed <= memory_limit else None
 
     def _clip(self, video_id: str, seed: int) -> Clip:
         if self._kept is None:
-            return self.dataset.frames(video_id, self.spec, seed)
+            return self._load(video_id, seed)
         if video_id not in self._kept:
-            self._kept[video_id] = self.dataset.frames(video_id, self.spec, seed)
+            self._kept[video_id] = self._load(video_id, seed)
         return self._kept[video_id]
+
+    def _load(self, video_id: str, seed: int) -> Clip:
+        clip = self.cached.clip(video_id, seed) if self.cached is not None else None
+        return clip if clip is not None else self.dataset.frames(video_id, self.spec, seed)
 
     def batches(self, requests: Iterable[Sequence[tuple[str, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each request, a list of (video id, seed), the pixels uint8 [B, T, 3, H, W] and masks [B, T].
@@ -75,16 +84,24 @@ class FrameLoader:
 
 
 def frames_fingerprint(loader: FrameLoader, video_ids: Sequence[str]) -> str:
-    """SHA-256 over the decoded pixels of videos in the order given, so that sites can compare what they ran on.
+    """One figure for the decoded pixels of videos in the order given, so that sites can compare what they ran on.
 
     Raises:
         BadInput: a video cannot be decoded.
     """
-    digest = hashlib.sha256(repr(loader.spec).encode())
-    for video_id, (pixels, mask) in zip(video_ids, loader.batches([(v, 0)] for v in video_ids), strict=True):
-        digest.update(f"\n{video_id} {tuple(pixels.shape)}\n".encode())
-        digest.update(pixels.numpy().tobytes())
-        digest.update(mask.numpy().tobytes())
+    clips = loader.batches([(v, 0)] for v in video_ids)
+    taken = (clip_sha256(pixels[0].numpy(), mask[0].numpy()) for pixels, mask in clips)
+    return fingerprint_of(loader.spec, zip(video_ids, taken, strict=True))
+
+
+def fingerprint_of(spec: FrameSpec, clips: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over what the frames are and, in the order given, (video id, `clip_sha256`) of each video.
+
+    The decoder is left out: two that give the same pixels give the same fingerprint.
+    """
+    digest = hashlib.sha256(f"{spec.sampler} {spec.frames} {spec.size} {spec.augment}".encode())
+    for video_id, sha256 in clips:
+        digest.update(f"\n{video_id} {sha256}".encode())
     return digest.hexdigest()
 
 

@@ -38,7 +38,7 @@ class Journal:
             check_tensorboard()
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._path.with_suffix("")))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(self._path.with_suffix("")))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -15,6 +15,7 @@ from tvrbench.harness.backbone.weights import Weights, load_weights
 from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
 from tvrbench.harness.distributed import world
 from tvrbench.harness.errors import BadInput
+from tvrbench.harness.frame_cache import open_cache
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
 from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import Protocol
@@ -54,7 +55,7 @@ class Prepared:
         """The one loader for this FrameSpec."""
         if spec not in self.loaders:
             videos = len(self.train.video_ids) + len(self.test.video_ids)
-            self.loaders[spec] = FrameLoader(self.dataset, spec, videos)
+            self.loaders[spec] = FrameLoader(self.dataset, spec, videos, cached=open_cache(self.dataset, spec))
         return self.loaders[spec]
 
     def frames_fingerprint(self, spec: FrameSpec) -> str:

@@ -75,7 +75,7 @@ class Course:
     """One run on its way: its state on disk, its log, and when to save next. The first process alone writes.
 
     Attributes:
-        begun: whether some of it is saved.
+        begun: whether some of it is saved and good to go on from.
 
     Args:
         session: of the command.
@@ -101,7 +101,7 @@ class Course:
         first = world().first
         self.journal = Journal(session.log_path(protocol, name) if first else None, tensorboard=session.tensorboard)
         self.journal.cut(self._snapshot.log_bytes)
-        self.begun = self._snapshot != Snapshot()
+        self.begun = False
         self._saved_at = time.monotonic()
 
     @property
@@ -127,6 +127,7 @@ class Course:
         if saved is None:
             return []
         restore(trainer, saved, str(self._file.path))
+        self.begun = True
         where = f"{phase}:{trainer.steps_done}"
         self._snapshot = replace(self._snapshot, resumed_at=[*self._snapshot.resumed_at, where])
         self.session.listener.say(f"{self.title}: goes on after step {trainer.steps_done} of {trainer.total_steps}")

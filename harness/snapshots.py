@@ -71,6 +71,7 @@ class SnapshotFile:
     def __init__(self, path: Path, identity: Identity) -> None:
         self.path = path
         self._identity = dict(identity)
+        self._draft = path.with_name(f".{path.name}.part")  # one name: a kill leaves one file at most
 
     def read(self) -> Snapshot | None:
         """The state; None where there is no file.
@@ -110,14 +111,13 @@ class SnapshotFile:
             RunFailed: it cannot be written, on a full disk say; the earlier state is kept.
         """
         document = {"format": FORMAT, "run": self._identity, "state": _plain(snapshot)}
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
+            with self._draft.open("wb") as file:
                 torch.save(document, file)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(self.path)
+            self._draft.replace(self.path)
             _sync_folder(self.path.parent)
         except (OSError, RuntimeError) as error:  # torch's writer has errors of its own for a write that failed
             kept = "the state saved before it is kept" if self.path.is_file() else "no earlier state was saved"
@@ -126,11 +126,12 @@ class SnapshotFile:
                 "on that disk, then go on with the same command and --resume"
             ) from error
         finally:
-            draft.unlink(missing_ok=True)
+            self._draft.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """The run is complete: its state has no use any more."""
         self.path.unlink(missing_ok=True)
+        self._draft.unlink(missing_ok=True)
 
 
 def _plain(snapshot: Snapshot) -> dict[str, Any]:
@@ -164,9 +165,7 @@ def changing_tensors(model: RetrievalModel) -> dict[str, Tensor]:
     """What training changes: parameters that learn, buffers, and the temperature, which every step clamps."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name not in frozen or name == "clip.logit_scale"
+        name: tensor for name, tensor in model.state_dict().items() if name not in frozen or name == "clip.logit_scale"
     }
 
 

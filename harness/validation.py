@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -32,6 +33,18 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
         place = ".".join(str(part) for part in first["loc"]) or cls.__name__
         got = "" if first["type"] == "missing" else f", not {first['input']!r}"
         raise BadInput(f"{what} {place!r}: {first['msg']}{got}") from None
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """``8GB`` or ``512MiB`` -> bytes; GB counts in thousands, GiB in 1024s.
+
+    Raises:
+        BadInput: not written that way; names ``option``.
+    """
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE | re.ASCII)
+    if found is None or float(found[1]) == 0:
+        raise BadInput(f"{option} {text!r}: write it as a size, for example {option} 8GB or {option} 7.5GiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

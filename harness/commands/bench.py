@@ -13,6 +13,7 @@ from tvrbench.harness.backbone.weights import load_weights
 from tvrbench.harness.commands.bench_table import print_rows
 from tvrbench.harness.commands.output import print_json, say
 from tvrbench.harness.cost.efficiency import NAME, load, measure_method
+from tvrbench.harness.cost.end_to_end import open_videos
 from tvrbench.harness.cost.plan import RANDOM, Entry, Plan, parse_entry
 from tvrbench.harness.cost.storing import Began, store_costs
 from tvrbench.harness.errors import BadInput
@@ -57,6 +58,8 @@ def run_bench(request: Request, as_json: bool) -> None:
     for backbone in request.backbones:
         for entry in (*entries, plan.against):
             load(plan, entry, backbone)  # an option that does not fit is found before minutes of measuring
+    if plan.end_to_end:
+        open_videos(plan.dataset, plan.data)
     store.check_writable(NAME)
     command = command_line(request.arguments)
     rows = [_measured(plan, entry, backbone, store, command) for backbone in request.backbones for entry in entries]

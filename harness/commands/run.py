@@ -79,6 +79,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.chunk is not None and self.memory_limit is not None:
             raise BadInput("--chunk and --memory-limit: give one of them, the second finds the first")
+        if self.chunk is not None and self.chunk < 1:
+            raise BadInput(f"--chunk {self.chunk}: at least one pair must be held at a time")
+        if not self.checkpoint_every_s >= 0:
+            raise BadInput("--checkpoint-every: give minutes, 0 to save after every step")
         if self.tensorboard:
             check_tensorboard()
 

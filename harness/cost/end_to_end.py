@@ -42,7 +42,7 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     Raises:
         BadInput: an unknown data set, no folder for it, or a video that cannot be decoded.
     """
-    dataset = _dataset(job)
+    dataset = open_videos(job.dataset, job.data)
     spec = FrameSpec(sampler=SAMPLER, frames=model.frames, size=model.clip.arch.image_size)
     requests = _requests(dataset, job)
     said: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": SAMPLER}
@@ -57,11 +57,16 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     return [*found, Measurement("end_to_end_throughput", median(rates), "videos/s", rates, said), search]
 
 
-def _dataset(job: Job) -> RetrievalDataset:
-    cls = registry.lookup(job.dataset, "datasets")
-    if job.data is None and not cls.generated:
-        raise BadInput(f"data set {job.dataset} needs its folder (--data DIR): {cls.wanted}")
-    dataset: RetrievalDataset = cls(None if job.data is None else Path(job.data))
+def open_videos(name: str, folder: str | None) -> RetrievalDataset:
+    """The data set whose videos are decoded; one that makes its own does so now.
+
+    Raises:
+        BadInput: an unknown name, no folder, or not the data set's folder.
+    """
+    cls = registry.lookup(name, "datasets")
+    if folder is None and not cls.generated:
+        raise BadInput(f"data set {name} needs its folder (--data DIR): {cls.wanted}")
+    dataset: RetrievalDataset = cls(None if folder is None else Path(folder))
     return dataset
 
 

@@ -138,7 +138,7 @@ def _limits(axes: Axes, points: Sequence[Point], chance: float | None) -> None:
         return
     width = max(max(costs) - min(costs), 0.25 * max(costs), 1e-12)
     middle = (max(costs) + min(costs)) / 2
-    axes.set_xlim(middle - 0.72 * width, middle + 0.72 * width)
+    axes.set_xlim(max(middle - 0.72 * width, -0.04 * middle), middle + 0.72 * width)  # no cost is below 0
 
 
 def _draw_chance(axes: Axes, chance: float) -> Text:

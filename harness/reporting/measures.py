@@ -10,8 +10,10 @@ import numpy as np
 from tvrbench.harness.reporting.equal_time import RIVAL
 from tvrbench.harness.reporting.fields import ARROWS, LOW_IS_GOOD, MEMORY_UNITS, METRICS
 from tvrbench.harness.reporting.points import Better, Point, Span
+from tvrbench.harness.reporting.queries import row_credits
 from tvrbench.harness.reporting.recall import by_recall, shared_interval, shared_recall, ties_matter
 from tvrbench.harness.reporting.rows import MethodRow
+from tvrbench.harness.statistics import bootstrap_interval, mean
 
 _SAMPLES = 4  # fewer have no quartiles to speak of
 
@@ -94,7 +96,7 @@ class AccuracyAxis:
     def interval(self, row: MethodRow) -> Span | None:
         """95 % over queries, where there is one."""
         if self.shared:
-            return shared_interval(row)
+            return recall_interval(row)
         return row.interval(*self.path) if len(self.path) == 2 else None
 
 
@@ -139,6 +141,16 @@ def styles(rows: Sequence[MethodRow]) -> Mapping[str, int]:
     return {row.label: names.index(_style_name(row)) for row in rows}
 
 
+def recall_interval(row: MethodRow) -> Span | None:
+    """95 % interval of R@1 with ties shared: as recorded, or of several seeds from what each query earned them."""
+    recorded = shared_interval(row)
+    values = None if recorded is not None else row_credits(row)
+    if values is None:
+        return recorded
+    found = bootstrap_interval(values, mean)
+    return found.low, found.high
+
+
 def line_of(row: MethodRow) -> str | None:
     """The line that a row is a point of: that of fewer frames, one for each tuning."""
     return f"{RIVAL}, {row.record['tuning']}" if row.method == RIVAL and row.selection == "last" else None
@@ -160,7 +172,7 @@ def points(rows: Sequence[MethodRow], axis: CostAxis) -> list[Point]:
                     label=f"{keep} of {row.options.get('frames')} frames" if short else row.label,
                     cost=cost,
                     recall=recall,
-                    interval=shared_interval(row),
+                    interval=recall_interval(row),
                     spread=axis.spread(row),
                     line=line,
                     style=style[row.label],

@@ -19,8 +19,8 @@ from tvrbench.harness.reporting.origins import (
     skipped_videos,
     warnings,
 )
-from tvrbench.harness.reporting.pairs import compared_pairs, pair_table
 from tvrbench.harness.reporting.page_html import PAGE, html_page
+from tvrbench.harness.reporting.pairs import compared_pairs, pair_table
 from tvrbench.harness.reporting.paper_tables import apart_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.pictures import PICTURES, Picture, pictures
 from tvrbench.harness.reporting.published import load_configurations, load_published
@@ -28,12 +28,14 @@ from tvrbench.harness.reporting.recall import by_recall
 from tvrbench.harness.reporting.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.reporting.scored_table import scored_table
+from tvrbench.harness.reporting.series import STAGES
 from tvrbench.harness.reporting.stored import Selected, StoredRecord, newest, select, stored_records
 from tvrbench.harness.reporting.tables import main_table, subset_table
 from tvrbench.harness.reporting.verdicts import compare
 from tvrbench.harness.store import RecordStore, atomic_write
 
 PAPER_SCALE = "paper-scale"
+BENCHED = "efficiency"
 _TABLES = (
     "main",
     "scored",
@@ -71,7 +73,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     full_size, outdated = _full_size(store)
     left_out = [*selected.left_out, *outdated]
     tables, elsewhere = _tables(rows, full_size, selected, scope)
-    drawn = pictures(rows, scope)
+    drawn = pictures(rows, scope, _benched(store))
     content = _content(rows, full_size, tables, elsewhere, selected, left_out, scope, drawn)
     files: dict[str, bytes] = {"README.md": templates().get_template("README.md.j2").render(content).encode()}
     files |= {picture.file: picture.data for picture in drawn}
@@ -97,6 +99,16 @@ def _full_size(store: RecordStore) -> tuple[list[MethodRow], list[StoredRecord]]
     current = newest(completed).record["protocol"]["hash"]
     kept = [s for s in completed if s.record["protocol"]["hash"] == current]
     return method_rows(kept, apart=("backbone",)), [s for s in completed if s not in kept]
+
+
+def _benched(store: RecordStore) -> list[MethodRow]:
+    """What ``tvrbench bench`` measured last with the stages of a video's time in it."""
+    runs = [s for s in stored_records(store, BENCHED) if s.record["status"] == "completed"]
+    staged = [s for s in runs if any(m["name"] in STAGES for m in s.record["cost"])]
+    if not staged:
+        return []
+    current = newest(staged).record["protocol"]["hash"]
+    return method_rows([s for s in staged if s.record["protocol"]["hash"] == current])
 
 
 def _tables(

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from tvrbench.harness.reporting.figures import pareto
 from tvrbench.harness.reporting.measures import CostAxis, cost_axes, points
 from tvrbench.harness.reporting.points import lines
+from tvrbench.harness.reporting.profiles import seeds_spread, time_breakdown, tokens_per_layer
 from tvrbench.harness.reporting.rows import MethodRow
-from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.scope import Scope, setting
+from tvrbench.harness.reporting.series import seed_spreads, time_stages, token_curves
 from tvrbench.harness.reporting.tables import chance_levels
 
 PICTURES = ("pareto*.png", "tokens-per-layer.png", "seeds.png", "time-breakdown.png")
@@ -29,9 +31,18 @@ class Picture:
     kind: str
 
 
-def pictures(rows: Sequence[MethodRow], scope: Scope) -> list[Picture]:
-    """Every picture that the rows allow; R@1 against GMACs first."""
-    return [picture for axis in _chosen(rows) if (picture := _against(rows, axis, scope)) is not None]
+def pictures(rows: Sequence[MethodRow], scope: Scope, benched: Sequence[MethodRow] = ()) -> list[Picture]:
+    """Every picture that the rows allow; R@1 against GMACs first.
+
+    Args:
+        rows: of the main table.
+        scope: what the report is about.
+        benched: what ``tvrbench bench`` measured, for the stages of time where no row of the table has them.
+    """
+    against = (_against(rows, axis, scope) for axis in _chosen(rows))
+    time = _breakdown(rows, scope) or _breakdown(benched, scope, "full-size models")
+    others = (_tokens(rows, scope), _seeds(rows, scope), time)
+    return [picture for picture in (*against, *others) if picture is not None]
 
 
 def heading(text: str, scope: Scope) -> str:
@@ -74,6 +85,58 @@ def _against(rows: Sequence[MethodRow], axis: CostAxis, scope: Scope) -> Picture
             "Points of equal cost whose bars overlap are set side by side.",
         ),
         kind="pareto",
+    )
+
+
+def _tokens(rows: Sequence[MethodRow], scope: Scope) -> Picture | None:
+    curves = token_curves(rows)
+    if not curves:
+        return None
+    title = heading("Tokens after each block", scope)
+    return Picture(
+        file="tokens-per-layer.png",
+        data=tokens_per_layer(curves, title=title, notice=scope.notice),
+        alternative=f"Tokens of one video after each block, of each method, {scope.protocol}",
+        caption=scope.caption(
+            "Tokens of one video, class tokens included, that leave each block of the vision transformer: all frames "
+            "or segments together.",
+            "Methods with the same tokens share a line.",
+        ),
+        kind="tokens",
+    )
+
+
+def _seeds(rows: Sequence[MethodRow], scope: Scope) -> Picture | None:
+    spreads = seed_spreads(rows)
+    if not spreads:
+        return None
+    title = heading("R@1 of each seed", scope)
+    return Picture(
+        file="seeds.png",
+        data=seeds_spread(spreads, title=title, notice=scope.notice or (None if scope.compares else RECIPES_NOTICE)),
+        alternative=f"R@1 of each seed of each method, {scope.protocol}",
+        caption=scope.caption(
+            "What another seed changes (dots) beside what other queries would (grey): two doubts of different kinds.",
+        ),
+        kind="seeds",
+    )
+
+
+def _breakdown(rows: Sequence[MethodRow], scope: Scope, which: str | None = None) -> Picture | None:
+    stages = time_stages(rows)
+    if not stages:
+        return None
+    what = f"Where the time of a video goes{'' if which is None else f', {which}'}"
+    title = what if which else heading(what, scope)
+    return Picture(
+        file="time-breakdown.png",
+        data=time_breakdown(stages, title=title, notice=scope.notice),
+        alternative=f"Time of decoding, preprocessing and encoding a video, of each method, {scope.protocol}",
+        caption=scope.caption(
+            "Stages one after the other, decoding in one thread: a faster encoder shortens the last part alone.",
+            f"Time: {setting(rows)}." if setting(rows) else None,
+        ),
+        kind="time",
     )
 
 

@@ -64,6 +64,4 @@ def wants_log(values: Sequence[float]) -> bool:
 
 
 def _beats(q: Point, p: Point, sign: int) -> bool:
-    return (
-        sign * q.cost <= sign * p.cost and q.recall >= p.recall and (q.cost, q.recall) != (p.cost, p.recall)
-    )
+    return sign * q.cost <= sign * p.cost and q.recall >= p.recall and (q.cost, q.recall) != (p.cost, p.recall)

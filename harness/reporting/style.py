@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
 from tvrbench.harness.reporting.markdown import one_line
 
@@ -42,18 +43,37 @@ def canvas(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def decorate(axes: Axes, title: str, notice: str | None, x_label: str, y_label: str) -> None:
-    """Heading, notice under it, axis labels, grid."""
+def decorate(axes: Axes, title: str, notice: str | None, x_label: str, y_label: str) -> list[Text]:
+    """Heading, notice under it, axis labels, grid; returns what stands above the axes."""
     heading = "\n".join(textwrap.wrap(one_line(title), 70))
-    axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", color=INK, pad=24 if notice else 8)
+    above = [axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", color=INK, pad=24 if notice else 8)]
     if notice:
-        axes.text(0, 1.02, one_line(notice), transform=axes.transAxes, fontsize=8.5, color=ALERT, va="bottom")
+        place = (0, 6)  # 1/72 inch
+        said = axes.annotate(
+            one_line(notice), (0, 1), place, "axes fraction", "offset points", fontsize=8.5, color=ALERT, va="bottom"
+        )
+        above.append(said)
     axes.set_xlabel(x_label, fontsize=9.5, color=INK)
     axes.set_ylabel(y_label, fontsize=9.5, color=INK)
     axes.tick_params(labelsize=8.5, colors=INK)
     axes.grid(visible=True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     sns.despine(ax=axes)
+    return above
+
+
+def flush_left(axes: Axes, above: Sequence[Text]) -> None:
+    """Move what stands above the axes to the picture's left edge, where names beside the axes leave it no room."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    edge = figure.transFigure.transform((0.012, 0.0))
+    for text in above:
+        if isinstance(text, Annotation):
+            text.xy = (float(axes.transAxes.inverted().transform(edge)[0]), 1.0)
+        else:
+            text.set_x(float(axes.transAxes.inverted().transform(edge)[0]))
 
 
 def png(figure: Figure) -> bytes:

@@ -56,6 +56,8 @@ def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path
         (("lora", "lora"), "twice"),
         (("lora", "--weights", "no/such/file"), "no/such/file"),
         (("lora", "--set", "colour=1"), "colour"),
+        (("lora", "--end-to-end", "--dataset", "msrvtt"), "--data DIR"),
+        (("lora", "--end-to-end", "--dataset", "msrvttt"), "did you mean msrvtt"),
     ],
 )
 def test_bad_input_is_one_sentence(

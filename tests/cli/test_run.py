@@ -103,15 +103,15 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
     (before,) = run("--methods", "lora")
 
     def explode(*_: Any, **__: Any) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("tvrbench.harness.running.train", explode)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    monkeypatch.setattr("tvrbench.harness.running.choose_rate", explode)
+    with pytest.raises(RuntimeError, match="no such luck"):
         cli.main(["run", "standin/uniform", "--methods", "lora", "--paper-scale", "none"])
     records = RecordStore(Path("results")).load_all("standin/uniform")
     assert before in records
     (failed,) = [record for record in records if record["status"] == "failed"]
-    assert failed["failure"] == "RuntimeError: out of memory"
+    assert failed["failure"] == "RuntimeError: no such luck"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

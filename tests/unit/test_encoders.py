@@ -63,6 +63,22 @@ def test_the_error_is_that_of_the_precision(
     assert "invalid" not in check.conditions
 
 
+def test_compiled_encoders_are_the_ones_that_are_timed(
+    model: RetrievalModel, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    def fake(call: Any, dynamic: bool) -> Any:
+        assert dynamic is False
+        return lambda *tensors: compiled.append(call) or call(*tensors)
+
+    monkeypatch.setattr(torch, "compile", fake)
+    with torch.inference_mode():
+        _, check = checked_encoders(model, replace(job, compile=True), made_up(model, 1, CPU))
+    assert compiled == [model.encode_video, model.encode_text]  # once each: the reference is eager
+    assert check.error < 1e-5
+
+
 def test_autocast_leaves_the_folded_weights_in_float32(tiny_weights: Path, job: Job) -> None:
     fresh, other = (load_model("lora", weights=tiny_weights) for _ in range(2))
     inputs = made_up(fresh, 1, CPU)

@@ -82,7 +82,7 @@ def msrvtt_record(method: str, r1: float, kind: str = "published", **changes: An
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of a report's time and have tests of their own."""
-    monkeypatch.setattr("tvrbench.harness.reporting.page.pictures", lambda rows, scope: [])
+    monkeypatch.setattr("tvrbench.harness.reporting.page.pictures", lambda *_: [])
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def save(
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvrbench.harness.reporting.page.pictures", lambda rows, scope: [])
+    monkeypatch.setattr("tvrbench.harness.reporting.page.pictures", lambda *_: [])
 
 
 @pytest.fixture

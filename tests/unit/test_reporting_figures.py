@@ -16,7 +16,7 @@ from PIL import Image
 from tvrbench.harness.reporting import figures
 from tvrbench.harness.reporting.figures import pareto
 from tvrbench.harness.reporting.labels import Boxes, Scene, place_labels
-from tvrbench.harness.reporting.points import Point, frontier
+from tvrbench.harness.reporting.points import Point, frontier, lines
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +106,43 @@ class TestFigure:
             "tempme (r=0, clip_ratio=0.0, intra_ratio=0.0)",
         ]
         assert frontier([]) == []
+        assert [p.label for p in frontier(TWELVE, "max")] == ["tempme (r=0, clip_ratio=0.0, intra_ratio=0.0)"]
+
+    def test_costs_far_apart_get_a_logarithmic_axis_with_zero_at_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[str, list[str], npt.NDArray[np.float64]]] = []
+        place: Callable[..., npt.NDArray[np.float64]] = figures.side_by_side
+
+        def watch(axes: Any, points: Any) -> npt.NDArray[np.float64]:
+            spots = place(axes, points)
+            seen.append((axes.get_xscale(), [t.get_text() for t in axes.get_xticklabels()], spots))
+            return spots
+
+        monkeypatch.setattr(figures, "side_by_side", watch)
+        self.draw([point("a", 0.0, 30.0), point("b", 0.5, 40.0), point("c", 86.0, 45.0)])
+        self.draw([point("a", 40.0, 30.0), point("b", 50.0, 40.0)])
+        (scale, ticks, spots), (linear, _, _) = seen
+        assert (scale, linear) == ("log", "linear")
+        assert ticks[0] == "0"
+        assert (np.diff(spots[:, 0]) > 100).all()
+
+    def test_names_keep_off_the_line_of_fewer_frames(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[Scene, Boxes]] = []
+
+        def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            centres = place_labels(scene, sizes)
+            seen.append((scene, Boxes.around(centres, sizes)))
+            return centres
+
+        monkeypatch.setattr("tvrbench.harness.reporting.pixels.place_labels", watch)
+        frames = [
+            Point(label=f"{keep} of 12 frames", cost=4.4 * keep, recall=34 + keep, line="fewer") for keep in (2, 6, 12)
+        ]
+        self.draw([*frames, point("tempme", 34.76, 46.1)], better="min")
+        (scene, labels), *_ = seen
+        assert_apart(scene, labels)
+        assert labels.overlap(scene.lines).max() == 0
+        assert {name: len(line) for name, line in lines([*frames, point("x", 1.0, 1.0)]).items()} == {"fewer": 3}
+        assert lines(frames[:1]) == {}
 
     @given(
         st.lists(st.tuples(st.floats(100, 1400), st.floats(100, 900)), min_size=1, max_size=8, unique=True),

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from tvrbench.datasets import decoding, video
-from tvrbench.datasets.video import load_clip, probe, read_frames, resize_and_crop
+from tvrbench.datasets import decoders, decoding
+from tvrbench.datasets.pictures import resize_and_crop
+from tvrbench.datasets.video import load_clip, probe, read_frames
 from tvrbench.harness.data import FrameSpec
 from tvrbench.harness.errors import BadInput
 
@@ -117,7 +118,7 @@ def test_decoding_counts_where_packets_miscount(good: Path, monkeypatch: pytest.
         more = tuple(range(index.times[-1] + 1, index.times[-1] + 3))
         return dataclasses.replace(index, count=index.count + 2, times=index.times + more)
 
-    monkeypatch.setattr(video, "scan", boastful)
+    monkeypatch.setattr(decoders, "scan", boastful)
     assert load_clip(good, FrameSpec(size=32))[2][-1] == 29
 
 

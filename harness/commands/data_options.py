@@ -1,0 +1,98 @@
+"""The options of ``tvrbench data``, a class for each of its commands. Imports nothing heavy, for the sake of --help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+Dataset = Annotated[Positional[str], arg(metavar="DATASET", help="A data set (tvrbench list datasets).")]
+Root = Annotated[Path | None, arg(help="Its folder: annotations and a folder videos.")]
+Splits = Annotated[
+    UseAppendAction[tuple[str, ...]], arg(name="split", metavar="SPLIT", help="Only this split; may be repeated.")
+]
+Sampler = Annotated[str, arg(help="How frames are picked: tempme, clip4clip or centerclip.")]
+Frames = Annotated[int, arg(help="Frames a video; DiDeMo and ActivityNet are run with 64.")]
+Size = Annotated[int, arg(help="Side of the square crop in pixels.")]
+Decoder = Annotated[str | None, arg(help="pyav or torchcodec; pyav unless TVRBENCH_DECODER names another.")]
+Json = Annotated[bool, arg(name="json", help="Print one JSON document.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Decode every video: which are absent, broken, or last too long or too short, and the frames' fingerprint."""
+
+    dataset: Dataset
+    root: Root = None
+    splits: Splits = ()
+    sampler: Sampler = "tempme"
+    frames: Frames = 12
+    size: Size = 224
+    decoder: Decoder = None
+    missing_list: Annotated[Path, arg(help="File for the ids of absent videos.")] = Path("missing-videos.txt")
+    report: Annotated[
+        Path | None, arg(help="File for all that was found about each video, as JSON, for tvrbench data compare.")
+    ] = None
+    as_json: Json = False
+
+    def run(self) -> None:
+        """Do it; see `tvrbench.harness.commands.data.verify_dataset`."""
+        from tvrbench.harness.commands.data import frame_spec, verify_dataset
+
+        verify_dataset(
+            self.dataset,
+            self.root,
+            splits=self.splits,
+            spec=frame_spec(self.sampler, self.frames, self.size, False, self.decoder),
+            missing_list=self.missing_list,
+            report_path=self.report,
+            as_json=self.as_json,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Explain why two copies of a data set do not give the same frames."""
+
+    a: Annotated[Positional[Path], arg(metavar="A", help="A report that tvrbench data verify --report wrote.")]
+    b: Annotated[Positional[Path], arg(metavar="B", help="Another one, of another copy of the same data set.")]
+    as_json: Json = False
+
+    def run(self) -> None:
+        """Do it; see `tvrbench.harness.commands.data.compare_data`."""
+        from tvrbench.harness.commands.data import compare_data
+
+        compare_data(self.a, self.b, self.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Decode every video once and keep the frames; goes on where it was interrupted."""
+
+    dataset: Dataset
+    root: Root = None
+    splits: Splits = ()
+    sampler: Sampler = "tempme"
+    frames: Frames = 12
+    size: Size = 224
+    native: Annotated[
+        bool, arg(help="Keep frames as large as they are in the videos, for augmentations that need that.")
+    ] = False
+    decoder: Decoder = None
+    as_json: Json = False
+
+    def run(self) -> None:
+        """Do it; see `tvrbench.harness.commands.data.cache_frames`."""
+        from tvrbench.harness.commands.data import cache_frames, frame_spec
+
+        spec = frame_spec(self.sampler, self.frames, self.size, self.native, self.decoder)
+        cache_frames(self.dataset, self.root, splits=self.splits, spec=spec, as_json=self.as_json)
+
+
+DataCommand = (
+    Annotated[Verify, subcommand("verify")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Cache, subcommand("cache")]
+)

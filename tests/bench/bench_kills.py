@@ -1,0 +1,150 @@
+"""Kill a training with SIGKILL again and again, and compare what it ends with to an undisturbed one: a script.
+
+    python tests/bench/bench_kills.py [--kills 20] [--methods lora,vidtome] [--steps 150] [--seed 0]
+
+Every attempt goes on with --resume from what the last one left, saving after every step, and is killed at a random
+moment: one in four while it starts, the others in training, between two steps, inside one or while a state is written.
+After the last kill the run is left to end. Its weights, ranks and log must be those of a run that was never disturbed,
+bit for bit. Exits with 1 where they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.backbone.weights import initialise
+
+STARTING = 0.25  # of the kills fall before the first step
+TOOL = Path(__file__).parents[1] / "tools" / "tiny_run.py"
+
+
+def start(weights: Path, folder: Path, method: str, steps: int, *more: str) -> subprocess.Popen[bytes]:
+    """One attempt."""
+    command = [sys.executable, "-P", str(TOOL), "--weights", str(weights), "--results", str(folder)]
+    command += ["--method", method, "--steps", str(steps), "--every", "0", *more]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    return subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+
+
+def lines(folder: Path) -> int:
+    """Steps in the log."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("*.jsonl"))
+
+
+def survive(
+    weights: Path, folder: Path, method: str, steps: int, kills: int, seed: int
+) -> tuple[Counter[str], dict[str, bool]]:
+    """Kill a run up to ``kills`` times, and fewer where it ends before; compare it with an undisturbed one.
+
+    Returns:
+        Where the kills fell, and what is the same in the end.
+    """
+    draw, fell = random.Random(seed), Counter[str]()
+    begun = time.monotonic()
+    whole = start(weights, folder / "whole", method, steps)
+    until(lambda: lines(folder / "whole") > 0 or whole.poll() is not None)
+    startup = time.monotonic() - begun
+    if whole.wait():
+        raise RuntimeError("the undisturbed run failed")
+    share = (time.monotonic() - begun - startup) / (kills + 1)
+    broken = folder / "broken"
+    for _ in range(kills):
+        before, process = lines(broken), start(weights, broken, method, steps, "--resume")
+        if draw.random() < STARTING:
+            time.sleep(draw.uniform(0, startup))
+        else:
+            until(lambda: lines(broken) != before or process.poll() is not None)  # noqa: B023 - called here alone
+            time.sleep(draw.uniform(0, 0.7 * share))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        writing = any(broken.rglob(".*.part"))
+        fell["while writing" if writing else "in training" if lines(broken) != before else "starting"] += 1
+    if start(weights, broken, method, steps, "--resume").wait():
+        raise RuntimeError("the run failed after the last kill")
+    return fell, compare(folder / "whole", broken)
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Return when it is."""
+    while not done():
+        time.sleep(0.01)
+
+
+def compare(one: Path, other: Path) -> dict[str, bool]:
+    """What is the same, bit for bit, of two results folders with one run each."""
+    weights = [load_file(next(folder.rglob("*.safetensors"))) for folder in (one, other)]
+    ranks = [np.load(next(folder.rglob("*.npz"))) for folder in (one, other)]
+    logs = [[_timeless(line) for line in next(f.rglob("*.jsonl")).read_text().splitlines()] for f in (one, other)]
+    return {
+        "weights": weights[0].keys() == weights[1].keys()
+        and all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0]),
+        "ranks": all(np.array_equal(ranks[0][key], ranks[1][key]) for key in ("t2v", "v2t")),
+        "log": logs[0] == logs[1],
+    }
+
+
+def _timeless(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if key not in ("time", "videos_per_s")}
+
+
+def tiny_weights(path: Path) -> Path:
+    """Random weights of a 64-wide CLIP."""
+    torch.manual_seed(0)
+    model = CLIP(
+        Architecture(
+            image_size=64,
+            patch_size=16,
+            vision_width=64,
+            vision_layers=12,
+            text_width=64,
+            text_layers=2,
+            context_length=32,
+            vocab_size=512,
+            embed_dim=64,
+        )
+    )
+    initialise(model)
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--methods", default="lora,vidtome")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    survived = True
+    for method in arguments.methods.split(","):
+        with tempfile.TemporaryDirectory(prefix="tvrbench-kills-") as temporary:
+            folder = Path(temporary)
+            weights = tiny_weights(folder / "tiny.safetensors")
+            fell, same = survive(weights, folder, method, arguments.steps, arguments.kills, arguments.seed)
+        where = ", ".join(f"{count} {moment}" for moment, count in sorted(fell.items()))
+        print(f"{method}: killed {fell.total()} times ({where}); same as undisturbed: {same}", flush=True)
+        survived &= all(same.values())
+    return 0 if survived else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Whole runs under torchrun, two processes on a CPU: what one process finds, and faults of one that stop both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.cli, pytest.mark.slow]
+TOOL = Path(__file__).parents[1] / "tools" / "tiny_run.py"
+
+
+def launch(
+    processes: int, weights: Path, folder: Path, *more: str, method: str = "tempme"
+) -> subprocess.CompletedProcess[str]:
+    """The tiny run; under torchrun for more than one process."""
+    script = [str(TOOL), "--weights", str(weights), "--results", str(folder), "--method", method, *more]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command: Sequence[str] = [sys.executable, "-P", *(torchrun if processes > 1 else ()), *script]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    (path,) = folder.rglob("*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.rglob("*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_two_processes_find_what_one_finds(tiny_weights: Path, tmp_path: Path) -> None:
+    """At rate zero weights stay what they are, so that the metrics of both evaluations must be equal to the last bit."""
+    for name, options in (("trained", ()), ("untrained", ("--factors", "0.0"))):
+        alone, both = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
+        for processes, folder in ((1, alone), (2, both)):
+            done = launch(processes, tiny_weights, folder, "--steps", "4", *options)
+            assert done.returncode == 0, done.stderr
+        one, two = record_of(alone), record_of(both)
+        losses = [[line["loss"] for line in log_of(folder)] for folder in (alone, both)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+        assert two["metrics"].pop("training")["processes"] == 2
+        assert one["metrics"].pop("training")["processes"] == 1
+        if name == "untrained":
+            assert one["metrics"] == two["metrics"]
+            ranks = [np.load(next(folder.rglob("*.npz"))) for folder in (alone, both)]
+            assert all(np.array_equal(ranks[0][key], ranks[1][key]) for key in ("t2v", "v2t"))
+            assert one["metrics"]["merge_margin"]["decisions"] > 0
+        weights = [load_file(next(folder.rglob("*.safetensors"))) for folder in (alone, both)]
+        for key, tensor in weights[0].items():
+            torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+        assert two["data"]["frames_fingerprint"] == one["data"]["frames_fingerprint"]
+
+
+def test_two_processes_stop_together_and_go_on_together(tiny_weights: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert launch(2, tiny_weights, whole, "--steps", "5", method="vidtome").returncode == 0
+    stopped = launch(2, tiny_weights, broken, "--steps", "5", "--stops", "2", method="vidtome")
+    assert stopped.returncode != 0
+    assert "after step 2 of 5 of vidtome seed 0" in stopped.stderr
+    assert stopped.stderr.count("Traceback") == 0
+    assert not list(broken.rglob("*.json"))
+    again = launch(2, tiny_weights, broken, "--steps", "5", "--resume", method="vidtome")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("goes on after step 2 of 5") == 1
+    weights = [load_file(next(folder.rglob("*.safetensors"))) for folder in (whole, broken)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_weights: Path, tmp_path: Path) -> None:
+    done = launch(2, tiny_weights, tmp_path, "--batch", "5")
+    assert done.returncode != 0
+    assert "tvrbench: a batch of 5 pairs cannot be shared equally by 2 processes" in done.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_video_that_one_process_cannot_read_stops_both(tiny_weights: Path, tmp_path: Path) -> None:
+    done = launch(2, tiny_weights, tmp_path, "--bad", "v3", "--steps", "12")
+    assert done.returncode != 0
+    assert "v3.mp4: cannot be decoded" in done.stderr
+    record = record_of(tmp_path)
+    assert record["status"] == "failed"
+    assert "v3.mp4" in record["failure"]
+    assert len(list(tmp_path.rglob("*.training"))) == 1
+
+
+def test_a_lost_process_ends_the_other_with_a_record(tiny_weights: Path, tmp_path: Path) -> None:
+    done = launch(2, tiny_weights, tmp_path, "--dies", "1", "--every", "0")
+    assert done.returncode != 0
+    assert "process 0 of 2 lost another one" in done.stderr
+    record = record_of(tmp_path)
+    assert record["status"] == "failed"
+    assert "--resume" in record["failure"]
+    (state,) = tmp_path.rglob("*.training")
+    assert len(torch.load(state, weights_only=True)["state"]["training"]["losses"]) >= 2
+    again = launch(2, tiny_weights, tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert record_of(tmp_path)["status"] == "completed"

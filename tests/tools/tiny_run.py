@@ -1,0 +1,162 @@
+"""One whole run on made-up clips and a tiny CLIP, as a script that tests kill, stop, starve and start twice.
+
+    python tests/tools/tiny_run.py --weights FILE --results DIR [--method lora] [--steps 8] [--resume] ...
+
+The last line on stderr is what `tvrbench` would print, and the exit code is the one it would end with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tvrbench.harness import cli
+from tvrbench.harness.backbone.weights import load_weights
+from tvrbench.harness.data import FrameSpec, Split, VideoFault
+from tvrbench.harness.distributed import joined, world
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.interrupts import Interrupts
+from tvrbench.harness.preparation import Prepared
+from tvrbench.harness.protocol import load_protocol
+from tvrbench.harness.run_config import RunConfig
+from tvrbench.harness.running import run_one
+from tvrbench.harness.session import Session
+from tvrbench.harness.store import RecordStore
+
+VIDEOS, TEST_VIDEOS = 20, 37
+
+
+class Clips:
+    """Made-up clips: what comes back depends on the id and, where the spec says so, on the seed."""
+
+    name = "tiny"
+    bad: str | None = None
+
+    def frames(
+        self, video_id: str, spec: FrameSpec, seed: int = 0
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Pixels [T, 3, size, size] and mask [T]; BadInput for the bad one."""
+        if video_id == self.bad:
+            raise BadInput(f"{video_id}.mp4: cannot be decoded")
+        generator = np.random.default_rng([int(video_id[1:]), seed if spec.random else 0])
+        pixels = generator.integers(0, 256, (spec.frames, 3, spec.size, spec.size), dtype=np.uint8)
+        return pixels, np.arange(spec.frames) < 9 + int(video_id[1:]) % 4
+
+    def check_videos(self, video_ids: tuple[str, ...], *, progress: object = None) -> list[VideoFault]:
+        """All are well."""
+        return []
+
+
+def _tokens(captions: list[str], words: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.tensor(
+        [[500, *(3 + int(digit) for digit in caption.split()[-1].zfill(3)), 511] for caption in captions]
+    )
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def _split(name: str, videos: int, first: int, captions: int) -> Split:
+    return Split(
+        name=name,
+        video_ids=tuple(f"v{first + i}" for i in range(videos)),
+        captions=tuple(f"caption {first + i}" for i in range(videos * captions)),
+        caption_video=tuple(i // captions for i in range(videos * captions)),
+    )
+
+
+def tiny_prepared(weights: Path, *, steps: int = 8, batch: int = 4, factors: tuple[float, ...] = (1.0,)) -> Prepared:
+    """A protocol of a handful of steps, ready to run."""
+    protocol = load_protocol("standin/uniform")
+    overrides = dict(protocol.recipe_overrides) | {"steps": steps, "batch_size": batch, "pair_scenes": False}
+    return Prepared(
+        protocol=replace(protocol, name="tiny/uniform", recipe_overrides=overrides, lr_factors=factors, held_out=5),
+        dataset=Clips(),  # type: ignore[arg-type]
+        train=_split("train", VIDEOS, 0, 2),
+        test=_split("test", TEST_VIDEOS, 100, 1),
+        skipped=(),
+        weights=load_weights(weights),
+        weights_spec=str(weights),
+        tokenizer=_tokens,  # type: ignore[arg-type]
+    )
+
+
+class Quiet:
+    """A listener that prints what should be read and otherwise waits a little, so that a step takes its time."""
+
+    def __init__(self, wait_s: float = 0.0) -> None:
+        self.wait_s = wait_s
+        self.said: list[str] = []
+
+    def advance(self, work: int, note: str = "") -> None:
+        """Wait."""
+        time.sleep(self.wait_s)
+
+    def say(self, text: str) -> None:
+        """Print and keep it; the first process alone prints."""
+        self.said.append(text)
+        if world().first:
+            print(text, file=sys.stderr, flush=True)
+
+
+class Hit(Quiet):
+    """Sends a signal to its own process when it hears of a step."""
+
+    def __init__(self, step: str, number: signal.Signals) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def advance(self, work: int, note: str = "") -> None:
+        """Perhaps send it."""
+        if note.startswith(self.step):
+            os.kill(os.getpid(), self.number)
+
+
+def main() -> None:
+    """Do the run that the command line describes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--method", default="lora")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--factors", default="1.0")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--every", type=float, default=600.0, help="seconds between two saves")
+    parser.add_argument("--chunk", type=int)
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that every step waits")
+    parser.add_argument("--bad", help="id of a video that cannot be decoded")
+    parser.add_argument("--dies", type=int, help="the process of this rank kills itself at its third step")
+    parser.add_argument("--stops", type=int, help="the last process gets SIGTERM at this step")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    factors = tuple(float(part) for part in arguments.factors.split(","))
+    prepared = tiny_prepared(arguments.weights, steps=arguments.steps, batch=arguments.batch, factors=factors)
+    prepared.dataset.bad = arguments.bad  # type: ignore[attr-defined]
+    with joined("cpu"), Interrupts() as interrupts:
+        listener = Quiet(arguments.wait)
+        if world().rank == arguments.dies:
+            listener = Hit("step 3/", signal.SIGKILL)
+        elif arguments.stops is not None and world().rank == world().size - 1:
+            listener = Hit(f"step {arguments.stops}/", signal.SIGTERM)
+        session = Session(
+            listener=listener,
+            interrupts=interrupts,
+            store=RecordStore(arguments.results),
+            command="tiny_run",
+            resume=arguments.resume,
+            checkpoint_every_s=arguments.every,
+            chunk=arguments.chunk,
+        )
+        run_one(prepared, RunConfig(method=arguments.method, seed=0, measure_speed=False), session)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main))
