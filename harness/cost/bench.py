@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from filelock import FileLock
 
 from tvrbench.harness.cost.job import Job
+from tvrbench.harness.cost.nursery import nursery
 from tvrbench.harness.errors import BadInput, CheckFailed
 from tvrbench.harness.records import Measurement
 
-WORKER = "tvrbench.harness.cost.worker"
 TIMEOUT_S = 1800.0
 _STDERR_LINES = 15
 
@@ -55,22 +53,12 @@ def _physical(device: str) -> str:
 def _run(job: Job, timeout_s: float) -> list[Measurement]:
     who = f"the {job.what} measurement of {job.method} on {job.device}"
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", WORKER, str(os.getpid())],
-            input=job.dumps(),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-            # Threads that wait by spinning take the cores of whatever else runs; it is read before torch is loaded.
-            env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
-        )
-    except subprocess.TimeoutExpired:
+        answer = nursery().run(job.dumps(), timeout_s)
+    except TimeoutError:
         raise CheckFailed(f"{who} did not end within {timeout_s:g} s") from None
-    lines = done.stderr.strip().splitlines()
-    if done.returncode == 2 and lines:
+    lines = answer.errors.strip().splitlines()
+    if answer.code == 2 and lines:
         raise BadInput(lines[-1])
-    if done.returncode != 0:
-        raise CheckFailed(f"{who} ended with code {done.returncode}:\n" + "\n".join(lines[-_STDERR_LINES:]))
-    return [Measurement.from_json(document) for document in json.loads(done.stdout)]
+    if answer.code != 0:
+        raise CheckFailed(f"{who} ended with code {answer.code}:\n" + "\n".join(lines[-_STDERR_LINES:]))
+    return [Measurement.from_json(document) for document in json.loads(answer.result)]

@@ -1,9 +1,8 @@
-"""The measuring process: one job as JSON on stdin, one JSON list of measurements on stdout, all else on stderr.
-
-Its one argument is the id of the process that started it, with which it ends.
+"""The measuring processes: a nursery that imports and waits, and one forked process for each job that comes on stdin.
 
 A process of its own for each measurement, because an allocator, a thread pool or a cache that an earlier one left
-behind would be measured too. Started by ``tvrbench.harness.cost.bench``.
+behind would be measured too. Started by ``tvrbench.harness.cost.nursery`` with the id of the process that started it,
+with which all of them end.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import BinaryIO
 
+import psutil
 import torch
 
 from tvrbench.harness.cost.comparison import compare_encoding, compare_training
@@ -26,6 +27,7 @@ from tvrbench.harness.cost.inference import measure_inference
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.cost.memory import UNIT as MEMORY_UNIT
 from tvrbench.harness.cost.models import job_device, job_model, measured_precision
+from tvrbench.harness.cost.nursery import forked
 from tvrbench.harness.cost.training_step import measure_training
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.model import RetrievalModel
@@ -77,33 +79,53 @@ def _marked(found: list[Measurement], disturbance: str | None) -> list[Measureme
     ]
 
 
-def _end_with(parent: int) -> None:
-    """A parent that is killed leaves no measurement behind, which would run beside the next one."""
+def _end_with(parents: Sequence[int]) -> None:
+    """End when one of the chain (own parent, its parent, ...) is gone: what is killed leaves no measurement behind."""
+
+    def chain_holds() -> bool:
+        process = psutil.Process()
+        try:
+            for parent in parents:
+                process = psutil.Process(process.ppid())
+                if process.pid != parent:
+                    return False
+        except psutil.NoSuchProcess:
+            return False
+        return True
 
     def wait() -> None:
-        while os.getppid() == parent:
+        while chain_holds():
             time.sleep(PARENT_CHECK_S)
         os._exit(1)
 
     threading.Thread(target=wait, name="tvrbench-parent-watch", daemon=True).start()
 
 
-def main() -> int:
-    """Read, measure, write; 2 where the job itself is wrong."""
-    # Whatever a library prints must not end up between the brackets of the result.
-    results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def work(job: str, results: BinaryIO, parents: Sequence[int]) -> int:
+    """Measure and write; 2 where the job itself is wrong."""
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32; a GPU would round the stem's products
-    _end_with(int(sys.argv[1]))
+    _end_with(parents)
     try:
-        found = run_job(Job.loads(sys.stdin.read()))
+        found = run_job(Job.loads(job))
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    with results:
-        json.dump([m.to_json() for m in found], results, allow_nan=False)
+    results.write(json.dumps([m.to_json() for m in found], allow_nan=False).encode())
+    results.flush()
     return 0
 
 
+def main() -> None:
+    """Fork a process for each line on stdin; end with the input, which is when the starter ends."""
+    starter = int(sys.argv[1])
+    here = os.getpid()
+
+    def one(job: str, results: BinaryIO) -> int:
+        return work(job, results, (here, starter))
+
+    for line in sys.stdin:
+        print(json.dumps(asdict(forked(one, line))), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

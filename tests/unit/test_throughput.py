@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tvrbench.harness.cost import bench, throughput
+from tvrbench.harness.cost import bench, nursery, throughput
 from tvrbench.harness.cost.bench import lock_path, measure
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.cost.throughput import measure_latency, measure_step, measure_throughput, time_calls
@@ -174,9 +175,37 @@ def test_bad_input_of_the_worker_comes_back_in_its_own_words(job: Job) -> None:
 
 
 def test_a_worker_that_breaks_off_is_shown(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "WORKER", "tvrbench.harness.cost.no_such_worker")
+    monkeypatch.setattr(nursery, "WORKER", "tvrbench.harness.cost.no_such_worker")
+    broken = nursery.Nursery()
+    monkeypatch.setattr(bench, "nursery", lambda: broken)
     with pytest.raises(CheckFailed, match=r"inference measurement of tempme on cpu ended with code 1:(.|\n)*no_such"):
         measure(job)
+
+
+def test_a_measurement_that_dies_is_shown_and_the_next_one_runs(job: Job) -> None:
+    with pytest.raises(CheckFailed, match=r"ended with code 1:(.|\n)*Error"):
+        measure(replace(job, batch=2**40))  # more memory than there is
+    assert measure(job)
+
+
+def test_every_measurement_is_a_process_of_its_own(job: Job) -> None:
+    found = nursery.forked(lambda job, results: results.write(f"{os.getpid()} {job}".encode()) * 0, "one")
+    again = nursery.forked(lambda job, results: results.write(f"{os.getpid()} {job}".encode()) * 0, "two")
+    first, second = found.result.split(), again.result.split()
+    assert (first[1], second[1]) == ("one", "two")
+    assert len({first[0], second[0], str(os.getpid())}) == 3
+    assert found.code == again.code == 0
+
+
+def test_what_a_forked_process_raises_or_prints_comes_back() -> None:
+    def work(job: str, results: Any) -> int:
+        os.write(1, f"said {job}\n".encode())
+        raise ValueError("broke off")
+
+    answer = nursery.forked(work, "it")
+    assert answer.code == 1
+    assert "said it" in answer.errors
+    assert "ValueError: broke off" in answer.errors
 
 
 def test_a_worker_that_takes_too_long_is_ended(job: Job) -> None:
@@ -221,28 +250,29 @@ def test_on_a_cpu_the_calls_of_batch_1_are_its_latency(job: Job) -> None:
     assert list(found["latency_median"].samples) == pytest.approx([1e3 / r for r in found["throughput"].samples])
 
 
-def test_a_worker_whose_parent_is_killed_ends_too() -> None:
-    # The worker waits for its job on a pipe that stays open, so nothing but the watch on its parent can end it.
+def test_measurements_end_with_the_process_that_asked_for_them(job: Job) -> None:
     script = (
-        "import os, subprocess, sys, time\n"
-        f"worker = subprocess.Popen([sys.executable, '-P', '-m', {bench.WORKER!r}, str(os.getpid())])\n"
-        "print(worker.pid, flush=True)\n"
-        "time.sleep(600)\n"
+        "import sys\n"
+        "from tvrbench.harness.cost.nursery import Nursery\n"
+        "nursery = Nursery()\n"
+        "print(nursery._process.pid, flush=True)\n"
+        f"nursery.run({replace(job, min_seconds=600.0).dumps()!r}, 900)\n"
     )
-    reading, writing = os.pipe()
-    parent = subprocess.Popen([sys.executable, "-P", "-c", script], stdin=reading, stdout=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE)
     try:
         assert parent.stdout is not None
-        worker = psutil.Process(int(parent.stdout.readline()))
-        assert worker.is_running()
+        keeper = psutil.Process(int(parent.stdout.readline()))
+        for _ in range(600):
+            if children := keeper.children():
+                break
+            time.sleep(0.1)
+        assert len(children) == 1  # measuring
         parent.kill()
         parent.wait()
-        _, alive = psutil.wait_procs([worker], timeout=120)
+        _, alive = psutil.wait_procs([keeper, *children], timeout=120)
         assert not alive
     finally:
         parent.kill()
-        os.close(writing)
-        os.close(reading)
 
 
 def test_measurements_on_one_device_queue(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
