@@ -115,6 +115,7 @@ def regression(session: nox.Session) -> None:
 
 @nox.session(name="docs-check")
 def docs_check(session: nox.Session) -> None:
-    """Fail where a document or report that is made from data is not what its data gives."""
+    """Fail where a document made from data is not what its data gives, or a command in a document does not work."""
     _install(session)
     session.run("python", "-m", "tvrbench.harness.commands.documents", "--check")
+    session.run("python", "-m", "tvrbench.harness.commands.document_commands")
