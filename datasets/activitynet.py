@@ -19,7 +19,7 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset, make_split
-from tvrbench.harness.data import Split
+from tvrbench.harness.data import Source, Split
 from tvrbench.harness.errors import BadInput
 
 _FILES = {"val1": "val_1.json", "train": "train.json"}
@@ -41,6 +41,13 @@ class ActivityNet(PublishedDataset):
     name: ClassVar[str] = "activitynet"
     summary: ClassVar[str] = "ActivityNet Captions: paragraph retrieval, 4,917 videos of val_1 as the test"
     wanted: ClassVar[str] = f"train.json, val_1.json, and a folder videos with v_ID.mp4 or ID.mp4 ({_ORIGIN})"
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(url="https://cs.stanford.edu/people/ranjaykrishna/densevid/captions.zip"),
+    )
+    access: ClassVar[str] = (
+        "the videos are on YouTube, and some are gone: http://activity-net.org/download.html has a form by which its "
+        "authors give access to all of them; put them below the folder videos as v_ID.mp4 or ID.mp4"
+    )
     split_names: ClassVar[tuple[str, ...]] = tuple(_FILES)
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 

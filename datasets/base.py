@@ -18,20 +18,18 @@ from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbs
 from tvrbench.harness.data import (
+    VIDEO_SUFFIXES,
     Clip,
     Frames,
     FrameSpec,
     Progress,
+    Source,
     Split,
     VideoFault,
     VideoReport,
     clip_sha256,
 )
 from tvrbench.harness.errors import BadInput
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv", ".m4v", ".mov", ".3gp", ".3g2", ".mpg", ".mpeg"})
-VIDEO_SUFFIXES |= {".wmv", ".mts", ".m2ts"}
-
 
 T = TypeVar("T")
 
@@ -51,6 +49,8 @@ class VideoFolderDataset(ABC):
     wanted: ClassVar[str]
     generated: ClassVar[bool] = False
     split_names: ClassVar[tuple[str, ...]]
+    sources: ClassVar[tuple[Source, ...]] = ()  # what `tvrbench data download` fetches
+    access: ClassVar[str] = ""  # what is left to be done by hand to get the data set
     first_seconds: ClassVar[float | None] = None  # where only the beginning of every video belongs to the data set
 
     def __init__(self, root: Path) -> None:

@@ -63,6 +63,11 @@ class PacketIndex:
     duration_s: float | None
 
     @property
+    def span_s(self) -> float:
+        """Seconds from the first frame to the last; 0 where their times are not known."""
+        return float((self.times[-1] - self.times[0]) * self.time_base) if self.times else 0.0
+
+    @property
     def even(self) -> bool:
         """Whether the frames follow each other at one rate, give or take half a frame."""
         steps = [b - a for a, b in pairwise(self.times or ())]

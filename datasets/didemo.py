@@ -21,7 +21,7 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import Content, PublishedDataset, make_split
-from tvrbench.harness.data import Split
+from tvrbench.harness.data import Source, Split
 from tvrbench.harness.errors import BadInput
 
 _FILES = {"test": "test_data.json", "val": "val_data.json", "train": "train_data.json"}
@@ -43,6 +43,14 @@ class DiDeMo(PublishedDataset):
     name: ClassVar[str] = "didemo"
     summary: ClassVar[str] = "DiDeMo: paragraph retrieval, 1,004 test videos of up to 30 seconds"
     wanted: ClassVar[str] = f"test_data.json and its like, and a folder videos named as in them ({_ORIGIN})"
+    sources: ClassVar[tuple[Source, ...]] = tuple(
+        Source(url=f"https://raw.githubusercontent.com/LisaAnne/LocalizingMoments/master/data/{file}")
+        for file in _FILES.values()
+    )
+    access: ClassVar[str] = (
+        "the videos are on Flickr: https://github.com/LisaAnne/LocalizingMoments says how to fetch them; put them "
+        "below the folder videos under the names that the annotation gives them, in whatever format"
+    )
     split_names: ClassVar[tuple[str, ...]] = tuple(_FILES)
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
     expected_contents: ClassVar[Mapping[str, Content]] = _TRAIN

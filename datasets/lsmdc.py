@@ -35,6 +35,14 @@ class LSMDC(PublishedDataset):
     name: ClassVar[str] = "lsmdc"
     summary: ClassVar[str] = "LSMDC: 1,000 test clips of movies, one caption each; the licence needs a signature"
     wanted: ClassVar[str] = f"the LSMDC16 files, and a folder videos with the clips ({_ORIGIN})"
+    access: ClassVar[str] = (
+        "LSMDC is given out under a licence that has to be signed. (1) Open "
+        "https://sites.google.com/site/describingmovies/download, read the licence agreement, fill it in, sign it and "
+        "send it to the address given there. (2) Its authors answer with a user name, a password and the addresses of "
+        "the files. (3) Fetch the clips with those into DIR/videos, in any sub-folders, for example by wget --user "
+        "NAME --ask-password --continue --input-file LIST. (4) Put LSMDC16_annos_training.csv, LSMDC16_annos_val.csv "
+        "and LSMDC16_challenge_1000_publictect.csv into DIR. (5) Run tvrbench data verify lsmdc --root DIR"
+    )
     split_names: ClassVar[tuple[str, ...]] = tuple(_FILES)
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 

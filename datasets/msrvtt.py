@@ -23,7 +23,7 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset
-from tvrbench.harness.data import Split
+from tvrbench.harness.data import Source, Split
 from tvrbench.harness.errors import BadInput
 
 Record = Mapping[str, object]
@@ -68,6 +68,10 @@ class MSRVTT(PublishedDataset):
     name: ClassVar[str] = "msrvtt"
     summary: ClassVar[str] = "MSR-VTT: 1k-A test with train-9k or train-7k, and the full test of 2,990 videos"
     wanted: ClassVar[str] = f"msrvtt_data.zip or its content, and a folder videos with videoN.mp4 ({_ORIGIN})"
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(url="https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msrvtt_data.zip"),
+        Source(url="https://www.robots.ox.ac.uk/~maxbain/frozen-in-time/data/MSRVTT.zip", videos=True),
+    )
     split_names: ClassVar[tuple[str, ...]] = ("test-1ka", "train-9k", "train-7k", "test-full")
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 from tvrbench.datasets.annotations import AnnotationSource, checked_caption, checked_id, parse_ids
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
 from tvrbench.datasets.published import Content, PublishedDataset, make_split
-from tvrbench.harness.data import Split
+from tvrbench.harness.data import Source, Split
 from tvrbench.harness.errors import BadInput
 
 _CAPTIONS = "raw-captions.pkl"
@@ -53,6 +53,10 @@ class MSVD(PublishedDataset):
     name: ClassVar[str] = "msvd"
     summary: ClassVar[str] = "MSVD: 670 test videos with about 40 captions each, every one a query"
     wanted: ClassVar[str] = f"msvd_data.zip or its content, and a folder videos with YouTubeClips' files ({_ORIGIN})"
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(url="https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msvd_data.zip"),
+        Source(url="https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar", videos=True),
+    )
     split_names: ClassVar[tuple[str, ...]] = tuple(_LISTS)
     expected_contents: ClassVar[Mapping[str, Content]] = _PUBLISHED
 

@@ -32,7 +32,8 @@ class VideoInfo:
     Attributes:
         n_frames: frames that decode.
         fps: average frames per second.
-        duration_s: n_frames / fps, in seconds.
+        duration_s: n_frames / fps, in seconds; at a variable rate from the first frame's time to the last one's, and
+            one frame more.
         width: pixels across the first frame as shown, after rotation.
         height: pixels down the first frame as shown.
         codec: FFmpeg's name of the video codec.
@@ -174,7 +175,7 @@ def _look_over(
     info = VideoInfo(
         n_frames=n_frames,
         fps=index.fps,
-        duration_s=n_frames / index.fps,
+        duration_s=n_frames / index.fps if index.even else index.span_s + 1 / index.fps,
         width=first.height if sideways else first.width,
         height=first.width if sideways else first.height,
         codec=index.codec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +12,8 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.commands.data_options import DataCommand
-from tvrbench.harness.errors import BadInput, CheckFailed, RunFailed, TrainingDiverged
-from tvrbench.harness.interrupts import HOW_TO_GO_ON, Stopped
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.exits import guarded
 from tvrbench.harness.validation import parse_assignments, parse_bytes
 
 # Commands import their module when they run, so that --help does not wait for torch.
@@ -262,6 +262,56 @@ def run(
 
 
 @app.command
+def matrix(
+    file: Annotated[Positional[Path], arg(metavar="FILE.toml")],
+    /,
+    device: Device = "auto",
+    results: Path = Path("results"),
+    reports: Path = Path("reports"),
+    skip_bad_videos: bool = False,
+    checkpoint_every: float = 10.0,
+    chunk: int | None = None,
+    memory_limit: str | None = None,
+    slurm: bool = False,
+    dry_run: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Many runs from one file: those without a record, one at a time on every GPU; what was broken off goes on.
+
+    Args:
+        file: Lists of protocols, methods, seeds and backbones, every combination of which is a run; see
+            docs/training.md.
+        device: Where to run; auto takes every GPU where there is one.
+        results: Folder of the records.
+        reports: Folder of the reports.
+        skip_bad_videos: Run without the videos that cannot be decoded; the records list them.
+        checkpoint_every: Minutes between two saves of the training state; the end of every epoch is saved anyway.
+        chunk: Pairs whose graph is held in memory at a time; all of the batch by default. It changes no gradient.
+        memory_limit: Memory that training may take on the device, for example 8GB: the largest chunk under it is found
+            by trial.
+        slurm: Submit a job for every run to a SLURM cluster, with the parameters of the file's table slurm.
+        dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.matrix import MatrixRequest, run_matrix
+
+    request = MatrixRequest(
+        file=file,
+        device=_device(device),
+        results=results,
+        reports=reports,
+        slurm=slurm,
+        skip_bad_videos=skip_bad_videos,
+        shared={
+            "checkpoint_every_s": 60 * checkpoint_every,
+            "chunk": chunk,
+            "memory_limit": None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
+        },
+    )
+    run_matrix(request, dry_run=dry_run, as_json=as_json)
+
+
+@app.command
 def report(
     protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
     /,
@@ -280,6 +330,59 @@ def report(
     from tvrbench.harness.commands.report import report_protocol
 
     report_protocol(protocol, results, reports, as_json)
+
+
+@app.command
+def picture(
+    kind: Positional[Literal["tokens", "gallery"]],
+    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
+    methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD")] = (),
+    /,
+    seed: int = 0,
+    video: str | None = None,
+    queries: int = 24,
+    data: Path | None = None,
+    weights: str | None = None,
+    device: Device = "auto",
+    results: Path = Path("results"),
+    reports: Path = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """Pictures that need models and videos: which patches share a token, or queries on which two methods disagree.
+
+    Models are those that runs of the protocol left under results/checkpoints; a method without one is shown on the
+    protocol's weights, and the picture says so.
+
+    Args:
+        kind: tokens writes tokens.png, gallery writes gallery.html, both into the protocol's report.
+        protocol: For example standin/uniform, which needs no data.
+        methods: What to show, each METHOD or "METHOD:key=value;key=value"; two of them for a gallery.
+        seed: Whose checkpoints.
+        video: The clip of the token picture, by its id; the first of the test split by default.
+        queries: Queries in the gallery.
+        data: Folder of the data set. The stand-in makes its own.
+        weights: Other CLIP weights for what was not trained.
+        device: Where to run; auto takes a GPU where there is one.
+        results: Folder of the records and checkpoints.
+        reports: Folder of the reports.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.commands.picture import Request, make_picture
+
+    request = Request(
+        kind=kind,
+        protocol=protocol,
+        methods=methods,
+        seed=seed,
+        video=video,
+        queries=queries,
+        data=data,
+        weights=weights,
+        device=_device(device),
+        results=results,
+        reports=reports,
+    )
+    make_picture(request, as_json)
 
 
 @app.command
@@ -331,7 +434,7 @@ def check(
 
 @app.command
 def data(command: Annotated[DataCommand, arg(name="")]) -> None:
-    """Look after data sets: verify them, compare two copies, keep decoded frames."""
+    """Look after data sets: fetch and verify them, compare two copies, keep decoded frames."""
     command.run()
 
 
@@ -356,39 +459,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(
         lambda: app.cli(prog="tvrbench", args=arguments, config=(FlagCreatePairsOff,), description=DESCRIPTION)
     )
-
-
-def guarded(command: Callable[[], object]) -> int:
-    """Run a command; where it ends in an error that is the user's to mend, print one sentence and no traceback.
-
-    Returns:
-        The exit code: 0 good, 1 a check or a run failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
-    """
-    try:
-        command()
-    except BrokenPipeError:  # the reader of a pipe went away
-        sys.stderr.close()
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _end(f"{where}{error.strerror or error}", 2)
-    except (CheckFailed, TrainingDiverged, RunFailed) as error:
-        return _end(str(error), 1)
-    except BadInput as error:
-        return _end(str(error), 2)
-    except Stopped as stop:
-        return _end(str(stop), stop.exit_code)
-    except KeyboardInterrupt:
-        return _end(f"interrupted: {HOW_TO_GO_ON}", 130)
-    return 0
-
-
-def _end(sentence: str, code: int) -> int:
-    """Say why the command ended; several processes of one run say which of them it was."""
-    rank = os.environ.get("RANK", "0")
-    who = "tvrbench" if rank == "0" else f"tvrbench (process {rank})"
-    print(f"{who}: {sentence}", file=sys.stderr)
-    return code
 
 
 DESCRIPTION = "One protocol, one machine, every number re-makeable: a benchmark of efficient text-video retrieval."

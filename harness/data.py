@@ -20,6 +20,9 @@ Progress = Callable[[int, int], None]  # hears (done, all)
 Frames = npt.NDArray[np.uint8]
 Clip = tuple[Frames, npt.NDArray[np.bool_]]
 DECODER = "TVRBENCH_DECODER"  # environment variable that names another decoder than PyAV
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".avi", ".webm", ".mkv", ".m4v", ".mov", ".3gp", ".3g2", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts"}
+)
 NATIVE = 0  # a frame size: as the video has it
 
 
@@ -124,6 +127,21 @@ class FrameSpec:
     def native(self) -> FrameSpec:
         """The same frames without augmentation and as large as they are in the video."""
         return replace(self, augment="none", size=NATIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file of a data set that can be fetched.
+
+    Attributes:
+        url: where it is published.
+        videos: whether it is an archive of videos, to be unpacked.
+        sha256: its checksum, where one is known.
+    """
+
+    url: str
+    videos: bool = False
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

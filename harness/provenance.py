@@ -27,7 +27,10 @@ _VOLATILE_KEYS = ("environment", "command", "started", "duration_s")
 _TIME = r"[numµ]?s|sec|seconds?|min|minutes?|h|hours?"
 _MEMORY = r"[KMGT]?i?B|bytes?"
 _ENERGY = r"[kMm]?(J|W|Wh)"
-_VOLATILE_UNIT = re.compile(rf"(^|[\s/*-])({_TIME}|{_MEMORY}|{_ENERGY})($|[\s/*-])")
+# Times alone, shared or set against each other: speed-ups, cores that others kept busy, clocks.
+_VOLATILE_UNIT = re.compile(rf"(^|[\s/*-])({_TIME}|{_MEMORY}|{_ENERGY}|x|cores|[kMG]?Hz)($|[\s/*-])")
+# Per cent of counts repeat; these are per cent of times.
+_VOLATILE_SHARES = ("share_of_peak", "speedup_reached")
 
 
 def environment(device: torch.device | str) -> Environment:
@@ -119,16 +122,17 @@ def portable_path(path: str) -> str:
 def canonical(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record less what may differ between two runs with the same seed on one machine.
 
-    Left out are the time and provenance keys; costs in units of time, memory, energy or power keep only their name
-    and unit.
+    Left out are the time and provenance keys; costs in units of time, memory, energy or power, ratios of times and
+    shares of them keep only their name and unit.
     """
     kept = {key: value for key, value in record.items() if key not in _VOLATILE_KEYS}
     return kept | {"cost": [_repeatable(measurement) for measurement in record["cost"]]}
 
 
 def _repeatable(measurement: MeasurementDoc) -> dict[str, Any]:
-    if _VOLATILE_UNIT.search(measurement["unit"]):
-        return {"name": measurement["name"], "unit": measurement["unit"]}
+    name, unit = measurement["name"], measurement["unit"]
+    if _VOLATILE_UNIT.search(unit) or (unit == "%" and name in _VOLATILE_SHARES):
+        return {"name": name, "unit": unit}
     return dict(measurement)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tvrbench.harness.backbone.architecture import vision_name
 from tvrbench.harness.checkpoint import save_checkpoint
+from tvrbench.harness.chunking import choose_chunk
 from tvrbench.harness.cost.flops import profile
 from tvrbench.harness.cost.gather import counted, timed
 from tvrbench.harness.cost.job import Job
@@ -165,11 +166,13 @@ class _Run:
         name, protocol = run_name(record), prepared.protocol.name
         course = Course(session, protocol, name, identity_of(record, config.device), config.title)
         self.course = course
+        pairs, limit = recipe.batch_size // world().size, session.memory_limit or 0
+        said = course.choose_chunk(lambda: choose_chunk(lambda: new_model(prepared, config), recipe, pairs, limit))
         with course.journal:
             recipe, choice = choose_rate(prepared, config, recipe, record["tuning"], course)
             trained = Fitting(model, prepared, prepared.train, recipe, config.seed, course, FINAL).run()
-        resumed = {"resumed_at": course.resumed_at} if course.resumed_at else {}
-        record["metrics"]["training"] = trained | resumed | {"learning_rate_choice": choice}
+        said |= {"resumed_at": course.resumed_at} if course.resumed_at else {}
+        record["metrics"]["training"] = trained | said | {"learning_rate_choice": choice}
         if world().first:
             save_checkpoint(model, session.model_path(protocol, name))
         return recipe

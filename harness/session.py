@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from tvrbench.harness.agreement import any_process, from_all
+from tvrbench.harness.chunking import Chosen
 from tvrbench.harness.distributed import world
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.interrupts import Interrupts
@@ -103,6 +105,24 @@ class Course:
         self.journal.cut(self._snapshot.log_bytes)
         self.begun = False
         self._saved_at = time.monotonic()
+
+    def choose_chunk(self, choose: Callable[[], Chosen]) -> dict[str, Any]:
+        """Take the chunk that the session's memory limit leads to, found once a run; returns what a record says of it.
+
+        A run that is taken up again under the same limit keeps its chunk, so that it goes on to the last bit.
+        """
+        limit = self.session.memory_limit
+        if limit is None:
+            return {}
+        before = self._snapshot.chosen
+        if before is None or before["limit"] != limit:
+            found = choose()
+            before = {"limit": limit, "chunk": found.chunk, "said": found.to_json()}
+            self._snapshot = replace(self._snapshot, chosen=before)
+        self.chunk = before["chunk"]
+        held = "the whole batch" if self.chunk is None else f"{self.chunk} pairs"
+        self.session.listener.say(f"{self.title}: holds {held} at a time, under {limit / 2**20:.0f} MiB")
+        return {"memory_limit": before["said"]}
 
     @property
     def scores(self) -> dict[str, float | None]:

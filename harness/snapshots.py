@@ -49,12 +49,14 @@ class Snapshot:
         training: the one in progress, None between two.
         resumed_at: where the run was taken up again, as ``phase:step``.
         log_bytes: how long the run's log was.
+        chosen: the chunk that a memory limit led to, and what the record says of it.
     """
 
     scores: dict[str, float | None] = field(default_factory=dict)
     training: Training | None = None
     resumed_at: list[str] = field(default_factory=list)
     log_bytes: int = 0
+    chosen: dict[str, Any] | None = None
 
 
 _SNAPSHOT = TypeAdapter(Snapshot)

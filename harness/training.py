@@ -93,7 +93,8 @@ class Trainer:
             group["lr"] = rate * group["scale"]
         return [group["lr"] for group in self.optimiser.param_groups]
 
-    def _encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Text and video features [b, E] in the precision of the training, with their graph."""
         kind = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
         with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "float32"):
             out: tuple[Tensor, Tensor] = self.model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
@@ -110,9 +111,9 @@ class Trainer:
             return share_of_loss(self.model, text, video, rank)
 
         if self.chunk is None or self.chunk >= len(pairs):
-            share = whole(pairs, self._encode, loss_of, self._scaler.scale)
+            share = whole(pairs, self.encode, loss_of, self._scaler.scale)
         else:
-            share = in_chunks(pairs, self.chunk, self._encode, loss_of, self._scaler.scale)
+            share = in_chunks(pairs, self.chunk, self.encode, loss_of, self._scaler.scale)
         sum_gradients(p for group in self.optimiser.param_groups for p in group["params"])
         return sum_over_processes(share.item(), self.device)
 

@@ -19,6 +19,7 @@ from tvrbench.harness.cost.storing import Began, store_costs
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.provenance import command_line
 from tvrbench.harness.records import Measurement
+from tvrbench.harness.reporting.efficiency import write_efficiency
 from tvrbench.harness.store import RecordStore
 
 ALL = "all"
@@ -26,13 +27,17 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the command line asked for; no ``methods``, or ``all`` among them, means every registered one."""
+    """What the command line asked for.
+
+    No ``methods``, or ``all`` among them, means every registered one; without ``reports`` no report is written.
+    """
 
     methods: tuple[str, ...]
     options: dict[str, Any]
     backbones: tuple[str | None, ...]
     plan: Plan
     results: Path
+    reports: Path | None = None
     arguments: tuple[str, ...] = ()
 
 
@@ -63,6 +68,8 @@ def run_bench(request: Request, as_json: bool) -> None:
     store.check_writable(NAME)
     command = command_line(request.arguments)
     rows = [_measured(plan, entry, backbone, store, command) for backbone in request.backbones for entry in entries]
+    if request.reports is not None:
+        say(f"report: {write_efficiency(store, request.reports)[0]}")
     if as_json:
         print_json({"protocol": {"name": NAME, "hash": plan.hash}, "rows": [_document(row) for row in rows]})
         return

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, astuple
 from pathlib import Path
 
+from tvrbench.harness import registry
 from tvrbench.harness.commands.output import print_json, print_table, say
-from tvrbench.harness.data import NATIVE, FrameSpec
+from tvrbench.harness.data import NATIVE, FrameSpec, RetrievalDataset, Source
 from tvrbench.harness.data_comparison import compare_reports, read_report
+from tvrbench.harness.download import fetch
 from tvrbench.harness.errors import BadInput, CheckFailed
 from tvrbench.harness.frame_cache import fill_cache
 from tvrbench.harness.preparation import open_dataset
 from tvrbench.harness.progress import Bar
+from tvrbench.harness.unpacking import unpack_videos
 from tvrbench.harness.verification import VerifyReport, verify, write_report
 
 SHOWN = 20  # differing videos that are printed one by one; --json has all
@@ -103,6 +106,74 @@ def cache_frames(name: str, root: Path | None, *, splits: tuple[str, ...], spec:
     if report.faults:
         missing = sum(fault.kind == "missing" for fault in report.faults)
         raise CheckFailed(f"{name}: {missing} videos are missing and {len(faults) - missing} cannot be decoded")
+
+
+def download_data(
+    name: str, root: Path | None, *, url: str | None, sha256: str | None, file: str | None, unpack: bool, videos: bool
+) -> None:
+    """Fetch the files that a data set is published in, or one given by its address; goes on where it broke off.
+
+    Args:
+        name: the data set.
+        root: its folder, made if need be.
+        url: an address in place of the published ones.
+        sha256, file: what the file at ``url`` must have, and its name here.
+        unpack: take the videos out of the archive at ``url``.
+        videos: of the published files, fetch the videos too.
+
+    Raises:
+        BadInput: nothing is published that could be fetched (the message says what to do), or it cannot be had.
+        CheckFailed: the annotation that was fetched is not the published one.
+    """
+    cls = registry.lookup(name, "datasets")
+    sources: tuple[Source, ...] = getattr(cls, "sources", ())
+    if url is None and (sha256 or file or unpack):
+        raise BadInput("--sha256, --name and --unpack go with --url")
+    if url is not None:
+        sources = (Source(url=url, sha256=sha256, videos=unpack),)
+    if not sources:
+        raise BadInput(getattr(cls, "access", "") or f"data set {name} has nothing to fetch; give --url")
+    if root is None:
+        raise BadInput(f"--root DIR is wanted: the folder that the files of {name} go to")
+    for source in sources:
+        if source.videos and not (videos or url):
+            say(f"the videos are left out: give --videos to fetch {source.url}")
+            continue
+        _fetch(source, root, file)
+    if url is None:
+        if access := getattr(cls, "access", ""):
+            say(access)
+        _check_splits(open_dataset(name, root))
+
+
+def _fetch(source: Source, root: Path, file: str | None) -> None:
+    with Bar() as bar:
+        bar.begin(f"fetching {source.url}")
+        fetched = fetch(source.url, root, name=file, sha256=source.sha256, progress=bar.reach)
+    known = "as it should be" if fetched.checked else "not known before, so unchecked"
+    print(f"{fetched.path}: {fetched.size:,} bytes, SHA-256 {fetched.sha256} ({known})")
+    if source.videos:
+        with Bar() as bar:
+            bar.begin(f"unpacking {fetched.path}")
+            count = unpack_videos(fetched.path, root / "videos", bar.reach)
+        print(f"{root / 'videos'}: {count} videos; {fetched.path.name} is not needed any more")
+
+
+def _check_splits(dataset: RetrievalDataset) -> None:
+    """Open every split; CheckFailed where none is right."""
+    right = 0
+    reason = ""
+    for name in dataset.split_names:
+        try:
+            split = dataset.split(name)
+        except BadInput as error:
+            reason = reason or str(error)
+            say(str(error))
+        else:
+            right += 1
+            print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
+    if not right:
+        raise CheckFailed(f"{dataset.name}: no split can be read from what was fetched: {reason}")
 
 
 def frame_spec(sampler: str, frames: int, size: int, native: bool, decoder: str | None) -> FrameSpec:

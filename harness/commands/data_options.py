@@ -91,8 +91,36 @@ class Cache:
         cache_frames(self.dataset, self.root, splits=self.splits, spec=spec, as_json=self.as_json)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Fetch the published files of a data set; goes on where it broke off, and says what has to be done by hand."""
+
+    dataset: Dataset
+    root: Root = None
+    videos: Annotated[bool, arg(help="Fetch and unpack the videos too, where they are published.")] = False
+    url: Annotated[str | None, arg(help="Fetch this instead of the published files.")] = None
+    sha256: Annotated[str | None, arg(help="What the file at --url must have.")] = None
+    file: Annotated[str | None, arg(name="name", help="Name for the file at --url.")] = None
+    unpack: Annotated[bool, arg(help="Take the videos out of the archive at --url.")] = False
+
+    def run(self) -> None:
+        """Do it; see `tvrbench.harness.commands.data.download_data`."""
+        from tvrbench.harness.commands.data import download_data
+
+        download_data(
+            self.dataset,
+            self.root,
+            url=self.url,
+            sha256=self.sha256,
+            file=self.file,
+            unpack=self.unpack,
+            videos=self.videos,
+        )
+
+
 DataCommand = (
     Annotated[Verify, subcommand("verify")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Cache, subcommand("cache")]
+    | Annotated[Download, subcommand("download")]
 )

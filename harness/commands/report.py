@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvrbench.harness.commands.output import print_json, say
+from tvrbench.harness.reporting.efficiency import write_efficiency
+from tvrbench.harness.reporting.efficiency_rows import NAME as EFFICIENCY
 from tvrbench.harness.reporting.page import write_report
 from tvrbench.harness.store import RecordStore
 
 
 def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) -> None:
-    """Write the report; BadInput where there is no completed record."""
-    pages = write_report(protocol, RecordStore(results), reports)
+    """Write the report of a protocol, or of ``efficiency``: what methods cost; BadInput where nothing is recorded."""
+    store = RecordStore(results)
+    pages = write_efficiency(store, reports) if protocol == EFFICIENCY else write_report(protocol, store, reports)
     if as_json:
         print_json([str(page) for page in pages])
     else:

@@ -49,6 +49,8 @@ class Request:
         strict: refuse to resume where only another run of the same method and seed was broken off.
         skip_done: leave out runs that have their record.
         checkpoint_every_s, chunk, memory_limit, tensorboard: see ``Session``.
+        videos_checked: they have been decoded to check them by whoever asks.
+        report: make the protocol's report at the end.
     """
 
     protocol: str
@@ -73,6 +75,7 @@ class Request:
     chunk: int | None = None
     memory_limit: int | None = None
     tensorboard: bool = False
+    videos_checked: bool = False
     report: bool = True
     arguments: tuple[str, ...] = ()
 
@@ -130,7 +133,7 @@ def _carry_out(
     wanted = Wanted(skip=request.resume or request.skip_done, refuse=request.resume and request.strict)
     described = describe_all(prepared, configs)  # what does not fit is found before minutes of decoding
     plan = wanted.look(prepared, configs, described, store)
-    if plan.left:
+    if plan.left and not request.videos_checked:
         prepared = with_checked_videos(prepared, skip_bad=request.skip_bad_videos, say=_tell)
         plan = wanted.look(prepared, configs, described, store)
     for path in plan.done:

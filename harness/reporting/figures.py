@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -170,7 +171,7 @@ def _draw_frontier(axes: Axes, best: Sequence[Point], better: Better) -> None:
     axes.step(x, y, where="post", color=FAINT, linewidth=1.2, alpha=0.8, zorder=2)
     if better == "max":  # filled from left to right
         x, y = x[::-1], y[::-1]
-    step = "post" if better == "min" else "pre"
+    step: Literal["post", "pre"] = "post" if better == "min" else "pre"
     axes.fill_between(x, y, axes.get_ylim()[0], step=step, color="#0072B2", alpha=0.045, linewidth=0, zorder=0)
 
 

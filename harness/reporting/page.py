@@ -9,6 +9,7 @@ from typing import Any
 from tvrbench.harness.provenance import command_line
 from tvrbench.harness.reporting.doubt_tables import equal_time_table, selection_table, spread_table
 from tvrbench.harness.reporting.equal_time import against_fewer_frames, missing_points
+from tvrbench.harness.reporting.gallery import GALLERY
 from tvrbench.harness.reporting.latex import document, fragment
 from tvrbench.harness.reporting.layout import Table
 from tvrbench.harness.reporting.markdown import Markdown, escaped, link, listed, templates
@@ -31,6 +32,7 @@ from tvrbench.harness.reporting.scored_table import scored_table
 from tvrbench.harness.reporting.series import STAGES
 from tvrbench.harness.reporting.stored import Selected, StoredRecord, newest, select, stored_records
 from tvrbench.harness.reporting.tables import main_table, subset_table
+from tvrbench.harness.reporting.token_picture import TOKENS
 from tvrbench.harness.reporting.verdicts import compare
 from tvrbench.harness.store import RecordStore, atomic_write
 
@@ -51,6 +53,8 @@ _TABLES = (
 )
 _KINDS = ("md", "csv", "tex")
 LATEX = "tables.tex"
+BESIDE = (TOKENS, GALLERY)
+"""What ``tvrbench picture`` makes beside a report, which tells of it where it is there."""
 
 
 def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_hash: str | None = None) -> list[Path]:
@@ -78,7 +82,10 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     files: dict[str, bytes] = {"README.md": templates().get_template("README.md.j2").render(content).encode()}
     files |= {picture.file: picture.data for picture in drawn}
     missing = content["missing_points"]
-    files[PAGE] = html_page(rows, full_size, tables, selected, left_out, drawn, scope, missing=missing).encode()
+    page = html_page(
+        rows, full_size, tables, selected, left_out, drawn, scope, missing=missing, beside=content["beside"]
+    )
+    files[PAGE] = page.encode()
     for table in tables.values():
         made = (table.to_markdown(), table.to_csv(), fragment(table))
         files |= {f"{table.name}.{kind}": text.encode() for kind, text in zip(_KINDS, made, strict=True)}
@@ -160,6 +167,11 @@ def _content(
         "real_command": "nox -s reproduce-msrvtt -- --data DIR",
         "warnings": warnings(selected.completed, scope),
         "figures": drawn,
+        "beside": [name for name in BESIDE if (scope.folder / name).is_file()],
+        "picture_commands": {
+            name: command_line(["picture", kind, scope.protocol])
+            for name, kind in ((TOKENS, "tokens"), (GALLERY, "gallery"))
+        },
         "files": _files,
         "main": printed.get("main"),
         "scored": printed.get("scored"),

@@ -6,18 +6,16 @@ and never HTML, and a content security policy that names the script's own hash l
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
 from tvrbench.harness.provenance import command_line
+from tvrbench.harness.reporting.html import data_uri, html_templates, source_hash
 from tvrbench.harness.reporting.layout import MISSING, Cell, Table
 from tvrbench.harness.reporting.markdown import brief, one_line
 from tvrbench.harness.reporting.measures import accuracy_axes, cost_axes, line_of, plotted, styles
@@ -72,6 +70,7 @@ def html_page(
     scope: Scope,
     *,
     missing: Sequence[str] = (),
+    beside: Sequence[str] = (),
 ) -> str:
     """The page.
 
@@ -84,6 +83,7 @@ def html_page(
         drawn: the pictures; R@1 against GMACs first.
         scope: what the report is about.
         missing: shell lines that make points of the line of fewer frames.
+        beside: files that ``tvrbench picture`` left in the report's folder.
     """
     environment = _environment()
     script, sheet = (environment.get_template(name).render() for name in ("page.js.j2", "page.css.j2"))
@@ -103,13 +103,14 @@ def html_page(
         real_command="nox -s reproduce-msrvtt -- --data DIR",
         script=Markup(script),
         sheet=Markup(sheet),
-        script_hash=_hash(script),
-        sheet_hash=_hash(sheet),
+        script_hash=source_hash(script),
+        sheet_hash=source_hash(sheet),
         sections=sections,
         pinned={"main": 1, "subsets": 1} if chance_levels(rows)[0] else {},
         row_ids={"main": [f"row-{i}" for i in range(len(rows))]},
         warnings=warnings(selected.completed, scope),
         missing=missing,
+        beside=beside,
         still=next((picture for picture in drawn if picture.kind == "pareto"), None),
         others=[picture for picture in drawn if picture.kind != "pareto"],
         paretos=[picture for picture in drawn if picture.kind == "pareto"],
@@ -187,25 +188,8 @@ def is_number(table: Table, column: int) -> bool:
 
 
 def _environment() -> jinja2.Environment:
-    """Escapes as HTML wants it; control and direction characters in what is printed become spaces."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_uri": _data_uri, "quoted": quote, "sort_value": sort_value}
+    environment = html_templates()
+    environment.filters |= {"data_uri": data_uri, "sort_value": sort_value}
     environment.tests |= {"missing": lambda cell: cell.text == MISSING and not cell.links}
     environment.globals |= {"is_number": is_number}
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     return environment
-
-
-def _data_uri(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"

@@ -140,8 +140,8 @@ def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) 
             left = 0.0
             for i, name in enumerate(names):
                 time = stage.times.get(name, 0.0)
-                fill = {"color": COLOURS[i], "hatch": _HATCHES[i], "edgecolor": "white", "linewidth": 0.6}
-                axes.barh(y, time, left=left, height=0.62, zorder=2, **fill)
+                (bar,) = axes.barh(y, time, left=left, height=0.62, zorder=2, color=COLOURS[i], hatch=_HATCHES[i])
+                bar.set(edgecolor="white", linewidth=0.6)
                 if time > 0.07 * longest:
                     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
                     middle = left + time / 2

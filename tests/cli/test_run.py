@@ -23,6 +23,7 @@ from tvrbench.harness.provenance import canonical
 from tvrbench.harness.records import Record
 from tvrbench.harness.running import RunConfig
 from tvrbench.harness.store import RecordStore
+from tvrbench.harness.training import Trainer
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 STEPS = 3
@@ -112,6 +113,34 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
     assert before in records
     (failed,) = [record for record in records if record["status"] == "failed"]
     assert failed["failure"] == "RuntimeError: no such luck"
+
+
+def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("run", "standin/uniform", "--paper-scale", "none", "--device", "cpu", "--methods", "zero_shot,lora")
+    real, steps = Trainer.step, []
+
+    def step(self: Trainer, *inputs: Any) -> dict[str, Any]:
+        steps.append(self.steps_done)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *inputs)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert cli.main(command) == 143
+    err = capsys.readouterr().err
+    assert "interrupted by SIGTERM after step 2 of 3 of lora seed 0: finished records stay" in err
+    assert len(RecordStore(Path("results")).load_all("standin/uniform")) == 1
+    assert cli.main([*command, "--set", "rank=4", "--resume"]) == 2
+    assert "with options" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    assert "done already: zero_shot-" in capsys.readouterr().err
+    assert steps == [0, 1, 2, 0, 1, 2, 0, 1, 2]  # two rates and the training itself, each step once
+    assert cli.main([*command, "--skip-done", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["records"]) == 2
+    assert len(steps) == 9
+    monkeypatch.setattr(Trainer, "step", real)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

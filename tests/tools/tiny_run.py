@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 
-from tvrbench.harness import cli
-from tvrbench.harness.backbone.weights import load_weights
+from tvrbench.harness.backbone.architecture import Architecture
+from tvrbench.harness.backbone.clip import CLIP
+from tvrbench.harness.backbone.weights import initialise, load_weights
 from tvrbench.harness.data import FrameSpec, Split, VideoFault
 from tvrbench.harness.distributed import joined, world
 from tvrbench.harness.errors import BadInput
+from tvrbench.harness.exits import guarded
 from tvrbench.harness.interrupts import Interrupts
 from tvrbench.harness.preparation import Prepared
 from tvrbench.harness.protocol import load_protocol
@@ -33,6 +36,27 @@ from tvrbench.harness.session import Session
 from tvrbench.harness.store import RecordStore
 
 VIDEOS, TEST_VIDEOS = 20, 37
+
+
+SHAPE = Architecture(
+    image_size=64,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=12,
+    text_width=64,
+    text_layers=2,
+    context_length=32,
+    vocab_size=512,
+    embed_dim=64,
+)
+
+
+def make_weights(path: Path) -> None:
+    """Random weights of a 64-wide CLIP, always the same."""
+    torch.manual_seed(0)
+    model = CLIP(SHAPE)
+    initialise(model)
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
 
 
 class Clips:
@@ -122,7 +146,7 @@ class Hit(Quiet):
 def main() -> None:
     """Do the run that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="made where they are not there")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--method", default="lora")
     parser.add_argument("--steps", type=int, default=8)
@@ -137,6 +161,8 @@ def main() -> None:
     parser.add_argument("--stops", type=int, help="the last process gets SIGTERM at this step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if not arguments.weights.exists():
+        make_weights(arguments.weights)
     factors = tuple(float(part) for part in arguments.factors.split(","))
     prepared = tiny_prepared(arguments.weights, steps=arguments.steps, batch=arguments.batch, factors=factors)
     prepared.dataset.bad = arguments.bad  # type: ignore[attr-defined]
@@ -159,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(main))
+    sys.exit(guarded(main))

@@ -137,7 +137,7 @@ def test_chunks_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make
     chunked = {key: p.grad.clone() for key, p in model.trainable().items() if p.grad is not None}
     model.zero_grad()
     restore_random_state(start, device)
-    features = [trainer._encode(pairs.part(first, 2)) for first in (0, 2)]
+    features = [trainer.encode(pairs.part(first, 2)) for first in (0, 2)]
     text, video = (torch.cat(side) for side in zip(*features, strict=True))
     share_of_loss(model, text, video, rank=0).backward()  # type: ignore[no-untyped-call]
     assert torch.equal(end[0], random_state(device)[0])

@@ -15,6 +15,7 @@ from tvrbench.harness.loading import method_class
 from tvrbench.harness.protocol import load_protocol, protocol_names
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.reporting.page import write_report
+from tvrbench.harness.reporting.pictures import Picture
 from tvrbench.harness.store import RecordStore
 
 pytestmark = pytest.mark.unit
@@ -92,3 +93,27 @@ def test_reports_are_made_again_and_compared(tmp_path: Path) -> None:
     for words in ("main.md is stale", "old.csv is left over", "main.csv is missing"):
         assert words in found
     assert len(found.splitlines()) == 3
+
+
+def test_pictures_made_from_models_stay_and_pictures_in_pages_are_compared_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Picture(file="pareto.png", data=b"\x89PNG\r\n", alternative="a", caption="c", kind="pareto")
+    monkeypatch.setattr("tvrbench.harness.reporting.page.pictures", lambda *_: [drawn])
+    monkeypatch.setattr("tvrbench.harness.commands.documents.documents", dict)
+    store, fixture = RecordStore(tmp_path / "results"), Path(__file__).parents[1] / "fixtures" / "standin_record.json"
+    folder = store.folder("standin/uniform")
+    folder.mkdir(parents=True)
+    (folder / "tempme.json").write_bytes(fixture.read_bytes())
+    report = tmp_path / "reports" / "standin" / "uniform"
+    report.mkdir(parents=True)
+    (report / "tokens.png").write_bytes(b"a picture")
+    write_report("standin/uniform", store, tmp_path / "reports")
+    assert "![Which patches of a clip share a token" in (report / "README.md").read_text(encoding="utf-8")
+    assert list(stale(tmp_path)) == []
+    page = (report / "page.html").read_bytes()
+    (report / "page.html").write_bytes(page.replace(b"data:image/png;base64,iVBOR", b"data:image/png;base64,AAAA"))
+    assert list(stale(tmp_path)) == []
+    (report / "page.html").write_bytes(page.replace(b"<h1>", b"<h1>edited "))
+    (found,) = stale(tmp_path)
+    assert "page.html is stale" in found

@@ -25,6 +25,7 @@ from tvrbench.harness.data import NATIVE, FrameSpec, Split
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.frame_cache import FillReport, fill_cache, open_cache
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
+from tvrbench.harness.preparation import Prepared
 
 pytestmark = pytest.mark.unit
 
@@ -122,6 +123,15 @@ def test_the_loader_decodes_nothing_that_is_cached(root: Path, monkeypatch: pyte
         assert frames_fingerprint(loader, IDS) == expected
     with pytest.raises(AssertionError, match="a video was decoded"):
         frames_fingerprint(FrameLoader(dataset, SPEC, 5), IDS)
+
+
+def test_a_run_takes_frames_from_the_cache(root: Path) -> None:
+    split = Folder(root).split("all")
+    prepared: Any = SimpleNamespace(loaders={}, train=split, test=split, dataset=Folder(root))
+    assert Prepared.loader(prepared, SPEC).cached is None
+    fill(root)
+    prepared.loaders.clear()
+    assert Prepared.loader(prepared, SPEC).cached is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*is not the file in the frame cache")

@@ -202,6 +202,16 @@ class TestChart:
         page.keyboard.press("Enter")
         assert page.locator("#table-main tr:target th").inner_text() == "tempme"
 
+    def test_a_first_tap_shows_the_numbers_and_a_second_one_leads_on(self, opened: Open) -> None:
+        page = opened(375, 740, has_touch=True)
+        point = page.locator('#plot a[data-label="zero_shot"]')
+        point.tap()
+        assert "zero_shot" in page.locator("#tip").inner_text()
+        assert page.locator("#tip").is_visible()
+        assert page.locator("tr:target").count() == 0
+        point.tap()
+        assert page.locator("tr:target th").inner_text() == "zero_shot"
+
     def test_a_logarithmic_axis_shows_zero(self, opened: Open) -> None:
         page = opened()
         page.select_option("#cost", "params_trainable_inference")

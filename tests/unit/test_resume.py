@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tvrbench.harness.chunking import Chosen
 from tvrbench.harness.errors import BadInput, TrainingDiverged
 from tvrbench.harness.interrupts import Interrupts, Stopped
 from tvrbench.harness.preparation import Prepared
@@ -181,6 +182,29 @@ def test_a_state_is_not_taken_over_without_being_asked(tiny_weights: Path, tmp_p
     assert again.steps == ["1/4", "2/4", "3/4", "4/4"]
     assert any("begins anew" in text for text in again.said)
     assert len(outcome(tmp_path)[2]) == 4  # the log began anew as well
+
+
+def test_the_chunk_of_a_memory_limit_is_found_once_a_run(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = iter((2, 1))
+    monkeypatch.setattr(
+        "tvrbench.harness.running.choose_chunk",
+        lambda *_: Chosen(chunk=next(chunks), peaks_mib={1: 10.0, 2: 20.0}, limit_mib=25.0),
+    )
+    prepared = tiny_run.tiny_prepared(tiny_weights, steps=3)
+    carry_out(prepared, tmp_path / "whole", memory_limit=25 * 2**20)
+    chunks = iter((2, 1))
+    carry_out(prepared, tmp_path / "broken", at=1, memory_limit=25 * 2**20)
+    carry_out(prepared, tmp_path / "broken", memory_limit=25 * 2**20, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "broken")
+    training = outcome(tmp_path / "broken")[1]["training"]
+    assert training["chunk"] == 2
+    assert training["memory_limit"] == {"limit_mib": 25.0, "peaks_mib": {"1": 10.0, "2": 20.0}}
+    chunks = iter((2, 1))
+    carry_out(prepared, tmp_path / "other", at=1, memory_limit=25 * 2**20)
+    carry_out(prepared, tmp_path / "other", memory_limit=2**20, resume=True)
+    assert next(chunks, None) is None  # another limit is another question
 
 
 def _broken_off(weights: Path, folder: Path) -> tuple[Prepared, Path]:

@@ -11,10 +11,11 @@ import pytest
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.msrvtt import MSRVTT
-from tvrbench.harness.data import FrameSpec, Split
+from tvrbench.harness.data import FrameSpec, Split, VideoFault
+from tvrbench.harness.data_comparison import read_report
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
-from tvrbench.harness.verification import verify
+from tvrbench.harness.verification import verify, write_report
 
 pytestmark = pytest.mark.unit
 
@@ -91,6 +92,60 @@ def test_every_fault_is_named_and_absent_videos_are_listed(broken: Path) -> None
     assert json.loads(json.dumps(report.summary()))["corrupt"][0]["kind"] == "empty"
 
 
+def test_the_fingerprint_of_a_split_is_that_of_a_run_on_it(root: Path) -> None:
+    report = verify(Folder(root), ["train", "test"], spec=SPEC, workers=2)
+    for split in report.splits:
+        ids = Folder(root).split(split.name).video_ids
+        assert split.frames_fingerprint == frames_fingerprint(FrameLoader(Folder(root), SPEC, len(ids)), ids)
+    for r in report.reports:
+        assert r.facts == {
+            "n_frames": 10, "fps": 5.0, "duration_s": 2.0, "width": 16, "height": 16, "codec": "h264", "notes": ()
+        }  # fmt: skip
+        assert r.size_bytes == r.path.stat().st_size
+
+
+def test_lengths_are_held_against_the_annotation(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = {"video0": (2.0, 2.0), "video1": (9.0, 9.0), "video2": (0.0, 99.0), "video3": None, "video4": (4.0, 5.0)}
+    monkeypatch.setattr(Folder, "expected_seconds", lambda self, video: lengths.get(video, (0.0, 1.0)))
+    report = verify(Folder(root), ["train", "test"], spec=SPEC)
+    assert not report.ok
+    assert [(w.video_id, w.off_by_s) for w in report.wrong_duration] == [("video1", -7.0)]
+    assert [s.wrong_duration for s in report.splits] == [1, 0]
+    assert not report.corrupt
+    assert Folder(root).check_videos(["video1"]) == []  # it can be used
+
+
+def test_settings_that_do_not_exist_are_said_at_once(root: Path) -> None:
+    for spec, message in (
+        (FrameSpec(sampler="no"), "there is no sampler 'no'"),
+        (FrameSpec(decoder="no"), "no decoder 'no'"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            verify(Folder(root), ["train"], spec=spec)
+
+
+def test_a_data_set_whose_videos_are_no_files_is_checked_too(tmp_path: Path) -> None:
+    class Remote:
+        name, summary, wanted, generated, split_names, root = "remote", "", "", False, ("train",), tmp_path
+        split = Folder.split
+
+        def check_videos(self, video_ids: list[str], **_: object) -> list[VideoFault]:
+            return [VideoFault(video_id=video_ids[2], path=tmp_path, kind="unreadable", detail="no")]
+
+    report = verify(Remote(), ["train"])  # type: ignore[arg-type]
+    assert [c.video_id for c in report.corrupt] == ["video2"]
+    assert report.splits[0].frames_fingerprint is None
+
+
+def test_the_report_holds_every_video(broken: Path) -> None:
+    path = broken / "out" / "report.json"
+    write_report(verify(Folder(broken), ["train", "test"], spec=SPEC), path)
+    document = json.loads(path.read_text())
+    assert [v["state"] for v in document["each"]] == ["missing", "empty", "ok", "truncated", "unreadable", "ok"]
+    assert document["frames"] == {"sampler": "tempme", "frames": 12, "size": 16, "decoder": "pyav"}
+    assert read_report(path) == document
+
+
 def test_a_stale_list_is_replaced(root: Path) -> None:
     path = root / "missing.txt"
     path.write_text("video99\n")
@@ -99,7 +154,7 @@ def test_a_stale_list_is_replaced(root: Path) -> None:
 
 
 def test_a_list_that_cannot_be_written(root: Path) -> None:
-    with pytest.raises(BadInput, match="cannot write .*missing.txt"):
+    with pytest.raises(BadInput, match=r"cannot write .*missing\.txt"):
         verify(Folder(root), ["test"], list_path=root / "videos/video5.mp4" / "missing.txt")
 
 

@@ -1,0 +1,151 @@
+"""How fast clips are decoded, filled into the cache and read from it, side by side: figures, not a test.
+
+    python tests/bench/bench_loading.py --videos DIR [DIR ...] [--frames 12] [--threads 1] [--rounds 3] [--limit 30]
+
+Every path gives the same clips of the same videos, in the same order, with the same number of threads. Rounds go
+through all paths before the next begins, so that a busy machine slows all of them; the median round is printed. Where
+torchcodec loads, it is timed too, and its frames are compared with PyAV's: same indices, and how far pixels differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from tvrbench.datasets.base import VideoFolderDataset
+from tvrbench.datasets.video import load_clip
+from tvrbench.harness.data import Clip, FrameSpec, Split
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.frame_cache import CachedFrames, fill_cache, open_cache
+
+AUGMENT = "tempme-randaugment"
+
+
+class Clips(VideoFolderDataset):
+    """Whatever video files there are."""
+
+    name, summary, wanted, split_names = "clips", "files", "files", ("all",)
+
+    def split(self, name: str) -> Split:
+        ids = tuple(sorted(self._files))
+        return Split(name=name, video_ids=ids, captions=ids, caption_video=tuple(range(len(ids))))
+
+
+def seconds(load: Callable[[str], object], ids: Iterable[str], threads: int) -> float:
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(load, ids):
+            pass
+    return time.perf_counter() - start
+
+
+def reader(cached: CachedFrames | None) -> Callable[[str], Clip]:
+    assert cached is not None
+
+    def read(video: str) -> Clip:
+        clip = cached.clip(video, 1)
+        assert clip is not None
+        return np.array(clip[0]), clip[1]  # a batch is a copy too
+
+    return read
+
+
+def decoders(dataset: Clips, spec: FrameSpec, ids: tuple[str, ...]) -> dict[str, Callable[[str], object]]:
+    """The decoders that work here; prints how far their frames differ."""
+    found: dict[str, Callable[[str], object]] = {"decode, pyav": lambda video: dataset.frames(video, spec)}
+    other = replace(spec, decoder="torchcodec")
+    try:
+        dataset.pixel_versions(other)
+    except BadInput as error:
+        print(f"torchcodec is left out: {error}")
+        return found
+    same, worst, apart, refused = 0, 0, [], 0
+    for video in ids:
+        path = dataset.video_path(video)
+        try:
+            mine, theirs = load_clip(path, spec), load_clip(path, other)
+        except BadInput as error:
+            refused += 1
+            print(f"  {error}")
+            continue
+        same += mine[2] == theirs[2]
+        difference = np.abs(mine[0].astype(np.int16) - theirs[0].astype(np.int16))
+        worst, apart = max(worst, int(difference.max())), [*apart, float(difference.mean())]
+    versions = ", ".join(f"{name} {version}" for name, version in dataset.pixel_versions(other).items())
+    print(f"decoders ({versions}): the same indices in {same} of {len(ids)} videos, {refused} refused by one; pixels")
+    print(f"  differ by at most {worst} of 255, on average by {np.mean(apart):.4f}")
+    found["decode, torchcodec"] = lambda video: dataset.frames(video, other)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=Path, nargs="+", required=True)
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "videos").mkdir()
+        for number, place in enumerate(arguments.videos):
+            (root / "videos" / str(number)).symlink_to(place.absolute())
+        bench(Clips(root), arguments)
+
+
+def bench(dataset: Clips, arguments: argparse.Namespace) -> None:
+    spec, threads = FrameSpec(frames=arguments.frames, size=arguments.size), arguments.threads
+    ids = dataset.split("all").video_ids[: arguments.limit]
+    print(f"{platform.machine()}, {threads} threads, {len(ids)} videos, {spec.frames} frames of {spec.size} pixels")
+    for count in sorted({len(ids) // 4, len(ids) // 2, len(ids)} - {0}):
+        taken = seconds(lambda videos: list(dataset.examine_videos(videos, spec, workers=threads)), [ids[:count]], 1)  # type: ignore[arg-type]
+        print(f"data verify of {count} videos: {taken:.2f} s, {count / taken:.1f} videos/s")
+    paths = decoders(dataset, spec, ids)
+    for kept in (spec, spec.native):
+        start = time.perf_counter()
+        report = fill_cache(dataset, kept, ids, workers=threads)
+        taken = time.perf_counter() - start
+        kind = "native" if kept.size == 0 else "crop"
+        print(
+            f"cache of {kind} frames: {len(ids) / taken:.1f} videos/s, {report.bytes / taken / 2**20:.0f} MiB/s, "
+            f"{report.bytes / len(ids) / 2**20:.2f} MiB a video"
+        )
+    native, resized = replace(spec, augment=AUGMENT), replace(spec, augment=f"{AUGMENT}-resized")
+    paths |= {
+        "crop cache": reader(open_cache(dataset, spec)),
+        f"decode, {AUGMENT}": lambda video: dataset.frames(video, native, 1),
+        f"native cache, {AUGMENT}": reader(open_cache(dataset, native)),
+        f"crop cache, {AUGMENT}-resized": reader(open_cache(dataset, resized)),
+    }
+    rounds: dict[str, list[float]] = {name: [] for name in paths}
+    for number in range(arguments.rounds + 1):
+        for name, load in paths.items():
+            taken = seconds(load, ids, threads)
+            if number == 0 and "cache" in name:
+                print(f"first epoch (checksums are checked), {name}: {len(ids) * spec.frames / taken:.0f} frames/s")
+            elif number:
+                rounds[name].append(taken)
+    base = median(rounds["decode, pyav"])
+    for name, taken in rounds.items():
+        rate, spread = len(ids) * spec.frames / median(taken), (max(taken) - min(taken)) / median(taken)
+        print(f"{name:45} {rate:9.0f} frames/s, spread {100 * spread:.0f} %, {base / median(taken):.1f} x decoding")
+    apart = [
+        np.abs(dataset.frames(v, native, 1)[0].astype(np.int16) - dataset.frames(v, resized, 1)[0].astype(np.int16))
+        for v in ids[:10]
+    ]
+    print(f"augmenting the crop in place of the native frame moves a pixel by {np.mean(apart):.1f} of 255 on average")
+
+
+if __name__ == "__main__":
+    main()

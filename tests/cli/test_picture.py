@@ -1,0 +1,82 @@
+"""``tvrbench picture`` on the embedded stand-in: with and without checkpoints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tvrbench.harness import cli, load_model
+from tvrbench.harness.checkpoint import save_checkpoint
+from tvrbench.harness.loading import method_class
+from tvrbench.harness.preparation import weights_of
+from tvrbench.harness.protocol import load_protocol
+
+pytestmark = [pytest.mark.cli, pytest.mark.slow]
+PROTOCOL = "standin/uniform"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _here(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TVRBENCH_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+
+def picture(*arguments: str) -> int:
+    return cli.main(["picture", *arguments, "--device", "cpu"])
+
+
+def save(method: str, name: str) -> None:
+    model = load_model(method, weights=weights_of(load_protocol(PROTOCOL)), **method_class(method).small)
+    save_checkpoint(model, Path("results/checkpoints/standin__uniform") / name)
+
+
+def test_tokens_are_drawn_with_checkpoints_where_there_are_and_the_protocol_s_weights_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save("tempme", "tempme-lora-seed0-0123abcd.safetensors")
+    save("tempme", "tempme-lora-seed1.safetensors")
+    assert picture("tokens", PROTOCOL, "tempme", "vidtome:mode=persistent", "--json") == 0
+    done = capsys.readouterr()
+    assert "tempme: trained: tempme-lora-seed0-0123abcd.safetensors\n" in done.err
+    assert "vidtome:mode=persistent: not trained: on the protocol's weights\n" in done.err
+    assert "Embedded stand-in, not MSR-VTT" in done.err
+    file = Path(json.loads(done.out)["file"])
+    assert file == Path("reports/standin/uniform/tokens.png")
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gallery_of_two_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert picture("gallery", PROTOCOL, "zero_shot", "frame_subsample", "--queries", "3") == 0
+    page = Path("reports/standin/uniform/gallery.html").read_text(encoding="utf-8")
+    assert page.count("<article") == 3
+    assert "zero_shot: R@1 15.3 % (not trained: on the protocol&#39;s weights)" in page
+    assert "picture: reports/standin/uniform/gallery.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("tokens", PROTOCOL, "--video", "video1.mp4/../x"),
+            "--video video1.mp4/../x: test-1ka of standin has no such",
+        ),
+        (("tokens", PROTOCOL, "tempmee"), "did you mean tempme?"),
+        (("gallery", PROTOCOL, "tempme"), "two methods against each other, not 1"),
+        (("gallery", PROTOCOL, "--queries", "0"), "--queries 0: at least one query"),
+        (("tokens", "standin/unform"), "unknown protocol 'standin/unform'"),
+        (("tokens", "msrvtt-1ka-9k/uniform"), "needs its folder (--data DIR"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert picture(*arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+    assert not Path("reports").exists()
