@@ -11,47 +11,16 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from tvrbench.harness.commands.arguments import Device, pick_device, pick_extent, split_names, split_numbers
 from tvrbench.harness.commands.data_options import DataCommand
-from tvrbench.harness.errors import BadInput
 from tvrbench.harness.exits import guarded
 from tvrbench.harness.validation import parse_assignments, parse_bytes
 
 # Commands import their module when they run, so that --help does not wait for torch.
 
 app = tyro.extras.SubcommandApp()
-Device = Literal["auto", "cuda", "cpu"]
 Set = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
 Json = Annotated[bool, arg(name="json")]
-
-
-def _names(text: str | None, what: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else ()
-    if text is not None and not names:
-        raise BadInput(f"--{what} is empty: give names separated by commas, for example --{what} lora,tempme")
-    if len(set(names)) < len(names):
-        raise BadInput(f"--{what} {text}: a name stands twice")
-    return names
-
-
-def _numbers(text: str | None, what: str) -> tuple[int, ...]:
-    names = _names(text, what)
-    if any(not (name.isascii() and name.isdigit() and len(name) < 10) for name in names):
-        raise BadInput(f"--{what} {text!r}: give whole numbers separated by commas, for example --{what} 0,1,2")
-    return tuple(int(name) for name in names)
-
-
-def _device(wanted: Device) -> str:
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device cuda: this machine has no CUDA device; use --device cpu")
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _extent(wanted: Literal["auto", "counted", "timed", "none"], device: str) -> Literal["counted", "timed"] | None:
-    if wanted == "auto":
-        return "timed" if device == "cuda" else "counted"
-    return wanted if wanted != "none" else None
 
 
 @app.command(name="list")
@@ -147,13 +116,13 @@ def bench(
     from tvrbench.harness.commands.bench import Request, run_bench
     from tvrbench.harness.cost.plan import RANDOM, plan_for
 
-    presets = _names(backbone, "backbone") or (("ViT-B-32",) if weights == RANDOM else (None,))
+    presets = split_names(backbone, "backbone") or (("ViT-B-32",) if weights == RANDOM else (None,))
     request = Request(
         methods=methods,
         options=parse_assignments(assignments),
         backbones=presets,
         plan=plan_for(
-            _device(device),
+            pick_device(device),
             against=against,
             frames=frames,
             weights=weights,
@@ -161,8 +130,8 @@ def bench(
             dataset=dataset,
             data=None if data is None else str(data),
             energy=energy,
-            batches=_numbers(batches, "batches"),
-            training_batches=_numbers(training_batches, "training-batches"),
+            batches=split_numbers(batches, "batches"),
+            training_batches=split_numbers(training_batches, "training-batches"),
             trains=training,
             threads=threads,
             precision=precision,
@@ -237,10 +206,10 @@ def run(
 
     request = Request(
         protocol=protocol,
-        methods=_names(methods, "methods"),
-        seeds=_numbers(seeds, "seeds"),
+        methods=split_names(methods, "methods"),
+        seeds=split_numbers(seeds, "seeds"),
         data=data,
-        device=_device(device),
+        device=pick_device(device),
         backbone=backbone,
         weights=weights,
         checkpoint=checkpoint,
@@ -249,7 +218,7 @@ def run(
         results=results,
         reports=reports,
         skip_bad_videos=skip_bad_videos,
-        paper_scale=None if eval_only and paper_scale == "auto" else _extent(paper_scale, _device(device)),
+        paper_scale=None if eval_only and paper_scale == "auto" else pick_extent(paper_scale, pick_device(device)),
         resume=resume,
         skip_done=skip_done,
         checkpoint_every_s=60 * checkpoint_every,
@@ -297,7 +266,7 @@ def matrix(
 
     request = MatrixRequest(
         file=file,
-        device=_device(device),
+        device=pick_device(device),
         results=results,
         reports=reports,
         slurm=slurm,
@@ -378,7 +347,7 @@ def picture(
         queries=queries,
         data=data,
         weights=weights,
-        device=_device(device),
+        device=pick_device(device),
         results=results,
         reports=reports,
     )
@@ -428,7 +397,7 @@ def check(
     """
     from tvrbench.harness.commands.check import CheckRequest, check_against
 
-    request = CheckRequest(against=against, tiers=_names(tier, "tier"), records=records, accept=accept, data=data)
+    request = CheckRequest(against=against, tiers=split_names(tier, "tier"), records=records, accept=accept, data=data)
     check_against(request, as_json)
 
 

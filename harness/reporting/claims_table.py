@@ -5,33 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tvrbench.harness.reporting.claims import ABSOLUTE, OWN
+from tvrbench.harness.reporting.claims import ABSOLUTE
 from tvrbench.harness.reporting.claims_verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, Judged
+from tvrbench.harness.reporting.efficiency_tables import Noted, Notes
 from tvrbench.harness.reporting.layout import Cell, Column, Table, links, words
 from tvrbench.harness.reporting.scope import Scope
 
 
-def claims_table(judged: Sequence[Judged], name: str, title: str, scope: Scope) -> Table:
-    """One line for each claim, baseline and device."""
+def claims_table(judged: Sequence[Judged], name: str, title: str, scope: Scope) -> Noted:
+    """One line for each claim, baseline and device; its notes are the commands that measure what was not measured."""
     counted = Counter(each.verdict for each in judged)
-    columns = tuple(
-        Column(key=key, header=header, left=key not in ("claimed", "measured"))
-        for key, header in (
-            ("claim", "claim"),
-            ("backbone", "backbone"),
-            ("configuration", "method, configuration"),
-            ("against", "read against"),
-            ("reading", "whose reading"),
-            ("claimed", "claimed"),
-            ("measured", "measured"),
-            ("verdict", "verdict"),
-            ("reason", "how, or why not"),
-            ("device", "device"),
-            ("command", "command that measures it"),
-            ("source", "source"),
-            ("read_from", "read from"),
-            ("records", "records"),
-        )
+    columns = (
+        Column(key="claim", header="claim", left=True),
+        Column(key="of", header="of", left=True),
+        Column(key="against", header="read against", left=True),
+        Column(key="claimed", header="claimed"),
+        Column(key="measured", header="measured"),
+        Column(key="verdict", header="verdict", left=True),
+        Column(key="reason", header="how, or why not (command)", left=True),
+        Column(key="device", header="device", left=True),
+        Column(key="source", header="source (read from)", left=True),
+        Column(key="records", header="records", left=True),
     )
     caption = scope.caption(
         ", ".join(f"{count} {verdict}" for verdict, count in counted.items()).capitalize() + ".",
@@ -42,32 +36,34 @@ def claims_table(judged: Sequence[Judged], name: str, title: str, scope: Scope) 
         "A time of one device is never compared with a time of another, and a ratio measured on a CPU is set beside "
         "the claim without a verdict. Figures that are not valid count for nothing.",
     )
-    rows = tuple(_cells(each, scope) for each in judged)
-    return Table(name=name, title=title, caption=caption, columns=columns, rows=rows)
+    notes = Notes()
+    rows = tuple(_cells(each, notes, scope) for each in judged)
+    table = Table(name=name, title=title, caption=caption, columns=columns, rows=rows)
+    return Noted(table=table, notes=notes.lines)
 
 
-def _cells(each: Judged, scope: Scope) -> tuple[Cell, ...]:
+def _cells(each: Judged, notes: Notes, scope: Scope) -> tuple[Cell, ...]:
     claim, number = each.claim, each.claim.number
     against = ", ".join(part for part in (claim.against, claim.against_config) if part)
     runs = tuple(run for row in each.rows for run in row.runs)
     measured = words(None)
     if each.measured is not None:
-        text = _figure(each.measured, number.unit, number.decimals + (number.metric != "output_tokens"))
+        text = _figure(each.measured, number.unit, number.decimals + 1)
         measured = Cell(text=text, value=each.measured, contends=False)
+    reason = words(each.reason)
+    if each.command is not None:
+        full = f"{each.reason}; measure it with: {each.command}"
+        reason = Cell(text=f"{each.reason} {notes.mark(each.command)}", value=full, contends=False)
     return (
         words(claim.text),
-        words(number.backbone),
-        words(f"{number.method}, {number.config}, {number.frames} frames"),
-        words(against or "no baseline needed"),
-        words(claim.reading if claim.against or claim.reading != OWN else None),
+        words(f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"),
+        words(f"{against} ({claim.reading})" if against else "no baseline needed"),
         Cell(text=_figure(number.value, number.unit, number.decimals), value=number.value, contends=False),
         measured,
         words(each.verdict),
-        words(each.reason),
+        reason,
         words(each.bench.name if each.bench else None),
-        words(each.command),
-        words(number.cited),
-        words(number.read_from),
+        words(f"{number.cited} ({number.read_from})"),
         links(scope.links(runs)),
     )
 

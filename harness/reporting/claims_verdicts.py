@@ -154,7 +154,7 @@ def _verdict(
     elif ratio.low is not None and ratio.high is not None and ratio.low <= claim.ratio <= ratio.high:
         verdict = "within noise"
     else:
-        verdict = "not reproduced"
+        verdict, how = "not reproduced", f"{'cheaper' if ratio.value < claim.ratio else 'dearer'} than claimed; {how}"
     return Judged(claim=claim, bench=bench, measured=measured, verdict=verdict, reason=how, rows=rows, command=command)
 
 

@@ -81,9 +81,14 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     )
     targets = targets_table(found, scope)
     provenance = provenance_table([run for bench in found for run in bench.runs], scope)
-    single = [claims, printed, targets, provenance]
-    tables = [table for section in sections for part in section.parts for table in part.tables] + single
-    content = _content(sections, {table.name: table for table in single}, left_out, scope)
+    tables = [table for section in sections for part in section.parts for table in part.tables]
+    tables += [claims.with_notes, printed.with_notes, targets, provenance]
+    content = _content(sections, left_out, scope) | {
+        "claims": claims,
+        "centerclip": printed,
+        "targets": targets.to_markdown(),
+        "provenance": provenance.to_markdown(),
+    }
     files = {"README.md": templates().get_template("efficiency.md.j2").render(content).encode()}
     for table in tables:
         made = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": fragment(table)}
@@ -117,9 +122,7 @@ def _part(bench: Bench, name: str, scope: Scope) -> Part:
     )
 
 
-def _content(
-    sections: Sequence[Section], single: dict[str, Table], left_out: Sequence[StoredRecord], scope: Scope
-) -> dict[str, Any]:
+def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: Scope) -> dict[str, Any]:
     """What the template prints; strings that are not Markdown are escaped there."""
 
     def named(run: StoredRecord) -> Markdown:
@@ -130,7 +133,6 @@ def _content(
     return {
         "sections": sections,
         "noted": lambda noted: noted.table.to_markdown(),
-        "tables": {name: table.to_markdown() for name, table in single.items()},
         "files": _files,
         "gpu": any(section.bench.on_gpu for section in sections),
         "commands": [

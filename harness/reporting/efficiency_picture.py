@@ -70,23 +70,25 @@ def _dumbbells(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
     fewest = min(t.frames for t in found.line)
     for place, (style, t) in enumerate(reversed(list(enumerate(shown)))):
         work, time = t.gmacs / per_frame, frames[id(t)]
-        outside = found.all_frames + 0.5 if t.ms > last.ms else fewest - 0.5
-        end = outside if time is None else time
-        axes.hlines(place, *sorted((work, end)), color=FAINT, linewidth=1.0, zorder=2)
+        beyond = t.ms > last.ms
+        end = time if time is not None else max(found.all_frames, work) + 0.4 if beyond else min(fewest, work) - 0.4
+        axes.hlines(place, min(work, end), max(work, end), color=FAINT, linewidth=1.0, zorder=2)
         axes.plot(work, place, marker="|", markersize=10, color=FAINT, zorder=3)
         if time is None:
-            arrow = ">" if t.ms > last.ms else "<"
+            word, side = ("more", 8) if beyond else ("fewer", -8)
             axes.annotate(
-                arrow,
+                word,
                 (end, place),
-                (8 if arrow == ">" else -8, 0),
+                (side, 0),
                 textcoords="offset points",
-                ha="center",
+                ha="left" if beyond else "right",
                 va="center",
-                fontsize=9,
-                color=INK,
+                fontsize=8,
+                color=FAINT,
             )
         sns.scatterplot(x=[end], y=[place], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low))
     axes.axvline(found.all_frames, color=FAINT, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     names = [brief(t.row.label, _LONGEST) for t in reversed(shown)]
     axes.set_yticks(range(len(names)), names, fontsize=8.5)

@@ -125,6 +125,7 @@ def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -
     caption = scope.caption(
         f"No accuracy in it. {RIVAL}, fewer frames encoded plainly, at the measured time of each method, "
         f"interpolated linearly in time between its points: {line}.",
+        "Slower than all frames: by more than the quartiles of the samples overlap.",
         f"Measured on {bench.name}, batch {found.batch}, each method in a process of its own, {bench.dates}.",
         "Figures that are not valid are left out.",
     )
@@ -140,7 +141,7 @@ def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -
 def verdict(entry: Equal, found: EqualTimes) -> str:
     """In words."""
     if entry.slower:
-        return f"slower than all {found.all_frames} frames encoded plainly: costs more for less"
+        return f"slower than all {found.all_frames} frames encoded plainly"
     if entry.timed is None or entry.frames is None or entry.gmacs is None:
         return f"not compared: {entry.reason}"
     share = entry.timed.gmacs / entry.gmacs
@@ -202,6 +203,14 @@ def _entry(row: MethodRow, timed: Timed | None, line: Sequence[Timed], batch: in
             return Equal(row=row, timed=timed, **between)
     if timed.ms < line[0].ms:
         return Equal(row=row, timed=timed, reason=f"faster than {line[0].frames:g} frames, the fewest recorded")
-    if line[-1].frames == frames:
+    last = line[-1]
+    if last.frames == frames and _overlap(timed, last):
+        return Equal(row=row, timed=timed, frames=last.frames, gmacs=last.gmacs, tokens=last.tokens)
+    if last.frames == frames:
         return Equal(row=row, timed=timed, slower=True)
-    return Equal(row=row, timed=timed, reason=f"slower than {line[-1].frames:g} frames, the most recorded")
+    return Equal(row=row, timed=timed, reason=f"slower than {last.frames:g} frames, the most recorded")
+
+
+def _overlap(a: Timed, b: Timed) -> bool:
+    """Whether the quartiles of two times meet, so that which is the longer is not known."""
+    return a.spread is not None and b.spread is not None and a.spread[0] <= b.spread[1] and b.spread[0] <= a.spread[1]

@@ -173,8 +173,12 @@ def encodes(row: MethodRow) -> bool:
     return bool(value_of(figure(row, "gmacs_video")))
 
 
-def fits(options: Mapping[str, Any], row: MethodRow) -> bool:
-    """Whether the row ran with these options, among others."""
+def variant_name(row: MethodRow, variants: Sequence[Variant]) -> str | None:
+    """What a paper calls the row's options, where it has a name for them."""
+    return next((v.name for v in variants if v.method == row.method and _fits(v.options, row)), None)
+
+
+def _fits(options: Mapping[str, Any], row: MethodRow) -> bool:
     return all(key in row.options and row.options[key] == value for key, value in options.items())
 
 
@@ -211,7 +215,7 @@ def _labelled(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> list
     named: dict[str, list[StoredRecord]] = {}
     plain: list[StoredRecord] = []
     for row in method_rows(runs):
-        name = next((v.name for v in variants if v.method == row.method and fits(v.options, row)), None)
+        name = variant_name(row, variants)
         (plain if name is None else named.setdefault(name, [])).extend(row.runs)
     rows = method_rows(plain, apart=("backbone",))
     for name, members in named.items():

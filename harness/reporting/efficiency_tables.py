@@ -46,12 +46,12 @@ class Notes:
 
     def mark(self, reason: str) -> str:
         """The number that stands in a cell."""
-        return f"({self.numbers.setdefault(brief(reason), len(self.numbers) + 1)})"
+        return f"({self.numbers.setdefault(reason, len(self.numbers) + 1)})"
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The notes."""
-        return tuple(f"({number}) {reason}." for reason, number in self.numbers.items())
+        return tuple(f"({number}) {reason}" for reason, number in self.numbers.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,11 @@ class Figure:
         found = self.find(row)
         if found is None or found["value"] is None:
             missing = found if found is not None or self.instead is None else self.instead(row)
-            return Cell(text=f"{MISSING} {notes.mark(why_not(missing))}", value=None, contends=False)
+            return Cell(text=f"{MISSING} {notes.mark(f'{brief(why_not(missing))}.')}", value=None, contends=False)
         text, value = self.show(found), self.value(found)
         if "invalid" in found["conditions"]:
-            mark = notes.mark(f"! not valid, and left out of every best and every claim: {_invalid(found)}")
+            reason = brief(found["conditions"]["invalid"])
+            mark = notes.mark(f"! not valid, and left out of every best and every claim: {reason}.")
             return Cell(text=f"{text} ! {mark}", value=f"{value} (not valid)", contends=False)
         bound = found["conditions"].get("lower_bound") is True
         contends = encodes(row) and bool(value) and not bound
@@ -297,10 +298,6 @@ def _quartiles(m: MeasurementDoc) -> str:
 
 def _shown(show: Callable[[float], str]) -> Show:
     return lambda m: show(m["value"] or 0.0)
-
-
-def _invalid(m: MeasurementDoc) -> str:
-    return str(m["conditions"]["invalid"])
 
 
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:

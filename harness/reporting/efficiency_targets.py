@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvrbench.harness.records import MeasurementDoc
-from tvrbench.harness.reporting.efficiency_rows import Bench, figure, value_of, why_not
+from tvrbench.harness.reporting.claims import load_variants
+from tvrbench.harness.reporting.efficiency_rows import Bench, figure, value_of, variant_name, why_not
 from tvrbench.harness.reporting.layout import Cell, Column, Table, links, words
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import Scope
@@ -104,9 +105,11 @@ def targets_table(benches: Sequence[Bench], scope: Scope) -> Table:
 
 
 def _lines(target: Target, bench: Bench, backbone: str, scope: Scope) -> list[tuple[Cell, ...]]:
-    found = []
+    found: list[tuple[Cell, ...]] = []
     for row in bench.on(backbone):
-        if row.method != target.method or any(row.options.get(key) != value for key, value in target.options):
+        if row.method != target.method or variant_name(row, load_variants()) is not None:
+            continue
+        if any(row.options.get(key) != value for key, value in target.options):
             continue
         m = figure(row, target.figure) if target.figure != "share_of_peak" else _best_share(row)
         value = value_of(m)

@@ -239,6 +239,19 @@ def test_a_trained_model_that_cannot_be_written_is_recorded(
     assert saved_steps(tmp_path) == STEPS
 
 
+def test_features_that_cannot_be_ranked_say_that_training_diverged(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranked(*_: Any) -> None:
+        raise ValueError("video holds NaN or Inf, so no rank can be trusted")
+
+    monkeypatch.setattr("tvrbench.harness.running.evaluate_on", ranked)
+    with pytest.raises(TrainingDiverged, match=r"lora seed 0 was trained, but .* NaN .* lower the learning rate"):
+        carry_out(prepared, tmp_path)
+    assert "lower the learning rate" in failure(tmp_path)
+    assert saved_steps(tmp_path) == STEPS
+
+
 def test_a_log_that_cannot_be_written_stops_the_run(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("in the way")
     with pytest.raises(RunFailed, match=r"the log .* cannot be written"):

@@ -189,10 +189,17 @@ class TestCanonical:
         assert canonical(record)["cost"] == record["cost"]
         assert "command" in record
 
-    @pytest.mark.parametrize("unit", ["ms", "s", "videos/s", "MiB", "bytes", "GB", "J", "J/video", "W", "ms/video"])
+    @pytest.mark.parametrize(
+        "unit", ["ms", "s", "videos/s", "MiB", "bytes", "GB", "J", "J/video", "W", "ms/video", "x", "cores", "MHz"]
+    )
     def test_timings_and_memory_keep_name_and_unit_only(self, unit: str) -> None:
         measured = {"name": "m", "value": 1.0, "unit": unit, "samples": [1.0], "conditions": {"gap": 3}}
         assert canonical(self.run(cost=[measured]))["cost"] == [{"name": "m", "unit": unit}]
+
+    @pytest.mark.parametrize("name", ["share_of_peak", "speedup_reached"])
+    def test_shares_of_times_are_timings(self, name: str) -> None:
+        measured = {"name": name, "value": 71.0, "unit": "%", "samples": [], "conditions": {}}
+        assert canonical(self.run(cost=[measured]))["cost"] == [{"name": name, "unit": "%"}]
 
     @pytest.mark.parametrize("unit", ["GMACs", "parameters", "tokens", "count", "%"])
     def test_counts_are_no_timings(self, unit: str) -> None:

@@ -1,0 +1,558 @@
+"""The report of costs: numbers by hand, invalid and missing figures, equal time, claims, hostile text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvrbench.harness.commands.report import report_protocol
+from tvrbench.harness.cost.efficiency import load
+from tvrbench.harness.cost.plan import parse_entry, plan_for
+from tvrbench.harness.errors import BadInput
+from tvrbench.harness.records import Measurement
+from tvrbench.harness.reporting import claims_verdicts
+from tvrbench.harness.reporting.claims import (
+    MEASURES,
+    OWN,
+    Claim,
+    load_claims,
+    load_variants,
+    read_claims,
+    table_claims,
+)
+from tvrbench.harness.reporting.claims_verdicts import Judged, Papers, bench_command, judge
+from tvrbench.harness.reporting.efficiency import write_efficiency
+from tvrbench.harness.reporting.efficiency_picture import equal_time_picture
+from tvrbench.harness.reporting.efficiency_rival import EqualTimes, at_equal_time, verdict
+from tvrbench.harness.reporting.efficiency_rows import Bench, benches, shared_batch
+from tvrbench.harness.reporting.efficiency_tables import cost_table, further_table
+from tvrbench.harness.reporting.efficiency_targets import targets_table
+from tvrbench.harness.reporting.layout import Cell, Table
+from tvrbench.harness.reporting.published import load_configurations, load_published
+from tvrbench.harness.reporting.scope import Scope
+from tvrbench.harness.reporting.stored import stored_records
+from tvrbench.harness.store import RecordStore
+
+pytestmark = pytest.mark.unit
+
+CPU, GPU = "Some CPU", "Some GPU"
+TEMPME = {
+    "rank": 8,
+    "r": 10,
+    "clip_ratio": 0.4,
+    "intra_ratio": 0.2,
+    "merge_blocks": [8, 9, 10],
+    "merge_frames": [2, 2, 3],
+    "frame_positions": True,
+    "proportional_attention": True,
+}
+ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "lora": ("lora", {"rank": 8}),
+    "clip4clip": ("full", {"rank": 8}),
+    "tempme": ("lora", TEMPME),
+    "centerclip": ("full", {"clustering": "kmedoids", "schedule": [[6, 4, 160]]}),
+    "frame_subsample": ("lora", {"keep": 6}),
+}
+
+
+def speed(value: float, batch: int = 4, device: str = "cpu", **said: Any) -> Measurement:
+    """Videos a second, with quartiles 2 % off."""
+    conditions = {"what": "inference", "precision": "float32", "compile": False, "device": device, "batch": batch}
+    return Measurement("throughput", value, "videos/s", [0.98 * value, value, 1.02 * value], conditions | said)
+
+
+def counts(gmacs: float, tokens: int, trainable: int = 0, frames: int = 12) -> list[Measurement]:
+    """What is counted; tokens that are the same after every block."""
+    blocks = [[frames, tokens // frames]] * 2 if tokens and tokens % frames == 0 else [[frames, 50], [1, tokens]]
+    return [
+        Measurement("gmacs_video", gmacs, "GMACs"),
+        Measurement("output_tokens", tokens, "tokens", conditions={"leaving_blocks": blocks}),
+        Measurement("params_trainable", trainable, "parameters"),
+    ]
+
+
+def ratio(value: float, allowed: float, against: str = "lora", device: str = "cpu", **said: Any) -> list[Measurement]:
+    """A paired speed-up, 5 % to both sides."""
+    conditions: dict[str, Any] = {"what": "comparison", "batch": 4, "against": against, "device": device} | said
+    conditions |= {"against_options": {"tuning": "lora"}, "low": 0.95 * value, "high": 1.05 * value}
+    return [
+        Measurement("speedup", value, "x", [value] * 3, conditions),
+        Measurement("speedup_reached", 100 * value / allowed, "%", (), conditions | {"allowed": allowed}),
+    ]
+
+
+def save(
+    root: Path,
+    method: str,
+    cost: Sequence[Measurement],
+    *,
+    device: str = CPU,
+    hash: str = "aaaaaaaa",
+    backbone: str = "ViT-B-16",
+    tuning: str | None = None,
+    started: str = "2025-03-01T10:00:00+00:00",
+    **options: Any,
+) -> Path:
+    usual, given = ROWS.get(method, ("frozen", {}))
+    return RecordStore(root).save(
+        {
+            "schema_version": 1,
+            "protocol": {"name": "efficiency", "hash": hash},
+            "method": {
+                "name": method,
+                "options": {"backbone": backbone, "frames": 12, "tuning": tuning or usual} | dict(given) | options,
+            },
+            "tuning": tuning or usual,
+            "seed": 0,
+            "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
+            "weights_sha256": None,
+            "metrics": {},
+            "cost": [measurement.to_json() for measurement in cost],
+            "environment": {
+                "device": device,
+                "cpu_count": 2,
+                "driver": None,
+                "versions": {"torch": "2"},
+                "git_sha": None,
+                "dirty": None,
+            },
+            "command": f"tvrbench bench {method}",
+            "started": started,
+            "duration_s": 60.0,
+            "status": "completed",
+            "failure": None,
+        }
+    )
+
+
+def found(root: Path) -> list[Bench]:
+    return benches(stored_records(RecordStore(root), "efficiency"), load_variants())[0]
+
+
+def scope(root: Path) -> Scope:
+    return Scope(protocol="efficiency", dataset="none", folder=root / "reports" / "efficiency")
+
+
+def column(table: Table, key: str) -> dict[str, Cell]:
+    """The cells of a column by the method of their row."""
+    index = [c.key for c in table.columns].index(key)
+    return {row[0].text: row[index] for row in table.rows}
+
+
+class TestCostTable:
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Bench:
+        save(tmp_path, "lora", [*counts(200.0, 2364, 491520), speed(4.0, 1), speed(5.0), *ratio(1.0, 1.0)])
+        save(tmp_path, "tempme", [*counts(100.0, 127, 507648), speed(9.0, 1), speed(8.0), *ratio(1.5, 2.0)])
+        disturbed = speed(99.0, invalid="disturbed: others")
+        save(tmp_path, "clip4clip", [*counts(200.0, 2364), speed(4.5, 1), disturbed])
+        reason = "random runs no encoder"
+        save(tmp_path, "random", [*counts(0.0, 0), speed(999.0, 1), Measurement.missing("speedup", "x", reason)])
+        return found(tmp_path)[0]
+
+    def test_numbers_and_bests(self, bench: Bench, tmp_path: Path) -> None:
+        table = cost_table(bench, "ViT-B-16", scope(tmp_path)).table
+        fastest = column(table, "throughput_4")
+        assert (fastest["tempme"].text, fastest["tempme"].bold) == ("8.00", True)
+        assert not fastest["lora"].bold
+        alone = column(table, "throughput_1")
+        assert [name for name, cell in alone.items() if cell.bold] == ["tempme"]  # random encodes nothing
+        assert column(table, "speedup")["tempme"].text == "1.50x (1.42 to 1.58)"
+        assert column(table, "speedup_allowed")["tempme"].value == 2.0
+        assert column(table, "speedup_reached")["tempme"].text == "75"
+        assert column(table, "params_trainable")["tempme"].text == "507,648"
+
+    def test_an_invalid_figure_is_shown_and_marked_and_never_best(self, bench: Bench, tmp_path: Path) -> None:
+        noted = cost_table(bench, "ViT-B-16", scope(tmp_path))
+        cell = column(noted.table, "throughput_4")["clip4clip"]
+        assert re.fullmatch(r"99\.0 ! \(\d+\)", cell.text)
+        assert cell.value == "99.0 (not valid)"
+        assert not cell.bold
+        number = cell.text.split()[-1]
+        assert any(note.startswith(f"{number} ! not valid") and "disturbed: others" in note for note in noted.notes)
+
+    def test_a_missing_figure_is_a_dash_with_its_reason(self, bench: Bench, tmp_path: Path) -> None:
+        noted = cost_table(bench, "ViT-B-16", scope(tmp_path))
+        for key in ("speedup", "speedup_allowed", "speedup_reached"):
+            cell = column(noted.table, key)["random"]
+            assert cell.value is None
+            assert f"{cell.text.removeprefix('– ')} random runs no encoder." in noted.notes
+        unsaid = column(noted.table, "speedup")["clip4clip"].text.removeprefix("– ")
+        assert f"{unsaid} this record does not hold it." in noted.notes
+        assert "random runs no encoder" in noted.with_notes.caption
+
+    def test_device_and_date_are_said(self, bench: Bench, tmp_path: Path) -> None:
+        assert (
+            "Measured on Some CPU, 2 cores, 2025-03-01" in cost_table(bench, "ViT-B-16", scope(tmp_path)).table.caption
+        )
+
+    def test_training_is_a_table_of_its_own_where_it_was_measured(self, bench: Bench, tmp_path: Path) -> None:
+        assert further_table(bench, "ViT-B-16", scope(tmp_path)) is None
+        said = {"what": "training", "precision": "float32"}
+        steps = [
+            Measurement.missing("step_time", "ms", "CUDA out of memory", **said, batch=64),
+            Measurement("step_time", 12.0, "ms", [12.0], said | {"batch": 32}),
+            Measurement("peak_memory_nvml", 900.0, "MiB", (), said | {"batch": 32, "lower_bound": True}),
+        ]
+        save(tmp_path, "tempme", [*counts(100.0, 127), *steps])
+        noted = further_table(found(tmp_path)[0], "ViT-B-16", scope(tmp_path))
+        assert noted is not None
+        assert column(noted.table, "step_time_32")["tempme"].value == 12.0
+        assert "CUDA out of memory." in " ".join(noted.notes)
+        assert column(noted.table, "peak_memory_nvml_training")["tempme"].text == "≥ 900"
+
+    def test_memory_stands_at_a_batch_that_all_could_do(self, tmp_path: Path) -> None:
+        def peak(value: float, batch: int) -> Measurement:
+            return Measurement("peak_memory_nvml", value, "MiB", (), {"what": "inference", "batch": batch})
+
+        save(tmp_path, "lora", [*counts(2.0, 24), peak(10.0, 1), peak(20.0, 8)])
+        save(tmp_path, "tempme", [*counts(1.0, 5), peak(9.0, 1), peak(18.0, 8), peak(36.0, 32)])
+        rows = found(tmp_path)[0].on("ViT-B-16")
+        assert shared_batch(rows, "peak_memory_nvml", "inference") == 8
+        table = cost_table(found(tmp_path)[0], "ViT-B-16", scope(tmp_path)).table
+        assert [cell.value for cell in column(table, "peak_memory_nvml").values()] == [20.0, 18.0]
+
+
+class TestRows:
+    def test_the_ablations_bear_the_papers_names_and_leave_the_method_its_own(self, tmp_path: Path) -> None:
+        save(tmp_path, "tempme", counts(1.0, 1))
+        save(tmp_path, "tempme", counts(2.0, 1), r=0, clip_ratio=0.0, intra_ratio=0.0)
+        save(tmp_path, "tempme", counts(3.0, 1), merge_blocks=[], merge_frames=[])
+        assert [row.label for row in found(tmp_path)[0].rows] == [
+            "tempme",
+            "tempme: cross-frame attention only",
+            "tempme: merging inside frames only",
+        ]
+
+    def test_a_quick_trial_does_not_push_a_table_out(self, tmp_path: Path) -> None:
+        for method in ("lora", "tempme"):
+            save(tmp_path, method, [*counts(1.0, 12), speed(1.0)], hash="11111111")
+        trial = save(tmp_path, "lora", [*counts(1.0, 12), speed(2.0)], hash="22222222", started="2026-01-01T00:00:00Z")
+        kept, left_out = benches(stored_records(RecordStore(tmp_path), "efficiency"), ())
+        assert [bench.hash for bench in kept] == ["11111111"]
+        assert [run.path for run in left_out] == [trial]
+        save(tmp_path, "tempme", [*counts(1.0, 12), speed(2.0)], hash="22222222", started="2026-01-01T00:00:00Z")
+        assert [bench.hash for bench in found(tmp_path)] == ["22222222"]
+
+    def test_devices_and_precisions_never_share_a_table(self, tmp_path: Path) -> None:
+        save(tmp_path, "lora", [*counts(1.0, 12), speed(1.0)], hash="aaaaaaaa")
+        save(tmp_path, "lora", [*counts(1.0, 12), speed(1.0, device="cuda:0")], hash="bbbbbbbb", device=GPU)
+        half = speed(1.0, device="cuda:0", precision="bfloat16")
+        save(tmp_path, "lora", [*counts(1.0, 12), half], hash="cccccccc", device=GPU)
+        assert [(b.device, b.precision, b.on_gpu) for b in found(tmp_path)] == [
+            (GPU, "bfloat16", True),
+            (GPU, "float32", True),
+            (CPU, "float32", False),
+        ]
+        assert len({bench.slug for bench in found(tmp_path)}) == 3
+
+    def test_nothing_recorded(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInput, match="nox -s efficiency"):
+            write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
+
+
+class TestEqualTime:
+    """Plain frames: 6 take 100 ms, 12 take 200 ms."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        save(tmp_path, "frame_subsample", [*counts(100.0, 1182), speed(10.0), *ratio(2.0, 2.0)])
+        save(tmp_path, "lora", [*counts(200.0, 2364), speed(5.0), *ratio(1.0, 1.0)])
+        return tmp_path
+
+    @staticmethod
+    def compared(root: Path) -> EqualTimes:
+        (bench,) = found(root)
+        equal = at_equal_time(bench.on("ViT-B-16"), 12)
+        assert equal is not None
+        return equal
+
+    def test_interpolated_in_time(self, root: Path) -> None:
+        save(root, "tempme", [*counts(120.0, 127), speed(1000 / 150)])
+        equal = self.compared(root)
+        assert [(t.frames, t.ms) for t in equal.line] == [(6, 100), (12, 200)]
+        (entry,) = equal.entries
+        assert (entry.frames, entry.gmacs, entry.tokens) == pytest.approx((9, 150, 1773))
+        assert verdict(entry, equal) == "takes the time of 9.0 of 12 frames and does 20 % less work in it"
+
+    @pytest.mark.parametrize(
+        ("rate", "words"),
+        [
+            (4.0, "slower than all 12 frames"),
+            (4.9, "takes the time of 12.0 of 12 frames"),  # quartiles overlap
+            (20.0, "faster than 6 frames, the fewest recorded"),
+        ],
+    )
+    def test_outside_the_line_nothing_is_made_up(self, root: Path, rate: float, words: str) -> None:
+        save(root, "tempme", [*counts(120.0, 127), speed(rate)])
+        equal = self.compared(root)
+        (entry,) = equal.entries
+        assert words in verdict(entry, equal)
+        assert (entry.frames is None) == (rate != 4.9)
+        assert equal_time_picture(equal, "Title $x$").startswith(b"\x89PNG")
+
+    def test_an_invalid_time_does_not_count(self, root: Path) -> None:
+        save(root, "tempme", [*counts(120.0, 127), speed(7.0, invalid="disturbed")])
+        equal = self.compared(root)
+        assert verdict(equal.entries[0], equal) == "not compared: not valid: disturbed"
+        save(root, "lora", [*counts(200.0, 2364), speed(5.0, invalid="disturbed"), *ratio(1.0, 1.0)])
+        assert at_equal_time(found(root)[0].on("ViT-B-16"), 12) is None
+
+    def test_a_rival_that_keeps_all_frames_ends_the_line(self, root: Path) -> None:
+        save(root, "frame_subsample", [*counts(200.0, 2364), speed(4.0)], keep=12)
+        equal = self.compared(root)
+        assert [t.row.method for t in equal.line] == ["frame_subsample"] * 2
+        assert [entry.row.method for entry in equal.entries] == ["lora"]
+
+
+PAPERS = Papers(numbers=load_published(), configurations=load_configurations())
+
+
+def claim(text: str, against: str, backbone: str = "ViT-B-16") -> Claim:
+    (one,) = [
+        c
+        for c in load_claims()
+        if (c.text, c.against, c.number.backbone, c.number.frames) == (text, against, backbone, 12)
+    ]
+    return one
+
+
+def judged(one: Claim, root: Path) -> Judged:
+    (only,) = judge([one], found(root), PAPERS)
+    return only
+
+
+class TestClaims:
+    @pytest.mark.parametrize(
+        ("text", "against", "measured", "word"),
+        [
+            ("output tokens -95 %", "vop", 100 * (1 - 127 / 2368), "reproduced"),
+            ("output tokens -95 %", "lora", 100 * (1 - 127 / 2364), "reproduced"),
+            ("GFLOPs -51 %", "vop", 100 * (1 - 121.42 / 246.2), "reproduced"),
+            ("GFLOPs -51 %", "dgl", 100 * (1 - 121.42 / 251.2), "reproduced"),
+            ("GFLOPs -51 %", "lora", 100 * (1 - 121.42 / 210.99), "not reproduced"),
+            ("0.50 M trainable parameters", "", 0.507648, "reproduced"),
+        ],
+    )
+    def test_counts(self, tmp_path: Path, text: str, against: str, measured: float, word: str) -> None:
+        save(tmp_path, "tempme", counts(121.42, 127, 507648))
+        save(tmp_path, "lora", counts(210.99, 2364, 491520))
+        one = judged(claim(text, against), tmp_path)
+        assert one.measured == pytest.approx(measured)
+        assert one.verdict == word
+
+    def test_a_published_time_is_cited_and_compared_with_nothing(self, tmp_path: Path) -> None:
+        save(tmp_path, "tempme", [*counts(121.42, 127), speed(45.0, device="cuda")], device=GPU)
+        one = judged(claim("1.8x speed-up", "vop"), tmp_path)
+        assert (one.measured, one.verdict) == (None, "not comparable")
+        assert "45.1 and 25 videos/s on A100, give 1.80x" in one.reason
+
+    @pytest.mark.parametrize(
+        ("value", "word"), [(1.8, "reproduced"), (1.72, "reproduced"), (1.90, "within noise"), (1.5, "not reproduced")]
+    )
+    def test_paired_speed_ups_on_a_gpu(self, tmp_path: Path, value: float, word: str) -> None:
+        """5 % around 1.8 of the ratio of times, else the rounds' range of 5 %."""
+        paired = ratio(value, 2.0, device="cuda")
+        save(tmp_path, "tempme", [*counts(121.42, 127), speed(9.0, device="cuda"), *paired], device=GPU)
+        one = judged(claim("1.8x speed-up", "lora"), tmp_path)
+        assert one.measured == pytest.approx(value)
+        assert one.verdict == word
+
+    def test_a_ratio_on_a_cpu_is_set_beside_and_not_judged(self, tmp_path: Path) -> None:
+        save(tmp_path, "tempme", [*counts(121.42, 127), speed(9.0), *ratio(1.8, 2.0)])
+        one = judged(claim("1.8x speed-up", "lora"), tmp_path)
+        assert one.measured == pytest.approx(1.8)
+        assert (one.verdict, one.bench and one.bench.device) == ("not comparable", CPU)
+        assert one.command is not None
+        assert one.command.endswith("--device cuda")
+
+    def test_an_invalid_figure_makes_no_claim(self, tmp_path: Path) -> None:
+        bad = ratio(1.8, 2.0, device="cuda", invalid="disturbed")
+        save(
+            tmp_path, "tempme", [*counts(121.42, 127), speed(9.0, device="cuda", invalid="disturbed"), *bad], device=GPU
+        )
+        save(tmp_path, "lora", [*counts(210.99, 2364), speed(5.0, device="cuda")], device=GPU)
+        one = judged(claim("1.8x speed-up", "lora"), tmp_path)
+        assert (one.measured, one.verdict) == (None, "not measured")
+        assert "not valid: disturbed" in one.reason
+
+    def test_separate_processes_at_the_largest_common_batch(self, tmp_path: Path) -> None:
+        ours = [speed(20.0, 8, "cuda"), speed(99.0, 32, "cuda")]
+        theirs = [speed(10.0, 8, "cuda"), speed(98.0, 32, "cuda", invalid="disturbed")]
+        save(tmp_path, "tempme", [*counts(121.42, 127), *ours], device=GPU)
+        save(tmp_path, "clip4clip", [*counts(210.99, 2364), *theirs], device=GPU)
+        one = judged(claim("1.8x speed-up", "clip4clip"), tmp_path)
+        assert one.measured == pytest.approx(2.0)
+        assert "batch 8" in one.reason
+
+    @pytest.mark.parametrize(("share", "word"), [(0.752, "reproduced"), (0.80, "reproduced"), (0.81, "not reproduced")])
+    def test_training_memory_within_five_points(self, tmp_path: Path, share: float, word: str) -> None:
+        def peak(name: str, value: float) -> Measurement:
+            said = {"what": "training", "batch": 32, "precision": "float32", "device": "cuda"}
+            return Measurement(name, value, "MiB", (), said)
+
+        ours = [peak("peak_memory_allocated", 500.0), peak("peak_memory_nvml", 1000 * share)]
+        theirs = [peak("peak_memory_allocated", 900.0), peak("peak_memory_nvml", 1000.0)]
+        save(tmp_path, "tempme", [*counts(1.0, 1), *ours], device=GPU, tuning="full")
+        save(tmp_path, "clip4clip", [*counts(2.0, 1), *theirs], device=GPU)
+        one = judged(claim("75.2 % of the training memory", "clip4clip"), tmp_path)
+        assert one.measured == pytest.approx(100 * share)
+        assert one.verdict == word
+        assert "allocator, allocated: 55.6 %" in one.reason
+
+    def test_memory_in_two_precisions_is_not_compared(self, tmp_path: Path) -> None:
+        for method, precision in (("centerclip", "float16"), ("clip4clip", "float32")):
+            said = {"what": "training", "batch": 16, "precision": precision, "device": "cuda"}
+            save(tmp_path, method, [*counts(1.0, 1), Measurement("peak_memory_nvml", 9.0, "MiB", (), said)], device=GPU)
+        wanted = "k-medoids++, B6-4, 160"
+        (one,) = [c for c in load_claims() if c.text == "training memory -35 %" and c.number.config == wanted]
+        result = judged(one, tmp_path)
+        assert result.verdict == "not measured"
+        assert "different precision, float16 and float32" in result.reason
+        assert result.command is not None
+        assert "--precision bfloat16" in result.command
+
+    def test_what_was_not_run_names_a_command_that_can_run(self, tmp_path: Path) -> None:
+        save(tmp_path, "lora", [*counts(1.0, 12), speed(1.0)])
+        for one in judge((*load_claims(), *table_claims(PAPERS.numbers)), found(tmp_path), PAPERS):
+            assert one.verdict in ("not measured", "not comparable")
+            assert (one.command is None) == (one.verdict == "not comparable")
+
+    @pytest.mark.parametrize(
+        "one",
+        [c for c in (*load_claims(), *table_claims(PAPERS.numbers)) if c.against in ("", "clip4clip")],
+        ids=lambda c: f"{c.text}-{c.number.config}-{c.number.backbone}-{c.against}",
+    )
+    def test_its_methods_and_options_are_ours(self, one: Claim) -> None:
+        program, verb, *arguments = shlex.split(bench_command(one, PAPERS))
+        assert (program, verb) == ("tvrbench", "bench")
+        entries = arguments[: arguments.index("--backbone")]
+        assert len(entries) == (2 if one.against else 1)
+        for entry in entries:
+            plan = replace(plan_for("cpu"), frames=one.number.frames)
+            load(plan, parse_entry(entry), one.number.backbone)
+
+    def test_the_tables_ratios_are_those_of_the_tables(self) -> None:
+        shares = {
+            (c.number.backbone, c.number.config, c.number.metric, c.number.frames): c.number.value
+            for c in table_claims(PAPERS.numbers)
+        }
+        assert shares["ViT-B-32", "k-medoids++, B6-3, 49", "train_memory", 12] == pytest.approx(100 * 14.2 / 20.8)
+        assert shares["ViT-B-16", "k-medoids++, B6-4, 160", "infer_time", 12] == pytest.approx(100 * 86.5 / 59.6)
+        assert shares["ViT-B-32", "k-medoids++, B6-12, 49", "infer_time", 60] == pytest.approx(100 * 70.4 / 82.0)
+        assert 100 - shares["ViT-B-32", "k-medoids++, B6-12, 49", "train_memory", 60] == pytest.approx(35, abs=0.5)
+
+    def test_every_claim_is_cited_and_has_the_papers_own_reading(self) -> None:
+        claims = load_claims()
+        assert {c.number.metric for c in claims} == set(MEASURES)
+        assert all(c.number.paper and c.number.table and c.number.read_from for c in claims)
+        assert {c.text for c in claims} == {c.text for c in claims if c.reading == OWN}
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"measure": "colour"}, "'measure'"),
+            ({"form": "% more"}, "'form'"),
+            ({"value": "0"}, "positive"),
+            ({"value": "nan"}, "positive"),
+            ({"read_from": " "}, "'read_from'"),
+            ({"against": ""}, "baseline"),
+            ({"reading": "mine"}, "reading"),
+        ],
+    )
+    def test_a_broken_line_is_named(self, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+        line = {
+            "paper": "P",
+            "table": "T",
+            "claim": "c",
+            "backbone": "ViT-B/16",
+            "frames": "12",
+            "method": "tempme",
+            "config": "LoRA",
+            "measure": "gmacs_video",
+            "form": "% less",
+            "value": "51",
+            "against": "lora",
+            "against_config": "",
+            "reading": OWN,
+            "bench_options": "",
+            "read_from": "abstract",
+        }
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(line))
+        writer.writeheader()
+        writer.writerow(line | changes)
+        file = tmp_path / "claims.csv"
+        file.write_text(text.getvalue(), encoding="utf-8")
+        with pytest.raises(BadInput, match=f"claims.csv line 2.*{message}"):
+            read_claims(file)
+
+    def test_tolerances_are_those_that_the_table_states(self) -> None:
+        assert (claims_verdicts.TIME_TOLERANCE, claims_verdicts.MEMORY_TOLERANCE) == (0.05, 0.05)
+
+
+class TestTargets:
+    def test_open_without_a_gpu_and_judged_with_one(self, tmp_path: Path) -> None:
+        save(tmp_path, "lora", [*counts(2.0, 24), speed(1.0)])
+        table = targets_table(found(tmp_path), scope(tmp_path))
+        assert column(table, "met")["the whole table on a CPU in under 15 minutes"].text == "yes"
+        assert sum("not measured" in row[3].text for row in table.rows) == len(table.rows) - 1
+        fast = ratio(1.7, 2.0, device="cuda")  # 85 % of what is allowed
+        save(tmp_path, "tempme", [*counts(1.0, 5), speed(9.0, device="cuda"), *fast], device=GPU)
+        lines = [
+            row for row in targets_table(found(tmp_path), scope(tmp_path)).rows if row[0].text.startswith("tempme")
+        ]
+        assert [(row[1].text, row[2].text, row[3].text) for row in lines if row[4].text != "–"] == [
+            ("ViT-B-16", "85 %", "no")
+        ]
+
+
+class TestFiles:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        hostile = "</b><script>alert(1)</script>|[x](javascript:y)"
+        save(tmp_path, "lora", [*counts(200.0, 2364), speed(5.0), *ratio(1.0, 1.0)], device=hostile)
+        save(tmp_path, "frame_subsample", [*counts(100.0, 1182), speed(10.0)], device=hostile)
+        bad = speed(6.0, invalid=hostile)
+        missing = Measurement.missing("energy_video", "J/video", hostile)
+        save(tmp_path, "tempme", [*counts(120.0, 127), bad, missing], device=hostile, backbone="../../etc/x")
+        return tmp_path
+
+    def test_hostile_text_is_text(self, root: Path) -> None:
+        files = write_efficiency(RecordStore(root), root / "reports")
+        folder = root / "reports" / "efficiency"
+        assert {file.parent for file in files} == {folder}
+        for file in files:
+            if file.suffix == ".md":
+                text = file.read_text(encoding="utf-8")
+                assert "<script" not in text
+                assert not re.search(r"(?<!\\)\[x\]\(javascript", text)
+                assert all(line.count("|") >= 3 for line in text.splitlines() if line.startswith("|"))
+        assert r"\textless{}script" in next(f for f in files if f.suffix == ".tex").read_text(encoding="utf-8")
+
+    def test_the_same_bytes_again_and_nothing_of_before_stays(self, root: Path) -> None:
+        report_protocol("efficiency", root, root / "reports", as_json=True)
+        folder = root / "reports" / "efficiency"
+        first = {path.name: path.read_bytes() for path in folder.iterdir()}
+        (folder / "cost-old.md").write_text("old", encoding="utf-8")
+        (folder / "mine.txt").write_text("mine", encoding="utf-8")
+        report_protocol("efficiency", root, root / "reports", as_json=True)
+        again = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert again == first | {"mine.txt": b"mine"}
+
+    def test_every_link_of_the_page_leads_to_a_file(self, root: Path) -> None:
+        folder = root / "reports" / "efficiency"
+        write_efficiency(RecordStore(root), root / "reports")
+        page = (folder / "README.md").read_text(encoding="utf-8")
+        targets = re.findall(r"(?<!\\)\]\(([^)]+)\)", page)
+        assert any("records" in target for target in targets)
+        assert [target for target in targets if not (folder / target).is_file()] == []
+        assert "No GPU in these records" in page
