@@ -50,10 +50,10 @@ def reproduce_standin(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite; `-- -m unit` and the like pick a tier."""
+    """The test suite but for its slow tier; `-- -m slow`, `-- -m unit` and the like pick another one."""
     _install(session, "test")
     workers = str(min(4, os.cpu_count() or 1))
-    session.run("pytest", "-n", workers, *session.posargs)
+    session.run("pytest", "-n", workers, *(session.posargs or ("-m", "not slow")))
 
 
 @nox.session

@@ -81,6 +81,8 @@ def bench(
     rounds: int = 5,
     assignments: Set = (),
     results: Path = Path("results"),
+    reports: Path = Path("reports"),
+    no_report: bool = False,
     as_json: Json = False,
 ) -> None:
     """Throughput, latency, memory and speed-up of methods on this device, on made-up videos.
@@ -111,6 +113,8 @@ def bench(
         rounds: Rounds of a speed-up.
         assignments: A method option for every method, for example --set tuning=full; may be repeated.
         results: Folder of the records.
+        reports: Folder of the reports; the report is reports/efficiency.
+        no_report: Leave the report as it is.
         as_json: Print one JSON document.
     """
     from tvrbench.harness.commands.bench import Request, run_bench
@@ -139,6 +143,7 @@ def bench(
             rounds=rounds,
         ),
         results=results,
+        reports=None if no_report else reports,
         arguments=tuple(sys.argv[1:]),
     )
     run_bench(request, as_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,7 +88,8 @@ class Attention(nn.Module):
 
     def _folded_weight(self, lora: LowRank) -> Tensor:
         # Folded in the weights' own precision, whatever the activations run in: the sum outlives the call.
-        with torch.autocast(self.in_proj_weight.device.type, enabled=False):
+        device = self.in_proj_weight.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             if torch.compiler.is_compiling():  # a graph cannot watch for changes, so it folds anew in each call
                 return torch.addmm(self.in_proj_weight, lora.B, lora.A)
             return self._cached_fold(lora)

@@ -22,7 +22,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path, tmp_path: Path) -> None:
     small = ("--weights", str(tiny_weights), "--batches", "2", "--rounds", "2", "--threads", "1", "--device", "cpu")
-    code, out, err = call(capsys, TEMPME, *small, "--results", str(tmp_path), "--json")
+    code, out, err = call(capsys, TEMPME, *small, "--results", str(tmp_path), "--no-report", "--json")
     assert code == 0, err
     document = json.loads(out)
     (row,) = document["rows"]

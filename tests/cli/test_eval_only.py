@@ -126,7 +126,7 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
         raise AssertionError("the checkpoint holds all weights, so no others are to be loaded")
 
     monkeypatch.setattr("tvrbench.harness.preparation.load_weights", unwanted)
-    monkeypatch.setattr("tvrbench.harness.running.train", unwanted)
+    monkeypatch.setattr("tvrbench.harness.running.Fitting", unwanted)
     shutil.copytree(trained.results, "results")
     file = str(Path("results") / trained.checkpoint.relative_to(trained.results))
     monkeypatch.setattr("sys.argv", ["tvrbench", "run", NAME, "--eval-only", "--checkpoint", str(Path(file).resolve())])
