@@ -2,7 +2,8 @@
 
 Blocks marked ``bash`` and ``python`` are run where the reader could run them as they stand. A block whose first line
 says ``bash not-run: REASON`` is listed with its reason; so is a command with a placeholder (DIR, FILE, ...), one that
-sets up an environment of its own (pip, nox) and one that wants a GPU or a cluster. The example of
+sets up an environment of its own (pip, nox) and one that wants a GPU or a cluster. The working folder holds a copy of
+the committed records. The example of
 ``docs/adding-a-method.md`` is installed as a plug-in package and run.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -128,6 +130,8 @@ def check(root: Path) -> int:
     failures = ran = 0
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as installed:
         method = plugin_package((root / PLUGIN).read_text(encoding="utf-8"), Path(installed))
+        if (records := root / "results" / "records").is_dir():
+            shutil.copytree(records, Path(work) / "results" / "records")
         use = [f"tvrbench profile {method} --json", f"tvrbench list methods | grep -w {method}"]
         pieces = [
             piece
