@@ -134,9 +134,3 @@ def gather_shares(own: Tensor) -> Tensor:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own.cpu())
     return torch.cat(found)
-
-
-def wait_for_all() -> None:
-    """Return once every process has come here."""
-    if world().size > 1:
-        dist.barrier()

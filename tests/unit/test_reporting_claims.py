@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from bench_records import CPU, GPU, counts, found, ratio, save, speed
 
 from tvrbench.harness.cost.efficiency import load
 from tvrbench.harness.cost.plan import parse_entry, plan_for
@@ -22,111 +21,13 @@ from tvrbench.harness.reporting.claims import (
     OWN,
     Claim,
     load_claims,
-    load_variants,
     read_claims,
     table_claims,
 )
 from tvrbench.harness.reporting.claims_verdicts import Judged, Papers, bench_command, judge
-from tvrbench.harness.reporting.efficiency_rows import Bench, benches
 from tvrbench.harness.reporting.published import load_configurations, load_published
-from tvrbench.harness.reporting.stored import stored_records
-from tvrbench.harness.store import RecordStore
 
 pytestmark = pytest.mark.unit
-
-CPU, GPU = "Some CPU", "Some GPU"
-TEMPME = {
-    "rank": 8,
-    "r": 10,
-    "clip_ratio": 0.4,
-    "intra_ratio": 0.2,
-    "merge_blocks": [8, 9, 10],
-    "merge_frames": [2, 2, 3],
-    "frame_positions": True,
-    "proportional_attention": True,
-}
-ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "lora": ("lora", {"rank": 8}),
-    "clip4clip": ("full", {"rank": 8}),
-    "tempme": ("lora", TEMPME),
-    "centerclip": ("full", {"clustering": "kmedoids", "schedule": [[6, 4, 160]]}),
-    "frame_subsample": ("lora", {"keep": 6}),
-}
-
-
-def speed(value: float, batch: int = 4, device: str = "cpu", **said: Any) -> Measurement:
-    """Videos a second, with quartiles 2 % off."""
-    conditions = {"what": "inference", "precision": "float32", "compile": False, "device": device, "batch": batch}
-    return Measurement("throughput", value, "videos/s", [0.98 * value, value, 1.02 * value], conditions | said)
-
-
-def counts(gmacs: float, tokens: int, trainable: int = 0, frames: int = 12) -> list[Measurement]:
-    """What is counted; tokens that are the same after every block."""
-    blocks = [[frames, tokens // frames]] * 2 if tokens and tokens % frames == 0 else [[frames, 50], [1, tokens]]
-    return [
-        Measurement("gmacs_video", gmacs, "GMACs"),
-        Measurement("output_tokens", tokens, "tokens", conditions={"leaving_blocks": blocks}),
-        Measurement("params_trainable", trainable, "parameters"),
-    ]
-
-
-def ratio(value: float, allowed: float, spread: float = 0.05, device: str = "cpu", **said: Any) -> list[Measurement]:
-    """A paired speed-up, and so much to both sides of it."""
-    conditions: dict[str, Any] = {"what": "comparison", "batch": 4, "against": "lora", "device": device} | said
-    conditions |= {"against_options": {"tuning": "lora"}, "low": (1 - spread) * value, "high": (1 + spread) * value}
-    return [
-        Measurement("speedup", value, "x", [value] * 3, conditions),
-        Measurement("speedup_reached", 100 * value / allowed, "%", (), conditions | {"allowed": allowed}),
-    ]
-
-
-def save(
-    root: Path,
-    method: str,
-    cost: Sequence[Measurement],
-    *,
-    device: str = CPU,
-    hash: str = "aaaaaaaa",
-    backbone: str = "ViT-B-16",
-    tuning: str | None = None,
-    started: str = "2025-03-01T10:00:00+00:00",
-    **options: Any,
-) -> Path:
-    usual, given = ROWS.get(method, ("frozen", {}))
-    return RecordStore(root).save(
-        {
-            "schema_version": 1,
-            "protocol": {"name": "efficiency", "hash": hash},
-            "method": {
-                "name": method,
-                "options": {"backbone": backbone, "frames": 12, "tuning": tuning or usual} | dict(given) | options,
-            },
-            "tuning": tuning or usual,
-            "seed": 0,
-            "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
-            "weights_sha256": None,
-            "metrics": {},
-            "cost": [measurement.to_json() for measurement in cost],
-            "environment": {
-                "device": device,
-                "cpu_count": 2,
-                "driver": None,
-                "versions": {"torch": "2"},
-                "git_sha": None,
-                "dirty": None,
-            },
-            "command": f"tvrbench bench {method}",
-            "started": started,
-            "duration_s": 60.0,
-            "status": "completed",
-            "failure": None,
-        }
-    )
-
-
-def found(root: Path) -> list[Bench]:
-    return benches(stored_records(RecordStore(root), "efficiency"), load_variants())[0]
-
 
 PAPERS = Papers(numbers=load_published(), configurations=load_configurations())
 
