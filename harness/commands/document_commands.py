@@ -94,9 +94,17 @@ def run(piece: Shown, folder: Path, extra: Mapping[str, str]) -> str | None:
     argv = (
         ["bash", "-euo", "pipefail", "-c", piece.text] if piece.kind == "bash" else [sys.executable, "-c", piece.text]
     )
+    # The commands of this interpreter's environment, whether or not it was activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
         done = subprocess.run(
-            argv, cwd=folder, env=os.environ | extra, capture_output=True, text=True, timeout=LIMIT_S, check=False
+            argv,
+            cwd=folder,
+            env={**os.environ, "PATH": path, **extra},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"not done after {LIMIT_S} s"
