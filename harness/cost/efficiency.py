@@ -52,13 +52,12 @@ def measure_method(plan: Plan, entry: Entry, backbone: str | None, say: Say) -> 
     best = best_throughput(found)
     found.append(best)
     if model.method.encodes:
-        rival = _rival(plan, model)
         fits = _largest(found)
         if fits is not None:
             say(f"{where}: against {plan.against.label}, batch {fits}")
-            found += attempt(replace(job, **rival, what="comparison", batch=fits))
+            found += attempt(replace(job, **_plain(plan), what="comparison", batch=fits))
         if plan.training:
-            found += _training(plan, model, job, rival, lambda text: say(f"{where}: {text}"))
+            found += _training(plan, model, job, lambda text: say(f"{where}: {text}"))
     else:
         found.append(Measurement.missing("speedup", "x", f"{entry.method} runs no encoder", what="comparison"))
     batch = best.conditions.get("batch", plan.batches[0])
@@ -91,12 +90,18 @@ def _largest(found: Sequence[Measurement]) -> int | None:
     return max((m.conditions["batch"] for m in found if m.name == "throughput" and m.value is not None), default=None)
 
 
+def _plain(plan: Plan) -> dict[str, Any]:
+    """The baseline as it was asked for: what a tuning leaves in an encoder (adapters, prompts) is the method's cost."""
+    return {"against": plan.against.method, "against_options": plan.against.options}
+
+
 def _rival(plan: Plan, model: RetrievalModel) -> dict[str, Any]:
+    """The baseline learning what the method learns, so that a training step's ratio shows the token reduction."""
     options = {"tuning": model.method.options.tuning, "rank": model.method.options.rank} | plan.against.options
     return {"against": plan.against.method, "against_options": options}
 
 
-def _training(plan: Plan, model: RetrievalModel, job: Job, rival: dict[str, Any], say: Say) -> list[Measurement]:
+def _training(plan: Plan, model: RetrievalModel, job: Job, say: Say) -> list[Measurement]:
     """Step time and memory at each wanted batch, then at half the smallest until one fits; and the ratio."""
     if not model.trainable():
         reason = f"tuning {model.method.options.tuning!r} leaves nothing to train"
@@ -113,7 +118,7 @@ def _training(plan: Plan, model: RetrievalModel, job: Job, rival: dict[str, Any]
         fits, full = batch if steps[0].value is not None else fits, _out_of_memory(steps[0])
     if fits is not None:
         say(f"training step against {plan.against.label}, batch {fits}")
-        found += attempt(replace(job, **rival, what="training-comparison", batch=fits))
+        found += attempt(replace(job, **_rival(plan, model), what="training-comparison", batch=fits))
     return found
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from tvrbench.harness.cost.analytic import TEXT_TOKENS
 from tvrbench.harness.cost.bench import measure
-from tvrbench.harness.cost.job import Job
+from tvrbench.harness.cost.job import PLAIN, Job
 from tvrbench.harness.errors import CheckFailed
+from tvrbench.harness.loading import method_class
 from tvrbench.harness.records import Measurement
+
+ROUNDS = 3  # of the comparison that goes with each run
 
 # The figure that stands for a job that broke off.
 _MAIN: Mapping[str, tuple[str, str]] = {
@@ -38,11 +41,17 @@ def counted(found: Mapping[str, Any]) -> list[Measurement]:
 
 
 def timed(job: Job, *, trains: bool) -> list[Measurement]:
-    """Speed and memory of encoding, and where the method trains of a training step; a process each.
+    """Speed and memory of encoding, the speed-up over the plain encoder, and where the method trains the time and
+    memory of a training step; a process each.
 
     A measurement that breaks off (out of memory, say) is missing with its reason: hours of training before it count.
+    A checkpoint has no speed-up: it may be of another shape than the protocol's backbone.
     """
-    wanted = [job] + [replace(job, what="training", latency=False)] * trains
+    wanted = [job]
+    if method_class(job.method).encodes and job.checkpoint is None:
+        wanted.append(replace(job, what="comparison", latency=False, against=PLAIN, rounds=ROUNDS, warmup=1))
+    if trains:
+        wanted.append(replace(job, what="training", latency=False))
     return [measurement for one in wanted for measurement in attempt(one)]
 
 

@@ -10,6 +10,8 @@ from tvrbench.harness.errors import BadInput
 from tvrbench.harness.validation import validated
 
 Precision = Literal["float32", "bfloat16", "float16"]
+PLAIN = "lora"
+"""The plain encoder, by the registered method that adds nothing to it: LoRA is folded into the weights."""
 What = Literal["inference", "training", "comparison", "training-comparison", "end-to-end", "energy"]
 
 

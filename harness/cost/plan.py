@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tvrbench.harness.cost.job import Job, Precision
+from tvrbench.harness.cost.job import PLAIN, Job, Precision
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.validation import parse_assignments
 
@@ -34,8 +34,8 @@ class Plan:
     """How methods are measured, the same for all of one table.
 
     Attributes:
-        against: the baseline of every ratio. It takes the tuning of the method that it is compared with unless its
-            options name one: a ratio then shows the token reduction, not the tuning.
+        against: the baseline of every ratio. In training it takes the tuning of the method that it is compared with
+            unless its options name one: that ratio then shows the token reduction, not the tuning.
         device, frames, threads, precision, compile: of every measurement.
         weights: as for ``load_model``.
         batches: videos a call, ascending; the ratio is taken at the largest that fits.
@@ -120,7 +120,7 @@ def parse_entry(text: str) -> Entry:
 def plan_for(
     device: str,
     *,
-    against: str = "lora",
+    against: str = PLAIN,
     batches: tuple[int, ...] = (),
     training_batches: tuple[int, ...] = (),
     trains: bool = False,

@@ -19,7 +19,7 @@ METERS: Mapping[str, str] = {
 }
 """Kinds of memory; the first that both sides have is judged, as what a paper reads off its GPU."""
 
-_PAIRED = {"infer_time": "speedup", "train_time": "training_speedup"}
+_PAIRED = {"infer_time": ("speedup", "comparison"), "train_time": ("training_speedup", "training-comparison")}
 _APART = {"infer_time": ("throughput", "inference"), "train_time": ("step_time", "training")}
 
 
@@ -41,8 +41,8 @@ class Ratio:
 
 def paired(claim: Claim, ours: MethodRow) -> Ratio | str:
     """The ratio that was taken round by round in one process, or why there is none for this claim's baseline."""
-    name = _PAIRED.get(claim.number.metric)
-    found = None if name is None else figure(ours, name)
+    wanted = _PAIRED.get(claim.number.metric)
+    found = None if wanted is None else figure(ours, *wanted)
     value = value_of(found)
     if found is None or value is None:
         return why_not(found)
@@ -61,7 +61,9 @@ def apart(claim: Claim, ours: MethodRow, theirs: MethodRow) -> Ratio | str:
         found = (figure(ours, measure), figure(theirs, measure))
         a, b = value_of(found[0]), value_of(found[1])
         return Ratio(value=a / b, how=f"{a:,.6g} over {b:,.6g}") if a and b else why_not(found[0 if not a else 1])
-    return _memory(ours, theirs) if measure == "train_memory" else _time(measure, ours, theirs)
+    if measure == "train_memory":
+        return _memory(ours, theirs)
+    return _through_plain(measure, ours, theirs) or _time(measure, ours, theirs)
 
 
 def over_published(claim: Claim, ours: MethodRow, published: PublishedNumber) -> Ratio | str:
@@ -70,6 +72,22 @@ def over_published(claim: Claim, ours: MethodRow, published: PublishedNumber) ->
     value = value_of(found)
     how = f"{value:,.6g} over {published.value:,g}, published ({published.cited}), not measured here"
     return Ratio(value=value / published.value, how=how) if value else why_not(found)
+
+
+def _through_plain(measure: str, ours: MethodRow, theirs: MethodRow) -> Ratio | None:
+    """From each side's paired rounds against one and the same encoder: a machine that changed its speed in between
+    changes neither."""
+    wanted = _PAIRED[measure]
+    for batch in reversed(batches([ours], *wanted)):
+        a, b = figure(ours, *wanted, batch), figure(theirs, *wanted, batch)
+        if a is None or b is None or not (x := value_of(a)) or not (y := value_of(b)):
+            continue
+        p, q = a["conditions"], b["conditions"]
+        if all(p.get(key) == q.get(key) for key in ("against", "against_options", "precision", "compile")):
+            how = f"from both sides' paired rounds against {p.get('against')}, batch {batch}, {p.get('precision')}"
+            low, high = float(q["low"]) / float(p["high"]), float(q["high"]) / float(p["low"])
+            return Ratio(value=y / x, low=low, high=high, how=how)
+    return None
 
 
 def _time(measure: str, ours: MethodRow, theirs: MethodRow) -> Ratio | str:

@@ -22,10 +22,12 @@ def equal_time_picture(found: EqualTimes, title: str) -> bytes:
     """Two panels as a PNG: on the left each method's time and work beside the line of fewer frames; on the right, in
     the same marks and by name, the frames that its multiply-adds would pay for and those that its time pays for.
     """
-    shown = sorted((e.timed for e in found.entries if e.timed is not None), key=lambda t: (-t.ms, t.row.label))
+    shown = sorted((e.timed for e in found.entries if e.timed is not None), key=lambda t: (-t.share, t.row.label))
     with canvas(_WIDTH, max(3.9, _HEAD + _ROW * len(shown))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-        decorate(left, title, None, f"measured ms/video, batch {found.batch}", "GMACs of a video")
+        decorate(
+            left, title, None, f"measured time of a video, {found.against} with all frames = 1", "GMACs of a video"
+        )
         decorate(right, "", None, f"frames encoded plainly at the same cost, of {found.all_frames}", "")
         _plane(left, found, shown)
         _dumbbells(right, found, shown)
@@ -47,16 +49,15 @@ def equal_time_picture(found: EqualTimes, title: str) -> bytes:
 def _plane(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
     line = found.line
     sns.lineplot(
-        x=[t.ms for t in line], y=[t.gmacs for t in line], ax=axes, color=INK, linewidth=1.1, linestyle=_DASHES
+        x=[t.share for t in line], y=[t.gmacs for t in line], ax=axes, color=INK, linewidth=1.1, linestyle=_DASHES
     )
     for t in line:
-        axes.plot(t.ms, t.gmacs, marker="|", markersize=8, color=INK)
-        axes.annotate(f"{t.frames:g}", (t.ms, t.gmacs), (5, -9), textcoords="offset points", fontsize=8, color=INK)
+        axes.plot(t.share, t.gmacs, marker="|", markersize=8, color=INK)
+        axes.annotate(f"{t.frames:g}", (t.share, t.gmacs), (5, -9), textcoords="offset points", fontsize=8, color=INK)
     for style, t in enumerate(shown):
-        if t.spread is not None:
-            axes.hlines(t.gmacs, *t.spread, color=colour(style), linewidth=1.3, zorder=3)
+        axes.hlines(t.gmacs, *t.spread, color=colour(style), linewidth=1.3, zorder=3)
         sns.scatterplot(
-            x=[t.ms], y=[t.gmacs], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE
+            x=[t.share], y=[t.gmacs], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE
         )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -70,7 +71,7 @@ def _dumbbells(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
     fewest = min(t.frames for t in found.line)
     for place, (style, t) in enumerate(reversed(list(enumerate(shown)))):
         work, time = t.gmacs / per_frame, frames[id(t)]
-        beyond = t.ms > last.ms
+        beyond = t.share > last.share
         end = time if time is not None else max(found.all_frames, work) + 0.4 if beyond else min(fewest, work) - 0.4
         axes.hlines(place, min(work, end), max(work, end), color=FAINT, linewidth=1.0, zorder=2)
         axes.plot(work, place, marker="|", markersize=10, color=FAINT, zorder=3)

@@ -2,15 +2,16 @@
 
 A method that takes the time of 8 plain frames and shows 12 to the text has to be better than 8 frames; one that does
 fewer multiply-adds than those 8 frames has not turned all of its saving into time.
+
+Time is the method's share of the plain encoder's, from rounds in which both ran in turn in one process: seconds of
+different processes would judge how fast the machine happened to be in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-
-import numpy as np
 
 from tvrbench.harness.reporting.efficiency_rows import (
     Bench,
@@ -26,21 +27,23 @@ from tvrbench.harness.reporting.layout import Cell, Column, Table, fixed, links,
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import Scope
 
+_WHAT = ("speedup", "comparison")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
     """A row with the time of a video.
 
     Attributes:
-        ms: a video, from the median of the samples.
-        spread: their quartiles.
+        share: of the plain encoder's time, the median of the rounds.
+        spread: the range of the rounds.
         gmacs, tokens: of a video, counted.
         frames: that are encoded.
     """
 
     row: MethodRow
-    ms: float
-    spread: tuple[float, float] | None
+    share: float
+    spread: tuple[float, float]
     gmacs: float
     tokens: float
     frames: float
@@ -54,6 +57,7 @@ class Equal:
         row: the method.
         timed: its time; None where there is no valid one.
         frames, gmacs, tokens: of the rival, interpolated linearly in time; None where the time lies outside its line.
+        span: the frames at the ends of the range of the method's rounds, None for an end outside the line.
         slower: slower than all frames encoded plainly.
         reason: why something is missing.
     """
@@ -63,6 +67,7 @@ class Equal:
     frames: float | None = None
     gmacs: float | None = None
     tokens: float | None = None
+    span: tuple[float | None, float | None] = (None, None)
     slower: bool = False
     reason: str | None = None
 
@@ -74,46 +79,58 @@ class EqualTimes:
     Attributes:
         line: fewer frames and all frames, in order of time.
         entries: every other method that encodes.
+        against: the plain encoder, whose time is 1.
         batch: videos a call.
+        rounds: that each ratio is the median of, as words.
         all_frames: how many there are.
     """
 
     line: tuple[Timed, ...]
     entries: tuple[Equal, ...]
+    against: str
     batch: int
+    rounds: str
     all_frames: int
 
 
 def at_equal_time(rows: Sequence[MethodRow], frames: int) -> EqualTimes | None:
-    """Every method that encodes against fewer frames; None where no two points of the rival's line were timed.
+    """Every method that encodes against fewer frames; None where the rival's line has no two points.
 
     The line is made of the rival's rows; the plain encoder that speed-ups are over ends it, if no row of the rival
-    keeps all frames.
+    keeps all frames: its time is 1, and measuring it against itself says how far a ratio strays.
     """
-    batch = shared_batch([row for row in rows if encodes(row)], "throughput", "inference")
-    if batch is None:
+    rows = [row for row in rows if encodes(row)]
+    batch = shared_batch(rows, *_WHAT)
+    ratios = [m for row in rows if (m := figure(row, *_WHAT, batch)) is not None and value_of(m)]
+    names = sorted({str(m["conditions"].get("against")) for m in ratios})
+    if batch is None or len(names) != 1:
         return None
-    points = [row for row in rows if row.method == RIVAL]
-    if not any(row.options.get("keep") == frames for row in points):
-        points += _plain_encoder(rows, frames)[:1]
-    timed = {id(row): _timed(row, batch, frames) for row in rows if encodes(row)}
-    line = sorted((t for row in points if (t := timed.get(id(row))) is not None), key=lambda t: (t.ms, t.frames))
+    rival = [row for row in rows if row.method == RIVAL]
+    plain = [row for row in rows if row.method == names[0] and _unreduced(row, frames)][:1]
+    timed = {id(row): _timed(row, batch, frames) for row in rows}
+    points = [t for row in rival if (t := timed[id(row)]) is not None]
+    if not any(t.frames == frames for t in points):
+        points += [replace(t, share=1.0) for row in plain if (t := timed[id(row)]) is not None]
+    line = sorted(points, key=lambda t: (t.share, t.frames))
     if len(line) < 2:
         return None
-    entries = [
-        _entry(row, timed[id(row)], line, batch, frames)
-        for row in rows
-        if encodes(row) and row.method != RIVAL and row not in points
-    ]
-    return EqualTimes(line=tuple(line), entries=tuple(entries), batch=batch, all_frames=frames)
+    entries = [_entry(row, timed[id(row)], line, batch, frames) for row in rows if row not in (*rival, *plain)]
+    return EqualTimes(
+        line=tuple(line),
+        entries=tuple(entries),
+        against=names[0],
+        batch=batch,
+        rounds=" or ".join(sorted({str(len(m["samples"])) for m in ratios})),
+        all_frames=frames,
+    )
 
 
 def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -> Table:
     """Each method's time, the frames that fit into it, and what those cost."""
     columns = (
         Column(key="method", header="method", left=True),
-        Column(key="ms", header="ms/video"),
-        Column(key="frames", header="plain frames in that time"),
+        Column(key="time", header="time, plain encoder = 1 (range)"),
+        Column(key="frames", header="plain frames in that time (range)"),
         Column(key="gmacs", header="GMACs"),
         Column(key="rival_gmacs", header="GMACs of those frames"),
         Column(key="output_tokens", header="tokens out"),
@@ -121,12 +138,14 @@ def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -
         Column(key="verdict", header="at equal time", left=True),
         Column(key="records", header="records", left=True),
     )
-    line = "; ".join(f"{t.frames:g} frames {significant(3)(t.ms)} ms" for t in found.line)
+    line = "; ".join(f"{t.frames:g} frames {t.share:.2f}" for t in found.line)
     caption = scope.caption(
         f"No accuracy in it. {RIVAL}, fewer frames encoded plainly, at the measured time of each method, "
         f"interpolated linearly in time between its points: {line}.",
-        "Slower than all frames: by more than the quartiles of the samples overlap.",
-        f"Measured on {bench.name}, batch {found.batch}, each method in a process of its own, {bench.dates}.",
+        f"Time: over that of {found.against} with all frames, both in one process, in turn; the median of "
+        f"{found.rounds} rounds and their range.",
+        "Slower than all frames: by more than the ranges of the rounds overlap.",
+        f"Measured on {bench.name}, batch {found.batch}, {bench.dates}.",
         "Figures that are not valid are left out.",
     )
     return Table(
@@ -154,8 +173,8 @@ def _cells(entry: Equal, found: EqualTimes, scope: Scope) -> tuple[Cell, ...]:
     timed = entry.timed
     return (
         words(entry.row.label),
-        number(None if timed is None else timed.ms, significant(3), contends=False),
-        number(entry.frames, fixed(1), contends=False),
+        _ranged(None if timed is None else timed.share, (None, None) if timed is None else timed.spread, 2),
+        _ranged(entry.frames, entry.span, 1),
         number(None if timed is None else timed.gmacs, significant(4), contends=False),
         number(entry.gmacs, significant(4), contends=False),
         number(None if timed is None else timed.tokens, fixed(0), contends=False),
@@ -165,52 +184,56 @@ def _cells(entry: Equal, found: EqualTimes, scope: Scope) -> tuple[Cell, ...]:
     )
 
 
-def _plain_encoder(rows: Sequence[MethodRow], frames: int) -> list[MethodRow]:
-    """The baselines of the speed-ups whose tokens all reach every block."""
-    names = {str(m["conditions"].get("against")) for row in rows if (m := figure(row, "speedup")) is not None}
-    return [row for row in rows if row.method in names and _unreduced(row, frames)]
+def _ranged(value: float | None, ends: tuple[float | None, float | None], decimals: int) -> Cell:
+    if value is None:
+        return words(None)
+    low, high = ("beyond" if end is None else f"{end:.{decimals}f}" for end in ends)
+    return Cell(text=f"{value:.{decimals}f} ({low} to {high})", value=value, contends=False)
 
 
 def _unreduced(row: MethodRow, frames: int) -> bool:
+    """Whether all tokens reach every block."""
     found = figure(row, "output_tokens")
     blocks = [] if found is None else found["conditions"].get("leaving_blocks") or []
     return len({tuple(block) for block in blocks}) == 1 and blocks[0][0] == frames
 
 
 def _timed(row: MethodRow, batch: int, frames: int) -> Timed | None:
-    speed = figure(row, "throughput", "inference", batch)
-    rate, gmacs, tokens = (value_of(m) for m in (speed, figure(row, "gmacs_video"), figure(row, "output_tokens")))
-    if speed is None or not rate or gmacs is None or tokens is None:
+    ratio = figure(row, *_WHAT, batch)
+    speed, gmacs, tokens = (value_of(m) for m in (ratio, figure(row, "gmacs_video"), figure(row, "output_tokens")))
+    if ratio is None or not speed or gmacs is None or tokens is None:
         return None
-    spread = None
-    if speed["samples"]:
-        high, low = (1e3 / float(end) for end in np.percentile(speed["samples"], (25, 75)))
-        spread = (low, high)
     kept = float(row.options.get("keep", frames)) if row.method == RIVAL else float(frames)
-    return Timed(row=row, ms=1e3 / rate, spread=spread, gmacs=gmacs, tokens=tokens, frames=kept)
+    spread = (1 / float(ratio["conditions"]["high"]), 1 / float(ratio["conditions"]["low"]))
+    return Timed(row=row, share=1 / speed, spread=spread, gmacs=gmacs, tokens=tokens, frames=kept)
 
 
 def _entry(row: MethodRow, timed: Timed | None, line: Sequence[Timed], batch: int, frames: int) -> Equal:
     if timed is None:
-        return Equal(row=row, reason=why_not(figure(row, "throughput", "inference", batch)))
-    for low, high in pairwise(line):
-        if low.ms <= timed.ms <= high.ms and low.ms < high.ms:
-            share = (timed.ms - low.ms) / (high.ms - low.ms)
-            between = {
-                key: (1 - share) * getattr(low, key) + share * getattr(high, key)
-                for key in ("frames", "gmacs", "tokens")
-            }
-            return Equal(row=row, timed=timed, **between)
-    if timed.ms < line[0].ms:
+        return Equal(row=row, reason=why_not(figure(row, *_WHAT, batch)))
+    at = _on_line(timed.share, line)
+    if at is not None:
+        ends = [_on_line(end, line) for end in timed.spread]
+        low, high = (None if end is None else end["frames"] for end in ends)
+        return Equal(row=row, timed=timed, span=(low, high), **at)
+    if timed.share < line[0].share:
         return Equal(row=row, timed=timed, reason=f"faster than {line[0].frames:g} frames, the fewest recorded")
     last = line[-1]
-    if last.frames == frames and _overlap(timed, last):
-        return Equal(row=row, timed=timed, frames=last.frames, gmacs=last.gmacs, tokens=last.tokens)
+    if last.frames == frames and timed.spread[0] <= last.spread[1]:
+        low = _on_line(timed.spread[0], line)
+        span = (last.frames if low is None else low["frames"], None)
+        return Equal(row=row, timed=timed, frames=last.frames, gmacs=last.gmacs, tokens=last.tokens, span=span)
     if last.frames == frames:
         return Equal(row=row, timed=timed, slower=True)
     return Equal(row=row, timed=timed, reason=f"slower than {last.frames:g} frames, the most recorded")
 
 
-def _overlap(a: Timed, b: Timed) -> bool:
-    """Whether the quartiles of two times meet, so that which is the longer is not known."""
-    return a.spread is not None and b.spread is not None and a.spread[0] <= b.spread[1] and b.spread[0] <= a.spread[1]
+def _on_line(share: float, line: Sequence[Timed]) -> dict[str, float] | None:
+    """Frames, GMACs and tokens of the rival at so much time, or None outside its line."""
+    for low, high in pairwise(line):
+        if low.share <= share <= high.share and low.share < high.share:
+            part = (share - low.share) / (high.share - low.share)
+            return {
+                key: (1 - part) * getattr(low, key) + part * getattr(high, key) for key in ("frames", "gmacs", "tokens")
+            }
+    return None

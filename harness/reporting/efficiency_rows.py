@@ -27,7 +27,7 @@ class Bench:
         on_gpu: whether it is a GPU.
         frames: a video.
         precision, compiled: of encoding; None where nothing was timed.
-        hash: of the way of measuring.
+        hashes: of the way of measuring, one for each that differs between backbones (their batches).
         rows: of every backbone.
         slug: what its files are called; no two benches of one report share it.
     """
@@ -37,7 +37,7 @@ class Bench:
     frames: int
     precision: str | None
     compiled: bool
-    hash: str
+    hashes: tuple[str, ...]
     rows: tuple[MethodRow, ...]
     slug: str
 
@@ -80,23 +80,27 @@ class Bench:
 def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tuple[list[Bench], list[StoredRecord]]:
     """The groups, GPUs first, and the records of older ways of measuring.
 
-    Where a device has groups that differ only in how thoroughly they were measured, the one with the most rows counts,
-    and of equal ones the newest: a quick trial does not push a whole table out.
+    Where a backbone was measured on a device in ways that differ only in how thoroughly (batches, rounds), the one with
+    the most rows counts, and of equal ones the newest: a quick trial does not push a whole table out.
 
     Raises:
         BadInput: there is no record.
     """
-    groups: dict[tuple[str, str], list[StoredRecord]] = {}
+    groups: dict[tuple[str, str, str], list[StoredRecord]] = {}
     for run in stored:
         if run.record["status"] == "completed":
-            key = (run.record["protocol"]["hash"], run.record["environment"]["device"])
+            on = str(run.record["method"]["options"].get("backbone"))
+            key = (run.record["protocol"]["hash"], run.record["environment"]["device"], on)
             groups.setdefault(key, []).append(run)
     if not groups:
         raise BadInput("no method's cost is recorded: measure them with 'tvrbench bench' or 'nox -s efficiency'")
+    largest: dict[tuple[Any, ...], list[StoredRecord]] = {}
+    for (_, device, on), runs in groups.items():
+        table = (device, *_way(runs), on)
+        largest[table] = max(largest.get(table, runs), runs, key=lambda g: (len(g), newest(g).record["started"]))
     chosen: dict[tuple[Any, ...], list[StoredRecord]] = {}
-    for runs in groups.values():
-        way = (runs[0].record["environment"]["device"], *_way(runs))
-        chosen[way] = max(chosen.get(way, runs), runs, key=lambda g: (len(g), newest(g).record["started"]))
+    for (*way, _), runs in largest.items():
+        chosen.setdefault(tuple(way), []).extend(runs)
     kept = [run for runs in chosen.values() for run in runs]
     found = [_bench(runs, variants) for runs in chosen.values()]
     found.sort(key=lambda bench: (not bench.on_gpu, bench.device, bench.precision or "", bench.compiled, bench.frames))
@@ -204,7 +208,7 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
         frames=frames,
         precision=precision,
         compiled=compiled,
-        hash=runs[0].record["protocol"]["hash"],
+        hashes=tuple(sorted({run.record["protocol"]["hash"] for run in runs})),
         rows=tuple(_labelled(runs, variants)),
         slug=re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60],
     )

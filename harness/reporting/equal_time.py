@@ -1,4 +1,8 @@
-"""Accuracy at equal measured time: every method against fewer frames, encoded plainly, at the same videos/s."""
+"""Accuracy at equal measured time: every method against fewer frames, encoded plainly, that take the same time.
+
+Time is a share of the plain encoder's, from rounds in which both ran in turn in one process. Videos a second of
+different processes would judge how fast the machine happened to be in each.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,11 @@ from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.statistics import PairedDifference, paired_mean_differences
 
 RIVAL = "frame_subsample"
+SPEED = ("speedup", "comparison")
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
 """Shares of the frames that a line of the rival is drawn through."""
 
-CONDITIONS = ("device", "batch", "precision", "matmul_precision", "threads", "compiled")
+CONDITIONS = ("device", "batch", "precision", "matmul_precision", "threads", "compile")
 """What two measurements of time must share to be compared, besides the device's name."""
 
 
@@ -46,7 +51,7 @@ class EqualTime:
 
     Attributes:
         row: the method.
-        speed: its videos/s; None where not measured.
+        speed: its speed-up over the plain encoder; None where not measured.
         rival: None where there is none to compare with.
         difference: R@1 of the method less the rival's, paired; None where it cannot be had.
         p_value: corrected by Holm for all methods compared.
@@ -76,13 +81,14 @@ def against_fewer_frames(rows: Sequence[MethodRow], scope: Scope) -> list[EqualT
     """Every method that encodes, but the rival itself; empty where methods are not compared or the rival did not run.
 
     The rival has the method's own tuning where its points allow, and the tuning that most of its points have otherwise.
+    The plain encoder that the speed-ups are over keeps all frames, so it is the rival's slowest point.
     """
-    rivals = [row for row in rows if row.method == RIVAL and row.selection == "last"]
-    if not scope.compares or not rivals:
+    fewer = [row for row in rows if row.method == RIVAL and row.selection == "last"]
+    if not scope.compares or not fewer:
         return []
-    found = [
-        _with_rival(row, rivals) for row in rows if row.method != RIVAL and row.selection == "last" and encodes(row)
-    ]
+    others = [row for row in rows if row.method != RIVAL and row.selection == "last" and encodes(row)]
+    rivals = fewer + [row for row in others if _is_plain(row)]
+    found = [_with_rival(row, rivals) for row in others if row not in rivals]
     gains = {i: gain for i, entry in enumerate(found) if (gain := _gain(entry)) is not None}
     differences: dict[int, PairedDifference] = {}
     for length in {len(gain) for gain in gains.values()}:  # rows of another split have other queries
@@ -102,7 +108,11 @@ def missing_points(rows: Sequence[MethodRow], scope: Scope) -> list[str]:
     wanted = {max(1, round(share * n)) for n in frames for share in SHARES}
     lines = []
     for tuning in dict.fromkeys(row.record["tuning"] for row in trained if scope.compares):
-        have = {row.options.get("keep") for row in rows if row.method == RIVAL and row.record["tuning"] == tuning}
+        have = {
+            frames_kept(row)
+            for row in rows
+            if row.record["tuning"] == tuning and (row.method == RIVAL or _is_plain(row))
+        }
         if wanted - have:
             run = command_line(["run", scope.protocol, "--methods", RIVAL, "--set", f"tuning={tuning}"])
             keeps = " ".join(str(keep) for keep in sorted(wanted - have))
@@ -117,9 +127,11 @@ def encodes(row: MethodRow) -> bool:
 
 
 def _with_rival(row: MethodRow, rivals: Sequence[MethodRow]) -> EqualTime:
-    speed = row.cost("throughput")
+    speed = row.cost(*SPEED)
     if speed is None or speed.value is None:
-        return EqualTime(row=row, speed=None, reason="its videos/s were not measured")
+        return EqualTime(row=row, speed=None, reason="its speed-up was not measured")
+    if speed.invalid is not None:
+        return EqualTime(row=row, speed=None, reason=f"its speed-up is not valid: {speed.invalid}")
     tunings = Counter(str(rival.record["tuning"]) for rival in rivals)
     usual = max(tunings, key=lambda tuning: (tunings[tuning], tuning))
     reasons = []
@@ -136,26 +148,48 @@ def _at_speed(row: MethodRow, speed: float, rivals: Sequence[MethodRow]) -> tupl
     like = [rival for rival in rivals if setting_of(rival) == setting_of(row)]
     if not like:
         return None, f"{RIVAL} was timed on another device or in another setting"
-    points = [(1 / cost.value, rival) for rival in like if (cost := rival.cost("throughput")) and cost.value]
+    points = [(time, rival) for rival in like if (time := _time(rival)) is not None]
     apart = next((why for rival in like if (why := why_not_paired(row, rival))), None)
     if apart is not None or not points:
-        return None, apart or f"the videos/s of {RIVAL} were not measured"
+        return None, apart or f"the speed-up of {RIVAL} was not measured"
     return _at(1 / speed, sorted(points, key=lambda point: point[0]))
 
 
-def _at(seconds: float, points: Sequence[tuple[float, MethodRow]]) -> tuple[Rival | None, str]:
-    """The rival at so many seconds a video, from its points (seconds, row), fastest first; or why there is none."""
+def _time(rival: MethodRow) -> float | None:
+    """Of a video, over the plain encoder's; the plain encoder's own is 1, whatever it measured against itself."""
+    if _is_plain(rival):
+        return 1.0
+    cost = rival.cost(*SPEED)
+    return None if cost is None or not cost.valid else 1 / cost.valid
+
+
+def _is_plain(row: MethodRow) -> bool:
+    """Whether it is the encoder that its own speed-up is over."""
+    return any(
+        m["name"] == SPEED[0] and m["conditions"].get("against") == row.method
+        for run in row.runs
+        for m in run.record["cost"]
+    )
+
+
+def frames_kept(row: MethodRow) -> int | None:
+    """Frames that are encoded: what fewer frames keep, or all."""
+    return row.options.get("keep", row.options.get("frames"))
+
+
+def _at(time: float, points: Sequence[tuple[float, MethodRow]]) -> tuple[Rival | None, str]:
+    """The rival at so much time a video, from its points (time, row), fastest first; or why there is none."""
     for (t0, low), (t1, high) in pairwise(points):
-        if t0 <= seconds <= t1 and t0 < t1:
-            share = (seconds - t0) / (t1 - t0)
+        if t0 <= time <= t1 and t0 < t1:
+            share = (time - t0) / (t1 - t0)
             recall = (1 - share) * _recall(low) + share * _recall(high)
             return Rival(points=(low, high), share=share, recall=recall, exact=True), ""
     (fastest, first), (slowest, last) = points[0], points[-1]
-    if seconds < fastest:
-        return None, f"faster than {RIVAL} with keep={first.options.get('keep')}, and fewer frames are not recorded"
-    if seconds > slowest and last.options.get("keep") != last.options.get("frames"):
-        return None, f"slower than {RIVAL} with keep={last.options.get('keep')}, and more frames are not recorded"
-    return Rival(points=(last,), share=0.0, recall=_recall(last), exact=seconds == slowest), ""
+    if time < fastest:
+        return None, f"faster than {RIVAL} with keep={frames_kept(first)}, and fewer frames are not recorded"
+    if time > slowest and frames_kept(last) != last.options.get("frames"):
+        return None, f"slower than {RIVAL} with keep={frames_kept(last)}, and more frames are not recorded"
+    return Rival(points=(last,), share=0.0, recall=_recall(last), exact=time == slowest), ""
 
 
 def _gain(entry: EqualTime) -> Values | None:
@@ -176,12 +210,12 @@ def _recall(row: MethodRow) -> float:
 
 
 def setting_of(row: MethodRow) -> list[tuple[str, ...]]:
-    """Device and conditions that the speed of each run was measured under, each once."""
+    """Device and conditions that the speed-up of each run was measured under, each once."""
     return sorted(
         {
-            (run.record["environment"]["device"], *(str(m["conditions"].get(key)) for key in CONDITIONS))
+            (run.record["environment"]["device"], *(str(m["conditions"].get(key)) for key in (*CONDITIONS, "against")))
             for run in row.runs
             for m in run.record["cost"]
-            if m["name"] == "throughput" and m["conditions"].get("what", "inference") == "inference"
+            if m["name"] == SPEED[0] and m["conditions"].get("what", SPEED[1]) == SPEED[1]
         }
     )

@@ -61,14 +61,16 @@ def test_every_batch_and_a_comparison_at_the_largest_that_fits(jobs: list[Job]) 
     assert best.value == best.conditions["batch"] == 32
 
 
-def test_the_baseline_takes_the_tuning_of_the_method(jobs: list[Job]) -> None:
-    run(plan_for("cpu"), "centerclip")
-    assert jobs[-1].against == "lora"
-    assert jobs[-1].against_options["tuning"] == "full"
+def test_in_training_the_baseline_takes_the_tuning_of_the_method(jobs: list[Job]) -> None:
+    run(plan_for("cpu", trains=True), "centerclip")
+    encoding, training = (job for job in jobs if job.against is not None)
+    assert (encoding.against, encoding.against_options) == ("lora", {})
+    assert training.against == "lora"
+    assert training.against_options["tuning"] == "full"
     jobs.clear()
-    run(plan_for("cpu", against="clip4clip:tuning=frozen"), "centerclip")
-    assert jobs[-1].against == "clip4clip"
-    assert jobs[-1].against_options["tuning"] == "frozen"
+    run(plan_for("cpu", against="clip4clip:tuning=frozen", trains=True), "centerclip")
+    assert {job.against for job in jobs} == {None, "clip4clip"}
+    assert {job.against_options["tuning"] for job in jobs if job.against} == {"frozen"}
 
 
 def test_training_batches_and_half_the_smallest_until_one_fits(jobs: list[Job]) -> None:

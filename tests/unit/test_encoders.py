@@ -63,6 +63,21 @@ def test_the_error_is_that_of_the_precision(
     assert "invalid" not in check.conditions
 
 
+def test_one_item_in_plain_float32_is_encoded_once(
+    model: RetrievalModel, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    encode = model.encode_video
+    monkeypatch.setattr(model, "encode_video", lambda *tensors: calls.append(len(tensors[0])) or encode(*tensors))
+    with torch.inference_mode():
+        _, check = checked_encoders(model, job, made_up(model, 1, CPU))
+        assert (calls, check.error) == ([1], 0.0)
+        checked_encoders(model, job, made_up(model, 2, CPU))
+        assert calls == [1, 1, 1, 2]  # each alone, then both together
+        monkeypatch.setattr(model, "encode_video", lambda *tensors: encode(*tensors) * math.nan)
+        assert checked_encoders(model, job, made_up(model, 1, CPU))[1].fault is not None
+
+
 def test_compiled_encoders_are_the_ones_that_are_timed(
     model: RetrievalModel, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

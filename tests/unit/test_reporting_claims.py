@@ -109,6 +109,21 @@ class TestClaims:
         assert one.measured == pytest.approx(2.0)
         assert "batch 8" in one.reason
 
+    def test_two_ratios_to_one_encoder_come_before_separate_processes(self, tmp_path: Path) -> None:
+        """The machine ran twice as fast for the second method; neither ratio knows."""
+        ours = [speed(20.0, device="cuda"), *ratio(1.8, 2.0, spread=0.1, device="cuda", precision="float32")]
+        theirs = [speed(20.0, device="cuda"), *ratio(0.9, 1.0, spread=0.0, device="cuda", precision="float32")]
+        save(tmp_path, "tempme", [*counts(121.42, 127), *ours], device=GPU)
+        save(tmp_path, "clip4clip", [*counts(210.99, 2364), *theirs], device=GPU)
+        one = judged(claim("1.8x speed-up", "clip4clip"), tmp_path)
+        assert one.measured == pytest.approx(2.0)
+        assert "both sides' paired rounds against lora, batch 4" in one.reason
+        other = [speed(20.0, device="cuda"), *ratio(0.9, 1.0, device="cuda", precision="float32", against="tome")]
+        save(tmp_path, "clip4clip", [*counts(210.99, 2364), *other], device=GPU)
+        one = judged(claim("1.8x speed-up", "clip4clip"), tmp_path)
+        assert one.measured == pytest.approx(1.0)
+        assert "separate processes" in one.reason
+
     @pytest.mark.parametrize(("share", "word"), [(0.752, "reproduced"), (0.80, "reproduced"), (0.81, "not reproduced")])
     def test_training_memory_within_five_points(self, tmp_path: Path, share: float, word: str) -> None:
         def peak(name: str, value: float) -> Measurement:

@@ -40,8 +40,9 @@ def ranks_of(recall: float, noise: float = 0.05, seed: int = 0) -> Ranks:
 
 
 def speed(value: float, **conditions: Any) -> Measurement:
-    said = {"what": "inference", "batch": 32, "precision": "float32", "device": "cpu"} | conditions
-    return Measurement("throughput", value, "videos/s", conditions=said)
+    """A speed-up over the encoder named ``plain``."""
+    said = {"what": "comparison", "against": "plain", "batch": 32, "precision": "float32", "device": "cpu"} | conditions
+    return Measurement("speedup", value, "x", conditions=said)
 
 
 def save(
@@ -197,10 +198,25 @@ class TestEqualTime:
         assert text["between"] == "keep 4 and 8, 25 % of the latter, full"
         assert text["beyond"].endswith("lora")
 
+    def test_the_plain_encoder_is_the_slowest_point_and_no_method(self, store: RecordStore, tmp_path: Path) -> None:
+        line(store, {4: 0.4, 8: 0.6})  # speed-ups of 25 and 12.5 over the plain encoder
+        save(store, "plain", ranks_of(0.7), speed(0.97))
+        save(store, "method", ranks_of(0.9), speed(2.0))
+        (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
+        assert entry.rival is not None
+        assert [point.method for point in entry.rival.points] == ["frame_subsample", "plain"]
+        assert entry.rival.share == pytest.approx((1 / 2 - 1 / 12.5) / (1 - 1 / 12.5))  # its own time is 1, not 1 / 0.97
+        assert "keep=$keep" in missing_points(rows_of(store), scope_of(tmp_path))[0]
+        assert "for keep in 2 6 10;" in missing_points(rows_of(store), scope_of(tmp_path))[0]
+        folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
+        (row,) = csv_rows(folder, "equal-time")
+        assert row["rival"].startswith("keep 8 and 12, ")
+
     @pytest.mark.parametrize(
         ("throughput", "reason"),
         [
-            (None, "its videos/s were not measured"),
+            (None, "its speed-up was not measured"),
+            (speed(20.0, invalid="disturbed"), "its speed-up is not valid: disturbed"),
             (speed(20.0, batch=1), "another device or in another setting"),
             (speed(20.0, precision="bfloat16"), "another device or in another setting"),
         ],

@@ -13,7 +13,7 @@ from tvrbench.harness.errors import BadInput
 from tvrbench.harness.records import Measurement
 from tvrbench.harness.reporting.efficiency import write_efficiency
 from tvrbench.harness.reporting.efficiency_picture import equal_time_picture
-from tvrbench.harness.reporting.efficiency_rival import EqualTimes, at_equal_time, verdict
+from tvrbench.harness.reporting.efficiency_rival import EqualTimes, at_equal_time, equal_time_table, verdict
 from tvrbench.harness.reporting.efficiency_rows import Bench, benches, shared_batch
 from tvrbench.harness.reporting.efficiency_tables import cost_table, further_table
 from tvrbench.harness.reporting.efficiency_targets import targets_table
@@ -125,10 +125,19 @@ class TestRows:
             save(tmp_path, method, [*counts(1.0, 12), speed(1.0)], hash="11111111")
         trial = save(tmp_path, "lora", [*counts(1.0, 12), speed(2.0)], hash="22222222", started="2026-01-01T00:00:00Z")
         kept, left_out = benches(stored_records(RecordStore(tmp_path), "efficiency"), ())
-        assert [bench.hash for bench in kept] == ["11111111"]
+        assert [bench.hashes for bench in kept] == [("11111111",)]
         assert [run.path for run in left_out] == [trial]
         save(tmp_path, "tempme", [*counts(1.0, 12), speed(2.0)], hash="22222222", started="2026-01-01T00:00:00Z")
-        assert [bench.hash for bench in found(tmp_path)] == ["22222222"]
+        assert [bench.hashes for bench in found(tmp_path)] == [("22222222",)]
+
+    def test_each_backbone_has_its_own_batches(self, tmp_path: Path) -> None:
+        for backbone, hash, batch in (("ViT-B-16", "11111111", 1), ("ViT-B-32", "22222222", 4)):
+            for method in ("lora", "tempme"):
+                save(tmp_path, method, [*counts(1.0, 12), speed(1.0, batch)], hash=hash, backbone=backbone)
+        save(tmp_path, "lora", [*counts(1.0, 12), speed(2.0)], hash="33333333", backbone="ViT-B-16")
+        kept, left_out = benches(stored_records(RecordStore(tmp_path), "efficiency"), ())
+        assert [(bench.hashes, len(bench.rows)) for bench in kept] == [(("11111111", "22222222"), 4)]
+        assert [run.record["protocol"]["hash"] for run in left_out] == ["33333333"]
 
     def test_devices_and_precisions_never_share_a_table(self, tmp_path: Path) -> None:
         save(tmp_path, "lora", [*counts(1.0, 12), speed(1.0)], hash="aaaaaaaa")
@@ -148,12 +157,12 @@ class TestRows:
 
 
 class TestEqualTime:
-    """Plain frames: 6 take 100 ms, 12 take 200 ms."""
+    """Plain frames: 6 take half the time of 12, whose ratio to themselves strays by 5 %."""
 
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
-        save(tmp_path, "frame_subsample", [*counts(100.0, 1182), speed(10.0), *ratio(2.0, 2.0)])
-        save(tmp_path, "lora", [*counts(200.0, 2364), speed(5.0), *ratio(1.0, 1.0)])
+        save(tmp_path, "frame_subsample", [*counts(100.0, 1182), *ratio(2.0, 2.0)])
+        save(tmp_path, "lora", [*counts(200.0, 2364), *ratio(1.02, 1.0)])
         return tmp_path
 
     @staticmethod
@@ -163,42 +172,54 @@ class TestEqualTime:
         assert equal is not None
         return equal
 
-    def test_interpolated_in_time(self, root: Path) -> None:
-        save(root, "tempme", [*counts(120.0, 127), speed(1000 / 150)])
+    def test_interpolated_in_the_time_of_paired_rounds(self, root: Path) -> None:
+        save(root, "tempme", [*counts(120.0, 127), *ratio(4 / 3, 2.0, spread=0.1), speed(1.0)])
         equal = self.compared(root)
-        assert [(t.frames, t.ms) for t in equal.line] == [(6, 100), (12, 200)]
+        assert [(t.frames, t.share) for t in equal.line] == [(6, 0.5), (12, 1.0)]
         (entry,) = equal.entries
         assert (entry.frames, entry.gmacs, entry.tokens) == pytest.approx((9, 150, 1773))
+        assert entry.span == pytest.approx((12 * 0.75 / 1.1, 12 * 0.75 / 0.9))
         assert verdict(entry, equal) == "takes the time of 9.0 of 12 frames and does 20 % less work in it"
 
+    def test_the_table_gives_time_and_frames_with_their_ranges(self, root: Path) -> None:
+        save(root, "tempme", [*counts(120.0, 127), *ratio(4 / 3, 2.0, spread=0.4)])
+        (bench,) = found(root)
+        table = equal_time_table(self.compared(root), bench, "equal", scope(root))
+        assert column(table, "time")["tempme"].text == "0.75 (0.54 to 1.25)"
+        assert column(table, "frames")["tempme"].text == "9.0 (6.4 to beyond)"
+
     @pytest.mark.parametrize(
-        ("rate", "words"),
+        ("ratio_to_plain", "words"),
         [
-            (4.0, "slower than all 12 frames"),
-            (4.95, "takes the time of 12.0 of 12 frames"),  # quartiles overlap
-            (20.0, "faster than 6 frames, the fewest recorded"),
+            (0.8, "slower than all 12 frames"),
+            (0.96, "takes the time of 12.0 of 12 frames"),  # the ranges overlap
+            (4.0, "faster than 6 frames, the fewest recorded"),
         ],
     )
-    def test_outside_the_line_nothing_is_made_up(self, root: Path, rate: float, words: str) -> None:
-        save(root, "tempme", [*counts(120.0, 127), speed(rate)])
+    def test_outside_the_line_nothing_is_made_up(self, root: Path, ratio_to_plain: float, words: str) -> None:
+        save(root, "tempme", [*counts(120.0, 127), *ratio(ratio_to_plain, 2.0)])
         equal = self.compared(root)
         (entry,) = equal.entries
         assert words in verdict(entry, equal)
-        assert (entry.frames is None) == (rate != 4.95)
+        assert (entry.frames is None) == (ratio_to_plain != 0.96)
         assert equal_time_picture(equal, "Title $x$").startswith(b"\x89PNG")
 
     def test_an_invalid_time_does_not_count(self, root: Path) -> None:
-        save(root, "tempme", [*counts(120.0, 127), speed(7.0, invalid="disturbed")])
+        save(root, "tempme", [*counts(120.0, 127), *ratio(1.3, 2.0, invalid="disturbed")])
         equal = self.compared(root)
         assert verdict(equal.entries[0], equal) == "not compared: not valid: disturbed"
-        save(root, "lora", [*counts(200.0, 2364), speed(5.0, invalid="disturbed"), *ratio(1.0, 1.0)])
+        save(root, "lora", [*counts(200.0, 2364), *ratio(1.0, 1.0, invalid="disturbed")])
+        assert at_equal_time(found(root)[0].on("ViT-B-16"), 12) is None
+
+    def test_ratios_to_different_encoders_make_no_line(self, root: Path) -> None:
+        save(root, "tempme", [*counts(120.0, 127), *ratio(1.3, 2.0, against="clip4clip")])
         assert at_equal_time(found(root)[0].on("ViT-B-16"), 12) is None
 
     def test_a_rival_that_keeps_all_frames_ends_the_line(self, root: Path) -> None:
-        save(root, "frame_subsample", [*counts(200.0, 2364), speed(4.0)], keep=12)
+        save(root, "frame_subsample", [*counts(200.0, 2364), *ratio(0.99, 1.0)], keep=12)
         equal = self.compared(root)
         assert [t.row.method for t in equal.line] == ["frame_subsample"] * 2
-        assert [entry.row.method for entry in equal.entries] == ["lora"]
+        assert equal.entries == ()
 
 
 class TestTargets:
@@ -222,7 +243,7 @@ class TestFiles:
     def root(self, tmp_path: Path) -> Path:
         hostile = "</b><script>alert(1)</script>|[x](javascript:y)"
         save(tmp_path, "lora", [*counts(200.0, 2364), speed(5.0), *ratio(1.0, 1.0)], device=hostile)
-        save(tmp_path, "frame_subsample", [*counts(100.0, 1182), speed(10.0)], device=hostile)
+        save(tmp_path, "frame_subsample", [*counts(100.0, 1182), speed(10.0), *ratio(2.0, 2.0)], device=hostile)
         bad = speed(6.0, invalid=hostile)
         missing = Measurement.missing("energy_video", "J/video", hostile)
         save(tmp_path, "tempme", [*counts(120.0, 127), bad, missing], device=hostile, backbone="../../etc/x")
