@@ -1,7 +1,8 @@
 """What else went on while something was measured: looked at before and after, so that a disturbed run shows.
 
 A GPU is asked through NVML for its clock, what holds the clock down, its temperature and the processes on it. A CPU
-has no such witness; there the processor time that other processes took meanwhile is counted.
+has no such witness; there the processor time that other processes took meanwhile is counted, and a fixed piece of work
+is timed: a virtual machine whose host is busy is slow with nobody in sight.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -20,6 +22,8 @@ from tvrbench.harness.cost.nvml import SLOWDOWNS, Nvml, NvmlUnavailable, gpu_uui
 from tvrbench.harness.records import Measurement
 
 OTHERS_ALLOWED = 0.1  # of a CPU's cores that other processes may keep busy
+PACE_ALLOWED = 0.8  # of the faster one, that the slower of the paces before and after must reach
+PACE_SIDE, PACE_PRODUCTS = 1024, 9  # of the square products that are timed for it: a twentieth of a second on two cores
 BUSY_ALLOWED = 10  # per cent of the time that a GPU may be at work before the measurement begins
 
 
@@ -47,9 +51,13 @@ def watch(device: torch.device) -> Watch:
 
 
 class CpuWatch:
-    """Counts the cores that other processes kept busy: all busy time of the machine less this process's own."""
+    """Counts the cores that other processes kept busy: all busy time of the machine less this process's own.
+
+    And holds the machine's pace before against its pace after.
+    """
 
     def __enter__(self) -> Self:
+        self._pace = {"before": _pace()}
         self._load, self._before = _load_average(), _cpu_times()
         return self
 
@@ -60,6 +68,7 @@ class CpuWatch:
         wall, busy, own = (b - a for a, b in zip(self._before, after, strict=True))
         self._others = max(0.0, (busy - own) / wall) if wall > 0 else 0.0
         self._cores = psutil.cpu_count() or 1
+        self._pace["after"] = _pace()
 
     def measurement(self) -> Measurement:
         """``other_load``, in cores."""
@@ -67,14 +76,29 @@ class CpuWatch:
             "device": "cpu",
             "cores": self._cores,
             "load_average": {"before": self._load, "after": _load_average()},
+            "pace_gmacs_per_s": self._pace,
         }
         return Measurement("other_load", self._others, "cores", conditions=conditions)
 
     def disturbance(self) -> str | None:
-        """Others took more than a tenth of the machine."""
-        if self._others <= OTHERS_ALLOWED * self._cores:
-            return None
-        return f"disturbed: other processes kept more than {OTHERS_ALLOWED:.0%} of the CPU's cores busy"
+        """Others took more than a tenth of the machine, or its pace changed by more than a fifth."""
+        if self._others > OTHERS_ALLOWED * self._cores:
+            return f"disturbed: other processes kept more than {OTHERS_ALLOWED:.0%} of the CPU's cores busy"
+        if min(self._pace.values()) < PACE_ALLOWED * max(self._pace.values()):
+            return f"disturbed: the machine's own pace changed by more than {1 - PACE_ALLOWED:.0%} meanwhile"
+        return None
+
+
+def _pace() -> float:
+    """10^9 multiply-adds a second of a fixed square matrix product on all threads, the median of a few."""
+    a = torch.ones(PACE_SIDE, PACE_SIDE)
+    out = torch.empty_like(a)
+    seconds = []
+    for _ in range(PACE_PRODUCTS + 1):
+        start = time.perf_counter()
+        torch.mm(a, a, out=out)
+        seconds.append(time.perf_counter() - start)
+    return PACE_SIDE**3 / median(seconds[1:]) / 1e9  # the first wakes the threads
 
 
 def _load_average() -> list[float] | None:

@@ -164,12 +164,27 @@ def test_other_load_is_busy_time_less_own(
 ) -> None:
     times = iter([(0.0, 100.0, 1.0), (10.0, 100.0 + busy, 1.0 + own)])
     monkeypatch.setattr(device_state, "_cpu_times", lambda: next(times))
+    monkeypatch.setattr(device_state, "_pace", lambda: 100.0)
     monkeypatch.setattr(device_state.psutil, "cpu_count", lambda: 2)
     with CpuWatch() as watcher:
         pass
     found = watcher.measurement()
     assert (found.name, found.unit, found.value) == ("other_load", "cores", pytest.approx(others))
     assert (watcher.disturbance() is not None) == (others > 0.2)
+
+
+@pytest.mark.parametrize(("before", "after", "disturbed"), [(100.0, 81.0, False), (100.0, 79.0, True), (70, 100, True)])
+def test_a_machine_that_changes_its_pace_disturbs(
+    monkeypatch: pytest.MonkeyPatch, before: float, after: float, disturbed: bool
+) -> None:
+    paces = iter([before, after])
+    monkeypatch.setattr(device_state, "_pace", lambda: next(paces))
+    monkeypatch.setattr(device_state, "_cpu_times", lambda: (0.0, 0.0, 0.0))
+    with CpuWatch() as watcher:
+        pass
+    assert watcher.measurement().conditions["pace_gmacs_per_s"] == {"before": before, "after": after}
+    assert (watcher.disturbance() is not None) == disturbed
+    assert not disturbed or "own pace changed by more than 20%" in (watcher.disturbance() or "")
 
 
 def test_a_real_cpu_is_watched() -> None:
@@ -179,6 +194,7 @@ def test_a_real_cpu_is_watched() -> None:
     assert found.value is not None
     assert found.value >= 0
     assert found.conditions["cores"] >= 1
+    assert all(pace > 0 for pace in found.conditions["pace_gmacs_per_s"].values())
 
 
 def test_a_disturbed_run_is_marked_and_kept() -> None:
