@@ -179,9 +179,10 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
             f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})"
         ) from None
     data = data.get("state_dict", data) if isinstance(data, dict) else data
-    if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
-        raise BadInput(f"{path.name}: holds no flat dict of tensors")
-    return data
+    named = isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
+    if not named or not data:
+        raise BadInput(f"{path.name}: holds no flat dict of named tensors")
+    return dict(data)
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -140,6 +140,10 @@ def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
         torch.save({"layer.weight": torch.zeros(3)}, path)
     elif kind == "list":
         torch.save([torch.zeros(3)], path)
+    elif kind == "numbered":
+        torch.save(dict(enumerate(state.values())), path)
+    elif kind == "empty-dict":
+        torch.save({}, path)
     elif kind == "safetensors":
         path = path.with_suffix(".safetensors")
         path.write_bytes(b"\xff" * 64)
@@ -147,7 +151,20 @@ def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["code", "garbage", "binary", "empty", "cut", "torchscript", "other-model", "list", "safetensors"]
+    "kind",
+    [
+        "code",
+        "garbage",
+        "binary",
+        "empty",
+        "cut",
+        "torchscript",
+        "other-model",
+        "list",
+        "numbered",
+        "empty-dict",
+        "safetensors",
+    ],
 )
 def test_bad_weight_files_are_refused_with_one_sentence(kind: str, tmp_path: Path, tiny_weights: Path) -> None:
     path = _write_bad(kind, tmp_path, load_file(tiny_weights))
