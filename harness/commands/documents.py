@@ -18,9 +18,11 @@ from PIL import Image
 
 from tvrbench.harness.commands.method_page import methods_page
 from tvrbench.harness.commands.output import say
+from tvrbench.harness.commands.readme_table import with_results
+from tvrbench.harness.commands.report import written
 from tvrbench.harness.deviations import DEVIATIONS, Deviation
 from tvrbench.harness.errors import BadInput
-from tvrbench.harness.reporting.page import BESIDE, write_report
+from tvrbench.harness.reporting.page import BESIDE
 from tvrbench.harness.store import RecordStore
 
 MADE_BY = "python -m tvrbench.harness.commands.documents"
@@ -44,13 +46,20 @@ def deviations_page() -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Every generated document by its path in the repository."""
+    """Every document that is generated whole, by its path in the repository."""
     return {Path("docs/deviations.md"): deviations_page(), Path("docs/methods.md"): methods_page(MADE_BY)}
+
+
+def _all_documents(root: Path) -> dict[Path, str]:
+    """The same, and README.md with the table of results that the records at ``root`` give."""
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    return documents() | ({} if text is None else {Path("README.md"): with_results(text, root / "results")})
 
 
 def stale(root: Path) -> Iterator[str]:
     """What in the repository at ``root`` is not what its data gives, one line a file."""
-    for path, text in documents().items():
+    for path, text in _all_documents(root).items():
         if not (root / path).is_file() or (root / path).read_text(encoding="utf-8") != text:
             yield f"{path} is stale: {MADE_BY} writes it anew"
     for page in sorted((root / "reports").glob("**/README.md")):
@@ -66,11 +75,11 @@ def _stale_report(root: Path, protocol: str) -> Iterator[str]:
             (Path(made) / protocol).mkdir(parents=True, exist_ok=True)
             (Path(made) / protocol / name).touch()
         try:
-            written = write_report(protocol, RecordStore(root / "results"), Path(made))
+            files = written(protocol, RecordStore(root / "results"), Path(made))
         except BadInput as error:
             yield f"reports/{protocol} cannot be made again from results/records: {error}"
             return
-        names = {path.relative_to(written[0].parent).as_posix(): path for path in written}
+        names = {path.relative_to(files[0].parent).as_posix(): path for path in files}
         kept = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         kept = {name: path for name, path in kept.items() if name not in beside}
         remedy = f"tvrbench report {protocol} writes it anew"
@@ -117,7 +126,7 @@ def main() -> int:
             say(line)
         say(f"generated documents: {len(found)} stale" if found else "generated documents are what their data gives")
         return 1 if found else 0
-    for path, text in documents().items():
+    for path, text in _all_documents(arguments.root).items():
         (arguments.root / path).write_text(text, encoding="utf-8")
         say(f"wrote {path}")
     return 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tvrbench.harness.commands.output import print_json, say
@@ -30,6 +31,8 @@ from tvrbench.harness.store import RecordStore, atomic_write
 TOKEN_METHODS = ("tempme", "tome", "centerclip", "vidtome:mode=persistent")
 GALLERY_METHODS = ("tempme", "frame_subsample")
 _BATCH = 32
+
+Ranks = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,7 @@ def _gallery(request: Request, prepared: Prepared, scope: Scope) -> tuple[str, b
     if request.queries < 1:
         raise BadInput(f"--queries {request.queries}: at least one query must be shown")
     shown = _models(request, prepared, GALLERY_METHODS)
-    one, other = _searched(shown, prepared)
+    one, other = _searched(shown, prepared, request)
     spec = shown[0].spec
 
     def frames_of(video: int) -> Frames:
@@ -127,9 +130,9 @@ def _gallery(request: Request, prepared: Prepared, scope: Scope) -> tuple[str, b
     return GALLERY, page.encode()
 
 
-def _searched(shown: Sequence[Shown], prepared: Prepared) -> list[Searched]:
-    """Scores and ranks of every caption of the test split with each model."""
-    test, found = prepared.test, []
+def _searched(shown: Sequence[Shown], prepared: Prepared, request: Request) -> list[Searched]:
+    """Scores and ranks of every caption of the test split with each model, held against the records' ranks."""
+    test, found, store = prepared.test, [], RecordStore(request.results)
     for one in shown:
         text_TE = encode_texts(one.model, test.captions, prepared.tokenizer, prepared.protocol.words)
         with Bar(len(test.video_ids)) as bar:
@@ -137,5 +140,22 @@ def _searched(shown: Sequence[Shown], prepared: Prepared) -> list[Searched]:
             video_VE = encode_videos(one.model, test.video_ids, prepared.loader(one.spec), _BATCH, bar.advance)
         scores_TV = cosine_scores(text_TE, video_VE)
         ranks_T = retrieval_metrics(scores_TV, test.caption_video)["t2v"]["ranks"]
-        found.append(Searched(label=one.label, origin=one.origin, scores_TV=scores_TV, ranks_T=ranks_T))
+        told = beside_records(ranks_T, store, prepared.protocol.name, parse_entry(one.label).method, request.seed)
+        origin = "; ".join(part for part in (one.origin, told) if part)
+        say(f"{one.label}: {told or 'no record holds ranks to hold these against'}")
+        found.append(Searched(label=one.label, origin=origin, scores_TV=scores_TV, ranks_T=ranks_T))
     return found
+
+
+def beside_records(ranks_T: Ranks, store: RecordStore, protocol: str, method: str, seed: int) -> str | None:
+    """Whether these are the ranks that the protocol's report is made of; None where no record holds any."""
+    differing = [
+        int(np.sum(recorded != ranks_T.astype(recorded.dtype)))
+        for record in store.find(protocol, method=method, seed=seed, status="completed")
+        if record["per_query_ranks_path"] is not None and "checkpoint" not in record
+        if len(recorded := store.load_ranks(record)["t2v"]) == len(ranks_T)
+    ]
+    if not differing:
+        return None
+    fewest = min(differing)
+    return f"{fewest} of {len(ranks_T)} ranks differ from the record's" if fewest else "the record's own ranks"

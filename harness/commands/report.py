@@ -13,9 +13,13 @@ from tvrbench.harness.store import RecordStore
 
 def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) -> None:
     """Write the report of a protocol, or of ``efficiency``: what methods cost; BadInput where nothing is recorded."""
-    store = RecordStore(results)
-    pages = write_efficiency(store, reports) if protocol == EFFICIENCY else write_report(protocol, store, reports)
+    pages = written(protocol, RecordStore(results), reports)
     if as_json:
         print_json([str(page) for page in pages])
     else:
         say(f"report: {pages[0]}")
+
+
+def written(protocol: str, store: RecordStore, reports: Path) -> list[Path]:
+    """Write the report of a protocol or of ``efficiency``; its files, ``README.md`` first."""
+    return write_efficiency(store, reports) if protocol == EFFICIENCY else write_report(protocol, store, reports)

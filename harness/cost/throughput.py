@@ -13,6 +13,7 @@ import torch
 from tvrbench.harness.records import Measurement
 
 Call = Callable[[], object]
+ENOUGH = 1000  # samples: a method that encodes nothing would fill its record with a second's worth of microseconds
 
 
 def time_calls(
@@ -23,7 +24,7 @@ def time_calls(
     Args:
         call: does the work; it may return before a GPU has finished.
         device: where the work runs; on ``cuda`` CUDA events take the time, else the wall clock.
-        min_iterations, min_seconds: timing goes on until both are reached.
+        min_iterations, min_seconds: timing goes on until both are reached; a thousand calls are enough of any.
         warmup: calls before the first that is timed.
         in_flight: calls queued on a GPU between two waits for it. 1 times each call alone, launching included; more
             keep the GPU busy, as encoding a data set does.
@@ -31,7 +32,7 @@ def time_calls(
     for _ in range(warmup):
         call()
     seconds: list[float] = []
-    while len(seconds) < min_iterations or sum(seconds) < min_seconds:
+    while len(seconds) < min_iterations or (sum(seconds) < min_seconds and len(seconds) < ENOUGH):
         seconds += _time_on_gpu(call, device, in_flight) if device.type == "cuda" else [_time_on_cpu(call)]
     return seconds
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvrbench.harness.multiple_tests import SIGNIFICANCE
-from tvrbench.harness.reporting.equal_time import RIVAL, EqualTime, Rival
-from tvrbench.harness.reporting.layout import Cell, Column, Table, fixed, links, number, significant, words
-from tvrbench.harness.reporting.pairs import difference_cells
+from tvrbench.harness.reporting.differences import DIFFERENCE_COLUMNS, difference_cells
+from tvrbench.harness.reporting.equal_time import RIVAL, EqualTime, Rival, frames_kept
+from tvrbench.harness.reporting.layout import Cell, Column, Table, fixed, links, number, words
 from tvrbench.harness.reporting.queries import seed_credits
 from tvrbench.harness.reporting.recall import by_recall, shared_recall
 from tvrbench.harness.reporting.rows import MethodRow
@@ -22,9 +22,9 @@ def equal_time_table(entries: Sequence[EqualTime], scope: Scope) -> Table | None
         return None
     compared = [entry for entry in entries if entry.difference is not None]
     beaten = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
-    caption = scope.caption(
-        f"R@1, text to video, ties shared, of each method and of {RIVAL} (fewer frames, encoded plainly) at the same "
-        "videos/s.",
+    sentences = (
+        f"R@1, text to video, ties shared, of each method and of {RIVAL} (fewer frames, encoded plainly) that "
+        "takes the same time.",
         f"Of {len(compared)} methods that can be compared, {beaten} are better than fewer frames."
         if compared
         else "No method can be compared yet; the verdicts say why.",
@@ -33,32 +33,24 @@ def equal_time_table(entries: Sequence[EqualTime], scope: Scope) -> Table | None
         "all frames.",
         f"Interval: 95 % paired bootstrap over queries; p corrected by Holm for all methods; better below "
         f"{SIGNIFICANCE:g}. The spread of the speed measurements is not in it.",
-        f"Time: {setting([entry.row for entry in entries])}.",
+        "Speed-up: over the plain encoder with all frames, both in one process, in turn; it ends the line of fewer "
+        f"frames. {setting([entry.row for entry in entries])}.",
         None
         if all(len(e.row.runs) >= SEEDS_FOR_A_CLAIM for e in compared)
         else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods.",
     )
     columns = (
         Column(key="method", header="method", left=True),
-        Column(key="throughput", header="videos/s"),
+        Column(key="speedup", header="speed-up"),
         Column(key="t2v_R1_ties_shared", header="t→v R@1, ties shared"),
         Column(key="rival", header="fewer frames", left=True),
         Column(key="rival_R1", header="their R@1"),
-        Column(key="difference", header="difference, points"),
-        Column(key="interval", header="95 % interval"),
-        Column(key="p_value", header="p, corrected"),
-        Column(key="verdict", header="verdict", left=True),
+        *DIFFERENCE_COLUMNS,
         Column(key="records", header="records", left=True),
         Column(key="rival_records", header="fewer frames' records", left=True),
     )
-    return Table(
-        name="equal-time",
-        title=f"Accuracy at equal measured time, {scope.protocol}",
-        caption=caption,
-        columns=columns,
-        rows=tuple(_equal_time_cells(entry, scope) for entry in entries),
-        note=scope.notice,
-    )
+    cells = [_equal_time_cells(entry, scope) for entry in entries]
+    return scope.table("equal-time", "Accuracy at equal measured time", sentences, columns, cells)
 
 
 def spread_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
@@ -84,20 +76,13 @@ def spread_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
         Column(key="total_se", header="standard error over both"),
         Column(key="records", header="records", left=True),
     )
-    caption = scope.caption(
+    sentences = (
         "Points of R@1. Sd over seeds: what another training changes on these queries, as observed; of it training's: "
         "without what the accidents of these queries add (two-way analysis of variance). Standard error over queries: "
         "what another draw of test queries would change in the mean of these trainings; over both: what another draw "
-        "of queries and other trainings would."
+        "of queries and other trainings would.",
     )
-    return Table(
-        name="spread",
-        title=f"Seeds and queries, {scope.protocol}",
-        caption=caption,
-        columns=columns,
-        rows=tuple(lines),
-        note=scope.notice,
-    )
+    return scope.table("spread", "Seeds and queries", sentences, columns, lines)
 
 
 def selection_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
@@ -120,50 +105,36 @@ def selection_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
         Column(key="gap", header="gap"),
         Column(key="records", header="records", left=True),
     )
-    caption = scope.caption(
+    sentences = (
         "The released code of TempMe and CLIP4Clip reports the checkpoint that scores best on the test set. The gap is "
         "what that adds to the last checkpoint; it is never negative, even where training changes nothing. "
-        "Means over seeds."
+        "Each metric at the checkpoint that is best in it; means over seeds.",
     )
-    return Table(
-        name="selection",
-        title=f"What choosing the checkpoint on the test set adds, {scope.protocol}",
-        caption=caption,
-        columns=columns,
-        rows=tuple(lines),
-        note=scope.notice,
-    )
+    return scope.table("selection", "What choosing the checkpoint on the test set adds", sentences, columns, lines)
 
 
 def _equal_time_cells(entry: EqualTime, scope: Scope) -> tuple[Cell, ...]:
     rival = entry.rival
-    blank = words(None)
-    tested = (
-        difference_cells(entry.difference, entry.p_value)
-        if entry.difference is not None and entry.p_value is not None
-        else (blank, blank, blank)
-    )
     return (
         words(entry.row.label),
-        number(entry.speed, significant(3), contends=False),
+        number(entry.speed, fixed(2), contends=False),
         number(shared_recall(entry.row), fixed(1), contends=False),
         words(None if rival is None else _rival_words(rival)),
         number(None if rival is None else rival.recall, fixed(1), contends=False),
-        *tested,
-        words(entry.verdict),
+        *difference_cells(entry.difference, entry.p_value, entry.verdict),
         links(scope.links(entry.row.runs)),
-        links([link for point in rival.points for link in _named(point, scope)]) if rival is not None else blank,
+        links([link for point in rival.points for link in _named(point, scope)]) if rival is not None else words(None),
     )
 
 
 def _rival_words(rival: Rival) -> str:
-    keeps = " and ".join(str(point.options.get("keep")) for point in rival.points)
+    keeps = " and ".join(str(frames_kept(point)) for point in rival.points)
     mixed = f", {100 * rival.share:.0f} % of the latter" if len(rival.points) == 2 else ""
     return f"keep {keeps}{mixed}, {rival.points[0].record['tuning']}"
 
 
 def _named(point: MethodRow, scope: Scope) -> list[tuple[str, str | None]]:
-    return [(f"keep {point.options.get('keep')}, {text}", target) for text, target in scope.links(point.runs)]
+    return [(f"keep {frames_kept(point)}, {text}", target) for text, target in scope.links(point.runs)]
 
 
 def _gaps(metrics: Mapping[str, Any]) -> dict[str, SelectionGap]:

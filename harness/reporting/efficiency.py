@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from tvrbench.harness.provenance import command_line
 from tvrbench.harness.reporting.claims import load_claims, load_variants, table_claims
 from tvrbench.harness.reporting.claims_table import claims_table
 from tvrbench.harness.reporting.claims_verdicts import Papers, judge
+from tvrbench.harness.reporting.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.efficiency_picture import equal_time_picture
 from tvrbench.harness.reporting.efficiency_rival import at_equal_time, equal_time_table
 from tvrbench.harness.reporting.efficiency_rows import NAME, Bench, backbone, benches
@@ -20,12 +21,19 @@ from tvrbench.harness.reporting.latex import document, fragment
 from tvrbench.harness.reporting.layout import Table
 from tvrbench.harness.reporting.markdown import Markdown, escaped, link, listed, templates
 from tvrbench.harness.reporting.origins import origins, provenance_table
+from tvrbench.harness.reporting.page_html import PAGE, rendered
 from tvrbench.harness.reporting.published import load_configurations, load_published
 from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.reporting.stored import StoredRecord, stored_records
 from tvrbench.harness.store import RecordStore, atomic_write
 
 LATEX = "tables.tex"
+_PICTURE_CAPTION = (
+    "Left: a method below the dashed line does fewer multiply-adds than plain frames do in the same time. Right: the "
+    "grey bar is the number of plain frames that its multiply-adds pay for, the coloured mark the number that its "
+    'measured time pays for; the gap is what the machine does not give back. The dotted line is all frames; "more" and '
+    '"fewer" say that a time lies beyond the line that was measured.'
+)
 # What a report may hold; files of an earlier one that this one lacks are removed.
 _PATTERNS = tuple(
     f"{stem}.{kind}"
@@ -36,7 +44,7 @@ _PATTERNS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One backbone of one bench."""
+    """One backbone of one bench; ``frames`` are those of each point of the line of fewer frames, by label."""
 
     backbone: str
     cost: Noted
@@ -44,6 +52,7 @@ class Part:
     equal: Table | None
     picture: str | None
     png: bytes
+    frames: Mapping[str, float]
 
     @property
     def tables(self) -> list[Table]:
@@ -83,13 +92,23 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     provenance = provenance_table([run for bench in found for run in bench.runs], scope)
     tables = [table for section in sections for part in section.parts for table in part.tables]
     tables += [claims.with_notes, printed.with_notes, targets, provenance]
-    content = _content(sections, left_out, scope) | {
+    shared = {
+        "sections": sections,
         "claims": claims,
         "centerclip": printed,
+        "gpu": any(bench.on_gpu for bench in found),
+        "picture_caption": _PICTURE_CAPTION,
+        "report_command": command_line(["report", NAME]),
+    }
+    content = _content(sections, left_out, scope) | {
         "targets": targets.to_markdown(),
         "provenance": provenance.to_markdown(),
     }
-    files = {"README.md": templates().get_template("efficiency.md.j2").render(content).encode()}
+    page = _page(sections, left_out, scope) | {"targets": targets, "provenance": provenance}
+    files = {
+        "README.md": templates().get_template("efficiency.md.j2").render(shared | content).encode(),
+        PAGE: rendered("efficiency.html.j2", **shared, **page).encode(),
+    }
     for table in tables:
         made = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": fragment(table)}
         files |= {f"{table.name}.{kind}": text.encode() for kind, text in made.items()}
@@ -119,11 +138,12 @@ def _part(bench: Bench, name: str, scope: Scope) -> Part:
         equal=None if equal is None else equal_time_table(equal, bench, stem, scope),
         picture=f"{stem}.png" if drawn else None,
         png=equal_time_picture(equal, title) if equal is not None and drawn else b"",
+        frames={} if equal is None else {timed.row.label: timed.frames for timed in equal.line},
     )
 
 
 def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: Scope) -> dict[str, Any]:
-    """What the template prints; strings that are not Markdown are escaped there."""
+    """What ``README.md`` alone prints; strings that are not Markdown are escaped there."""
 
     def named(run: StoredRecord) -> Markdown:
         target = run.link_from(scope.folder)
@@ -131,16 +151,44 @@ def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scop
 
     runs = [run for section in sections for run in section.bench.runs]
     return {
-        "sections": sections,
         "noted": lambda noted: noted.table.to_markdown(),
         "files": _files,
-        "gpu": any(section.bench.on_gpu for section in sections),
         "commands": [
             {"line": origin.value, "links": listed([named(run) for run in origin.runs])}
             for origin in origins(runs, lambda record: record["command"])
         ],
-        "report_command": command_line(["report", NAME]),
         "left_out": [{"link": named(run), "hash": run.record["protocol"]["hash"]} for run in left_out],
+    }
+
+
+def _page(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: Scope) -> dict[str, Any]:
+    """What ``page.html`` alone shows; everything is escaped there."""
+
+    def named(run: StoredRecord) -> tuple[str, str | None]:
+        return run.name, run.link_from(scope.folder)
+
+    groups = [
+        Group(
+            name=f"{part.backbone}, {section.bench.name}",
+            table=part.cost.table.name,
+            rows=section.bench.on(part.backbone),
+            frames=part.frames,
+        )
+        for section in sections
+        for part in section.parts
+    ]
+    runs = [run for section in sections for run in section.bench.runs]
+    return {
+        "title": "What methods cost",
+        "notice": None,
+        "chart": efficiency_chart(groups),
+        "pinned": {},
+        "row_ids": {group.table: group.ids for group in groups},
+        "commands": [
+            (origin.value, [named(run) for run in origin.runs])
+            for origin in origins(runs, lambda record: record["command"])
+        ],
+        "left_out": [(named(run), run.record["protocol"]["hash"]) for run in left_out],
     }
 
 

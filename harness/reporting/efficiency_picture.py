@@ -65,7 +65,7 @@ def _plane(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
 
 def _dumbbells(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
     """A line a method, the slowest at the top; where its time lies beyond the line of frames, an arrow says so."""
-    frames = {id(e.timed): e.frames for e in found.entries}
+    frames = {id(e.timed): None if e.rival is None else e.rival.frames for e in found.entries}
     last = max(found.line, key=lambda t: t.frames)
     per_frame = last.gmacs / last.frames
     fewest = min(t.frames for t in found.line)

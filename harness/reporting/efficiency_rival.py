@@ -50,13 +50,22 @@ class Timed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plain:
+    """So many frames encoded plainly, and what they cost."""
+
+    frames: float
+    gmacs: float
+    tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Equal:
     """A method beside the plain frames that take its time.
 
     Attributes:
         row: the method.
         timed: its time; None where there is no valid one.
-        frames, gmacs, tokens: of the rival, interpolated linearly in time; None where the time lies outside its line.
+        rival: interpolated linearly in time; None where the time lies outside its line.
         span: the frames at the ends of the range of the method's rounds, None for an end outside the line.
         slower: slower than all frames encoded plainly.
         reason: why something is missing.
@@ -64,9 +73,7 @@ class Equal:
 
     row: MethodRow
     timed: Timed | None = None
-    frames: float | None = None
-    gmacs: float | None = None
-    tokens: float | None = None
+    rival: Plain | None = None
     span: tuple[float | None, float | None] = (None, None)
     slower: bool = False
     reason: str | None = None
@@ -161,24 +168,24 @@ def verdict(entry: Equal, found: EqualTimes) -> str:
     """In words."""
     if entry.slower:
         return f"slower than all {found.all_frames} frames encoded plainly"
-    if entry.timed is None or entry.frames is None or entry.gmacs is None:
+    if entry.timed is None or entry.rival is None:
         return f"not compared: {entry.reason}"
-    share = entry.timed.gmacs / entry.gmacs
+    share = entry.timed.gmacs / entry.rival.gmacs
     percent = f"{abs(100 * (share - 1)):.0f} % {'more' if share > 1 else 'less'} work"
     work = "as much work" if abs(share - 1) < 0.005 else percent
-    return f"takes the time of {entry.frames:.1f} of {found.all_frames} frames and does {work} in it"
+    return f"takes the time of {entry.rival.frames:.1f} of {found.all_frames} frames and does {work} in it"
 
 
 def _cells(entry: Equal, found: EqualTimes, scope: Scope) -> tuple[Cell, ...]:
-    timed = entry.timed
+    timed, rival = entry.timed, entry.rival
     return (
         words(entry.row.label),
         _ranged(None if timed is None else timed.share, (None, None) if timed is None else timed.spread, 2),
-        _ranged(entry.frames, entry.span, 1),
+        _ranged(None if rival is None else rival.frames, entry.span, 1),
         number(None if timed is None else timed.gmacs, significant(4), contends=False),
-        number(entry.gmacs, significant(4), contends=False),
+        number(None if rival is None else rival.gmacs, significant(4), contends=False),
         number(None if timed is None else timed.tokens, fixed(0), contends=False),
-        number(entry.tokens, fixed(0), contends=False),
+        number(None if rival is None else rival.tokens, fixed(0), contends=False),
         words(verdict(entry, found)),
         links(scope.links(entry.row.runs)),
     )
@@ -211,29 +218,29 @@ def _timed(row: MethodRow, batch: int, frames: int) -> Timed | None:
 def _entry(row: MethodRow, timed: Timed | None, line: Sequence[Timed], batch: int, frames: int) -> Equal:
     if timed is None:
         return Equal(row=row, reason=why_not(figure(row, *_WHAT, batch)))
-    at = _on_line(timed.share, line)
-    if at is not None:
-        ends = [_on_line(end, line) for end in timed.spread]
-        low, high = (None if end is None else end["frames"] for end in ends)
-        return Equal(row=row, timed=timed, span=(low, high), **at)
+    ends = [_on_line(end, line) for end in timed.spread]
+    low, high = (None if end is None else end.frames for end in ends)
+    if (rival := _on_line(timed.share, line)) is not None:
+        return Equal(row=row, timed=timed, rival=rival, span=(low, high))
     if timed.share < line[0].share:
         return Equal(row=row, timed=timed, reason=f"faster than {line[0].frames:g} frames, the fewest recorded")
     last = line[-1]
     if last.frames == frames and timed.spread[0] <= last.spread[1]:
-        low = _on_line(timed.spread[0], line)
-        span = (last.frames if low is None else low["frames"], None)
-        return Equal(row=row, timed=timed, frames=last.frames, gmacs=last.gmacs, tokens=last.tokens, span=span)
+        rival = Plain(frames=last.frames, gmacs=last.gmacs, tokens=last.tokens)
+        return Equal(row=row, timed=timed, rival=rival, span=(last.frames if low is None else low, None))
     if last.frames == frames:
         return Equal(row=row, timed=timed, slower=True)
     return Equal(row=row, timed=timed, reason=f"slower than {last.frames:g} frames, the most recorded")
 
 
-def _on_line(share: float, line: Sequence[Timed]) -> dict[str, float] | None:
-    """Frames, GMACs and tokens of the rival at so much time, or None outside its line."""
+def _on_line(share: float, line: Sequence[Timed]) -> Plain | None:
+    """The rival at so much time, or None outside its line."""
     for low, high in pairwise(line):
         if low.share <= share <= high.share and low.share < high.share:
             part = (share - low.share) / (high.share - low.share)
-            return {
-                key: (1 - part) * getattr(low, key) + part * getattr(high, key) for key in ("frames", "gmacs", "tokens")
-            }
+            return Plain(
+                frames=(1 - part) * low.frames + part * high.frames,
+                gmacs=(1 - part) * low.gmacs + part * high.gmacs,
+                tokens=(1 - part) * low.tokens + part * high.tokens,
+            )
     return None

@@ -174,7 +174,8 @@ def _is_plain(row: MethodRow) -> bool:
 
 def frames_kept(row: MethodRow) -> int | None:
     """Frames that are encoded: what fewer frames keep, or all."""
-    return row.options.get("keep", row.options.get("frames"))
+    kept: int | None = row.options.get("keep", row.options.get("frames"))
+    return kept
 
 
 def _at(time: float, points: Sequence[tuple[float, MethodRow]]) -> tuple[Rival | None, str]:

@@ -96,7 +96,9 @@ def cost_field(
     what: str = "inference",
     scale: float = 1.0,
 ) -> Field:
-    """A measurement, printed ``scale`` times; a lower bound says so, and neither it nor a 0 contends for the best."""
+    """A measurement, printed ``scale`` times; a lower bound says so and a figure that is not valid bears a "!". Neither
+    contends for the best, nor does a 0 or a method that encodes nothing.
+    """
 
     def cell(row: MethodRow) -> Cell:
         cost = row.cost(name, what)
@@ -104,7 +106,9 @@ def cost_field(
             return _NOTHING
         shown = show(cost.value * scale)
         text = f"≥ {shown}" if cost.lower_bound else shown
-        return Cell(text=text, value=cost.value, contends=cost.value > 0 and not cost.lower_bound)
+        if cost.invalid is not None:
+            return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", contends=False)
+        return Cell(text=text, value=cost.value, contends=row.encodes and cost.value > 0 and not cost.lower_bound)
 
     key = name if what == "inference" else f"{name}_{what}"
     return Field(column=Column(key=key, header=header, best=best), cell=cell)

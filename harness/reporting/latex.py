@@ -61,7 +61,7 @@ def fragment(table: Table) -> str:
     kinds = [_kind(table.columns[i], [row[i] for row in table.rows]) for i in kept]
     head = " & ".join(latex(table.columns[i].header) for i in kept)
     body = [" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows]
-    caption = rf"\textbf{{{latex(table.title)}.}} {latex(brief(table.caption, _CAPTION))}"
+    caption = rf"\textbf{{{latex(table.title)}.}} {_text(brief(table.caption, _CAPTION))}"
     make = _breaking if _lines(table, kept) >= _LONG_TABLE else _floating
     return make(table.name, caption, "".join(kinds), head, body)
 
@@ -114,8 +114,13 @@ def _kind(column: Column, cells: list[Cell]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    words = [_breakable(word) for word in one_line(cell.text).split(" ")]
-    return rf"\textbf{{{' '.join(words)}}}" if cell.bold else " ".join(words)
+    text = _text(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
+def _text(value: str) -> str:
+    """Words that fit into a line of paragraphs and captions."""
+    return " ".join(_breakable(word) for word in one_line(value).split(" "))
 
 
 def _breakable(word: str) -> str:

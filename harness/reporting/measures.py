@@ -21,6 +21,7 @@ _SAMPLES = 4  # fewer have no quartiles to speak of
 _KNOWN: tuple[tuple[str, str, str, Better, float], ...] = (
     ("gmacs_video", "inference", "GMACs of encoding one video (papers' GFLOPs)", "min", 1.0),
     ("throughput", "inference", "videos encoded a second", "max", 1.0),
+    ("speedup", "comparison", "speed-up over the plain encoder (x)", "max", 1.0),
     ("params_trainable", "inference", "trainable parameters (M)", "min", 1e-6),
     ("output_tokens", "inference", "tokens that leave the video encoder", "min", 1.0),
     ("step_time", "training", "time of a training step (ms)", "min", 1.0),
@@ -45,9 +46,9 @@ class CostAxis:
         return f"{self.name}_{self.what}"
 
     def value(self, row: MethodRow) -> float | None:
-        """The row's mean, scaled; None where it was not measured in every run."""
+        """The row's mean, scaled; None where some run has none that is valid."""
         cost = row.cost(self.name, self.what)
-        return None if cost is None or cost.value is None else cost.value * self.scale
+        return None if cost is None or cost.valid is None else cost.valid * self.scale
 
     def lower_bound(self, row: MethodRow) -> bool:
         """Whether the value is only known to be at least this."""
@@ -132,7 +133,7 @@ def accuracy_axes(rows: Sequence[MethodRow]) -> list[AccuracyAxis]:
 
 def plotted(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Rows for a picture, in the tables' order, less what runs no encoder: that is the chance line."""
-    return [row for row in by_recall(rows) if (cost := row.cost("gmacs_video")) is None or cost.value != 0]
+    return [row for row in by_recall(rows) if row.encodes]
 
 
 def styles(rows: Sequence[MethodRow]) -> Mapping[str, int]:

@@ -40,14 +40,8 @@ def provenance_table(runs: Runs, scope: Scope) -> Table:
         for origin in found:
             shared = "all runs" if len(origin.runs) == len(runs) else "; ".join(run.name for run in origin.runs)
             rows.append((words(what), words(origin.value), words(shared)))
-    return Table(
-        name="provenance",
-        title=f"Where the numbers come from, {scope.protocol}",
-        caption=scope.caption("Read from the records."),
-        columns=tuple(Column(key=key, header=key, left=True) for key in ("what", "value", "runs")),
-        rows=tuple(rows),
-        note=scope.notice,
-    )
+    columns = [Column(key=key, header=key, left=True) for key in ("what", "value", "runs")]
+    return scope.table("provenance", "Where the numbers come from", ("Read from the records.",), columns, rows)
 
 
 def warnings(runs: Runs, scope: Scope) -> list[str]:

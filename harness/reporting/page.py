@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tvrbench.harness.reporting.paper_tables import apart_table, paper_scale_tab
 from tvrbench.harness.reporting.pictures import PICTURES, Picture, pictures
 from tvrbench.harness.reporting.published import load_configurations, load_published
 from tvrbench.harness.reporting.recall import by_recall
-from tvrbench.harness.reporting.rows import MethodRow, method_rows
+from tvrbench.harness.reporting.rows import MethodRow, method_rows, told_apart
 from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.reporting.scored_table import scored_table
 from tvrbench.harness.reporting.series import STAGES
@@ -70,6 +71,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
         BadInput: no completed record (of that hash), a broken record, or a folder that cannot be written to.
     """
     selected = select(stored_records(store, protocol), protocol, protocol_hash)
+    selected = replace(selected, completed=told_apart(selected.completed))
     folder = reports.joinpath(*protocol.split("/"))
     dataset = selected.completed[0].record["data"]["dataset"]
     scope = Scope(protocol=protocol, dataset=dataset, folder=folder)

@@ -1,4 +1,4 @@
-"""``page.html``: the report as one file that fetches nothing, from the same data as ``README.md``.
+"""``page.html``: a protocol's report as one file that fetches nothing, from the same data as ``README.md``.
 
 Whatever comes out of records is escaped: in HTML by jinja2, in the embedded JSON by ``tojson``; the script writes text
 and never HTML, and a content security policy that names the script's own hash lets no other run.
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from tvrbench.harness.provenance import command_line
@@ -20,7 +19,7 @@ from tvrbench.harness.reporting.layout import MISSING, Cell, Table
 from tvrbench.harness.reporting.markdown import brief, one_line
 from tvrbench.harness.reporting.measures import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.origins import not_measured, origins, skipped_videos, warnings
-from tvrbench.harness.reporting.pictures import Picture
+from tvrbench.harness.reporting.pictures import RECIPES_NOTICE, Picture
 from tvrbench.harness.reporting.recall import by_recall
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import Scope
@@ -85,8 +84,6 @@ def html_page(
         missing: shell lines that make points of the line of fewer frames.
         beside: files that ``tvrbench picture`` left in the report's folder.
     """
-    environment = _environment()
-    script, sheet = (environment.get_template(name).render() for name in ("page.js.j2", "page.css.j2"))
     every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
     sections = [
         (section, [tables[name] for name in section.tables if name in tables])
@@ -97,14 +94,11 @@ def html_page(
     def named(run: StoredRecord) -> tuple[str, str | None]:
         return run.name, run.link_from(scope.folder)
 
-    return environment.get_template("page.html.j2").render(
+    return rendered(
+        "page.html.j2",
         title=f"{scope.protocol}: embedded stand-in, not MSR-VTT" if scope.standin else scope.protocol,
         notice=scope.notice,
         real_command="nox -s reproduce-msrvtt -- --data DIR",
-        script=Markup(script),
-        sheet=Markup(sheet),
-        script_hash=source_hash(script),
-        sheet_hash=source_hash(sheet),
         sections=sections,
         pinned={"main": 1, "subsets": 1} if chance_levels(rows)[0] else {},
         row_ids={"main": [f"row-{i}" for i in range(len(rows))]},
@@ -141,36 +135,62 @@ def chart_data(rows: Sequence[MethodRow], scope: Scope) -> dict[str, Any] | None
     levels = {f"t2v_{name}": level for name, level in chance.items()}
     levels |= {f"v2t_{name}": level for name, level in chance_back.items()}
     levels |= {"t2v_R1_shared": chance["R1"]} if "R1" in chance else {}
+    methods = [
+        {
+            "label": one_line(row.label),
+            "row": f"row-{order.index(row.label)}",
+            "style": style[row.label],
+            "line": line_of(row),
+            "keep": row.options.get("keep") if line_of(row) else None,
+            "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
+            "costs": {
+                a.key: [a.value(row), *(a.spread(row) or (None, None)), a.lower_bound(row)]
+                for a in costs
+                if a.value(row) is not None
+            },
+            "accuracies": {
+                a.key: [a.value(row), *(a.interval(row) or (None, None)), False]
+                for a in accuracies
+                if a.value(row) is not None
+            },
+        }
+        for row in shown
+    ]
     return {
         "protocol": scope.protocol,
         "notice": scope.notice or "",
-        "compares": scope.compares,
+        "frontier": scope.compares,
         "colours": COLOURS,
         "markers": MARKERS,
         "chance": levels,
         "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],
         "accuracies": [{"key": a.key, "label": a.label, "better": a.better} for a in accuracies],
-        "methods": [
-            {
-                "label": one_line(row.label),
-                "row": f"row-{order.index(row.label)}",
-                "style": style[row.label],
-                "line": line_of(row),
-                "keep": row.options.get("keep") if line_of(row) else None,
-                "costs": {
-                    a.key: [a.value(row), *(a.spread(row) or (None, None)), a.lower_bound(row)]
-                    for a in costs
-                    if a.value(row) is not None
-                },
-                "accuracies": {
-                    a.key: [a.value(row), *(a.interval(row) or (None, None))]
-                    for a in accuracies
-                    if a.value(row) is not None
-                },
-            }
-            for row in shown
-        ],
+        "words": {
+            "interval": "95 % interval",
+            "bars": "Upright bars: 95 % intervals over queries; level bars: quartiles of the samples, or the seeds.",
+            "warning": None if scope.compares else RECIPES_NOTICE,
+            "cost": costs[0].key,
+        },
+        "groups": [{"name": scope.protocol, "methods": methods}],
     }
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A page of this kind: one style sheet, one script, and a policy that names both."""
+    environment = html_templates()
+    environment.filters |= {"data_uri": data_uri, "sort_value": sort_value}
+    environment.tests |= {"missing": missing}
+    environment.globals |= {"is_number": is_number}
+    script, sheet = (environment.get_template(name).render() for name in ("page.js.j2", "page.css.j2"))
+    return environment.get_template(template).render(
+        content
+        | {
+            "script": Markup(script),
+            "sheet": Markup(sheet),
+            "script_hash": source_hash(script),
+            "sheet_hash": source_hash(sheet),
+        }
+    )
 
 
 def sort_value(cell: Cell) -> str:
@@ -182,14 +202,11 @@ def sort_value(cell: Cell) -> str:
 
 
 def is_number(table: Table, column: int) -> bool:
-    """Whether a column sorts by number: every cell with anything in it has one."""
-    cells = [row[column] for row in table.rows if row[column].text != MISSING]
+    """Whether a column sorts by number: every cell with anything in it has one, and there is one."""
+    cells = [row[column] for row in table.rows if not missing(row[column])]
     return bool(cells) and all(sort_value(cell) for cell in cells)
 
 
-def _environment() -> jinja2.Environment:
-    environment = html_templates()
-    environment.filters |= {"data_uri": data_uri, "sort_value": sort_value}
-    environment.tests |= {"missing": lambda cell: cell.text == MISSING and not cell.links}
-    environment.globals |= {"is_number": is_number}
-    return environment
+def missing(cell: Cell) -> bool:
+    """Whether nothing was measured; a mark may say why."""
+    return cell.value is None and not cell.links and cell.text.startswith(MISSING)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tvrbench.harness.multiple_tests import SIGNIFICANCE, holm
+from tvrbench.harness.reporting.differences import DIFFERENCE_COLUMNS, difference_cells
 from tvrbench.harness.reporting.equal_time import RIVAL
-from tvrbench.harness.reporting.layout import Cell, Column, Table, links, number, words
+from tvrbench.harness.reporting.layout import Cell, Column, Table, links, words
 from tvrbench.harness.reporting.queries import Values, row_credits
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope
@@ -73,53 +74,35 @@ def pair_table(pairs: Sequence[Pair], scope: Scope) -> Table | None:
     trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
     fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
     apart = sum(pair.better is not None for pair in pairs)
-    caption = scope.caption(
-        f"R@1, text to video, ties shared, on the same queries. Of {len(pairs)} pairs {apart} can be told apart.",
-        "Interval: 95 % paired bootstrap over queries, each pair for itself.",
-        f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; told apart below {SIGNIFICANCE:g}.",
-        "Seeds are averaged query by query."
-        if fewest >= SEEDS_FOR_A_CLAIM
-        else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods; another "
-        "training may differ.",
-    )
-    columns = (
-        Column(key="a", header="method", left=True),
-        Column(key="b", header="against", left=True),
-        Column(key="difference", header="difference, points"),
-        Column(key="interval", header="95 % interval"),
-        Column(key="p_value", header="p, corrected"),
-        Column(key="verdict", header="verdict", left=True),
-        Column(key="records_a", header="its records", left=True),
-        Column(key="records_b", header="the other's", left=True),
-    )
-    return Table(
-        name="pairs",
-        title=f"Which methods can be told apart, {scope.protocol}",
-        caption=caption,
-        columns=columns,
-        rows=tuple(_cells(pair, scope) for pair in pairs),
-        note=scope.notice,
-    )
-
-
-def difference_cells(found: PairedDifference, p_value: float) -> tuple[Cell, Cell, Cell]:
-    """Difference, interval and p-value."""
-    return (
-        number(found.difference, lambda value: f"{value:+.1f}", contends=False),
-        Cell(
-            text=f"{found.low:+.1f} to {found.high:+.1f}", value=f"{found.low:.4f} to {found.high:.4f}", contends=False
+    return scope.table(
+        "pairs",
+        "Which methods can be told apart",
+        (
+            f"R@1, text to video, ties shared, on the same queries. Of {len(pairs)} pairs {apart} can be told apart.",
+            "Interval: 95 % paired bootstrap over queries, each pair for itself.",
+            f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; told apart below {SIGNIFICANCE:g}.",
+            "Seeds are averaged query by query."
+            if fewest >= SEEDS_FOR_A_CLAIM
+            else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods; "
+            "another training may differ.",
         ),
-        number(p_value, lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001", contends=False),
+        (
+            Column(key="a", header="method", left=True),
+            Column(key="b", header="against", left=True),
+            *DIFFERENCE_COLUMNS,
+            Column(key="records_a", header="its records", left=True),
+            Column(key="records_b", header="the other's", left=True),
+        ),
+        [_cells(pair, scope) for pair in pairs],
     )
 
 
 def _cells(pair: Pair, scope: Scope) -> tuple[Cell, ...]:
-    better = pair.better
+    verdict = "cannot be told apart" if pair.better is None else f"{pair.better.label} is better"
     return (
         words(pair.a.label),
         words(pair.b.label),
-        *difference_cells(pair.difference, pair.p_value),
-        words("cannot be told apart" if better is None else f"{better.label} is better"),
+        *difference_cells(pair.difference, pair.p_value, verdict),
         links(scope.links(pair.a.runs)),
         links(scope.links(pair.b.runs)),
     )

@@ -18,7 +18,7 @@ from tvrbench.harness.reporting.fields import (
 from tvrbench.harness.reporting.layout import Cell, Column, Table, fixed, number, significant, words
 from tvrbench.harness.reporting.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.rows import MethodRow
-from tvrbench.harness.reporting.scope import COST_NOTICE, Scope, setting
+from tvrbench.harness.reporting.scope import COST_NOTICE, Scope, disturbed, setting
 from tvrbench.harness.reporting.verdicts import GMACS_TOLERANCE, MARGINS, MODEL_COSTS, Comparison, partners
 
 _MEASURES = {
@@ -65,7 +65,7 @@ def verdict_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | No
     )
     verdicts = [c.verdict for c in comparable]
     counted = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
-    caption = scope.caption(
+    sentences = (
         f"Of {len(comparable)} published numbers that can be compared: {', '.join(counted)}.",
         "Costs of the model alone are of full-size models with random weights; their difference is in percent. "
         f"Reproduced: GMACs within {100 * GMACS_TOLERANCE:g} %, other costs when the measured value, rounded or cut, "
@@ -77,14 +77,8 @@ def verdict_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | No
         if any(c.number.metric not in MODEL_COSTS for c in comparable)
         else None,
     )
-    return Table(
-        name="verdicts",
-        title=f"Published and measured, {scope.protocol}",
-        caption=caption,
-        columns=columns,
-        rows=tuple(_verdict_row(c, scope) for c in comparable),
-        note=scope.notice,
-    )
+    rows = [_verdict_row(c, scope) for c in comparable]
+    return scope.table("verdicts", "Published and measured", sentences, columns, rows)
 
 
 def apart_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | None:
@@ -102,15 +96,12 @@ def apart_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | None
         values = ", ".join(f"{measure_name(n.metric)} {printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in found)
         cells = (method, backbone or None, config or None, values, why, cited, read_from)
         rows.append(tuple(words(cell) for cell in cells))
-    return Table(
-        name="not-comparable",
-        title=f"Published numbers that cannot be compared here, {scope.protocol}",
-        caption=scope.caption("Each with the reason; nothing is concluded from them."),
-        columns=tuple(
-            _text_columns("method", "backbone", "paper's configuration", "published", "why not", "source", "read from")
-        ),
-        rows=tuple(rows),
-        note=scope.notice,
+    return scope.table(
+        "not-comparable",
+        "Published numbers that cannot be compared here",
+        ("Each with the reason; nothing is concluded from them.",),
+        _text_columns("method", "backbone", "paper's configuration", "published", "why not", "source", "read from"),
+        rows,
     )
 
 
@@ -163,6 +154,7 @@ def paper_scale_table(
         "Published: in the same unit as the column before it; difference: of ours from it, in percent. "
         "Time and memory belong to the device, so no difference is given for them."
     )
+    caption = " ".join(filter(None, (caption, disturbed(full_size))))
     return Table(
         name="paper-scale",
         title="Cost at paper scale",

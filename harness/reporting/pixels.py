@@ -16,7 +16,7 @@ from tvrbench.harness.reporting.points import Better, Point
 from tvrbench.harness.reporting.style import DPI, FAINT, INK
 
 MARKER_POINTS = 8.5
-_LABEL_POINTS, _LEADER_POINTS, _WRAP = 8.5, 8.0, 24
+_LABEL_POINTS, _LEADER_POINTS, _WRAP = 8.5, 11.0, 24  # a leader from so far from a marker's middle on
 _LINE_BOXES = 40
 
 
@@ -83,8 +83,9 @@ def name_points(axes: Axes, points: Sequence[Point], spots: Points, lines: Boxes
     for i, text in enumerate(texts):
         text.set_position((places[i, 0], places[i, 1]))
         box = Boxes.around(centres[None, i], sizes[None, i])
-        if box.distance(scene.bars)[0, i] > _LEADER_POINTS * scene.unit:
-            _lead(axes, spots[i], np.clip(spots[i], box.low[0], box.high[0]))
+        end = np.clip(spots[i], box.low[0], box.high[0])
+        if np.linalg.norm(end - spots[i]) > _LEADER_POINTS * scene.unit:
+            _lead(axes, spots[i], end)
 
 
 def _wrapped(label: str) -> str:

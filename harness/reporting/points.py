@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-LOG_RATIO = 30.0
+LOG_RATIO = 8.0
 """Values further apart than this are drawn on a logarithmic axis."""
 
 Better = Literal["min", "max"]

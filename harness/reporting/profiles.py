@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from tvrbench.harness.reporting.layout import significant
 from tvrbench.harness.reporting.markdown import brief
 from tvrbench.harness.reporting.points import Span
 from tvrbench.harness.reporting.style import COLOURS, FAINT, INK, canvas, colour, decorate, flush_left, marker, png
@@ -20,6 +21,16 @@ _HEAD = 1.75  # inches for heading, axis and legend
 _WIDTH = 7.2
 _LABEL = 8.5
 _LONGEST = 44
+_show = significant(3)
+# From a name's left edge, so that it crosses no other name.
+_LEADER = {
+    "arrowstyle": "-",
+    "color": FAINT,
+    "linewidth": 0.7,
+    "shrinkB": 3,
+    "shrinkA": 2,
+    "relpos": (0.0, 0.5),
+}
 _HATCHES = ("", "////", "..", "xx", "\\\\")
 
 
@@ -88,7 +99,7 @@ def tokens_per_layer(curves: Sequence[Curve], *, title: str, notice: str | None)
                 fontsize=_LABEL,
                 color=INK,
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkB": 3, "shrinkA": 2},
+                arrowprops=_LEADER,
             )
         return png(figure)
 
@@ -99,6 +110,7 @@ def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -
         axes = figure.subplots()
         above = decorate(axes, title, notice, "R@1, text to video, ties shared (%)", "")
         _rows(axes, [spread.label for spread in spreads])
+        axes.use_sticky_edges = False  # no bar is cut off by the axis
         for y, spread in enumerate(spreads):
             if spread.interval is not None:
                 axes.barh(y, np.ptp(spread.interval), left=spread.interval[0], height=0.42, color="#dfe3e8", zorder=1)
@@ -145,9 +157,9 @@ def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) 
                 if time > 0.07 * longest:
                     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
                     middle = left + time / 2
-                    axes.text(middle, y, f"{time:.3g}", ha="center", va="center", fontsize=8, color=INK, bbox=box)
+                    axes.text(middle, y, _show(time), ha="center", va="center", fontsize=8, color=INK, bbox=box)
                 left += time
-            axes.text(left + 0.01 * longest, y, f"{left:.3g} ms", va="center", fontsize=_LABEL, color=INK)
+            axes.text(left + 0.01 * longest, y, f"{_show(left)} ms", va="center", fontsize=_LABEL, color=INK)
         handles = [Patch(facecolor=COLOURS[i], hatch=_HATCHES[i], edgecolor="white") for i in range(len(names))]
         figure.legend(
             handles, names, loc="outside lower right", ncols=len(names), frameon=False, fontsize=8, labelcolor=INK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -29,12 +29,26 @@ _PER_QUERY: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A measurement, averaged over a row's runs; ``value`` None: not made in every run, ``reason`` says why."""
+    """A measurement, averaged over a row's runs.
+
+    Attributes:
+        value: None where it was not made in every run.
+        unit: of the value.
+        lower_bound: the value is at least this.
+        reason: why there is none.
+        invalid: why it is not to be trusted, where some run was disturbed or its outputs strayed.
+    """
 
     value: float | None
     unit: str
     lower_bound: bool = False
     reason: str | None = None
+    invalid: str | None = None
+
+    @property
+    def valid(self) -> float | None:
+        """The value, where there is one to be trusted."""
+        return None if self.invalid is not None else self.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +77,12 @@ class MethodRow:
     def selection(self) -> str:
         """Which checkpoint the metrics are of: ``last``, ``best-on-test`` or ``unknown``."""
         return str(self.record["metrics"].get("selection", "last"))
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder runs: what does no multiply-adds beats nobody in time or memory."""
+        cost = self.cost("gmacs_video")
+        return cost is None or cost.value != 0
 
     def values(self, *path: str) -> list[float] | None:
         """A metric by its path in the record, e.g. ("t2v", "R1"), one a run; None unless every run has it."""
@@ -118,7 +138,8 @@ class MethodRow:
             reasons = [str(m["conditions"]["reason"]) for m in there if m["value"] is None]
             return Cost(value=None, unit=unit, reason=reasons[0] if reasons else "not measured in every run")
         bound = any(m["conditions"].get("lower_bound") is True for m in there)
-        return Cost(value=fmean(values), unit=unit, lower_bound=bound)
+        invalid = next((str(m["conditions"]["invalid"]) for m in there if "invalid" in m["conditions"]), None)
+        return Cost(value=fmean(values), unit=unit, lower_bound=bound, invalid=invalid)
 
 
 def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) -> list[MethodRow]:
@@ -138,6 +159,12 @@ def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) 
     labels = _labels([_identity(group[0].record) for group in runs], apart)
     rows = [MethodRow(label=label, runs=group) for label, group in zip(labels, runs, strict=True)]
     return sorted(rows, key=lambda row: (row.method, row.label))
+
+
+def told_apart(stored: Sequence[StoredRecord]) -> tuple[StoredRecord, ...]:
+    """The same runs, each named as its row is."""
+    labels = {run.path: row.label for row in method_rows([s for s in stored if not s.scored]) for run in row.runs}
+    return tuple(replace(run, label=labels.get(run.path)) for run in stored)
 
 
 def _identity(record: Record) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tvrbench.harness.reporting.layout import Cell, Column, Table
 from tvrbench.harness.reporting.rows import MethodRow
 from tvrbench.harness.reporting.stored import StoredRecord
 
@@ -57,6 +58,24 @@ class Scope:
         """The sentences that there are, and the notice."""
         return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
 
+    def table(
+        self,
+        name: str,
+        title: str,
+        sentences: Sequence[str | None],
+        columns: Sequence[Column],
+        rows: Sequence[tuple[Cell, ...]],
+    ) -> Table:
+        """A table of this protocol: its title names the protocol, its caption (the sentences) and CSV the notice."""
+        return Table(
+            name=name,
+            title=f"{title}, {self.protocol}",
+            caption=self.caption(*sentences),
+            columns=tuple(columns),
+            rows=tuple(rows),
+            note=self.notice,
+        )
+
     def links(self, runs: Sequence[StoredRecord]) -> tuple[tuple[str, str | None], ...]:
         """A link to each run's record, named by its seed; costs alone and scored checkpoints have none that matters."""
         seeded = (run.record["metrics"] and not run.scored for run in runs)
@@ -69,6 +88,18 @@ class Scope:
 def compares_methods(protocol: str) -> bool:
     """Whether a protocol runs every method with one recipe: ``published`` and its variants run each paper's own."""
     return not protocol.rpartition("/")[2].startswith("published")
+
+
+def disturbed(rows: Sequence[MethodRow]) -> str | None:
+    """What a "!" in a table of rows stands for; None where every figure is valid."""
+    reasons = dict.fromkeys(
+        str(m["conditions"]["invalid"])
+        for row in rows
+        for run in row.runs
+        for m in run.record["cost"]
+        if "invalid" in m["conditions"]
+    )
+    return f"! not valid, and counted for nothing: {'; '.join(reasons)}." if reasons else None
 
 
 def setting(rows: Sequence[MethodRow]) -> str:

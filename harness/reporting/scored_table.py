@@ -45,18 +45,13 @@ def scored_table(runs: Sequence[StoredRecord], scope: Scope) -> Table | None:
         cost_field("throughput", "videos/s", significant(3)),
         record_field(scope),
     ]
-    return Table(
-        name="scored",
-        title=f"Scored checkpoints, {scope.protocol}",
-        caption=scope.caption(
-            "Models that came trained and were only scored here, on the protocol's test videos and frames. "
-            "What they were trained on, and how, is not known here, so they are compared with no row of this report "
-            "and with no published number. Interval: 95 % bootstrap over queries."
-        ),
-        columns=tuple(field.column for field in fields),
-        rows=tuple(tuple(field.cell(row) for field in fields) for row in rows),
-        note=scope.notice,
+    sentences = (
+        "Models that came trained and were only scored here, on the protocol's test videos and frames. "
+        "What they were trained on, and how, is not known here, so they are compared with no row of this report "
+        "and with no published number. Interval: 95 % bootstrap over queries.",
     )
+    cells = [tuple(field.cell(row) for field in fields) for row in rows]
+    return scope.table("scored", "Scored checkpoints", sentences, [field.column for field in fields], cells)
 
 
 def _saved_by(row: MethodRow) -> str | None:

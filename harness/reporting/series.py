@@ -55,7 +55,7 @@ def time_stages(rows: Sequence[MethodRow]) -> list[Stages]:
     found = []
     for row in plotted(rows):
         costs = {shown: row.cost(name) for name, shown in STAGES.items()}
-        times = {shown: cost.value for shown, cost in costs.items() if cost is not None and cost.value is not None}
+        times = {shown: cost.valid for shown, cost in costs.items() if cost is not None and cost.valid is not None}
         if len(times) == len(STAGES):
             found.append(Stages(label=row.label, times=times))
     return sorted(found, key=lambda stages: (-sum(stages.times.values()), stages.label))

@@ -18,10 +18,17 @@ from tvrbench.harness.store import RecordStore
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRecord:
-    """A record and the file it was read from (``ROOT/records/PROTOCOL/FILE.json``)."""
+    """A record and the file it was read from (``ROOT/records/PROTOCOL/FILE.json``).
+
+    Attributes:
+        record: as read.
+        path: the file.
+        label: what its row is called where the method's name does not tell it apart.
+    """
 
     record: Record
     path: Path
+    label: str | None = None
 
     @property
     def scored(self) -> bool:
@@ -35,7 +42,7 @@ class StoredRecord:
         if self.scored:
             return f"{method['name']}, scored checkpoint {self.record['checkpoint']['file']}"
         if self.record["metrics"] or self.record["status"] == "failed":
-            return f"{method['name']}, seed {self.record['seed']}"
+            return f"{self.label or method['name']}, seed {self.record['seed']}"
         return f"{method['name']} on {method['options'].get('backbone', 'an unnamed backbone')}"
 
     def link_from(self, folder: Path) -> str | None:

@@ -21,7 +21,7 @@ from tvrbench.harness.reporting.layout import Column, Table, fixed, number, sign
 from tvrbench.harness.reporting.pairs import Pair, rank
 from tvrbench.harness.reporting.recall import by_recall, shared_recall, ties_matter
 from tvrbench.harness.reporting.rows import MethodRow
-from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, setting
+from tvrbench.harness.reporting.scope import SEEDS_FOR_A_CLAIM, Scope, disturbed, setting
 
 PAIR_CHANCE = 50.0
 
@@ -76,6 +76,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -
     """Both directions and cost, one row a method, the chance level first; ranks from the compared pairs."""
     t2v, v2t = chance_levels(rows)
     several = any(len(row.runs) > 1 for row in rows)
+    paired = any(row.cost("speedup", "comparison") for row in rows)
     recall, *rest = direction_fields("t2v", t2v)
     fields = [
         text_field("method", "method", lambda row: row.label),
@@ -91,11 +92,12 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -
         cost_field("gmacs_video", GMACS_HEADER, significant(4), best="min"),
         cost_field("output_tokens", "tokens out", fixed(0), best="min"),
         cost_field("params_trainable", "trainable params (M)", significant(3), best="min", scale=1e-6),
+        *([cost_field("speedup", "speed-up", fixed(2), best="max", what="comparison")] * paired),
         cost_field("throughput", "videos/s", significant(3), best="max"),
         *memory_fields(rows),
         record_field(scope),
     ]
-    caption = scope.caption(
+    sentences = (
         _data_sentence(rows),
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
         TIES_SENTENCE if ties_matter(rows) else None,
@@ -103,11 +105,16 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -
         RANK_SENTENCE if pairs else None,
         "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
         f"Time and memory: {setting(rows)}.",
+        "Speed-up: over the plain encoder, both in one process, in turn; videos/s are of separate processes, between "
+        "which a machine may change its pace."
+        if paired
+        else None,
+        disturbed(rows),
         "Chance: what random scores give, in closed form." if t2v else None,
         _seeds_sentence(rows),
         _bold_sentence(scope),
     )
-    return _table("main", "Retrieval and cost", caption, fields, rows, scope, bool(t2v))
+    return _table("main", "Retrieval and cost", sentences, fields, rows, scope, bool(t2v))
 
 
 def subset_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
@@ -124,7 +131,7 @@ def subset_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
         header = "right order picked, % (chance 50)"
         fields.append(metric_field("pair_accuracy", key="pair_accuracy", header=header, chance=PAIR_CHANCE))
     fields.append(record_field(scope))
-    caption = scope.caption(
+    sentences = (
         "Text to video, percent. Every query searches all test videos, whichever subset it is in.",
         "Right order picked: of two videos that differ only in what happens first, how often the query's own scores "
         "higher, a tie counting half. A method that averages frames cannot tell the two apart, and as a two-way tie at "
@@ -133,7 +140,7 @@ def subset_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
         else None,
         _bold_sentence(scope),
     )
-    return _table("subsets", "Queries with and without order in time", caption, fields, rows, scope, bool(chance))
+    return _table("subsets", "Queries with and without order in time", sentences, fields, rows, scope, bool(chance))
 
 
 def _recall_fields(name: str, path: tuple[str, ...], chance: Mapping[str, float]) -> list[Field]:
@@ -146,7 +153,7 @@ def _recall_fields(name: str, path: tuple[str, ...], chance: Mapping[str, float]
 def _table(
     name: str,
     title: str,
-    caption: str,
+    sentences: Sequence[str | None],
     fields: Sequence[Field],
     rows: Sequence[MethodRow],
     scope: Scope,
@@ -155,14 +162,8 @@ def _table(
     label, *others = fields
     first = (words("chance"), *(field.chance for field in others))
     body = [tuple(field.cell(row) for field in fields) for row in by_recall(rows)]
-    table = Table(
-        name=name,
-        title=f"{title}, {scope.protocol}",
-        caption=caption,
-        columns=tuple(field.column for field in (label, *others)),
-        rows=(*([first] * chance), *body),
-        note=scope.notice,
-    )
+    columns = [field.column for field in (label, *others)]
+    table = scope.table(name, title, sentences, columns, [*([first] * chance), *body])
     return table.with_best() if scope.compares else table
 
 
@@ -188,5 +189,5 @@ def _seeds_sentence(rows: Sequence[MethodRow]) -> str | None:
 
 def _bold_sentence(scope: Scope) -> str:
     if scope.compares:
-        return "Best in bold, ties shared."
+        return "Best in bold, ties shared; of costs, the best of those that encode."
     return "Each method runs with its own paper's recipe: rows are not to be compared, so nothing is bold."

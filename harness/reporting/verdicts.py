@@ -138,6 +138,8 @@ def _cost_verdict(number: PublishedNumber, row: MethodRow) -> Comparison:
     if cost is None or cost.value is None:
         reason = cost.reason if cost is not None else None
         return Comparison(number=number, row=row, verdict="not comparable", reason=reason or "not measured")
+    if cost.invalid is not None:
+        return Comparison(number=number, row=row, verdict="not comparable", reason=f"not valid: {cost.invalid}")
     measured = cost.value * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
     near = number.metric == "gmacs_video" and abs(difference) <= 100.0 * GMACS_TOLERANCE

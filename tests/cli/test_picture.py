@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tvrbench.harness import cli, load_model
 from tvrbench.harness.checkpoint import save_checkpoint
+from tvrbench.harness.commands.picture import beside_records
 from tvrbench.harness.loading import method_class
 from tvrbench.harness.preparation import weights_of
 from tvrbench.harness.protocol import load_protocol
+from tvrbench.harness.store import RecordStore
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 PROTOCOL = "standin/uniform"
@@ -80,3 +83,16 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], told: str, capsys
     assert told in error
     assert "Traceback" not in error
     assert not Path("reports").exists()
+
+
+def test_ranks_are_held_against_the_records(tmp_path: Path) -> None:
+    record = json.loads((Path(__file__).parents[1] / "fixtures" / "standin_record.json").read_text(encoding="utf-8"))
+    store, ranks = RecordStore(tmp_path), np.array([1.0, 1.5, 3.0, 7.0])
+    method, seed = record["method"]["name"], record["seed"]
+    assert beside_records(ranks, store, PROTOCOL, method, seed) is None
+    store.save(record, {"t2v": ranks, "v2t": ranks})
+    assert beside_records(ranks, store, PROTOCOL, method, seed) == "the record's own ranks"
+    told = beside_records(np.array([1.0, 1.5, 4.0, 8.0]), store, PROTOCOL, method, seed)
+    assert told == "2 of 4 ranks differ from the record's"
+    assert beside_records(ranks, store, PROTOCOL, method, seed + 1) is None
+    assert beside_records(ranks[:3], store, PROTOCOL, method, seed) is None

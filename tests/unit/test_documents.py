@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from bench_records import counts, save
 
+from tvrbench.harness import cli
 from tvrbench.harness.commands.documents import deviations_page, documents, stale
-from tvrbench.harness.deviations import DEVIATIONS, Deviation, MethodOption, RecipeField, RunProtocol
+from tvrbench.harness.commands.readme_table import BEGIN, END, with_results
+from tvrbench.harness.commands.report import report_protocol
+from tvrbench.harness.deviations import DEVIATIONS, Deviation, MethodOption, RecipeField, RunOption, RunProtocol
+from tvrbench.harness.errors import BadInput
 from tvrbench.harness.loading import method_class
 from tvrbench.harness.protocol import load_protocol, protocol_names
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.reporting.page import write_report
 from tvrbench.harness.reporting.pictures import Picture
+from tvrbench.harness.reporting.scope import STANDIN_NOTICE
 from tvrbench.harness.store import RecordStore
 
 pytestmark = pytest.mark.unit
@@ -38,6 +45,9 @@ def test_every_switch_exists_and_is_not_the_default() -> None:
         elif isinstance(switch, RunProtocol):
             assert switch.name in protocol_names()
             assert load_protocol(switch.name).kind == "published"
+        elif isinstance(switch, RunOption):
+            assert signature(cli.run).parameters[switch.option].default != switch.value
+            assert switch.value in get_args(get_type_hints(cli.run)[switch.option])
     assert any(isinstance(switch, MethodOption) for switch in SWITCHES)
 
 
@@ -73,6 +83,39 @@ def test_what_is_stale_is_named(tmp_path: Path) -> None:
     (tmp_path / "docs" / "deviations.md").write_text("old")
     (found,) = stale(tmp_path)
     assert found.startswith("docs/deviations.md is stale")
+
+
+def test_the_readme_shows_the_records_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvrbench.harness.commands.documents.documents", dict)
+    store, fixture = RecordStore(tmp_path / "results"), Path(__file__).parents[1] / "fixtures" / "standin_record.json"
+    folder = store.folder("standin/uniform")
+    folder.mkdir(parents=True)
+    (folder / "tempme.json").write_bytes(fixture.read_bytes())
+    readme = with_results(f"# Before\n{BEGIN}an old table\n{END}after\n", tmp_path / "results")
+    assert readme.startswith(f"# Before\n{BEGIN}\n**Retrieval and cost, standin/uniform**")
+    assert readme.endswith(f"{END}after\n")
+    assert "an old table" not in readme
+    assert "| tempme " in readme
+    assert STANDIN_NOTICE in readme
+    assert with_results(readme, tmp_path / "results") == readme
+    for broken in ("no marks", END + BEGIN, BEGIN + BEGIN + END):
+        with pytest.raises(BadInput, match=r"README.md must hold"):
+            with_results(broken, tmp_path / "results")
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    assert list(stale(tmp_path)) == []
+    (tmp_path / "README.md").write_text(readme.replace("tempme", "tempmee"), encoding="utf-8")
+    (found,) = stale(tmp_path)
+    assert found.startswith("README.md is stale")
+
+
+def test_the_report_of_costs_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvrbench.harness.commands.documents.documents", dict)
+    save(tmp_path / "results", "lora", counts(200.0, 2364))
+    report_protocol("efficiency", tmp_path / "results", tmp_path / "reports", as_json=True)
+    assert list(stale(tmp_path)) == []
+    (tmp_path / "reports" / "efficiency" / "page.html").write_text("old", encoding="utf-8")
+    (found,) = stale(tmp_path)
+    assert "efficiency/page.html is stale" in found
 
 
 def test_reports_are_made_again_and_compared(tmp_path: Path) -> None:

@@ -197,6 +197,38 @@ class TestMainTable:
         assert rows["lora"]["trainable params (M)"] == "**0.492**"
         assert [rows[m]["peak process memory, inference (MiB)"] for m in ("tempme", "lora")] == ["≥ 10.0", "812"]
 
+    def test_what_encodes_nothing_wins_no_cost(self, store: RecordStore, tmp_path: Path) -> None:
+        nothing = {
+            "gmacs_video": Measurement("gmacs_video", 0.0, "GMACs"),
+            "throughput": Measurement("throughput", 999.0, "videos/s", conditions={"what": "inference", "batch": 32}),
+            "peak_process_memory": Measurement("peak_process_memory", 10.0, "MiB", conditions={"what": "inference"}),
+        }
+        slow = Measurement("throughput", 11.0, "videos/s", conditions={"what": "inference", "batch": 32})
+        save(
+            store,
+            make_record("random", cost=costs("random", **nothing)),
+            make_record("lora"),
+            make_record("tempme", cost=costs("tempme", throughput=slow)),
+        )
+        rows = table(report(store, tmp_path))
+        assert [rows[m]["videos/s"] for m in ("random", "lora", "tempme")] == ["999", "**31.2**", "11.0"]
+        assert rows["random"]["peak process memory, inference (MiB)"] == "10.0"
+
+    def test_a_disturbed_figure_is_shown_marked_and_wins_nothing(self, store: RecordStore, tmp_path: Path) -> None:
+        said = {"what": "inference", "batch": 32, "invalid": "disturbed: <others>"}
+        fast = Measurement("throughput", 99.0, "videos/s", conditions=said)
+        slow = Measurement("throughput", 11.0, "videos/s", conditions={"what": "inference", "batch": 32})
+        save(
+            store,
+            make_record("lora"),
+            make_record("adapter", cost=costs("adapter", throughput=slow)),
+            make_record("tempme", cost=costs("tempme", throughput=fast)),
+        )
+        folder = report(store, tmp_path)
+        rows = table(folder)
+        assert [rows[m]["videos/s"] for m in ("tempme", "lora", "adapter")] == ["99.0 !", "**31.2**", "11.0"]
+        assert "! not valid, and counted for nothing: disturbed: &lt;others&gt;." in page(folder)
+
     def test_training_and_inference_memory_are_two_columns(self, store: RecordStore, tmp_path: Path) -> None:
         training = Measurement("peak_process_memory", 1500.0, "MiB", conditions={"what": "training"})
         save(store, make_record(cost=costs("tempme", training=training)))
@@ -250,6 +282,17 @@ class TestMainTable:
             "tempme (r=0, clip_ratio=0.0)",
         }
 
+    def test_runs_of_one_method_are_told_apart_where_their_commands_are_named(
+        self, store: RecordStore, tmp_path: Path
+    ) -> None:
+        for keep in (4, 8):
+            record = make_record("frame_subsample")
+            record["method"]["options"] = record["method"]["options"] | {"keep": keep}
+            save(store, record)
+        text = page(report(store, tmp_path)).partition("Commands that made")[2]
+        for keep in (4, 8):
+            assert f"[frame_subsample (keep={keep}), seed 0](" in text
+
     def test_a_checkpoint_chosen_on_test_is_flagged_and_stands_apart(self, store: RecordStore, tmp_path: Path) -> None:
         chosen = make_record("lora", 60.0, seed=1)
         chosen["metrics"]["selection"] = "best-on-test"
@@ -258,7 +301,10 @@ class TestMainTable:
         rows = table(folder)
         assert rows["lora (selection=best-on-test)"]["checkpoint"] == "⚠ best on test"
         assert rows["lora (selection=last)"]["checkpoint"] == "last"
-        assert "Checkpoint chosen on the test set, which flatters the number: lora, seed 1." in page(folder)
+        assert (
+            "Checkpoint chosen on the test set, which flatters the number: lora (selection=best-on-test), seed 1."
+            in page(folder)
+        )
 
 
 class TestStandIn:

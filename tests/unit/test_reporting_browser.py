@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import (
+    Open,
+    assert_names_apart,
+    colour_of,
+    column,
+    contrast,
+    labels,
+    launched,
+    luminance,
+    numbers,
+    watched,
+)
 
 from tvrbench.harness.records import normalised
 from tvrbench.harness.reporting.page import write_report
@@ -17,7 +27,6 @@ from tvrbench.harness.reporting.points import Point, frontier
 from tvrbench.harness.reporting.scope import STANDIN_NOTICE
 from tvrbench.harness.store import RecordStore
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "standin_record.json"
@@ -31,8 +40,6 @@ METHODS = (
     (HOSTILE, 40.2, 26.50, 476.0, 490_000),
 )
 RIVAL = tuple((keep, 30.0 + keep, 4.4 * keep, 2880.0 / keep) for keep in (2, 4, 8, 12))
-
-Open = Callable[..., Any]
 
 
 def make_record(name: str, r1: float, gmacs: float, speed: float | None, trainable: int) -> dict[str, Any]:
@@ -70,47 +77,14 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as driver:  # with a user-data-dir of its own
-        found = driver.chromium.launch(executable_path=path, headless=True, args=flags)
+    with launched() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
 def opened(browser: Any, page_file: Path) -> Iterator[Open]:
-    """Opens the page; at the end nothing may have been fetched, and nothing complained."""
-    contexts, asked, said = [], [], []
-
-    def open_page(width: int = 1280, height: int = 900, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append("dialog"))
-        page.goto(page_file.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert {url for url in asked if not url.startswith("data:")} == {page_file.as_uri()}
-    assert said == []
-
-
-def column(page: Any, header: str, table: str = "main") -> list[str]:
-    heads = page.locator(f"#table-{table} thead th").all_inner_texts()
-    place = next(i for i, head in enumerate(heads) if re.sub(r"\W+$", "", head) == header) + 1
-    return list(page.locator(f"#table-{table} tbody tr > :nth-child({place})").all_inner_texts())
-
-
-def labels(page: Any) -> list[str]:
-    return [anchor.get_attribute("aria-label") or "" for anchor in page.locator("#plot a").all()]
+    with watched(browser, page_file) as opener:
+        yield opener
 
 
 class TestTable:
@@ -226,20 +200,7 @@ class TestChart:
     def test_names_cover_neither_points_nor_each_other(self, opened: Open) -> None:
         for width in (1280, 375):
             page = opened(width)
-            boxes = page.locator("#plot text.name").evaluate_all(
-                "all => all.map(t => t.getBBox()).map(b => [b.x, b.y + 3, b.x + b.width, b.y + b.height - 3])"
-            )
-            marks = page.locator("#plot a .hit").evaluate_all(
-                "all => all.map(c => [1, 2].map(i => Number(c.getAttribute(i === 1 ? 'cx' : 'cy'))))"
-            )
-            points = [[x - 5, y - 5, x + 5, y + 5] for x, y in marks]
-            shared = [(a, b) for i, a in enumerate(boxes) for b in [*boxes[:i], *points] if overlap(a, b) > 12]
-            assert shared == []
-            assert len(boxes) >= (len(points) - 1 if width > 1000 else 5)
-
-
-def overlap(a: list[float], b: list[float]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+            assert_names_apart(page, lambda points, width=width: points - 1 if width > 1000 else 5)
 
 
 class TestReaders:
@@ -286,22 +247,3 @@ class TestReaders:
         assert HOSTILE in page.locator("#tip").inner_text()
         assert HOSTILE in column(page, "method")
         assert page.evaluate("window.pwned") is None
-
-
-def colour_of(page: Any, selector: str, which: str) -> list[float]:
-    return numbers(page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{which}"))
-
-
-def numbers(colour: str) -> list[float]:
-    return [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
-
-
-def luminance(colour: list[float]) -> float:
-    """Relative luminance (WCAG 2.2)."""
-    parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
-
-def contrast(one: list[float], other: list[float]) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)

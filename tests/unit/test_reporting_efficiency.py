@@ -177,7 +177,8 @@ class TestEqualTime:
         equal = self.compared(root)
         assert [(t.frames, t.share) for t in equal.line] == [(6, 0.5), (12, 1.0)]
         (entry,) = equal.entries
-        assert (entry.frames, entry.gmacs, entry.tokens) == pytest.approx((9, 150, 1773))
+        assert entry.rival is not None
+        assert (entry.rival.frames, entry.rival.gmacs, entry.rival.tokens) == pytest.approx((9, 150, 1773))
         assert entry.span == pytest.approx((12 * 0.75 / 1.1, 12 * 0.75 / 0.9))
         assert verdict(entry, equal) == "takes the time of 9.0 of 12 frames and does 20 % less work in it"
 
@@ -201,7 +202,7 @@ class TestEqualTime:
         equal = self.compared(root)
         (entry,) = equal.entries
         assert words in verdict(entry, equal)
-        assert (entry.frames is None) == (ratio_to_plain != 0.96)
+        assert (entry.rival is None) == (ratio_to_plain != 0.96)
         assert equal_time_picture(equal, "Title $x$").startswith(b"\x89PNG")
 
     def test_an_invalid_time_does_not_count(self, root: Path) -> None:

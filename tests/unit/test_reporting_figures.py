@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tvrbench.harness.reporting import figures
+from tvrbench.harness.reporting import figures, pixels
 from tvrbench.harness.reporting.figures import pareto
 from tvrbench.harness.reporting.labels import Boxes, Scene, place_labels
 from tvrbench.harness.reporting.points import Point, frontier, lines
@@ -78,6 +78,16 @@ class TestFigure:
         assert len(seen) == 3
         for scene, labels in seen:
             assert_apart(scene, labels)
+
+    def test_a_name_away_from_its_point_is_led_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        led: list[float] = []
+        monkeypatch.setattr(pixels, "_lead", lambda axes, spot, end: led.append(float(np.linalg.norm(end - spot))))
+        self.draw(TWELVE[:1])
+        assert led == []
+        crowd = [point(f"method_{i}", 50.0 + 0.5 * i, 40.0 + 0.3 * i) for i in range(6)]
+        self.draw([*crowd, point("far", 80.0, 60.0)])
+        assert 2 <= len(led) <= 6
+        assert min(led) > 11 * 220 / 72
 
     def test_points_of_one_cost_stand_side_by_side_and_others_on_their_value(
         self, monkeypatch: pytest.MonkeyPatch
