@@ -22,6 +22,7 @@ from tvrbench.harness.data import (
     Clip,
     Frames,
     FrameSpec,
+    Mask,
     Progress,
     Source,
     Split,
@@ -80,9 +81,12 @@ class VideoFolderDataset(ABC):
         Raises:
             VideoError: (a BadInput) the file is missing or cannot be decoded; it is named.
         """
+        return self.numbered_frames(video_id, spec, seed)[:2]
+
+    def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
+        """What ``frames`` gives, and the numbers of the frames that were picked; errors as ``frames``."""
         seed = _own_seed(seed, video_id)
-        pixels, mask, _ = load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
-        return pixels, mask
+        return load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
         """The frames to keep under ``spec``, which draws nothing: uint8 [t, 3, H, W]; errors as ``frames``."""

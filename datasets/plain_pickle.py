@@ -119,6 +119,8 @@ def parse_plain_pickle(data: bytes, where: str) -> object:
             action(machine, argument)
     except BadInput:
         raise
-    except (ValueError, KeyError, IndexError, StopIteration, RuntimeError, UnicodeError, MemoryError) as error:
+    except KeyError as error:
+        raise BadInput(f"{where} is not a valid pickle (it takes {error} from its memory, which holds none)") from error
+    except (ValueError, IndexError, StopIteration, RuntimeError, UnicodeError, MemoryError) as error:
         raise BadInput(f"{where} is not a valid pickle ({error or type(error).__name__})") from error
     raise BadInput(f"{where} is not a valid pickle (it does not end)")

@@ -59,21 +59,16 @@ def probe(path: Path) -> VideoInfo:
 
 
 def examine(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> tuple[VideoInfo, Clip]:
-    """``probe`` and ``load_clip`` from one decode of the file where the packets tell how many frames there are.
+    """``probe`` and ``load_clip`` in one, from one decode of the file where that is possible.
 
     Raises:
         VideoError: as ``probe``.
         BadInput: as ``load_clip``.
     """
-    index = scan(path)
-    numbers: list[int] = []
-    if index.times is not None and spec.decoder == "pyav":
-        numbers = list(naming(path, _picker(spec, 0, first_seconds))(index.count, index.fps))
-    info, made = _look_over(path, index, numbers, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size))
-    if made is None or not numbers:
-        pixels, mask, _ = load_clip(path, spec, first_seconds=first_seconds)
-        return info, (pixels, mask)
-    return info, padded(np.stack([made[i] for i in numbers]), spec)
+    info, crops = _whole(
+        path, spec, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size), first_seconds=first_seconds
+    )
+    return info, padded(np.stack(crops), spec)
 
 
 def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) -> list[RGB]:
@@ -120,15 +115,17 @@ def load_clip(
 def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> Frames:
     """The frames to keep of a video: uint8 [t, 3, H, W], resized unless the spec's size is native, padding left out.
 
+    All of the file is decoded, so that what is kept needs no second look.
+
     Raises:
-        VideoError: the file cannot be decoded as far as the last frame picked.
+        VideoError: as ``probe``.
         BadInput: as ``load_clip``.
     """
 
     def use(rgb: RGB) -> Frames:
         return rgb.transpose(2, 0, 1) if spec.size == NATIVE else resize_and_crop(Image.fromarray(rgb), spec.size)
 
-    return np.stack(gather(spec.decoder, path, _picker(spec, 0, first_seconds), use)[1])
+    return np.stack(_whole(path, spec, use, first_seconds=first_seconds)[1])
 
 
 def finish_clip(stored: Frames, spec: FrameSpec, seed: int) -> Clip:
@@ -154,6 +151,23 @@ def thumbs(pixels: Frames) -> str:
     side = pixels.shape[-1] // _GRID * _GRID
     cells = pixels[..., :side, :side].reshape(len(pixels), 3, _GRID, side // _GRID, _GRID, side // _GRID)
     return base64.b64encode(np.rint(cells.mean(axis=(1, 3, 5))).astype(np.uint8).tobytes()).decode()
+
+
+def _whole(
+    path: Path, spec: FrameSpec, use: Callable[[RGB], Frames], *, first_seconds: float | None
+) -> tuple[VideoInfo, list[Frames]]:
+    """``probe``, and what ``use`` makes of the frames that the spec picks; one decode if the packets tell their count.
+
+    PyAV looks the file over whatever the decoder, because only it sees damage.
+    """
+    index, pick = scan(path), _picker(spec, 0, first_seconds)
+    numbers: list[int] = []
+    if index.times is not None and spec.decoder == "pyav":
+        numbers = list(naming(path, pick)(index.count, index.fps))
+    info, made = _look_over(path, index, numbers, use)
+    if made is None or not numbers:
+        return info, gather(spec.decoder, path, pick, use)[1]
+    return info, [made[i] for i in numbers]
 
 
 def _look_over(

@@ -18,7 +18,8 @@ from tvrbench.harness.errors import BadInput
 
 Progress = Callable[[int, int], None]  # hears (done, all)
 Frames = npt.NDArray[np.uint8]
-Clip = tuple[Frames, npt.NDArray[np.bool_]]
+Mask = npt.NDArray[np.bool_]
+Clip = tuple[Frames, Mask]
 DECODER = "TVRBENCH_DECODER"  # environment variable that names another decoder than PyAV
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".webm", ".mkv", ".m4v", ".mov", ".3gp", ".3g2", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts"}
@@ -143,6 +144,11 @@ class Source:
     videos: bool = False
     sha256: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The file's name in the address."""
+        return self.url.rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFault:
@@ -236,6 +242,10 @@ class VideoFiles(RetrievalDataset, Protocol):
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
     ) -> Iterator[VideoReport]:
         """Decode every frame of each video, in parallel; reports come in the order given."""
+        ...
+
+    def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
+        """What ``frames`` gives, and the numbers of the frames that were picked."""
         ...
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:

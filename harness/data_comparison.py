@@ -51,6 +51,7 @@ class DataComparison:
         findings: sentences, the most important first.
         splits: for each split in both: name, whether the annotation and whether the frames are the same.
         videos: how many videos are in either.
+        usable: how many of them are there and sound in both.
         differences: every video that differs.
     """
 
@@ -58,6 +59,7 @@ class DataComparison:
     findings: tuple[str, ...]
     splits: tuple[dict[str, Any], ...]
     videos: int
+    usable: int
     differences: tuple[VideoDifference, ...]
 
 
@@ -96,7 +98,8 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
         for video_id in dict.fromkeys([*each_a, *each_b])
         if (found := _difference(video_id, each_a.get(video_id), each_b.get(video_id))) is not None
     ]
-    settings = _changes(a["frames"], b["frames"], ("sampler", "frames", "size", "decoder"))
+    settings = _changes(a["frames"], b["frames"], ("sampler", "frames", "size"))
+    sound_a, sound_b = ({v for v, video in each.items() if video["state"] == "ok"} for each in (each_a, each_b))
     annotations = {s["name"]: s["fingerprint"] for s in b["splits"]}
     frames = {s["name"]: s["frames_fingerprint"] for s in b["splits"]}
     splits = tuple(
@@ -108,42 +111,57 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
         for s in a["splits"]
         if s["name"] in annotations
     )
-    findings = list(_findings(a, b, settings, splits, differences, len(set(each_a) | set(each_b))))
+    videos, either, both = set(each_a) | set(each_b), sound_a | sound_b, sound_a & sound_b
+    neither = len(videos) - len(either)
+    findings = [
+        *_of_settings(a, b, settings, splits),
+        *_of_videos(differences, len(either), len(both)),
+        *([f"{neither} of {len(videos)} videos can be used in neither"] if neither else []),
+        *_of_libraries(a, b),
+    ]
     return DataComparison(
         same=not differences and not settings and all(s["annotation"] for s in splits),
         findings=tuple(findings),
         splits=splits,
-        videos=len(set(each_a) | set(each_b)),
+        videos=len(videos),
+        usable=len(both),
         differences=tuple(differences),
     )
 
 
-def _findings(
-    a: Mapping[str, Any],
-    b: Mapping[str, Any],
-    settings: str,
-    splits: tuple[dict[str, Any], ...],
-    differences: list[VideoDifference],
-    videos: int,
+def _of_settings(
+    a: Mapping[str, Any], b: Mapping[str, Any], settings: str, splits: tuple[dict[str, Any], ...]
 ) -> list[str]:
     found = []
     if settings:
         found.append(f"the reports are of different frames ({settings}), so fingerprints say nothing: verify alike")
-    found += [
+    return found + [
         f"the annotation of split {s['name']} differs: one of the two is not the published one"
         for s in splits
         if not s["annotation"]
     ]
-    if not differences:
-        found.append(f"all {videos} videos are there in both, with the same frames")
-    for kind, count in Counter(d.kind for d in differences).most_common():
-        details = Counter(d.detail for d in differences if d.kind == kind).most_common(3)
+
+
+def _of_videos(differences: list[VideoDifference], either: int, both: int) -> list[str]:
+    differ = [d for d in differences if d.kind != "in neither"]
+    found = []
+    for kind, count in Counter(d.kind for d in differ).most_common():
+        details = Counter(d.detail for d in differ if d.kind == kind).most_common(3)
         most = "; ".join(f"{detail} ({n})" if n > 1 else detail for detail, n in details)
-        found.append(f"{count} of {videos} videos: {kind}: {most}")
-    libraries = _changes(a["libraries"], b["libraries"], sorted(set(a["libraries"]) | set(b["libraries"])))
-    if libraries:
-        found.append(f"the libraries that make pixels differ: {libraries}")
+        found.append(f"{count} of {either} videos: {kind}: {most}")
+    alike = both - sum(d.kind not in ("only in A", "only in B") for d in differ)
+    found.append(f"{alike} of {either} videos are there in both, with the same frames")
+    if differ:
+        found.append("results on A and on B are of different pixels: name the copy wherever they stand side by side")
     return found
+
+
+def _of_libraries(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Where the frames may have been made otherwise."""
+    decoder = _changes(a["frames"], b["frames"], ("decoder",))
+    libraries = _changes(a["libraries"], b["libraries"], sorted(set(a["libraries"]) | set(b["libraries"])))
+    found = [f"what makes the pixels differs: {', '.join(c for c in (decoder, libraries) if c)}"]
+    return found if decoder or libraries else []
 
 
 def _difference(video_id: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> VideoDifference | None:
@@ -200,6 +218,7 @@ def _well_formed(document: Mapping[str, Any]) -> bool:
     video = ("video_id", "state", "size_bytes", "facts", "frames_sha256", "thumbs")
     return (
         all(isinstance(s, dict) and all(key in s for key in split) for s in document["splits"])
+        and all(isinstance(s["name"], str) for s in document["splits"])
         and all(isinstance(v, dict) and all(key in v for key in video) for v in document["each"])
         and all(isinstance(v["video_id"], str) and isinstance(v["facts"], dict) for v in document["each"])
         and all(isinstance(v["thumbs"], str | None) for v in document["each"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from email.message import Message
 from http.client import HTTPException
@@ -24,6 +25,8 @@ from urllib.request import (
     ProxyHandler,
     Request,
 )
+
+from filelock import FileLock, Timeout
 
 from tvrbench.harness.data import Progress
 from tvrbench.harness.errors import BadInput
@@ -66,6 +69,7 @@ def fetch(
     sha256: str | None = None,
     progress: Progress | None = None,
     pause_s: float = 1.0,
+    refuse: Callable[[Path], str | None] = lambda _: None,
 ) -> Fetched:
     """Download ``url`` into ``folder``, or take up again the download of it that broke off.
 
@@ -76,10 +80,11 @@ def fetch(
         sha256: what the file must have; without it, only its length is checked.
         progress: called with (bytes there, all bytes) where the server tells how many there will be.
         pause_s: before the second attempt; doubled before each further one.
+        refuse: looks at a whole file before it gets its name, and says what it is if it is not what was wanted.
 
     Raises:
         BadInput: a bad address or name, a disk that is too small, a server that refuses or does not send what it
-            announces, or a file of another SHA-256; nothing is left under the file's name.
+            announces, a file of another SHA-256 or one that ``refuse`` refuses; nothing is left under the file's name.
     """
     _check_address(url)
     target = folder / safe_name(name or unquote(urlsplit(url).path.rsplit("/", 1)[-1]), url)
@@ -89,17 +94,36 @@ def fetch(
         if wanted not in (None, found):
             raise BadInput(f"{target} is there already with SHA-256 {found}, not {wanted}; move it away")
         return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
     part = target.with_name(f".{target.name}.part")
-    _fetch_part(url, part, wanted, progress, pause_s)
-    found = _sha256(part)
+    lock = FileLock(part.with_suffix(".lock"), timeout=0)
+    try:
+        with lock:
+            try:
+                _fetch_part(url, part, wanted, progress, pause_s)
+                found = _kept(url, part, target, wanted, refuse)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout:
+        raise BadInput(f"another process is fetching {target}; wait for it to end") from None
+    return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
+
+
+def _kept(url: str, part: Path, target: Path, wanted: str | None, refuse: Callable[[Path], str | None]) -> str:
+    """Give a whole file its name; its SHA-256, or BadInput, and nothing kept, where it is not what was wanted."""
+    found, size = _sha256(part), part.stat().st_size
     if wanted not in (None, found):
-        size = part.stat().st_size
         _forget(part)
         raise BadInput(f"{url} gave {size:,} bytes of SHA-256 {found}, not {wanted}: another file; nothing was kept")
+    if other := refuse(part):
+        _forget(part)
+        raise BadInput(f"{url} gave {size:,} bytes that are {other}; nothing was kept")
     part.replace(target)
     _note(part).unlink(missing_ok=True)
-    return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
+    return found
 
 
 def safe_name(name: str, where: str) -> str:
@@ -121,9 +145,14 @@ def _fetch_part(url: str, part: Path, wanted: str | None, progress: Progress | N
             reason = str(getattr(error, "reason", None) or error or type(error).__name__)
             failures, best = (0, _size(part)) if _size(part) > best else (failures + 1, best)
             if failures >= ATTEMPTS:
-                kept = f"{_size(part):,} bytes are kept, and the same command goes on from there"
-                raise BadInput(f"{url} could not be fetched ({reason}); {kept}") from error
+                raise BadInput(f"{url} could not be fetched ({reason}); {_left(_size(part))}") from error
             time.sleep(pause_s * 2**failures if failures else 0)
+
+
+def _left(size: int) -> str:
+    if size:
+        return f"{size:,} bytes are kept, and the same command goes on from there"
+    return "nothing came: if the page has moved, give its new address with --url, or fetch the file by other means"
 
 
 def _attempt(url: str, part: Path, checked: bool, progress: Progress | None) -> None:
@@ -165,6 +194,8 @@ def _take(
         begin, length = 0, headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
     _check_space(part, (total or 0) - begin)
+    if not continues:
+        _forget(part)  # before the note is of the new version: a kill between the two must not leave old bytes under it
     version = headers.get("ETag", "")
     if not version or version.startswith("W/"):  # a weak one names no exact bytes
         version = headers.get("Last-Modified", "")
@@ -176,6 +207,8 @@ def _take(
             there += len(block)
             if progress is not None and total:
                 progress(there, total)
+        file.flush()
+        os.fsync(file.fileno())  # before it can get its name
     if total is not None and there < total:
         raise _Fault(f"the connection ended after {there:,} of {total:,} bytes")
     if total is not None and there > total:

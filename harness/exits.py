@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from tvrbench.harness.errors import BadInput, CheckFailed, RunFailed, TrainingDiverged
-from tvrbench.harness.interrupts import HOW_TO_GO_ON, Stopped
+from tvrbench.harness.interrupts import Stopped
 
 
 def guarded(command: Callable[[], object]) -> int:
@@ -31,7 +31,7 @@ def guarded(command: Callable[[], object]) -> int:
     except Stopped as stop:
         return _end(str(stop), stop.exit_code)
     except KeyboardInterrupt:
-        return _end(f"interrupted: {HOW_TO_GO_ON}", 130)
+        return _end("interrupted", 130)
     return 0
 
 

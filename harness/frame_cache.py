@@ -29,7 +29,16 @@ from tvrbench.harness.data import (
     VideoFiles,
 )
 from tvrbench.harness.errors import BadInput
-from tvrbench.harness.frame_store import Entry, FrameStore, Stamp, StoreWriter, check_space, writing
+from tvrbench.harness.frame_store import (
+    FORMAT,
+    Entry,
+    FrameStore,
+    Stamp,
+    StoreWriter,
+    check_space,
+    read_key,
+    writing,
+)
 
 FOLDER = "TVRBENCH_FRAME_CACHE"  # environment variable: where caches are, if not beside the videos
 
@@ -88,7 +97,7 @@ class CachedFrames:
         """Whether the video file is the one that was decoded; a file with other times is read to find out."""
         path = self._dataset.video_path(video_id)
         look = _look(path)
-        if look == (entry.source.size, entry.source.mtime_ns, entry.source.ctime_ns):
+        if look == entry.source.look:
             return True
         known = self._files.get(video_id)
         if known is None or known[0] != look:
@@ -108,6 +117,24 @@ def open_cache(dataset: RetrievalDataset, spec: FrameSpec) -> CachedFrames | Non
         if (folder / "key.json").is_file():
             return CachedFrames(dataset, spec, FrameStore(folder, key))
     return None
+
+
+def whole_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> set[str]:
+    """Those of the videos that filling some cache found whole, and whose file has the size and times it had then.
+
+    Filling decodes all of a file, so that these need no check before a run, whichever frames the run takes.
+    """
+    if not isinstance(dataset, VideoFiles):
+        return set()
+    checked_with = dataset.pixel_versions(FrameSpec(decoder="pyav"))  # which looks files over, whatever the decoder
+    looks: dict[str, set[tuple[int, int, int]]] = {}
+    for path in sorted(_base(dataset).glob("*/key.json")):
+        key = read_key(path.parent)
+        versions = key.get("versions") if isinstance(key, dict) and key.get("dataset") == dataset.name else None
+        if isinstance(versions, dict) and key.get("format") == FORMAT and checked_with.items() <= versions.items():
+            for entry in FrameStore(path.parent, key).entries.values():
+                looks.setdefault(entry.video, set()).add(entry.source.look)
+    return {video for video in video_ids if _present_look(dataset, video) in looks.get(video, ())}
 
 
 def fill_cache(
@@ -202,7 +229,7 @@ def _job(dataset: VideoFiles, spec: FrameSpec, entry: Entry | None, video_id: st
     try:
         path = dataset.video_path(video_id)
         look = _look(path)
-        if entry is not None and look == (entry.source.size, entry.source.mtime_ns, entry.source.ctime_ns):
+        if entry is not None and look == entry.source.look:
             return _Result(what="kept", video=video_id)
         source = Stamp(size=look[0], mtime_ns=look[1], ctime_ns=look[2], sha256=_file_sha256(path))
         if entry is not None and source.sha256 == entry.source.sha256:
@@ -219,6 +246,7 @@ def _job(dataset: VideoFiles, spec: FrameSpec, entry: Entry | None, video_id: st
 def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any]]:
     """The folder of the store for a spec, and its key."""
     key = {
+        "format": FORMAT,
         "dataset": dataset.name,
         "sampler": spec.sampler,
         "frames": spec.frames,
@@ -228,10 +256,21 @@ def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any
         "first_seconds": dataset.first_seconds,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
-    size = spec.size or "native"
+    return _base(dataset) / f"{spec.sampler}-{spec.frames}x{spec.size or 'native'}-{spec.decoder}-{digest}", key
+
+
+def _base(dataset: VideoFiles) -> Path:
+    """The folder that holds the stores of a data set."""
     own = os.environ.get(FOLDER)
-    base = Path(own).expanduser() / dataset.name if own else dataset.root / "frame-cache"
-    return base / f"{spec.sampler}-{spec.frames}x{size}-{spec.decoder}-{digest}", key
+    return Path(own).expanduser() / dataset.name if own else dataset.root / "frame-cache"
+
+
+def _present_look(dataset: VideoFiles, video_id: str) -> tuple[int, int, int] | None:
+    """What the video's file looks like now; None where there is none, which is for the check to say."""
+    try:
+        return _look(dataset.video_path(video_id))
+    except (BadInput, OSError):
+        return None
 
 
 def _look(path: Path) -> tuple[int, int, int]:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from tvrbench.harness.data import Frames
 from tvrbench.harness.errors import BadInput
 
-FORMAT = 1  # raise it whenever what the files hold changes
+FORMAT = 2  # part of every key; raise it whenever what the files hold, or were checked for, changes
 RESERVE = 256 * 2**20  # bytes of the disk that stay free
 COMMIT_EVERY = 32  # clips between two waits for the disk
 
@@ -41,6 +41,11 @@ class Stamp:
     mtime_ns: int
     ctime_ns: int
     sha256: str
+
+    @property
+    def look(self) -> tuple[int, int, int]:
+        """What can be told without reading the file."""
+        return self.size, self.mtime_ns, self.ctime_ns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +77,8 @@ class FrameStore:
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
-        held = _read_key(folder)
-        if held is not None and held != _with_format(key):
+        held = read_key(folder)
+        if held is not None and held != dict(key):
             raise BadInput(f"the frame cache {folder} was made with other settings; remove the folder")
         pixels = folder / "frames.bin"
         entries, self.journal_bytes = _read_journal(folder / "index.jsonl", _size(pixels))
@@ -178,17 +183,14 @@ def check_space(folder: Path, wanted: int) -> None:
         )
 
 
-def _with_format(key: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": FORMAT} | dict(key)
-
-
-def _read_key(folder: Path) -> Any:
+def read_key(folder: Path) -> Any:
+    """The key that a store says it has, whatever that is; None where there is no store; BadInput if it is damaged."""
     path = folder / "key.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read; remove the folder {folder}") from error
 
 
@@ -196,7 +198,7 @@ def _write_key(folder: Path, key: Mapping[str, Any]) -> None:
     path = folder / "key.json"
     if not path.exists():
         partial = folder / "key.json.partial"
-        partial.write_text(json.dumps(_with_format(key), indent=2, sort_keys=True), encoding="utf-8")
+        partial.write_text(json.dumps(dict(key), indent=2, sort_keys=True), encoding="utf-8")
         partial.rename(path)
 
 

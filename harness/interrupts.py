@@ -16,9 +16,9 @@ HOW_TO_GO_ON = "finished records stay, and the same command with --resume goes o
 class Stopped(KeyboardInterrupt):
     """A signal ended the command; the message says what was kept and how to go on."""
 
-    def __init__(self, number: int, where: str = "") -> None:
+    def __init__(self, number: int, where: str = "", how: str = HOW_TO_GO_ON) -> None:
         self.number = number
-        super().__init__(f"interrupted by {signal.Signals(number).name}{where}: {HOW_TO_GO_ON}")
+        super().__init__(f"interrupted by {signal.Signals(number).name}{where}: {how}")
 
     @property
     def exit_code(self) -> int:

@@ -12,14 +12,16 @@ from tvrbench.harness import registry
 from tvrbench.harness.agreement import from_all
 from tvrbench.harness.backbone.tokenizer import CLIP_VOCABULARY, Tokenizer, tokenizer_for
 from tvrbench.harness.backbone.weights import Weights, load_weights
-from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault
+from tvrbench.harness.data import FrameSpec, RetrievalDataset, Split, VideoFault, VideoFiles
 from tvrbench.harness.distributed import world
 from tvrbench.harness.errors import BadInput
-from tvrbench.harness.frame_cache import open_cache
+from tvrbench.harness.frame_cache import open_cache, whole_videos
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
 from tvrbench.harness.progress import Bar
 from tvrbench.harness.protocol import Protocol
 from tvrbench.harness.scoring import Scored
+
+SHOWN = 20  # absent videos that are named one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
 
 
 def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[str], None]) -> Prepared:
-    """Decode-check every video that will be used.
+    """Decode-check every video that will be used, but for those that a frame cache was filled from unchanged.
 
     Args:
         prepared: what will be run.
@@ -146,12 +148,7 @@ def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[st
         BadInput: a video is missing or broken; every bad one is named and nothing has been run yet.
     """
     train, test = prepared.train, prepared.test
-    used = (*train.video_ids, *test.video_ids)
-    own = used[world().share(len(used))]
-    with Bar() as bar:
-        bar.begin(f"decoding {len(own)} videos to check them:")
-        found = prepared.dataset.check_videos(own, progress=bar.reach)
-    faults = [fault for part in from_all(found) for fault in part]
+    faults = [fault for part in from_all(_faults(prepared, say)) for fault in part]
     if faults and not skip_bad:
         raise BadInput(bad_videos_message(faults))
     skipped = tuple(fault.video_id for fault in faults)
@@ -164,11 +161,33 @@ def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[st
     return prepared
 
 
+def _faults(prepared: Prepared, say: Callable[[str], None]) -> list[VideoFault]:
+    """The faults of this process's share of the videos."""
+    dataset = prepared.dataset
+    used = list(dict.fromkeys((*prepared.train.video_ids, *prepared.test.video_ids)))
+    own = used[world().share(len(used))]
+    whole = whole_videos(dataset, own)
+    unknown = [video_id for video_id in own if video_id not in whole]
+    if whole:
+        say(f"{len(whole)} of {len(own)} videos were found whole when the frame cache was filled, and are unchanged")
+    elif isinstance(dataset, VideoFiles) and not dataset.generated:
+        say(f"videos are decoded to check them, and again when used; tvrbench data cache {dataset.name} keeps frames")
+    if not unknown:
+        return []
+    with Bar() as bar:
+        bar.begin(f"decoding {len(unknown)} videos to check them:")
+        return dataset.check_videos(unknown, progress=bar.reach)
+
+
 def bad_videos_message(faults: Sequence[VideoFault]) -> str:
-    """One line for each bad video, under a sentence that says what to do."""
-    lines = [f"  {fault.path.name}: {fault.kind} ({fault.detail})" for fault in faults]
+    """One line for each bad video, of absent ones the first few, under a sentence that says what to do."""
+    absent = [fault for fault in faults if fault.kind == "missing"]
+    said = [*(fault for fault in faults if fault.kind != "missing"), *absent[:SHOWN]]
+    lines = [f"  {fault.path.name}: {fault.kind} ({fault.detail})" for fault in said]
     head = f"{len(faults)} videos cannot be used; mend them, or leave them out with --skip-bad-videos:"
-    return "\n".join([head, *lines])
+    left = len(faults) - len(said)
+    more = [f"  and {left} more are missing; tvrbench data verify lists them all"] if left else []
+    return "\n".join([head, *lines, *more])
 
 
 def hold_out(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:

@@ -66,7 +66,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, force: bool = False) -> None:
         self._live.update(self._task, completed=self._done, description=f"{self._title} {self._note}".strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import tarfile
@@ -80,6 +81,8 @@ def _write(video: _Member, target: Path, archive: Path) -> None:
                 if left < 0:
                     break
                 file.write(block)
+            file.flush()
+            os.fsync(file.fileno())  # before it can get its name
         if left:
             raise BadInput(f"{archive}: {video.name} is not as long as the archive says; fetch the archive again")
         partial.replace(target)
@@ -98,7 +101,7 @@ def _members(archive: Path) -> Iterator[Sequence[_Member]]:
             with tarfile.open(archive) as bundle:
                 yield [_of_tar(bundle, info, archive) for info in bundle if _is_video(info.name)]
     except (zipfile.BadZipFile, tarfile.TarError, ZlibError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BadInput(f"{archive} cannot be unpacked ({error}); fetch it again") from error
+        raise BadInput(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from error
 
 
 def _of_zip(packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> _Member:
@@ -120,7 +123,9 @@ def _of_tar(bundle: tarfile.TarFile, info: tarfile.TarInfo, archive: Path) -> _M
 
 
 def _is_video(name: str) -> bool:
-    return not name.endswith("/") and PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+    path = PurePosixPath(name)
+    hidden = path.name.startswith("._")  # what macOS packs beside each file (AppleDouble), under the file's own suffix
+    return not name.endswith("/") and not hidden and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _is_there(path: Path, size: int) -> bool:

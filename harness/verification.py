@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.data import FrameSpec, Progress, RetrievalDataset, Split, VideoFiles, VideoReport
+from tvrbench.harness.errors import BadInput
 from tvrbench.harness.frames import fingerprint_of
 from tvrbench.harness.store import atomic_write
 
@@ -135,6 +137,8 @@ def verify(
     libraries = dict(dataset.pixel_versions(spec)) if isinstance(dataset, VideoFiles) else {}
     parts = [dataset.split(name) for name in splits]
     video_ids = list(dict.fromkeys(v for part in parts for v in part.video_ids))
+    if list_path is not None:
+        check_place(list_path)
     reports: list[VideoReport] = []
     for done, report in enumerate(_looked_at(dataset, video_ids, spec, workers), start=1):
         reports.append(report)
@@ -165,6 +169,15 @@ def verify(
         ),
         reports=tuple(reports),
     )
+
+
+def check_place(path: Path) -> None:
+    """Find out before hours of decoding, not behind them, that a file cannot be written; BadInput then."""
+    if path.is_dir():
+        raise BadInput(f"cannot write {path}: it is a folder; name a file")
+    probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
+    atomic_write(probe, b"")
+    probe.unlink()
 
 
 def write_report(report: VerifyReport, path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, astuple
 from pathlib import Path
 
@@ -12,12 +15,20 @@ from tvrbench.harness.data_comparison import compare_reports, read_report
 from tvrbench.harness.download import fetch
 from tvrbench.harness.errors import BadInput, CheckFailed
 from tvrbench.harness.frame_cache import fill_cache
+from tvrbench.harness.interrupts import Stopped
 from tvrbench.harness.preparation import open_dataset
 from tvrbench.harness.progress import Bar
-from tvrbench.harness.unpacking import unpack_videos
-from tvrbench.harness.verification import VerifyReport, verify, write_report
+from tvrbench.harness.unpacking import is_archive, unpack_videos
+from tvrbench.harness.verification import VerifyReport, check_place, verify, write_report
 
 SHOWN = 20  # differing videos that are printed one by one; --json has all
+GO_ON = "what was fetched or decoded is kept, and the same command goes on from there"
+UNTRIED = (
+    "the addresses are copied from the projects' pages and were never tried when this was written: pages move, and "
+    "--url takes another address; what comes is held against the published splits"
+)
+MOST_FRAMES, LARGEST = 1_024, 2_048
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def verify_dataset(
@@ -37,7 +48,9 @@ def verify_dataset(
         CheckFailed: a video is absent, broken, or lasts too long or too short.
     """
     dataset = open_dataset(name, root)
-    with Bar() as bar:
+    if report_path is not None:
+        check_place(report_path)
+    with _stoppable("nothing was written; the same command begins anew"), Bar() as bar:
         bar.begin(f"decoding videos of {name}")
         report = verify(dataset, splits or dataset.split_names, spec=spec, list_path=missing_list, progress=bar.reach)
     if report_path is not None:
@@ -86,7 +99,7 @@ def cache_frames(name: str, root: Path | None, *, splits: tuple[str, ...], spec:
     dataset = open_dataset(name, root)
     parts = [dataset.split(split) for split in splits or dataset.split_names]
     video_ids = list(dict.fromkeys(v for part in parts for v in part.video_ids))
-    with Bar() as bar:
+    with _stoppable(GO_ON), Bar() as bar:
         bar.begin(f"keeping frames of {name}")
         report = fill_cache(dataset, spec, video_ids, progress=bar.reach)
     faults = [asdict(fault) | {"path": str(fault.path)} for fault in report.faults]
@@ -135,51 +148,80 @@ def download_data(
         raise BadInput(getattr(cls, "access", "") or f"data set {name} has nothing to fetch; give --url")
     if root is None:
         raise BadInput(f"--root DIR is wanted: the folder that the files of {name} go to")
-    for source in sources:
-        if source.videos and not (videos or url):
-            say(f"the videos are left out: give --videos to fetch {source.url}")
-            continue
-        _fetch(source, root, file)
+    if url is None:
+        say(UNTRIED)
+    with _stoppable(GO_ON):
+        for source in sources:
+            if source.videos and not (videos or url):
+                say(f"the videos are left out: give --videos to fetch {source.url}")
+                continue
+            _fetch(source, root, file)
     if url is None:
         if access := getattr(cls, "access", ""):
             say(access)
-        _check_splits(open_dataset(name, root))
+        _check_splits(open_dataset(name, root), [source.name for source in sources if not source.videos])
 
 
 def _fetch(source: Source, root: Path, file: str | None) -> None:
     with Bar() as bar:
         bar.begin(f"fetching {source.url}")
-        fetched = fetch(source.url, root, name=file, sha256=source.sha256, progress=bar.reach)
-    known = "as it should be" if fetched.checked else "not known before, so unchecked"
+        packed = source.videos or (file or source.name).endswith(ARCHIVES)
+        fetched = fetch(
+            source.url,
+            root,
+            name=file,
+            sha256=source.sha256,
+            progress=bar.reach,
+            refuse=_no_archive if packed else lambda _: None,
+        )
+    known = "the one wanted" if fetched.checked else "NOT VERIFIED: no checksum of it is known"
     print(f"{fetched.path}: {fetched.size:,} bytes, SHA-256 {fetched.sha256} ({known})")
     if source.videos:
         with Bar() as bar:
             bar.begin(f"unpacking {fetched.path}")
             count = unpack_videos(fetched.path, root / "videos", bar.reach)
         print(f"{root / 'videos'}: {count} videos; {fetched.path.name} is not needed any more")
+        say("whether they are the videos wanted, and whole, tvrbench data verify tells")
 
 
-def _check_splits(dataset: RetrievalDataset) -> None:
-    """Open every split; CheckFailed where none is right."""
-    right = 0
-    reason = ""
+def _no_archive(path: Path) -> str | None:
+    return None if is_archive(path) else "no archive (a web page, perhaps)"
+
+
+def _check_splits(dataset: RetrievalDataset, files: list[str]) -> None:
+    """Open every split; CheckFailed where one is not as published."""
+    wrong = []
     for name in dataset.split_names:
         try:
             split = dataset.split(name)
         except BadInput as error:
-            reason = reason or str(error)
+            wrong.append(name)
             say(str(error))
         else:
-            right += 1
             print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
-    if not right:
-        raise CheckFailed(f"{dataset.name}: no split can be read from what was fetched: {reason}")
+    if wrong:
+        fetched = ", ".join(files)
+        raise CheckFailed(
+            f"{dataset.name}: {', '.join(wrong)} cannot be read from {fetched} in {dataset.root}; remove what is "
+            f"wrong there, for the same command keeps files that it finds"
+        )
+
+
+@contextmanager
+def _stoppable(how: str) -> Iterator[None]:
+    """Ctrl-C ends the command with a word on how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, how=how) from None
 
 
 def frame_spec(sampler: str, frames: int, size: int, native: bool, decoder: str | None) -> FrameSpec:
-    """The frames that the options name; BadInput for a number that is none."""
-    if frames < 1 or size < 1:
-        raise BadInput(f"--frames {frames} --size {size}: both must be 1 or more")
+    """The frames that the options name; BadInput for a number out of all proportion, which would fill the memory."""
+    if not 1 <= frames <= MOST_FRAMES or not 1 <= size <= LARGEST:
+        raise BadInput(
+            f"--frames {frames} --size {size}: frames must be 1 to {MOST_FRAMES:,}, the size 1 to {LARGEST:,}"
+        )
     chosen = {} if decoder is None else {"decoder": decoder}
     return FrameSpec(sampler=sampler, frames=frames, size=NATIVE if native else size, **chosen)
 
@@ -201,4 +243,5 @@ def _print(report: VerifyReport) -> None:
         than = "longer" if late.off_by_s > 0 else "shorter"
         print(f"{late.path}: duration: {late.duration_s:.1f} s, {abs(late.off_by_s):.1f} s {than} than annotated")
     if report.missing:
-        say(f"{report.missing} videos are missing; their ids are in {report.missing_list}")
+        where = Path(report.root) / "videos"
+        say(f"{report.missing} videos are missing below {where}; their ids are in {report.missing_list}")

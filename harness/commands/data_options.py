@@ -68,6 +68,28 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoders:
+    """Decode videos with PyAV and with torchcodec: the same frames and pixels? And how fast is each?"""
+
+    dataset: Dataset
+    root: Root = None
+    splits: Splits = ()
+    limit: Annotated[int, arg(help="How many of the videos that are there are decoded.")] = 50
+    sampler: Sampler = "tempme"
+    frames: Frames = 12
+    size: Size = 224
+    as_json: Json = False
+
+    def run(self) -> None:
+        """Do it; see `tvrbench.harness.commands.data_decoders.show_decoders`."""
+        from tvrbench.harness.commands.data import frame_spec
+        from tvrbench.harness.commands.data_decoders import show_decoders
+
+        spec = frame_spec(self.sampler, self.frames, self.size, False, "pyav")
+        show_decoders(self.dataset, self.root, splits=self.splits, spec=spec, limit=self.limit, as_json=self.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cache:
     """Decode every video once and keep the frames; goes on where it was interrupted."""
 
@@ -93,7 +115,11 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """Fetch the published files of a data set; goes on where it broke off, and says what has to be done by hand."""
+    """Fetch the published files of a data set; goes on where it broke off, and says what has to be done by hand.
+
+    The published addresses were never tried when this was written, and no checksum of those files is known: the
+    annotation is held against the published splits, and of the videos tvrbench data verify tells what they are.
+    """
 
     dataset: Dataset
     root: Root = None
@@ -121,6 +147,7 @@ class Download:
 DataCommand = (
     Annotated[Verify, subcommand("verify")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Decoders, subcommand("decoders")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[Download, subcommand("download")]
 )

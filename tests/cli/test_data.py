@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from tvrbench.datasets.msvd import MSVD
+from tvrbench.datasets.published import Content
 from tvrbench.harness.cli import main
+from tvrbench.harness.commands import data
 
 pytestmark = pytest.mark.cli
 
@@ -73,6 +78,8 @@ def test_verify_and_compare(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "1 corrupt, 1 missing and 0 too long or too short of 3 videos" in err
     assert (tmp_path / "missing-videos.txt").read_text() == "c_0_2\n"
 
+    code, _, err = run(capsys, *verify, "--report", str(root))
+    assert (code, "it is a folder; name a file" in err) == (2, True)
     code, out, _ = run(capsys, "compare", "a.json", "b.json")
     assert code == 0
     assert "b_0_2: only in A: ok -> empty" in out
@@ -118,7 +125,9 @@ def test_cache(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--sampler", "centerclip-train"), "draws other frames in every epoch"),
         (("--sampler", "x"), "there is no sampler 'x'"),
         (("--decoder", "x"), "there is no decoder 'x'"),
-        (("--size", "0"), "both must be 1 or more"),
+        (("--size", "0"), "frames must be 1 to 1,024, the size 1 to 2,048"),
+        (("--size", "100000"), "frames must be 1 to 1,024, the size 1 to 2,048"),
+        (("--frames", "1000000"), "frames must be 1 to 1,024, the size 1 to 2,048"),
     ],
 )
 def test_frames_that_cannot_be_kept(
@@ -140,19 +149,87 @@ def test_download_and_unpack(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "site").mkdir()
     with zipfile.ZipFile(tmp_path / "site/clips.zip", "w") as packed:
         packed.write(tmp_path / "b_0_2.mp4", "YouTubeClips/b_0_2.mp4")
-    data = tmp_path / "data"
+    folder = tmp_path / "data"
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=tmp_path / "site")) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/clips.zip"
-        code, out, err = run(capsys, "download", "msvd", "--root", str(data), "--url", url, "--unpack")
+        code, out, err = run(capsys, "download", "msvd", "--root", str(folder), "--url", url, "--unpack")
         assert code == 0, err
-        assert "not known before, so unchecked" in out
-        assert (data / "videos/b_0_2.mp4").read_bytes() == (tmp_path / "b_0_2.mp4").read_bytes()
+        assert "NOT VERIFIED: no checksum of it is known" in out
+        assert (folder / "videos/b_0_2.mp4").read_bytes() == (tmp_path / "b_0_2.mp4").read_bytes()
         wrong = ("--sha256", "0" * 64, "--name", "again.zip")
-        code, _, err = run(capsys, "download", "msvd", "--root", str(data), "--url", url, *wrong)
+        code, _, err = run(capsys, "download", "msvd", "--root", str(folder), "--url", url, *wrong)
         assert (code, "another file; nothing was kept" in err) == (2, True)
         server.shutdown()
-    assert sorted(p.name for p in data.iterdir()) == ["clips.zip", "videos"]
+    assert sorted(p.name for p in folder.iterdir()) == ["clips.zip", "videos"]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is served in place of the published addresses of MSVD."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        sources = [replace(s, url=f"http://127.0.0.1:{server.server_address[1]}/{s.name}") for s in MSVD.sources]
+        monkeypatch.setattr(MSVD, "sources", tuple(sources))
+        yield folder
+        server.shutdown()
+
+
+def test_published_files_are_held_against_the_published_splits(
+    root: Path, site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(site / "msvd_data.zip", "w") as packed:
+        for path in [*root.glob("*.txt"), *root.glob("*.pkl")]:
+            packed.write(path, f"msvd_data/{path.name}")
+    download = ("download", "msvd", "--root", "fetched")
+    code, out, err = run(capsys, *download)
+    assert code == 0, err
+    assert "were never tried when this was written" in err
+    assert "the videos are left out: give --videos" in err
+    assert "NOT VERIFIED" in out
+    assert "train: 1 videos, 1 captions" in out
+    monkeypatch.setattr(MSVD, "expected_contents", {"val": Content(videos=100)})
+    code, out, err = run(capsys, *download)
+    assert code == 1
+    assert "test: 1 videos" in out
+    assert "msvd val under fetched (1 videos and 1 captions) is not the published split" in err
+    assert "msvd: val cannot be read from msvd_data.zip in fetched; remove what is wrong there" in err
+
+
+def test_a_page_in_place_of_an_archive(root: Path, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("msvd_data.zip", "YouTubeClips.tar"):
+        (site / name).write_text("<html>moved</html>")
+    code, _, err = run(capsys, "download", "msvd", "--root", "fetched")
+    assert (code, "18 bytes that are no archive (a web page, perhaps); nothing was kept" in err) == (2, True)
+    assert not list(Path("fetched").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "work", "message"),
+    [
+        ("verify", "verify", "nothing was written; the same command begins anew"),
+        ("cache", "fill_cache", "is kept, and the same command goes on from there"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    work: str,
+    message: str,
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, work, interrupted)
+    code, _, err = run(capsys, command, "msvd", "--root", str(root))
+    assert code == 130
+    assert "interrupted by SIGINT" in err
+    assert message in err
+    assert "--resume" not in err
 
 
 @pytest.mark.parametrize(

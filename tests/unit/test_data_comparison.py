@@ -70,7 +70,7 @@ def kinds(found: DataComparison) -> list[tuple[str, str]]:
 def test_equal_copies(a: dict[str, Any], tmp_path: Path) -> None:
     found = compare_reports(a, document(copy_of(tmp_path / "b")))
     assert found.same
-    assert found.findings == ("all 3 videos are there in both, with the same frames",)
+    assert found.findings == ("3 of 3 videos are there in both, with the same frames",)
     assert found.splits == ({"name": "all", "annotation": True, "frames": True},)
 
 
@@ -99,13 +99,46 @@ def test_other_and_absent_videos(a: dict[str, Any], tmp_path: Path) -> None:
     assert kinds(compare_reports(document(root), a))[1:] == [("video1", "only in B"), ("video2", "only in B")]
 
 
+def test_videos_that_neither_has_are_not_called_the_same(tmp_path: Path) -> None:
+    roots = [copy_of(tmp_path / name) for name in "ab"]
+    for root in roots:
+        (root / "videos/video0.mp4").unlink()
+    a, b = (document(root) for root in roots)
+    found = compare_reports(a, b)
+    assert found.same
+    assert (found.videos, found.usable) == (3, 2)
+    assert found.findings == (
+        "2 of 2 videos are there in both, with the same frames",
+        "1 of 3 videos can be used in neither",
+    )
+    (roots[1] / "videos/video0.mp4").write_bytes(b"")
+    (roots[1] / "videos/video1.mp4").unlink()
+    found = compare_reports(a, document(roots[1]))
+    assert kinds(found) == [("video0", "in neither"), ("video1", "only in A")]
+    assert found.findings == (
+        "1 of 2 videos: only in A: ok -> missing",
+        "1 of 2 videos are there in both, with the same frames",
+        "results on A and on B are of different pixels: name the copy wherever they stand side by side",
+        "1 of 3 videos can be used in neither",
+    )
+
+
+def test_another_decoder_is_said_and_does_not_forbid_the_comparison(a: dict[str, Any]) -> None:
+    b = json.loads(json.dumps(a))
+    b["frames"]["decoder"] = "torchcodec"
+    found = compare_reports(a, b)
+    assert found.same
+    assert found.splits[0]["frames"] is True
+    assert found.findings[-1] == "what makes the pixels differs: decoder pyav -> torchcodec"
+
+
 def test_the_same_file_that_another_library_decodes_otherwise(a: dict[str, Any]) -> None:
     b = json.loads(json.dumps(a))
     b["libraries"]["libavcodec"] = "99.0.0"
     b["each"][1]["frames_sha256"] = "0" * 64
     found = compare_reports(a, b)
     assert kinds(found) == [("video1", "decoded otherwise")]
-    assert "the libraries that make pixels differ: libavcodec" in found.findings[-1]
+    assert "what makes the pixels differs: libavcodec" in found.findings[-1]
 
 
 def test_reports_of_other_frames_say_so(a: dict[str, Any], tmp_path: Path) -> None:
@@ -136,6 +169,11 @@ def test_two_data_sets(a: dict[str, Any]) -> None:
         ('{"report_version": 1, "dataset": "x"}', "is a damaged report"),
         (
             '{"report_version": 1, "dataset": "x", "frames": {}, "libraries": {}, "splits": [], "each": [{}]}',
+            "is a damaged report",
+        ),
+        (
+            '{"report_version": 1, "dataset": "x", "frames": {}, "libraries": {}, "each": [], "splits": '
+            '[{"name": [1], "fingerprint": "", "frames_fingerprint": ""}]}',
             "is a damaged report",
         ),
     ],

@@ -153,6 +153,29 @@ def test_halves_of_two_versions_are_never_joined(get: Callable[..., Fetched], si
     assert get().path.read_bytes() == DATA[::-1]
 
 
+def test_killed_where_it_begins_anew_it_leaves_no_old_bytes_under_the_new_version(
+    get: Callable[..., Fetched], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.drop_after = [300_000]
+
+    def change() -> None:
+        site.data, site.etag = DATA[::-1], '"two"'
+
+    site.change = change
+    opened = Path.open
+
+    def killed(self: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if mode == "wb" and len(site.asked) == 2:
+            raise KeyboardInterrupt
+        return opened(self, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", killed)
+    with pytest.raises(KeyboardInterrupt):
+        get()
+    monkeypatch.undo()
+    assert get().path.read_bytes() == DATA[::-1]
+
+
 def test_without_a_version_only_a_checksum_lets_it_go_on(get: Callable[..., Fetched], site: Site) -> None:
     site.etag, site.drop_after = None, [300_000, 300_000]
     assert get().path.read_bytes() == DATA
@@ -199,6 +222,41 @@ def test_a_wrong_file(get: Callable[..., Fetched], site: Site, tmp_path: Path) -
     assert left(tmp_path) == []
 
 
+def test_a_file_that_is_not_what_was_wanted(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
+    looked: list[bytes] = []
+
+    def refuse(path: Path) -> str | None:
+        looked.append(path.read_bytes())
+        return "no archive"
+
+    with pytest.raises(BadInput, match="gave 1,024,000 bytes that are no archive; nothing was kept"):
+        get(refuse=refuse)
+    assert looked == [DATA]
+    assert left(tmp_path) == []
+    assert get(refuse=lambda path: None).sha256 == SHA
+
+
+def test_two_at_once_do_not_write_into_each_other(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
+    others: list[str] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        try:
+            get()
+        except BadInput as error:
+            others.append(str(error))
+
+    assert get(progress=meanwhile).path.read_bytes() == DATA
+    assert others
+    assert set(others) == {f"another process is fetching {tmp_path / 'data.zip'}; wait for it to end"}
+    assert left(tmp_path) == ["data.zip"]
+
+
+def test_a_folder_that_cannot_be_made(get: Callable[..., Fetched], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"the folder .*file/data cannot be made"):
+        get(folder=tmp_path / "file" / "data")
+
+
 def test_a_wrong_file_that_is_there_already(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"mine")
     with pytest.raises(BadInput, match="is there already with SHA-256"):
@@ -219,7 +277,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="could not be fetched"):
+    with pytest.raises(BadInput, match=r"could not be fetched \(.*\); nothing came: if the page has moved, give"):
         fetch("http://127.0.0.1:9/data.zip", tmp_path, pause_s=0.0)
 
 
@@ -277,6 +335,7 @@ def test_videos_are_unpacked_and_nothing_else(tmp_path: Path, kind: Callable[...
         "MSRVTT/videos/all/video1.mp4": b"one" * 9,
         "x/video2.AVI": b"two",
         "x/readme.txt": b"no",
+        "__MACOSX/x/._video2.AVI": b"no",
         "run.sh": b"no",
     }
     archive, folder = kind(tmp_path / "a.bin", members), tmp_path / "videos"

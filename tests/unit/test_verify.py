@@ -158,6 +158,22 @@ def test_a_list_that_cannot_be_written(root: Path) -> None:
         verify(Folder(root), ["test"], list_path=root / "videos/video5.mp4" / "missing.txt")
 
 
+def test_that_a_list_cannot_be_written_is_found_before_anything_is_decoded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a video was decoded")
+
+    monkeypatch.setattr(Folder, "examine_videos", refuse)
+    for path, reason in ((root / "videos", "it is a folder"), (root / "videos/video5.mp4/x", "cannot write")):
+        with pytest.raises(BadInput, match=reason):
+            verify(Folder(root), ["test"], list_path=path)
+    before = sorted(root.iterdir())
+    with pytest.raises(AssertionError, match="a video was decoded"):
+        verify(Folder(root), ["test"], list_path=root / "missing.txt")
+    assert sorted(root.iterdir()) == before
+
+
 def test_no_videos_folder_means_all_are_missing(tmp_path: Path) -> None:
     assert verify(Folder(tmp_path), ["train"]).missing == 4
 
