@@ -313,8 +313,9 @@ def _speedup_words(rows: Sequence[MethodRow], name: str, title: str) -> str | No
     over = dict.fromkeys(str(m["conditions"].get("against")) for m in found)
     at = dict.fromkeys(str(m["conditions"].get("batch")) for m in found)
     rounds = dict.fromkeys(str(len(m["samples"])) for m in found)
+    tuning = " with the method's own tuning" if name == "training_speedup" else ""
     return (
-        f"{title}: over {', '.join(over)} with the method's own tuning, both in one process, in turn; the median of "
+        f"{title}: over {', '.join(over)}{tuning}, both in one process, in turn; the median of "
         f"{' or '.join(rounds)} rounds and their range; batch {', '.join(at)}."
     )
 
