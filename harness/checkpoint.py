@@ -19,10 +19,12 @@ from tvrbench.harness.errors import BadInput
 from tvrbench.harness.method import Method
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.provenance import file_sha256
+from tvrbench.harness.store import BEST_ON_TEST, LAST
 from tvrbench.harness.tuning import is_added
 from tvrbench.harness.validation import validated
 
 FORMAT = "tvrbench-model-1"
+_SELECTIONS = (LAST, BEST_ON_TEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Checkpoint:
         base: the CLIP inside it where it is complete, else None.
         options: method options saved with it.
         frames: saved with it, else None.
+        selection: how it was chosen in its training: ``last``, ``best-on-test`` or ``unknown``.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class Checkpoint:
     base: Weights | None
     options: dict[str, Any]
     frames: int | None
+    selection: str
 
     @property
     def full(self) -> bool:
@@ -49,15 +53,18 @@ class Checkpoint:
         return self.base is not None
 
 
-def save_checkpoint(model: RetrievalModel, path: Path) -> None:
-    """Write the whole model with what built it; atomic: a temporary file in the same folder, then a rename."""
+def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) -> None:
+    """Write the whole model with what built it; atomic: a temporary file in the same folder, then a rename.
+
+    ``selection`` says how it was chosen in its training, so that whoever scores the file can say so too.
+    """
     description = {
         "format": FORMAT,
         "method": model.name,
         "options": json.dumps(model.method.describe()),
         "frames": str(model.frames),
         "architecture": json.dumps(asdict(model.clip.arch)),
-    }
+    } | ({} if selection == LAST else {"selection": selection})
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -79,11 +86,10 @@ def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoi
     if meta.get("format") == FORMAT:
         return _own(path, meta, method)
     state = read_state_dict(path)
-    if not all(isinstance(key, str) for key in state):
-        raise BadInput(f"{path.name}: not a state dict, which names each of its tensors")
     state = released.without_scalars(released.strip_wrapper(state))
     state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
-    return Checkpoint(path=path, state=_float(state), base=_clip_inside(path, state), options={}, frames=None)
+    base = _clip_inside(path, state)
+    return Checkpoint(path=path, state=_float(state), base=base, options={}, frames=None, selection="unknown")
 
 
 def method_in(path: Path) -> str | None:
@@ -115,7 +121,8 @@ def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
         options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
     except (KeyError, ValueError, RecursionError):
         options, shape, frames = None, None, 0
-    if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1:
+    selection = meta.get("selection", LAST)
+    if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
         raise BadInput(f"{path.name}: its description (options, architecture, frames) is damaged")
     state = _float(read_state_dict(path))
     clip = _clip_state(state)
@@ -123,7 +130,7 @@ def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
     if from_state_dict(clip, arch.activation) != arch:  # before anything of a size that only the description tells
         raise BadInput(f"{path.name}: its description tells another architecture than its tensors have")
     base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
-    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames)
+    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
 
 
 def _clip_inside(path: Path, state: dict[str, Tensor]) -> Weights | None:

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.commands.arguments import Device, pick_device, pick_extent, split_names, split_numbers
 from tvrbench.harness.commands.data_options import DataCommand
+from tvrbench.harness.commands.reading_options import rank, report
 from tvrbench.harness.exits import guarded
 from tvrbench.harness.validation import parse_assignments, parse_bytes
 
@@ -92,8 +93,8 @@ def bench(
     Args:
         methods: Methods or baselines, each with options of its own if wanted: METHOD or "METHOD:key=value;key=value";
             all stands for every registered one, which is the default.
-        against: The baseline of the speed-ups, written like a method; it takes the tuning of the method it is
-            compared with unless it is given one. lora is the plain encoder without token reduction.
+        against: The baseline of the speed-ups, written like a method; in training it takes the tuning of the method
+            it is compared with unless it is given one. lora is the plain encoder without token reduction.
         backbone: Presets separated by commas: ViT-B-32 (the default for random weights), ViT-B-16, ViT-L-14.
         weights: CLIP weights: random:0, openai, an open_clip tag, a file or a folder. Time does not ask for trained
             ones.
@@ -161,6 +162,7 @@ def run(
     weights: str | None = None,
     checkpoint: Path | None = None,
     eval_only: bool = False,
+    selection: Literal["last", "best-on-test"] = "last",
     assignments: Set = (),
     results: Path = Path("results"),
     reports: Path = Path("reports"),
@@ -172,6 +174,7 @@ def run(
     chunk: int | None = None,
     memory_limit: str | None = None,
     tensorboard: bool = False,
+    save_embeddings: bool = False,
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
@@ -190,6 +193,7 @@ def run(
         checkpoint: A trained model to score with --eval-only: saved by a run under results/checkpoints (its method is
             in the file), or a state dict that TempMe's, CenterCLIP's or CLIP4Clip's code released (give its --methods).
         eval_only: Score the --checkpoint on the protocol's test split and train nothing.
+        selection: The checkpoint to report; best-on-test looks at the test set in training, and is flagged everywhere.
         assignments: A method option for every method of this run, for example --set r=2; may be repeated.
         results: Folder of the records.
         reports: Folder of the reports.
@@ -204,6 +208,7 @@ def run(
         memory_limit: Memory that training may take on the device, for example 8GB: the largest chunk under it is found
             by trial.
         tensorboard: Write TensorBoard's events beside the log.
+        save_embeddings: Keep the features of the test split under results/embeddings, for tvrbench rank.
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
         as_json: Print one JSON document.
     """
@@ -219,6 +224,7 @@ def run(
         weights=weights,
         checkpoint=checkpoint,
         eval_only=eval_only,
+        selection=selection,
         options=parse_assignments(assignments),
         results=results,
         reports=reports,
@@ -230,6 +236,7 @@ def run(
         chunk=chunk,
         memory_limit=None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
         tensorboard=tensorboard,
+        save_embeddings=save_embeddings,
         arguments=tuple(sys.argv[1:]),
     )
     run_protocol(request, dry_run=dry_run, as_json=as_json)
@@ -285,25 +292,8 @@ def matrix(
     run_matrix(request, dry_run=dry_run, as_json=as_json)
 
 
-@app.command
-def report(
-    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
-    /,
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
-    as_json: Json = False,
-) -> None:
-    """Make the report of a protocol again from its records alone.
-
-    Args:
-        protocol: The protocol's name as it stands in the records.
-        results: Folder of the records.
-        reports: Folder of the reports.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.commands.report import report_protocol
-
-    report_protocol(protocol, results, reports, as_json)
+app.command(report)
+app.command(rank)
 
 
 @app.command

@@ -49,6 +49,17 @@ class RunProtocol:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunOption:
+    """An option of ``tvrbench run`` that goes with any protocol."""
+
+    option: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"`tvrbench run PROTOCOL --{self.option} {self.value}`"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TieRule:
     """The tie rule of ``retrieval_metrics``."""
 
@@ -58,7 +69,7 @@ class TieRule:
         return f'`retrieval_metrics(sim, ties="{self.ties}")`'
 
 
-Switch = MethodOption | RecipeField | RunProtocol | TieRule
+Switch = MethodOption | RecipeField | RunProtocol | RunOption | TieRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +127,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
         whose=f"{TEMPME}, {CLIP4CLIP}",
         theirs="reports the checkpoint that scores best on the test set (TempMe looks every 150 steps)",
         ours="the last checkpoint, and no run sees the test set before it is finished",
-        because="a number chosen on the test set is no test; records and tables have a place for one (selection "
-        "`best-on-test`) and flag it",
+        switch=RunOption(option="selection", value="best-on-test"),
+        because="looks after every epoch, or five times where a recipe counts steps; a number chosen on the test set "
+        "is no test, so records hold the last checkpoint's beside it, and tables flag it and compare it with nothing",
         source="released training loops",
     ),
     Deviation(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -34,6 +35,13 @@ class World:
     def first(self) -> bool:
         """Whether this process speaks for all: it alone prints and writes."""
         return self.rank == 0
+
+    def seed(self, base: int) -> int:
+        """What this process seeds its random generators with: ``base`` in the first, in others a number of their own.
+
+        A method that draws at random then draws anew for every share of a batch. torch keeps 32 bits of a seed.
+        """
+        return base if self.first else int(np.random.SeedSequence([base, self.rank]).generate_state(1)[0])
 
     def share(self, count: int) -> slice:
         """This process's part of ``count`` items in order; parts differ by one at most."""

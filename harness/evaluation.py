@@ -6,11 +6,10 @@ process finds, whatever the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -21,11 +20,11 @@ from tvrbench.harness.decisions import Margins, watched
 from tvrbench.harness.distributed import gather_shares, world
 from tvrbench.harness.frames import FrameLoader, normalise
 from tvrbench.harness.metrics import (
-    cosine_scores,
+    Standing,
     direction_metrics,
-    pair_accuracy,
-    retrieval_metrics,
-    shared_hits,
+    metrics_from_ranks,
+    pair_accuracy_blockwise,
+    standings_blockwise,
     without_ranks,
 )
 from tvrbench.harness.model import RetrievalModel
@@ -36,12 +35,29 @@ TEXT_BATCH = 256
 T = TypeVar("T")
 
 
+class Judged(Protocol):
+    """What metrics ask of a split: which video each text belongs to, and what is reported apart; see ``Split``."""
+
+    @property
+    def caption_video(self) -> Sequence[int]: ...
+    @property
+    def subsets(self) -> Mapping[str, Sequence[int]]: ...
+    @property
+    def scenes(self) -> Sequence[int] | None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics for a record, and the ranks of every query of both directions."""
+    """Metrics for a record, the ranks of every query of both directions, and the features behind them.
+
+    Attributes:
+        text, video: [Nt, E] and [Nv, E] float32, as the model gives them: not normalised.
+    """
 
     metrics: dict[str, Any]
     ranks: dict[str, npt.NDArray[Any]]
+    text: Tensor
+    video: Tensor
 
 
 def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -99,36 +115,42 @@ def evaluate(
     with watched(model.reducer, margins):
         video_VE = encode_videos(model, split.video_ids, loader, batch, tick)
     model.train(was_training)
-    result = score(cosine_scores(text_TE, video_VE), split)
+    result = score(text_TE, video_VE, split)
     found = margins.summary()
     return result if found is None else replace(result, metrics=result.metrics | {"merge_margin": found})
 
 
-def score(sim_TV: npt.NDArray[np.float64], split: Split) -> Evaluation:
-    """Metrics of a score matrix [Nt, Nv]: all queries, each named subset, and pairs that differ in order alone."""
-    relevance = split.caption_video
-    full = retrieval_metrics(sim_TV, relevance)
+def score(text_TE: Tensor, video_VE: Tensor, judged: Judged) -> Evaluation:
+    """Metrics of features: all queries, each named subset, and pairs that differ in order alone.
+
+    Scores are held a block at a time, see ``standings_blockwise``, so that a gallery may be of any size.
+
+    Raises:
+        ValueError: features that cannot be ranked, or a caption of no video.
+    """
+    t2v, v2t = standings_blockwise(text_TE, video_VE, judged.caption_video)
+    full = metrics_from_ranks(t2v.ranks(), v2t.ranks())
     ranks = {"t2v": full["t2v"]["ranks"], "v2t": full["v2t"]["ranks"]}
     metrics = without_ranks(full)
     metrics["selection"] = "last"
     metrics["intervals"] = {"confidence": 0.95} | {
         direction: rank_intervals(values) for direction, values in ranks.items()
     }
-    metrics["ties_shared"] = {"t2v": _shared(sim_TV, split)}
-    if split.subsets:
+    metrics["ties_shared"] = {"t2v": _shared(t2v)}
+    if judged.subsets:
         metrics["subsets"] = {
             name: {"t2v": without_ranks(direction_metrics(ranks["t2v"][list(rows)]))}
-            for name, rows in split.subsets.items()
+            for name, rows in judged.subsets.items()
             if rows
         }
-    if split.scenes is not None:
-        metrics["pair_accuracy"] = pair_accuracy(sim_TV, relevance, split.scenes)
-    return Evaluation(metrics=metrics, ranks=ranks)
+    if judged.scenes is not None:
+        metrics["pair_accuracy"] = pair_accuracy_blockwise(text_TE, video_VE, judged.caption_video, judged.scenes)
+    return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
 
 
-def _shared(sim_TV: npt.NDArray[np.float64], split: Split) -> dict[str, Any]:
+def _shared(t2v: Standing) -> dict[str, Any]:
     """R@k with ties broken at random in expectation, and the interval of R@1."""
-    hits = {k: 100 * shared_hits(sim_TV, split.caption_video, k) for k in (1, 5, 10)}
+    hits = {k: 100 * t2v.hits(k) for k in (1, 5, 10)}
     interval = bootstrap_interval(hits[1], mean)
     return {f"R{k}": float(values.mean()) for k, values in hits.items()} | {
         "R1_interval": [interval.low, interval.high]

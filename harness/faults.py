@@ -16,6 +16,10 @@ _NO_MEMORY = re.compile(r"DefaultCPUAllocator: can't allocate memory|not enough 
 _LOST = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
 
 
+class ProcessLost(RunFailed):
+    """Another process of this run is gone; why, that one may have said."""
+
+
 def explained(error: Exception, doing: str) -> RunFailed | TrainingDiverged | None:
     """The fault behind an error in words for the user; None for an error that nothing is known about.
 
@@ -33,8 +37,8 @@ def explained(error: Exception, doing: str) -> RunFailed | TrainingDiverged | No
             f"smaller parts with the same gradient, {GO_ON}"
         )
     if world().size > 1 and (isinstance(error, dist.DistError) or _matches(error, _LOST)):
-        return RunFailed(
-            f"{doing}: process {world().rank} of {world().size} lost another one ({_first_line(error)}); see what that "
+        return ProcessLost(
+            f"{doing}: process {world().rank} of {world().size} lost another one ({_cause(error)}); see what that "
             f"one printed, mend it, {GO_ON} and the same number of processes"
         )
     return None
@@ -46,7 +50,13 @@ def _matches(error: Exception, pattern: re.Pattern[str]) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The error's kind and first line, without folders of this machine."""
-    return f"{type(error).__name__}: {_first_line(error)}"
+    kind = RunFailed if isinstance(error, RunFailed) else type(error)
+    return f"{kind.__name__}: {_first_line(error)}"
+
+
+def _cause(error: BaseException) -> str:
+    """The first sentence: what comes after it in a transport's message is advice for other programs."""
+    return _first_line(error).partition(". ")[0]
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,11 +57,16 @@ class Fitting:
         phase: str = FINAL,
     ) -> None:
         check_shares(recipe.batch_size)
-        torch.manual_seed(seed)  # methods with randomness draw from the default generator, every process alike
+        torch.manual_seed(world().seed(seed))  # methods with randomness draw from the default generator
         self._prepared, self._split, self._recipe, self._seed = prepared, split, recipe, seed
         self._course, self._phase = course, phase
         self._trainer = Trainer(model, recipe, recipe.total_steps(len(split.captions)), chunk=course.chunk)
         self._losses = course.take_up(phase, self._trainer)
+        self._epoch = epoch_steps(split, recipe)
+        plan = self._plan(len(self._losses))
+        self._left = iter(plan)
+        self._loaded = self._clips(plan, len(self._losses))
+        course.session.listener.advance(TRAIN_WORK * recipe.batch_size * len(self._losses))
         self._clock = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -72,19 +77,36 @@ class Fitting:
             TrainingDiverged: the loss is NaN, infinite or far above chance.
             Stopped: a signal came; the state is saved.
         """
-        recipe, trainer, start = self._recipe, self._trainer, len(self._losses)
-        units = epoch_units(self._split, recipe.pair_scenes)
-        epoch = sum(map(len, units)) // recipe.batch_size
-        plan = self._plan(start)
-        self._course.session.listener.advance(TRAIN_WORK * recipe.batch_size * start)
-        clips = self._clips(plan, start)
-        with self._course.session.interrupts.deferred():
-            for done, captions in enumerate(plan, start + 1):
-                self._step(captions, clips)
-                at_end = done % epoch == 0 or done == trainer.total_steps
-                self._course.after_step(self._phase, trainer, self._losses, epoch_ends=at_end)
-        trainer.finish()
+        self.go_to(self._trainer.total_steps)
+        self._trainer.finish()
         return self._summary()
+
+    def go_to(self, step: int) -> None:
+        """Take the steps up to one, none where more are done, and save the state there; errors as ``run``."""
+        with self._course.session.interrupts.deferred():
+            for done in range(len(self._losses) + 1, step + 1):
+                self._step(next(self._left), self._loaded)
+                self._course.after_step(
+                    self._phase, self._trainer, self._losses, epoch_ends=done % self._epoch == 0 or done == step
+                )
+
+    def check_at(self, steps: Sequence[int], score: Callable[[], Mapping[str, float]]) -> None:
+        """Score the model after each of some steps, the ones that were scored already left out; errors as ``run``.
+
+        Args:
+            steps: ascending; the training stands at the last of them then.
+            score: metrics of the model as it is, ``R1`` decides which is best.
+        """
+        course, trainer = self._course, self._trainer
+        for step in steps:
+            self.go_to(step)
+            if step in [check["step"] for check in course.checks]:
+                continue
+            with trainer.resting():
+                scores = {"step": step} | dict(score())
+                best = all(scores["R1"] >= check["R1"] for check in course.checks)
+                course.note_check(scores, trainer.model, best=best)
+            course.save(self._phase, trainer, self._losses)
 
     def _plan(self, start: int) -> list[list[int]]:
         recipe, steps = self._recipe, self._trainer.total_steps
@@ -147,6 +169,11 @@ class Fitting:
             "processes": world().size,
             "last_loss": sum(tail) / len(tail),
         }
+
+
+def epoch_steps(split: Split, recipe: Recipe) -> int:
+    """Steps of one pass over the training pairs."""
+    return sum(map(len, epoch_units(split, recipe.pair_scenes))) // recipe.batch_size
 
 
 def check_shares(batch_size: int) -> None:

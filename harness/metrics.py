@@ -68,18 +68,53 @@ def retrieval_metrics(sim: Scores, relevance: Relevance | None = None, ties: Tie
     """
     sim_TV = _matrix(sim, "sim")
     captions = _Captions.of(relevance, *sim_TV.shape)
-    t2v = _ranks(sim_TV, captions.video_T, ties)
-    v2t = _ranks(captions.best(sim_TV[captions.order_T][:, captions.videos_G]), np.arange(captions.groups), ties)
-    return metrics_from_ranks(t2v, v2t)
+    t2v = _standing(sim_TV, captions.video_T)
+    v2t = _standing(captions.best(sim_TV[captions.order_T][:, captions.videos_G]), np.arange(captions.groups))
+    return metrics_from_ranks(t2v.ranks(ties), v2t.ranks(ties))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where each query's own candidate stands: how many others are scored higher, and how many the same, [Q] each."""
+
+    higher_Q: npt.NDArray[np.int64]
+    tied_Q: npt.NDArray[np.int64]
+
+    def ranks(self, ties: Ties = "expected") -> Ranks:
+        """Ranks [Q]; ValueError for an unknown tie rule."""
+        if ties not in _TIE_SHARE:
+            raise ValueError(f"ties={ties!r} is not known: known are {', '.join(_TIE_SHARE)}")
+        ranks_Q: Ranks = 1.0 + self.higher_Q + _TIE_SHARE[ties] * self.tied_Q
+        return ranks_Q
+
+    def hits(self, k: int) -> npt.NDArray[np.float64]:
+        """The chance of each query that its own candidate is among the first k, ties broken at random [Q].
+
+        The mean is a recall in which a two-way tie at the top counts half. R@k from ranks counts such a tie as a miss,
+        so a method that ties exactly would look worse than one that tosses a coin.
+        """
+        hits_Q: npt.NDArray[np.float64] = np.clip((k - self.higher_Q) / (self.tied_Q + 1), 0.0, 1.0)
+        return hits_Q
 
 
 def ranks_blockwise(
     text: Scores, video: Scores, relevance: Relevance | None = None, block: int | None = None, ties: Ties = "expected"
 ) -> tuple[Ranks, Ranks]:
-    """The t2v and v2t ranks of ``retrieval_metrics(cosine_scores(text, video))``, never holding the full matrix.
+    """The t2v and v2t ranks of ``retrieval_metrics(cosine_scores(text, video), relevance, ties)``, block by block.
 
-    Equal to the full-matrix ranks bit for bit, whatever ``block`` is. Beside the embeddings in float64 (8 E bytes each)
-    it holds a block of scores and its comparisons, about 9 * block * max(Nt, Nv) bytes; where videos have several
+    Arguments and errors as ``standings_blockwise`` and ``retrieval_metrics``.
+    """
+    t2v, v2t = standings_blockwise(text, video, relevance, block)
+    return t2v.ranks(ties), v2t.ranks(ties)
+
+
+def standings_blockwise(
+    text: Scores, video: Scores, relevance: Relevance | None = None, block: int | None = None
+) -> tuple[Standing, Standing]:
+    """Where each text's video and each video's captions stand by cosine, never holding the full matrix of scores.
+
+    Equal to what the full matrix gives bit for bit, whatever ``block`` is. Beside the embeddings in float64 (8 E bytes
+    each) it holds a block of scores and its comparisons, about 9 * block * max(Nt, Nv) bytes; where videos have several
     captions, out of order, also a copy of the embeddings. With one caption a video, every score is computed once.
 
     Args:
@@ -87,48 +122,50 @@ def ranks_blockwise(
         video: [Nv, E].
         relevance: as in ``retrieval_metrics``.
         block: queries scored at a time; by default as many as take 256 MiB.
-        ties: as in ``retrieval_metrics``.
+
+    Returns:
+        Of the texts [Nt], and of the videos that have a caption, in order of video index.
 
     Raises:
         ValueError: as ``cosine_scores`` and ``retrieval_metrics``; a ``block`` below 1.
     """
     text_TE, video_VE = _unit_rows(text, video)
     captions = _Captions.of(relevance, len(text_TE), len(video_VE))
-    size = max(1, BLOCK_BYTES // (8 * max(len(text_TE), len(video_VE)))) if block is None else block
+    size = _block_size(len(text_TE), len(video_VE), block)
     if captions.groups == len(text_TE) == len(video_VE):
-        return _both_ranks(text_TE, video_VE, captions.video_T, size, ties)
+        return _both_standings(text_TE, video_VE, captions.video_T, size)
     sorted_TE, query_GE = text_TE[captions.order_T], video_VE[captions.videos_G]
-    t2v = [_ranks(text_TE[rows] @ video_VE.T, captions.video_T[rows], ties) for rows in _blocks(len(text_TE), size)]
+    t2v = [_standing(text_TE[rows] @ video_VE.T, captions.video_T[rows]) for rows in _blocks(len(text_TE), size)]
     v2t = [
-        _ranks(captions.best(sorted_TE @ query_GE[rows].T), np.arange(rows.start, rows.stop), ties)
+        _standing(captions.best(sorted_TE @ query_GE[rows].T), np.arange(rows.start, rows.stop))
         for rows in _blocks(captions.groups, size)
     ]
-    return np.concatenate(t2v), np.concatenate(v2t)
+    return _joined(t2v), _joined(v2t)
 
 
-def _both_ranks(
-    text_NE: npt.NDArray[np.float64],
-    video_NE: npt.NDArray[np.float64],
-    video_T: npt.NDArray[np.int64],
-    block: int,
-    ties: Ties,
-) -> tuple[Ranks, Ranks]:
+def _both_standings(
+    text_NE: npt.NDArray[np.float64], video_NE: npt.NDArray[np.float64], video_T: npt.NDArray[np.int64], block: int
+) -> tuple[Standing, Standing]:
     """Both directions from one pass over the scores, where every video has one caption."""
-    if ties not in _TIE_SHARE:
-        raise ValueError(f"ties={ties!r} is not known: known are {', '.join(_TIE_SHARE)}")
     count = len(video_T)
     own_T = np.einsum("te,te->t", text_NE, video_NE[video_T])  # exact, like every score
     own_V = np.empty(count)
     own_V[video_T] = own_T
     higher_V, tied_V = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    t2v = np.empty(count)
+    t2v = []
     for rows in _blocks(count, block):
         scores = text_NE[rows] @ video_NE.T
-        t2v[rows] = _ranks(scores, video_T[rows], ties)
+        t2v.append(_standing(scores, video_T[rows]))
         higher_V += np.count_nonzero(scores > own_V, axis=0)
         tied_V += np.count_nonzero(scores == own_V, axis=0)
-    v2t: Ranks = 1.0 + higher_V + _TIE_SHARE[ties] * (tied_V - 1)
-    return t2v, v2t
+    return _joined(t2v), Standing(higher_Q=higher_V, tied_Q=tied_V - 1)
+
+
+def _joined(parts: Sequence[Standing]) -> Standing:
+    return Standing(
+        higher_Q=np.concatenate([part.higher_Q for part in parts]),
+        tied_Q=np.concatenate([part.tied_Q for part in parts]),
+    )
 
 
 def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
@@ -180,21 +217,9 @@ def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shared_hits(sim: Scores, relevance: Relevance | None, k: int) -> npt.NDArray[np.float64]:
-    """For each text the chance that its video is among the first k, when ties are broken at random [Nt].
-
-    Its mean is a recall in which a two-way tie at the top counts half. R@k from ranks counts such a tie as a miss, so
-    a method that ties exactly would look worse than one that tosses a coin.
-
-    Raises:
-        ValueError: as ``retrieval_metrics``.
-    """
+    """``Standing.hits`` of each text in a score matrix [Nt, Nv]; arguments and errors as ``retrieval_metrics``."""
     sim_TV = _matrix(sim, "sim")
-    own_T = _Captions.of(relevance, *sim_TV.shape).video_T
-    own = sim_TV[np.arange(len(own_T)), own_T][:, None]
-    higher_T = np.count_nonzero(sim_TV > own, axis=1)
-    equal_T = np.count_nonzero(sim_TV == own, axis=1)  # its own video included
-    hits_T: npt.NDArray[np.float64] = np.clip((k - higher_T) / equal_T, 0.0, 1.0)
-    return hits_T
+    return _standing(sim_TV, _Captions.of(relevance, *sim_TV.shape).video_T).hits(k)
 
 
 def pair_accuracy(sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None) -> float | None:
@@ -239,6 +264,18 @@ def pair_credits(
     return np.asarray(won_T[paired] / twins_T[paired]) if paired.any() else None
 
 
+def pair_accuracy_blockwise(
+    text: Scores, video: Scores, relevance: Relevance, scenes: Sequence[int], block: int | None = None
+) -> float | None:
+    """``pair_accuracy(cosine_scores(text, video), relevance, scenes)`` a block of texts at a time."""
+    text_TE, video_VE = _unit_rows(text, video)
+    video_T = _Captions.of(relevance, len(text_TE), len(video_VE)).video_T
+    size = _block_size(len(text_TE), len(video_VE), block)
+    parts = [pair_credits(text_TE[rows] @ video_VE.T, video_T[rows], scenes) for rows in _blocks(len(text_TE), size)]
+    found = [part for part in parts if part is not None]
+    return 100.0 * float(np.mean(np.concatenate(found))) if found else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Captions:
     """Which text belongs to which video, and the texts sorted so that one video's captions are neighbours."""
@@ -271,14 +308,16 @@ class _Captions:
         return cls(video_T=video_T.astype(np.int64), order_T=order_T, starts_G=starts_G, videos_G=videos_G)
 
 
-def _ranks(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64], ties: Ties) -> Ranks:
-    if ties not in _TIE_SHARE:
-        raise ValueError(f"ties={ties!r} is not known: known are {', '.join(_TIE_SHARE)}")
+def _standing(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64]) -> Standing:
     own = scores_QC[np.arange(len(own_Q)), own_Q][:, None]
-    higher_Q = np.count_nonzero(scores_QC > own, axis=1)
-    tied_Q = np.count_nonzero(scores_QC == own, axis=1) - 1
-    ranks_Q: Ranks = 1.0 + higher_Q + _TIE_SHARE[ties] * tied_Q
-    return ranks_Q
+    return Standing(
+        higher_Q=np.count_nonzero(scores_QC > own, axis=1), tied_Q=np.count_nonzero(scores_QC == own, axis=1) - 1
+    )
+
+
+def _block_size(texts: int, videos: int, block: int | None) -> int:
+    """How many queries to score at a time."""
+    return max(1, BLOCK_BYTES // (8 * max(texts, videos))) if block is None else block
 
 
 def _blocks(count: int, block: int) -> Iterator[slice]:

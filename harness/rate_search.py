@@ -54,4 +54,5 @@ def choose_rate(
         raise TrainingDiverged(f"{config.method}: training diverged at every one of the rates tried")
     best = max(factors, key=lambda factor: scores.get(str(factor), -1.0))
     choice = {"factors": list(factors), "chosen": best, "held_out_videos": len(held_out.video_ids)}
-    return recipe.for_tuning(tuning, best), choice | {"held_out_rsum": scores}
+    lost = [factor for factor in factors if str(factor) not in scores]
+    return recipe.for_tuning(tuning, best), choice | {"held_out_rsum": scores} | ({"diverged": lost} if lost else {})

@@ -12,6 +12,8 @@ from tvrbench.harness.preparation import Prepared
 from tvrbench.harness.protocol import Protocol
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.scoring import Scored
+from tvrbench.harness.selection import steps_to_check
+from tvrbench.harness.store import LAST
 
 TRAIN_WORK = 3  # forward and backward cost about three times a forward
 COST_WORK = 1500  # about what the cost measurements of one run take, in videos of the stand-in
@@ -19,13 +21,17 @@ COST_WORK = 1500  # about what the cost measurements of one run take, in videos 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, reproducible from these values and the protocol; with a checkpoint, that is scored and none trained."""
+    """One run, reproducible from these values and the protocol; with a checkpoint, that is scored and none trained.
+
+    ``selection``: which checkpoint of the training is reported, the ``last`` or the ``best-on-test``.
+    """
 
     method: str
     seed: int
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
     checkpoint: Scored | None = None
+    selection: str = LAST
     measure_speed: bool = True
 
     @property
@@ -92,5 +98,7 @@ def planned_work(prepared: Prepared, config: RunConfig) -> int:
     """The work of a run, in videos encoded once."""
     protocol = prepared.protocol
     steps = training_steps(protocol, config, len(prepared.train.captions))
-    one = TRAIN_WORK * steps * recipe_of(protocol, config).batch_size + len(prepared.test.video_ids)
-    return (trainings(protocol) if steps else 1) * one + COST_WORK
+    recipe = recipe_of(protocol, config)
+    one = TRAIN_WORK * steps * recipe.batch_size + len(prepared.test.video_ids)
+    looks = steps_to_check(config.selection, recipe, steps // recipe.epochs, steps) if steps else []
+    return (trainings(protocol) if steps else 1) * one + len(looks) * len(prepared.test.video_ids) + COST_WORK

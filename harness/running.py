@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tvrbench.harness.agreement import from_all
 from tvrbench.harness.backbone.architecture import vision_name
 from tvrbench.harness.checkpoint import save_checkpoint
 from tvrbench.harness.chunking import choose_chunk
@@ -15,10 +16,11 @@ from tvrbench.harness.cost.flops import profile
 from tvrbench.harness.cost.gather import counted, timed
 from tvrbench.harness.cost.job import Job
 from tvrbench.harness.distributed import world
+from tvrbench.harness.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.errors import BadInput, RunFailed, TrainingDiverged
 from tvrbench.harness.evaluation import Evaluation
-from tvrbench.harness.faults import GO_ON, explained, one_line
-from tvrbench.harness.fitting import FINAL, Fitting
+from tvrbench.harness.faults import GO_ON, ProcessLost, explained, one_line
+from tvrbench.harness.fitting import FINAL, Fitting, epoch_steps
 from tvrbench.harness.loading import method_class
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.preparation import Prepared
@@ -26,11 +28,20 @@ from tvrbench.harness.provenance import environment
 from tvrbench.harness.rate_search import choose_rate, evaluate_on
 from tvrbench.harness.recipe import Recipe
 from tvrbench.harness.records import SCHEMA_VERSION, Measurement
-from tvrbench.harness.run_config import COST_WORK, RunConfig, new_model, options_of, recipe_of, training_steps
+from tvrbench.harness.run_config import (
+    COST_WORK,
+    RunConfig,
+    new_model,
+    options_of,
+    recipe_of,
+    training_steps,
+)
+from tvrbench.harness.selection import choose, seen, steps_to_check
 from tvrbench.harness.session import Course, Session, identity_of
-from tvrbench.harness.store import run_name
+from tvrbench.harness.store import BEST_ON_TEST, LAST, run_name
 
 SPEED_BATCH = 32  # videos a call when speed and memory are measured
+LONGEST_WAIT = 5  # seconds more than the first that a process waits before it tells of one that was lost
 
 
 def describe(model: RetrievalModel) -> dict[str, Any]:
@@ -50,13 +61,20 @@ def head(prepared: Prepared, config: RunConfig, described: dict[str, Any] | None
         "seed": config.seed,
         "data": _data(prepared, config),
         "weights_sha256": prepared.weights.sha256,
-    } | ({"checkpoint": config.checkpoint.to_json()} if config.checkpoint else {})
+    } | _choice(config)
+
+
+def _choice(config: RunConfig) -> dict[str, Any]:
+    """What of a record's head is there only where it is not a training's last checkpoint that is scored."""
+    scored = {"checkpoint": config.checkpoint.to_json()} if config.checkpoint else {}
+    return scored | ({"metrics": {"selection": config.selection}} if config.selection != LAST else {})
 
 
 def run_one(prepared: Prepared, config: RunConfig, session: Session) -> Path | None:
     """Do one run and store its record; a failure is recorded too and raised again.
 
-    Under torchrun every process calls this, the first stores the record, and the others return None.
+    Under torchrun every process calls this, the first stores the record, and the others return None. The record of a
+    failure is told by the process that had it, or else by one that is left.
 
     Raises:
         BadInput: something the user gave does not fit; nothing is recorded then.
@@ -64,12 +82,13 @@ def run_one(prepared: Prepared, config: RunConfig, session: Session) -> Path | N
         Stopped: a signal came; the state is saved and nothing is recorded.
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    record: dict[str, Any] = head(prepared, config, None) | {
+    record: dict[str, Any] = {
+        **head(prepared, config, None),
         "metrics": {},
         "cost": [],
         "environment": environment(config.device),
         "command": session.command,
-        "started": started.isoformat(timespec="seconds"),
+        "started": from_all(started.isoformat(timespec="seconds"))[0],
         "status": "completed",
         "failure": None,
     }
@@ -86,8 +105,8 @@ def run_one(prepared: Prepared, config: RunConfig, session: Session) -> Path | N
         if isinstance(error, BadInput) and not run.begun:
             raise
         fault = explained(error, config.title)
-        if world().first:
-            fault = _record_failure(record | {"duration_s": time.monotonic() - clock}, error, fault, session)
+        record |= {"status": "failed", "failure": one_line(fault or error), "duration_s": time.monotonic() - clock}
+        fault = _record_failure(record, fault, session)
         if fault is None or fault is error:
             raise
         raise fault from error
@@ -101,14 +120,23 @@ def _store(record: dict[str, Any], ranks: dict[str, Any], session: Session) -> P
 
 
 def _record_failure(
-    record: dict[str, Any], error: Exception, fault: RunFailed | TrainingDiverged | None, session: Session
+    record: dict[str, Any], fault: RunFailed | TrainingDiverged | None, session: Session
 ) -> RunFailed | TrainingDiverged | None:
-    """Store the failed run's record; where not even that can be written, the fault says so."""
+    """Store the failed run's record; where not even that can be written, the fault says so.
+
+    Of several processes the one with the fault tells it best, and it may be lost without a word: whoever lost it
+    waits, the first ones shortest, and tells what it knows where no process has told of this attempt.
+    """
     with session.interrupts.shielded():
+        if isinstance(fault, ProcessLost):
+            time.sleep(1 + min(world().rank, LONGEST_WAIT))
+        told = isinstance(fault, ProcessLost) or not world().first
+        if told and session.store.failure_since(record) is not None:
+            return fault
         try:
-            session.store.save(record | {"status": "failed", "failure": one_line(fault or error)})
+            session.store.save(record)
         except BadInput as second:
-            return RunFailed(f"{fault or one_line(error)}; and no record of this could be left: {second}")
+            return RunFailed(f"{fault or record['failure']}; and no record of this could be left: {second}")
     return fault
 
 
@@ -153,7 +181,11 @@ class _Run:
         if training_steps(prepared.protocol, config, len(prepared.train.captions)):
             recipe = self._train(model, recipe)
         result = self._score(model, recipe)
+        if config.selection == BEST_ON_TEST:
+            result = self._choose(model, recipe, result)
         record["metrics"] |= result.metrics
+        if world().first and self.session.save_embeddings:
+            self._keep(result)
         if world().first:
             costs = counted(profile(model))
             del model  # the measuring process wants the memory
@@ -170,12 +202,44 @@ class _Run:
         said = course.choose_chunk(lambda: choose_chunk(lambda: new_model(prepared, config), recipe, pairs, limit))
         with course.journal:
             recipe, choice = choose_rate(prepared, config, recipe, record["tuning"], course)
-            trained = Fitting(model, prepared, prepared.train, recipe, config.seed, course, FINAL).run()
+            fitting = Fitting(model, prepared, prepared.train, recipe, config.seed, course, FINAL)
+            fitting.check_at(self._steps(recipe)[1], lambda: seen(self._score(model, recipe)))
+            trained = fitting.run()
         said |= {"resumed_at": course.resumed_at} if course.resumed_at else {}
         record["metrics"]["training"] = trained | said | {"learning_rate_choice": choice}
-        if world().first:
-            save_checkpoint(model, session.model_path(protocol, name))
+        if config.selection == LAST:
+            self._save(model)
         return recipe
+
+    def _steps(self, recipe: Recipe) -> tuple[int, list[int]]:
+        """How many there are, and after which of them the test set is looked at."""
+        train, total = self.prepared.train, recipe.total_steps(len(self.prepared.train.captions))
+        return total, steps_to_check(self.config.selection, recipe, epoch_steps(train, recipe), total)
+
+    def _choose(self, model: RetrievalModel, recipe: Recipe, last: Evaluation) -> Evaluation:
+        """The evaluation of the checkpoint that is best on the test set; the model is that one then, and is saved."""
+        course = self.course
+        assert course is not None
+
+        def back_to_best() -> Evaluation:
+            course.back_to_best(model)
+            return self._score(model, recipe)
+
+        found = choose(course.checks, self._steps(recipe)[0], last, back_to_best)
+        self._save(model)
+        return found
+
+    def _save(self, model: RetrievalModel) -> None:
+        if world().first:
+            path = self.session.model_path(self.prepared.protocol.name, run_name(self.record))
+            save_checkpoint(model, path, self.config.selection)
+
+    def _keep(self, result: Evaluation) -> None:
+        """Write the features of the test split, with what they are of."""
+        name, protocol = run_name(self.record), self.prepared.protocol.name
+        model = self.session.model_path(protocol, name) if self.course is not None else None
+        run = embedded_run(self.record, result.metrics["selection"], model)
+        save_embeddings(self.session.embeddings_path(protocol, name), result, self.prepared.test, run)
 
     def _score(self, model: RetrievalModel, recipe: Recipe) -> Evaluation:
         """Metrics on the test split; a clear fault where the features cannot be ranked."""
@@ -191,8 +255,8 @@ class _Run:
             if scored:
                 raise BadInput(f"--checkpoint {scored.path.name}: {why}") from None
             raise TrainingDiverged(f"{self.config.title} was trained, but {why}; lower the learning rate") from error
-        if scored and scored.format == "released":  # how it was chosen is not in the file, and often it was on test
-            result = replace(result, metrics=result.metrics | {"selection": "unknown"})
+        if scored:
+            result = replace(result, metrics=result.metrics | {"selection": scored.selection})
         return result
 
     def _timed(self, recipe: Recipe) -> list[Measurement]:

@@ -28,6 +28,7 @@ class Scored:
         sha256: of the file.
         base: the CLIP inside it; None where it holds the tuned parameters alone.
         frames: T that it was saved with; None where the file does not say.
+        selection: how it was chosen in its training: ``last``, ``best-on-test``, or ``unknown`` of a released one.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Scored:
     sha256: str
     base: Weights | None
     frames: int | None
+    selection: str
 
     @property
     def needs_small_options(self) -> bool:
@@ -67,6 +69,7 @@ def open_checkpoint(path: Path, methods: Sequence[str]) -> Scored:
         sha256=file_sha256(path),
         base=found.base,
         frames=found.frames,
+        selection=found.selection,
     )
 
 

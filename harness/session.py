@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,20 @@ from tvrbench.harness.distributed import world
 from tvrbench.harness.errors import BadInput
 from tvrbench.harness.interrupts import Interrupts
 from tvrbench.harness.journal import Journal
-from tvrbench.harness.snapshots import SUFFIX, Identity, Snapshot, SnapshotFile, Training, changing_tensors, restore
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.records import plain
+from tvrbench.harness.snapshots import (
+    SUFFIX,
+    Best,
+    Identity,
+    Snapshot,
+    SnapshotFile,
+    Training,
+    changing_tensors,
+    put_back,
+    restore,
+)
+from tvrbench.harness.store import LAST, RecordStore
 from tvrbench.harness.training import Trainer
 
 
@@ -42,6 +54,7 @@ class Session:
         checkpoint_every_s: seconds between two saves of the state inside an epoch; every epoch's end is saved anyway.
         chunk, memory_limit: pairs whose graph is held at a time, or the bytes that decide it; see ``chunking``.
         tensorboard: write its events beside the log.
+        save_embeddings: keep the features of the test split.
     """
 
     listener: Listener
@@ -53,6 +66,7 @@ class Session:
     chunk: int | None = None
     memory_limit: int | None = None
     tensorboard: bool = False
+    save_embeddings: bool = False
 
     def model_path(self, protocol: str, name: str) -> Path:
         """The trained model of a run, by ``run_name``."""
@@ -61,6 +75,10 @@ class Session:
     def log_path(self, protocol: str, name: str) -> Path:
         """The log of a run's steps."""
         return _beside(self.store, "logs", protocol) / f"{name}.jsonl"
+
+    def embeddings_path(self, protocol: str, name: str) -> Path:
+        """The features of the test split that a run was scored by."""
+        return _beside(self.store, "embeddings", protocol) / f"{name}.safetensors"
 
 
 def state_path(store: RecordStore, protocol: str, name: str) -> Path:
@@ -160,14 +178,16 @@ class Course:
             Stopped: after the state was saved.
             RunFailed: it cannot be saved.
         """
+        late = time.monotonic() - self._saved_at >= self.session.checkpoint_every_s
+        if not any_process(self.session.interrupts.pending is not None or epoch_ends or late, trainer.device):
+            return
         stop = any_process(self.session.interrupts.pending is not None, trainer.device)
-        if stop or epoch_ends or time.monotonic() - self._saved_at >= self.session.checkpoint_every_s:
-            self.save(phase, trainer, losses)
+        self.save(phase, trainer, losses)
         if stop:
             self.session.interrupts.stop(f" after step {trainer.steps_done} of {trainer.total_steps} of {self.title}")
 
     def save(self, phase: str, trainer: Trainer, losses: list[float]) -> None:
-        """Write the state after the last step; RunFailed where that cannot be done."""
+        """Write the state after the last step; RunFailed where that cannot be done. Every process must call it."""
         training = Training(
             phase=phase,
             losses=losses,
@@ -179,6 +199,28 @@ class Course:
     def keep_score(self, factor: str, score: float | None) -> None:
         """A learning rate was tried to its end; None: it diverged."""
         self._write(replace(self._snapshot, scores=self._snapshot.scores | {factor: score}, training=None))
+
+    @property
+    def checks(self) -> list[dict[str, float]]:
+        """Test scores of checkpoints so far, in the order of training."""
+        return self._snapshot.checks
+
+    def note_check(self, scores: dict[str, float], model: RetrievalModel, *, best: bool) -> None:
+        """A checkpoint was scored on the test set; ``save`` makes it last.
+
+        Args:
+            scores: ``step`` and metrics by name.
+            model: as it was scored; kept where it is the ``best`` so far.
+        """
+        self._snapshot = replace(self._snapshot, checks=[*self._snapshot.checks, scores])
+        if best:
+            kept = {name: tensor.detach().cpu().clone() for name, tensor in changing_tensors(model).items()}
+            self._snapshot = replace(self._snapshot, best=Best(step=int(scores["step"]), model=kept))
+
+    def back_to_best(self, model: RetrievalModel) -> None:
+        """Make the model the best of those that were scored; BadInput where the saved one is not this model's."""
+        assert self._snapshot.best is not None
+        put_back(model, self._snapshot.best.model, str(self._file.path))
 
     def complete(self) -> None:
         """The run has its record: forget the state."""
@@ -195,16 +237,21 @@ class Course:
 
 def identity_of(record: dict[str, Any], device: str) -> Identity:
     """What makes a saved state this run's, from the head of its record."""
-    options = {key: str(value) for key, value in record["method"]["options"].items()}
     return {
         "protocol": record["protocol"]["name"],
         "protocol hash": record["protocol"]["hash"],
         "method": record["method"]["name"],
-        "options": ", ".join(f"{key}={value}" for key, value in sorted(options.items())),
+        "options": options_text(record["method"]["options"]),
         "tuning": record["tuning"],
         "seed": record["seed"],
+        "selection": record.get("metrics", {}).get("selection", LAST),
         "weights": record["weights_sha256"],
         "training split": record["data"].get("train_fingerprint"),
         "test split": record["data"]["split_fingerprint"],
         "device": device.partition(":")[0],
     }
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """A method's options in one line, the same for tuples and the lists that JSON makes of them."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(plain(options, "options").items()))

@@ -18,7 +18,7 @@ from tvrbench.harness.errors import BadInput, RunFailed
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.training import Trainer
 
-FORMAT = "tvrbench-training-1"
+FORMAT = "tvrbench-training-2"
 SUFFIX = ".training"
 Identity = Mapping[str, str | int | None]
 
@@ -41,6 +41,14 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Best:
+    """The model of the best of the checkpoints that were scored on the test set: after which step, its tensors."""
+
+    step: int
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """What a run has done so far.
 
@@ -50,6 +58,8 @@ class Snapshot:
         resumed_at: where the run was taken up again, as ``phase:step``.
         log_bytes: how long the run's log was.
         chosen: the chunk that a memory limit led to, and what the record says of it.
+        checks: test scores of checkpoints in the order of training, where the best of them is wanted.
+        best: the one of the highest R@1 among them, the later of equal ones; None before any.
     """
 
     scores: dict[str, float | None] = field(default_factory=dict)
@@ -57,6 +67,8 @@ class Snapshot:
     resumed_at: list[str] = field(default_factory=list)
     log_bytes: int = 0
     chosen: dict[str, Any] | None = None
+    checks: list[dict[str, float]] = field(default_factory=list)
+    best: Best | None = None
 
 
 _SNAPSHOT = TypeAdapter(Snapshot)
@@ -83,11 +95,7 @@ class SnapshotFile:
         """
         if not self.path.is_file():
             return None
-        try:
-            document = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
-            raise BadInput(f"{self.path}: the saved state cannot be read: delete it, or leave --resume out") from None
-        return self._checked(document)
+        return self._checked(_document(self.path))
 
     def _checked(self, document: Any) -> Snapshot:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -139,7 +147,44 @@ class SnapshotFile:
 def _plain(snapshot: Snapshot) -> dict[str, Any]:
     """The snapshot as plain data, its tensors not copied."""
     training = vars(snapshot.training) if snapshot.training is not None else None
-    return vars(snapshot) | {"training": training}
+    best = vars(snapshot.best) if snapshot.best is not None else None
+    return vars(snapshot) | {"training": training, "best": best}
+
+
+def _document(path: Path, *, mapped: bool = False) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        raise BadInput(f"{path}: the saved state cannot be read: delete it, or leave --resume out") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the run of a saved state has come: what it is, and the steps done of which of its trainings."""
+
+    run: dict[str, Any]
+    phase: str | None
+    steps: int
+
+
+def progress_of(path: Path) -> Progress:
+    """What a saved state says of itself; its tensors stay on the disk.
+
+    Raises:
+        BadInput: damaged, or not the state of a training of this version.
+    """
+    document = _document(path, mapped=True)
+    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("run"), dict):
+        raise BadInput(f"{path}: not the state of a training of this version: leave --resume out")
+    try:
+        training = _SNAPSHOT.validate_python(document.get("state")).training
+    except ValidationError:
+        raise BadInput(f"{path}: the saved state is damaged: leave --resume out") from None
+    return Progress(
+        run=document["run"],
+        phase=None if training is None else training.phase,
+        steps=0 if training is None else len(training.losses),
+    )
 
 
 def write_error(error: BaseException) -> str:
@@ -171,21 +216,30 @@ def changing_tensors(model: RetrievalModel) -> dict[str, Tensor]:
     }
 
 
+def put_back(model: RetrievalModel, tensors: Mapping[str, Any], where: str) -> None:
+    """Give a model back what ``changing_tensors`` told of it.
+
+    Raises:
+        BadInput: the tensors are not this model's.
+    """
+    own = changing_tensors(model)
+    for name in sorted(own.keys() | tensors.keys()):
+        there, here = tensors.get(name), own.get(name)
+        if here is None or not isinstance(there, Tensor) or there.shape != here.shape or there.dtype != here.dtype:
+            raise BadInput(f"{where}: the saved state does not fit the model at {name}: leave --resume out")
+    model.load_state_dict(dict(tensors), strict=False)
+
+
 def restore(trainer: Trainer, saved: Training, where: str) -> None:
     """Bring a trainer and its model to where the saved training was.
 
     Raises:
         BadInput: the state does not fit them.
     """
-    own = changing_tensors(trainer.model)
-    for name in sorted(own.keys() | saved.model.keys()):
-        there, here = saved.model.get(name), own.get(name)
-        if here is None or not isinstance(there, Tensor) or there.shape != here.shape or there.dtype != here.dtype:
-            raise BadInput(f"{where}: the saved state does not fit the model at {name}: leave --resume out")
-    trainer.model.load_state_dict(dict(saved.model), strict=False)
+    put_back(trainer.model, saved.model, where)
     try:
         trainer.load_state_dict(saved.trainer)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise BadInput(f"{where}: the saved state does not fit the optimiser ({error}): leave --resume out") from None
     if trainer.steps_done != len(saved.losses):
         raise BadInput(f"{where}: the saved state contradicts itself: leave --resume out")

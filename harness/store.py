@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from tvrbench.harness.records import Record, dumps, normalised, read_record
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
 _DIRECTIONS = ("t2v", "v2t")
+# Which checkpoint of a training a run reports.
+LAST: Literal["last"] = "last"
+BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
 
 RankArrays = dict[str, npt.NDArray[np.float32]]
 
@@ -77,6 +80,14 @@ class RecordStore:
         if checked["status"] == "completed":
             _remove_replaced(folder, stem, checked["per_query_ranks_path"])
         return path
+
+    def failure_since(self, record: Mapping[str, Any]) -> Path | None:
+        """The failed record of the same run that was begun when ``record`` was, by whichever process; else None."""
+        path = self.folder(record["protocol"]["name"]) / f"{run_name(record)}-failed.json"
+        try:
+            return path if read_record(path)["started"] == record["started"] else None
+        except BadInput:
+            return None
 
     def load_all(self, protocol: str | None = None) -> list[Record]:
         """Every record (of a protocol), checked, in the order of file names; none where nothing was run.
@@ -160,6 +171,8 @@ def run_name(record: Mapping[str, Any]) -> str:
     tuning = record["tuning"]
     names = [_safe(record["method"]["name"], "method")] + ([] if tuning is None else [_safe(tuning, "tuning")])
     names += [] if scored is None else ["checkpoint"]
+    if scored is None and record.get("metrics", {}).get("selection") == BEST_ON_TEST:
+        names.append(BEST_ON_TEST)  # beside the run that reports its last checkpoint, in the place of which it never is
     return "-".join([*names, f"seed{record['seed']}", digest])
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.agreement import from_all
 from tvrbench.harness.backward import Pairs, in_chunks, random_state, restore_random_state, share_of_loss, whole
 from tvrbench.harness.distributed import sum_gradients, sum_over_processes, world
 from tvrbench.harness.errors import BadInput, TrainingDiverged
@@ -85,6 +88,15 @@ class Trainer:
         release_to_float32(self.model)
         self.model.eval()
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Inside, the model is what ``finish`` would leave; then training goes on as if nothing had been."""
+        self.finish()
+        yield
+        if self.recipe.weights == "float16":
+            hold_in_float16(self.model)
+        self.model.train()
+
     def _set_rates(self) -> list[float]:
         assert self.recipe.lr is not None
         schedule = SCHEDULES[self.recipe.schedule]
@@ -160,18 +172,24 @@ class Trainer:
             self.model.clip.logit_scale.clamp_(self.recipe.logit_scale_min, self.recipe.logit_scale_max)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model that continuing needs, the state of the random generators included."""
+        """Everything but the model that continuing needs, the random generators of every process included.
+
+        Under torchrun every process must call it.
+        """
         on_cpu, on_device = random_state(self.device)
+        own = {"cpu": on_cpu} | ({} if on_device is None else {"device": on_device.cpu()})
         return {
             "steps_done": self.steps_done,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "random": {"cpu": on_cpu} | ({} if on_device is None else {"device": on_device}),
+            "random": from_all(own),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``."""
+        """Continue from ``state_dict``; a process that was not there then draws as one that begins."""
         self.steps_done = state["steps_done"]
         self.optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
-        restore_random_state((state["random"]["cpu"], state["random"].get("device")), self.device)
+        if world().rank < len(state["random"]):
+            own = state["random"][world().rank]
+            restore_random_state((own["cpu"], own.get("device")), self.device)

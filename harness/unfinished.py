@@ -16,7 +16,7 @@ from tvrbench.harness.run_config import RunConfig, new_model, recipe_of, trainin
 from tvrbench.harness.running import describe, head
 from tvrbench.harness.session import identity_of, state_path
 from tvrbench.harness.snapshots import SUFFIX, SnapshotFile
-from tvrbench.harness.store import RecordStore, run_name
+from tvrbench.harness.store import BEST_ON_TEST, RecordStore, run_name
 
 Described = Mapping[str, dict[str, Any]]
 
@@ -102,6 +102,7 @@ def refuse_another(head: dict[str, Any], state: Path, device: str) -> None:
     """
     if state.is_file():
         return
-    stem = re.sub(r"-[0-9a-f]{8}$", "", run_name(head))
-    for other in sorted(state.parent.glob(f"{stem}-????????{SUFFIX}")):
-        SnapshotFile(other, identity_of(head, device)).read()
+    stem, seed = re.sub(r"-[0-9a-f]{8}$", "", run_name(head)).replace(f"-{BEST_ON_TEST}", "").rsplit("-", 1)
+    for selection in ("", f"-{BEST_ON_TEST}"):
+        for other in sorted(state.parent.glob(f"{stem}{selection}-{seed}-????????{SUFFIX}")):
+            SnapshotFile(other, identity_of(head, device)).read()

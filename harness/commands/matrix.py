@@ -12,6 +12,8 @@ import torch
 from tvrbench.harness.commands.output import print_json, print_table, say
 from tvrbench.harness.commands.plan import PlannedRun, make_plan
 from tvrbench.harness.commands.run import Request
+from tvrbench.harness.commands.slurm import check_submitit, submit
+from tvrbench.harness.commands.so_far import SoFar, so_far
 from tvrbench.harness.commands.workers import Finished, Task, work_off
 from tvrbench.harness.errors import RunFailed
 from tvrbench.harness.interrupts import Interrupts
@@ -70,6 +72,8 @@ def run_matrix(request: MatrixRequest, *, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         _print_plan(groups, request, store, as_json)
         return
+    if request.slurm:
+        check_submitit()
     for group in groups:
         store.check_writable(group.protocol.name)
     left = [cell for group in groups for cell in _left(group, request, store)]
@@ -77,8 +81,6 @@ def run_matrix(request: MatrixRequest, *, dry_run: bool, as_json: bool) -> None:
     say(f"{done + len(left)} runs: {done} have their record, {len(left)} are left")
     tasks = [Task(title=cell.title, request=_request(cell, request)) for cell in left]
     if request.slurm:
-        from tvrbench.harness.commands.slurm import submit
-
         submitted = submit(tasks, request.results / "logs" / "slurm", matrix.slurm)
         jobs = [str(job.job_id) for job in submitted]
         print_json({"jobs": jobs}) if as_json else say(f"submitted {len(jobs)} jobs: {', '.join(jobs)}")
@@ -147,17 +149,19 @@ def _request(cell: Cell, request: MatrixRequest) -> Request:
 
 
 def _print_plan(groups: Sequence[Group], request: MatrixRequest, store: RecordStore, as_json: bool) -> None:
-    """Every run with its steps, disk and hours here; the totals count what has no record yet."""
+    """Every run with its steps, disk and hours here, and what there is of it; the totals count what has no record."""
     rows = [
-        (group.protocol, run, _has_record(group.protocol, cell, store))
+        (group.protocol, run, so_far(group.protocol, run, store, other_weights=cell.weights is not None))
         for group in groups
         for cell, run in zip(group.cells, make_plan(group.protocol, group.configs(request.device)), strict=True)
     ]
-    left = [run for _, run, done in rows if not done]
-    hours, disk, workers = sum(r.hours for r in left), sum(r.disk_mib for r in left), len(devices_of(request.device))
+    left = [(run, found) for _, run, found in rows if not found.done]
+    hours, disk = sum(run.hours for run, _ in left), sum(run.disk_mib for run, _ in left)
+    begun, workers = sum(found.resumes is not None for _, found in left), len(devices_of(request.device))
     if as_json:
-        runs = [{"protocol": protocol.name, "done": done} | asdict(run) for protocol, run, done in rows]
-        print_json({"runs": runs, "left": len(left), "hours": hours, "disk_mib": disk, "devices": workers})
+        runs = [{"protocol": protocol.name} | asdict(found) | asdict(run) for protocol, run, found in rows]
+        totals = {"left": len(left), "resumed": begun, "hours": hours, "disk_mib": disk, "devices": workers}
+        print_json({"runs": runs} | totals)
         return
     headers = [
         "protocol",
@@ -169,29 +173,19 @@ def _print_plan(groups: Sequence[Group], request: MatrixRequest, store: RecordSt
         "trainings",
         "disk MiB",
         "hours here",
-        "record",
+        "so far",
     ]
-    print_table([_cells(protocol, run, done) for protocol, run, done in rows], headers)
+    print_table([_cells(protocol, run, found) for protocol, run, found in rows], headers)
     print(
-        f"{len(rows)} runs, {len(left)} left: {hours:.1f} hours on one such device, about {hours / workers:.1f} on the "
-        f"{workers} here, {disk / 1024:.1f} GiB of checkpoints"
+        f"{len(rows)} runs, {len(left)} left ({begun} to be resumed): {hours:.1f} hours on one such device, about "
+        f"{hours / workers:.1f} on the {workers} here, {disk / 1024:.1f} GiB of checkpoints"
     )
-    print("hours are scaled from one timed step on random frames; decoding is not in them")
+    print("hours are scaled from one timed step on random frames; decoding is not in them, nor what a state spares")
 
 
-def _cells(protocol: Protocol, run: PlannedRun, done: bool) -> list[Any]:
+def _cells(protocol: Protocol, run: PlannedRun, found: SoFar) -> list[Any]:
     shown = [run.method, run.tuning, run.seed, run.steps, run.batch_size, run.trainings, f"{run.disk_mib:.0f}"]
-    return [protocol.name, *shown, f"{run.hours:.2f}", "yes" if done else None]
-
-
-def _has_record(protocol: Protocol, cell: Cell, store: RecordStore) -> bool:
-    """Whether a record of this protocol, method, seed and these options is there; data and weights are not opened."""
-    return any(
-        "checkpoint" not in record
-        and (cell.weights is not None or record["protocol"]["hash"] == protocol.hash)
-        and all(record["method"]["options"].get(key) == value for key, value in cell.options.items())
-        for record in store.find(protocol.name, method=cell.method, seed=cell.seed, status="completed")
-    )
+    return [protocol.name, *shown, f"{run.hours:.2f}", found.in_words()]
 
 
 def _conclude(finished: Sequence[Finished], pages: Sequence[Path], as_json: bool) -> None:

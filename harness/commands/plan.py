@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -12,7 +13,10 @@ from tvrbench.harness.commands.output import print_json, print_table, say
 from tvrbench.harness.model import RetrievalModel
 from tvrbench.harness.preparation import weights_of
 from tvrbench.harness.protocol import Protocol
+from tvrbench.harness.records import plain
 from tvrbench.harness.run_config import TRAIN_WORK, RunConfig, build_model, recipe_of, training_steps, trainings
+from tvrbench.harness.running import describe
+from tvrbench.harness.selection import steps_to_check
 from tvrbench.harness.training import Trainer
 
 PROBE_BATCH = {"cpu": 1, "cuda": 16}
@@ -20,9 +24,13 @@ PROBE_BATCH = {"cpu": 1, "cuda": 16}
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One run of the plan; hours come from timing single steps on this device, linearly scaled."""
+    """One run of the plan; hours come from timing single steps on this device, linearly scaled.
+
+    ``options`` are those that its record will tell, as plain data.
+    """
 
     method: str
+    options: dict[str, Any]
     tuning: str
     seed: int
     steps: int
@@ -35,7 +43,7 @@ class PlannedRun:
 def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedRun]:
     """Plan every run from the protocol's sizes; each method is timed once, on random weights where it can be."""
     spec = "random:0" if protocol.backbone else weights_of(protocol)
-    timed: dict[str, tuple[str, int, float]] = {}  # tuning, parameters, seconds a video
+    timed: dict[str, tuple[dict[str, Any], int, float]] = {}  # what a record says, parameters, seconds a video
     plan = []
     for config in configs:
         recipe = recipe_of(protocol, config)
@@ -45,15 +53,17 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
             model = build_model(protocol, spec, config)
             parameters = sum(p.numel() for p in model.parameters())
             seconds = _seconds_per_video(model, protocol, trains=steps > 0)
-            timed[config.method] = model.method.options.tuning, parameters, seconds
+            timed[config.method] = describe(model), parameters, seconds
             del model
-        tuning, parameters, seconds = timed[config.method]
+        described, parameters, seconds = timed[config.method]
         repeats = trainings(protocol) if steps else 1
-        work = repeats * (steps * recipe.batch_size + protocol.test_videos / (TRAIN_WORK if steps else 1))
+        looks = repeats + len(steps_to_check(config.selection, recipe, steps // recipe.epochs, steps))
+        work = repeats * steps * recipe.batch_size + looks * protocol.test_videos / (TRAIN_WORK if steps else 1)
         plan.append(
             PlannedRun(
                 method=config.method,
-                tuning=tuning,
+                options=plain(described["options"], config.method),
+                tuning=described["tuning"],
                 seed=config.seed,
                 steps=steps,
                 batch_size=recipe.batch_size,

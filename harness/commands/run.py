@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tvrbench.harness import registry
 from tvrbench.harness.commands.output import print_json, say
@@ -30,13 +30,17 @@ from tvrbench.harness.run_config import RunConfig, planned_work
 from tvrbench.harness.running import run_one
 from tvrbench.harness.scoring import Scored, open_checkpoint, protocol_for
 from tvrbench.harness.session import Session
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.unfinished import Wanted, describe_all
 
 STANDIN_NOTICE = (
     "THIS RUN IS ON THE EMBEDDED STAND-IN: 2,300 small generated clips and a small CLIP, not MSR-VTT. "
     "It shows that the whole job works; no ranking here carries over to MSR-VTT. "
     "For the real thing give --data DIR with MSR-VTT (see README.md)."
+)
+TEST_NOTICE = (
+    "--selection best-on-test: each run reports the checkpoint that scores best on the test set, as some papers do. "
+    "Such a number is no test; records and reports flag it, and it is in no comparison."
 )
 
 
@@ -48,7 +52,8 @@ class Request:
         resume: go on from saved states, and leave out runs that have their record.
         strict: refuse to resume where only another run of the same method and seed was broken off.
         skip_done: leave out runs that have their record.
-        checkpoint_every_s, chunk, memory_limit, tensorboard: see ``Session``.
+        selection: which checkpoint of each training is reported.
+        checkpoint_every_s, chunk, memory_limit, tensorboard, save_embeddings: see ``Session``.
         videos_checked: they have been decoded to check them by whoever asks.
         report: make the protocol's report at the end.
     """
@@ -62,6 +67,7 @@ class Request:
     weights: str | None = None
     checkpoint: Path | None = None
     eval_only: bool = False
+    selection: Literal["last", "best-on-test"] = LAST
     options: dict[str, Any] = field(default_factory=dict)
     results: Path
     reports: Path
@@ -75,6 +81,7 @@ class Request:
     chunk: int | None = None
     memory_limit: int | None = None
     tensorboard: bool = False
+    save_embeddings: bool = False
     videos_checked: bool = False
     report: bool = True
     arguments: tuple[str, ...] = ()
@@ -108,6 +115,7 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
         return
     with joined(request.device), Interrupts() as interrupts:
         _tell(notice)
+        _tell(TEST_NOTICE if request.selection == BEST_ON_TEST else None)
         try:
             _carry_out(request, protocol, scored, configs, interrupts, as_json)
         except Exception as error:
@@ -160,6 +168,8 @@ def _what(request: Request) -> tuple[Protocol, Scored | None]:
         if request.eval_only:
             raise BadInput("--eval-only scores a trained checkpoint: give its file with --checkpoint FILE")
         return protocol.on(request.backbone), None
+    if request.selection != LAST:
+        raise BadInput(f"--selection {request.selection} is a choice in training, and --eval-only trains nothing")
     if not request.eval_only:
         raise BadInput(
             "--checkpoint FILE goes with --eval-only, which scores it: a run always trains from the protocol's weights"
@@ -180,6 +190,7 @@ def _configs(request: Request, protocol: Protocol, methods: Sequence[str], score
             device=request.device,
             options=request.options,
             checkpoint=scored,
+            selection=request.selection if method_class(method).trains else LAST,
             measure_speed=request.measure_speed,
         )
         for seed in seeds
@@ -209,6 +220,7 @@ def _run_all(
             chunk=request.chunk,
             memory_limit=request.memory_limit,
             tensorboard=request.tensorboard,
+            save_embeddings=request.save_embeddings,
         )
         for config in configs:
             bar.begin(config.title)

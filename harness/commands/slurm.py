@@ -21,7 +21,7 @@ class CellJob:
 
     def checkpoint(self, text: str) -> Any:
         """Asked by submitit on preemption or time-out: the same request, which resumes from the saved state."""
-        return _submitit().helpers.DelayedSubmission(self, text)
+        return check_submitit().helpers.DelayedSubmission(self, text)
 
 
 def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -> list[Any]:
@@ -36,10 +36,10 @@ def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -
     Raises:
         BadInput: submitit is not installed, there is no such cluster, or a parameter that it does not know.
     """
-    given = dict(parameters)
+    submitit, given = check_submitit(), dict(parameters)
     cluster = given.pop("cluster", "slurm")
     try:
-        executor = _submitit().AutoExecutor(folder=str(folder), cluster=cluster)
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
         executor.update_parameters(**given)
     except (RuntimeError, ValueError, NameError, TypeError) as error:
         raise BadInput(f"--slurm: {next(iter(str(error).splitlines()), cluster)}") from None
@@ -47,7 +47,8 @@ def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -
         return [executor.submit(CellJob(), dumps(task.request)) for task in tasks]
 
 
-def _submitit() -> Any:
+def check_submitit() -> Any:
+    """The package; BadInput where it is not installed."""
     try:
         return import_module("submitit")
     except ImportError:

@@ -59,7 +59,8 @@ def main() -> None:
         raise CheckFailed(f"no figure stands in both {arguments.first} and {arguments.second}")
     changed = [key for key in shared if first[key]["unit"] in COUNTED and first[key]["value"] != second[key]["value"]]
     counted = sum(first[key]["unit"] in COUNTED for key in shared)
-    print(f"{counted} counts, {len(changed)} of them changed; {len(first.keys() ^ second.keys())} figures in one run only")
+    alone = len(first.keys() ^ second.keys())
+    print(f"{counted} counts, {len(changed)} of them changed; {alone} figures in one run only\n")
     sampled = [key for key in shared if first[key]["samples"] and second[key]["samples"]]
     print("| figure | pairs | ranges meet | median difference | largest | disturbed, left out |")
     print("|---|---|---|---|---|---|")

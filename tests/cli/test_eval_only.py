@@ -322,7 +322,9 @@ def test_a_state_dict_of_another_method_is_refused(capsys: pytest.CaptureFixture
     assert "TVPt_Video_Positional_embedding" in line
     assert "give --methods NAME" in refused(capsys, "--eval-only", "--checkpoint", "released.bin")
     torch.save({3: torch.zeros(2)}, "numbered.bin")
-    assert "not a state dict" in refused(capsys, "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora")
+    assert "no flat dict of named tensors" in refused(
+        capsys, "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora"
+    )
     torch.save({"clip.visual.proj": torch.zeros(2)}, "torn.bin")
     line = refused(capsys, "--eval-only", "--checkpoint", "torn.bin", "--methods", "clip4clip")
     assert "missing keys" in line

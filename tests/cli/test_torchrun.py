@@ -66,6 +66,9 @@ def test_two_processes_stop_together_and_go_on_together(tiny_weights: Path, tmp_
     assert "after step 2 of 5 of vidtome seed 0" in stopped.stderr
     assert "interrupts.py" not in stopped.stderr  # the only traceback is torchrun's own
     assert not list(broken.rglob("*.json"))
+    draws = torch.load(next(broken.rglob("*.training")), weights_only=True)["state"]["training"]["trainer"]["random"]
+    assert len(draws) == 2
+    assert not torch.equal(draws[0]["cpu"], draws[1]["cpu"])  # no two processes draw the same
     again = launch(2, tiny_weights, broken, "--steps", "5", "--resume", method="vidtome")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("goes on after step 2 of 5") == 1
@@ -88,6 +91,27 @@ def test_a_video_that_one_process_cannot_read_stops_both(tiny_weights: Path, tmp
     assert record["status"] == "failed"
     assert "v3.mp4" in record["failure"]
     assert len(list(tmp_path.rglob("*.training"))) == 1
+
+
+def test_a_lost_first_process_is_told_of_by_the_next(tiny_weights: Path, tmp_path: Path) -> None:
+    done = launch(3, tiny_weights, tmp_path, "--dies", "0", "--every", "0", "--batch", "6")
+    assert done.returncode != 0
+    record = record_of(tmp_path)
+    assert record["status"] == "failed"
+    assert "process 1 of 3 lost another one" in record["failure"]
+    assert "--resume" in record["failure"]
+    (state,) = tmp_path.rglob("*.training")
+    assert len(torch.load(state, weights_only=True)["state"]["training"]["losses"]) >= 2
+    again = launch(3, tiny_weights, tmp_path, "--resume", "--batch", "6")
+    assert again.returncode == 0, again.stderr
+    assert record_of(tmp_path)["status"] == "completed"
+
+
+def test_a_fault_of_one_process_is_the_reason_in_the_record(tiny_weights: Path, tmp_path: Path) -> None:
+    done = launch(2, tiny_weights, tmp_path, "--starves", "1", "--every", "0")
+    assert done.returncode != 0
+    assert "tvrbench: tempme seed 0: process 0 of 2 lost another one" in done.stderr
+    assert "out of memory" in record_of(tmp_path)["failure"]
 
 
 def test_a_lost_process_ends_the_other_with_a_record(tiny_weights: Path, tmp_path: Path) -> None:

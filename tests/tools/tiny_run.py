@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,16 +132,26 @@ class Quiet:
 
 
 class Hit(Quiet):
-    """Sends a signal to its own process when it hears of a step."""
+    """Does something when it hears of a step."""
 
-    def __init__(self, step: str, number: signal.Signals) -> None:
+    def __init__(self, step: int, does: Callable[[], None]) -> None:
         super().__init__()
-        self.step, self.number = step, number
+        self.step, self.does = step, does
 
     def advance(self, work: int, note: str = "") -> None:
-        """Perhaps send it."""
-        if note.startswith(self.step):
-            os.kill(os.getpid(), self.number)
+        """Perhaps do it."""
+        if note.startswith(f"step {self.step}/"):
+            self.does()
+
+
+def sends(number: signal.Signals) -> Callable[[], None]:
+    """What sends a signal to its own process."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def starves() -> None:
+    """Find no memory."""
+    raise MemoryError
 
 
 def main() -> None:
@@ -155,9 +166,12 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--every", type=float, default=600.0, help="seconds between two saves")
     parser.add_argument("--chunk", type=int)
+    parser.add_argument("--selection", default="last")
+    parser.add_argument("--save-embeddings", action="store_true")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that every step waits")
     parser.add_argument("--bad", help="id of a video that cannot be decoded")
     parser.add_argument("--dies", type=int, help="the process of this rank kills itself at its third step")
+    parser.add_argument("--starves", type=int, help="the process of this rank finds no memory at its third step")
     parser.add_argument("--stops", type=int, help="the last process gets SIGTERM at this step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -169,9 +183,11 @@ def main() -> None:
     with joined("cpu"), Interrupts() as interrupts:
         listener = Quiet(arguments.wait)
         if world().rank == arguments.dies:
-            listener = Hit("step 3/", signal.SIGKILL)
+            listener = Hit(3, sends(signal.SIGKILL))
+        elif world().rank == arguments.starves:
+            listener = Hit(3, starves)
         elif arguments.stops is not None and world().rank == world().size - 1:
-            listener = Hit(f"step {arguments.stops}/", signal.SIGTERM)
+            listener = Hit(arguments.stops, sends(signal.SIGTERM))
         session = Session(
             listener=listener,
             interrupts=interrupts,
@@ -180,8 +196,10 @@ def main() -> None:
             resume=arguments.resume,
             checkpoint_every_s=arguments.every,
             chunk=arguments.chunk,
+            save_embeddings=arguments.save_embeddings,
         )
-        run_one(prepared, RunConfig(method=arguments.method, seed=0, measure_speed=False), session)
+        config = RunConfig(method=arguments.method, seed=0, selection=arguments.selection, measure_speed=False)
+        run_one(prepared, config, session)
 
 
 if __name__ == "__main__":

@@ -184,6 +184,19 @@ def test_shares_differ_by_one_at_most_and_cover_everything() -> None:
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_every_process_draws_for_itself() -> None:
+    """torch keeps 32 bits of a seed, so seeds that differ above them would draw alike."""
+    draws = []
+    with torch.random.fork_rng(devices=[]):
+        for base in (0, 1, 2**33):
+            for rank in range(3):
+                torch.manual_seed(World(rank=rank, size=3).seed(base))
+                draws.append(tuple(torch.rand(4).tolist()))
+        torch.manual_seed(1)
+        assert tuple(torch.rand(4).tolist()) == draws[3]  # the first draws as a process alone
+    assert len({*draws}) == 9 - 1  # seeds 0 and 2 ** 33 are one to torch
+
+
 def test_a_process_alone_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with joined("cpu") as here:

@@ -80,8 +80,9 @@ def test_subsets_and_pairs_are_scored() -> None:
         subsets={"order-only": (0, 1), "order-free": (2,)},
         scenes=(0, 0, 1),
     )
-    sim = np.array([[0.9, 0.9, 0.1], [0.8, 0.8, 0.2], [0.1, 0.2, 0.9]])
-    result = score(sim, split)
+    text = torch.tensor([[0.9, 0.1, 0.1], [0.8, 0.1, 0.2], [0.1, 0.1, 0.9]])
+    video = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # the first two tie exactly
+    result = score(text, video, split)
     assert result.ranks["t2v"].tolist() == [1.5, 1.5, 1.0]
     assert result.metrics["pair_accuracy"] == 50.0
     assert result.metrics["subsets"]["order-free"]["t2v"]["R1"] == 100.0
@@ -113,6 +114,19 @@ def test_bad_videos_are_named_one_by_one() -> None:
     text = bad_videos_message(faults)
     assert all(f"video{i}.mp4: truncated (cut)" in text for i in range(3))
     assert "--skip-bad-videos" in text
+
+
+def test_thousands_of_absent_videos_hide_no_broken_one() -> None:
+    kinds = ["missing"] * 5_000 + ["empty"]
+    faults = [
+        VideoFault(video_id=f"video{i}", path=Path(f"/x/video{i}.mp4"), kind=kind, detail="so")
+        for i, kind in enumerate(kinds)
+    ]
+    lines = bad_videos_message(faults).splitlines()
+    assert lines[0].startswith("5001 videos cannot be used")
+    assert lines[1] == "  video5000.mp4: empty (so)"
+    assert lines[-1] == "  and 4980 more are missing; tvrbench data verify lists them all"
+    assert len(lines) == 1 + 1 + 20 + 1
 
 
 @pytest.mark.parametrize(("name", "merges"), [("tempme", True), ("lora", False)])

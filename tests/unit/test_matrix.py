@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tvrbench.harness import cli
 from tvrbench.harness.commands import matrix as command
 from tvrbench.harness.commands import workers
 from tvrbench.harness.commands.cell import dumps, loads, run_lock
@@ -25,6 +27,7 @@ from tvrbench.harness.errors import BadInput
 from tvrbench.harness.interrupts import Interrupts, Stopped
 from tvrbench.harness.matrix import Matrix, cells_of, read_matrix
 from tvrbench.harness.protocol import load_protocol
+from tvrbench.harness.store import RecordStore
 
 pytestmark = pytest.mark.unit
 
@@ -184,20 +187,30 @@ def test_a_plan_tells_what_has_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "m.toml").write_text('protocols = ["standin/uniform"]\nmethods = ["zero_shot", "frame_subsample"]')
-    found = {"protocol": {"hash": load_protocol("standin/uniform").hash}, "method": {"options": {}}}
+    options = {"zero_shot": {"backbone": "ViT-12x64-16px64", "frames": 12, "tuning": "frozen", "rank": 8}}
 
-    class Store:
-        def __init__(self, root: Path) -> None:
-            pass
-
-        def find(self, protocol: str, *, method: str, seed: int, status: str) -> list[dict[str, Any]]:
-            return [found] if method == "zero_shot" else []
+    class Store(RecordStore):
+        def find(self, protocol: str | None = None, *, method: str | None = None, **_: Any) -> list[Any]:
+            said = {"name": method, "options": options.get(method or "", {"of": "another"})}
+            protocol_ref = {"hash": load_protocol("standin/uniform").hash}
+            return [{"protocol": protocol_ref, "method": said, "status": "completed", "metrics": {}}]
 
     monkeypatch.setattr(command, "RecordStore", Store)
     request = MatrixRequest(file=tmp_path / "m.toml", device="cpu", results=tmp_path, reports=tmp_path, shared={})
     run_matrix(request, dry_run=True, as_json=True)
     plan = json.loads(capsys.readouterr().out)
     assert [(run["method"], run["done"]) for run in plan["runs"]] == [("zero_shot", True), ("frame_subsample", False)]
-    assert plan["left"] == 1
+    assert plan["runs"][0]["options"] == options["zero_shot"]
+    assert (plan["left"], plan["resumed"]) == (1, 0)
     assert plan["hours"] == pytest.approx(plan["runs"][1]["hours"])
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_cluster_without_submitit_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    (tmp_path / "m.toml").write_text('protocols = ["standin/uniform"]\nmethods = ["zero_shot"]')
+    assert cli.main(["matrix", str(tmp_path / "m.toml"), "--slurm", "--results", str(tmp_path / "r")]) == 2
+    assert capsys.readouterr().err == "tvrbench: --slurm needs the package submitit: pip install submitit\n"
+    assert not (tmp_path / "r").exists()

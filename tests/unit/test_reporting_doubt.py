@@ -205,7 +205,7 @@ class TestEqualTime:
         (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
         assert entry.rival is not None
         assert [point.method for point in entry.rival.points] == ["frame_subsample", "plain"]
-        assert entry.rival.share == pytest.approx((1 / 2 - 1 / 12.5) / (1 - 1 / 12.5))  # its own time is 1, not 1 / 0.97
+        assert entry.rival.share == pytest.approx((1 / 2 - 1 / 12.5) / (1 - 1 / 12.5))  # its time is 1, not 1 / 0.97
         assert "keep=$keep" in missing_points(rows_of(store), scope_of(tmp_path))[0]
         assert "for keep in 2 6 10;" in missing_points(rows_of(store), scope_of(tmp_path))[0]
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent

@@ -145,6 +145,7 @@ def test_a_rate_that_diverged_is_not_tried_again(
     choice = outcome(tmp_path)[1]["training"]["learning_rate_choice"]
     assert choice["chosen"] == 1.0
     assert list(choice["held_out_rsum"]) == ["1.0"]
+    assert choice["diverged"] == [0.5]
 
 
 def test_every_epoch_is_saved_and_time_saves_as_well(tiny_weights: Path, tmp_path: Path) -> None:
