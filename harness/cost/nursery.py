@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tvrbench.harness.cost.allocator import measuring_environment
+
 WORKER = "tvrbench.harness.cost.worker"
 
 
@@ -46,8 +48,7 @@ class Nursery:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # a Ctrl-C is for the process that waits, which then ends this one
-            # Threads that wait by spinning take the cores of whatever else runs; it is read before torch is loaded.
-            env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
+            env=measuring_environment(),
         )
 
     @property

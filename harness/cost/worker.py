@@ -19,6 +19,7 @@ from typing import BinaryIO
 import psutil
 import torch
 
+from tvrbench.harness.cost.allocator import keeps_freed_memory
 from tvrbench.harness.cost.comparison import compare_encoding, compare_training
 from tvrbench.harness.cost.device_state import watch
 from tvrbench.harness.cost.end_to_end import measure_end_to_end
@@ -63,6 +64,7 @@ def run_job(job: Job) -> list[Measurement]:
         "compile": job.compile,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
+        "keeps_freed_memory": keeps_freed_memory(),
     }
     return [replace(m, conditions=common | dict(m.conditions)) for m in found]
 

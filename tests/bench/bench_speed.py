@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tvrbench.harness import load_model
+from tvrbench.harness.cost.allocator import restart_measuring
 from tvrbench.harness.cost.analytic import analytic_macs
 from tvrbench.harness.cost.inputs import made_up
 from tvrbench.harness.cost.paired import alternate
@@ -97,4 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_measuring()
     main()
