@@ -93,7 +93,7 @@ GPU_ROWS = (
     "centerclip:schedule=((6,3,49),)",
     "centerclip:clustering=spectral",
 )
-# Videos a call on a CPU. One of ViT-B/32 has so few tokens that reading the weights is a tenth of its time.
+# Videos a call on a CPU. One of ViT-B/32 has so few tokens that reading the weights is a noticeable part of its time.
 CPU_BATCHES = {"ViT-B-32": "2", "ViT-B-16": "1"}
 
 
