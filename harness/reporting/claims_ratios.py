@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvrbench.harness.records import MeasurementDoc
 from tvrbench.harness.reporting.claims import MODEL_MEASURES, Claim
-from tvrbench.harness.reporting.efficiency_rows import batches, figure, value_of, why_not
+from tvrbench.harness.reporting.efficiency_rows import batches, figure, rounds_interval, value_of, why_not
 from tvrbench.harness.reporting.published import PublishedNumber
 from tvrbench.harness.reporting.rows import MethodRow
 
@@ -29,7 +29,7 @@ class Ratio:
 
     Attributes:
         value: below 1 where ours is the cheaper.
-        low, high: over the rounds of a paired comparison; None where the sides ran apart.
+        low, high: 95 % interval from the rounds of a paired comparison; None where the sides ran apart.
         how: what was compared with what.
     """
 
@@ -51,7 +51,8 @@ def paired(claim: Claim, ours: MethodRow) -> Ratio | str:
         return f"paired with {said.get('against')}, not with {claim.against}"
     tuning = (said.get("against_options") or {}).get("tuning", "unknown")
     how = f"paired rounds against {claim.against} with tuning {tuning}, batch {said.get('batch')}"
-    return Ratio(value=1 / value, low=1 / float(said["high"]), high=1 / float(said["low"]), how=how)
+    low, high = rounds_interval(found)
+    return Ratio(value=1 / value, low=1 / high, high=1 / low, how=how)
 
 
 def apart(claim: Claim, ours: MethodRow, theirs: MethodRow) -> Ratio | str:
@@ -85,7 +86,8 @@ def _through_plain(measure: str, ours: MethodRow, theirs: MethodRow) -> Ratio | 
         p, q = a["conditions"], b["conditions"]
         if all(p.get(key) == q.get(key) for key in ("against", "against_options", "precision", "compile")):
             how = f"from both sides' paired rounds against {p.get('against')}, batch {batch}, {p.get('precision')}"
-            low, high = float(q["low"]) / float(p["high"]), float(q["high"]) / float(p["low"])
+            (a_low, a_high), (b_low, b_high) = rounds_interval(a), rounds_interval(b)
+            low, high = b_low / a_high, b_high / a_low
             return Ratio(value=y / x, low=low, high=high, how=how)
     return None
 

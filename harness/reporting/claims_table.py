@@ -32,7 +32,7 @@ def claims_table(judged: Sequence[Judged], name: str, title: str, scope: Scope) 
         "Each claim stands against every baseline that it can be read against; only one of them is the paper's own.",
         "Counts: reproduced where the measured value, rounded or cut, prints as claimed.",
         f"Times: where the ratio lies within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise where the "
-        f"claimed one lies in the range of the rounds. Memory: within {100 * MEMORY_TOLERANCE:g} points.",
+        f"claimed one lies in the 95 % interval of the rounds. Memory: within {100 * MEMORY_TOLERANCE:g} points.",
         "A time of one device is never compared with a time of another, and a ratio measured on a CPU is set beside "
         "the claim without a verdict. Figures that are not valid count for nothing.",
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvrbench.harness.records import MeasurementDoc
-from tvrbench.harness.reporting.efficiency_rows import encodes, figure, shared_batch, value_of
+from tvrbench.harness.reporting.efficiency_rows import encodes, figure, rounds_interval, shared_batch, value_of
 from tvrbench.harness.reporting.equal_time import RIVAL
 from tvrbench.harness.reporting.fields import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.markdown import one_line
@@ -111,7 +111,7 @@ def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:
         "accuracies": sorted(axes, key=lambda axis: axis["key"] != "speedup_comparison"),
         "words": {
             "interval": "spread",
-            "bars": "Bars: quartiles of the samples, or the range of the rounds of a speed-up.",
+            "bars": "Bars: quartiles of the samples, or the 95 % interval of a speed-up.",
             "warning": "No accuracy in it: a method has to be better than as many plain frames. Figures that are not "
             "valid are left out.",
             "cost": "gmacs_video_inference",
@@ -180,10 +180,9 @@ def _measures(rows: Sequence[MethodRow]) -> list[Measure]:
 
 
 def _spread(found: MeasurementDoc) -> tuple[float | None, float | None]:
-    """The range of the rounds of a ratio, else the quartiles of the samples."""
-    said = found["conditions"]
-    if "low" in said and "high" in said:
-        return float(said["low"]), float(said["high"])
+    """The interval that the rounds of a ratio give, else the quartiles of the samples."""
+    if {"low", "high"} <= found["conditions"].keys():
+        return rounds_interval(found)
     if len(found["samples"]) < 2:
         return None, None
     low, high = np.percentile(found["samples"], _QUARTILES)

@@ -18,6 +18,7 @@ from tvrbench.harness.reporting.efficiency_rows import (
     backbone,
     encodes,
     figure,
+    rounds_interval,
     shared_batch,
     value_of,
     why_not,
@@ -36,7 +37,7 @@ class Timed:
 
     Attributes:
         share: of the plain encoder's time, the median of the rounds.
-        spread: the range of the rounds.
+        spread: 95 % interval from the rounds.
         gmacs, tokens: of a video, counted.
         frames: that are encoded.
     """
@@ -66,7 +67,7 @@ class Equal:
         row: the method.
         timed: its time; None where there is no valid one.
         rival: interpolated linearly in time; None where the time lies outside its line.
-        span: the frames at the ends of the range of the method's rounds, None for an end outside the line.
+        span: the frames at the ends of the interval of the method's time, None for an end outside the line.
         slower: slower than all frames encoded plainly.
         reason: why something is missing.
     """
@@ -136,8 +137,8 @@ def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -
     """Each method's time, the frames that fit into it, and what those cost."""
     columns = (
         Column(key="method", header="method", left=True),
-        Column(key="time", header="time, plain encoder = 1 (range)"),
-        Column(key="frames", header="plain frames in that time (range)"),
+        Column(key="time", header="time, plain encoder = 1 (95 %)"),
+        Column(key="frames", header="plain frames in that time (95 %)"),
         Column(key="gmacs", header="GMACs"),
         Column(key="rival_gmacs", header="GMACs of those frames"),
         Column(key="output_tokens", header="tokens out"),
@@ -150,8 +151,8 @@ def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -
         f"No accuracy in it. {RIVAL}, fewer frames encoded plainly, at the measured time of each method, "
         f"interpolated linearly in time between its points: {line}.",
         f"Time: over that of {found.against} with all frames, both in one process, in turn; the median of "
-        f"{found.rounds} rounds and their range.",
-        "Slower than all frames: by more than the ranges of the rounds overlap.",
+        f"{found.rounds} rounds and a 95 % interval (Student's t).",
+        "Slower than all frames: by more than the intervals overlap.",
         f"Measured on {bench.name}, batch {found.batch}, {bench.dates}.",
         "Figures that are not valid are left out.",
     )
@@ -211,8 +212,8 @@ def _timed(row: MethodRow, batch: int, frames: int) -> Timed | None:
     if ratio is None or not speed or gmacs is None or tokens is None:
         return None
     kept = float(row.options.get("keep", frames)) if row.method == RIVAL else float(frames)
-    spread = (1 / float(ratio["conditions"]["high"]), 1 / float(ratio["conditions"]["low"]))
-    return Timed(row=row, share=1 / speed, spread=spread, gmacs=gmacs, tokens=tokens, frames=kept)
+    low, high = rounds_interval(ratio)
+    return Timed(row=row, share=1 / speed, spread=(1 / high, 1 / low), gmacs=gmacs, tokens=tokens, frames=kept)
 
 
 def _entry(row: MethodRow, timed: Timed | None, line: Sequence[Timed], batch: int, frames: int) -> Equal:

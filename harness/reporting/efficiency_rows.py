@@ -13,6 +13,7 @@ from tvrbench.harness.records import MeasurementDoc
 from tvrbench.harness.reporting.claims import Variant
 from tvrbench.harness.reporting.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.stored import StoredRecord, newest
+from tvrbench.harness.statistics import repeats_interval
 
 NAME = "efficiency"
 UNMEASURED = "this record does not hold it"
@@ -72,9 +73,10 @@ class Bench:
         return " to ".join(dict.fromkeys((days[0], days[-1])))
 
     @property
-    def minutes(self) -> float:
-        """How long all its measurements took."""
-        return sum(run.record["duration_s"] for run in self.runs) / 60
+    def encoding_only(self) -> tuple[MethodRow, ...]:
+        """The rows of which neither training nor stages nor energy were measured."""
+        more = ("step_time", "end_to_end_throughput", "energy_video")
+        return tuple(row for row in self.rows if all(figure(row, name) is None for name in more))
 
 
 def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tuple[list[Bench], list[StoredRecord]]:
@@ -140,6 +142,13 @@ def figure(row: MethodRow, name: str, what: str | None = None, batch: int | None
 def value_of(found: MeasurementDoc | None) -> float | None:
     """The value of a measurement that there is and that is valid."""
     return None if found is None or "invalid" in found["conditions"] else found["value"]
+
+
+def rounds_interval(ratio: MeasurementDoc) -> tuple[float, float]:
+    """95 % interval of a ratio from its rounds; of a single round, which has none, the ends that the record gives."""
+    if len(ratio["samples"]) > 1:
+        return repeats_interval(ratio["samples"])
+    return float(ratio["conditions"]["low"]), float(ratio["conditions"]["high"])
 
 
 def why_not(found: MeasurementDoc | None) -> str:

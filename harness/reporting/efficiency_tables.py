@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tvrbench.harness.records import MeasurementDoc
-from tvrbench.harness.reporting.efficiency_rows import Bench, batches, encodes, figure, shared_batch, value_of, why_not
+from tvrbench.harness.reporting.efficiency_rows import (
+    Bench,
+    batches,
+    encodes,
+    figure,
+    rounds_interval,
+    shared_batch,
+    value_of,
+    why_not,
+)
 from tvrbench.harness.reporting.fields import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.layout import MISSING, Best, Cell, Column, Table, fixed, links, significant, words
 from tvrbench.harness.reporting.markdown import brief
@@ -97,6 +106,7 @@ def cost_table(bench: Bench, backbone: str, scope: Scope) -> Noted:
         _speedup_words(rows, "speedup", "Speed-up"),
         "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
         _peak_words(rows),
+        _pace_words(rows),
         "The best of a column is bold, of valid figures of methods that encode.",
     )
     return _table(
@@ -132,8 +142,9 @@ def further_table(bench: Bench, backbone: str, scope: Scope) -> Noted | None:
 
 
 def ranged(m: MeasurementDoc) -> str:
-    """A ratio with the lowest and highest of its rounds."""
-    return f"{m['value']:.2f}x ({m['conditions']['low']:.2f} to {m['conditions']['high']:.2f})"
+    """A ratio with the interval that its rounds give."""
+    low, high = rounds_interval(m)
+    return f"{m['value']:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def _table(
@@ -182,7 +193,7 @@ def _cost_figures(rows: Sequence[MethodRow]) -> list[Figure]:
             instead=failed,
         ),
         *_memory_figures(rows, "inference", failed),
-        _plain("speedup", "speed-up (range)", None, best="max"),
+        _plain("speedup", "speed-up (95 %)", None, best="max"),
         Figure(
             column=Column(key="speedup_allowed", header="allowed by GMACs"),
             find=_named("speedup_reached"),
@@ -206,7 +217,7 @@ def _further_figures(rows: Sequence[MethodRow]) -> list[Figure]:
         for batch in batches(rows, "step_time", "training")
     ]
     if any(figure(row, "step_time", "training") for row in rows):
-        found.append(_plain("training_speedup", "training speed-up (range)", None, best="max", instead=no_step))
+        found.append(_plain("training_speedup", "training speed-up (95 %)", None, best="max", instead=no_step))
         found += _memory_figures(rows, "training", no_step)
     further = [
         _plain("decode_time", "decode, ms/video", significant(3), instead=stages),
@@ -316,7 +327,7 @@ def _speedup_words(rows: Sequence[MethodRow], name: str, title: str) -> str | No
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
     return (
         f"{title}: over {', '.join(over)}{tuning}, both in one process, in turn; the median of "
-        f"{' or '.join(rounds)} rounds and their range; batch {', '.join(at)}."
+        f"{' or '.join(rounds)} rounds and a 95 % interval (Student's t); batch {', '.join(at)}."
     )
 
 
@@ -330,6 +341,24 @@ def _peak_words(rows: Sequence[MethodRow]) -> str | None:
     return (
         f"Peak: square matrix products in the same process, {show(min(peaks))} to {show(max(peaks))} GMACs/s; copies "
         f"ran at {show(min(copies))} to {show(max(copies))} GB/s."
+    )
+
+
+def _pace_words(rows: Sequence[MethodRow]) -> str | None:
+    """How much the machine itself differed between the processes; None where it was not watched."""
+    paces = [
+        float(pace)
+        for row in rows
+        for run in row.runs
+        for m in run.record["cost"]
+        for pace in m["conditions"].get("pace_gmacs_per_s", {}).values()
+    ]
+    if not paces:
+        return None
+    low, middle, high = np.percentile(paces, (5, 50, 95))
+    return (
+        f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in nine of "
+        "ten): figures of different processes compare no better than that, speed-ups do."
     )
 
 

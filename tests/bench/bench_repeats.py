@@ -3,8 +3,10 @@
     tvrbench bench all --results first && tvrbench bench all --results second
     python tests/bench/bench_repeats.py first second
 
-Figures are paired by method, options, backbone, name and batch. Two agree where the ranges of their raw samples meet.
-Figures that either run marked as disturbed are counted apart. Counts (multiply-adds, tokens, parameters) must be equal,
+Figures are paired by method, options, backbone, name and batch. Two agree where the 95 % intervals of their raw samples
+meet (Student's t on the logarithm, as in the reports). Figures of one process know nothing of the pace that the machine
+had in another, so only ratios can be expected to agree; the pace of both runs is printed. Figures that either run marked
+as disturbed are counted apart. Counts (multiply-adds, tokens, parameters) must be equal,
 and the script fails where one is not.
 """
 
@@ -22,6 +24,7 @@ from tvrbench.harness.errors import CheckFailed
 from tvrbench.harness.exits import guarded
 from tvrbench.harness.records import MeasurementDoc
 from tvrbench.harness.reporting.stored import stored_records
+from tvrbench.harness.statistics import repeats_interval
 from tvrbench.harness.store import RecordStore
 
 COUNTED = ("GMACs", "tokens", "parameters")
@@ -43,8 +46,15 @@ def _figures(results: Path) -> Iterator[tuple[Key, MeasurementDoc]]:
 
 
 def meet(a: MeasurementDoc, b: MeasurementDoc) -> bool:
-    """Whether the ranges of the samples have a point in common."""
-    return min(a["samples"]) <= max(b["samples"]) and min(b["samples"]) <= max(a["samples"])
+    """Whether the intervals have a point in common."""
+    (a_low, a_high), (b_low, b_high) = repeats_interval(a["samples"]), repeats_interval(b["samples"])
+    return a_low <= b_high and b_low <= a_high
+
+
+def pace(found: dict[Key, MeasurementDoc]) -> str:
+    """What the machine itself ran at before and after each process of a run."""
+    paces = [p for m in found.values() for p in m["conditions"].get("pace_gmacs_per_s", {}).values()]
+    return f"{min(paces):.0f} to {max(paces):.0f}, median {median(paces):.0f} GMACs/s" if paces else "not recorded"
 
 
 def main() -> None:
@@ -61,8 +71,9 @@ def main() -> None:
     counted = sum(first[key]["unit"] in COUNTED for key in shared)
     alone = len(first.keys() ^ second.keys())
     print(f"{counted} counts, {len(changed)} of them changed; {alone} figures in one run only\n")
-    sampled = [key for key in shared if first[key]["samples"] and second[key]["samples"]]
-    print("| figure | pairs | ranges meet | median difference | largest | disturbed, left out |")
+    print(f"pace of the machine: {pace(first)}; {pace(second)}\n")
+    sampled = [key for key in shared if min(len(first[key]["samples"]), len(second[key]["samples"])) > 1]
+    print("| figure | pairs | intervals meet | median difference | largest | disturbed, left out |")
     print("|---|---|---|---|---|---|")
     for name in dict.fromkeys(key[3] for key in sampled):
         pairs = [(first[key], second[key]) for key in sampled if key[3] == name]

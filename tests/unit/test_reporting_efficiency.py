@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tvrbench.harness.reporting.efficiency_targets import targets_table
 from tvrbench.harness.reporting.layout import Cell, Table
 from tvrbench.harness.reporting.scope import Scope
 from tvrbench.harness.reporting.stored import stored_records
+from tvrbench.harness.statistics import repeats_interval
 from tvrbench.harness.store import RecordStore
 
 pytestmark = pytest.mark.unit
@@ -156,6 +158,15 @@ class TestRows:
             write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
 
 
+def test_the_interval_of_a_ratio_is_that_of_its_rounds(tmp_path: Path) -> None:
+    measured = replace(ratio(1.5, 2.0)[0], samples=(1.4, 1.5, 1.6))
+    save(tmp_path, "tempme", [*counts(1.0, 5), measured])
+    table = cost_table(found(tmp_path)[0], "ViT-B-16", scope(tmp_path)).table
+    low, high = repeats_interval((1.4, 1.5, 1.6))
+    assert column(table, "speedup")["tempme"].text.strip("*") == f"1.50x ({low:.2f} to {high:.2f})"
+    assert (round(low, 2), round(high, 2)) == (1.27, 1.77)
+
+
 class TestEqualTime:
     """Plain frames: 6 take half the time of 12, whose ratio to themselves strays by 5 %."""
 
@@ -227,7 +238,13 @@ class TestTargets:
     def test_open_without_a_gpu_and_judged_with_one(self, tmp_path: Path) -> None:
         save(tmp_path, "lora", [*counts(2.0, 24), speed(1.0)])
         table = targets_table(found(tmp_path), scope(tmp_path))
-        assert column(table, "met")["the whole table on a CPU in under 15 minutes"].text == "yes"
+        assert column(table, "met")["the table of encoding on a CPU in under 15 minutes"].text == "yes"
+        assert column(table, "measured")["the table of encoding on a CPU in under 15 minutes"].text.startswith(
+            "1.0 minutes for 1 rows"
+        )
+        step = Measurement("step_time", 9.0, "ms", conditions={"what": "training", "batch": 2})
+        save(tmp_path, "clip4clip", [*counts(2.0, 24), speed(1.0), step])
+        assert "; 1 more rows also" in targets_table(found(tmp_path), scope(tmp_path)).rows[0][2].text
         assert sum("not measured" in row[3].text for row in table.rows) == len(table.rows) - 1
         fast = ratio(1.7, 2.0, device="cuda")  # 85 % of what is allowed
         save(tmp_path, "tempme", [*counts(1.0, 5), speed(9.0, device="cuda"), *fast], device=GPU)

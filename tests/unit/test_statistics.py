@@ -22,6 +22,7 @@ from tvrbench.harness.statistics import (
     rank_intervals,
     recall_at,
     recall_sum,
+    repeats_interval,
 )
 from tvrbench.harness.variance import selection_gap, variance_parts
 
@@ -257,3 +258,20 @@ def test_the_gap_of_choosing_on_test_among_equals_is_the_expected_maximum(checkp
     assert min(gap.gap for gap in gaps) >= 0.0
     with pytest.raises(ValueError, match="at least one finite number"):
         selection_gap([])
+
+
+def test_an_interval_of_three_repeats_covers_what_it_says() -> None:
+    """Over 1,000 simulations, with the geometric mean known; their range would cover three in four."""
+    rng = np.random.default_rng(0)
+    samples = 1.5 * np.exp(0.05 * rng.normal(size=(1000, 3)))
+    ends = [repeats_interval(list(row)) for row in samples]
+    assert 0.93 <= np.mean([low <= 1.5 <= high for low, high in ends]) <= 0.97
+    assert 0.70 <= np.mean((samples.min(axis=1) <= 1.5) & (samples.max(axis=1) >= 1.5)) <= 0.80
+
+
+def test_an_interval_of_repeats_by_hand() -> None:
+    low, high = repeats_interval([1.0, float(np.exp(0.2))])
+    assert (np.log(low), np.log(high)) == pytest.approx((0.1 - 12.7062 * 0.1, 0.1 + 12.7062 * 0.1), abs=1e-4)
+    for bad in ([1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="samples"):
+            repeats_interval(bad)
