@@ -2,8 +2,8 @@
 
 glibc hands large blocks back to the system and fetches them again at the next call, page by page, or does not,
 depending on what happened to lie on top of its heap. On two cores the same ViT-B/16 encoder took 1.38 or 1.64 s a video
-for that reason alone (1.4 million page faults), which made a method measured against it 1.60x or 1.88x faster. Measuring
-processes therefore keep what they free, as PyTorch's allocator on a GPU does.
+for that reason alone (1.4 million page faults), which made a method measured against it 1.60x or 1.88x faster.
+Measuring processes therefore keep what they free, as PyTorch's allocator on a GPU does.
 """
 
 from __future__ import annotations

@@ -357,8 +357,8 @@ def _pace_words(rows: Sequence[MethodRow]) -> str | None:
         return None
     low, middle, high = np.percentile(paces, (5, 50, 95))
     return (
-        f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in nine of "
-        "ten): figures of different processes compare no better than that, speed-ups do."
+        f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in nine "
+        "of ten): figures of different processes compare no better than that, speed-ups do."
     )
 
 
