@@ -3,7 +3,7 @@
     tvrbench bench all --results first && tvrbench bench all --results second
     python tests/bench/bench_repeats.py first second
 
-Figures are paired by method, options, backbone, name and batch. Two agree where the 95 % intervals of their samples meet
+Figures are paired by method, options, backbone, name and batch. Two agree where their samples' 95 % intervals meet
 (Student's t on the logarithm, as in the reports). Figures of one process know nothing of the pace that the machine had
 in another, so only ratios can be expected to agree; the pace of both runs is printed. Figures that either run marked as
 disturbed are counted apart. Counts (multiply-adds, tokens, parameters) must be equal, and the script fails where one is
