@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tvrbench.harness.reporting.equal_time import RIVAL
 from tvrbench.harness.reporting.fields import (
     GMACS_HEADER,
     METRICS,
@@ -36,6 +37,9 @@ TIES_SENTENCE = (
 RANK_SENTENCE = (
     "Rank: 1 + the methods whose R@1 is higher beyond doubt, so methods that cannot be told apart share one (see "
     "below)."
+)
+LINE_SENTENCE = (
+    f"{RIVAL} with several numbers of frames is a line and no method: it has no rank and is judged at equal time."
 )
 
 
@@ -103,6 +107,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -
         TIES_SENTENCE if ties_matter(rows) else None,
         "Interval: 95 % bootstrap over queries.",
         RANK_SENTENCE if pairs else None,
+        LINE_SENTENCE if pairs and sum(row.method == RIVAL for row in rows) > 1 else None,
         "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
         f"Time and memory: {setting(rows)}.",
         "Speed-up: over the plain encoder, both in one process, in turn; videos/s are of separate processes, between "

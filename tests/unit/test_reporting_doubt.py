@@ -211,6 +211,9 @@ class TestEqualTime:
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
         (row,) = csv_rows(folder, "equal-time")
         assert row["rival"].startswith("keep 8 and 12, ")
+        ranks = {line["method"]: line["rank"] for line in csv_rows(folder, "main") if line["method"] != "chance"}
+        assert {name for name, rank in ranks.items() if not rank} == {f"frame_subsample (keep={k})" for k in (4, 8)}
+        assert "is a line and no method" in (folder / "main.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(
         ("throughput", "reason"),
