@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import resource
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 
 from tvrbench.harness.checkpoint import save_checkpoint
@@ -28,18 +28,6 @@ from tvrbench.harness.training import Trainer
 
 pytestmark = pytest.mark.unit
 STEPS = 4
-
-
-def _load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).parents[1] / "tools" / "tiny_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_run = _load_tool()
 
 
 @pytest.fixture

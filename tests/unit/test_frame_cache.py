@@ -14,55 +14,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import av
 import numpy as np
 import pytest
+from five_videos import IDS, SPEC, Folder, fill, with_videos, write_video
 
 from tvrbench.datasets import base
-from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.harness import frame_cache, frame_store
-from tvrbench.harness.data import NATIVE, FrameSpec, Split
+from tvrbench.harness.data import NATIVE, FrameSpec
 from tvrbench.harness.errors import BadInput
-from tvrbench.harness.frame_cache import FillReport, fill_cache, open_cache, whole_videos
+from tvrbench.harness.frame_cache import open_cache
 from tvrbench.harness.frames import FrameLoader, frames_fingerprint
-from tvrbench.harness.preparation import Prepared, with_checked_videos
+from tvrbench.harness.preparation import Prepared
 
 pytestmark = pytest.mark.unit
-
-SPEC = FrameSpec(frames=4, size=16)
-IDS = [f"video{i}" for i in range(5)]
-
-
-class Folder(VideoFolderDataset):
-    """Five videos of a folder."""
-
-    name, summary, wanted, split_names = "folder", "five videos", "videos", ("all",)
-
-    def split(self, name: str) -> Split:
-        return Split(name=name, video_ids=tuple(IDS), captions=tuple(IDS), caption_video=tuple(range(len(IDS))))
-
-
-def write_video(path: Path, seed: int, frames: int = 10, size: tuple[int, int] = (40, 24)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=2, options={"preset": "ultrafast"})
-        stream.width, stream.height = size
-        for _ in range(frames):
-            picture = np.kron(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3)), np.ones((8, 8, 1)))
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), "rgb24")))
-        file.mux(stream.encode())
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for i, name in enumerate(IDS):
-        write_video(tmp_path / "videos" / f"{name}.mp4", i, frames=10 - 2 * i)
-    return tmp_path
-
-
-def fill(root: Path, spec: FrameSpec = SPEC) -> FillReport:
-    return fill_cache(Folder(root), spec, IDS, workers=2)
+    return with_videos(tmp_path)
 
 
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +228,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_frame_cache import Folder, IDS, SPEC
+from five_videos import Folder, IDS, SPEC
 from tvrbench.harness import frame_store
 from tvrbench.harness.frame_cache import fill_cache
 frame_store.COMMIT_EVERY = 1
@@ -279,7 +248,7 @@ fill_cache(Folder(Path({root!r})), SPEC, IDS, workers=1)
 
 @pytest.mark.parametrize("at", ["video0", "video3"])
 def test_a_killed_writer_leaves_a_good_store(root: Path, at: str) -> None:
-    code = KILLED.format(here=str(Path(__file__).parent), root=str(root), at=at)
+    code = KILLED.format(here=str(Path(__file__).parents[1] / "tools"), root=str(root), at=at)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
@@ -298,7 +267,7 @@ def test_a_killed_writer_leaves_a_good_store(root: Path, at: str) -> None:
 
 def test_killed_at_any_moment(root: Path) -> None:
     """Whatever the moment, what is in the store is right, and filling goes on from there."""
-    code = KILLED.format(here=str(Path(__file__).parent), root=str(root), at="none")
+    code = KILLED.format(here=str(Path(__file__).parents[1] / "tools"), root=str(root), at="none")
     kept = []
     for delay in (0.005, 0.03):
         with subprocess.Popen([sys.executable, "-c", code.replace("IDS, workers", "IDS * 200, workers")]) as process:
@@ -311,105 +280,6 @@ def test_killed_at_any_moment(root: Path) -> None:
         held(root)
         shutil.rmtree(report.folder)
     assert all(0 <= count <= 5 for count in kept)
-
-
-def cut_short(path: Path) -> None:
-    """Damage a video behind the last frame that ``BEGINNING`` picks."""
-    data = bytearray(path.read_bytes())
-    with av.open(str(path)) as file:
-        last = max((packet for packet in file.demux() if packet.size), key=lambda packet: packet.pts)
-        assert last.pos is not None
-        data[last.pos + 5 : last.pos + last.size] = bytes(last.size - 5)
-    path.write_bytes(data)
-
-
-class Beginning(Folder):
-    """Only the first second of each video counts."""
-
-    first_seconds = 1.0
-
-
-def test_filling_looks_at_all_of_a_video_and_not_only_at_the_frames_it_keeps(root: Path) -> None:
-    cut_short(root / "videos/video1.mp4")
-    dataset = Beginning(root)
-    dataset.frames("video1", SPEC)  # these can be had
-    assert [fault.video_id for fault in dataset.check_videos(IDS)] == ["video1"]
-    report = fill_cache(dataset, SPEC, IDS, workers=1)
-    assert [fault.video_id for fault in report.faults] == ["video1"]
-    assert whole_videos(dataset, IDS) == set(IDS) - {"video1"}
-
-
-def checked(root: Path, monkeypatch: pytest.MonkeyPatch, *, skip_bad: bool = False) -> tuple[list[str], Any, list[str]]:
-    """The videos that are decoded to check them before a run, what is to be run, and what was said."""
-    decoded: list[str] = []
-    probe = base.probe
-    monkeypatch.setattr(base, "probe", lambda path: (decoded.append(path.stem), probe(path))[1])
-    dataset, said = Folder(root), list[str]()
-    split = dataset.split("all")
-    train, test = split.without(IDS[3:]), split.without(IDS[:3])
-    name = SimpleNamespace(name="p")
-    prepared: Any = Prepared(
-        protocol=name,  # type: ignore[arg-type]
-        dataset=dataset,
-        train=train,
-        test=test,
-        skipped=(),
-        weights=None,  # type: ignore[arg-type]
-        weights_spec=None,
-        tokenizer=None,  # type: ignore[arg-type]
-    )
-    return decoded, with_checked_videos(prepared, skip_bad=skip_bad, say=said.append), said
-
-
-def test_without_a_cache_a_run_checks_every_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, _, said = checked(root, monkeypatch)
-    assert sorted(decoded) == IDS
-    assert "tvrbench data cache folder keeps frames" in said[0]
-
-
-@pytest.mark.parametrize("size", [16, NATIVE])
-def test_a_run_does_not_check_again_what_a_cache_was_filled_from(
-    root: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    fill(root, replace(SPEC, size=size))
-    decoded, prepared, said = checked(root, monkeypatch)
-    assert decoded == []
-    assert prepared.skipped == ()
-    assert said == ["5 of 5 videos were found whole when the frame cache was filled, and are unchanged"]
-
-
-def test_a_run_checks_what_changed_since_the_cache_was_filled(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(root)
-    write_video(root / "videos/video2.mp4", 99)
-    (root / "videos/video3.mp4").unlink()
-    (root / "videos/video4.mp4").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"(?s)2 videos cannot be used.*video4.mp4: empty.*video3.mp4: missing"):
-        checked(root, monkeypatch)
-    (root / "videos/video3.mp4").write_bytes((root / "videos/video2.mp4").read_bytes())
-    monkeypatch.undo()
-    decoded, prepared, _ = checked(root, monkeypatch, skip_bad=True)
-    assert sorted(decoded) == ["video2", "video3", "video4"]
-    assert prepared.skipped == ("video4",)
-
-
-def test_a_cache_of_other_libraries_or_another_data_set_vouches_for_nothing(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = fill(root)
-    monkeypatch.setattr(Folder, "name", "other")
-    assert whole_videos(Folder(root), IDS) == set()
-    monkeypatch.undo()
-    monkeypatch.setattr(base, "versions", lambda decoder: {"libavcodec": "99.1"})
-    assert whole_videos(Folder(root), IDS) == set()
-    monkeypatch.undo()
-    assert whole_videos(Folder(root), [*IDS, "no-such-video"]) == set(IDS)
-    monkeypatch.setattr(frame_cache, "FORMAT", frame_store.FORMAT + 1)
-    assert whole_videos(Folder(root), IDS) == set()
-    assert open_cache(Folder(root), SPEC) is None
-    monkeypatch.undo()
-    for text in ("[]", "{}", '{"dataset": "folder", "format": 2, "versions": []}', "null"):
-        (report.folder / "key.json").write_text(text)
-        assert whole_videos(Folder(root), IDS) == set()
 
 
 def test_bad_videos_are_named_and_the_others_kept(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from safetensors.torch import load_file
 
@@ -28,20 +28,10 @@ from tvrbench.harness.unfinished import Wanted, describe_all, refuse_another
 pytestmark = pytest.mark.unit
 
 
-def _load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).parents[1] / "tools" / "tiny_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_run = _load_tool()
 CONFIG = RunConfig(method="lora", seed=0, measure_speed=False)
 
 
-class Breaking(tiny_run.Quiet):  # type: ignore[misc]
+class Breaking(tiny_run.Quiet):
     """Sends this process a signal when it hears the note of the n-th step."""
 
     def __init__(self, at: int | None = None, number: int = signal.SIGTERM) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -31,18 +31,6 @@ from tvrbench.harness.unfinished import Wanted, describe_all
 pytestmark = pytest.mark.unit
 LAST = RunConfig(method="vidtome", seed=0, measure_speed=False)  # draws at random in training
 BEST = replace(LAST, selection="best-on-test")
-
-
-def _load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).parents[1] / "tools" / "tiny_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_run = _load_tool()
 
 
 def carry_out(prepared: Prepared, folder: Path, config: RunConfig, listener: Any = None, **options: Any) -> None:
@@ -130,7 +118,7 @@ def tiny_run_score() -> Any:
     return _Run._score
 
 
-class Stopping(tiny_run.Quiet):  # type: ignore[misc]
+class Stopping(tiny_run.Quiet):
     """Sends SIGTERM at the n-th thing it hears of."""
 
     def __init__(self, at: int) -> None:

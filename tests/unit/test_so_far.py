@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 
 from tvrbench.harness.commands.plan import PlannedRun
 from tvrbench.harness.commands.so_far import SoFar, so_far
@@ -24,18 +24,6 @@ from tvrbench.harness.training import Trainer
 
 pytestmark = pytest.mark.unit
 TEMPME = RunConfig(method="tempme", seed=0, measure_speed=False)  # has options that are tuples
-
-
-def _load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).parents[1] / "tools" / "tiny_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_run = _load_tool()
 
 
 def planned(prepared: Prepared, config: RunConfig) -> PlannedRun:

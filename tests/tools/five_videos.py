@@ -1,0 +1,47 @@
+"""Five short videos in a folder, as a data set, for the tests of the frame cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+from tvrbench.datasets.base import VideoFolderDataset
+from tvrbench.harness.data import FrameSpec, Split
+from tvrbench.harness.frame_cache import FillReport, fill_cache
+
+SPEC = FrameSpec(frames=4, size=16)
+IDS = [f"video{i}" for i in range(5)]
+
+
+class Folder(VideoFolderDataset):
+    """Five videos of a folder."""
+
+    name, summary, wanted, split_names = "folder", "five videos", "videos", ("all",)
+
+    def split(self, name: str) -> Split:
+        return Split(name=name, video_ids=tuple(IDS), captions=tuple(IDS), caption_video=tuple(range(len(IDS))))
+
+
+def write_video(path: Path, seed: int, frames: int = 10, size: tuple[int, int] = (40, 24)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=2, options={"preset": "ultrafast"})
+        stream.width, stream.height = size
+        for _ in range(frames):
+            picture = np.kron(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3)), np.ones((8, 8, 1)))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), "rgb24")))
+        file.mux(stream.encode())
+
+
+def with_videos(root: Path) -> Path:
+    """The folder, the videos now below it."""
+    for i, name in enumerate(IDS):
+        write_video(root / "videos" / f"{name}.mp4", i, frames=10 - 2 * i)
+    return root
+
+
+def fill(root: Path, spec: FrameSpec = SPEC) -> FillReport:
+    return fill_cache(Folder(root), spec, IDS, workers=2)
