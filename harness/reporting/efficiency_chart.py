@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvrbench.harness.records import MeasurementDoc
-from tvrbench.harness.reporting.efficiency_rows import encodes, figure, rounds_interval, shared_batch, value_of
+from tvrbench.harness.reporting.efficiency_rows import figure, rounds_interval, shared_batch, value_of
 from tvrbench.harness.reporting.equal_time import RIVAL
 from tvrbench.harness.reporting.fields import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.markdown import one_line
@@ -86,7 +86,7 @@ class Group:
     @property
     def drawn(self) -> list[MethodRow]:
         """The rows of methods that encode."""
-        return [row for row in self.rows if encodes(row)]
+        return [row for row in self.rows if row.encodes]
 
 
 def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:

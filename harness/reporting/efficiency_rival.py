@@ -16,7 +16,6 @@ from itertools import pairwise
 from tvrbench.harness.reporting.efficiency_rows import (
     Bench,
     backbone,
-    encodes,
     figure,
     rounds_interval,
     shared_batch,
@@ -107,7 +106,7 @@ def at_equal_time(rows: Sequence[MethodRow], frames: int) -> EqualTimes | None:
     The line is made of the rival's rows; the plain encoder that speed-ups are over ends it, if no row of the rival
     keeps all frames: its time is 1, and measuring it against itself says how far a ratio strays.
     """
-    rows = [row for row in rows if encodes(row)]
+    rows = [row for row in rows if row.encodes]
     batch = shared_batch(rows, *_WHAT)
     ratios = [m for row in rows if (m := figure(row, *_WHAT, batch)) is not None and value_of(m)]
     names = sorted({str(m["conditions"].get("against")) for m in ratios})

@@ -181,11 +181,6 @@ def shared_batch(rows: Sequence[MethodRow], name: str, what: str | None = None) 
     return max(common or set().union(*having), default=None)
 
 
-def encodes(row: MethodRow) -> bool:
-    """Whether the towers run at all."""
-    return bool(value_of(figure(row, "gmacs_video")))
-
-
 def variant_name(row: MethodRow, variants: Sequence[Variant]) -> str | None:
     """What a paper calls the row's options, where it has a name for them."""
     return next((v.name for v in variants if v.method == row.method and _fits(v.options, row)), None)

@@ -11,7 +11,6 @@ from tvrbench.harness.records import MeasurementDoc
 from tvrbench.harness.reporting.efficiency_rows import (
     Bench,
     batches,
-    encodes,
     figure,
     rounds_interval,
     shared_batch,
@@ -93,7 +92,7 @@ class Figure:
             mark = notes.mark(f"! not valid, and left out of every best and every claim: {reason}.")
             return Cell(text=f"{text} ! {mark}", value=f"{value} (not valid)", contends=False)
         bound = found["conditions"].get("lower_bound") is True
-        contends = encodes(row) and bool(value) and not bound
+        contends = row.encodes and bool(value) and not bound
         return Cell(text=f"≥ {text}" if bound else text, value=value, contends=contends)
 
 

@@ -86,7 +86,7 @@ def against_fewer_frames(rows: Sequence[MethodRow], scope: Scope) -> list[EqualT
     fewer = [row for row in rows if row.method == RIVAL and row.selection == "last"]
     if not scope.compares or not fewer:
         return []
-    others = [row for row in rows if row.method != RIVAL and row.selection == "last" and encodes(row)]
+    others = [row for row in rows if row.method != RIVAL and row.selection == "last" and row.encodes]
     rivals = fewer + [row for row in others if _is_plain(row)]
     found = [_with_rival(row, rivals) for row in others if row not in rivals]
     gains = {i: gain for i, entry in enumerate(found) if (gain := _gain(entry)) is not None}
@@ -103,7 +103,7 @@ def missing_points(rows: Sequence[MethodRow], scope: Scope) -> list[str]:
 
     Empty where methods are not compared.
     """
-    trained = [row for row in rows if row.method != RIVAL and encodes(row) and row.record["tuning"] != "frozen"]
+    trained = [row for row in rows if row.method != RIVAL and row.encodes and row.record["tuning"] != "frozen"]
     frames = {int(row.options["frames"]) for row in trained if "frames" in row.options}
     wanted = {max(1, round(share * n)) for n in frames for share in SHARES}
     lines = []
@@ -118,12 +118,6 @@ def missing_points(rows: Sequence[MethodRow], scope: Scope) -> list[str]:
             keeps = " ".join(str(keep) for keep in sorted(wanted - have))
             lines.append(f"for keep in {keeps}; do {run} --set keep=$keep; done")
     return lines
-
-
-def encodes(row: MethodRow) -> bool:
-    """Whether the towers run at all."""
-    cost = row.cost("gmacs_video")
-    return cost is not None and bool(cost.value)
 
 
 def _with_rival(row: MethodRow, rivals: Sequence[MethodRow]) -> EqualTime:
