@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from tvrbench.harness.heads import Head, MeanPooling
-from tvrbench.harness.method import Method, MethodOptions
-from tvrbench.harness.sequence_head import SequenceTransformer
+from tvrbench.harness.models.heads import Head, MeanPooling
+from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.sequence_head import SequenceTransformer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tvrbench.harness.backbone.architecture import Architecture, vision_name
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.method import Method, MethodOptions
-from tvrbench.harness.tokens import BlockTokens, TokenReducer
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
+from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
 
 # Nearest to TempMe's multiply-adds at 12 frames: 8 / 12 x 52.96 = 35.3 against its 34.76 x 10^9 on ViT-B/32,
 # 7 / 12 x 210.99 = 123.1 against its 121.42 x 10^9 on ViT-B/16.

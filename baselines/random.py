@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.method import Method, MethodOptions
-from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.tokens import BlockTokens, TokenReducer
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
 
 
 class RandomModel(RetrievalModel):

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.method import Method, MethodOptions
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
 
 

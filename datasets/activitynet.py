@@ -19,8 +19,8 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset, make_split
-from tvrbench.harness.data import Source, Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Source, Split
 
 _FILES = {"val1": "val_1.json", "train": "train.json"}
 _ORIGIN = "its authors give out captions.zip with train.json and val_1.json, see `tvrbench data download activitynet`"

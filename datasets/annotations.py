@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import error as ZlibError
 
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 _MAX_BYTES = 256 * 1024**2
 _MAX_CAPTION = 10_000

@@ -12,7 +12,7 @@ from typing import Any, cast
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, rand_augment_transform
 
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 Picture = Image.Image
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from tvrbench.datasets.annotations import checked_id
-from tvrbench.datasets.decoders import versions
+from tvrbench.datasets.decoders.select import versions
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbs
-from tvrbench.harness.data import (
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import (
     VIDEO_SUFFIXES,
     Clip,
     Frames,
@@ -30,7 +31,6 @@ from tvrbench.harness.data import (
     VideoReport,
     clip_sha256,
 )
-from tvrbench.harness.errors import BadInput
 
 T = TypeVar("T")
 

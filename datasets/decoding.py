@@ -16,7 +16,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from tvrbench.datasets.containers import ends_early
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 # A hostile header can promise a picture of any size; this is twice 8K video.
 _MAX_PIXELS = 8192 * 8192

@@ -21,8 +21,8 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import Content, PublishedDataset, make_split
-from tvrbench.harness.data import Source, Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Source, Split
 
 _FILES = {"test": "test_data.json", "val": "val_data.json", "train": "train_data.json"}
 _PIECE_S = 5.0

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from tvrbench.datasets.annotations import AnnotationSource, checked_caption, checked_id
 from tvrbench.datasets.published import PublishedDataset, make_split
-from tvrbench.harness.data import Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Split
 
 _FILES = {
     "test": "LSMDC16_challenge_1000_publictect.csv",

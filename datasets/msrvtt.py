@@ -23,8 +23,8 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset
-from tvrbench.harness.data import Source, Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Source, Split
 
 Record = Mapping[str, object]
 

@@ -1,7 +1,7 @@
 """MSVD (Chen and Dolan, ACL 2011) as the CLIP4Clip release serves it: about 40 captions a video, every one a query.
 
 Splits: ``test`` (670 videos), ``val`` (100) and ``train`` (1,200). Video to text is scored as CLIP4Clip defines it for
-many captions a video, see `tvrbench.harness.metrics.retrieval_metrics`.
+many captions a video, see `tvrbench.harness.evaluation.metrics.retrieval_metrics`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import ClassVar
 from tvrbench.datasets.annotations import AnnotationSource, checked_caption, checked_id, parse_ids
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
 from tvrbench.datasets.published import Content, PublishedDataset, make_split
-from tvrbench.harness.data import Source, Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Source, Split
 
 _CAPTIONS = "raw-captions.pkl"
 _LISTS = {"test": "test_list.txt", "val": "val_list.txt", "train": "train_list.txt"}

@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 _MAX_STEPS = 10_000_000  # the published captions take 1.5 million; each may cost 64 bytes of memory
 _MARK = object()  # what `(` puts on the stack, to be found again by the instruction that gathers what follows

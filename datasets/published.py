@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tvrbench.datasets.base import VideoFolderDataset
-from tvrbench.harness.data import Split
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 SAMPLERS = ("tempme", "clip4clip", "centerclip", "centerclip-train")
 

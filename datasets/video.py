@@ -14,12 +14,12 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from tvrbench.datasets.decoders import Pick, gather, naming
+from tvrbench.datasets.decoders.select import Pick, gather, naming
 from tvrbench.datasets.decoding import PacketIndex, check_count, decode, scan
 from tvrbench.datasets.pictures import RGB, Picture, quarter_turns, resize_and_crop, to_rgb
 from tvrbench.datasets.sampling import frame_indices
-from tvrbench.harness.data import NATIVE, Clip, Frames, FrameSpec
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
 _GRID = 4  # thumbnails, by which two copies of a video are compared
 _HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)

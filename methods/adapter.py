@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method, MethodOptions
 
 
 class LoRA(Method[MethodOptions]):

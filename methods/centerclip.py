@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.clip import CLIP
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.method import Method, MethodOptions
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.method import Method, MethodOptions
 from tvrbench.methods.ops.kmedoids import k_medoids
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages, take
 from tvrbench.methods.ops.spectral import spectral_cluster

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.backbone.architecture import HEAD_WIDTH, Architecture
-from tvrbench.harness.backbone.blocks import Block
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.method import Method, MethodOptions
-from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
+from tvrbench.harness.models.backbone.blocks import Block
+from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import Merge, bipartite_match
 
 

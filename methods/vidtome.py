@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.blocks import Block
-from tvrbench.harness.backbone.clip import CLIP
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.method import Method, MethodOptions
-from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.blocks import Block
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tvrbench.harness import load_model
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.clip import CLIP
-from tvrbench.harness.backbone.weights import initialise
-from tvrbench.harness.loading import method_class
-from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.weights import initialise
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.model import RetrievalModel
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from tvrbench.datasets.msrvtt import MSRVTT, Record
 from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 # `Split.fingerprint` of what the default settings generate: 300 and 2,000 videos, one caption each.
 _GENERATED = MappingProxyType(

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from tvrbench.datasets.standin.render import EVENT_FRAMES, SIDE, render, swap
 from tvrbench.datasets.standin.scenes import Scene, draw_scenes
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
 
 VERSION = 1  # raise it whenever a change to this package changes what is generated
 MARKER = "standin.json"

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 
 from tvrbench.datasets.standin.render import RADIUS, SIDE, background, paint
 from tvrbench.datasets.standin.scenes import COLOURS, RELATIONS, SHAPES, SIZES, VOCABULARY, draw
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.clip import CLIP
-from tvrbench.harness.backbone.tokenizer import WordTokenizer
-from tvrbench.harness.backbone.weights import initialise
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.frames import normalise
-from tvrbench.harness.schedules import warmup_cosine
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.frame_loader import normalise
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
+from tvrbench.harness.models.backbone.weights import initialise
+from tvrbench.harness.training.schedules import warmup_cosine
 
 ARCHITECTURE = Architecture(
     image_size=SIDE,

@@ -1,1 +1,1 @@
-"""Reports from records alone: tables, figures, verdicts on published numbers, and the page that holds them."""
+"""From records to tables, figures and pages; reads records only."""

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 
 Schedule = tuple[tuple[int, int, int], ...]
 SegmentMask = Literal["any", "last"]

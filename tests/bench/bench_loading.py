@@ -26,10 +26,10 @@ import numpy as np
 
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
-from tvrbench.harness.data import Clip, FrameSpec, Split
-from tvrbench.harness.decoder_comparison import compare_decoders
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.frame_cache import CachedFrames, fill_cache, open_cache
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.cache import CachedFrames, fill_cache, open_cache
+from tvrbench.harness.data.compare_decoders import compare_decoders
+from tvrbench.harness.data.types import Clip, FrameSpec, Split
 
 AUGMENT = "tempme-randaugment"
 

@@ -16,8 +16,8 @@ import time
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.chunking import Trial
-from tvrbench.harness.recipe import load_recipe
+from tvrbench.harness.config.recipe import load_recipe
+from tvrbench.harness.runs.micro_batch import Trial
 
 
 def one(method: str, backbone: str, batch: int, chunk: int) -> None:

@@ -16,10 +16,11 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from tvrbench.harness import load_model, registry
-from tvrbench.harness.cost.inputs import made_up
-from tvrbench.harness.decisions import Margins, Recorder, Replay, agreement, watched
-from tvrbench.harness.loading import method_class
+from tvrbench.harness import load_model
+from tvrbench.harness.core import registry
+from tvrbench.harness.models.decisions import Margins, Recorder, Replay, agreement, watched
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.profiling.scenarios.synthetic import made_up
 
 HEADERS = ("method", "error, same choices", "cosine, own choices", "choices that agree", "median margin")
 

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
-from tvrbench.harness.cost.memory import MemoryProbe
-from tvrbench.harness.metrics import ranks_blockwise
+from tvrbench.harness.evaluation.metrics import ranks_blockwise
+from tvrbench.harness.profiling.trackers.memory import MemoryProbe
 
 
 def resident_mib() -> float:

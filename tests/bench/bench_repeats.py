@@ -20,12 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tvrbench.harness.errors import CheckFailed
-from tvrbench.harness.exits import guarded
-from tvrbench.harness.records import MeasurementDoc
-from tvrbench.harness.reporting.stored import stored_records
-from tvrbench.harness.statistics import repeats_interval
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.exit_codes import guarded
+from tvrbench.harness.evaluation.statistics import repeats_interval
+from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.data.records import stored_records
 
 COUNTED = ("GMACs", "tokens", "parameters")
 Key = tuple[Any, ...]

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.cost.allocator import restart_measuring
-from tvrbench.harness.cost.analytic import analytic_macs
-from tvrbench.harness.cost.inputs import made_up
-from tvrbench.harness.cost.paired import alternate
+from tvrbench.harness.profiling.counts.formula import analytic_macs
+from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.trackers.allocator import restart_measuring
+from tvrbench.harness.profiling.trackers.interleaved import alternate
 
 BACKBONES = {"ViT-B-32": 4, "ViT-B-16": 1}  # and the videos a call that the released code was timed with
 METHODS = ("tempme", "centerclip")

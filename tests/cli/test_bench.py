@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tvrbench.harness import cli
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.cli
 TEMPME = "tempme:r=1;clip_ratio=0.3;intra_ratio=0.1"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tvrbench.harness import cli
-from tvrbench.harness.commands.tiers import measure_exact
-from tvrbench.harness.protocol import load_protocol
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.regression.measure import measure_exact
 from tvrbench.methods.ops import matching
 from tvrbench.methods.tempme import TempMeReducer
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness import cli
-from tvrbench.harness.commands.tiers import cost_ratios, default_margin, measure_exact, measure_signatures
-from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.protocol import load_protocol
-from tvrbench.harness.records import Measurement
-from tvrbench.harness.regression import Baseline, compare
-from tvrbench.harness.statistics import rank_intervals
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.evaluation.statistics import rank_intervals
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.records.record import Measurement
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.regression.baseline import Baseline, compare
+from tvrbench.harness.regression.measure import cost_ratios, default_margin, measure_exact, measure_signatures
 from tvrbench.methods.ops import matching
 from tvrbench.methods.tempme import TempMeReducer
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tvrbench.harness import cli, registry
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.core import registry
 
 pytestmark = pytest.mark.cli
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tvrbench.harness import cli
-from tvrbench.harness.records import Measurement
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.records.record import Measurement
+from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.cli
 

@@ -18,8 +18,8 @@ import pytest
 
 from tvrbench.datasets.msvd import MSVD
 from tvrbench.datasets.published import Content
-from tvrbench.harness.cli import main
-from tvrbench.harness.commands import data
+from tvrbench.harness.cli import data
+from tvrbench.harness.cli.app import main
 
 pytestmark = pytest.mark.cli
 

@@ -17,18 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tvrbench.harness import cli, load_model
-from tvrbench.harness.checkpoint import save_checkpoint
-from tvrbench.harness.commands import run as run_command
-from tvrbench.harness.evaluation import evaluate
-from tvrbench.harness.loading import method_class
-from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.preparation import Prepared, prepare, weights_of
-from tvrbench.harness.protocol import Protocol, load_protocol
-from tvrbench.harness.provenance import file_sha256
-from tvrbench.harness.records import Record
-from tvrbench.harness.running import RunConfig
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness import load_model
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.config.protocol import Protocol, load_protocol
+from tvrbench.harness.evaluation.evaluate import evaluate
+from tvrbench.harness.models.checkpoint import save_checkpoint
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.records.provenance import file_sha256
+from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs import suite as run_command
+from tvrbench.harness.runs.context import Prepared, prepare, weights_of
+from tvrbench.harness.runs.runner import RunConfig
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 NAME = "standin/uniform"
@@ -125,8 +126,8 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
     def unwanted(*_: Any) -> None:
         raise AssertionError("the checkpoint holds all weights, so no others are to be loaded")
 
-    monkeypatch.setattr("tvrbench.harness.preparation.load_weights", unwanted)
-    monkeypatch.setattr("tvrbench.harness.running.Fitting", unwanted)
+    monkeypatch.setattr("tvrbench.harness.runs.context.load_weights", unwanted)
+    monkeypatch.setattr("tvrbench.harness.runs.runner.Fitting", unwanted)
     shutil.copytree(trained.results, "results")
     file = str(Path("results") / trained.checkpoint.relative_to(trained.results))
     monkeypatch.setattr("sys.argv", ["tvrbench", "run", NAME, "--eval-only", "--checkpoint", str(Path(file).resolve())])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tvrbench.harness import cli
-from tvrbench.harness.commands.matrix import MatrixRequest, run_matrix
-from tvrbench.harness.commands.run import Request
-from tvrbench.harness.commands.slurm import submit
-from tvrbench.harness.commands.workers import Task
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.cli.sweep import MatrixRequest, run_matrix
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.launch.local import Task
+from tvrbench.harness.runs.launch.slurm import submit
+from tvrbench.harness.runs.suite import Request
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 

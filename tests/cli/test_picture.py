@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvrbench.harness import cli, load_model
-from tvrbench.harness.checkpoint import save_checkpoint
-from tvrbench.harness.commands.picture import beside_records
-from tvrbench.harness.loading import method_class
-from tvrbench.harness.preparation import weights_of
-from tvrbench.harness.protocol import load_protocol
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness import load_model
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.cli.visualize import beside_records
+from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.models.checkpoint import save_checkpoint
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.context import weights_of
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 PROTOCOL = "standin/uniform"

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from tvrbench.harness import cli
-from tvrbench.harness.commands import run as run_command
-from tvrbench.harness.protocol import Protocol, load_protocol
-from tvrbench.harness.provenance import canonical
-from tvrbench.harness.records import Record
-from tvrbench.harness.running import RunConfig
-from tvrbench.harness.store import RecordStore
-from tvrbench.harness.training import Trainer
+from tvrbench.harness.cli import app as cli
+from tvrbench.harness.config.protocol import Protocol, load_protocol
+from tvrbench.harness.records.provenance import canonical
+from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs import suite as run_command
+from tvrbench.harness.runs.runner import RunConfig
+from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 STEPS = 3
@@ -106,7 +106,7 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("tvrbench.harness.running.choose_rate", explode)
+    monkeypatch.setattr("tvrbench.harness.runs.runner.choose_rate", explode)
     with pytest.raises(RuntimeError, match="no such luck"):
         cli.main(["run", "standin/uniform", "--methods", "lora", "--paper-scale", "none"])
     records = RecordStore(Path("results")).load_all("standin/uniform")
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
             sys.executable,
             "-P",
             "-c",
-            "import sys; from tvrbench.harness.cli import main; sys.exit(main())",
+            "import sys; from tvrbench.harness.cli.app import main; sys.exit(main())",
             "run",
             "standin/uniform",
             "--methods",

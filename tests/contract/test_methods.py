@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from tvrbench.harness import load_model, registry
-from tvrbench.harness.checkpoint import save_checkpoint
-from tvrbench.harness.decisions import Recorder, watched
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.loading import method_class
-from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.tokens import TokenStream
-from tvrbench.harness.training import Trainer
-from tvrbench.harness.tuning import TUNINGS
+from tvrbench.harness import load_model
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.checkpoint import save_checkpoint
+from tvrbench.harness.models.decisions import Recorder, watched
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.tokens import TokenStream
+from tvrbench.harness.models.tuning import TUNINGS
+from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.contract
 NAMES = registry.names("methods", "baselines")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from tvrbench.harness import load_model, registry
-from tvrbench.harness.cost.flops import checked_macs
+from tvrbench.harness import load_model
+from tvrbench.harness.core import registry
+from tvrbench.harness.profiling.counts.flops import checked_macs
 
 pytestmark = pytest.mark.contract
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-method.md"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tvrbench.harness import registry
-from tvrbench.harness.decisions import Recorder, Replay, agreement, watched
-from tvrbench.harness.loading import method_class
-from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.core import registry
+from tvrbench.harness.models.decisions import Recorder, Replay, agreement, watched
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.model import RetrievalModel
 
 pytestmark = pytest.mark.contract
 NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).encodes]

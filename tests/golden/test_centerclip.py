@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
-from tvrbench.harness.backward import contrastive_loss
-from tvrbench.harness.errors import BadInput
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.training.loss import contrastive_loss
 from tvrbench.methods.ops import k_medoids, spectral_cluster
 from tvrbench.methods.ops.distances import pairwise_distances
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
-from tvrbench.harness.backbone.released import without_scalars
-from tvrbench.harness.backward import contrastive_loss
-from tvrbench.harness.heads import MeanPooling
-from tvrbench.harness.model import RetrievalModel
-from tvrbench.harness.sequence_head import SequenceTransformer
+from tvrbench.harness.models.backbone.released import without_scalars
+from tvrbench.harness.models.heads import MeanPooling
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.sequence_head import SequenceTransformer
+from tvrbench.harness.training.loss import contrastive_loss
 
 pytestmark = pytest.mark.golden
 FIXTURE = torch.load(Path(__file__).parents[1] / "fixtures" / "clip4clip_meanp.pt", weights_only=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from tvrbench.harness.metrics import DirectionMetrics, retrieval_metrics
+from tvrbench.harness.evaluation.metrics import DirectionMetrics, retrieval_metrics
 
 pytestmark = pytest.mark.golden
 

@@ -9,7 +9,7 @@ import pytest
 
 from tvrbench.datasets.sampling import frame_indices
 from tvrbench.datasets.video import load_clip, probe
-from tvrbench.harness.data import FrameSpec
+from tvrbench.harness.data.types import FrameSpec
 
 pytestmark = pytest.mark.golden
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.backbone.released import strip_wrapper
-from tvrbench.harness.backward import contrastive_loss
-from tvrbench.harness.model import RetrievalModel
+from tvrbench.harness.models.backbone.released import strip_wrapper
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.training.loss import contrastive_loss
 from tvrbench.methods.tempme import TempMe
 
 pytestmark = pytest.mark.golden

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.backbone.released import strip_wrapper
-from tvrbench.harness.recipe import load_recipe
-from tvrbench.harness.training import Trainer
+from tvrbench.harness.config.recipe import load_recipe
+from tvrbench.harness.models.backbone.released import strip_wrapper
+from tvrbench.harness.training.trainer import Trainer
 from tvrbench.methods.tempme import TempMe
 
 pytestmark = pytest.mark.golden

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvrbench.harness.cost.bench import measure
-from tvrbench.harness.cost.job import Job, Precision
-from tvrbench.harness.cost.memory import MemoryProbe
-from tvrbench.harness.cost.throughput import time_calls
+from tvrbench.harness.profiling.launcher.isolated import measure
+from tvrbench.harness.profiling.launcher.job import Job, Precision
+from tvrbench.harness.profiling.trackers.memory import MemoryProbe
+from tvrbench.harness.profiling.trackers.timing import time_calls
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.records import Measurement
-from tvrbench.harness.reporting.claims import load_variants
-from tvrbench.harness.reporting.efficiency_rows import Bench, benches
-from tvrbench.harness.reporting.stored import stored_records
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.records.record import Measurement
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.data.bench_rows import Bench, benches
+from tvrbench.harness.reporting.data.records import stored_records
+from tvrbench.harness.reporting.papers.claims import load_variants
 
 CPU, GPU = "Some CPU", "Some GPU"
 TEMPME = {

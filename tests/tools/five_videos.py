@@ -8,8 +8,8 @@ import av
 import numpy as np
 
 from tvrbench.datasets.base import VideoFolderDataset
-from tvrbench.harness.data import FrameSpec, Split
-from tvrbench.harness.frame_cache import FillReport, fill_cache
+from tvrbench.harness.data.cache import FillReport, fill_cache
+from tvrbench.harness.data.types import FrameSpec, Split
 
 SPEC = FrameSpec(frames=4, size=16)
 IDS = [f"video{i}" for i in range(5)]

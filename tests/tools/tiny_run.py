@@ -21,20 +21,20 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
-from tvrbench.harness.backbone.architecture import Architecture
-from tvrbench.harness.backbone.clip import CLIP
-from tvrbench.harness.backbone.weights import initialise, load_weights
-from tvrbench.harness.data import FrameSpec, Split, VideoFault
-from tvrbench.harness.distributed import joined, world
-from tvrbench.harness.errors import BadInput
-from tvrbench.harness.exits import guarded
-from tvrbench.harness.interrupts import Interrupts
-from tvrbench.harness.preparation import Prepared
-from tvrbench.harness.protocol import load_protocol
-from tvrbench.harness.run_config import RunConfig
-from tvrbench.harness.running import run_one
-from tvrbench.harness.session import Session
-from tvrbench.harness.store import RecordStore
+from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.core.distributed import joined, world
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.exit_codes import guarded
+from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.weights import initialise, load_weights
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.config import RunConfig
+from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.runner import run_one
+from tvrbench.harness.runs.session import Session
 
 VIDEOS, TEST_VIDEOS = 20, 37
 

@@ -1,0 +1,1 @@
+"""Video decoders and how one is chosen."""

@@ -1,0 +1,140 @@
+"""``tvrbench compare``: what differs between two records, then their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from tvrbench.harness.core.console import print_json, say
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.records.record import read_record
+from tvrbench.harness.reporting.analysis.compare_records import RecordComparison, compare_records
+from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.reporting.tables.markdown import brief, one_line
+from tvrbench.harness.reporting.tables.table import significant
+
+_NAMED = 5
+
+
+def compare_two(a: str, b: str, results: Path, as_json: bool) -> None:
+    """Print the comparison; BadInput for a record that is not there, not one, or no valid record."""
+    one, other = (find_record(name, results) for name in (a, b))
+    found = compare_records(one, other)
+    if as_json:
+        print_json({"a": _named(one), "b": _named(other)} | asdict(found))
+        return
+    for letter, run in (("A", one), ("B", other)):
+        print(f"{letter}: {one_line(run.name)} ({one_line(run.path.parent.name)}/{one_line(run.path.stem)})")
+    print()
+    _print_facts(found)
+    _print_metrics(found)
+    _print_costs(found)
+
+
+def find_record(name: str, results: Path) -> StoredRecord:
+    """The record of a file, or the one below ``results`` whose file name is, or begins with, ``name``.
+
+    Raises:
+        BadInput: there is none, there are several, or it is no valid record.
+    """
+    path = Path(name)
+    if not path.is_file():
+        stem = path.name.removesuffix(".json")
+        records = sorted((results / "records").glob("*/*.json"))
+        under = [file for file in records if path.parent.name in ("", file.parent.name)]
+        fitting = [file for file in under if file.stem == stem] or [
+            f for f in under if stem and f.stem.startswith(stem)
+        ]
+        if len(fitting) != 1:
+            raise BadInput(_which(name, fitting, results))
+        path = fitting[0]
+    return StoredRecord(record=read_record(path), path=path.resolve())
+
+
+def _which(name: str, fitting: list[Path], results: Path) -> str:
+    if not fitting:
+        return f"no record {name!r}: give a record's file, or the beginning of a file name below {results / 'records'}"
+    shown = ", ".join(f"{file.parent.name}/{file.stem}" for file in fitting[:_NAMED])
+    more = f" and {len(fitting) - _NAMED} more" if len(fitting) > _NAMED else ""
+    return f"{name!r} could be {len(fitting)} records: {shown}{more}; give more of the name"
+
+
+def _named(run: StoredRecord) -> dict[str, Any]:
+    record = run.record
+    return {
+        "record": run.path.name,
+        "protocol": record["protocol"]["name"],
+        "method": record["method"]["name"],
+        "seed": record["seed"],
+    }
+
+
+def _print_facts(found: RecordComparison) -> None:
+    if not found.facts:
+        print("The records differ in nothing but their numbers.\n")
+        return
+    print("What differs")
+    rows = [[fact.what, *(_short(value) for value in (fact.a, fact.b)), fact.meaning or ""] for fact in found.facts]
+    _table(rows, ["", "A", "B", "so"])
+    print()
+
+
+def _print_metrics(found: RecordComparison) -> None:
+    if not found.metrics:
+        print(f"No metrics to compare: {found.why_not_paired}\n")
+        return
+    print("Retrieval (difference: B - A)")
+    rows = []
+    for line in found.metrics:
+        p = line.paired
+        tested = [f"{p.low:+.2f} to {p.high:+.2f}", _p(p.p_value)] if p is not None else [None, None]
+        rows.append([line.metric, f"{line.a:.2f}", f"{line.b:.2f}", f"{line.difference:+.2f}", *tested])
+    _table(rows, ["", "A", "B", "difference", "95 % interval", "p"])
+    if found.why_not_paired is not None:
+        print(f"No interval for the differences: {one_line(found.why_not_paired)}.")
+    for name, test in found.mcnemar.items():
+        only = f"only A finds {test.only_a} queries, only B finds {test.only_b}"
+        print(f"McNemar, t2v {name}: {only}; p {_p(test.p_value)}")
+    if found.mcnemar:
+        say("intervals and p-values are over queries, for these two trained models, and not corrected for other pairs")
+    print()
+
+
+def _print_costs(found: RecordComparison) -> None:
+    if not found.costs:
+        print("No costs to compare.")
+        return
+    print("Cost (ratio: B / A)")
+    show = significant(4)
+    rows = [
+        [
+            f"{line.name} ({line.unit})",
+            *(None if value is None else show(value) for value in (line.a, line.b)),
+            None if line.ratio is None else f"{line.ratio:.3f}",
+            brief(line.reason or "", 100),
+        ]
+        for line in found.costs
+    ]
+    _table(rows, ["", "A", "B", "ratio", "no ratio because"])
+
+
+def _table(rows: Sequence[Sequence[str | None]], headers: Sequence[str]) -> None:
+    """A plain table whose numbers stay as they were written."""
+    align = ["left" if header in ("", "so", "no ratio because") else "right" for header in headers]
+    print(tabulate(rows, headers, tablefmt="simple", missingval="–", disable_numparse=True, colalign=align))
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+
+
+def _short(value: str | None) -> str | None:
+    """A value for a column: hashes by their beginning, as git shows them."""
+    if value is None:
+        return None
+    hexadecimal = len(value) in (40, 64) and all(c in "0123456789abcdef" for c in value)
+    return value[:12] if hexadecimal else brief(value, 48)

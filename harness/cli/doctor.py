@@ -1,0 +1,108 @@
+"""``tvrbench doctor``: what this machine has and lacks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.console import print_json, print_table
+from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.records.provenance import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the doctor's: ``ok``, ``missing`` (something works less well) or ``broken`` (nothing runs)."""
+
+    what: str
+    state: Literal["ok", "missing", "broken"]
+    detail: str
+
+
+def _device() -> Finding:
+    if torch.cuda.is_available():
+        return Finding(what="GPU", state="ok", detail=torch.cuda.get_device_name())
+    return Finding(
+        what="GPU", state="missing", detail="no CUDA device: everything runs on the CPU, full-size training is slow"
+    )
+
+
+def _nvml() -> Finding:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        return Finding(what="NVML", state="missing", detail=f"{error}: GPU memory is reported as not available")
+    return Finding(what="NVML", state="ok", detail=f"driver {driver}")
+
+
+def _h264() -> Finding:
+    import av
+
+    able = "libx264" in av.codecs_available and "h264" in av.codecs_available
+    detail = f"PyAV {av.__version__}"
+    return Finding(what="H.264", state="ok" if able else "broken", detail=detail if able else f"{detail} lacks H.264")
+
+
+def _registry() -> Iterator[Finding]:
+    for kind in registry.KINDS:
+        broken = []
+        for name in registry.names(kind):
+            try:
+                registry.lookup(name, kind)
+            except (ImportError, AttributeError) as error:
+                broken.append(f"{name} ({error})")
+        detail = "does not import: " + ", ".join(broken) if broken else ", ".join(registry.names(kind))
+        yield Finding(what=kind, state="broken" if broken else "ok", detail=detail)
+
+
+def _weights() -> Finding:
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    config = open_clip.get_pretrained_cfg("ViT-B-32", "openai")
+    repository = str(config.get("hf_hub", "")).strip("/")
+    cached = repository and any(
+        isinstance(try_to_load_from_cache(repository, name), str)
+        for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    )
+    detail = "ViT-B-32 from OpenAI is in the hub's cache"
+    lacking = f"not downloaded yet ({repository}); a first full-size run fetches it, or give --weights FILE"
+    return Finding(what="CLIP weights", state="ok" if cached else "missing", detail=detail if cached else lacking)
+
+
+def _folder(results: Path) -> Finding:
+    place = results if results.exists() else results.absolute().parent
+    if not os.access(place, os.W_OK):
+        return Finding(what="results folder", state="broken", detail=f"{results} cannot be written to")
+    return Finding(what="results folder", state="ok", detail=f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free")
+
+
+def doctor(results: Path, as_json: bool) -> None:
+    """Print the findings; CheckFailed where something is broken."""
+    versions = environment("cuda" if torch.cuda.is_available() else "cpu")["versions"]
+    findings = [
+        Finding(what="versions", state="ok", detail=", ".join(f"{k} {v}" for k, v in versions.items() if v)),
+        _device(),
+        _nvml(),
+        _h264(),
+        *_registry(),
+        _weights(),
+        _folder(results),
+    ]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table([[f.what, f.state, f.detail] for f in findings], ["what", "state", "detail"])
+    if any(f.state == "broken" for f in findings):
+        raise CheckFailed("something is broken; see the lines above")

@@ -1,0 +1,25 @@
+"""``tvrbench list``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvrbench.harness.config.protocol import load_protocol, protocol_names
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.console import print_json, print_table
+
+
+def list_names(kind: str, as_json: bool) -> None:
+    """Print the registered methods, baselines, datasets or the protocols with a line on each."""
+    rows: list[dict[str, Any]]
+    if kind == "protocols":
+        rows = [{"name": name, "summary": load_protocol(name).title} for name in protocol_names()]
+    elif kind == "datasets":
+        rows = [{"name": name, "summary": registry.lookup(name, kind).summary} for name in registry.names(kind)]
+    else:
+        classes = {name: registry.lookup(name, kind) for name in registry.names(kind)}
+        rows = [{"name": name, "summary": cls.summary, "paper": cls.paper} for name, cls in classes.items()]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table([list(row.values()) for row in rows], list(rows[0]) if rows else [])

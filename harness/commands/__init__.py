@@ -1,1 +1,0 @@
-"""What each ``tvrbench`` command does; one module a command, parsed in ``tvrbench.harness.cli``."""

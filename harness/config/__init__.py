@@ -1,0 +1,1 @@
+"""What is run, as data: protocols and recipes in TOML."""

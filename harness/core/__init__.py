@@ -1,0 +1,1 @@
+"""What every room uses: errors, registries, input checks, processes, signals, progress. Imports nothing above."""

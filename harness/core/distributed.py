@@ -1,0 +1,144 @@
+"""Several processes as one: features gathered with exact gradients, gradients summed, results collected.
+
+Nothing here wraps the model. Every process holds a share of the batch and of the loss; the gradient of the whole loss
+is the sum of what the processes find, so it is the same for any number of them (and not 1 / W of it, as where each
+keeps its own slice alone).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from tvrbench.harness.core.errors import BadInput
+
+TIMEOUT = timedelta(minutes=10)  # after which a rank that does not answer counts as lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all: it alone prints and writes."""
+        return self.rank == 0
+
+    def seed(self, base: int) -> int:
+        """What this process seeds its random generators with: ``base`` in the first, in others a number of their own.
+
+        A method that draws at random then draws anew for every share of a batch. torch keeps 32 bits of a seed.
+        """
+        return base if self.first else int(np.random.SeedSequence([base, self.rank]).generate_state(1)[0])
+
+    def share(self, count: int) -> slice:
+        """This process's part of ``count`` items in order; parts differ by one at most."""
+        least, more = divmod(count, self.size)
+        start = self.rank * least + min(self.rank, more)
+        return slice(start, start + least + (self.rank < more))
+
+
+def world() -> World:
+    """The process group that this process has joined; alone where it has joined none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World()
+    return World(rank=dist.get_rank(), size=dist.get_world_size())
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that ``torchrun`` started, for the duration of the block; alone without it.
+
+    Raises:
+        BadInput: torchrun's variables are incomplete, or a GPU is asked of a machine that lacks one.
+    """
+    if "RANK" not in os.environ:
+        yield World()
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.startswith("cuda"):
+        if local >= torch.cuda.device_count():
+            raise BadInput(
+                f"torchrun started process {local} of this machine, which has {torch.cuda.device_count()} GPUs"
+            )
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    except ValueError as error:
+        raise BadInput(f"torchrun's environment is incomplete: {error}") from None
+    try:
+        yield world()
+    finally:
+        dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in order of rank; backwards, the sum of everybody's gradient of this process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_bE: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows_bE) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows_bE.contiguous())
+        ctx.rows = len(rows_bE)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def gather_rows(rows_bE: Tensor) -> Tensor:
+    """Rows [b, E] of every process, the same number each -> [W b, E], in order of rank, with exact gradients."""
+    if world().size == 1:
+        return rows_bE
+    out: Tensor = _Gather.apply(rows_bE)
+    return out
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over all processes; a parameter that one process did not reach counts 0."""
+    if world().size == 1:
+        return
+    by_kind: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        by_kind.setdefault(parameter.dtype, []).append(parameter)
+    for same in by_kind.values():
+        flat = torch.cat([p.grad.flatten() for p in same if p.grad is not None])
+        dist.all_reduce(flat)
+        for parameter, part in zip(same, torch.split(flat, [p.numel() for p in same]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def sum_over_processes(value: float, device: torch.device) -> float:
+    """The sum of a number over all processes."""
+    if world().size == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def gather_shares(own: Tensor) -> Tensor:
+    """Shares [n_r, ...] of any length -> all of them in order of rank, on every process; no gradients."""
+    if world().size == 1:
+        return own
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own.cpu())
+    return torch.cat(found)

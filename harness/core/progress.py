@@ -1,0 +1,80 @@
+"""Progress of a whole command: a live bar with the time left on a terminal, plain lines elsewhere.
+
+It goes to stderr, and of several processes the first one alone shows it.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tvrbench.harness.core.distributed import world
+
+PLAIN_EVERY_S = 15.0
+
+
+class Bar:
+    """Counts work over all runs of a command; see ``running.Listener``.
+
+    Args:
+        total: all the work that is planned.
+    """
+
+    def __init__(self, total: int = 1, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, quiet=not world().first)
+        self._total, self._done, self._title, self._note = total, 0, "", ""
+        self._start = time.monotonic()
+        self._printed = self._start
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._live.add_task("", total=total)
+
+    def __enter__(self) -> Bar:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+
+    def begin(self, title: str) -> None:
+        """Another run starts."""
+        self._title, self._note = title, ""
+        self._show(force=True)
+
+    def advance(self, work: int, note: str = "") -> None:
+        """``work`` more is done."""
+        self._done += work
+        self._note = note or self._note
+        self._show()
+
+    def reach(self, done: int, total: int) -> None:
+        """``done`` of ``total`` is done."""
+        self._total = total
+        self._live.update(self._task, total=total)
+        self.advance(done - self._done)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _show(self, force: bool = False) -> None:
+        self._live.update(self._task, completed=self._done, description=f"{self._title} {self._note}".strip())
+        now = time.monotonic()
+        if self._console.is_terminal or not (force or now - self._printed >= PLAIN_EVERY_S):
+            return
+        self._printed = now
+        share = min(self._done / self._total, 1.0) if self._total else 1.0
+        left = (now - self._start) * (1 - share) / share if share > 0 else None
+        remaining = f", about {left / 60:.1f} min left" if left is not None else ""
+        self.say(f"[{share:4.0%}{remaining}] {self._title} {self._note}".rstrip())

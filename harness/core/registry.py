@@ -1,0 +1,69 @@
+"""Names to classes, found lazily: built-in tables and plug-in packages through entry points.
+
+A table (group ``tvrbench.tables``) maps names to ``"module:Class"``. A plug-in package declares single entries in
+``tvrbench.methods``, ``tvrbench.baselines`` or ``tvrbench.datasets``. Nothing is imported until it is looked up.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from tvrbench.harness.core.errors import BadInput
+
+KINDS = ("methods", "baselines", "datasets")
+
+
+def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
+    """Join (provider, name -> "module:Class") tables; a name given twice raises BadInput naming both places."""
+    merged: dict[str, str] = {}
+    for provider, table in tables:
+        for name, target in table.items():
+            if name in merged:
+                raise BadInput(f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider})")
+            merged[name] = target
+    return merged
+
+
+def table(kind: str) -> Mapping[str, str]:
+    """All registered names of a kind with their targets, built-in ones first.
+
+    Raises:
+        BadInput: a name is registered twice, also once as a method and once as a baseline: commands look up both.
+    """
+    both = sorted(set(_table("methods")) & set(_table("baselines")))
+    if both:
+        raise BadInput(f"{both[0]!r} is registered as a method and as a baseline: rename one of them")
+    return _table(kind)
+
+
+@cache
+def _table(kind: str) -> Mapping[str, str]:
+    builtin = [(e.value, e.load()) for e in entry_points(group="tvrbench.tables") if e.name == kind]
+    plugins = [
+        (e.dist.name if e.dist else "plug-in", {e.name: e.value}) for e in entry_points(group=f"tvrbench.{kind}")
+    ]
+    return merge_tables(kind, [*builtin, *plugins])
+
+
+def names(*kinds: str) -> list[str]:
+    """Registered names of the kinds, in order of registration."""
+    return [name for kind in kinds for name in table(kind)]
+
+
+def lookup(name: str, *kinds: str) -> Any:
+    """The class registered under ``name`` in one of the kinds; BadInput lists what is known."""
+    for kind in kinds:
+        target = table(kind).get(name)
+        if target is not None:
+            module, _, attribute = target.partition(":")
+            return getattr(import_module(module), attribute)
+    known = names(*kinds)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    what = " or ".join(kind.removesuffix("s") for kind in kinds)
+    raise BadInput(f"unknown {what} {name!r}{hint}: known are {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""From files to batches: splits, frames, caches, downloads and checks."""

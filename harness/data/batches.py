@@ -1,0 +1,47 @@
+"""Which captions make up each training batch: a pure function of the seed and the step, so runs can resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import Split
+
+
+def epoch_units(split: Split, pair_scenes: bool) -> list[list[int]]:
+    """Captions that stay together: one caption each, or with ``pair_scenes`` one caption of every video of a scene."""
+    if not pair_scenes or split.scenes is None:
+        return [[i] for i in range(len(split.captions))]
+    by_scene: dict[int, list[int]] = {}
+    seen: set[int] = set()
+    for caption, video in enumerate(split.caption_video):
+        if video not in seen:
+            seen.add(video)
+            by_scene.setdefault(split.scenes[video], []).append(caption)
+    return list(by_scene.values())
+
+
+def batches(
+    split: Split, batch_size: int, seed: int, steps: int, *, pair_scenes: bool = False, start: int = 0
+) -> Iterator[list[int]]:
+    """Caption indices of the batches of steps ``start`` .. ``steps`` - 1.
+
+    Every epoch is a fresh permutation drawn from (seed, epoch); its last incomplete batch is dropped.
+
+    Raises:
+        BadInput: the split does not fill one batch.
+    """
+    units = epoch_units(split, pair_scenes)
+    per_epoch = sum(len(unit) for unit in units) // batch_size
+    if per_epoch < 1:
+        raise BadInput(f"split {split.name}: {len(split.captions)} captions do not fill a batch of {batch_size}")
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    for step in range(start, steps):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            permutation = np.random.default_rng([seed, epoch]).permutation(len(units))
+            order = np.fromiter((c for u in permutation for c in units[u]), dtype=np.int64)
+        first = step % per_epoch * batch_size
+        yield order[first : first + batch_size].tolist()

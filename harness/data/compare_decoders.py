@@ -1,0 +1,96 @@
+"""Two decoders side by side on the videos at hand: do they pick and give the same frames, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import FrameSpec, Progress, VideoFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderComparison:
+    """What `compare_decoders` found.
+
+    Attributes:
+        decoders: the two names.
+        versions: the libraries that decide the pixels, for each decoder.
+        videos: how many were decoded by both.
+        same_indices: of how many both picked the same frame numbers.
+        same_pixels: of how many every pixel is the same.
+        largest: the largest difference of a pixel, of 255; 0 where no video was decoded by both.
+        mean: the mean difference over all pixels of those videos.
+        frames_per_s: of each decoder, in one thread, resizing included.
+        refused: ``decoder: reason`` of each video that one of them refuses.
+    """
+
+    decoders: tuple[str, str]
+    versions: Mapping[str, Mapping[str, str]]
+    videos: int
+    same_indices: int
+    same_pixels: int
+    largest: int
+    mean: float
+    frames_per_s: Mapping[str, float]
+    refused: tuple[str, ...]
+
+
+def compare_decoders(
+    dataset: VideoFiles,
+    spec: FrameSpec,
+    video_ids: Sequence[str],
+    *,
+    decoders: tuple[str, str] = ("pyav", "torchcodec"),
+    progress: Progress | None = None,
+) -> DecoderComparison:
+    """Decode each video with both, in turns and in one thread; which goes first alternates.
+
+    Args:
+        dataset: the data set.
+        spec: the frames; its decoder is not used.
+        video_ids: the videos.
+        decoders: the two.
+        progress: called with (done, all) after each video.
+
+    Raises:
+        BadInput: an unknown or absent decoder, an unknown sampler, or no video that both decode.
+    """
+    specs = {name: replace(spec, decoder=name) for name in decoders}
+    versions = {name: dict(dataset.pixel_versions(each)) for name, each in specs.items()}
+    seconds = dict.fromkeys(decoders, 0.0)
+    frames, differences, refused = 0, list[tuple[bool, int, float]](), list[str]()
+    for done, video_id in enumerate(video_ids, start=1):
+        found, taken = {}, {}
+        for name in decoders if done % 2 else reversed(decoders):
+            start = time.perf_counter()
+            try:
+                found[name] = dataset.numbered_frames(video_id, specs[name])
+            except BadInput as error:
+                refused.append(f"{name}: {error}")
+            taken[name] = time.perf_counter() - start
+        if len(found) == len(decoders):
+            (a, _, numbers_a), (b, _, numbers_b) = found[decoders[0]], found[decoders[1]]
+            apart = np.abs(a.astype(np.int16) - b.astype(np.int16))
+            differences.append((numbers_a == numbers_b, int(apart.max()), float(apart.mean())))
+            if len(differences) > 1:  # the first one also loads libraries
+                frames += len(numbers_a)
+                seconds = {name: seconds[name] + taken[name] for name in decoders}
+        if progress is not None:
+            progress(done, len(video_ids))
+    if not differences:
+        raise BadInput(f"no video of {dataset.name} under {dataset.root} is decoded by both {' and '.join(decoders)}")
+    return DecoderComparison(
+        decoders=decoders,
+        versions=versions,
+        videos=len(differences),
+        same_indices=sum(same for same, _, _ in differences),
+        same_pixels=sum(largest == 0 for _, largest, _ in differences),
+        largest=max(largest for _, largest, _ in differences),
+        mean=float(np.mean([mean for _, _, mean in differences])),
+        frames_per_s={name: frames / seconds[name] for name in decoders} if frames else {},
+        refused=tuple(refused),
+    )

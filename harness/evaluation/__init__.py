@@ -1,0 +1,1 @@
+"""One score: ranks, metrics, intervals and saved embeddings."""

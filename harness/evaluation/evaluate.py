@@ -1,0 +1,157 @@
+"""Encode a split, score it, rank it; under torchrun every process encodes its share of the batches.
+
+Batches are cut as one process cuts them and then shared out whole, so that every number is the one that a single
+process finds, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tvrbench.harness.core.distributed import gather_shares, world
+from tvrbench.harness.data.frame_loader import FrameLoader, normalise
+from tvrbench.harness.data.types import Split
+from tvrbench.harness.evaluation.metrics import (
+    Standing,
+    direction_metrics,
+    metrics_from_ranks,
+    pair_accuracy_blockwise,
+    standings_blockwise,
+    without_ranks,
+)
+from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
+from tvrbench.harness.models.backbone.tokenizer import Tokenizer
+from tvrbench.harness.models.decisions import Margins, watched
+from tvrbench.harness.models.model import RetrievalModel
+
+TEXT_BATCH = 256
+
+T = TypeVar("T")
+
+
+class Judged(Protocol):
+    """What metrics ask of a split: which video each text belongs to, and what is reported apart; see ``Split``."""
+
+    @property
+    def caption_video(self) -> Sequence[int]: ...
+    @property
+    def subsets(self) -> Mapping[str, Sequence[int]]: ...
+    @property
+    def scenes(self) -> Sequence[int] | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics for a record, the ranks of every query of both directions, and the features behind them.
+
+    Attributes:
+        text, video: [Nt, E] and [Nv, E] float32, as the model gives them: not normalised.
+    """
+
+    metrics: dict[str, Any]
+    ranks: dict[str, npt.NDArray[Any]]
+    text: Tensor
+    video: Tensor
+
+
+def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """This process's share of the batches of ``items``, in order."""
+    batches = [items[first : first + size] for first in range(0, len(items), size)]
+    return batches[world().share(len(batches))]
+
+
+@torch.inference_mode()
+def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int) -> Tensor:
+    """All captions -> [Nt, E] float32 on the CPU, of every process."""
+    device = model.clip.logit_scale.device
+    parts = [torch.empty(0, model.clip.arch.embed_dim)]
+    for batch in own_batches(captions, TEXT_BATCH):
+        ids, mask = tokenizer(batch, words)
+        parts.append(model.encode_text(ids.to(device), mask.to(device)).float().cpu())
+    return gather_shares(torch.cat(parts))
+
+
+@torch.inference_mode()
+def encode_videos(
+    model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, tick: Callable[[int], None]
+) -> Tensor:
+    """All videos -> [Nv, E] float32 on the CPU, of every process; ``tick`` hears how many this one did."""
+    device = model.clip.logit_scale.device
+    requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
+    parts = [torch.empty(0, model.clip.arch.embed_dim)]
+    for pixels, mask in loader.batches(requests):
+        parts.append(model.encode_video(normalise(pixels, mask, device), mask.to(device)).float().cpu())
+        tick(len(pixels))
+    return gather_shares(torch.cat(parts))
+
+
+def evaluate(
+    model: RetrievalModel,
+    split: Split,
+    loader: FrameLoader,
+    tokenizer: Tokenizer,
+    words: int,
+    *,
+    batch: int = 32,
+    tick: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Score every caption of the split against every video; where tokens merge, note how near the choices were.
+
+    Scores are cosines: the temperature does not change a rank, and equal features tie exactly (``cosine_scores``).
+
+    Raises:
+        ValueError: a feature is NaN or infinite.
+    """
+    was_training = model.training
+    model.eval()
+    text_TE = encode_texts(model, split.captions, tokenizer, words)
+    margins = Margins()
+    with watched(model.reducer, margins):
+        video_VE = encode_videos(model, split.video_ids, loader, batch, tick)
+    model.train(was_training)
+    result = score(text_TE, video_VE, split)
+    found = margins.summary()
+    return result if found is None else replace(result, metrics=result.metrics | {"merge_margin": found})
+
+
+def score(text_TE: Tensor, video_VE: Tensor, judged: Judged) -> Evaluation:
+    """Metrics of features: all queries, each named subset, and pairs that differ in order alone.
+
+    Scores are held a block at a time, see ``standings_blockwise``, so that a gallery may be of any size.
+
+    Raises:
+        ValueError: features that cannot be ranked, or a caption of no video.
+    """
+    t2v, v2t = standings_blockwise(text_TE, video_VE, judged.caption_video)
+    full = metrics_from_ranks(t2v.ranks(), v2t.ranks())
+    ranks = {"t2v": full["t2v"]["ranks"], "v2t": full["v2t"]["ranks"]}
+    metrics = without_ranks(full)
+    metrics["selection"] = "last"
+    metrics["intervals"] = {"confidence": 0.95} | {
+        direction: rank_intervals(values) for direction, values in ranks.items()
+    }
+    metrics["ties_shared"] = {"t2v": _shared(t2v)}
+    if judged.subsets:
+        metrics["subsets"] = {
+            name: {"t2v": without_ranks(direction_metrics(ranks["t2v"][list(rows)]))}
+            for name, rows in judged.subsets.items()
+            if rows
+        }
+    if judged.scenes is not None:
+        metrics["pair_accuracy"] = pair_accuracy_blockwise(text_TE, video_VE, judged.caption_video, judged.scenes)
+    return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
+
+
+def _shared(t2v: Standing) -> dict[str, Any]:
+    """R@k with ties broken at random in expectation, and the interval of R@1."""
+    hits = {k: 100 * t2v.hits(k) for k in (1, 5, 10)}
+    interval = bootstrap_interval(hits[1], mean)
+    return {f"R{k}": float(values.mean()) for k, values in hits.items()} | {
+        "R1_interval": [interval.low, interval.high]
+    }

@@ -1,0 +1,1 @@
+"""From a name to a model: backbone, token seam, tunings, heads, checkpoints."""

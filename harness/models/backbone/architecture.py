@@ -1,0 +1,148 @@
+"""The shape of a CLIP model: named presets, or read off a state dict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+
+from tvrbench.harness.core.errors import BadInput
+
+HEAD_WIDTH = 64  # every released CLIP ViT uses heads of 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Everything needed to build the two towers; sizes in pixels, tokens or channels."""
+
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    text_width: int
+    text_layers: int
+    context_length: int
+    vocab_size: int
+    embed_dim: int
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "activation" and (not isinstance(value, int) or value < 1):
+                raise BadInput(f"architecture: {field.name} must be a positive whole number, not {value!r}")
+        if self.image_size % self.patch_size:
+            raise BadInput(f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        for name in ("vision_width", "text_width"):
+            if getattr(self, name) % HEAD_WIDTH:
+                raise BadInput(
+                    f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)"
+                )
+        if self.activation not in ("quick_gelu", "gelu"):
+            raise BadInput(f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}")
+
+    @property
+    def patches(self) -> int:
+        """P, patch tokens a frame."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def vision_heads(self) -> int:
+        """Attention heads of the vision tower."""
+        return self.vision_width // HEAD_WIDTH
+
+    @property
+    def text_heads(self) -> int:
+        """Attention heads of the text tower."""
+        return self.text_width // HEAD_WIDTH
+
+
+def _vit(**changes: Any) -> Architecture:
+    base: dict[str, Any] = {
+        "image_size": 224,
+        "patch_size": 32,
+        "vision_width": 768,
+        "vision_layers": 12,
+        "text_width": 512,
+        "text_layers": 12,
+        "context_length": 77,
+        "vocab_size": 49408,
+        "embed_dim": 512,
+    }
+    return Architecture(**(base | changes))
+
+
+PRESETS: Mapping[str, Architecture] = {
+    "ViT-B-32": _vit(),
+    "ViT-B-16": _vit(patch_size=16),
+    "ViT-L-14": _vit(patch_size=14, vision_width=1024, vision_layers=24, text_width=768, embed_dim=768),
+}
+
+
+def preset(name: str) -> Architecture:
+    """The named architecture; ``ViT-B/32`` is accepted for ``ViT-B-32``. Raises BadInput for an unknown name."""
+    key = name.replace("/", "-")
+    if key not in PRESETS:
+        raise BadInput(f"unknown backbone {name!r}: known are {', '.join(PRESETS)}")
+    return PRESETS[key]
+
+
+def vision_name(arch: Architecture) -> str:
+    """The preset with this vision tower, else a name that spells its shape: method presets go by the vision tower."""
+    for name, known in PRESETS.items():
+        same = all(
+            getattr(known, f) == getattr(arch, f) for f in ("image_size", "patch_size", "vision_width", "vision_layers")
+        )
+        if same:
+            return name
+    return f"ViT-{arch.vision_layers}x{arch.vision_width}-{arch.patch_size}px{arch.image_size}"
+
+
+def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+    pattern = re.compile(re.escape(prefix) + r"resblocks\.(\d+)\.ln_1\.weight")
+    found = {int(m.group(1)) for key in state if (m := pattern.fullmatch(key))}
+    if found != set(range(len(found))) or not found:
+        raise BadInput(
+            f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict"
+        )
+    return len(found)
+
+
+def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_gelu") -> Architecture:
+    """Read the architecture off a state dict with OpenAI CLIP's key names.
+
+    Raises:
+        BadInput: a tensor that fixes the shape is absent or has the wrong rank.
+    """
+    ranks = {
+        "visual.conv1.weight": 4,
+        "visual.positional_embedding": 2,
+        "visual.proj": 2,
+        "positional_embedding": 2,
+        "token_embedding.weight": 2,
+    }
+    for key, rank in ranks.items():
+        if key not in state:
+            raise BadInput(f"weights: {key} is missing, so this is not a CLIP ViT state dict")
+        if state[key].ndim != rank:
+            raise BadInput(f"weights: {key} has shape {tuple(state[key].shape)}, expected {rank} dimensions")
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    patches = state["visual.positional_embedding"].shape[0] - 1
+    side = round(patches**0.5)
+    if side * side != patches:
+        raise BadInput(f"weights: visual.positional_embedding has {patches} patch rows, which is no square")
+    return Architecture(
+        image_size=side * patch,
+        patch_size=patch,
+        vision_width=width,
+        vision_layers=_layers(state, "visual.transformer."),
+        text_width=state["token_embedding.weight"].shape[1],
+        text_layers=_layers(state, "transformer."),
+        context_length=state["positional_embedding"].shape[0],
+        vocab_size=state["token_embedding.weight"].shape[0],
+        embed_dim=state["visual.proj"].shape[1],
+        activation=activation,  # type: ignore[arg-type]
+    )

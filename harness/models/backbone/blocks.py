@@ -1,0 +1,220 @@
+"""Transformer blocks shared by both towers: pre-norm, fused q/k/v projection, room for what a tuning adds."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class Adapter(nn.Module):
+    """A bottleneck beside the MLP: 0.1 up(ReLU(down(x))), zero at the start (AdaptFormer, arXiv 2205.13535)."""
+
+    SCALE = 0.1
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(F.relu(self.down(x)))
+        return self.SCALE * out
+
+
+class Prompts(nn.Module):
+    """Learned tokens [Q, D], at a block's input or at that of the first one (VPT, arXiv 2203.12119)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(count, width))
+        nn.init.normal_(self.tokens, std=0.02)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """x [S, N, D] -> [S, N + Q, D], the prompts in the second place and those behind it."""
+        own = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+        return torch.cat([x[:, :1], own, x[:, 1:]], dim=1)
+
+
+class LowRank(nn.Module):
+    """The LoRA update B A of a fused q/k/v projection: no alpha factor, as TempMe uses LoRA (arXiv 2106.09685)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, width))
+        self.B = nn.Parameter(torch.zeros(3 * width, rank))
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.A), self.B)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through ``scaled_dot_product_attention``; parameter names are OpenAI CLIP's.
+
+    With ``lora`` set the projection is W x + B (A x) while gradients are wanted, and (W + B A) x when the module
+    is in eval mode without gradients. The folded matrix is a cache beside W, so unfolding is exact: W never changes.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        self.lora: LowRank | None = None
+        self._folded: tuple[tuple[int, ...], Tensor] | None = None
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+
+    def _folded_weight(self, lora: LowRank) -> Tensor:
+        # Folded in the weights' own precision, whatever the activations run in: the sum outlives the call.
+        device = self.in_proj_weight.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            if torch.compiler.is_compiling():  # a graph cannot watch for changes, so it folds anew in each call
+                return torch.addmm(self.in_proj_weight, lora.B, lora.A)
+            return self._cached_fold(lora)
+
+    def _cached_fold(self, lora: LowRank) -> Tensor:
+        sources = (self.in_proj_weight, lora.A, lora.B)
+        # In-place changes (an optimiser step, load_state_dict) raise _version; a move or cast changes the storage.
+        key = tuple(n for t in sources for n in (t._version, t.data_ptr()))
+        if self._folded is None or self._folded[0] != key:
+            self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
+        return self._folded[1]
+
+    def train(self, mode: bool = True) -> Attention:
+        """Switch mode; going to training frees the folded matrix."""
+        if mode:
+            self._folded = None
+        return super().train(mode)
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [S, N, D] -> q, k and v side by side [S, N, 3D]."""
+        if self.lora is None:
+            return F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if not self.training and not torch.is_grad_enabled():
+            return F.linear(x, self._folded_weight(self.lora), self.in_proj_bias)
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias).add(self.lora(x))
+
+    def forward(
+        self, x: Tensor, size: Tensor | None = None, causal: bool = False, prompts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend within each sequence.
+
+        Args:
+            x: [S, N, D], normalised.
+            size: [S, N, 1] token sizes; their logarithm is added to the logits of the keys (proportional attention,
+                ToMe section 3), or None.
+            causal: mask the future (text).
+            prompts: [Q, D], normalised; tokens after the first that every sequence sees and that are not updated.
+
+        Returns:
+            The output [S, N, D] and the keys [S, heads, N, 64].
+        """
+        S, N, D = x.shape
+        q, k, v = self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        bias = size.log().to(q.dtype).view(S, 1, 1, N).expand(S, 1, N, N) if size is not None else None
+        keys = k
+        if prompts is not None:
+            keys, v = self._before(prompts, k, v)
+            bias = _prompted_mask(len(prompts), bias, causal, q)
+        out = F.scaled_dot_product_attention(q, keys, v, attn_mask=bias, is_causal=causal and prompts is None)
+        return self.out_proj(out.transpose(1, 2).reshape(S, N, D)), k
+
+    def _before(self, prompts_QD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [S, heads, Q + N, 64], the prompts' first: the same for every sequence."""
+        own = self.project(prompts_QD.unsqueeze(0)).view(1, len(prompts_QD), 3, self.heads, HEAD_WIDTH)
+        _, own_k, own_v = own.permute(2, 0, 3, 1, 4)
+        shape = (k.shape[0], -1, -1, -1)
+        return torch.cat([own_k.expand(shape), k], dim=2), torch.cat([own_v.expand(shape), v], dim=2)
+
+
+def _prompted_mask(Q: int, bias: Tensor | None, causal: bool, q: Tensor) -> Tensor | None:
+    """The mask of keys that start with Q prompts: none of them is biased, and the first token precedes them."""
+    if causal:
+        N = q.shape[2]
+        mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
+        mask[0, :Q] = False
+        return mask
+    return None if bias is None else F.pad(bias, (Q, 0))
+
+
+class MLP(nn.Module):
+    """Width -> 4 width -> width."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.gelu = ACTIVATIONS[activation]()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, in two halves so that a token reducer can act between them.
+
+    With ``prompts`` set, they stand after the first token of every sequence while this block attends and are gone
+    afterwards. What they would become is thrown away, so they are keys and values only: the same outputs as if they
+    were tokens, without their share of the work.
+    """
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, activation)
+        self.prompts: Prompts | None = None
+        self.adapter: Adapter | None = None
+
+    def attend(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor]:
+        """The attention branch of x [S, N, D] (without the residual) and its keys [S, heads, N, 64]."""
+        return self.attend_normed(self.ln_1(x), size, causal)
+
+    def attend_normed(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor]:
+        """``attend`` for tokens that went through ``ln_1`` already."""
+        prompts = None if self.prompts is None else self.ln_1(self.prompts.tokens)
+        out: tuple[Tensor, Tensor] = self.attn(x, size, causal, prompts)
+        return out
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP branch of x [S, N, D] (without the residual), an adapter beside it."""
+        normed = self.ln_2(x)
+        out: Tensor = self.mlp(normed)
+        return out if self.adapter is None else out + self.adapter(normed)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; exists for OpenAI CLIP's key names (``transformer.resblocks.N``)."""
+
+    def __init__(self, width: int, layers: int, activation: str) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, activation) for _ in range(layers))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, typed."""
+        return [block for block in self.resblocks if isinstance(block, Block)]

@@ -1,0 +1,101 @@
+"""Captions into token ids: CLIP's byte-pair encoding, or a word list beside small weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.weights import Weights
+
+CLIP_VOCABULARY = 49408
+
+
+class Tokenizer(Protocol):
+    """Captions -> (ids [B, L] int64, mask [B, L] bool, False = padding); L is the longest of the batch.
+
+    Captions are cut to ``length`` ids with the end token kept.
+    """
+
+    def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Encode a batch."""
+        ...
+
+
+def _pack(rows: list[list[int]], start: int, end: int, length: int) -> tuple[Tensor, Tensor]:
+    tokens = [torch.tensor([start, *row[: length - 2], end]) for row in rows]
+    # Padded to the longest of the batch, not to `length`: columns of nothing but padding cost time and change nothing.
+    ids = pad_sequence(tokens, batch_first=True)
+    lengths = torch.tensor([len(row) for row in tokens])
+    return ids, torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+
+
+class BytePairTokenizer:
+    """OpenAI CLIP's byte-pair encoding, as open_clip ships it."""
+
+    def __init__(self) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self._bpe = SimpleTokenizer()
+
+    def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Encode a batch: [B, L] ids and mask, L at most ``length``."""
+        rows = [self._bpe.encode(caption) for caption in captions]
+        return _pack(rows, self._bpe.sot_token_id, self._bpe.eot_token_id, length)
+
+
+class WordTokenizer:
+    """One id a word: 0 is padding, the list's words follow, then start and end (the largest id)."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._ids = {word: i + 1 for i, word in enumerate(words)}
+        if len(self._ids) != len(words):
+            raise BadInput("vocab.txt: a word stands twice")
+        self.vocab_size = len(words) + 3
+
+    @classmethod
+    def from_file(cls, path: Path) -> WordTokenizer:
+        """Read one word a line."""
+        return cls(path.read_text(encoding="utf-8").split())
+
+    def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Encode a batch: [B, L] ids and mask, L at most ``length``; BadInput names a word that is not in the list."""
+        rows = [[self._id(word) for word in re.findall(r"[a-z]+|,", caption.lower())] for caption in captions]
+        return _pack(rows, self.vocab_size - 2, self.vocab_size - 1, length)
+
+    def _id(self, word: str) -> int:
+        if word not in self._ids:
+            raise BadInput(f"caption word {word!r} is not in the vocabulary of these weights")
+        return self._ids[word]
+
+
+@lru_cache(maxsize=1)
+def _byte_pair() -> BytePairTokenizer:
+    return BytePairTokenizer()
+
+
+def tokenizer_for(weights: Weights) -> Tokenizer:
+    """The tokenizer that goes with weights: ``vocab.txt`` beside them, else CLIP's byte pairs.
+
+    Raises:
+        BadInput: the vocabulary sizes do not agree.
+    """
+    words = weights.folder / "vocab.txt" if weights.folder else None
+    if words is not None and words.is_file():
+        tokenizer = WordTokenizer.from_file(words)
+        if tokenizer.vocab_size != weights.arch.vocab_size:
+            raise BadInput(f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}")
+        return tokenizer
+    if weights.arch.vocab_size != CLIP_VOCABULARY:
+        raise BadInput(
+            f"the weights hold {weights.arch.vocab_size} token embeddings, CLIP's byte-pair encoding has "
+            f"{CLIP_VOCABULARY}: put the word list vocab.txt beside the weights"
+        )
+    return _byte_pair()

@@ -1,0 +1,153 @@
+"""Model checkpoints: our own (safetensors with what built them) and the ones other code released."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.validation import validated
+from tvrbench.harness.models.backbone import released
+from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
+from tvrbench.harness.models.backbone.weights import Weights, read_state_dict
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.tuning import is_added
+from tvrbench.harness.records.provenance import file_sha256
+from tvrbench.harness.records.store import BEST_ON_TEST, LAST
+
+FORMAT = "tvrbench-model-1"
+_SELECTIONS = (LAST, BEST_ON_TEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: the file.
+        state: tensors under our model's names.
+        base: the CLIP inside it where it is complete, else None.
+        options: method options saved with it.
+        frames: saved with it, else None.
+        selection: how it was chosen in its training: ``last``, ``best-on-test`` or ``unknown``.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    base: Weights | None
+    options: dict[str, Any]
+    frames: int | None
+    selection: str
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds the whole model."""
+        return self.base is not None
+
+
+def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) -> None:
+    """Write the whole model with what built it; atomic: a temporary file in the same folder, then a rename.
+
+    ``selection`` says how it was chosen in its training, so that whoever scores the file can say so too.
+    """
+    description = {
+        "format": FORMAT,
+        "method": model.name,
+        "options": json.dumps(model.method.describe()),
+        "frames": str(model.frames),
+        "architecture": json.dumps(asdict(model.clip.arch)),
+    } | ({} if selection == LAST else {"selection": selection})
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, temporary, metadata=description)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise BadInput(f"checkpoint {path.name} cannot be written ({error}): choose another output folder") from None
+
+
+def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
+    """Read our own format, or a released state dict (``clip.`` / ``module.`` prefixes, ``TVPt_*`` names).
+
+    Raises:
+        BadInput: no such file, corrupt, holds code, or saved by another method.
+    """
+    meta = _metadata(path)
+    if meta.get("format") == FORMAT:
+        return _own(path, meta, method)
+    state = read_state_dict(path)
+    state = released.without_scalars(released.strip_wrapper(state))
+    state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
+    base = _clip_inside(path, state)
+    return Checkpoint(path=path, state=_float(state), base=base, options={}, frames=None, selection="unknown")
+
+
+def method_in(path: Path) -> str | None:
+    """The method that a checkpoint of our own names; None for one that other code saved.
+
+    Raises:
+        BadInput: no such file, or corrupt.
+    """
+    meta = _metadata(path)
+    return meta.get("method", "") if meta.get("format") == FORMAT else None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise BadInput(f"checkpoint {path}: there is no such file")
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return dict(handle.metadata() or {})
+    except SafetensorError as error:
+        raise BadInput(f"{path.name}: not a readable safetensors file ({error})") from None
+
+
+def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
+    if meta.get("method") != method:
+        raise BadInput(f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}")
+    try:
+        options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
+    except (KeyError, ValueError, RecursionError):
+        options, shape, frames = None, None, 0
+    selection = meta.get("selection", LAST)
+    if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
+        raise BadInput(f"{path.name}: its description (options, architecture, frames) is damaged")
+    state = _float(read_state_dict(path))
+    clip = _clip_state(state)
+    arch = validated(Architecture, shape, f"{path.name} architecture")
+    if from_state_dict(clip, arch.activation) != arch:  # before anything of a size that only the description tells
+        raise BadInput(f"{path.name}: its description tells another architecture than its tensors have")
+    base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
+    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
+
+
+def _clip_inside(path: Path, state: dict[str, Tensor]) -> Weights | None:
+    clip = _clip_state(state)
+    if "visual.conv1.weight" not in clip:
+        return None
+    return Weights(state=clip, arch=from_state_dict(clip), sha256=file_sha256(path), folder=path.parent)
+
+
+def _clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The plain CLIP weights inside a model's state dict: what the tuning added is left out."""
+    return {
+        key.removeprefix("clip."): tensor.float()
+        for key, tensor in state.items()
+        if key.startswith("clip.") and not is_added(key)
+    }
+
+
+def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in state.items()}

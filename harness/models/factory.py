@@ -1,0 +1,127 @@
+"""``load_model``: from a method's name and some weights to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.weights import Weights, load_weights
+from tvrbench.harness.models.checkpoint import Checkpoint, read_checkpoint
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.tokens import TokenReducer
+from tvrbench.harness.models.tuning import apply_tuning
+
+
+def load_model(
+    method: str,
+    *,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    frames: int = 12,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    **options: Any,
+) -> RetrievalModel:
+    """Build a method on a backbone.
+
+    Args:
+        method: a registered method or baseline (``tvrbench list methods``).
+        backbone: a preset such as ``ViT-B-32``; left out where the weights tell.
+        weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder.
+        checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
+            ``backbone`` and ``weights``.
+        frames: T, frames a video.
+        device: where the model goes; ``meta`` gives shapes without values, for counting.
+        seed: of newly initialised parameters (LoRA's A).
+        options: the method's options; the backbone's published preset fills the rest.
+
+    Raises:
+        BadInput: an unknown name, an option that does not fit, or weights with missing or unexpected keys.
+    """
+    if frames < 1:
+        raise BadInput(f"frames must be at least 1, not {frames}")
+    cls = method_class(method)
+    if str(device) == "meta":
+        with torch.device("meta"):
+            return _load(method, cls, backbone, weights, None, frames, seed, options).eval()
+    saved = read_checkpoint(Path(checkpoint), method, cls) if checkpoint is not None else None
+    return _load(method, cls, backbone, weights, saved, frames, seed, options).to(device).eval()
+
+
+def _load(
+    method: str,
+    cls: type[Method[Any]],
+    backbone: str | None,
+    weights: str | Path | None,
+    saved: Checkpoint | None,
+    frames: int,
+    seed: int,
+    options: dict[str, Any],
+) -> RetrievalModel:
+    base = _base_weights(saved, weights, backbone)
+    given = (saved.options if saved else {}) | options
+    if saved and saved.frames:
+        frames = saved.frames
+    configured = cls.configure(method, base.arch, frames, given)
+    model = build(method, configured, base, seed)
+    if saved:
+        _load_strict(model, saved.state, saved.path.name, complete=saved.full)
+    return model
+
+
+def method_class(name: str) -> type[Method[Any]]:
+    """The class of a registered method or baseline; BadInput lists the known names."""
+    cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines")
+    return cls
+
+
+def build(name: str, method: Method[Any], base: Weights, seed: int) -> RetrievalModel:
+    """Assemble the model; new parameters come from ``seed`` alone, the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        clip = CLIP(base.arch)
+        _load_strict(clip, base.state, "weights", complete=True)
+        apply_tuning(clip, method.options.tuning, method.options.rank)
+        model = method.Model(name, method, clip, method.build_reducer(), method.build_head())
+        _check_prompts(name, clip, model.reducer)
+        model.reducer.attach(clip)
+        model.head.attach(clip)
+        return model
+
+
+def _check_prompts(name: str, clip: CLIP, reducer: TokenReducer) -> None:
+    if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
+        raise BadInput(
+            f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not say that it "
+            f"leaves them in place (TokenReducer.carries_prompts); tuning 'prompts' goes with every method"
+        )
+
+
+def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone: str | None) -> Weights:
+    if saved and saved.base:
+        return saved.base
+    if weights is None:
+        what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
+        raise BadInput(f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)")
+    return load_weights(weights, backbone)
+
+
+def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, complete: bool) -> None:
+    """Copy ``state`` into ``module``; BadInput lists missing and unexpected keys and wrong shapes."""
+    own = module.state_dict()
+    wanted = set(own) if complete else {n for n, p in module.named_parameters() if p.requires_grad}
+    missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - set(own))
+    if missing or unexpected:
+        raise BadInput(f"{what}: missing keys {missing or 'none'}, unexpected keys {unexpected or 'none'}")
+    for key, tensor in state.items():
+        if own[key].shape != tensor.shape:
+            raise BadInput(f"{what}: {key} has shape {list(tensor.shape)}, the model wants {list(own[key].shape)}")
+    module.load_state_dict(state, strict=False)

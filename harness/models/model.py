@@ -1,0 +1,102 @@
+"""The retrieval model: two towers, a token reducer in the vision tower, a head on top."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.heads import Head
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream
+from tvrbench.harness.models.trace import TokenTrace, token_trace
+
+if TYPE_CHECKING:
+    from tvrbench.harness.models.method import Method
+
+
+class RetrievalModel(nn.Module):
+    """What ``load_model`` returns.
+
+    Attributes:
+        clip: the dual encoder.
+        reducer: acts on the tokens of the vision tower.
+        head: pools the class tokens that leave it.
+        method: the configured method (name, options, architecture, frames).
+    """
+
+    def __init__(self, name: str, method: Method[Any], clip: CLIP, reducer: TokenReducer, head: Head) -> None:
+        super().__init__()
+        self.name = name
+        self.method = method
+        self.clip = clip
+        self.reducer = reducer
+        self.head = head
+
+    @property
+    def frames(self) -> int:
+        """T, the frames a video has."""
+        return self.method.frames
+
+    @property
+    def tokens(self) -> list[tuple[int, int]]:
+        """(sequences, tokens a sequence) leaving each block, for one video."""
+        return self.reducer.expected_tokens()
+
+    def _check_video(self, frames: Tensor, mask: Tensor) -> None:
+        side = self.clip.arch.image_size
+        want = f"[batch, {self.frames}, 3, {side}, {side}]"
+        if frames.ndim != 5 or tuple(frames.shape[1:]) != (self.frames, 3, side, side):
+            raise BadInput(f"video: frames have shape {list(frames.shape)}, expected {want}")
+        if not frames.is_floating_point():
+            raise BadInput(f"video: frames are {frames.dtype}, expected CLIP-normalised floating point {want}")
+        if tuple(mask.shape) != tuple(frames.shape[:2]):
+            raise BadInput(f"video: the mask has shape {list(mask.shape)}, expected {list(frames.shape[:2])}")
+
+    def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
+        """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""
+        chosen = self.reducer.select_frames()
+        entering = frames if chosen is None else frames[:, list(chosen)]
+        stream: TokenStream = self.clip.visual(entering.flatten(0, 1), entering.shape[1], self.reducer, trace)
+        return stream if chosen is None else stream.among_frames(chosen, self.frames)
+
+    @overload
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: Literal[True]) -> tuple[Tensor, TokenTrace]: ...
+
+    def encode_video(self, frames: Tensor, mask: Tensor, trace: bool = False) -> Tensor | tuple[Tensor, TokenTrace]:
+        """Encode videos.
+
+        Args:
+            frames: [B, T, 3, H, W] float, CLIP-normalised.
+            mask: [B, T] bool, False = padding.
+            trace: also tell which source patches each token that leaves the tower holds.
+
+        Returns:
+            [B, E], pooled, not yet normalised; with ``trace`` that and the trace.
+        """
+        self._check_video(frames, mask)
+        stream = self.video_tokens(frames, trace)
+        features_BFE = self.clip.visual.class_features(stream)
+        out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask.bool()))
+        return (out, token_trace(stream, self.frames)) if trace else out
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids [B, L] int, mask [B, L] bool -> [B, E], not normalised."""
+        return self.clip.encode_text(ids, mask)
+
+    def similarity(self, text: Tensor, video: Tensor) -> Tensor:
+        """text [Nt, E], video [Nv, E] -> cosine x exp(logit_scale), [Nt, Nv]."""
+        return self.clip.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
+
+    def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Both encodings (text [B, E], video [B, E]); one call, so that data-parallel wrappers see it."""
+        return self.encode_text(ids, text_mask), self.encode_video(frames, mask)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}

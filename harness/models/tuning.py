@@ -1,0 +1,109 @@
+"""Tuning: which parameters learn, independent of the token reducer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.blocks import Adapter, Block, LowRank, Prompts
+from tvrbench.harness.models.backbone.clip import CLIP
+
+STEM = (
+    "visual.conv1.",
+    "visual.class_embedding",
+    "visual.positional_embedding",
+    "visual.ln_pre.",
+    "positional_embedding",
+    "token_embedding.",
+)
+
+ADAPTER_WIDTH = 64
+PROMPTS = 8
+# What tunings add to a CLIP, by a part of the parameter's name: new parameters, not pre-trained ones.
+_ADDED = (".lora.", ".adapter.", ".prompts.")
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of a model came with its tuning."""
+    return any(part in name for part in _ADDED)
+
+
+def _frozen(clip: CLIP, rank: int) -> None:
+    clip.requires_grad_(False)
+
+
+def _full(clip: CLIP, rank: int) -> None:
+    """Everything but stems and embeddings: what the released CLIP4Clip and CenterCLIP train."""
+    for name, parameter in clip.named_parameters():
+        parameter.requires_grad_(not name.startswith(STEM))
+
+
+def _full_all(clip: CLIP, rank: int) -> None:
+    clip.requires_grad_(True)
+
+
+def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
+    """Every block of both encoders with its width."""
+    for tower, width in ((clip.visual.transformer, clip.arch.vision_width), (clip.transformer, clip.arch.text_width)):
+        for block in tower.blocks:
+            yield block, width
+
+
+def _lora(clip: CLIP, rank: int) -> None:
+    """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
+    if rank < 1:
+        raise BadInput(f"option 'rank' must be at least 1, not {rank}")
+    clip.requires_grad_(False)
+    for block, width in _blocks(clip):
+        block.attn.lora = LowRank(width, rank)
+
+
+def _adapter(clip: CLIP, rank: int) -> None:
+    """A bottleneck of 64 beside every MLP of both encoders (AdaptFormer, arXiv 2205.13535)."""
+    clip.requires_grad_(False)
+    for block, width in _blocks(clip):
+        block.adapter = Adapter(width, ADAPTER_WIDTH)
+
+
+def _prompts(clip: CLIP, rank: int) -> None:
+    """8 learned tokens for every block of both encoders (VPT-deep, arXiv 2203.12119)."""
+    clip.requires_grad_(False)
+    for block, width in _blocks(clip):
+        block.prompts = Prompts(PROMPTS, width)
+
+
+def _prompts_shallow(clip: CLIP, rank: int) -> None:
+    """8 learned tokens at the input of both encoders (VPT-shallow, arXiv 2203.12119; CoOp on the text side)."""
+    clip.requires_grad_(False)
+    clip.visual.prompts = Prompts(PROMPTS, clip.arch.vision_width)
+    clip.prompts = Prompts(PROMPTS, clip.arch.text_width)
+
+
+def _bias(clip: CLIP, rank: int) -> None:
+    """Bias-only: all biases and LayerNorm parameters (BitFit, arXiv 2106.10199)."""
+    clip.requires_grad_(False)
+    for module in clip.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if "bias" in name or isinstance(module, nn.LayerNorm):
+                parameter.requires_grad_(True)
+
+
+TUNINGS: dict[str, Callable[[CLIP, int], None]] = {
+    "frozen": _frozen,
+    "full": _full,
+    "full-all": _full_all,
+    "lora": _lora,
+    "adapter": _adapter,
+    "bias": _bias,
+    "prompts": _prompts,
+    "prompts-shallow": _prompts_shallow,
+}
+
+
+def apply_tuning(clip: CLIP, name: str, rank: int) -> None:
+    """Set ``requires_grad`` and add the modules that the tuning needs; BadInput lists the known names."""
+    if name not in TUNINGS:
+        raise BadInput(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}")
+    TUNINGS[name](clip, rank)

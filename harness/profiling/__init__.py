@@ -1,0 +1,1 @@
+"""One cost: counted, or measured on this device."""

@@ -1,0 +1,1 @@
+"""Multiply-adds, parameters and tokens, counted without running on a device."""

@@ -1,0 +1,166 @@
+"""Multiply-adds by tracing with fvcore, the tool behind the "GFLOPs" of the papers, checked against the formula."""
+
+from __future__ import annotations
+
+import copy
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.models.backbone.architecture import vision_name
+from tvrbench.harness.models.factory import load_model
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs, text_length
+from tvrbench.harness.profiling.counts.trace import Count, count_macs
+
+TOLERANCE = 0.005  # relative distance that traced and analytic multiply-adds may have
+
+
+def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
+    """Traced multiply-adds of encoding one video (``video``) and one caption (``text``), LoRA folded.
+
+    The trace runs on a copy in eval mode, so the model is left as it was. On the ``meta`` device nothing is computed
+    and no weight is copied: ViT-B/16 takes a second. A method whose control flow reads the values of tensors cannot
+    run there; it is traced with noise on a CPU, where the same operators give the same count.
+
+    Where the reduction is an operator of its own (clustering), which a trace cannot look into, its multiply-adds come
+    from the method's plan, all of them: such a method leaves no other part of its reduction to plain operators.
+
+    Args:
+        model: the model to count.
+        device: ``meta``, or ``cpu`` to run every operator for real.
+
+    Raises:
+        CheckFailed: an operator that multiplies matrices went uncounted.
+    """
+    if not model.method.encodes:
+        return {"video": 0, "text": 0}
+    if device == "meta":
+        try:
+            counts = _count_on_meta(model)
+        except (RuntimeError, TypeError):  # what torch raises for a value asked of a meta tensor
+            counts = _count(_copy(model, torch.device("cpu")), torch.device("cpu"))
+    else:
+        counts = _count(_copy(model, torch.device(device)), torch.device(device))
+    return {name: count.macs + (reduction_macs(model) if count.opaque else 0) for name, count in counts.items()}
+
+
+class _Call(nn.Module):
+    """Makes one method of a model the ``forward`` that fvcore traces."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out: Tensor = getattr(self.model, self.method)(*inputs)
+        return out
+
+
+class _Fixed(nn.Module):
+    """Gives the same tensor whatever comes in."""
+
+    def __init__(self, out: Tensor) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(self, _x: Tensor) -> Tensor:
+        return self.out
+
+
+def _count(twin: RetrievalModel, device: torch.device) -> dict[str, Count]:
+    noise = torch.Generator().manual_seed(0)
+    arch, frames = twin.clip.arch, twin.frames
+    pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
+    ids = torch.arange(text_length(arch)).unsqueeze(0) % arch.vocab_size
+    inputs = {
+        "video": ("encode_video", pixels, torch.ones(1, frames, dtype=torch.bool)),
+        "text": ("encode_text", ids, torch.ones_like(ids, dtype=torch.bool)),
+    }
+    counts = {}
+    for name, (method, *tensors) in inputs.items():
+        call, moved = _Call(twin.eval(), method), [t.to(device) for t in tensors]
+        with torch.no_grad():
+            call(*moved)  # folds LoRA, so that the trace meets the folded matrix as a constant
+        counts[name] = count_macs(call, *moved)
+    return counts
+
+
+def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
+    """Trace on the meta device, but for the stem: torch's meta convolution does not run under its tracer."""
+    meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
+    grid = arch.image_size // arch.patch_size
+    twin = _copy(model, meta)
+    twin.clip.visual.conv1 = _Fixed(torch.empty(frames, arch.vision_width, grid, grid, device=meta))  # type: ignore[assignment]
+    counts = _count(twin, meta)
+    stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
+    convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
+    return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}
+
+
+def _copy(model: RetrievalModel, device: torch.device) -> RetrievalModel:
+    """A copy on ``device``, made there at once: the weights are never held twice where they came from."""
+    moved: dict[int, Any] = {id(b): b.to(device) for b in model.buffers()}
+    moved |= {id(p): nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, moved)
+
+
+def checked_macs(model: RetrievalModel) -> dict[str, int]:
+    """Traced multiply-adds that the formula confirms.
+
+    Raises:
+        CheckFailed: they differ from ``analytic_macs`` by more than 0.5 %; names both figures.
+    """
+    traced, expected = traced_macs(model), analytic_macs(model)
+    for name, macs in traced.items():
+        if abs(macs - expected[name]) > TOLERANCE * expected[name]:
+            raise CheckFailed(
+                f"{model.name}: the {name} encoder is traced at {macs / 1e9:.3f} GMACs but its token plan gives "
+                f"{expected[name] / 1e9:.3f}: an operator goes uncounted, or the plan is wrong"
+            )
+    return traced
+
+
+def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
+    """``profile`` of a method on a preset backbone, without making its weights.
+
+    A method whose control flow reads the values of tensors gets random weights after all.
+    """
+    try:
+        return profile(
+            load_model(method, backbone=backbone, weights="random:0", frames=frames, device="meta", **options)
+        )
+    except NotImplementedError:  # what torch raises for a copy out of the meta device
+        return profile(load_model(method, backbone=backbone, weights="random:0", frames=frames, **options))
+
+
+def profile(model: RetrievalModel) -> dict[str, Any]:
+    """Cost that needs no data, as plain data.
+
+    Returns:
+        ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable}, tokens: [[sequences, tokens a
+        sequence] leaving each block], output_tokens``, for one video; and ``reduction_gmacs``, the part of
+        ``gmacs.video`` that the token reduction itself costs. GMACs are 10^9 multiply-adds (papers' "GFLOPs").
+
+    Raises:
+        CheckFailed: trace and formula disagree.
+    """
+    tokens = [list(block) for block in model.tokens]
+    parameters = list(model.parameters())
+    return {
+        "method": model.name,
+        "backbone": vision_name(model.clip.arch),
+        "frames": model.frames,
+        "gmacs": {name: macs / 1e9 for name, macs in checked_macs(model).items()},
+        "reduction_gmacs": reduction_macs(model) / 1e9,
+        "params": {
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        "tokens": tokens,
+        "output_tokens": prod(tokens[-1]) if tokens else 0,
+    }

@@ -1,0 +1,1 @@
+"""Each measurement in a process of its own, one at a time per device."""

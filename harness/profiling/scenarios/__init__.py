@@ -1,0 +1,1 @@
+"""What is measured: encoding, a training step, video file to ranking."""

@@ -1,0 +1,123 @@
+"""From video files to a ranking: how long each stage takes, and what remains of a faster encoder behind a decoder.
+
+Stages, for a batch of videos: ``decode`` (the data set's own work: open, decode, pick, resize, crop; in one thread),
+``preprocess`` (normalise and move to the device), ``encode``, ``search`` (scores of a gallery for a set of queries and
+the ten best of each). ``end_to_end_throughput`` then runs decode to encode as evaluation does, decoding ahead in
+threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.frame_loader import FrameLoader, normalise
+from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.scenarios.encoders import Encode, checked_encoders
+from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.trackers.timing import time_calls
+from tvrbench.harness.records.record import Measurement
+
+STAGES = ("decode_time", "preprocess_time", "encode_time")
+SAMPLER = "tempme"
+QUERIES = GALLERY = 1000  # the size of the 1k-A test split
+BEST = 10
+T = TypeVar("T")
+
+
+def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
+    """``decode_time``, ``preprocess_time``, ``encode_time`` in ms a video, ``end_to_end_throughput``, ``search_time``.
+
+    Raises:
+        BadInput: an unknown data set, no folder for it, or a video that cannot be decoded.
+    """
+    dataset = open_videos(job.dataset, job.data)
+    spec = FrameSpec(sampler=SAMPLER, frames=model.frames, size=model.clip.arch.image_size)
+    requests = _requests(dataset, job)
+    said: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": SAMPLER}
+    with torch.inference_mode():
+        timed, check = checked_encoders(model, job, made_up(model, job.batch, device))
+        said |= check.conditions
+        passes = [_stages(dataset, spec, videos, timed.video, device) for videos in requests]
+        stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms the decoder up
+        found = [_per_video(name, seconds, job.batch, said) for name, seconds in stages]
+        rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), requests, timed.video, device)
+        search = _search(model, job, device)
+    return [*found, Measurement("end_to_end_throughput", median(rates), "videos/s", rates, said), search]
+
+
+def open_videos(name: str, folder: str | None) -> RetrievalDataset:
+    """The data set whose videos are decoded; one that makes its own does so now.
+
+    Raises:
+        BadInput: an unknown name, no folder, or not the data set's folder.
+    """
+    cls = registry.lookup(name, "datasets")
+    if folder is None and not cls.generated:
+        raise BadInput(f"data set {name} needs its folder (--data DIR): {cls.wanted}")
+    dataset: RetrievalDataset = cls(None if folder is None else Path(folder))
+    return dataset
+
+
+def _requests(dataset: RetrievalDataset, job: Job) -> list[list[str]]:
+    """One batch more than is measured, out of the first split, from its start again where it ends."""
+    videos = cycle(dataset.split(dataset.split_names[0]).video_ids)
+    return [list(islice(videos, job.batch)) for _ in range(1 + job.min_iterations)]
+
+
+def _stages(
+    dataset: RetrievalDataset, spec: FrameSpec, videos: Sequence[str], encode: Encode, device: torch.device
+) -> tuple[float, float, float]:
+    """Seconds of decoding, preprocessing and encoding one batch, one after the other."""
+    clips, decoding = _timed(lambda: [dataset.frames(video, spec) for video in videos], device)
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in clips]))
+    mask = torch.from_numpy(np.stack([mask for _, mask in clips]))
+    frames, preprocessing = _timed(lambda: normalise(pixels, mask, device), device)
+    _, encoding = _timed(lambda: encode(frames, mask.to(device)), device)
+    return decoding, preprocessing, encoding
+
+
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    start = time.perf_counter()
+    out = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return out, time.perf_counter() - start
+
+
+def _per_video(name: str, seconds: Sequence[float], batch: int, said: dict[str, Any]) -> Measurement:
+    samples = [1e3 * s / batch for s in seconds]
+    return Measurement(name, median(samples), "ms/video", samples, said)
+
+
+def _pipeline(
+    loader: FrameLoader, requests: Sequence[Sequence[str]], encode: Encode, device: torch.device
+) -> list[float]:
+    """Videos a second from one batch's features to the next one's, decoded ahead in threads."""
+    ends = []
+    for pixels, mask in loader.batches([(video, 0) for video in videos] for videos in requests):
+        encode(normalise(pixels, mask, device), mask.to(device)).float().cpu()  # waits for a GPU
+        ends.append(time.perf_counter())
+    return [len(requests[0]) / (after - before) for before, after in pairwise(ends)]
+
+
+def _search(model: RetrievalModel, job: Job, device: torch.device) -> Measurement:
+    """``search_time`` of 1,000 queries in a gallery of 1,000 features, in ms."""
+    noise = torch.Generator().manual_seed(0)
+    width = model.clip.arch.embed_dim
+    text, video = (torch.randn(count, width, generator=noise).to(device) for count in (QUERIES, GALLERY))
+    seconds = time_calls(lambda: model.similarity(text, video).topk(BEST), device, **job.timing)
+    samples = [1e3 * s for s in seconds]
+    conditions = {"device": str(device), "queries": QUERIES, "gallery": GALLERY, "best": BEST}
+    return Measurement("search_time", median(samples), "ms", samples, conditions)

@@ -1,0 +1,63 @@
+"""What the instruments encode: made-up videos and captions, the same in every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.formula import text_length
+
+_DRIFT = 4  # pixels a frame
+_BLOBS = 9  # of coarse noise along a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Pairs on a device: frames [B, T, 3, H, W] and ids [B, L] with their masks."""
+
+    frames: Tensor
+    mask: Tensor
+    ids: Tensor
+    text_mask: Tensor
+
+    def first(self, count: int) -> Inputs:
+        """The first pairs alone."""
+        return Inputs(
+            frames=self.frames[:count],
+            mask=self.mask[:count],
+            ids=self.ids[:count],
+            text_mask=self.text_mask[:count],
+        )
+
+
+def made_up(model: RetrievalModel, batch: int, device: torch.device) -> Inputs:
+    """``batch`` drifting videos without padding and full-length captions for a model; always the same."""
+    arch = model.clip.arch
+    length = text_length(arch)
+    ids = torch.randint(arch.vocab_size - 1, (batch, length), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = arch.vocab_size - 1  # the end token is the largest id
+    return Inputs(
+        frames=drifting_frames(batch, model.frames, arch.image_size).to(device),
+        mask=torch.ones(batch, model.frames, dtype=torch.bool, device=device),
+        ids=ids.to(device),
+        text_mask=torch.ones(batch, length, dtype=torch.bool, device=device),
+    )
+
+
+def drifting_frames(videos: int, frames: int, side: int) -> Tensor:
+    """[videos, frames, 3, side, side]: coarse noise with a little fine noise on it, moving by 4 pixels a frame.
+
+    Neighbouring frames are alike and patches form groups, as in a video: how long clustering takes depends on it,
+    and independent noise would make every match and every cluster arbitrary.
+    """
+    generator = torch.Generator().manual_seed(0)
+    extent = side + _DRIFT * frames
+    coarse = torch.randn(videos, 3, _BLOBS, _BLOBS, generator=generator)
+    scene = F.interpolate(coarse, size=(extent, extent), mode="bicubic", align_corners=False)
+    scene = scene + 0.2 * torch.randn(scene.shape, generator=generator)
+    starts = [_DRIFT * t for t in range(frames)]
+    return torch.stack([scene[..., s : s + side, s : s + side] for s in starts], dim=1)

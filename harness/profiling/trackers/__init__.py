@@ -1,0 +1,1 @@
+"""One instrument a file: time, memory, clocks, interference."""

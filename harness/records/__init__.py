@@ -1,0 +1,1 @@
+"""What a run leaves: one JSON record, its store, and where it came from."""

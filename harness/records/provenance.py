@@ -1,0 +1,166 @@
+"""Where a number comes from: device, versions, source revision, command. No machine path, user or host name in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import pynvml
+import torch
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.records.record import Environment, MeasurementDoc
+
+_PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
+_SOURCE_ROOT = Path(__file__).resolve().parents[2]
+# What runs write themselves does not make the sources differ from their commit.
+_OUTPUTS = (":(exclude)results/records", ":(exclude)reports")
+_VOLATILE_KEYS = ("environment", "command", "started", "duration_s")
+_TIME = r"[numµ]?s|sec|seconds?|min|minutes?|h|hours?"
+_MEMORY = r"[KMGT]?i?B|bytes?"
+_ENERGY = r"[kMm]?(J|W|Wh)"
+# Times alone, shared or set against each other: speed-ups, cores that others kept busy, clocks.
+_VOLATILE_UNIT = re.compile(rf"(^|[\s/*-])({_TIME}|{_MEMORY}|{_ENERGY}|x|cores|[kMG]?Hz)($|[\s/*-])")
+# Per cent of counts repeat; these are per cent of times.
+_VOLATILE_SHARES = ("share_of_peak", "speedup_reached")
+
+
+def environment(device: torch.device | str) -> Environment:
+    """The machine and software a run ran on, with nothing in it that names a person, a host or a folder.
+
+    ``device`` is the GPU's or the CPU's model name; ``driver`` the GPU driver's version, None on a CPU;
+    ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout.
+    """
+    device = torch.device(device)
+    git_sha, dirty = source_revision()
+    return Environment(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+        cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        driver=gpu_driver() if device.type == "cuda" else None,
+        versions={"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda}
+        | {package: _version(package) for package in _PACKAGES},
+        git_sha=git_sha,
+        dirty=dirty,
+    )
+
+
+def cpu_model() -> str:
+    """The CPU's model name, e.g. ``AMD EPYC 7763 64-Core Processor``; the architecture where none is given."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(\S.*)$", text, flags=re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def gpu_driver() -> str | None:
+    """The NVIDIA driver's version; None where there is no driver to ask."""
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]:
+    """Commit of the checkout whose top is ``root``, and whether its sources differ from it; (None, None) elsewhere.
+
+    A repository that merely contains ``root`` (an environment inside someone's project) is not asked.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    sha = _git(root, "rev-parse", "--verify", "HEAD")
+    if top is None or sha is None or Path(top) != root.resolve():
+        return None, None
+    changes = _git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *_OUTPUTS)
+    return sha, None if changes is None else bool(changes)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as typed, quoted for a shell, every path made portable.
+
+    Args:
+        arguments: what follows the program's name.
+    """
+    return shlex.join(["tvrbench", *(_portable_argument(argument) for argument in arguments)])
+
+
+def portable_path(path: str) -> str:
+    """A path inside the working directory relative to it; any other absolute or upward path by its last part."""
+    if path.startswith("/"):
+        absolute = Path(os.path.normpath(path))
+        return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else _last_part(path)
+    if path.startswith(("\\", "~")) or ".." in re.split(r"[\\/]", path):
+        return _last_part(path)
+    return path
+
+
+def canonical(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record less what may differ between two runs with the same seed on one machine.
+
+    Left out are the time and provenance keys; costs in units of time, memory, energy or power, ratios of times and
+    shares of them keep only their name and unit.
+    """
+    kept = {key: value for key, value in record.items() if key not in _VOLATILE_KEYS}
+    return kept | {"cost": [_repeatable(measurement) for measurement in record["cost"]]}
+
+
+def _repeatable(measurement: MeasurementDoc) -> dict[str, Any]:
+    name, unit = measurement["name"], measurement["unit"]
+    if _VOLATILE_UNIT.search(unit) or (unit == "%" and name in _VOLATILE_SHARES):
+        return {"name": name, "unit": unit}
+    return dict(measurement)
+
+
+def _portable_argument(argument: str) -> str:
+    # A path may stand behind any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
+    return "".join(portable_path(piece) for piece in re.split(r"""([=,;:'"()\[\]{}\s])""", argument))
+
+
+def _last_part(path: str) -> str:
+    part = PureWindowsPath(path).name
+    is_home = path.rstrip("/") == str(Path.home()) or part.startswith("~")
+    return "~" if is_home else part or "."
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails or is not there. Variables such as GIT_DIR must not point it elsewhere."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], env=variables, capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

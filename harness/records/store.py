@@ -1,0 +1,214 @@
+"""Records on disk: one JSON file a run, its per-query ranks beside it, written so that a crash harms no earlier one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import uuid
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.records.record import Record, dumps, normalised, read_record
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
+_DIRECTIONS = ("t2v", "v2t")
+# Which checkpoint of a training a run reports.
+LAST: Literal["last"] = "last"
+BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
+
+RankArrays = dict[str, npt.NDArray[np.float32]]
+
+
+class RecordStore:
+    """The records under ``root/records/<protocol>/``."""
+
+    def __init__(self, root: Path) -> None:
+        self._records = root / "records"
+
+    def folder(self, protocol: str) -> Path:
+        """Where the records of a protocol lie: ``/`` in its name becomes ``__``.
+
+        Raises:
+            BadInput: a name that cannot be a folder's.
+        """
+        return self._records / "__".join(_safe(part, "protocol") for part in protocol.split("/"))
+
+    def check_writable(self, protocol: str) -> None:
+        """Create the folder and write to it once, so that a long run does not find out at its end.
+
+        Raises:
+            BadInput: it cannot be written to.
+        """
+        probe = self.folder(protocol) / f".{uuid.uuid4().hex}.probe"
+        atomic_write(probe, b"")
+        probe.unlink()
+
+    def save(self, record: Mapping[str, Any], ranks: Mapping[str, npt.ArrayLike] | None = None) -> Path:
+        """Check the record, write the ranks and then the record that names them, and return the record's path.
+
+        ``per_query_ranks_path`` is set here. The ranks' file is named by its content and the record replaced last, so
+        an earlier record of the same run stays whole until the new one is. A failed run has a file of its own: it
+        never replaces a completed one, and goes when the run completes.
+
+        Args:
+            record: see ``record.schema.json``.
+            ranks: ``t2v`` and ``v2t``, [queries] each; None for a failed run that has none.
+
+        Raises:
+            BadInput: a record that breaks the schema, or a folder that cannot be written to.
+            ValueError: ranks that are not finite numbers of 1 or more.
+        """
+        arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
+        checked = normalised(dict(record) | {"per_query_ranks_path": None}, "record")
+        folder, stem = self.folder(checked["protocol"]["name"]), run_name(checked)
+        path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
+        if arrays is not None:
+            ranks_name = f"{stem}-{_digest(arrays)}.npz"
+            checked["per_query_ranks_path"] = ranks_name
+            atomic_write(folder / ranks_name, _npz(arrays))
+        atomic_write(path, dumps(checked, path.name).encode())
+        if checked["status"] == "completed":
+            _remove_replaced(folder, stem, checked["per_query_ranks_path"])
+        return path
+
+    def failure_since(self, record: Mapping[str, Any]) -> Path | None:
+        """The failed record of the same run that was begun when ``record`` was, by whichever process; else None."""
+        path = self.folder(record["protocol"]["name"]) / f"{run_name(record)}-failed.json"
+        try:
+            return path if read_record(path)["started"] == record["started"] else None
+        except BadInput:
+            return None
+
+    def load_all(self, protocol: str | None = None) -> list[Record]:
+        """Every record (of a protocol), checked, in the order of file names; none where nothing was run.
+
+        Raises:
+            BadInput: a file that is no valid record.
+        """
+        folder = self._records if protocol is None else self.folder(protocol)
+        return [read_record(path) for path in sorted(folder.glob("*/*.json" if protocol is None else "*.json"))]
+
+    def find(
+        self,
+        protocol: str | None = None,
+        *,
+        method: str | None = None,
+        tuning: str | None = None,
+        seed: int | None = None,
+        status: str | None = None,
+    ) -> list[Record]:
+        """The records that agree with everything given; errors as ``load_all``."""
+        return [
+            record
+            for record in self.load_all(protocol)
+            if method in (None, record["method"]["name"])
+            and tuning in (None, record["tuning"])
+            and seed in (None, record["seed"])
+            and status in (None, record["status"])
+        ]
+
+    def load_ranks(self, record: Record) -> RankArrays:
+        """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries].
+
+        Raises:
+            BadInput: the record has none, or their file is missing or broken.
+        """
+        name = record["per_query_ranks_path"]
+        if name is None:
+            raise BadInput(f"the record of {record['method']['name']}, seed {record['seed']}, has no per-query ranks")
+        path = self.folder(record["protocol"]["name"]) / name
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {direction: _checked(archive[direction], direction) for direction in _DIRECTIONS}
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadInput(f"{path}: the per-query ranks cannot be read: {error}") from None
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new and never a part; folders are made.
+
+    Raises:
+        BadInput: the folder cannot be written to; what was there stays.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose a folder that can be written to") from None
+
+
+def run_name(record: Mapping[str, Any]) -> str:
+    """File name of a run less its suffix: what it is for people, and a hash of everything that makes it another run."""
+    identity = {
+        "protocol": record["protocol"]["hash"],
+        "options": record["method"]["options"],
+        "tuning": record["tuning"],
+        "weights": record["weights_sha256"],
+        "split": record["data"]["split_fingerprint"],
+    }
+    scored = record.get("checkpoint")
+    if scored is not None:
+        identity["checkpoint"] = scored["sha256"]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    tuning = record["tuning"]
+    names = [_safe(record["method"]["name"], "method")] + ([] if tuning is None else [_safe(tuning, "tuning")])
+    names += [] if scored is None else ["checkpoint"]
+    if scored is None and record.get("metrics", {}).get("selection") == BEST_ON_TEST:
+        names.append(BEST_ON_TEST)  # beside the run that reports its last checkpoint, in the place of which it never is
+    return "-".join([*names, f"seed{record['seed']}", digest])
+
+
+def _safe(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{what} name {name!r} cannot be a file name: use letters, digits and . _ + -, a letter or digit first, "
+            "no double underscore"
+        )
+    return name
+
+
+def _remove_replaced(folder: Path, stem: str, ranks_name: str | None) -> None:
+    (folder / f"{stem}-failed.json").unlink(missing_ok=True)
+    for path in folder.glob(f"{stem}-*.npz"):
+        if path.name != ranks_name:
+            path.unlink(missing_ok=True)
+
+
+def _checked(ranks: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
+    array = np.asarray(ranks)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be a list of ranks")
+    if not (np.isfinite(array) & (array >= 1)).all():
+        raise ValueError(f"{name} holds a number that is no rank")
+    return array.astype(np.float32)
+
+
+def _digest(arrays: RankArrays) -> str:
+    digest = hashlib.sha256()
+    for name in _DIRECTIONS:
+        digest.update(arrays[name].astype("<f4").tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _npz(arrays: RankArrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, t2v=arrays["t2v"], v2t=arrays["v2t"])
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Did a number move? Baselines, their values, signatures of code."""

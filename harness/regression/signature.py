@@ -1,0 +1,110 @@
+"""A method's signature: what a tiny model with fixed weights computes, so that a changed computation shows in seconds.
+
+Counts (tokens, GMACs, parameters) cannot see a swapped set, a wrong temperature or a lost term; these numbers can.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tvrbench.harness.config.recipe import Recipe, load_recipe
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.weights import initialise
+from tvrbench.harness.models.factory import load_model, method_class
+from tvrbench.harness.training.trainer import Trainer
+
+TOLERANCE = 1e-3
+"""Relative: what another machine's arithmetic may change, some of it through merges decided by a hair."""
+
+_ARCH = Architecture(
+    image_size=64,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=12,
+    text_width=64,
+    text_layers=2,
+    context_length=32,
+    vocab_size=512,
+    embed_dim=64,
+)
+_VIDEOS, _FRAMES, _WORDS, _STEPS, _RATE = 4, 12, 32, 3, 2e-3
+
+
+def signature(method: str) -> dict[str, float]:
+    """Numbers of a method on a tiny model: a few training steps, then the features of the trained model.
+
+    Returns:
+        ``loss`` before the first step and ``loss_trained`` after the last one (both where anything is trained),
+        ``grad_norm`` of the first, ``likeness``: mean cosine between different videos, ``match``: mean similarity
+        (temperature included) of videos with their texts, ``contrast``: its standard deviation over all pairs.
+    """
+    cls = method_class(method)
+    with _same_randomness(), tempfile.TemporaryDirectory(prefix="tvrbench-signature-") as folder:
+        weights = Path(folder) / "tiny.safetensors"
+        _save_weights(weights)
+        model = load_model(method, weights=weights, frames=_FRAMES, **cls.small)
+        video, ids, text_mask = _inputs()
+        video_mask = torch.ones(_VIDEOS, _FRAMES, dtype=torch.bool)
+        found: dict[str, float] = {}
+        if cls.trains:
+            trainer = Trainer(model, _recipe(), total_steps=2 * _STEPS)
+            steps = [trainer.step(video, video_mask, ids, text_mask) for _ in range(_STEPS)]
+            found = {
+                "loss": steps[0]["loss"],
+                "grad_norm": steps[0]["grad_norm"],
+                "loss_trained": steps[-1]["loss"],
+            }
+        model.eval()
+        with torch.no_grad():
+            features_VE = model.encode_video(video, video_mask)
+            similarity_TV = model.similarity(model.encode_text(ids, text_mask), features_VE)
+        unit_VE = F.normalize(features_VE.double(), dim=-1)
+        apart = ~torch.eye(_VIDEOS, dtype=torch.bool)
+        return found | {
+            "likeness": float((unit_VE @ unit_VE.T)[apart].mean()),
+            "match": float(similarity_TV.double().diagonal().mean()),
+            "contrast": float(similarity_TV.double().std()),
+        }
+
+
+def _recipe() -> Recipe:
+    """The uniform recipe with one rate for every tuning, large enough to move a tiny model."""
+    recipe = load_recipe("uniform")
+    return load_recipe("uniform", {"tuning_lr": dict.fromkeys(recipe.tuning_lr, _RATE), "warmup": 0.0})
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Seeded draws, and the caller's generator as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _save_weights(path: Path) -> None:
+    model = CLIP(_ARCH)
+    initialise(model)
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+
+
+def _inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Videos [V, T, 3, H, W] of moving noise, captions [V, L] of different length, and their mask."""
+    generator = np.random.default_rng(0)
+    still = generator.normal(size=(_VIDEOS, 1, 3, 64, 64))
+    moving = generator.normal(size=(_VIDEOS, _FRAMES, 3, 64, 64))
+    video = torch.from_numpy(still + 0.5 * moving).float()
+    ids = torch.from_numpy(generator.integers(1, 500, (_VIDEOS, _WORDS)))
+    lengths = torch.arange(_VIDEOS) * 4 + 6
+    text_mask = torch.arange(_WORDS) < lengths[:, None]
+    ids[torch.arange(_VIDEOS), lengths - 1] = _ARCH.vocab_size - 1
+    return video, ids * text_mask, text_mask

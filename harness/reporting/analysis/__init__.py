@@ -1,0 +1,1 @@
+"""Comparisons of rows: paired tests, matched time, two records."""

@@ -1,0 +1,256 @@
+"""Two records side by side: first what differs between them, then their numbers, each with what may be concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.evaluation.statistics import (
+    RANK_STATISTICS,
+    McNemar,
+    PairedDifference,
+    Statistic,
+    mcnemar,
+    paired_mean_differences,
+    paired_statistic,
+)
+from tvrbench.harness.records.record import MeasurementDoc, Record
+from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
+from tvrbench.harness.reporting.data.context import compares_methods
+from tvrbench.harness.reporting.data.queries import Values, run_credits
+from tvrbench.harness.reporting.data.records import StoredRecord
+
+COUNTED_UNITS = ("GMACs", "tokens", "parameters")
+"""Units of what the model alone decides, the same on every machine."""
+
+_MEANING: Mapping[str, str] = {
+    "protocol": "the numbers answer different questions",
+    "protocol hash": "rules of training or testing differ: no table holds both",
+    "data: dataset": "metrics do not compare",
+    "data: split_fingerprint": "other test videos or captions: metrics do not compare",
+    "data: train_fingerprint": "trained on other videos or captions",
+    "data: frames_fingerprint": "other pixels: videos, decoder or sampler differ",
+    "data: skipped": "videos were left out",
+    "weights": "started from other weights",
+    "checkpoint": "another trained model was scored",
+    "selection": "a checkpoint chosen on the test set flatters its number",
+    "seed": "another training: part of any difference is chance",
+    "tuning": "other parameters were trained",
+    "device": "times, memory and energy do not compare",
+    "commit": "the code differs",
+    "uncommitted changes": "code that is in no commit made one of them",
+    "status": "a run that failed has no numbers",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Something the records differ in, and what follows; None: the record does not say."""
+
+    what: str
+    a: str | None
+    b: str | None
+    meaning: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLine:
+    """A metric of both, B less A, and the paired bootstrap of that difference where it can be had."""
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    paired: PairedDifference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostLine:
+    """A measurement of both and B / A; ``reason`` says why there is no ratio."""
+
+    name: str
+    unit: str
+    a: float | None
+    b: float | None
+    ratio: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordComparison:
+    """Everything about two records.
+
+    Attributes:
+        facts: what differs.
+        metrics: of both directions.
+        mcnemar: by cut-off, text to video: queries that only A, or only B, finds; empty where not paired.
+        why_not_paired: None where the queries were paired.
+        costs: every measurement that either holds.
+    """
+
+    facts: tuple[Fact, ...]
+    metrics: tuple[MetricLine, ...]
+    mcnemar: Mapping[str, McNemar]
+    why_not_paired: str | None
+    costs: tuple[CostLine, ...]
+
+
+def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
+    """Compare two records; every difference is B less A."""
+    ranks, reason = _paired_ranks(a, b)
+    return RecordComparison(
+        facts=tuple(_facts(a.record, b.record)),
+        metrics=tuple(_metrics(a, b, ranks)),
+        mcnemar={f"R{k}": mcnemar(*ranks["t2v"], k=k) for k in (1, 5, 10)} if ranks else {},
+        why_not_paired=reason,
+        costs=tuple(_costs(a.record, b.record)),
+    )
+
+
+def _facts(a: Record, b: Record) -> Iterator[Fact]:
+    one, other = _described(a), _described(b)
+    for what in dict.fromkeys((*one, *other)):
+        x, y = one.get(what), other.get(what)
+        if x != y:
+            yield Fact(what=what, a=x, b=y, meaning=_MEANING.get(what))
+
+
+def _described(record: Record) -> dict[str, str]:
+    """Everything that two records can differ in, by its name, in the order it is told."""
+    environment, metrics = record["environment"], record["metrics"]
+    checkpoint: Mapping[str, Any] = dict(record).get("checkpoint") or {}  # type: ignore[assignment]
+    found: dict[str, Any] = {
+        "protocol": record["protocol"]["name"],
+        "protocol hash": record["protocol"]["hash"],
+        "method": record["method"]["name"],
+        **{f"option {key}": value for key, value in record["method"]["options"].items() if key != "tuning"},
+        "tuning": record["tuning"],
+        "seed": record["seed"],
+        **{f"data: {key}": value for key, value in record["data"].items()},
+        "weights": record["weights_sha256"],
+        "checkpoint": checkpoint.get("sha256"),
+        "selection": metrics.get("selection"),
+        **{f"training: {key}": value for key, value in metrics.get("training", {}).items() if key != "last_loss"},
+        "device": environment["device"],
+        "CPU cores": environment.get("cpu_count"),
+        "driver": environment["driver"],
+        **{f"version of {name}": version for name, version in environment["versions"].items()},
+        "commit": environment["git_sha"],
+        "uncommitted changes": environment["dirty"],
+        "command": record["command"],
+        "started": record["started"],
+        "status": record["status"],
+        "failure": record["failure"],
+    }
+    return {what: _text(value) for what, value in found.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return f"({', '.join(_text(item) for item in value)})"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Values, Values]], str | None]:
+    """The ranks of both records by direction, or why they cannot be paired."""
+    if not (a.record["metrics"] and b.record["metrics"]):
+        return {}, "one of them has no retrieval metrics"
+    split, other = (run.record["data"]["split_fingerprint"] for run in (a, b))
+    if split is None or split != other:
+        return {}, "the split fingerprints differ: not the same test videos and captions"
+    names = {run.record["method"]["name"] for run in (a, b)}
+    hashes = {run.record["protocol"]["hash"] for run in (a, b)}
+    own = any(not compares_methods(run.record["protocol"]["name"]) for run in (a, b))
+    if len(names) > 1 and (len(hashes) > 1 or own):
+        return {}, "two methods are compared only under one and the same uniform protocol"
+    try:
+        found = [run.ranks() for run in (a, b)]
+    except BadInput as error:
+        return {}, str(error)
+    one, two = found
+    if one is None or two is None:
+        return {}, "a record holds no per-query ranks"
+    if any(len(one[direction]) != len(two[direction]) for direction in one):
+        return {}, "the records hold ranks of different numbers of queries"
+    return {d: (np.asarray(one[d], dtype=np.float64), np.asarray(two[d], dtype=np.float64)) for d in one}, None
+
+
+def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values, Values]]) -> Iterator[MetricLine]:
+    one, other = a.record["metrics"], b.record["metrics"]
+    shared = [m.get("ties_shared", {}).get("t2v", {}).get("R1") for m in (one, other)]
+    if None not in shared:
+        credits_a, credits_b = (run_credits(run) if ranks else None for run in (a, b))
+        paired = (
+            paired_mean_differences([credits_b - credits_a])[0]
+            if credits_a is not None and credits_b is not None
+            else None
+        )
+        yield _line("t2v R1, ties shared", shared[0], shared[1], paired)
+    for direction in ("t2v", "v2t"):
+        if direction not in one or direction not in other:
+            continue
+        for name, statistic in RANK_STATISTICS.items():
+            paired = _paired(ranks[direction], statistic) if ranks else None
+            yield _line(f"{direction} {name}", one[direction][name], other[direction][name], paired)
+    if None not in (one.get("pair_accuracy"), other.get("pair_accuracy")):
+        yield _line("right order picked", one["pair_accuracy"], other["pair_accuracy"], None)
+
+
+def _paired(ranks: tuple[Values, Values], statistic: Statistic) -> PairedDifference:
+    """Of B less A."""
+    a, b = ranks
+    return paired_statistic(b, a, statistic)
+
+
+def _line(metric: str, a: float, b: float, paired: PairedDifference | None) -> MetricLine:
+    return MetricLine(metric=metric, a=a, b=b, difference=b - a, paired=paired)
+
+
+def _costs(a: Record, b: Record) -> Iterator[CostLine]:
+    one, other = _by_name(a), _by_name(b)
+    for name in dict.fromkeys((*one, *other)):
+        x, y = one.get(name), other.get(name)
+        reason = _why_no_ratio(a, b, x, y)
+        values = [None if m is None else m["value"] for m in (x, y)]
+        ratio = values[1] / values[0] if reason is None and values[0] and values[1] is not None else None
+        unit = next(m["unit"] for m in (x, y) if m is not None)
+        yield CostLine(name=name, unit=unit, a=values[0], b=values[1], ratio=ratio, reason=reason)
+
+
+def _by_name(record: Record) -> dict[str, MeasurementDoc]:
+    """Measurements by name, what ran, and the batch where one name was measured at several."""
+    names = [(m["name"], m["conditions"].get("what")) for m in record["cost"]]
+    found: dict[str, MeasurementDoc] = {}
+    for m, (name, what) in zip(record["cost"], names, strict=True):
+        several = names.count((name, what)) > 1
+        parts = [name.replace("_", " "), str(what) if what else "", f"batch {m['conditions'].get('batch')}" * several]
+        found.setdefault(", ".join(part for part in parts if part), m)
+    return found
+
+
+def _why_no_ratio(a: Record, b: Record, x: MeasurementDoc | None, y: MeasurementDoc | None) -> str | None:
+    if x is None or y is None:
+        return "measured in one of them only"
+    if x["unit"] != y["unit"]:
+        return f"in {x['unit']} and in {y['unit']}"
+    for m in (x, y):
+        if m["value"] is None:
+            return str(m["conditions"]["reason"])
+    if x["unit"] in COUNTED_UNITS:
+        return None if x["value"] else "A's is 0"
+    devices = [record["environment"]["device"] for record in (a, b)]
+    if devices[0] != devices[1]:
+        return f"made on different devices ({devices[0]}; {devices[1]}): not compared"
+    for key in (*CONDITIONS, "frames"):
+        one, other = x["conditions"].get(key), y["conditions"].get(key)
+        if one != other:
+            return f"{key} was {one} and {other}: not compared"
+    if any(m["conditions"].get("lower_bound") is True for m in (x, y)):
+        return "a lower bound has no ratio"
+    return None if x["value"] else "A's is 0"

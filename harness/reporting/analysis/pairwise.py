@@ -1,0 +1,118 @@
+"""Which methods can be told apart: every pair on the same queries, corrected for how many pairs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
+from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
+from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, Scope
+from tvrbench.harness.reporting.data.queries import Values, row_credits
+from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, difference_cells
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """R@1 (ties shared) of ``a`` less that of ``b`` on the same queries, and its p-value corrected for all pairs."""
+
+    a: MethodRow
+    b: MethodRow
+    difference: PairedDifference
+    p_value: float
+
+    @property
+    def better(self) -> MethodRow | None:
+        """The row that is better beyond doubt; None where they cannot be told apart."""
+        if self.p_value >= SIGNIFICANCE or self.difference.difference == 0:
+            return None
+        return self.a if self.difference.difference > 0 else self.b
+
+
+def compared_pairs(rows: Sequence[MethodRow], scope: Scope) -> list[Pair]:
+    """Every pair of rows, the better one first; none where the protocol does not compare methods.
+
+    Left out: rows without usable ranks, rows tested on other queries than most, rows whose checkpoint was chosen on
+    the test set, which no test on that set can judge, and the points of the line of fewer frames where there are
+    several, which have a table of their own.
+    """
+    if not scope.compares:
+        return []
+    line = [row for row in rows if row.method == RIVAL]
+    fair = [row for row in rows if row.selection == "last" and (len(line) == 1 or row not in line)]
+    candidates = [(row, values) for row in fair if (values := row_credits(row)) is not None]
+    same = _largest_group(candidates)
+    pairs = [
+        (a, b, values_a - values_b) if values_a.mean() >= values_b.mean() else (b, a, values_b - values_a)
+        for (a, values_a), (b, values_b) in combinations(same, 2)
+    ]
+    if not pairs:
+        return []
+    differences = paired_mean_differences([gain for _, _, gain in pairs])
+    adjusted = holm([found.p_value for found in differences])
+    return [
+        Pair(a=a, b=b, difference=found, p_value=p)
+        for (a, b, _), found, p in zip(pairs, differences, adjusted, strict=True)
+    ]
+
+
+def rank(row: MethodRow, pairs: Sequence[Pair]) -> int | None:
+    """1 + the rows that are better beyond doubt: rows that none is better than share it; None if not compared."""
+    if not any(row in (pair.a, pair.b) for pair in pairs):
+        return None
+    return 1 + sum(row in (pair.a, pair.b) and pair.better not in (None, row) for pair in pairs)
+
+
+def pair_table(pairs: Sequence[Pair], scope: Scope) -> Table | None:
+    """One line a pair; None where none was compared."""
+    if not pairs:
+        return None
+    trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
+    fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
+    apart = sum(pair.better is not None for pair in pairs)
+    return scope.table(
+        "pairs",
+        "Which methods can be told apart",
+        (
+            f"R@1, text to video, ties shared, on the same queries. Of {len(pairs)} pairs {apart} can be told apart.",
+            "Interval: 95 % paired bootstrap over queries, each pair for itself.",
+            f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; told apart below {SIGNIFICANCE:g}.",
+            "Seeds are averaged query by query."
+            if fewest >= SEEDS_FOR_A_CLAIM
+            else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods; "
+            "another training may differ.",
+        ),
+        (
+            Column(key="a", header="method", left=True),
+            Column(key="b", header="against", left=True),
+            *DIFFERENCE_COLUMNS,
+            Column(key="records_a", header="its records", left=True),
+            Column(key="records_b", header="the other's", left=True),
+        ),
+        [_cells(pair, scope) for pair in pairs],
+    )
+
+
+def _cells(pair: Pair, scope: Scope) -> tuple[Cell, ...]:
+    verdict = "cannot be told apart" if pair.better is None else f"{pair.better.label} is better"
+    return (
+        words(pair.a.label),
+        words(pair.b.label),
+        *difference_cells(pair.difference, pair.p_value, verdict),
+        links(scope.links(pair.a.runs)),
+        links(scope.links(pair.b.runs)),
+    )
+
+
+def _largest_group(candidates: Sequence[tuple[MethodRow, Values]]) -> list[tuple[MethodRow, Values]]:
+    """The rows that share their queries with most others."""
+    groups: dict[tuple[str, int], list[tuple[MethodRow, Values]]] = {}
+    for row, values in candidates:
+        split = row.record["data"]["split_fingerprint"]
+        if split is not None:
+            groups.setdefault((split, len(values)), []).append((row, values))
+    return max(groups.values(), key=len, default=[])

@@ -1,0 +1,98 @@
+"""The picture of cost at equal measured time: time against multiply-adds, and both counted in plain frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from tvrbench.harness.reporting.analysis.efficiency_rival import EqualTimes, Timed
+from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, colour, decorate, marker, png
+from tvrbench.harness.reporting.tables.markdown import brief
+
+_WIDTH, _HEAD, _ROW = 10.2, 1.5, 0.27  # inches
+_DASHES = (0, (4, 2))
+_LONGEST = 46  # characters of a name
+_EDGE = {"edgecolor": "white", "linewidth": 0.9}
+
+
+def equal_time_picture(found: EqualTimes, title: str) -> bytes:
+    """Two panels as a PNG: on the left each method's time and work beside the line of fewer frames; on the right, in
+    the same marks and by name, the frames that its multiply-adds would pay for and those that its time pays for.
+    """
+    shown = sorted((e.timed for e in found.entries if e.timed is not None), key=lambda t: (-t.share, t.row.label))
+    with canvas(_WIDTH, max(3.9, _HEAD + _ROW * len(shown))) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
+        decorate(
+            left, title, None, f"measured time of a video, {found.against} with all frames = 1", "GMACs of a video"
+        )
+        decorate(right, "", None, f"frames encoded plainly at the same cost, of {found.all_frames}", "")
+        _plane(left, found, shown)
+        _dumbbells(right, found, shown)
+        figure.legend(
+            handles=[
+                Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHES, label="fewer frames, encoded plainly"),
+                Line2D([], [], color=FAINT, marker="|", markersize=9, linestyle="none", label="what GMACs pay for"),
+                Line2D([], [], color=INK, marker="o", linestyle="none", label="what the measured time pays for"),
+            ],
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=INK,
+        )
+        return png(figure)
+
+
+def _plane(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
+    line = found.line
+    sns.lineplot(
+        x=[t.share for t in line], y=[t.gmacs for t in line], ax=axes, color=INK, linewidth=1.1, linestyle=_DASHES
+    )
+    for t in line:
+        axes.plot(t.share, t.gmacs, marker="|", markersize=8, color=INK)
+        axes.annotate(f"{t.frames:g}", (t.share, t.gmacs), (5, -9), textcoords="offset points", fontsize=8, color=INK)
+    for style, t in enumerate(shown):
+        axes.hlines(t.gmacs, *t.spread, color=colour(style), linewidth=1.3, zorder=3)
+        sns.scatterplot(
+            x=[t.share], y=[t.gmacs], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE
+        )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+
+
+def _dumbbells(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
+    """A line a method, the slowest at the top; where its time lies beyond the line of frames, an arrow says so."""
+    frames = {id(e.timed): None if e.rival is None else e.rival.frames for e in found.entries}
+    last = max(found.line, key=lambda t: t.frames)
+    per_frame = last.gmacs / last.frames
+    fewest = min(t.frames for t in found.line)
+    for place, (style, t) in enumerate(reversed(list(enumerate(shown)))):
+        work, time = t.gmacs / per_frame, frames[id(t)]
+        beyond = t.share > last.share
+        end = time if time is not None else max(found.all_frames, work) + 0.4 if beyond else min(fewest, work) - 0.4
+        axes.hlines(place, min(work, end), max(work, end), color=FAINT, linewidth=1.0, zorder=2)
+        axes.plot(work, place, marker="|", markersize=10, color=FAINT, zorder=3)
+        if time is None:
+            word, side = ("more", 8) if beyond else ("fewer", -8)
+            axes.annotate(
+                word,
+                (end, place),
+                (side, 0),
+                textcoords="offset points",
+                ha="left" if beyond else "right",
+                va="center",
+                fontsize=8,
+                color=FAINT,
+            )
+        sns.scatterplot(x=[end], y=[place], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low))
+    axes.axvline(found.all_frames, color=FAINT, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+    names = [brief(t.row.label, _LONGEST) for t in reversed(shown)]
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")

@@ -1,0 +1,1 @@
+"""Whole reports: Markdown, HTML, CSV."""

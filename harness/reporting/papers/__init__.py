@@ -1,0 +1,1 @@
+"""Published numbers and claims, and the verdict on each."""

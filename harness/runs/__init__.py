@@ -1,0 +1,1 @@
+"""From a protocol to records: context, runner, resume, sweeps."""

@@ -1,0 +1,154 @@
+"""Protocols, recipes as data, batches, held-out slices, the registry and option parsing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvrbench.harness.config.protocol import load_protocol, protocol_names
+from tvrbench.harness.config.recipe import load_recipe, recipe_names
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.data.batches import batches
+from tvrbench.harness.data.types import Split
+from tvrbench.harness.runs.context import hold_out
+
+pytestmark = pytest.mark.unit
+
+
+def make_split(videos: int = 12, captions_each: int = 1, twins: bool = False) -> Split:
+    pairs = [(v, c) for v in range(videos) for c in range(captions_each)]
+    return Split(
+        name="train",
+        video_ids=tuple(f"video{v}" for v in range(videos)),
+        captions=tuple(f"caption {c} of {v}" for v, c in pairs),
+        caption_video=tuple(v for v, _ in pairs),
+        subsets={"even": tuple(i for i, (v, _) in enumerate(pairs) if v % 2 == 0)},
+        scenes=tuple(v // 2 for v in range(videos)) if twins else None,
+    )
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_shipped_protocols_load_and_name_known_things(name: str) -> None:
+    protocol = load_protocol(name)
+    assert protocol.dataset in registry.names("datasets")
+    assert protocol.hash == load_protocol(name).hash
+    for method in registry.names("methods", "baselines"):
+        recipe = protocol.recipe_for(registry.lookup(method, "methods", "baselines").recipe)
+        assert recipe.total_steps(protocol.train_pairs) > 0
+
+
+def test_hashes_tell_protocols_apart_and_ignore_titles_and_seeds() -> None:
+    protocols = [load_protocol(name) for name in protocol_names()]
+    assert len({p.hash for p in protocols}) == len(protocols)
+    first = protocols[0]
+    assert replace(first, title="other", seeds=(7,)).hash == first.hash
+    assert replace(first, words=77).hash != first.hash
+    assert first.on("ViT-B-16").name == f"{first.name}@ViT-B-16"
+
+
+def test_the_9k_epoch_is_the_papers() -> None:
+    assert load_recipe("tempme").total_steps(180_000) == 5 * 1406
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_an_unknown_recipe_field_is_named(name: str) -> None:
+    with pytest.raises(BadInput, match="'lerning_rate' is not known"):
+        load_recipe(name, {"lerning_rate": 1})
+
+
+def test_a_method_without_a_rate_for_its_tuning_is_refused() -> None:
+    with pytest.raises(BadInput, match="no learning rate for tuning 'frozen'"):
+        load_recipe("uniform").for_tuning("frozen")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 8), st.integers(0, 5), st.booleans())
+def test_batches_are_epochs_without_repeats(videos: int, each: int, size: int, seed: int, twins: bool) -> None:
+    split = make_split(videos, each, twins)
+    units = videos if twins else videos * each
+    if units < size:
+        with pytest.raises(BadInput, match="do not fill"):
+            list(batches(split, size, seed, 4, pair_scenes=twins))
+        return
+    per_epoch = units // size
+    plan = list(batches(split, size, seed, 3 * per_epoch, pair_scenes=twins))
+    for epoch in range(3):
+        seen = [c for batch in plan[epoch * per_epoch : (epoch + 1) * per_epoch] for c in batch]
+        assert len(seen) == len(set(seen)) == per_epoch * size
+    assert list(batches(split, size, seed, 3 * per_epoch, pair_scenes=twins, start=2)) == plan[2:]
+
+
+def test_twins_share_a_batch() -> None:
+    split = make_split(12, 1, twins=True)
+    for batch in batches(split, 4, 0, 6, pair_scenes=True):
+        scenes = [split.caption_video[c] // 2 for c in batch]
+        assert all(scenes.count(scene) == 2 for scene in scenes)
+
+
+def test_a_held_out_slice_shares_no_scene_with_the_rest() -> None:
+    split = make_split(20, 3, twins=True)
+    rest, held = hold_out(split, 5)
+    assert len(held.video_ids) == 6  # whole scenes
+    assert len(held.captions) == 6
+    assert len(rest.video_ids) == 14
+    assert not set(rest.video_ids) & set(held.video_ids)
+    scene = dict(zip(split.video_ids, split.scenes or (), strict=True))
+    assert not {scene[v] for v in rest.video_ids} & {scene[v] for v in held.video_ids}
+    with pytest.raises(BadInput, match="leave nothing"):
+        hold_out(split, 20)
+
+
+def test_a_split_without_some_videos_keeps_its_subsets_right() -> None:
+    split = make_split(6, 2)
+    less = split.without(["video0", "video3"])
+    assert less.video_ids == ("video1", "video2", "video4", "video5")
+    assert [less.captions[i] for i in less.subsets["even"]] == [
+        "caption 0 of 2",
+        "caption 1 of 2",
+        "caption 0 of 4",
+        "caption 1 of 4",
+    ]
+    assert all(str(less.caption_video[i]) for i in range(8))
+    assert less.fingerprint != split.fingerprint
+
+
+def test_fingerprints_ignore_order_and_notice_captions() -> None:
+    a = Split(name="a", video_ids=("x", "y"), captions=("1", "2"), caption_video=(0, 1))
+    b = Split(name="b", video_ids=("y", "x"), captions=("2", "1"), caption_video=(0, 1))
+    c = Split(name="c", video_ids=("x", "y"), captions=("1", "2"), caption_video=(1, 0))
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"video_ids": ("x", "x")}, "stands twice"),
+        ({"caption_video": (0,)}, "2 captions, 1 videos"),
+        ({"caption_video": (0, 2)}, "not in the split"),
+    ],
+)
+def test_broken_splits_are_refused(changes: dict[str, Any], word: str) -> None:
+    good = {"name": "a", "video_ids": ("x", "y"), "captions": ("1", "2"), "caption_video": (0, 1)}
+    with pytest.raises(BadInput, match=word):
+        Split(**(good | changes))
+
+
+def test_assignments() -> None:
+    given_ = ["r=2", "merge_frames=(2,2,3)", "mode=unmerge", "x=1e-3", "on=True"]
+    assert parse_assignments(given_) == {"r": 2, "merge_frames": (2, 2, 3), "mode": "unmerge", "x": 1e-3, "on": True}
+    for bad in ("r", "=2"):
+        with pytest.raises(BadInput, match="key=value"):
+            parse_assignments([bad])
+
+
+def test_registry_refuses_duplicates_and_suggests_names() -> None:
+    with pytest.raises(BadInput, match="'lora' is registered twice"):
+        registry.merge_tables("methods", [("a", {"lora": "a:A"}), ("b", {"lora": "b:B"})])
+    with pytest.raises(BadInput, match=r"unknown method or baseline 'tempmee' \(did you mean tempme\?\)"):
+        registry.lookup("tempmee", "methods", "baselines")

@@ -1,0 +1,226 @@
+"""One batch over 1, 2 and 4 processes, and in chunks: the same loss and the same gradients."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvrbench.harness.core.distributed import World, joined, world
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.training.loss import Pairs, in_chunks, random_state, restore_random_state, share_of_loss
+from tvrbench.harness.training.trainer import Trainer
+
+pytestmark = pytest.mark.unit
+Make = Callable[..., RetrievalModel]
+
+# What one of several processes does; torchrun gives it RANK and the like. Writes loss, norm, gradients and parameters.
+PROCESS = """
+import sys
+import torch
+from tvrbench.harness import load_model
+from tvrbench.harness.training.loss import Pairs
+from tvrbench.harness.core.distributed import gather_shares, joined
+from tvrbench.harness.training.trainer import Trainer
+
+torch.set_num_threads(1)
+method, weights, data, out = sys.argv[1:]
+batch = torch.load(data, weights_only=True)
+with joined("cpu") as world:
+    model = load_model(method, weights=weights, **batch["options"])
+    trainer = Trainer(model, "uniform", 4)
+    mine = world.share(len(batch["video"]))
+    pairs = Pairs(**{k: batch[k][mine] for k in ("video", "video_mask", "ids", "text_mask")})
+    loss = trainer.backward(pairs)
+    grads = {name: p.grad.clone() for name, p in model.trainable().items()}
+    trainer.optimiser.zero_grad()
+    steps = [trainer.step(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask) for _ in range(2)]
+    uneven = gather_shares(torch.arange(7)[world.share(7)])
+    if world.first:
+        torch.save({
+            "loss": loss, "grads": grads, "steps": [s["loss"] for s in steps], "uneven": uneven,
+            "after": {name: p.detach() for name, p in model.trainable().items()},
+        }, out)
+"""
+
+
+def _batch(pairs: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.ones(pairs, 12, dtype=torch.bool)
+    mask[1, 7:] = False
+    ids = torch.randint(1, 500, (pairs, 16), generator=generator)
+    ids[:, -1] = 511
+    return {
+        "video": torch.randn(pairs, 12, 3, 64, 64, generator=generator),
+        "video_mask": mask,
+        "ids": ids,
+        "text_mask": torch.ones(pairs, 16, dtype=torch.bool),
+    }
+
+
+def _run(processes: int, method: str, weights: Path, data: Path, folder: Path) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = folder / f"{processes}.pt"
+    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", PROCESS, method, str(weights), str(data), str(out)],
+            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    found: dict[str, Any] = torch.load(out, weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize(("method", "options"), [("tempme", {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1})])
+def test_the_number_of_processes_changes_nothing(
+    method: str, options: dict[str, Any], tiny_weights: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "batch.pt"
+    torch.save(_batch(8) | {"options": options | {"tuning": "full"}}, data)
+    alone = _run(1, method, tiny_weights, data, tmp_path)
+    for processes in (2, 4):
+        together = _run(processes, method, tiny_weights, data, tmp_path)
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert together["steps"] == pytest.approx(alone["steps"], abs=1e-5)
+        for what in ("grads", "after"):
+            assert together[what].keys() == alone[what].keys()
+            for name, value in alone[what].items():
+                torch.testing.assert_close(together[what][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert together["uneven"].tolist() == list(range(7))
+
+
+def _pairs(batch: dict[str, Tensor]) -> Pairs:
+    return Pairs(**batch)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+@pytest.mark.parametrize("name", ["clip4clip", "tempme", "centerclip"])
+def test_chunks_give_the_gradient_of_the_whole_batch(name: str, chunk: int, tiny_model: Make) -> None:
+    pairs, found = _pairs(_batch(5)), []
+    for size in (None, chunk):
+        model = tiny_model(name)
+        loss = Trainer(model, "uniform", 4, chunk=size).backward(pairs)
+        found.append((loss, {key: p.grad for key, p in model.trainable().items()}))
+    (loss, grads), (chunked_loss, chunked) = found
+    assert chunked_loss == pytest.approx(loss, abs=1e-6)
+    for key, grad in grads.items():
+        torch.testing.assert_close(chunked[key], grad, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_chunks_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make) -> None:
+    """Against a graph of all chunks at once, made with the same draws."""
+    pairs, model = _pairs(_batch(4)), tiny_model("vidtome")
+    trainer = Trainer(model, "uniform", 4, chunk=2)
+    device = torch.device("cpu")
+    start = random_state(device)
+    trainer.backward(pairs)
+    end = random_state(device)
+    chunked = {key: p.grad.clone() for key, p in model.trainable().items() if p.grad is not None}
+    model.zero_grad()
+    restore_random_state(start, device)
+    features = [trainer.encode(pairs.part(first, 2)) for first in (0, 2)]
+    text, video = (torch.cat(side) for side in zip(*features, strict=True))
+    share_of_loss(model, text, video, rank=0).backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(end[0], random_state(device)[0])
+    for key, p in model.trainable().items():
+        assert p.grad is not None
+        torch.testing.assert_close(chunked[key], p.grad, rtol=1e-5, atol=1e-6, msg=key)
+
+
+class _Held:
+    """Counts the elements that autograd keeps, and the most it kept at a time."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> _Kept:
+        return _Kept(self, tensor)
+
+
+class _Kept:
+    def __init__(self, held: _Held, tensor: Tensor) -> None:
+        self.held, self.tensor = held, tensor
+        held.now += tensor.numel()
+        held.peak = max(held.peak, held.now)
+
+    def __del__(self) -> None:
+        self.held.now -= self.tensor.numel()
+
+
+def test_only_one_chunk_s_graph_is_held(tiny_model: Make) -> None:
+    pairs, peaks = _pairs(_batch(8)), []
+    for chunk in (None, 2):
+        trainer, held = Trainer(tiny_model("clip4clip"), "uniform", 4, chunk=chunk), _Held()
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+            trainer.backward(pairs)
+        peaks.append(held.peak)
+    assert peaks[1] < 0.35 * peaks[0]
+
+
+def test_shares_differ_by_one_at_most_and_cover_everything() -> None:
+    for count in (0, 1, 7, 8, 100):
+        for size in (1, 2, 3, 8):
+            shares = [list(range(count))[World(rank=rank, size=size).share(count)] for rank in range(size)]
+            assert list(chain.from_iterable(shares)) == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_every_process_draws_for_itself() -> None:
+    """torch keeps 32 bits of a seed, so seeds that differ above them would draw alike."""
+    draws = []
+    with torch.random.fork_rng(devices=[]):
+        for base in (0, 1, 2**33):
+            for rank in range(3):
+                torch.manual_seed(World(rank=rank, size=3).seed(base))
+                draws.append(tuple(torch.rand(4).tolist()))
+        torch.manual_seed(1)
+        assert tuple(torch.rand(4).tolist()) == draws[3]  # the first draws as a process alone
+    assert len({*draws}) == 9 - 1  # seeds 0 and 2 ** 33 are one to torch
+
+
+def test_a_process_alone_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with joined("cpu") as here:
+        assert here == world() == World()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(BadInput, match="WORLD_SIZE"), joined("cpu"):
+        pass
+
+
+def test_an_impossible_chunk_is_refused(tiny_model: Make) -> None:
+    with pytest.raises(BadInput, match="chunk"):
+        Trainer(tiny_model("lora"), "uniform", 4, chunk=0)
+
+
+def test_chunks_alone_return_the_loss(tiny_model: Make) -> None:
+    model = tiny_model("lora")
+
+    def encode(pairs: Pairs) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
+        return out
+
+    pairs = _pairs(_batch(4))
+    text, video = encode(pairs)
+    expected = share_of_loss(model, text, video, rank=0)
+    found = in_chunks(pairs, 3, encode, lambda t, v: share_of_loss(model, t, v, rank=0), lambda loss: loss)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)

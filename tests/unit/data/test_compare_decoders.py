@@ -1,0 +1,153 @@
+"""PyAV and torchcodec side by side; a decoder that stands in for torchcodec shifts pixels or refuses videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tvrbench.datasets.base import VideoFolderDataset
+from tvrbench.datasets.decoders import torchcodec
+from tvrbench.datasets.decoding import scan
+from tvrbench.datasets.msvd import MSVD
+from tvrbench.datasets.video import read_frames
+from tvrbench.harness.cli.app import main
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.compare_decoders import compare_decoders
+from tvrbench.harness.data.types import FrameSpec, Split
+
+pytestmark = pytest.mark.unit
+
+IDS = ("a_0_2", "b_0_2", "c_0_2")
+SPEC = FrameSpec(frames=4, size=32)
+
+
+class Folder(VideoFolderDataset):
+    """Three videos of a folder."""
+
+    name, summary, wanted, split_names = "folder", "three videos", "videos", ("all",)
+
+    def split(self, name: str) -> Split:
+        return Split(name=name, video_ids=IDS, captions=IDS, caption_video=(0, 1, 2))
+
+
+class Decoder:
+    """Hands out PyAV's frames, lighter by ``by``; finds another number of frames in ``refused``."""
+
+    by: ClassVar[int] = 0
+    refused: ClassVar[str] = ""
+
+    def __init__(self, path: str, **_: Any) -> None:
+        self.path, self.index = Path(path), scan(Path(path))
+
+    def __len__(self) -> int:
+        return self.index.count + (self.path.stem == self.refused)
+
+    def get_frames_at(self, numbers: list[int]) -> SimpleNamespace:
+        assert self.index.times is not None
+        frames = np.stack(read_frames(self.path, numbers)) + np.uint8(self.by)
+        times = [float(self.index.times[i] * self.index.time_base) for i in numbers]
+        return SimpleNamespace(data=torch.from_numpy(frames), pts_seconds=torch.tensor(times, dtype=torch.float64))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(
+        torchcodec, "import_module", lambda name: SimpleNamespace(__version__="0", VideoDecoder=Decoder)
+    )
+    (tmp_path / "videos").mkdir()
+    for i, name in enumerate(IDS):
+        with av.open(str(tmp_path / "videos" / f"{name}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=4)
+            stream.width = stream.height = 32
+            for number in range(8):
+                picture = np.full((32, 32, 3), 40 * i + 9 * number, dtype=np.uint8)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            file.mux(stream.encode())
+    return tmp_path
+
+
+def test_two_that_agree(root: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = compare_decoders(Folder(root), SPEC, IDS, progress=lambda done, total: seen.append((done, total)))
+    assert (found.videos, found.same_indices, found.same_pixels, found.largest, found.mean) == (3, 3, 3, 0, 0.0)
+    assert found.refused == ()
+    assert all(rate > 0 for rate in found.frames_per_s.values())
+    assert found.versions["torchcodec"]["torchcodec"] == "0"
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_pixels_that_differ_and_a_video_that_one_refuses(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "by", 3)
+    monkeypatch.setattr(Decoder, "refused", "b_0_2")
+    found = compare_decoders(Folder(root), SPEC, IDS)
+    assert (found.videos, found.same_indices, found.same_pixels, found.largest) == (2, 2, 0, 3)
+    assert found.mean == pytest.approx(3.0)
+    (reason,) = found.refused
+    assert reason.startswith("torchcodec: torchcodec finds 9 frames in ")
+
+
+def test_indices_that_differ(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbered = Folder.numbered_frames
+
+    def meddle(self: Folder, video: str, spec: FrameSpec, seed: int = 0) -> Any:
+        pixels, mask, numbers = numbered(self, video, spec, seed)
+        return pixels, mask, numbers if spec.decoder == "pyav" or video != "a_0_2" else numbers[::-1]
+
+    monkeypatch.setattr(Folder, "numbered_frames", meddle)
+    assert compare_decoders(Folder(root), SPEC, IDS).same_indices == 2
+
+
+def test_nothing_to_compare(root: Path) -> None:
+    with pytest.raises(BadInput, match=r"no video of folder under .* is decoded by both pyav and torchcodec"):
+        compare_decoders(Folder(root), SPEC, [])
+
+
+@pytest.fixture
+def msvd(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(MSVD, "expected_contents", {})
+    for name, video in zip(("test", "val", "train"), IDS, strict=True):
+        (root / f"{name}_list.txt").write_text(f"{video}\n")
+    captions = b"".join(b"X%s%s](X\x05\x00\x00\x00a cate" % (len(v).to_bytes(4, "little"), v.encode()) for v in IDS)
+    (root / "raw-captions.pkl").write_bytes(b"}(" + captions + b"u.")
+    return root
+
+
+@pytest.fixture
+def run(msvd: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*options: str) -> tuple[int, str, str]:
+        code = main(["data", "decoders", "msvd", "--root", str(msvd), *options])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command(run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, msvd: Path) -> None:
+    (msvd / "videos/c_0_2.mp4").unlink()  # what is not there is left out
+    code, out, err = run("--frames", "4", "--size", "32")
+    assert code == 0, err
+    assert "same frame numbers in 2 of 2 videos, same pixels in 2" in out
+    monkeypatch.setattr(Decoder, "refused", "b_0_2")
+    code, out, err = run("--json", "--split", "test", "--split", "val")
+    found = json.loads(out)
+    assert (found["videos"], len(found["refused"])) == (1, 1)
+    code, out, err = run("--limit", "1")
+    assert "same pixels in 1" in out
+
+
+def test_torchcodec_that_is_absent(run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(torchcodec, "import_module", absent)
+    code, _, err = run()
+    assert (code, "the decoder torchcodec is not installed; install torchcodec" in err) == (2, True)
+    code, _, err = run("--limit", "0")
+    assert (code, "--limit 0: at least one video" in err) == (2, True)

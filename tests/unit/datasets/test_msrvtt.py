@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvrbench.datasets import annotations
+from tvrbench.datasets.msrvtt import MSRVTT
+from tvrbench.harness.core.errors import BadInput
+
+pytestmark = pytest.mark.unit
+
+REAL = Path(__file__).parents[4] / "shared/annotations/msrvtt"
+JSON, TEST, TRAIN = "MSRVTT_data.json", "MSRVTT_JSFUSION_test.csv", "MSRVTT_train.9k.csv"
+
+
+def document() -> dict[str, list[dict[str, Any]]]:
+    splits = ["train", "train", "validate", "test", "test"]
+    return {
+        "videos": [{"video_id": f"video{i}", "split": s, "url": f"scene {i // 2}"} for i, s in enumerate(splits)],
+        "sentences": [
+            # The order of the file is not that of the videos.
+            {"video_id": f"video{4 - i // 2}", "caption": f"caption {i % 2} of video{4 - i // 2}", "sen_id": i}
+            for i in range(10)
+        ],
+    }
+
+
+def files() -> dict[str, bytes]:
+    return {
+        JSON: json.dumps(document()).encode(),
+        TEST: b'key,vid_key,video_id,sentence\nret0,msr4,video4,a cat\nret1,msr3,video3,"a dog, barking"\n',
+        TRAIN: b"video_id\nvideo1\nvideo0\nvideo2\n",
+        "MSRVTT_train.7k.csv": b"video_id\nvideo0\n",
+    }
+
+
+def write(folder: Path, content: Mapping[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def dataset(root: Path, **changed: bytes) -> MSRVTT:
+    """The small annotation with some files changed, by the name of the constant above that holds the file's name."""
+    names = {"json": JSON, "test": TEST, "train": TRAIN}
+    return MSRVTT(write(root, files() | {names[k]: v for k, v in changed.items()}), expected={})
+
+
+def test_the_test_split_has_one_caption_a_video(tmp_path: Path) -> None:
+    split = dataset(tmp_path).split("test-1ka")
+    assert split.video_ids == ("video4", "video3")
+    assert split.captions == ("a cat", "a dog, barking")
+    assert split.caption_video == (0, 1)
+
+
+def test_a_train_split_has_all_captions_in_the_order_of_its_videos(tmp_path: Path) -> None:
+    split = dataset(tmp_path).split("train-9k")
+    assert split.video_ids == ("video1", "video0", "video2")
+    assert split.captions == tuple(f"caption {i} of {v}" for v in split.video_ids for i in range(2))
+    assert split.caption_video == (0, 0, 1, 1, 2, 2)
+
+
+def test_the_full_test_split_comes_from_the_json(tmp_path: Path) -> None:
+    split = dataset(tmp_path).split("test-full")
+    assert split.video_ids == ("video3", "video4")
+    assert len(split.captions) == 4
+
+
+@pytest.mark.parametrize("place", ["folder", "root", "zip", "flat zip"])
+def test_files_are_found_in_each_place(tmp_path: Path, place: str) -> None:
+    if place == "folder":
+        write(tmp_path / "msrvtt_data", files())
+    elif place == "root":
+        write(tmp_path, files())
+    else:
+        prefix = "" if place == "flat zip" else "msrvtt_data/"
+        with zipfile.ZipFile(tmp_path / "msrvtt_data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files().items():
+                archive.writestr(prefix + name, data)
+    before = sorted(tmp_path.rglob("*"))
+    split = MSRVTT(tmp_path, expected={}).split("train-9k")
+    assert len(split.captions) == 6
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is unpacked
+
+
+def test_a_subclass_groups_captions_and_videos(tmp_path: Path) -> None:
+    class Generated(MSRVTT):
+        name = "generated"
+        expected_fingerprints: Mapping[str, str] = {}
+
+        def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+            return {split_name: tuple(i for i, key in enumerate(keys) if key == "ret1")}
+
+        def scenes(self, split_name: str, videos: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+            return tuple(int(str(v["url"]).split()[1]) for v in videos)
+
+    split = Generated(write(tmp_path, files())).split("test-1ka")
+    assert split.subsets == {"test-1ka": (1,)}
+    assert split.scenes == (2, 1)
+    assert Generated(tmp_path).split("train-9k").scenes == (0, 0, 1)
+
+
+def test_another_annotation_than_the_published_one_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, files())
+    with pytest.raises(BadInput, match=r"test-1ka .*\(2 videos and 2 captions\) is not the published split"):
+        MSRVTT(tmp_path).split("test-1ka")
+    right = MSRVTT(tmp_path, expected={}).split("test-1ka").fingerprint
+    assert MSRVTT(tmp_path, expected={"test-1ka": right}).split("test-1ka").fingerprint == right
+
+
+def test_a_root_without_annotations_says_what_is_wanted_and_where(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        MSRVTT(tmp_path).split("test-1ka")
+    for part in (TEST, str(tmp_path / "msrvtt_data"), str(tmp_path / "msrvtt_data.zip"), "ArrowLuo/CLIP4Clip"):
+        assert part in str(caught.value)
+
+
+def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is not a folder"):
+        MSRVTT(tmp_path / "nowhere")
+
+
+def test_an_unknown_split(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no split 'val'; choose one of test-1ka, train-9k"):
+        dataset(tmp_path).split("val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test": b"key,video_id\nret0,video4\n"}, f"{TEST} under .* lacks the column 'sentence'"),
+        ({"test": b""}, f"{TEST} under .* lacks the column 'key'"),
+        ({"test": b"key,vid_key,video_id,sentence\n"}, f"{TEST} under .* no rows"),
+        ({"test": b"key,video_id,sentence\nret0,video4\n"}, f"{TEST} under .*, line 2: the row is shorter"),
+        ({"test": b"key,video_id,sentence\nret0,video9,a cat\n"}, "entry 1: video9 is not among the videos of"),
+        ({"test": b"key,video_id,sentence\na,video4,x\nb,video4,y\n"}, "entry 2: video4 is listed twice"),
+        ({"test": b"key,video_id,sentence\nret0,video4, \n"}, "row 1: a caption should be text"),
+        ({"test": b"key,video_id,sentence\nret0,video4,caf\xe9\n"}, f"{TEST} is not UTF-8 text"),
+        (
+            {"test": b"key,video_id,sentence\nret0,video4," + b"x" * 2**20 + b"\n"},
+            f"{TEST} under .*, after line 1: not valid",
+        ),
+        ({"test": b"key,video_id,sentence\nret0,video4," + b"x" * 20_000 + b"\n"}, "caption of 20,000 characters"),
+        ({"test": b"key,video_id,sentence\nret0,../../etc/passwd,a\n"}, "'../../etc/passwd' cannot be a video id"),
+        ({"json": b"{"}, f"{JSON} under .* is not valid JSON"),
+        ({"json": b"[" * 100_000}, f"{JSON} under .* is not valid JSON"),
+        ({"json": b"[]"}, "list of objects named 'videos'"),
+        ({"json": b'{"videos": [1], "sentences": []}'}, "list of objects named 'videos'"),
+        ({"json": b'{"videos": []}'}, "list of objects named 'sentences'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, change: dict[str, bytes], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        dataset(tmp_path, **change).split("test-1ka")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (b"name\nvideo0\n", f"{TRAIN} under .* lacks the column 'video_id'"),
+        (b"video_id\nvideo0\nvideo0\n", "entry 2: video0 is listed twice"),
+        (b"video_id\nvideo0\nvideo77\n", "entry 2: video77 is not among the videos"),
+        (b"video_id\nvideo0\nvideo3\n", f"{TRAIN}: 1 training videos, video3 first, are test videos"),
+    ],
+)
+def test_a_broken_train_list_is_named(tmp_path: Path, train: bytes, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        dataset(tmp_path, train=train).split("train-9k")
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "message"),
+    [
+        ("sentences", {"video_id": "video9", "caption": "a", "sen_id": 99}, "caption for 'video9', which is not among"),
+        ("sentences", {"video_id": ["x"], "caption": "a", "sen_id": 99}, "which is not among"),
+        (
+            "sentences",
+            {"video_id": "video0", "caption": "a", "sen_id": 0},
+            "'sen_id' should be a whole number used once",
+        ),
+        ("sentences", {"video_id": "video0", "caption": "a"}, "'sen_id' should be"),
+        ("sentences", {"video_id": "video0", "caption": None, "sen_id": 99}, "a caption should be text, not None"),
+        ("sentences", {"video_id": "video0", "caption": "\ud800", "sen_id": 99}, "half a surrogate"),
+        ("videos", {"video_id": "video0", "split": "train"}, r"videos\[5\]: video0 is listed twice"),
+        ("videos", {"video_id": "video5"}, "should name its 'split'"),
+        ("videos", {"video_id": 5, "split": "train"}, "a video id should be text, not 5"),
+        ("videos", {"split": "train"}, "a video id should be text, not None"),
+        *(
+            ("videos", {"video_id": bad, "split": "train"}, "cannot be a video id")
+            for bad in ("a/b", "a\\b", "..", ".hidden", "a\nb", "a\0b", "x" * 300, "c:d", "\ud800")
+        ),
+    ],
+)
+def test_a_broken_entry_is_named(tmp_path: Path, section: str, entry: dict[str, object], message: str) -> None:
+    content = document()
+    content[section].append(entry)
+    with pytest.raises(BadInput, match=message):
+        dataset(tmp_path, json=json.dumps(content).encode()).split("test-1ka")
+
+
+def test_a_train_video_without_captions(tmp_path: Path) -> None:
+    content = document()
+    content["sentences"] = [s for s in content["sentences"] if s["video_id"] != "video1"]
+    with pytest.raises(BadInput, match="no caption for video1 of split train-9k"):
+        dataset(tmp_path, json=json.dumps(content).encode()).split("train-9k")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    split = dataset(tmp_path, train=b"\xef\xbb\xbfvideo_id\r\nvideo0\r\n").split("train-9k")
+    assert split.video_ids == ("video0",)
+
+
+def test_an_archive_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "msrvtt_data.zip").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(BadInput, match=r"msrvtt_data.zip cannot be read"):
+        MSRVTT(tmp_path).split("test-1ka")
+
+
+def test_a_damaged_member(tmp_path: Path) -> None:
+    path = tmp_path / "msrvtt_data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"msrvtt_data/{TEST}", files()[TEST])
+    path.write_bytes(path.read_bytes().replace(b"a cat", b"a rat", 1))
+    with pytest.raises(BadInput, match=r"msrvtt_data.zip cannot be read \(Bad CRC-32"):
+        MSRVTT(tmp_path).split("test-1ka")
+
+
+def test_files_beyond_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotations, "_MAX_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "msrvtt_data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"msrvtt_data/{TEST}", b" " * (2**20 + 1))
+    with pytest.raises(BadInput, match=f"{TEST} is larger than 1 MiB"):
+        MSRVTT(tmp_path).split("test-1ka")
+    (tmp_path / TEST).write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(BadInput, match=f"{TEST} is larger than 1 MiB"):
+        MSRVTT(tmp_path).split("test-1ka")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real annotation files in ../shared/annotations/msrvtt")
+@pytest.mark.parametrize(
+    ("name", "videos", "captions"),
+    [
+        ("test-1ka", 1000, 1000),
+        ("train-9k", 9000, 180_000),
+        ("train-7k", 7010, 140_200),
+        ("test-full", 2990, 59_800),
+    ],
+)
+def test_the_real_annotation_is_the_published_one(name: str, videos: int, captions: int) -> None:
+    assert MSRVTT.expected_fingerprints.keys() == set(MSRVTT.split_names)
+    split = MSRVTT(REAL).split(name)  # checks the fingerprint
+    assert (len(split.video_ids), len(split.captions)) == (videos, captions)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvrbench.datasets.sampling import SAMPLERS, frame_indices
+from tvrbench.harness.core.errors import BadInput
+
+pytestmark = pytest.mark.unit
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sampler=st.sampled_from(SAMPLERS),
+    n_frames=st.integers(1, 3000),
+    fps=st.floats(1, 120),
+    frames=st.integers(1, 64),
+    seed=st.integers(0, 2**63),
+)
+def test_picks_are_real_frames_in_order(sampler: str, n_frames: int, fps: float, frames: int, seed: int) -> None:
+    picks = frame_indices(sampler, n_frames, fps, frames, seed=seed)
+    assert 1 <= len(picks) <= frames
+    assert picks == sorted(picks)
+    assert picks[0] >= 0
+    assert picks[-1] < n_frames
+    if sampler == "tempme":
+        assert len(picks) == frames  # never padded
+    else:
+        assert len(set(picks)) == len(picks)  # never stretched
+    if sampler.startswith("centerclip"):
+        assert len(picks) == min(n_frames, frames)
+
+
+def test_tempme_repeats_frames_of_a_clip_shorter_than_the_sample() -> None:
+    assert frame_indices("tempme", 3, 30.0) == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2]
+    assert frame_indices("tempme", 1, 30.0) == [0] * 12
+
+
+def test_tempme_takes_the_seconds_as_they_are_when_there_are_exactly_enough() -> None:
+    assert frame_indices("tempme", 12 * 25, 25.0) == list(range(0, 300, 25))
+
+
+@pytest.mark.parametrize(("fps", "stride"), [(1.5, 2), (2.5, 2), (0.51, 1), (29.97, 30)])
+def test_tempme_rounds_the_rate_half_to_even(fps: float, stride: int) -> None:
+    assert frame_indices("tempme", 12 * stride, fps) == list(range(0, 12 * stride, stride))
+
+
+def test_tempme_samples_a_moment() -> None:
+    assert frame_indices("tempme", 1000, 10.0, 3, start=10.0, end=12.0) == [100, 110, 120]
+    assert frame_indices("tempme", 1000, 10.0, 3, start=99.0, end=500.0) == [990, 994, 999]
+    assert frame_indices("tempme", 1000, 10.0, 2, end=0.5) == [0, 5]
+
+
+@pytest.mark.parametrize(("start", "end"), [(5.0, 4.0), (100.0, None), (-1.0, None), (math.nan, None), (0.0, math.nan)])
+def test_an_empty_moment_is_refused(start: float | None, end: float | None) -> None:
+    with pytest.raises(BadInput, match="moment"):
+        frame_indices("tempme", 1000, 10.0, start=start, end=end)
+
+
+def test_only_tempme_takes_moments() -> None:
+    with pytest.raises(BadInput, match="clip4clip takes no start"):
+        frame_indices("clip4clip", 100, 10.0, start=1.0)
+
+
+def test_clip4clip_keeps_all_seconds_of_a_short_clip() -> None:
+    assert frame_indices("clip4clip", 71, 30.9) == [0, 30, 60]
+
+
+def test_centerclip_is_its_float_expression() -> None:
+    # Whole-number arithmetic would give (2 x + 1) n // 24, which differs from the released loader at some lengths.
+    for n in range(13, 400):
+        tick = n / 12.0
+        assert frame_indices("centerclip", n, 3.0) == [int(tick / 2.0 + tick * x) for x in range(12)]
+    differing = [
+        n for n in range(13, 400) if frame_indices("centerclip", n, 3.0) != [(2 * x + 1) * n // 24 for x in range(12)]
+    ]
+    assert differing
+
+
+def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
+    n = 125
+    drawn = [frame_indices("centerclip-train", n, 3.0, seed=s) for s in range(200)]
+    for x in range(12):
+        segment = set(range(x * n // 12, (x + 1) * n // 12))
+        assert {picks[x] for picks in drawn} == segment
+    assert frame_indices("centerclip-train", n, 3.0, seed=7) == drawn[7]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "n_frames", "fps", "frames", "message"),
+    [
+        ("uniform", 10, 10.0, 12, "no sampler 'uniform'; choose one of tempme, clip4clip"),
+        ("tempme", 0, 10.0, 12, "at least one frame"),
+        ("tempme", 10, 10.0, 0, "at least one frame"),
+        ("tempme", 10, 0.5, 12, "more than 0.5"),
+        ("clip4clip", 10, 0.99, 12, "1 or more"),
+        ("centerclip", 10, math.nan, 12, "not a positive number"),
+        ("tempme", 10, math.inf, 12, "not a positive number"),
+        ("tempme", 10, -3.0, 12, "not a positive number"),
+        ("centerclip-train", 10, 3.0, 12, "needs a seed"),
+    ],
+)
+def test_bad_input_is_named(sampler: str, n_frames: int, fps: float, frames: int, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        frame_indices(sampler, n_frames, fps, frames)

@@ -1,0 +1,239 @@
+"""The dual encoder against open_clip and transformers with the same weights, and every source of weights."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
+
+from tvrbench.harness import load_model
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict, preset
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.weights import load_weights
+
+pytestmark = pytest.mark.unit
+
+
+def _text(vocabulary: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.zeros(2, length, dtype=torch.long)
+    ids[:, :7] = torch.randint(1, vocabulary - 2, (2, 7), generator=generator)
+    ids[0, 5], ids[1, 7], ids[0, 6:] = vocabulary - 1, vocabulary - 1, 0
+    mask = torch.arange(length) <= torch.tensor([[5], [7]])
+    return ids, mask
+
+
+@pytest.mark.parametrize("backbone", ["ViT-B-32", "ViT-B-16"])
+def test_same_features_as_open_clip(backbone: str) -> None:
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(f"{backbone}-quickgelu", pretrained=None).eval()
+    state = {k: v for k, v in theirs.state_dict().items() if k != "attn_mask"}
+    ours = CLIP(preset(backbone)).eval()
+    ours.load_state_dict(state)
+    frames = torch.randn(2, 3, 224, 224)
+    ids, mask = _text(49408, 77)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_image(frames), theirs.encode_image(frames), rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.encode_text(ids, mask), theirs.encode_text(ids), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def hugging_face() -> CLIPModel:
+    torch.manual_seed(0)
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "intermediate_size": 256,
+        "max_position_embeddings": 32,
+        "vocab_size": 512,
+        "eos_token_id": 511,
+    }
+    vision = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 1,
+        "intermediate_size": 256,
+        "image_size": 64,
+        "patch_size": 16,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
+
+
+def test_same_features_as_transformers(hugging_face: CLIPModel, tmp_path: Path) -> None:
+    hugging_face.save_pretrained(tmp_path)
+    weights = load_weights(tmp_path)
+    ours = CLIP(weights.arch).eval()
+    ours.load_state_dict(weights.state)
+    frames = torch.randn(2, 3, 64, 64)
+    ids, mask = _text(512, 32)
+    with torch.no_grad():
+        image = hugging_face.visual_projection(hugging_face.vision_model(frames).pooler_output)
+        text = hugging_face.text_projection(hugging_face.text_model(ids).pooler_output)
+        torch.testing.assert_close(ours.encode_image(frames), image, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.encode_text(ids, mask), text, rtol=0, atol=1e-5)
+
+
+def test_architecture_is_read_from_the_state_dict(tiny_arch: Architecture, tiny_weights: Path) -> None:
+    assert from_state_dict(load_file(tiny_weights)) == tiny_arch
+
+
+def test_padding_does_not_reach_the_text_feature(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = load_model("zero_shot", weights=tiny_weights)
+    ids, mask = tiny_batch["ids"], tiny_batch["text_mask"]
+    junk = torch.where(mask, ids, 511)
+    with torch.no_grad():
+        assert torch.equal(model.encode_text(ids, mask), model.encode_text(junk, mask))
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    a, b, c = (load_weights(f"random:{seed}", "ViT-B-32").state for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["visual.proj"], c["visual.proj"])
+
+
+def test_plain_and_wrapped_state_dicts_load_alike(tiny_weights: Path, tmp_path: Path) -> None:
+    state = load_file(tiny_weights)
+    extra = {"input_resolution": torch.tensor(64), "context_length": torch.tensor(32), "vocab_size": torch.tensor(512)}
+    torch.save(state | extra, tmp_path / "openai.pt")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pt")
+    for name in ("openai.pt", "wrapped.pt"):
+        loaded = load_weights(tmp_path / name).state
+        assert set(loaded) == set(state)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("/tmp/tvrbench-was-here"),))
+
+
+def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    path = folder / f"{kind}.pt"
+    if kind == "code":
+        path.write_bytes(pickle.dumps({"visual.proj": _Evil()}))
+    elif kind == "garbage":
+        path.write_bytes(b"not a checkpoint at all")
+    elif kind == "binary":
+        path.write_bytes(b"bstc" * 100)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif kind == "torchscript":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("m/code/__torch__.py", "import os")
+            archive.writestr("m/constants.pkl", b"")
+    elif kind == "other-model":
+        torch.save({"layer.weight": torch.zeros(3)}, path)
+    elif kind == "list":
+        torch.save([torch.zeros(3)], path)
+    elif kind == "numbered":
+        torch.save(dict(enumerate(state.values())), path)
+    elif kind == "empty-dict":
+        torch.save({}, path)
+    elif kind == "safetensors":
+        path = path.with_suffix(".safetensors")
+        path.write_bytes(b"\xff" * 64)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "code",
+        "garbage",
+        "binary",
+        "empty",
+        "cut",
+        "torchscript",
+        "other-model",
+        "list",
+        "numbered",
+        "empty-dict",
+        "safetensors",
+    ],
+)
+def test_bad_weight_files_are_refused_with_one_sentence(kind: str, tmp_path: Path, tiny_weights: Path) -> None:
+    path = _write_bad(kind, tmp_path, load_file(tiny_weights))
+    with pytest.raises(BadInput) as error:
+        load_model("zero_shot", weights=path)
+    assert "\n" not in str(error.value)
+    assert not Path("/tmp/tvrbench-was-here").exists()
+
+
+def test_missing_and_unexpected_keys_are_listed(tiny_weights: Path, tmp_path: Path) -> None:
+    state = load_file(tiny_weights)
+    state["visual.extra"] = state.pop("visual.ln_post.bias")
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(BadInput, match=r"missing keys \['visual.ln_post.bias'\], unexpected keys \['visual.extra'\]"):
+        load_model("zero_shot", weights=tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spec", "backbone", "word"),
+    [
+        ("random:x", "ViT-B-32", "whole number"),
+        ("random:0", None, "need a backbone"),
+        ("random:0", "ViT-Z-1", "known are ViT-B-32"),
+        ("nowhere/weights.pt", None, "no such file"),
+        ("no_such_tag", "ViT-B-32", "no open_clip tag"),
+    ],
+)
+def test_weight_options_that_do_not_resolve(spec: str, backbone: str | None, word: str) -> None:
+    with pytest.raises(BadInput, match=word):
+        load_weights(spec, backbone)
+
+
+def test_weights_of_another_shape_than_the_backbone(tiny_weights: Path) -> None:
+    with pytest.raises(BadInput, match="image_size 64, but backbone ViT-B-32 has 224"):
+        load_weights(tiny_weights, "ViT-B-32")
+
+
+def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip.pretrained
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", offline)
+    with pytest.raises(BadInput, match=r"vit_base_patch32_clip_224.openai.*--weights FILE"):
+        load_weights("openai", "ViT-B-32")
+
+
+def test_gelu_is_read_from_a_hugging_face_config(hugging_face: CLIPModel, tmp_path: Path) -> None:
+    hugging_face.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_weights(tmp_path).arch.activation == "gelu"
+
+
+def test_the_activation_is_read_from_the_config_beside_a_file(tiny_weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "open_clip_model.safetensors"
+    file.write_bytes(tiny_weights.read_bytes())
+    assert load_weights(file).arch.activation == "quick_gelu"
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 64}}')
+    assert load_weights(file).arch.activation == "gelu"
+    assert load_weights(tmp_path).arch.activation == "gelu"
+    (tmp_path / "open_clip_config.json").write_text("[1]")
+    with pytest.raises(BadInput, match="not a CLIP config"):
+        load_weights(file)
+
+
+@pytest.mark.parametrize(("field", "value"), [("patch_size", 15), ("vision_width", 65), ("text_layers", 0)])
+def test_impossible_architectures_are_refused(tiny_arch: Architecture, field: str, value: int) -> None:
+    with pytest.raises(BadInput, match=field):
+        replace(tiny_arch, **{field: value})

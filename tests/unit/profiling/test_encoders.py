@@ -1,0 +1,181 @@
+"""A timed encoder is held against the plain model, and what strays is marked and kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvrbench.harness import load_model
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.launcher.job import Job, Precision
+from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.scenarios import encoders as module
+from tvrbench.harness.profiling.scenarios.encoders import Check, Encoders, checked_encoders, relative_error
+from tvrbench.harness.profiling.scenarios.synthetic import drifting_frames, made_up
+from tvrbench.harness.profiling.trackers.roofline import share_of_peak
+from tvrbench.harness.records.record import Measurement
+
+pytestmark = pytest.mark.unit
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_weights: Path) -> RetrievalModel:
+    return load_model("lora", weights=tiny_weights)
+
+
+@pytest.fixture
+def job(tiny_weights: Path) -> Job:
+    return Job(
+        method="lora", weights=str(tiny_weights), batch=2, threads=1, min_iterations=1, min_seconds=0.0, warmup=0
+    )
+
+
+def test_relative_error_is_the_largest_row() -> None:
+    reference = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert relative_error(reference, reference) == 0.0
+    assert relative_error(torch.tensor([[3.0, 4.5], [1.0, 0.3]]), reference) == pytest.approx(0.3)
+    assert relative_error(torch.tensor([[math.nan, 4.0], [1.0, 0.0]]), reference) == math.inf
+
+
+@pytest.mark.parametrize("error", [0.2, math.inf, math.nan])
+def test_an_error_over_the_tolerance_is_a_fault(error: float) -> None:
+    check = Check(error=error, tolerance=0.14)
+    assert check.fault is not None
+    assert "float32 reference" in check.conditions["invalid"]
+    assert Check(error=0.1, tolerance=0.14).fault is None
+
+
+@pytest.mark.parametrize(("precision", "low", "high"), [("float32", 0.0, 1e-5), ("bfloat16", 1e-5, 0.14)])
+def test_the_error_is_that_of_the_precision(
+    model: RetrievalModel, job: Job, precision: Precision, low: float, high: float
+) -> None:
+    with torch.inference_mode():
+        timed, check = checked_encoders(model, replace(job, precision=precision), made_up(model, 3, CPU))
+    assert timed.precision == precision
+    assert low <= check.error <= high
+    assert "invalid" not in check.conditions
+
+
+def test_one_item_in_plain_float32_is_encoded_once(
+    model: RetrievalModel, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    encode = model.encode_video
+    monkeypatch.setattr(model, "encode_video", lambda *tensors: calls.append(len(tensors[0])) or encode(*tensors))
+    with torch.inference_mode():
+        _, check = checked_encoders(model, job, made_up(model, 1, CPU))
+        assert (calls, check.error) == ([1], 0.0)
+        checked_encoders(model, job, made_up(model, 2, CPU))
+        assert calls == [1, 1, 1, 2]  # each alone, then both together
+        monkeypatch.setattr(model, "encode_video", lambda *tensors: encode(*tensors) * math.nan)
+        assert checked_encoders(model, job, made_up(model, 1, CPU))[1].fault is not None
+
+
+def test_compiled_encoders_are_the_ones_that_are_timed(
+    model: RetrievalModel, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    def fake(call: Any, dynamic: bool) -> Any:
+        assert dynamic is False
+        return lambda *tensors: compiled.append(call) or call(*tensors)
+
+    monkeypatch.setattr(torch, "compile", fake)
+    with torch.inference_mode():
+        _, check = checked_encoders(model, replace(job, compile=True), made_up(model, 1, CPU))
+    assert compiled == [model.encode_video, model.encode_text]  # once each: the reference is eager
+    assert check.error < 1e-5
+
+
+def test_autocast_leaves_the_folded_weights_in_float32(tiny_weights: Path, job: Job) -> None:
+    fresh, other = (load_model("lora", weights=tiny_weights) for _ in range(2))
+    inputs = made_up(fresh, 1, CPU)
+    with torch.inference_mode():
+        before = other.encode_video(inputs.frames, inputs.mask)
+        checked_encoders(fresh, replace(job, precision="bfloat16"), inputs)
+        assert torch.equal(fresh.encode_video(inputs.frames, inputs.mask), before)
+
+
+def test_wrong_outputs_mark_every_figure_they_gave(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = module.encoders
+
+    def leaking(model: RetrievalModel, precision: Precision, compiled: bool) -> Encoders:
+        timed = plain(model, precision, compiled)
+
+        def video(frames: Tensor, mask: Tensor) -> Tensor:
+            features = timed.video(frames, mask)
+            return features + 0.01 * features.mean(dim=0)  # one video's feature depends on its batch
+
+        return replace(timed, video=video)
+
+    monkeypatch.setattr(module, "encoders", leaking)
+    found = {m.name: m for m in run_job(replace(job, roofline=True))}
+    for name in ("throughput", "text_throughput", "share_of_peak"):
+        assert found[name].value is not None
+        assert "differ from the float32 reference" in found[name].conditions["invalid"]
+    assert (
+        "invalid" not in {**found["matmul_peak"].conditions}
+        or "disturbed" in found["matmul_peak"].conditions["invalid"]
+    )
+
+
+def test_share_of_peak_by_hand() -> None:
+    rate = Measurement("throughput", 5.0, "videos/s", conditions={"batch": 4})
+    peak = Measurement("matmul_peak", 200.0, "GMACs/s")
+    share = share_of_peak(rate, 12.0, peak)
+    assert (share.value, share.unit, share.conditions["batch"]) == (30.0, "%", 4)
+    assert share_of_peak(rate, 0, peak).value is None
+
+
+def test_roofline_comes_with_the_throughput_when_asked_for(job: Job) -> None:
+    found = {m.name: m for m in run_job(replace(job, roofline=True))}
+    assert found["matmul_peak"].unit == "GMACs/s"
+    assert found["matmul_peak"].value == max(found["matmul_peak"].samples)
+    assert found["copy_bandwidth"].unit == "GB/s"
+    assert (found["share_of_peak"].value or 0) > 0
+
+
+def test_videos_drift_and_are_always_the_same() -> None:
+    video = drifting_frames(2, 3, 16)
+    assert video.shape == (2, 3, 3, 16, 16)
+    assert torch.equal(video, drifting_frames(2, 3, 16))
+    assert torch.equal(video[:, 0, :, 4:, 4:], video[:, 1, :, :-4, :-4])
+    assert not torch.equal(video[0], video[1])
+
+
+def compared(job: Job, **changes: Any) -> dict[str, Measurement]:
+    return {m.name: m for m in run_job(replace(job, what="comparison", against="lora", rounds=3, **changes))}
+
+
+def test_a_comparison_keeps_its_rounds_and_says_what_is_allowed(job: Job) -> None:
+    found = compared(job, method="frame_subsample", options={"keep": 3})
+    speedup, reached = found["speedup"], found["speedup_reached"]
+    assert speedup.value == sorted(speedup.samples)[1]
+    assert len(speedup.samples) == len(found["speedup_time"].samples) == len(found["speedup_time_against"].samples) == 3
+    for ratio, ours, theirs in zip(
+        speedup.samples, found["speedup_time"].samples, found["speedup_time_against"].samples, strict=True
+    ):
+        assert ratio == pytest.approx(theirs / ours)
+    assert speedup.conditions["low"] == min(speedup.samples)
+    assert speedup.conditions["against"] == "lora"
+    assert reached.conditions["allowed"] == pytest.approx(4, rel=0.02)
+    assert reached.value == pytest.approx(100 * speedup.value / reached.conditions["allowed"])
+
+
+def test_what_runs_no_encoder_allows_no_speedup(job: Job) -> None:
+    assert compared(job, method="random")["speedup_reached"].value is None
+
+
+def test_training_steps_are_compared_under_one_recipe(job: Job) -> None:
+    found = {
+        m.name: m for m in run_job(replace(job, what="training-comparison", against="lora", rounds=2, recipe="uniform"))
+    }
+    assert len(found["training_speedup"].samples) == 2
+    assert found["training_speedup"].conditions["tuning"] == "lora"

@@ -1,0 +1,95 @@
+"""The stages from real video files to a ranking, on a few clips of the stand-in."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tvrbench.datasets.standin.dataset import StandIn
+from tvrbench.datasets.standin.generate import Settings
+from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.data.types import FrameSpec
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.scenarios import end_to_end
+
+pytestmark = pytest.mark.unit
+FEW = Settings(train_scenes=1, test_pairs=1, test_singles=1)
+
+
+class FewClips(StandIn):
+    """The stand-in with three test clips."""
+
+    seen: list[str]
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, settings=FEW)
+        type(self).seen = []
+
+    def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> Any:
+        self.seen.append(video_id)
+        return super().frames(video_id, spec, seed)
+
+
+@pytest.fixture
+def job(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    lookup = functools.partial(lambda name, kind: FewClips)
+    monkeypatch.setattr(end_to_end, "registry", SimpleNamespace(lookup=lookup))
+    return Job(
+        method="lora",
+        weights=str(tiny_weights),
+        what="end-to-end",
+        batch=2,
+        threads=1,
+        min_iterations=2,
+        min_seconds=0.0,
+        warmup=0,
+        data=str(tmp_path / "clips"),
+    )
+
+
+def test_every_stage_has_its_time(job: Job) -> None:
+    found = {m.name: m for m in run_job(job)}
+    stages = ["decode_time", "preprocess_time", "encode_time"]
+    assert list(found)[:5] == [*stages, "end_to_end_throughput", "search_time"]
+    for name in stages:
+        assert found[name].unit == "ms/video"
+        assert len(found[name].samples) == 2
+        assert (found[name].value or 0) > 0
+        assert found[name].conditions["dataset"] == "standin"
+    assert found["end_to_end_throughput"].unit == "videos/s"
+    assert (found["search_time"].conditions["queries"], found["search_time"].conditions["gallery"]) == (1000, 1000)
+    assert len(FewClips.seen) == 2 * 3 * 2  # stages, then the pipeline: nothing comes from memory
+
+
+def test_encoding_is_timed_apart_from_decoding(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    monkeypatch.setattr(end_to_end, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    found = {m.name: m for m in run_job(job)}
+    for name in ("decode_time", "preprocess_time", "encode_time"):
+        assert list(found[name].samples) == [500.0, 500.0]  # one tick of a second, two videos
+    assert list(found["end_to_end_throughput"].samples) == [2.0, 2.0]
+
+
+def test_a_data_set_that_makes_nothing_needs_its_folder(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FewClips, "generated", False)
+    with pytest.raises(BadInput, match="--data DIR"):
+        run_job(replace(job, data=None))
+
+
+def test_wrong_features_mark_the_stages(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = RetrievalModel.encode_video
+
+    def leaking(self: RetrievalModel, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return plain(self, frames, mask) * len(frames)
+
+    monkeypatch.setattr(RetrievalModel, "encode_video", leaking)
+    found = {m.name: m for m in run_job(job)}
+    assert "float32 reference" in found["encode_time"].conditions["invalid"]

@@ -1,0 +1,249 @@
+"""``page.html`` in headless Chromium: sorting, chart, keyboard, phone width, no network, no script, both schemes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import (
+    Open,
+    assert_names_apart,
+    colour_of,
+    column,
+    contrast,
+    labels,
+    launched,
+    luminance,
+    numbers,
+    watched,
+)
+
+from tvrbench.harness.records.record import normalised
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
+from tvrbench.harness.reporting.figures.points import Point, frontier
+from tvrbench.harness.reporting.pages.report import write_report
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "standin_record.json"
+HOSTILE = "x</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
+# name, R@1, GMACs, videos/s (None: not measured), trainable parameters
+METHODS = (
+    ("zero_shot", 31.2, 52.96, 330.0, 0),
+    ("clip4clip", 43.1, 52.96, 280.0, 86_000_000),
+    ("tempme", 46.1, 34.76, 232.5, 507_648),
+    ("tome", 42.9, 34.70, None, 490_000),
+    (HOSTILE, 40.2, 26.50, 476.0, 490_000),
+)
+RIVAL = tuple((keep, 30.0 + keep, 4.4 * keep, 2880.0 / keep) for keep in (2, 4, 8, 12))
+
+
+def make_record(name: str, r1: float, gmacs: float, speed: float | None, trainable: int) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    record["method"]["name"] = name
+    record["metrics"]["t2v"]["R1"] = r1
+    record["metrics"]["intervals"]["t2v"]["R1"] = [r1 - 3, r1 + 3]
+    values = {"gmacs_video": gmacs, "throughput": speed, "params_trainable": trainable}
+    for m in record["cost"]:
+        m["value"] = values.get(m["name"], m["value"])
+        if m["value"] is None:
+            m["conditions"] = {"reason": "no clock"}
+    return record
+
+
+def write(store: RecordStore, record: dict[str, Any], number: int) -> None:
+    """Past the store, which takes no hostile name."""
+    folder = store.folder("standin/uniform")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{number:02d}.json").write_text(json.dumps(normalised(record, "a record")))
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    store = RecordStore(folder / "results")
+    for i, method in enumerate(METHODS):
+        write(store, make_record(*method), i)
+    for keep, r1, gmacs, speed in RIVAL:
+        record = make_record("frame_subsample", r1, gmacs, speed, 490_000)
+        record["method"]["options"]["keep"] = keep
+        write(store, record, len(METHODS) + keep)
+    return write_report("standin/uniform", store, folder / "reports")[0].parent / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with launched() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(browser: Any, page_file: Path) -> Iterator[Open]:
+    with watched(browser, page_file) as opener:
+        yield opener
+
+
+class TestTable:
+    def test_it_sorts_by_number_both_ways_with_chance_first_and_gaps_last(self, opened: Open) -> None:
+        page = opened()
+        button = page.locator("#table-main th", has_text="videos/s").locator("button")
+        for first in ("descending", "ascending"):
+            button.click()
+            assert page.locator("#table-main th[aria-sort]").get_attribute("aria-sort") == first
+            speeds = column(page, "videos/s")
+            numbers = [float(speed.replace(",", "")) for speed in speeds[1:-1]]
+            assert numbers == sorted(numbers, reverse=first == "descending")
+            assert len(set(numbers)) > 4
+            assert (speeds[0], speeds[-1]) == ("–", "–")
+            assert column(page, "method")[0] == "chance"
+        assert page.locator("#status").inner_text() == "Sorted by videos/s, ascending."
+
+    def test_the_keyboard_sorts_too(self, opened: Open) -> None:
+        page = opened()
+        page.locator("#table-main th button").first.focus()
+        page.keyboard.press("Enter")
+        names = column(page, "method")
+        keeps = [int(name.split("keep=")[1].rstrip(")")) for name in names if "keep=" in name]
+        assert keeps == sorted(keeps)
+        plain = [name for name in names[1:] if "keep=" not in name]
+        assert plain == sorted(plain)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "checkpoint"
+        page.keyboard.press("Space")
+        assert page.locator("#table-main th[aria-sort]").count() == 1
+
+    def test_records_are_linked(self, opened: Open, page_file: Path) -> None:
+        links = opened().locator("#table-main tbody a")
+        assert links.count() == len(METHODS) + len(RIVAL)
+        for link in links.all():
+            assert (page_file.parent / link.get_attribute("href")).is_file()
+
+
+class TestChart:
+    def test_every_method_with_both_numbers_is_a_point(self, opened: Open) -> None:
+        page = opened()
+        assert len(labels(page)) == len(METHODS) + len(RIVAL)
+        page.select_option("#cost", "throughput_inference")
+        assert len(labels(page)) == len(METHODS) + len(RIVAL) - 1
+        assert "tome: not measured" in page.locator("#legend").inner_text()
+        assert page.locator("#status").inner_text() == "Chart of t→v R@1 (%) against videos encoded a second."
+
+    @pytest.mark.parametrize(("cost", "better"), [("gmacs_video_inference", "min"), ("throughput_inference", "max")])
+    def test_the_frontier_is_that_of_the_printed_picture(self, opened: Open, cost: str, better: Any) -> None:
+        page = opened()
+        page.select_option("#cost", cost)
+        index = 2 if better == "min" else 3
+        rows = [(m[0], m[1], m[index]) for m in METHODS if m[index] is not None]
+        rows += [(f"frame_subsample (keep={keep})", r1, (g, s)[index - 2]) for keep, r1, g, s in RIVAL]
+        found = frontier([Point(label=name, recall=r1, cost=cost or 0.0) for name, r1, cost in rows], better)
+        shown = {text.partition(": t→v")[0] for text in labels(page) if "on the frontier" in text}
+        assert shown == {point.label for point in found}
+        assert len(shown) > 1
+        assert page.locator("#plot path.frontier").count() == 1
+
+    def test_fewer_frames_are_a_line_and_say_how_many(self, opened: Open) -> None:
+        page = opened()
+        path = page.locator("#plot path.rival").get_attribute("d")
+        assert path.count("L") == len(RIVAL) - 1
+        assert "12 frames" in page.locator("#plot svg").text_content()
+
+    def test_pointing_and_focus_show_the_numbers_and_escape_hides_them(self, opened: Open) -> None:
+        page = opened()
+        tip = page.locator("#tip")
+        point = page.locator('#plot a[data-label="tempme"]')
+        point.hover()
+        assert tip.is_visible()
+        text = tip.inner_text()
+        assert "46.1, 95 % interval 43.1 to 49.1" in text
+        assert "34.76" in text
+        assert STANDIN_NOTICE in text
+        page.keyboard.press("Escape")
+        assert not tip.is_visible()
+        page.mouse.move(0, 0)
+        page.locator("#log").focus()
+        page.keyboard.press("Tab")
+        assert tip.is_visible()
+        ring = page.locator("#plot a:focus .ring")
+        assert ring.evaluate("ring => getComputedStyle(ring).stroke") != "none"
+
+    def test_enter_leads_to_the_row(self, opened: Open) -> None:
+        page = opened()
+        page.locator('#plot a[data-label="tempme"]').focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#table-main tr:target th").inner_text() == "tempme"
+
+    def test_a_first_tap_shows_the_numbers_and_a_second_one_leads_on(self, opened: Open) -> None:
+        page = opened(375, 740, has_touch=True)
+        point = page.locator('#plot a[data-label="zero_shot"]')
+        point.tap()
+        assert "zero_shot" in page.locator("#tip").inner_text()
+        assert page.locator("#tip").is_visible()
+        assert page.locator("tr:target").count() == 0
+        point.tap()
+        assert page.locator("tr:target th").inner_text() == "zero_shot"
+
+    def test_a_logarithmic_axis_shows_zero(self, opened: Open) -> None:
+        page = opened()
+        page.select_option("#cost", "params_trainable_inference")
+        assert page.locator("#log").is_checked()
+        text = page.locator("#plot svg").text_content()
+        assert "log scale" in text
+        assert "0" in page.locator("#plot text.tick").all_text_contents()
+        places = page.locator("#plot a .hit").evaluate_all("all => all.map(c => Number(c.getAttribute('cx')))")
+        assert len(places) == len(METHODS) + len(RIVAL)
+        assert all(place > 0 for place in places)
+
+    def test_names_cover_neither_points_nor_each_other(self, opened: Open) -> None:
+        for width in (1280, 375):
+            page = opened(width)
+            assert_names_apart(page, lambda points, width=width: points - 1 if width > 1000 else 5)
+
+
+class TestReaders:
+    @pytest.mark.parametrize("width", [375, 768, 1280])
+    def test_the_page_never_scrolls_sideways(self, opened: Open, width: int) -> None:
+        page = opened(width, 740)
+        page.locator("summary").evaluate_all("all => all.forEach(summary => summary.parentElement.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("#plot svg").bounding_box()["width"] <= width
+
+    def test_phone_buttons_are_large_enough(self, opened: Open) -> None:
+        page = opened(375, 740)
+        for name in ("#accuracy", "#cost", "#table-main th button >> nth=0"):
+            assert page.locator(name).bounding_box()["height"] >= 24
+
+    def test_turning_the_phone_draws_anew(self, opened: Open) -> None:
+        page = opened(375, 740)
+        page.set_viewport_size({"width": 740, "height": 375})
+        page.wait_for_function("document.querySelector('#plot svg').viewBox.baseVal.width > 600")
+
+    def test_without_script_the_table_and_a_still_picture_are_there(self, opened: Open) -> None:
+        page = opened(java_script_enabled=False)
+        assert page.locator("#still img").is_visible()
+        assert not page.locator("#explorer").is_visible()
+        assert page.locator("#table-main tbody tr").count() == len(METHODS) + len(RIVAL) + 1
+        assert page.locator("#table-main th button").count() == 0
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_text_stands_out_in_both_schemes(self, opened: Open, scheme: str) -> None:
+        page = opened(color_scheme=scheme)
+        paper = colour_of(page, "body", "backgroundColor")
+        assert (luminance(paper) < 0.05) == (scheme == "dark")
+        for selector in ("h1", ".caption", "#table-main tbody td", "#table-main a", "nav a"):
+            assert contrast(colour_of(page, selector, "color"), paper) >= 4.5
+        notice = (colour_of(page, ".notice", "color"), colour_of(page, ".notice", "backgroundColor"))
+        assert contrast(*notice) >= 4.5
+        for mark in page.locator("#plot .mark").all():
+            fill = numbers(mark.evaluate("mark => getComputedStyle(mark).fill"))
+            assert contrast(fill, paper) >= 3
+
+    def test_hostile_names_are_shown_and_do_nothing(self, opened: Open) -> None:
+        page = opened()
+        page.locator(f"#plot a[data-label^={json.dumps(HOSTILE[:4])}]").hover()
+        assert HOSTILE in page.locator("#tip").inner_text()
+        assert HOSTILE in column(page, "method")
+        assert page.evaluate("window.pwned") is None

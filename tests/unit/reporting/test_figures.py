@@ -1,0 +1,182 @@
+"""The picture: printable, the same for the same points, and no label on another, on a point or outside."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tvrbench.harness.reporting.figures import pixels
+from tvrbench.harness.reporting.figures import scatter as figures
+from tvrbench.harness.reporting.figures.labels import Boxes, Scene, place_labels
+from tvrbench.harness.reporting.figures.points import Point, frontier, lines
+from tvrbench.harness.reporting.figures.scatter import pareto
+
+pytestmark = pytest.mark.unit
+
+
+def point(label: str, cost: float, recall: float, half: float = 3.0) -> Point:
+    return Point(label=label, cost=cost, recall=recall, interval=(recall - half, recall + half))
+
+
+TWELVE = [
+    point("zero_shot", 52.96, 31.2),
+    point("clip4clip", 52.96, 43.1),
+    point("lora", 52.96, 43.7),
+    point("tempme (tuning=lora)", 34.76, 46.1),
+    point("tempme (tuning=full)", 34.76, 46.5),
+    point("tempme (r=0, clip_ratio=0.0, intra_ratio=0.0)", 54.16, 46.6),
+    point("centerclip", 35.81, 43.6),
+    point("vidtome (mode=unmerge)", 47.24, 42.0),
+    point("vidtome (mode=persistent)", 41.61, 41.0),
+    point("tome", 34.7, 42.9),
+    point("frame_subsample", 26.5, 40.2),
+    point("token_sampling", 35.0, 41.2),
+]
+
+
+class TestFigure:
+    def draw(self, points: list[Point], **options: Any) -> Image.Image:
+        shown: dict[str, Any] = {
+            "title": "R@1 against compute",
+            "notice": "Embedded stand-in",
+            "cost_label": "GMACs",
+            "chance": 0.1,
+        }
+        return Image.open(io.BytesIO(pareto(points, **(shown | options))))
+
+    @pytest.mark.parametrize("points", [TWELVE[:1], TWELVE[:3], TWELVE, [Point(label="$x_$", cost=0.0, recall=0.0)]])
+    def test_it_is_printable_and_shows_something(self, points: list[Point]) -> None:
+        image = self.draw(points)
+        assert image.info["dpi"][0] == pytest.approx(220, abs=1)
+        assert image.width >= 7 * 200
+        assert {key for key in image.info if key != "dpi"} == set()
+        colours = image.convert("RGB").getcolors(1 << 24) or []
+        assert sum(count for count, colour in colours if colour != (255, 255, 255)) > 0.01 * image.width * image.height
+
+    def test_what_is_on_it_depends_on_the_records(self) -> None:
+        assert pareto_bytes(TWELVE[:3]) != pareto_bytes(TWELVE[1:4])
+        assert pareto_bytes(TWELVE) == pareto_bytes(TWELVE)
+
+    def test_no_label_covers_a_point_a_bar_or_another_label(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[Scene, Boxes]] = []
+
+        def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            centres = place_labels(scene, sizes)
+            seen.append((scene, Boxes.around(centres, sizes)))
+            return centres
+
+        monkeypatch.setattr("tvrbench.harness.reporting.figures.pixels.place_labels", watch)
+        for points in (TWELVE[:3], TWELVE[:4], TWELVE):
+            self.draw(points)
+        assert len(seen) == 3
+        for scene, labels in seen:
+            assert_apart(scene, labels)
+
+    def test_a_name_away_from_its_point_is_led_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        led: list[float] = []
+        monkeypatch.setattr(pixels, "_lead", lambda axes, spot, end: led.append(float(np.linalg.norm(end - spot))))
+        self.draw(TWELVE[:1])
+        assert led == []
+        crowd = [point(f"method_{i}", 50.0 + 0.5 * i, 40.0 + 0.3 * i) for i in range(6)]
+        self.draw([*crowd, point("far", 80.0, 60.0)])
+        assert 2 <= len(led) <= 6
+        assert min(led) > 11 * 220 / 72
+
+    def test_points_of_one_cost_stand_side_by_side_and_others_on_their_value(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[npt.NDArray[np.float64]] = []
+        place: Callable[..., npt.NDArray[np.float64]] = figures.side_by_side
+
+        def watch(axes: Any, points: Any) -> npt.NDArray[np.float64]:
+            spots = place(axes, points)
+            drawn.append(axes.transData.inverted().transform(spots)[:, 0])
+            return spots
+
+        monkeypatch.setattr(figures, "side_by_side", watch)
+        self.draw(TWELVE[:4])
+        zero_shot, clip4clip, lora, tempme = drawn[0]
+        assert zero_shot == pytest.approx(52.96)
+        assert tempme == pytest.approx(34.76)
+        assert clip4clip < 52.96 < lora
+        assert lora - clip4clip < 0.05 * (52.96 - 34.76)
+
+    def test_the_frontier_holds_what_nothing_beats(self) -> None:
+        assert [p.label for p in frontier(TWELVE)] == [
+            "frame_subsample",
+            "tome",
+            "tempme (tuning=full)",
+            "tempme (r=0, clip_ratio=0.0, intra_ratio=0.0)",
+        ]
+        assert frontier([]) == []
+        assert [p.label for p in frontier(TWELVE, "max")] == ["tempme (r=0, clip_ratio=0.0, intra_ratio=0.0)"]
+
+    def test_costs_far_apart_get_a_logarithmic_axis_with_zero_at_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[str, list[str], npt.NDArray[np.float64]]] = []
+        place: Callable[..., npt.NDArray[np.float64]] = figures.side_by_side
+
+        def watch(axes: Any, points: Any) -> npt.NDArray[np.float64]:
+            spots = place(axes, points)
+            seen.append((axes.get_xscale(), [t.get_text() for t in axes.get_xticklabels()], spots))
+            return spots
+
+        monkeypatch.setattr(figures, "side_by_side", watch)
+        self.draw([point("a", 0.0, 30.0), point("b", 0.5, 40.0), point("c", 86.0, 45.0)])
+        self.draw([point("a", 40.0, 30.0), point("b", 50.0, 40.0)])
+        (scale, ticks, spots), (linear, _, _) = seen
+        assert (scale, linear) == ("log", "linear")
+        assert ticks[0] == "0"
+        assert (np.diff(spots[:, 0]) > 100).all()
+
+    def test_names_keep_off_the_line_of_fewer_frames(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[Scene, Boxes]] = []
+
+        def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            centres = place_labels(scene, sizes)
+            seen.append((scene, Boxes.around(centres, sizes)))
+            return centres
+
+        monkeypatch.setattr("tvrbench.harness.reporting.figures.pixels.place_labels", watch)
+        frames = [
+            Point(label=f"{keep} of 12 frames", cost=4.4 * keep, recall=34 + keep, line="fewer") for keep in (2, 6, 12)
+        ]
+        self.draw([*frames, point("tempme", 34.76, 46.1)], better="min")
+        (scene, labels), *_ = seen
+        assert_apart(scene, labels)
+        assert labels.overlap(scene.lines).max() == 0
+        assert {name: len(line) for name, line in lines([*frames, point("x", 1.0, 1.0)]).items()} == {"fewer": 3}
+        assert lines(frames[:1]) == {}
+
+    @given(
+        st.lists(st.tuples(st.floats(100, 1400), st.floats(100, 900)), min_size=1, max_size=8, unique=True),
+        st.integers(40, 220),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_labels_of_any_few_points_find_room(self, places: list[tuple[float, float]], width: int) -> None:
+        anchors = np.array(places)
+        bars = Boxes.around(anchors, np.full((len(places), 2), 26.0))
+        nothing = Boxes(low=np.zeros((0, 2)), high=np.zeros((0, 2)))
+        frame = Boxes(low=np.array([[0.0, 0.0]]), high=np.array([[1584.0, 1000.0]]))
+        scene = Scene(anchors=anchors, bars=bars, lines=nothing, frame=frame, unit=220 / 72)
+        sizes = np.tile([float(width), 30.0], (len(places), 1))
+        assert_apart(scene, Boxes.around(place_labels(scene, sizes), sizes))
+
+
+def pareto_bytes(points: list[Point]) -> bytes:
+    return pareto(points, title="t", notice=None, cost_label="GMACs", chance=None)
+
+
+def assert_apart(scene: Scene, labels: Boxes) -> None:
+    among = labels.overlap(labels)
+    np.fill_diagonal(among, 0.0)
+    assert among.max() == 0
+    assert labels.overlap(scene.bars).max() == 0
+    assert labels.outside(scene.frame).max() == 0

@@ -1,0 +1,173 @@
+"""A report as a whole: where its numbers come from, same bytes for same records, hostile text, published numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from tvrbench.harness.records.record import normalised
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.pages.report import write_report
+
+pytestmark = pytest.mark.unit
+
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "standin_record.json"
+HASH = "0123456789abcdef"
+STANDIN = "standin/uniform"
+
+
+def make_record(method: str = "tempme", **changes: Any) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    record["method"]["name"] = method
+    return record | changes
+
+
+def failed_record(**changes: Any) -> dict[str, Any]:
+    return make_record(status="failed", metrics={}, **({"failure": "out of memory"} | changes))
+
+
+def full_size_record(backbone: str = "ViT-B-32", **changes: float) -> dict[str, Any]:
+    """Cost alone, with some measurements changed."""
+    record = make_record(metrics={}, protocol={"name": "paper-scale", "hash": HASH})
+    record["method"]["options"]["backbone"] = backbone
+    record["data"] = {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []}
+    record["cost"] = [m | {"value": changes.get(m["name"], m["value"])} for m in record["cost"]]
+    return record
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(tmp_path / "results")
+
+
+def save(store: RecordStore, *records: dict[str, Any]) -> None:
+    for record in records:
+        store.save(record)
+
+
+def report(store: RecordStore, tmp_path: Path) -> Path:
+    return write_report(STANDIN, store, tmp_path / "reports")[0].parent
+
+
+def page(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def csv_rows(folder: Path, name: str = "main") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text(encoding="utf-8"))))
+
+
+def html(markdown: str) -> str:
+    return str(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
+
+
+class TestProvenance:
+    def test_commands_failures_and_skipped_videos_are_shown(self, store: RecordStore, tmp_path: Path) -> None:
+        record = make_record()
+        record["data"]["skipped"] = ["video7", "video9"]
+        save(store, record, failed_record(seed=1))
+        text = page(report(store, tmp_path))
+        assert re.search(r"- `tvrbench run standin/uniform` made \[tempme, seed 0\]\(\S+\.json\)\n", text)
+        assert re.search(r"- \[tempme, seed 1\]\(\S+-failed\.json\): out of memory\n", text)
+        assert "- video7, video9 (tempme, seed 0)\n" in text
+
+    def test_what_runs_share_is_said_once(self, store: RecordStore, tmp_path: Path) -> None:
+        other = make_record("lora")
+        other["environment"] |= {"git_sha": None, "dirty": None}
+        save(store, make_record("tempme"), other)
+        folder = report(store, tmp_path)
+        rows = {(row["what"], row["value"]): row["runs"] for row in csv_rows(folder, "provenance")}
+        shared = {"protocol hash": HASH, "split fingerprint": "a" * 64, "device": "a CPU", "versions": "python 3.11.7"}
+        assert {rows[fact] for fact in shared.items()} == {"all runs"}
+        assert rows["commit", "c" * 40] == "tempme, seed 0"
+        assert rows["commit", "not run from a checkout"] == "lora, seed 0"
+
+    def test_the_same_records_give_the_same_bytes(self, store: RecordStore, tmp_path: Path) -> None:
+        save(store, make_record("tempme"), make_record("lora"), full_size_record())
+        folder = report(store, tmp_path)
+        first = {path.name: path.read_bytes() for path in folder.iterdir()}
+        report(store, tmp_path)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+    def test_files_of_an_earlier_report_go(self, store: RecordStore, tmp_path: Path) -> None:
+        record = make_record()
+        record["metrics"]["pair_accuracy"] = 60.0
+        save(store, record)
+        folder = report(store, tmp_path)
+        (folder / "notes.txt").write_text("mine")
+        save(store, make_record())
+        written = write_report(STANDIN, store, tmp_path / "reports")
+        assert {path.name for path in folder.iterdir()} == {path.name for path in written} | {"notes.txt"}
+        assert "subsets.md" not in {path.name for path in written}
+        assert written[0] == folder / "README.md"
+
+
+HTML_NAME = "a|b &lt;script&gt;alert(1)&lt;/script&gt; [x](javascript:1) `c` **d** $e$ # f www.evil.example"
+
+
+class TestHostileText:
+    NAME = "a|b <script>alert(1)</script> [x](javascript:1) `c` **d** $e$\n# f www.evil.example"
+
+    def write(self, store: RecordStore, record: dict[str, Any]) -> None:
+        folder = store.folder(STANDIN)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hostile.json").write_text(json.dumps(normalised(record, "hostile")))
+
+    def test_names_commands_reasons_and_ids_stay_text(self, store: RecordStore, tmp_path: Path) -> None:
+        record = make_record(self.NAME, command=f"tvrbench `{self.NAME}`")
+        record["data"] |= {"skipped": [self.NAME], "test_split": self.NAME}
+        record["environment"]["device"] = self.NAME
+        record["metrics"]["subsets"] = {self.NAME: {"t2v": record["metrics"]["t2v"]}}
+        self.write(store, record)
+        save(store, make_record("lora"), failed_record(seed=3, failure=self.NAME))
+        folder = report(store, tmp_path)
+        rendered = html(page(folder))
+        assert "<script" not in rendered
+        assert "javascript:" not in re.sub(r"<code>.*?</code>", "", "".join(re.findall(r'href="[^"]*"', rendered)))
+        assert rendered.count("<h1>") == 1
+        assert f">{HTML_NAME}</td>" in rendered
+        assert {len(row) for row in csv_rows(folder)} == {len(csv_rows(folder)[0])}
+        assert (folder / "pareto.png").stat().st_size > 20_000
+
+    def test_spreadsheets_run_nothing(self, store: RecordStore, tmp_path: Path) -> None:
+        self.write(store, make_record("=HYPERLINK(1)"))
+        assert csv_rows(report(store, tmp_path))[1]["method"] == "'=HYPERLINK(1)"
+
+
+class TestPublished:
+    def test_full_size_costs_stand_beside_the_papers(self, store: RecordStore, tmp_path: Path) -> None:
+        save(store, make_record(), full_size_record(), full_size_record("ViT-B-16", gmacs_video=999.0))
+        folder = report(store, tmp_path)
+        rows = [row for row in csv_rows(folder, "verdicts") if row["measure"].startswith("GMACs")]
+        assert [(row["backbone"], row["published"], row["measured"], row["verdict"]) for row in rows] == [
+            ("ViT-B-32", "34.8", "34.76", "reproduced")
+        ]
+        assert rows[0]["source"] == "TempMe (arXiv 2409.01156), Table 1"
+        assert rows[0]["read_from"].startswith("quoted by three analyses")
+        small, large = csv_rows(folder, "paper-scale")
+        cells = ("backbone", "gmacs_video", "gmacs_video_published")
+        assert [small[cell] for cell in cells] == ["ViT-B-32", "34.76", "34.8"]
+        assert float(small["gmacs_video_difference_percent"]) == pytest.approx(-0.115, abs=1e-3)
+        # B/16 ran with B/32's options, which are not the paper's there.
+        assert [large[cell] for cell in cells] == ["ViT-B-16", "999.0", ""]
+
+    def test_the_rest_is_listed_with_the_reason(self, store: RecordStore, tmp_path: Path) -> None:
+        save(store, make_record(), full_size_record())
+        folder = report(store, tmp_path)
+        recall = [row for row in csv_rows(folder, "not-comparable") if "t→v R@1 46.1 %" in row["published"]]
+        assert [row["why_not"] for row in recall] == ["measured on the embedded stand-in, not on msrvtt"]
+        assert "of methods with no run here: centerclip, clip4clip, dgl, lora, tome, vop, zero_shot." in page(folder)
+
+    def test_without_full_size_records_the_page_says_so(self, store: RecordStore, tmp_path: Path) -> None:
+        save(store, make_record())
+        text = page(report(store, tmp_path))
+        assert "No published number can be compared" in text
+        assert "there is no record of the full-size models" in text
