@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.method import Method, MethodOptions
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
@@ -37,7 +37,9 @@ class FrameSubsampleReducer(TokenReducer):
     def __init__(self, options: FrameSubsampleOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         if not 1 <= options.keep <= frames:
-            raise BadInput(f"frame_subsample: option 'keep' is {options.keep}, but must lie from 1 to {frames} frames")
+            raise UsageError(
+                f"frame_subsample: option 'keep' is {options.keep}, but must lie from 1 to {frames} frames"
+            )
         self.keep = options.keep
 
     def select_frames(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.method import Method, MethodOptions
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
@@ -43,10 +43,10 @@ class RandomModel(RetrievalModel):
         """frames [B, T, 3, H, W], mask [B, T] -> [B, E] gaussian; only valid frames count as content.
 
         Raises:
-            BadInput: wrong shapes, or a trace is asked for: there are no tokens to follow.
+            UsageError: wrong shapes, or a trace is asked for: there are no tokens to follow.
         """
         if trace:
-            raise BadInput("random: no vision tower runs, so there are no tokens to trace")
+            raise UsageError("random: no vision tower runs, so there are no tokens to trace")
         self._check_video(frames, mask)
         items = [self._feature("video", video[valid].float()) for video, valid in zip(frames, mask.bool(), strict=True)]
         return torch.stack(items).to(frames.device)
@@ -54,7 +54,7 @@ class RandomModel(RetrievalModel):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L], mask [B, L] -> [B, E] gaussian; padding is no content."""
         if ids.ndim != 2 or ids.shape != mask.shape:
-            raise BadInput(f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]")
+            raise UsageError(f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]")
         items = [self._feature("text", words[valid].long()) for words, valid in zip(ids, mask.bool(), strict=True)]
         return torch.stack(items).to(ids.device)
 

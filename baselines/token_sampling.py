@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method, MethodOptions
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
@@ -34,7 +34,7 @@ class TokenSamplingOptions(MethodOptions):
 def _kept(mode: str, tokens: int, join: int, patches: int, block: int) -> int:
     """As many as asked for, at most all there are; one frame's worth where frames are averaged."""
     if tokens < 1:
-        raise BadInput(f"token_sampling: option 'schedule' must keep at least 1 token at block {block}, not {tokens}")
+        raise UsageError(f"token_sampling: option 'schedule' must keep at least 1 token at block {block}, not {tokens}")
     return patches if mode == "pooling" else min(tokens, join * patches)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.method import Method, MethodOptions
@@ -36,7 +36,7 @@ class ToMeReducer(TokenReducer):
     def __init__(self, options: ToMeOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         if options.r < 0:
-            raise BadInput(f"tome: option 'r' must be at least 0, not {options.r}")
+            raise UsageError(f"tome: option 'r' must be at least 0, not {options.r}")
         self.options = options
 
     def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset, make_split
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Source, Split
 
 _FILES = {"val1": "val_1.json", "train": "train.json"}
@@ -73,7 +73,7 @@ class ActivityNet(PublishedDataset):
             leaked = [v for v in self._file("val1") if v in paragraphs]
             if leaked:
                 message = f"{len(leaked)} videos, {leaked[0]} first, are in {_FILES['val1']}"
-                raise BadInput(f"{_FILES[name]} under {self.root}: {message}")
+                raise UsageError(f"{_FILES[name]} under {self.root}: {message}")
         return make_split(name, {video_id: [text] for video_id, text in paragraphs.items()})
 
     def _file(self, name: str) -> dict[str, str]:
@@ -83,7 +83,7 @@ class ActivityNet(PublishedDataset):
         where = f"{_FILES[name]} under {self.root}"
         records = parse_json(self._source.read(_FILES[name]), where)
         if not isinstance(records, dict) or not records:
-            raise BadInput(f"{where} should be an object with an entry for each video id")
+            raise UsageError(f"{where} should be an object with an entry for each video id")
         found: dict[str, str] = {}
         for video_id, record in records.items():
             place = f"{where}, {checked_id(video_id, where)}"
@@ -98,15 +98,15 @@ def _parse(record: object, place: str) -> tuple[float, str]:
     is left alone, but each must be a pair of times.
     """
     if not isinstance(record, dict):
-        raise BadInput(f"{place}: an entry should be an object, not {record!r:.50}")
+        raise UsageError(f"{place}: an entry should be an object, not {record!r:.50}")
     sentences, moments = record.get("sentences"), record.get("timestamps")
     if not isinstance(sentences, list) or not sentences:
-        raise BadInput(f"{place}: 'sentences' should be a list of texts, not {sentences!r:.50}")
+        raise UsageError(f"{place}: 'sentences' should be a list of texts, not {sentences!r:.50}")
     if not isinstance(moments, list) or len(moments) != len(sentences):
-        raise BadInput(f"{place}: 'timestamps' should be a list of one pair for each sentence, not {moments!r:.50}")
+        raise UsageError(f"{place}: 'timestamps' should be a list of one pair for each sentence, not {moments!r:.50}")
     for moment in moments:
         if not isinstance(moment, list) or len(moment) != 2:
-            raise BadInput(f"{place}: a moment should be a pair of times, not {moment!r:.50}")
+            raise UsageError(f"{place}: a moment should be a pair of times, not {moment!r:.50}")
         for time in moment:
             checked_seconds(time, place)
     seconds = checked_seconds(record.get("duration"), place)

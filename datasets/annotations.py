@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import error as ZlibError
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 _MAX_BYTES = 256 * 1024**2
 _MAX_CAPTION = 10_000
@@ -39,7 +39,7 @@ class AnnotationSource:
         """The text of one annotation file, from the first place that has it.
 
         Raises:
-            BadInput: the file is nowhere, too large, not UTF-8, or the archive is damaged.
+            UsageError: the file is nowhere, too large, not UTF-8, or the archive is damaged.
         """
         data, where = self.read_bytes(name)
         return _text(data, where)
@@ -48,7 +48,7 @@ class AnnotationSource:
         """The bytes of one annotation file and where they were found, for error messages.
 
         Raises:
-            BadInput: the file is nowhere or too large, or the archive is damaged.
+            UsageError: the file is nowhere or too large, or the archive is damaged.
         """
         for path in (self.root / self.folder / name, self.root / name):
             if path.is_file():
@@ -57,7 +57,7 @@ class AnnotationSource:
         data = self._member(archive, name) if archive is not None and archive.is_file() else None
         if data is None:
             zipped = f", or in {archive}" if archive is not None else ""
-            raise BadInput(f"{name} is wanted in {self.root / self.folder}, in {self.root}{zipped}; {self.origin}")
+            raise UsageError(f"{name} is wanted in {self.root / self.folder}, in {self.root}{zipped}; {self.origin}")
         return data, f"{archive}: {name}"
 
     def _member(self, archive: Path, name: str) -> bytes | None:
@@ -70,16 +70,18 @@ class AnnotationSource:
                 with files.open(member) as file:
                     data = file.read(_MAX_BYTES + 1)  # what it says of its size is not to be trusted
         except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise BadInput(f"{archive} cannot be read ({error}); put an intact copy of {archive.name} there") from error
+            raise UsageError(
+                f"{archive} cannot be read ({error}); put an intact copy of {archive.name} there"
+            ) from error
         return _limited(data, f"{archive}: {name}")
 
 
 def parse_json(text: str, where: str) -> object:
-    """The JSON document, or BadInput naming the file; NaN, Infinity and a key that stands twice are refused."""
+    """The JSON document, or UsageError naming the file; NaN, Infinity and a key that stands twice are refused."""
     try:
         document: object = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where} is not valid JSON ({error or 'nested too deeply'})") from error
+        raise UsageError(f"{where} is not valid JSON ({error or 'nested too deeply'})") from error
     return document
 
 
@@ -97,39 +99,41 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows with the columns wanted, or BadInput naming the file and the column or line."""
+    """The rows with the columns wanted, or UsageError naming the file and the column or line."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, str]] = []
     try:
         missing = [c for c in columns if c not in (reader.fieldnames or ())]
         if missing:
-            raise BadInput(f"{where} lacks the column {missing[0]!r}; it needs {', '.join(columns)} in its first line")
+            raise UsageError(
+                f"{where} lacks the column {missing[0]!r}; it needs {', '.join(columns)} in its first line"
+            )
         for row in reader:
             if any(row[c] is None for c in columns):
-                raise BadInput(f"{where}, line {reader.line_num}: the row is shorter than the header")
+                raise UsageError(f"{where}, line {reader.line_num}: the row is shorter than the header")
             rows.append({c: row[c] for c in columns})
     except csv.Error as error:
-        raise BadInput(f"{where}, after line {reader.line_num}: not valid CSV ({error})") from error
+        raise UsageError(f"{where}, after line {reader.line_num}: not valid CSV ({error})") from error
     return rows
 
 
 def parse_ids(values: Iterable[object], where: str) -> list[str]:
-    """A list of video ids, each safe as a file name and each once; BadInput names the line."""
+    """A list of video ids, each safe as a file name and each once; UsageError names the line."""
     ids: dict[str, None] = {}
     for number, value in enumerate(values, start=1):
         video_id = checked_id(value, f"{where}, entry {number}")
         if video_id in ids:
-            raise BadInput(f"{where}, entry {number}: {video_id} is listed twice")
+            raise UsageError(f"{where}, entry {number}: {video_id} is listed twice")
         ids[video_id] = None
     if not ids:
-        raise BadInput(f"{where} lists no video")
+        raise UsageError(f"{where} lists no video")
     return list(ids)
 
 
 def checked_seconds(value: object, where: str) -> float:
-    """A time in seconds, from 0 to 10 million; BadInput for anything else, NaN included."""
+    """A time in seconds, from 0 to 10 million; UsageError for anything else, NaN included."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e7:
-        raise BadInput(f"{where}: a time should be a number of seconds, not {value!r:.50}")
+        raise UsageError(f"{where}: a time should be a number of seconds, not {value!r:.50}")
     return float(value)
 
 
@@ -139,23 +143,23 @@ def paragraph(sentences: Iterable[str]) -> str:
 
 
 def checked_id(value: object, where: str) -> str:
-    """A video id that is safe as a file name, or BadInput naming the file and place it came from."""
+    """A video id that is safe as a file name, or UsageError naming the file and place it came from."""
     if not isinstance(value, str) or not value:
-        raise BadInput(f"{where}: a video id should be text, not {value!r:.50}")
+        raise UsageError(f"{where}: a video id should be text, not {value!r:.50}")
     unsafe = not value.isprintable() or value[0] in ". " or any(c in value for c in "/\\:")
     if unsafe or len(value.encode()) > _MAX_ID_BYTES:
-        raise BadInput(f"{where}: {value!r:.50} cannot be a video id; ids are plain file names such as video7010")
+        raise UsageError(f"{where}: {value!r:.50} cannot be a video id; ids are plain file names such as video7010")
     return value
 
 
 def checked_caption(value: object, where: str) -> str:
-    """A caption as it stands in the file, or BadInput: not text, empty, or too long to be one."""
+    """A caption as it stands in the file, or UsageError: not text, empty, or too long to be one."""
     if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: a caption should be text, not {value!r:.50}")
+        raise UsageError(f"{where}: a caption should be text, not {value!r:.50}")
     if len(value) > _MAX_CAPTION:
-        raise BadInput(f"{where}: a caption of {len(value):,} characters; {_MAX_CAPTION:,} are allowed")
+        raise UsageError(f"{where}: a caption of {len(value):,} characters; {_MAX_CAPTION:,} are allowed")
     if any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadInput(f"{where}: a caption holds half a surrogate pair, which is no character")
+        raise UsageError(f"{where}: a caption holds half a surrogate pair, which is no character")
     return value
 
 
@@ -164,12 +168,12 @@ def _file_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return _limited(file.read(_MAX_BYTES + 1), str(path))
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); it should be a readable file") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}); it should be a readable file") from error
 
 
 def _limited(data: bytes, where: str) -> bytes:
     if len(data) > _MAX_BYTES:
-        raise BadInput(f"{where} is larger than {_MAX_BYTES // 1024**2} MiB, which no annotation file is")
+        raise UsageError(f"{where} is larger than {_MAX_BYTES // 1024**2} MiB, which no annotation file is")
     return data
 
 
@@ -177,4 +181,4 @@ def _text(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{where} is not UTF-8 text (byte {error.start})") from error
+        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})") from error

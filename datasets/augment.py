@@ -12,7 +12,7 @@ from typing import Any, cast
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, rand_augment_transform
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 Picture = Image.Image
 
@@ -30,10 +30,10 @@ def draw(name: str, seed: int) -> Callable[[Picture], Picture]:
     thread that uses that generator see a different state.
 
     Raises:
-        BadInput: there is no augmentation of this name.
+        UsageError: there is no augmentation of this name.
     """
     if name not in _POLICIES:
-        raise BadInput(f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}")
+        raise UsageError(f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}")
     policy = rand_augment_transform(_POLICIES[name], {"interpolation": Image.Resampling.BICUBIC})
     with _borrowing:
         state = random.getstate()

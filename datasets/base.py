@@ -17,7 +17,7 @@ from tvrbench.datasets.decoders.select import versions
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbs
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import (
     VIDEO_SUFFIXES,
     Clip,
@@ -42,7 +42,7 @@ class VideoFolderDataset(ABC):
         root: the data set's folder.
 
     Raises:
-        BadInput: ``root`` is not a folder.
+        UsageError: ``root`` is not a folder.
     """
 
     name: ClassVar[str]
@@ -56,12 +56,12 @@ class VideoFolderDataset(ABC):
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise BadInput(f"the data folder {root} is not a folder; it should hold annotations and a folder videos")
+            raise UsageError(f"the data folder {root} is not a folder; it should hold annotations and a folder videos")
         self.root = root
 
     @abstractmethod
     def split(self, name: str) -> Split:
-        """The named split; BadInput for an unknown name or a broken annotation file."""
+        """The named split; UsageError for an unknown name or a broken annotation file."""
 
     def file_stems(self, video_id: str) -> tuple[str, ...]:
         """Hook: the names, less folder and suffix, that the file of a video may have."""
@@ -79,7 +79,7 @@ class VideoFolderDataset(ABC):
         epoch still treats each video differently.
 
         Raises:
-            VideoError: (a BadInput) the file is missing or cannot be decoded; it is named.
+            VideoError: (a UsageError) the file is missing or cannot be decoded; it is named.
         """
         return self.numbered_frames(video_id, spec, seed)[:2]
 
@@ -97,7 +97,7 @@ class VideoFolderDataset(ABC):
         return finish_clip(stored, spec, _own_seed(seed, video_id))
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
-        """The libraries that decide the pixels; BadInput for an unknown sampler, and where the decoder is absent."""
+        """The libraries that decide the pixels; UsageError for an unknown sampler, and where the decoder is absent."""
         check_sampler(spec.sampler)
         return versions(spec.decoder)
 
@@ -106,7 +106,7 @@ class VideoFolderDataset(ABC):
 
         Raises:
             VideoError: there is none, or the id stands for several.
-            BadInput: the id cannot be a file name.
+            UsageError: the id cannot be a file name.
         """
         checked_id(video_id, "video id")
         paths = [path for stem in self.file_stems(video_id) for path in self._files.get(stem, ())]
@@ -155,7 +155,7 @@ class VideoFolderDataset(ABC):
             size = path.stat().st_size
         except VideoError as error:
             return VideoReport(video_id=video_id, path=path, fault=_fault(video_id, path, error.kind, error))
-        except (BadInput, OSError) as error:
+        except (UsageError, OSError) as error:
             return VideoReport(video_id=video_id, path=path, fault=_fault(video_id, path, "unreadable", error))
         return VideoReport(
             video_id=video_id,
@@ -231,4 +231,4 @@ def _stem(path: Path) -> str:
 
 
 def _unreadable_folder(error: OSError) -> None:
-    raise BadInput(f"the folder {error.filename} cannot be read ({error.strerror}); videos in it would go missing")
+    raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror}); videos in it would go missing")

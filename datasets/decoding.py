@@ -16,7 +16,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from tvrbench.datasets.containers import ends_early
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 # A hostile header can promise a picture of any size; this is twice 8K video.
 _MAX_PIXELS = 8192 * 8192
@@ -31,7 +31,7 @@ _OPTIONS = {
 _ONE_PICTURE_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1"})
 
 
-class VideoError(BadInput):
+class VideoError(UsageError):
     """A video file that cannot be used; ``kind`` is ``missing``, ``empty``, ``truncated`` or ``unreadable``."""
 
     def __init__(self, message: str, *, kind: str = "unreadable") -> None:

@@ -21,7 +21,7 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import Content, PublishedDataset, make_split
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Source, Split
 
 _FILES = {"test": "test_data.json", "val": "val_data.json", "train": "train_data.json"}
@@ -73,7 +73,7 @@ class DiDeMo(PublishedDataset):
             leaked = [v for other in ("val", "test") for v in self._file(other) if v in descriptions]
             if leaked:
                 message = f"{len(leaked)} videos, {leaked[0]} first, are validation or test videos"
-                raise BadInput(f"{_FILES[name]} under {self.root}: {message}")
+                raise UsageError(f"{_FILES[name]} under {self.root}: {message}")
         return make_split(name, {video_id: [paragraph(texts)] for video_id, texts in descriptions.items()})
 
     def _file(self, name: str) -> dict[str, list[str]]:
@@ -83,7 +83,7 @@ class DiDeMo(PublishedDataset):
         where = f"{_FILES[name]} under {self.root}"
         entries = parse_json(self._source.read(_FILES[name]), where)
         if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-            raise BadInput(f"{where} should be a list of objects, one for each description")
+            raise UsageError(f"{where} should be a list of objects, one for each description")
         found: dict[str, list[str]] = {}
         seen: set[int] = set()
         for number, entry in enumerate(entries):
@@ -98,13 +98,13 @@ def _parse(entry: dict[str, Any], seen: set[int], place: str) -> tuple[str, str,
     """Video, description and number of 5-second pieces; the number of the annotation goes into ``seen``."""
     key = entry.get("annotation_id")
     if isinstance(key, bool) or not isinstance(key, int) or key in seen:
-        raise BadInput(f"{place}: 'annotation_id' should be a whole number used once, not {key!r:.50}")
+        raise UsageError(f"{place}: 'annotation_id' should be a whole number used once, not {key!r:.50}")
     seen.add(key)
     pieces, times = entry.get("num_segments"), entry.get("times")
     if isinstance(pieces, bool) or not isinstance(pieces, int) or not 0 < pieces < 1000:
-        raise BadInput(f"{place}: 'num_segments' should be a number of 5-second pieces, not {pieces!r:.50}")
+        raise UsageError(f"{place}: 'num_segments' should be a number of 5-second pieces, not {pieces!r:.50}")
     if not isinstance(times, list) or not all(isinstance(t, list) and len(t) == 2 for t in times):
-        raise BadInput(f"{place}: 'times' should be a list of pairs, not {times!r:.50}")
+        raise UsageError(f"{place}: 'times' should be a list of pairs, not {times!r:.50}")
     for time in (t for pair in times for t in pair):
         checked_seconds(time, place)
     return _video_id(entry.get("video"), place), checked_caption(entry.get("description"), place), pieces

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from tvrbench.datasets.annotations import AnnotationSource, checked_caption, checked_id
 from tvrbench.datasets.published import PublishedDataset, make_split
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Split
 
 _FILES = {
@@ -63,7 +63,7 @@ class LSMDC(PublishedDataset):
             leaked = [video_id for video_id in captions if video_id in self._file("test")]
             if leaked:
                 message = f"{len(leaked)} clips, {leaked[0]} first, are test clips of {_FILES['test']}"
-                raise BadInput(f"{_FILES[name]} under {self.root}: {message}")
+                raise UsageError(f"{_FILES[name]} under {self.root}: {message}")
         return make_split(name, captions)
 
     def _file(self, name: str) -> dict[str, list[str]]:
@@ -77,21 +77,21 @@ class LSMDC(PublishedDataset):
             fields = line.rstrip("\r").split("\t")
             if len(fields) != len(_COLUMNS):
                 columns = ", ".join(_COLUMNS)
-                raise BadInput(
+                raise UsageError(
                     f"{place}: {len(fields)} fields between tabs; there should be {len(_COLUMNS)}: {columns}"
                 )
             video_id = checked_id(fields[0], place)
             if name == "test" and video_id in captions:
-                raise BadInput(f"{place}: {video_id} is listed twice")
+                raise UsageError(f"{place}: {video_id} is listed twice")
             captions.setdefault(video_id, []).append(checked_caption(fields[-1], place))
             start, end = (_seconds(text, place) for text in fields[3:5])
             if not start < end:
-                raise BadInput(
+                raise UsageError(
                     f"{place}: {video_id} should end after it starts, not last from {fields[3]} to {fields[4]}"
                 )
             self._seconds[video_id] = end - start
         if not captions:
-            raise BadInput(f"{where} has no lines")
+            raise UsageError(f"{where} has no lines")
         return self._captions.setdefault(name, captions)
 
 
@@ -99,6 +99,6 @@ def _seconds(text: str, where: str) -> float:
     """``01.41.52.043``: hours, minutes, seconds and milliseconds."""
     match = _TIME.fullmatch(text)
     if match is None:
-        raise BadInput(f"{where}: {text!r:.50} is no time of the form 01.41.52.043")
+        raise UsageError(f"{where}: {text!r:.50} is no time of the form 01.41.52.043")
     hours, minutes, seconds, thousandths = (int(part) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds + thousandths / 1000

@@ -23,7 +23,7 @@ from tvrbench.datasets.annotations import (
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Source, Split
 
 Record = Mapping[str, object]
@@ -120,19 +120,21 @@ class MSRVTT(PublishedDataset):
         tested = {c.video_id for c in self._test_captions}
         leaked = [v for v in ids if v in tested]
         if leaked:
-            raise BadInput(f"{file}: {len(leaked)} training videos, {leaked[0]} first, are test videos of {_TEST_CSV}")
+            raise UsageError(
+                f"{file}: {len(leaked)} training videos, {leaked[0]} first, are test videos of {_TEST_CSV}"
+            )
         return ids
 
     def _full_test_ids(self) -> list[str]:
         ids = [video_id for video_id, record in self._videos.items() if record["split"] == "test"]
         if not ids:
-            raise BadInput(f"{_JSON} under {self.root} marks no video with the split 'test'")
+            raise UsageError(f"{_JSON} under {self.root} marks no video with the split 'test'")
         return ids
 
     def _captions_of(self, video_id: str, split_name: str) -> list[Caption]:
         captions = self._sentences.get(video_id)
         if not captions:
-            raise BadInput(f"{_JSON} under {self.root} has no caption for {video_id} of split {split_name}")
+            raise UsageError(f"{_JSON} under {self.root} has no caption for {video_id} of split {split_name}")
         return captions
 
     @cached_property
@@ -151,7 +153,7 @@ class MSRVTT(PublishedDataset):
     def _rows(self, file: str, columns: Sequence[str]) -> list[dict[str, str]]:
         rows = parse_csv(self._source.read(file), f"{file} under {self.root}", columns)
         if not rows:
-            raise BadInput(f"{file} under {self.root} has no rows below its header")
+            raise UsageError(f"{file} under {self.root} has no rows below its header")
         return rows
 
     def _known_ids(self, file: str, ids: list[str]) -> list[str]:
@@ -159,7 +161,7 @@ class MSRVTT(PublishedDataset):
         where = f"{file} under {self.root}"
         for number, video_id in enumerate(parse_ids(ids, where), start=1):
             if video_id not in self._videos:
-                raise BadInput(f"{where}, entry {number}: {video_id} is not among the videos of {_JSON}")
+                raise UsageError(f"{where}, entry {number}: {video_id} is not among the videos of {_JSON}")
         return ids
 
     @property
@@ -183,7 +185,7 @@ class MSRVTT(PublishedDataset):
 def _objects(document: object, key: str, where: str) -> list[Record]:
     entries = document.get(key) if isinstance(document, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise BadInput(f"{where} should be an object that holds a list of objects named {key!r}")
+        raise UsageError(f"{where} should be an object that holds a list of objects named {key!r}")
     return entries
 
 
@@ -193,9 +195,9 @@ def _parse_videos(records: list[Record], where: str) -> dict[str, Record]:
         place = f"{where}, videos[{number}]"
         video_id = checked_id(record.get("video_id"), place)
         if not isinstance(record.get("split"), str):
-            raise BadInput(f"{place}: {video_id} should name its 'split'")
+            raise UsageError(f"{place}: {video_id} should name its 'split'")
         if video_id in videos:
-            raise BadInput(f"{place}: {video_id} is listed twice")
+            raise UsageError(f"{place}: {video_id} is listed twice")
         videos[video_id] = record
     return videos
 
@@ -207,9 +209,9 @@ def _parse_sentences(entries: list[Record], videos: Mapping[str, Record], where:
         place = f"{where}, sentences[{number}]"
         video_id, key = entry.get("video_id"), entry.get("sen_id")
         if not isinstance(video_id, str) or video_id not in videos:
-            raise BadInput(f"{place}: a caption for {video_id!r:.50}, which is not among the file's videos")
+            raise UsageError(f"{place}: a caption for {video_id!r:.50}, which is not among the file's videos")
         if not isinstance(key, int) or key in keys:
-            raise BadInput(f"{place}: 'sen_id' should be a whole number used once, not {key!r:.50}")
+            raise UsageError(f"{place}: 'sen_id' should be a whole number used once, not {key!r:.50}")
         keys.add(key)
         text = checked_caption(entry.get("caption"), place)
         sentences.setdefault(video_id, []).append(Caption(text=text, video_id=video_id, key=str(key)))

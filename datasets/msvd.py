@@ -16,7 +16,7 @@ from typing import ClassVar
 from tvrbench.datasets.annotations import AnnotationSource, checked_caption, checked_id, parse_ids
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
 from tvrbench.datasets.published import Content, PublishedDataset, make_split
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Source, Split
 
 _CAPTIONS = "raw-captions.pkl"
@@ -78,10 +78,10 @@ class MSVD(PublishedDataset):
             shared = sorted(set(ids) & set(others))
             if shared and other != name:
                 both = f"{_LISTS[name]} and {_LISTS[other]}"
-                raise BadInput(f"{both} under {self.root} share {len(shared)} videos, {shared[0]} first")
+                raise UsageError(f"{both} under {self.root} share {len(shared)} videos, {shared[0]} first")
         unknown = [v for v in ids if v not in self._captions]
         if unknown:
-            raise BadInput(f"{_CAPTIONS} under {self.root} has no caption for {unknown[0]} of {_LISTS[name]}")
+            raise UsageError(f"{_CAPTIONS} under {self.root} has no caption for {unknown[0]} of {_LISTS[name]}")
         where = f"{_CAPTIONS} under {self.root}"
         return make_split(name, {v: _joined(self._captions[v], f"{where}, {v}") for v in ids})
 
@@ -97,7 +97,7 @@ class MSVD(PublishedDataset):
         data, where = self._source.read_bytes(_CAPTIONS)
         captions = parse_plain_pickle(data, where)
         if not isinstance(captions, dict) or not captions:
-            raise BadInput(f"{where} should hold a dictionary of captions by video id")
+            raise UsageError(f"{where} should hold a dictionary of captions by video id")
         for video_id in captions:
             checked_id(video_id, where)
         return captions
@@ -106,13 +106,13 @@ class MSVD(PublishedDataset):
 def _joined(captions: object, where: str) -> list[str]:
     """The captions of one video, each a string or, as published, a list of its words."""
     if not isinstance(captions, list | tuple) or not 0 < len(captions) <= _MOST_CAPTIONS:
-        raise BadInput(f"{where}: there should be a list of up to {_MOST_CAPTIONS:,} captions")
+        raise UsageError(f"{where}: there should be a list of up to {_MOST_CAPTIONS:,} captions")
     texts = []
     for caption in captions:
         words = [caption] if isinstance(caption, str) else caption
         if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words[:_MOST_WORDS]):
-            raise BadInput(f"{where}: a caption should be text or a list of words, not {type(words).__name__}")
+            raise UsageError(f"{where}: a caption should be text or a list of words, not {type(words).__name__}")
         if len(words) > _MOST_WORDS:
-            raise BadInput(f"{where}: a caption of {len(words):,} words; {_MOST_WORDS:,} are allowed")
+            raise UsageError(f"{where}: a caption of {len(words):,} words; {_MOST_WORDS:,} are allowed")
         texts.append(checked_caption(" ".join(words), where))
     return texts

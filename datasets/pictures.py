@@ -1,8 +1,8 @@
-"""From decoded pictures to pixels: RGB, turned as the file says; CLIP's resize and centre crop.
+"""From decoded pictures to pixels: RGB, turned as the file says; CLIP's resize and center crop.
 
 Pixels are FFmpeg's RGB of the decoded picture, 8 bits a channel whatever the depth of the video. Pixel aspect ratios
 other than square are left alone and the two fields of an interlaced picture stay woven, as the published loaders leave
-them. Resizing and cropping are CLIP's preprocessing (Radford et al., 2021): bicubic on the short side, then a centre
+them. Resizing and cropping are CLIP's preprocessing (Radford et al., 2021): bicubic on the short side, then a center
 crop, rounded as torchvision rounds.
 """
 

@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 _MAX_STEPS = 10_000_000  # the published captions take 1.5 million; each may cost 64 bytes of memory
 _MARK = object()  # what `(` puts on the stack, to be found again by the instruction that gathers what follows
@@ -100,27 +100,29 @@ def parse_plain_pickle(data: bytes, where: str) -> object:
     One container may stand in many places of the result, or in itself: walk it to a fixed depth only.
 
     Raises:
-        BadInput: the pickle is damaged, or holds anything else; nothing in it has been run.
+        UsageError: the pickle is damaged, or holds anything else; nothing in it has been run.
     """
     machine = _Machine()
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if step > _MAX_STEPS:
-                raise BadInput(f"{where} is too long a pickle ({_MAX_STEPS:,} instructions) for captions")
+                raise UsageError(f"{where} is too long a pickle ({_MAX_STEPS:,} instructions) for captions")
             if opcode.name == "STOP":
                 (result,) = machine.stack
                 return result
             action = _ACTIONS.get(opcode.name)
             if action is None:
-                raise BadInput(
+                raise UsageError(
                     f"{where} holds more than plain containers and strings (the instruction {opcode.name}), so it is "
                     f"not opened; put the published file there"
                 )
             action(machine, argument)
-    except BadInput:
+    except UsageError:
         raise
     except KeyError as error:
-        raise BadInput(f"{where} is not a valid pickle (it takes {error} from its memory, which holds none)") from error
+        raise UsageError(
+            f"{where} is not a valid pickle (it takes {error} from its memory, which holds none)"
+        ) from error
     except (ValueError, IndexError, StopIteration, RuntimeError, UnicodeError, MemoryError) as error:
-        raise BadInput(f"{where} is not a valid pickle ({error or type(error).__name__})") from error
-    raise BadInput(f"{where} is not a valid pickle (it does not end)")
+        raise UsageError(f"{where} is not a valid pickle ({error or type(error).__name__})") from error
+    raise UsageError(f"{where} is not a valid pickle (it does not end)")

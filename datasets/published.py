@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tvrbench.datasets.base import VideoFolderDataset
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Split
 
 
@@ -56,18 +56,18 @@ class PublishedDataset(VideoFolderDataset):
         """The named split, with captions in the order of its videos and, for one video, of the annotation file.
 
         Raises:
-            BadInput: unknown name; a file missing, malformed or contradicting another; train and test not disjoint;
+            UsageError: unknown name; a file missing, malformed or contradicting another; train and test not disjoint;
                 or a split other than the published one.
         """
         if name not in self.split_names:
-            raise BadInput(f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}")
+            raise UsageError(f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}")
         if name not in self._splits:
             self._splits[name] = self._checked(self._build(name))
         return self._splits[name]
 
     @abstractmethod
     def _build(self, name: str) -> Split:
-        """The split as it stands in the annotation files; BadInput where they are broken."""
+        """The split as it stands in the annotation files; UsageError where they are broken."""
 
     def _checked(self, split: Split) -> Split:
         content = self._contents.get(split.name, Content())
@@ -82,7 +82,7 @@ class PublishedDataset(VideoFolderDataset):
             found = take() if wanted is not None else None
             if found != wanted:
                 held = f"{len(split.video_ids):,} videos and {len(split.captions):,} captions"
-                raise BadInput(
+                raise UsageError(
                     f"{self.name} {split.name} under {self.root} ({held}) is not the published split: its {what} is "
                     f"{_short(found)}, not {_short(wanted)}; put the unchanged annotation files there"
                 )

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 SAMPLERS = ("tempme", "clip4clip", "centerclip", "centerclip-train")
 
@@ -42,32 +42,32 @@ def frame_indices(
         stretched; a shorter list means padding.
 
     Raises:
-        BadInput: unknown sampler, no frames, a frame rate too low for the sampler, or an empty moment.
+        UsageError: unknown sampler, no frames, a frame rate too low for the sampler, or an empty moment.
     """
     if n_frames < 1 or frames < 1:
-        raise BadInput(f"sampling needs at least one frame to pick from and to pick, got {n_frames} and {frames}")
+        raise UsageError(f"sampling needs at least one frame to pick from and to pick, got {n_frames} and {frames}")
     if not (math.isfinite(fps) and fps > 0):
-        raise BadInput(f"the frame rate {fps} is not a positive number of frames per second")
+        raise UsageError(f"the frame rate {fps} is not a positive number of frames per second")
     if sampler == "tempme":
         return _one_a_second_stretched(n_frames, fps, frames, start, end)
     if start is not None or end is not None:
-        raise BadInput(f"sampler {sampler} takes no start and end second; use tempme for moments of a video")
+        raise UsageError(f"sampler {sampler} takes no start and end second; use tempme for moments of a video")
     if sampler == "clip4clip":
         return _one_a_second(n_frames, fps, frames)
     if sampler == "centerclip":
         return _segment_middles(n_frames, frames)
     if sampler == "centerclip-train":
         if seed is None:
-            raise BadInput("sampler centerclip-train draws at random and needs a seed")
+            raise UsageError("sampler centerclip-train draws at random and needs a seed")
         return _segment_draws(n_frames, frames, seed)
     check_sampler(sampler)
     raise AssertionError(f"sampler {sampler} is named and not written")
 
 
 def check_sampler(name: str) -> None:
-    """BadInput for a sampler that there is not."""
+    """UsageError for a sampler that there is not."""
     if name not in SAMPLERS:
-        raise BadInput(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+        raise UsageError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
 
 
 def _one_a_second_stretched(
@@ -76,11 +76,11 @@ def _one_a_second_stretched(
     """TempMe: one frame a second, thinned evenly when there are too many; a short video is spread, never padded."""
     stride = round(fps)  # half to even, as the recipe's own rounding
     if stride < 1:
-        raise BadInput(f"sampler tempme takes one frame a second and cannot at {fps:g} fps; it needs more than 0.5")
+        raise UsageError(f"sampler tempme takes one frame a second and cannot at {fps:g} fps; it needs more than 0.5")
     begin = 0.0 if start is None else start * fps
     stop = float(n_frames - 1) if end is None else min(end * fps, n_frames - 1)
     if not 0 <= begin < n_frames or not int(begin) <= stop:  # NaN fails these too
-        raise BadInput(f"the moment from {start} s to {end} s holds no frame of {n_frames} at {fps:g} fps")
+        raise UsageError(f"the moment from {start} s to {end} s holds no frame of {n_frames} at {fps:g} fps")
     first, last = int(begin), int(stop)
     seconds = range(first, last + 1, stride)
     if len(seconds) >= frames:
@@ -92,7 +92,7 @@ def _one_a_second(n_frames: int, fps: float, frames: int) -> list[int]:
     """CLIP4Clip: one frame a second by the whole-number rate, thinned evenly; a short video is left short."""
     stride = int(fps)
     if stride < 1:
-        raise BadInput(f"sampler clip4clip takes one frame a second and cannot at {fps:g} fps; it needs 1 or more")
+        raise UsageError(f"sampler clip4clip takes one frame a second and cannot at {fps:g} fps; it needs 1 or more")
     seconds = range(0, n_frames, stride)
     return _thin(seconds, frames) if len(seconds) > frames else list(seconds)
 

@@ -18,7 +18,7 @@ from tvrbench.datasets.decoders.select import Pick, gather, naming
 from tvrbench.datasets.decoding import PacketIndex, check_count, decode, scan
 from tvrbench.datasets.pictures import RGB, Picture, quarter_turns, resize_and_crop, to_rgb
 from tvrbench.datasets.sampling import frame_indices
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
 _GRID = 4  # thumbnails, by which two copies of a video are compared
@@ -63,7 +63,7 @@ def examine(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) 
 
     Raises:
         VideoError: as ``probe``.
-        BadInput: as ``load_clip``.
+        UsageError: as ``load_clip``.
     """
     info, crops = _whole(
         path, spec, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size), first_seconds=first_seconds
@@ -81,7 +81,7 @@ def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) ->
 
     Raises:
         VideoError: the file cannot be decoded as far as the last frame wanted.
-        BadInput: a frame number that the video does not have, or a sampler that does not fit it.
+        UsageError: a frame number that the video does not have, or a sampler that does not fit it.
     """
     decoder = wanted.decoder if isinstance(wanted, FrameSpec) else "pyav"
     return gather(decoder, path, _picker(wanted, seed), lambda rgb: rgb)[1]
@@ -103,7 +103,7 @@ def load_clip(
 
     Raises:
         VideoError: the file cannot be decoded as far as the last frame picked.
-        BadInput: unknown sampler or augmentation, or a frame rate too low for the sampler; names the file.
+        UsageError: unknown sampler or augmentation, or a frame rate too low for the sampler; names the file.
     """
     edit = _editor(spec, seed)
     numbers, pictures = gather(
@@ -119,7 +119,7 @@ def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = 
 
     Raises:
         VideoError: as ``probe``.
-        BadInput: as ``load_clip``.
+        UsageError: as ``load_clip``.
     """
 
     def use(rgb: RGB) -> Frames:
@@ -147,7 +147,7 @@ def padded(frames: Frames, spec: FrameSpec) -> Clip:
 
 
 def thumbs(pixels: Frames) -> str:
-    """Grey levels of each frame on a 4 x 4 grid, base64 of T x 16 bytes."""
+    """Gray levels of each frame on a 4 x 4 grid, base64 of T x 16 bytes."""
     side = pixels.shape[-1] // _GRID * _GRID
     cells = pixels[..., :side, :side].reshape(len(pixels), 3, _GRID, side // _GRID, _GRID, side // _GRID)
     return base64.b64encode(np.rint(cells.mean(axis=(1, 3, 5))).astype(np.uint8).tobytes()).decode()
@@ -227,7 +227,7 @@ def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float |
     def fixed(n_frames: int, _fps: float) -> Sequence[int]:
         beyond = [i for i in numbers if not 0 <= i < n_frames]
         if beyond:
-            raise BadInput(f"there is no frame {beyond[0]} among {n_frames}")
+            raise UsageError(f"there is no frame {beyond[0]} among {n_frames}")
         return numbers
 
     return fixed

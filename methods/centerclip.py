@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.method import Method, MethodOptions
@@ -25,7 +25,7 @@ class CenterCLIPOptions(MethodOptions):
     Attributes:
         schedule: (block, segments, clusters) of each clustering: at the input of that block (from 0) the video is
             cut into so many equal segments and the patch tokens of each are clustered into so many.
-        clustering: k-medoids++ or spectral clustering on a graph of nearest neighbours.
+        clustering: k-medoids++ or spectral clustering on a graph of nearest neighbors.
         metric: distance between tokens; ``euclidean`` has the order ``p``.
         p: order of the Minkowski distance, at least 1.
         pre_norm: cluster tokens scaled to unit length (the tokens that stay are not scaled).
@@ -61,7 +61,7 @@ class Clusters(NamedTuple):
 def _kept(clusters: int, join: int, patches: int, block: int) -> int:
     """One token a cluster."""
     if not 1 <= clusters <= join * patches:
-        raise BadInput(
+        raise UsageError(
             f"centerclip: option 'schedule' asks for {clusters} clusters at block {block}, "
             f"where a segment has {join * patches} patch tokens: give 1 to {join * patches}"
         )
@@ -76,12 +76,12 @@ class CenterCLIPReducer(SegmentReducer):
             plan_stages("centerclip", options.schedule, arch, frames, _kept), arch, frames, options.segment_mask
         )
         if not options.p >= 1:
-            raise BadInput(f"centerclip: option 'p' must be at least 1, not {options.p}")
+            raise UsageError(f"centerclip: option 'p' must be at least 1, not {options.p}")
         self.options = options
         embedded = self.stages if options.cluster_embedding else {}
         for block, stage in embedded.items():
             if stage.kept > arch.patches:
-                raise BadInput(
+                raise UsageError(
                     f"centerclip: option 'cluster_embedding' starts from the {arch.patches} patch positions of a "
                     f"frame, so 'schedule' can have no {stage.kept} clusters at block {block}"
                 )
@@ -100,10 +100,10 @@ class CenterCLIPReducer(SegmentReducer):
         o = self.options
         if o.clustering == "kmedoids":
             return k_medoids(patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance)
-        # The released code's graph: 5 neighbours for each frame of the segment, 5 more where frames have many tokens.
-        neighbours = 5 * (self.frames // stage.segments) + (5 if self.arch.patches >= 100 else 0)
+        # The released code's graph: 5 neighbors for each frame of the segment, 5 more where frames have many tokens.
+        neighbors = 5 * (self.frames // stage.segments) + (5 if self.arch.patches >= 100 else 0)
         return spectral_cluster(
-            patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance, neighbours=neighbours
+            patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance, neighbors=neighbors
         )
 
     def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:

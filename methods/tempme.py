@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.method import Method, MethodOptions
@@ -24,8 +24,8 @@ class TempMeOptions(MethodOptions):
 
     Attributes:
         r: patches merged inside every frame in each block before the first merge block.
-        merge_blocks: blocks (from 0) at whose input neighbouring clips are joined.
-        merge_frames: how many neighbouring sequences each of them joins.
+        merge_blocks: blocks (from 0) at whose input neighboring clips are joined.
+        merge_frames: how many neighboring sequences each of them joins.
         clip_ratio: share of the joined tokens that the cross-clip merge removes (1 - R_c of the paper).
         intra_ratio: share of a clip's tokens that each intra-clip merge removes (1 - R_I of the paper).
         frame_positions: add a learned position to the tokens of each sequence that is joined.
@@ -66,16 +66,16 @@ class _Step:
 
 
 def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterator[_Step]:
-    """The merges of every block, or BadInput saying which option does not fit."""
+    """The merges of every block, or UsageError saying which option does not fit."""
     joins = dict(zip(options.merge_blocks, options.merge_frames, strict=True))
     first = min(joins, default=arch.vision_layers)
     sequences, n, c = frames, arch.patches + 1, 1
     for index in range(arch.vision_layers):
         k = joins.get(index, 1)
         if sequences % k:
-            raise BadInput(
+            raise UsageError(
                 f"tempme: {frames} frames cannot be joined by merge_frames {options.merge_frames}: "
-                f"block {index} joins {k} neighbours but {sequences} sequences reach it"
+                f"block {index} joins {k} neighbors but {sequences} sequences reach it"
             )
         cross = min((n - c) * k // 2, int(n * k * options.clip_ratio)) if index in joins else 0
         after, classes = n * k - cross, c * k
@@ -83,7 +83,9 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
             intra = options.r
             sources = (n - c + 1 - c % 2) // 2
             if not 0 <= intra <= sources:
-                raise BadInput(f"tempme: option 'r' is {intra}, but block {index} has only {sources} patches to merge")
+                raise UsageError(
+                    f"tempme: option 'r' is {intra}, but block {index} has only {sources} patches to merge"
+                )
         else:
             intra = min((after - classes) // 2, int(after * options.intra_ratio))
         yield _Step(sequences_in=sequences, tokens_in=n, join=k, classes=classes, cross=cross, intra=intra)
@@ -93,14 +95,14 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
 def _check(options: TempMeOptions, layers: int) -> None:
     blocks, joins = options.merge_blocks, options.merge_frames
     if len(blocks) != len(joins):
-        raise BadInput(f"tempme: merge_blocks {blocks} and merge_frames {joins} must have one entry for each merge")
+        raise UsageError(f"tempme: merge_blocks {blocks} and merge_frames {joins} must have one entry for each merge")
     if list(blocks) != sorted(set(blocks)) or any(not 0 <= b < layers for b in blocks):
-        raise BadInput(f"tempme: merge_blocks {blocks} must be ascending block numbers from 0 to {layers - 1}")
+        raise UsageError(f"tempme: merge_blocks {blocks} must be ascending block numbers from 0 to {layers - 1}")
     if any(k < 1 for k in joins):
-        raise BadInput(f"tempme: merge_frames {joins} must all be at least 1")
+        raise UsageError(f"tempme: merge_frames {joins} must all be at least 1")
     for name in ("clip_ratio", "intra_ratio"):
         if not 0.0 <= getattr(options, name) < 1.0:
-            raise BadInput(f"tempme: {name} must lie in [0, 1), not {getattr(options, name)}")
+            raise UsageError(f"tempme: {name} must lie in [0, 1), not {getattr(options, name)}")
 
 
 def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:
@@ -110,7 +112,7 @@ def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:
 
 
 class TempMeReducer(TokenReducer):
-    """Merges inside frames, then joins neighbouring clips and merges across and inside them."""
+    """Merges inside frames, then joins neighboring clips and merges across and inside them."""
 
     carries_prompts = True  # an even number of them, so the split into sources and destinations stays
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.backbone.clip import CLIP
@@ -53,24 +53,24 @@ class VidToMeOptions(MethodOptions):
 
 def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames: int) -> None:
     if any(not 0 <= b < layers for b in blocks) or len(set(blocks)) < len(blocks):
-        raise BadInput(f"vidtome: blocks {blocks} must be different block numbers from 0 to {layers - 1}")
+        raise UsageError(f"vidtome: blocks {blocks} must be different block numbers from 0 to {layers - 1}")
     if options.chunk < 1 or frames % options.chunk:
-        raise BadInput(f"vidtome: option 'chunk' is {options.chunk}, but must divide the {frames} frames of a video")
+        raise UsageError(f"vidtome: option 'chunk' is {options.chunk}, but must divide the {frames} frames of a video")
     for name in ("ratio", "global_ratio"):
         if not 0.0 <= (getattr(options, name) or 0.0) <= 1.0:
-            raise BadInput(f"vidtome: {name} must lie in [0, 1], not {getattr(options, name)}")
+            raise UsageError(f"vidtome: {name} must lie in [0, 1], not {getattr(options, name)}")
     try:
         strides(options.chunk, options.target_stride)
     except ValueError:
-        raise BadInput(
+        raise UsageError(
             f"vidtome: target_stride {options.target_stride} must be at least 2 and divide the chunk of "
             f"{options.chunk} frames, and then the target frames left, until one is left"
         ) from None
     if options.mode == "persistent":
         if len(blocks) != 1:
-            raise BadInput(f"vidtome: mode 'persistent' merges before one block, so blocks {blocks} must name one")
+            raise UsageError(f"vidtome: mode 'persistent' merges before one block, so blocks {blocks} must name one")
         if options.global_ratio:
-            raise BadInput("vidtome: global_ratio needs mode 'unmerge': the bank holds un-merged tokens")
+            raise UsageError("vidtome: global_ratio needs mode 'unmerge': the bank holds un-merged tokens")
 
 
 class VidToMeReducer(TokenReducer):

@@ -14,7 +14,7 @@ from torch import nn
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.weights import initialise
+from tvrbench.harness.models.backbone.weights import initialize
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 
@@ -60,7 +60,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CLIP(TINY)
-        initialise(model)
+        initialize(model)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
     return path

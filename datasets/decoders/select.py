@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 
 from tvrbench.datasets.decoding import PacketIndex, VideoError, count_frames, decode, scan
 from tvrbench.datasets.pictures import RGB, to_rgb
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 T = TypeVar("T")
 Pick = Callable[[int, float], Sequence[int]]  # from the number of frames and the frame rate to frame numbers
@@ -47,7 +47,7 @@ def gather(decoder: str, path: Path, pick: Pick, use: Callable[[RGB], T]) -> tup
 
     Raises:
         VideoError: the file cannot be decoded as far as the last frame wanted.
-        BadInput: an unknown or absent decoder, or a pick that does not fit the video, which is named.
+        UsageError: an unknown or absent decoder, or a pick that does not fit the video, which is named.
     """
     check_decoder(decoder)
     module, _, name = DECODERS[decoder].partition(":")
@@ -56,9 +56,9 @@ def gather(decoder: str, path: Path, pick: Pick, use: Callable[[RGB], T]) -> tup
 
 
 def check_decoder(name: str) -> None:
-    """BadInput for a decoder that there is not."""
+    """UsageError for a decoder that there is not."""
     if name not in DECODERS:
-        raise BadInput(f"there is no decoder {name!r}; choose one of {', '.join(DECODERS)}")
+        raise UsageError(f"there is no decoder {name!r}; choose one of {', '.join(DECODERS)}")
 
 
 def naming(path: Path, pick: Pick) -> Pick:
@@ -67,14 +67,14 @@ def naming(path: Path, pick: Pick) -> Pick:
     def named(n_frames: int, fps: float) -> Sequence[int]:
         try:
             return pick(n_frames, fps)
-        except BadInput as error:
-            raise BadInput(f"video {path}: {error}") from error
+        except UsageError as error:
+            raise UsageError(f"video {path}: {error}") from error
 
     return named
 
 
 def versions(decoder: str) -> dict[str, str]:
-    """The libraries that decide the pixels: of the decoder, and Pillow, which resizes; BadInput where it is absent."""
+    """The libraries that decide the pixels: of the decoder, and Pillow, which resizes; UsageError where it is absent."""
     check_decoder(decoder)
     found = {"pillow": PIL.__version__, "pyav": av.__version__}
     found |= {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}

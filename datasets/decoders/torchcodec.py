@@ -16,13 +16,13 @@ import numpy as np
 from tvrbench.datasets.decoders.select import Pick
 from tvrbench.datasets.decoding import PacketIndex, VideoError, count_frames
 from tvrbench.datasets.pictures import RGB, check_aspect
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 T = TypeVar("T")
 
 
 def version() -> str:
-    """The installed version; BadInput where torchcodec is absent or does not load."""
+    """The installed version; UsageError where torchcodec is absent or does not load."""
     return str(_package().__version__)
 
 
@@ -43,7 +43,7 @@ def read_torchcodec(path: Path, index: PacketIndex, pick: Pick, use: Callable[[R
         picked = sorted(set(numbers))
         batch = decoder.get_frames_at(picked)
     except (RuntimeError, ValueError, IndexError) as error:
-        if isinstance(error, BadInput):
+        if isinstance(error, UsageError):
             raise
         raise VideoError(f"video {path} cannot be read by torchcodec ({_first_line(error)})") from error
     if index.times is not None:
@@ -63,7 +63,7 @@ def _package() -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         absent = isinstance(error, ModuleNotFoundError)
         reason = "is not installed" if absent else f"does not load ({_first_line(error)})"
-        raise BadInput(
+        raise UsageError(
             f"the decoder torchcodec {reason}; install torchcodec and FFmpeg's shared libraries (version 4 to 9), or "
             f"use the decoder pyav"
         ) from error

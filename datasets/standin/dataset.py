@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from tvrbench.datasets.msrvtt import MSRVTT, Record
 from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 # `Split.fingerprint` of what the default settings generate: 300 and 2,000 videos, one caption each.
 _GENERATED = MappingProxyType(
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
     """Where generated data goes: ``$TVRBENCH_CACHE``, else ``$XDG_CACHE_HOME/tvrbench``, else ``~/.cache/tvrbench``.
 
     Raises:
-        BadInput: none of the three is known.
+        UsageError: none of the three is known.
     """
     if own := os.environ.get("TVRBENCH_CACHE"):
         return Path(own).expanduser()
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "tvrbench"
     except RuntimeError as error:
-        raise BadInput("there is no home folder to keep generated data in; set TVRBENCH_CACHE to a folder") from error
+        raise UsageError("there is no home folder to keep generated data in; set TVRBENCH_CACHE to a folder") from error
 
 
 class StandIn(MSRVTT):
@@ -50,7 +50,7 @@ class StandIn(MSRVTT):
         settings: how much to generate; anything but the default is for tests.
 
     Raises:
-        BadInput: the folder holds something else, or cannot be written.
+        UsageError: the folder holds something else, or cannot be written.
     """
 
     name: ClassVar[str] = "standin"
@@ -84,7 +84,7 @@ class StandIn(MSRVTT):
         ids = [str(video["video_id"]) for video in videos]
         strange = [video_id for video_id in ids if video_id not in self._clips]
         if strange:
-            raise BadInput(f"{self.root}: {strange[0]} of {split_name} is no generated clip; remove the folder")
+            raise UsageError(f"{self.root}: {strange[0]} of {split_name} is no generated clip; remove the folder")
         return tuple(self._clips[video_id].scene_number for video_id in ids)
 
     @cached_property

@@ -1,7 +1,7 @@
 """Writes the stand-in to disk as MSR-VTT is laid out: three annotation files and ``videos/videoN.mp4``.
 
 A swapped clip holds the same frames in another order. So that this still holds after lossy coding, every
-frame is coded by itself: all of them IDR, one constant quantiser, one thread, nothing that looks at neighbours.
+frame is coded by itself: all of them IDR, one constant quantizer, one thread, nothing that looks at neighbors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.progress import track
 
 from tvrbench.datasets.standin.render import EVENT_FRAMES, SIDE, render, swap
 from tvrbench.datasets.standin.scenes import Scene, draw_scenes
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 VERSION = 1  # raise it whenever a change to this package changes what is generated
 MARKER = "standin.json"
@@ -39,14 +39,14 @@ class Settings:
         test_pairs: test scenes shown in both orders, so that only order tells their clips apart.
         test_singles: test scenes shown in one order.
         seed: of scenes, backgrounds and positions.
-        quantiser: H.264's constant quantisation parameter.
+        quantizer: H.264's constant quantization parameter.
     """
 
     train_scenes: int = 1000
     test_pairs: int = 100
     test_singles: int = 100
     seed: int = 2024
-    quantiser: int = 24
+    quantizer: int = 24
 
     @property
     def digest(self) -> str:
@@ -94,9 +94,9 @@ def clips(settings: Settings) -> list[Clip]:
     return found
 
 
-def encode(path: Path, frames: npt.NDArray[np.uint8], quantiser: int) -> None:
+def encode(path: Path, frames: npt.NDArray[np.uint8], quantizer: int) -> None:
     """Write frames [T, H, W, 3] as an H.264 MP4 at one frame a second, each frame coded on its own."""
-    options = {"preset": "veryfast", "qp": str(quantiser), "x264-params": "keyint=1:scenecut=0:bframes=0:threads=1"}
+    options = {"preset": "veryfast", "qp": str(quantizer), "x264-params": "keyint=1:scenecut=0:bframes=0:threads=1"}
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(1), options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
@@ -108,13 +108,13 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], quantiser: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_videos(folder: Path, wanted: Sequence[Clip], quantiser: int) -> None:
+def _write_videos(folder: Path, wanted: Sequence[Clip], quantizer: int) -> None:
     folder.mkdir()
     console = Console(stderr=True)
     frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     for clip in track(wanted, description="Generating the stand-in data set", console=console, transient=True):
         frames = swap(frames) if clip.swapped else render(clip.scene)
-        encode(folder / f"{clip.video_id}.mp4", frames, quantiser)
+        encode(folder / f"{clip.video_id}.mp4", frames, quantizer)
 
 
 def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
@@ -144,24 +144,26 @@ def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
 
 def _write_all(folder: Path, settings: Settings) -> None:
     if "libx264" not in av.codecs_available:
-        raise BadInput("this build of PyAV has no H.264 encoder libx264, which the stand-in needs; use the one on PyPI")
+        raise UsageError(
+            "this build of PyAV has no H.264 encoder libx264, which the stand-in needs; use the one on PyPI"
+        )
     wanted = clips(settings)
-    _write_videos(folder / "videos", wanted, settings.quantiser)
+    _write_videos(folder / "videos", wanted, settings.quantizer)
     _write_annotations(folder, wanted)
     marker = {"version": VERSION, "settings": asdict(settings), "digest": settings.digest}
     (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
 
 
 def _finished(root: Path, settings: Settings) -> bool:
-    """Whether ``root`` holds the wanted stand-in; BadInput if it holds anything else."""
+    """Whether ``root`` holds the wanted stand-in; UsageError if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
         digest = json.loads((root / MARKER).read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise BadInput(f"{root} is not empty and holds no stand-in; give an empty or a new folder") from None
+        raise UsageError(f"{root} is not empty and holds no stand-in; give an empty or a new folder") from None
     if digest != settings.digest:
-        raise BadInput(f"{root} holds a stand-in of another version; remove it or give another folder")
+        raise UsageError(f"{root} holds a stand-in of another version; remove it or give another folder")
     return True
 
 
@@ -171,7 +173,7 @@ def generate(root: Path, settings: Settings) -> None:
     Safe with several processes at once: one writes, the others wait. about 13 MB with the default settings.
 
     Raises:
-        BadInput: ``root`` holds something else, or cannot be written.
+        UsageError: ``root`` holds something else, or cannot be written.
     """
     root = root.absolute()
     try:
@@ -192,4 +194,4 @@ def generate(root: Path, settings: Settings) -> None:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise BadInput(f"cannot write the stand-in data set to {root}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write the stand-in data set to {root}: {error.strerror or error}") from error

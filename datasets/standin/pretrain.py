@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.datasets.standin.render import RADIUS, SIDE, background, paint
-from tvrbench.datasets.standin.scenes import COLOURS, RELATIONS, SHAPES, SIZES, VOCABULARY, draw
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.data.frame_loader import normalise
+from tvrbench.datasets.standin.scenes import COLORS, RELATIONS, SHAPES, SIZES, VOCABULARY, draw
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
-from tvrbench.harness.models.backbone.weights import initialise
+from tvrbench.harness.models.backbone.weights import initialize
 from tvrbench.harness.training.schedules import warmup_cosine
 
 ARCHITECTURE = Architecture(
@@ -54,7 +54,7 @@ class Pretraining:
     Attributes:
         out: the safetensors file to write; ``vocab.txt`` goes beside it.
         images: captioned images to draw, all before the first step.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch: images a step.
         lr: peak learning rate of AdamW.
         seed: of images, initial weights and batches.
@@ -70,10 +70,10 @@ class Pretraining:
     threads: int = 2
 
 
-def _name(size: str, colour: str, shape: str, rng: Random) -> str:
+def _name(size: str, color: str, shape: str, rng: Random) -> str:
     """Words for an object: all attributes, or one or both left out."""
-    keep_size, keep_colour = draw(rng, ((True, True), (True, True), (False, True), (True, False), (False, False)))
-    return " ".join(word for word in ("a", size * keep_size, colour * keep_colour, shape) if word)
+    keep_size, keep_color = draw(rng, ((True, True), (True, True), (False, True), (True, False), (False, False)))
+    return " ".join(word for word in ("a", size * keep_size, color * keep_color, shape) if word)
 
 
 def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
@@ -83,13 +83,13 @@ def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
     relation = draw(rng, RELATIONS) if rng.random() < 0.6 else ""
     names = []
     for sign in (1, -1) if relation else (0,):
-        size, colour, shape = draw(rng, SIZES), draw(rng, COLOURS), draw(rng, SHAPES)
+        size, color, shape = draw(rng, SIZES), draw(rng, COLORS), draw(rng, SHAPES)
         spread = (3, 3) if relation else (16, 16)
-        centre = [SIDE / 2 + pixels.uniform(-s, s) for s in spread]
+        center = [SIDE / 2 + pixels.uniform(-s, s) for s in spread]
         for axis, place in enumerate(PLACES.get(relation, (0, 0))):
-            centre[axis] += sign * place * 14.5
-        canvas = paint(canvas, shape, colour, (centre[0], centre[1]), RADIUS[size] * pixels.uniform(0.9, 1.1))
-        names.append(_name(size, colour, shape, rng))
+            center[axis] += sign * place * 14.5
+        canvas = paint(canvas, shape, color, (center[0], center[1]), RADIUS[size] * pixels.uniform(0.9, 1.1))
+        names.append(_name(size, color, shape, rng))
     joint = "and" if rng.random() < 0.3 else relation
     return np.asarray(canvas.round(), dtype=np.uint8), f" {joint} ".join(names)
 
@@ -122,20 +122,20 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     console = Console(stderr=True)
     pixels, captions = draw_images(options.images, options.seed, console)
     model = CLIP(ARCHITECTURE)
-    initialise(model)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: warmup_cosine(t, options.steps, 0.05, 1.0))
+    initialize(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: warmup_cosine(t, options.steps, 0.05, 1.0))
     for step in track(range(options.steps), description="Pre-training", console=console):
         rows = torch.randint(options.images, (options.batch,))
         batch = [captions[i] for i in rows.tolist()]
         ids, mask = tokenizer(batch, LONGEST)
-        one_frame = normalise(pixels[rows].unsqueeze(1), torch.ones(len(rows), 1), "cpu")
+        one_frame = normalize(pixels[rows].unsqueeze(1), torch.ones(len(rows), 1), "cpu")
         image, text = model.encode_image(one_frame[:, 0]), model.encode_text(ids, mask)
         loss = multi_positive_loss(image, text, model.logit_scale, batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
@@ -147,7 +147,7 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
 def main(options: Pretraining) -> None:
     """Write the vocabulary, train, write the weights in float16 with the command that makes them again."""
     if min(options.images, options.steps, options.batch, options.threads) < 1:
-        raise BadInput("--images, --steps, --batch and --threads must each be at least 1")
+        raise UsageError("--images, --steps, --batch and --threads must each be at least 1")
     vocabulary = options.out.parent / "vocab.txt"
     try:
         vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
@@ -158,12 +158,12 @@ def main(options: Pretraining) -> None:
         command += "".join(f" --{key} {value}" for key, value in settings.items())
         options.out.write_bytes(save(state, metadata={"format": "pt", "command": command, **settings}))
     except OSError as error:
-        raise BadInput(f"--out {options.out}: cannot write there ({error.strerror})") from error
+        raise UsageError(f"--out {options.out}: cannot write there ({error.strerror})") from error
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Pretraining, description=__doc__))
-    except BadInput as error:
+    except UsageError as error:
         print(f"pretrain: {error}", file=sys.stderr)
         sys.exit(2)

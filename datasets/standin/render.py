@@ -62,11 +62,11 @@ def _outside(shape: str, x: Pixels, y: Pixels) -> Pixels:
             raise ValueError(f"no shape named {shape}")
 
 
-def paint(canvas: Pixels, shape: str, colour: str, centre: Point, radius: float) -> Pixels:
+def paint(canvas: Pixels, shape: str, color: str, center: Point, radius: float) -> Pixels:
     """The canvas [SIDE, SIDE, 3] with one object on it, edges smoothed over one pixel."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
-    cover = np.clip(0.5 - radius * _outside(shape, (x - centre[0]) / radius, (y - centre[1]) / radius), 0, 1)[..., None]
-    return np.asarray(canvas * (1 - cover) + cover * np.asarray(RGB[colour], dtype=np.float64))
+    cover = np.clip(0.5 - radius * _outside(shape, (x - center[0]) / radius, (y - center[1]) / radius), 0, 1)[..., None]
+    return np.asarray(canvas * (1 - cover) + cover * np.asarray(RGB[color], dtype=np.float64))
 
 
 def background(rng: np.random.Generator) -> Pixels:
@@ -80,21 +80,21 @@ def background(rng: np.random.Generator) -> Pixels:
 
 
 def _path(event: Event, rng: np.random.Generator) -> tuple[list[Point], list[float]]:
-    """Centre and radius of the event's object in each of its frames."""
+    """Center and radius of the event's object in each of its frames."""
     steps = np.linspace(0, 1, EVENT_FRAMES)
-    centre = rng.uniform(18, 46, 2)
+    center = rng.uniform(18, 46, 2)
     verb, *direction = event.verb.split()
     if verb in ("grows", "shrinks"):
         low, high = RADIUS["small"], RADIUS["large"] + 1
         radii = low + (high - low) * (steps if verb == "grows" else 1 - steps)
-        return [(centre[0], centre[1])] * EVENT_FRAMES, radii.tolist()
+        return [(center[0], center[1])] * EVENT_FRAMES, radii.tolist()
     radii = np.full(EVENT_FRAMES, RADIUS[event.size])
     if verb == "stays":
-        return [(centre[0], centre[1])] * EVENT_FRAMES, radii.tolist()
+        return [(center[0], center[1])] * EVENT_FRAMES, radii.tolist()
     travel = 16 + rng.uniform(-2, 2) + 32 * (steps if direction[0] in ("right", "down") else 1 - steps)
     if direction[0] in ("left", "right"):
-        return [(x, centre[1]) for x in travel.tolist()], radii.tolist()
-    return [(centre[0], y) for y in travel.tolist()], radii.tolist()
+        return [(x, center[1]) for x in travel.tolist()], radii.tolist()
+    return [(center[0], y) for y in travel.tolist()], radii.tolist()
 
 
 def render(scene: Scene) -> npt.NDArray[np.uint8]:
@@ -103,8 +103,8 @@ def render(scene: Scene) -> npt.NDArray[np.uint8]:
     behind = background(rng)
     frames = []
     for event in scene.events:
-        for centre, radius in zip(*_path(event, rng), strict=True):
-            frames.append(paint(behind, event.shape, event.colour, centre, radius))
+        for center, radius in zip(*_path(event, rng), strict=True):
+            frames.append(paint(behind, event.shape, event.color, center, radius))
     return np.asarray(np.stack(frames).round(), dtype=np.uint8)
 
 

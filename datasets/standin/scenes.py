@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "white")
+COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "white")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "moon")
 SIZES = ("small", "large")
 DIRECTIONS = ("left", "right", "up", "down")
@@ -21,7 +21,7 @@ VERBS = (*SLIDES, *RESIZES, "stays")
 RELATIONS = ("left of", "right of", "above", "below")
 
 _OTHER_WORDS = (",", "a", "and", "then", "of", "above", "below")
-VOCABULARY = (*_OTHER_WORDS, *SIZES, *COLOURS, *SHAPES, "slides", *DIRECTIONS, *RESIZES, "stays")
+VOCABULARY = (*_OTHER_WORDS, *SIZES, *COLORS, *SHAPES, "slides", *DIRECTIONS, *RESIZES, "stays")
 
 T = TypeVar("T")
 
@@ -36,19 +36,19 @@ class Event:
     """One object doing one thing; ``size`` is empty where the verb changes it."""
 
     size: str
-    colour: str
+    color: str
     shape: str
     verb: str
 
     @property
     def phrase(self) -> str:
         """The event in words, e.g. ``a small red star slides left``."""
-        return " ".join(word for word in ("a", self.size, self.colour, self.shape, self.verb) if word)
+        return " ".join(word for word in ("a", self.size, self.color, self.shape, self.verb) if word)
 
     @property
     def without_direction(self) -> tuple[str, str, str, str]:
         """The event with all four slides taken as one: direction of motion is not promised to be learnable."""
-        return self.size, self.colour, self.shape, self.verb.split()[0]
+        return self.size, self.color, self.shape, self.verb.split()[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +73,20 @@ def draw_event(rng: Random) -> Event:
     """An event with every attribute drawn uniformly."""
     verb = draw(rng, VERBS)
     size = "" if verb in RESIZES else draw(rng, SIZES)
-    return Event(size=size, colour=draw(rng, COLOURS), shape=draw(rng, SHAPES), verb=verb)
+    return Event(size=size, color=draw(rng, COLORS), shape=draw(rng, SHAPES), verb=verb)
 
 
 def draw_scenes(count: int, seed: int) -> list[Scene]:
     """``count`` scenes, no two of them alike in their events, whatever the order and the direction of slides.
 
-    The two objects of a scene differ in colour and in shape.
+    The two objects of a scene differ in color and in shape.
     """
     rng = Random(seed)
     scenes: list[Scene] = []
     seen: set[frozenset[tuple[str, str, str, str]]] = set()
     while len(scenes) < count:
         first, second = draw_event(rng), draw_event(rng)
-        if first.colour == second.colour or first.shape == second.shape:
+        if first.color == second.color or first.shape == second.shape:
             continue
         pair = frozenset((first.without_direction, second.without_direction))
         if pair in seen:

@@ -143,7 +143,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(
         area=TRAINING,
         whose=ALL,
-        theirs="trains with a sampler, augmentation, optimiser and rate of its own",
+        theirs="trains with a sampler, augmentation, optimizer and rate of its own",
         ours="in `uniform` protocols one recipe for all and the same factors of each tuning's rate, chosen on held-out "
         "training videos; in `published` protocols each paper's own",
         switch=RunProtocol(name="msrvtt-1ka-9k/published"),

@@ -21,7 +21,7 @@ from tvrbench.harness.core.console import say
 from readme_table import with_results
 from tvrbench.harness.cli.report import written
 from deviations import DEVIATIONS, Deviation
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.reporting.pages.report import BESIDE
 from tvrbench.harness.records.store import RecordStore
 
@@ -76,7 +76,7 @@ def _stale_report(root: Path, protocol: str) -> Iterator[str]:
             (Path(made) / protocol / name).touch()
         try:
             files = written(protocol, RecordStore(root / "results"), Path(made))
-        except BadInput as error:
+        except UsageError as error:
             yield f"reports/{protocol} cannot be made again from results/records: {error}"
             return
         names = {path.relative_to(files[0].parent).as_posix(): path for path in files}

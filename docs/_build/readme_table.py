@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.reporting.tables.table import Table
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
 from tvrbench.harness.reporting.data.rows import method_rows
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import select, stored_records
 from tvrbench.harness.reporting.tables.results import main_table
 from tvrbench.harness.records.store import RecordStore
@@ -34,10 +34,10 @@ def with_results(text: str, results: Path) -> str:
     """The README with the table that the records below ``results`` give between its marks.
 
     Raises:
-        BadInput: the marks are not there once each, or there is no completed run.
+        UsageError: the marks are not there once each, or there is no completed run.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise BadInput(f"README.md must hold {BEGIN.strip()} and, after it, {END.strip()}, once each")
+        raise UsageError(f"README.md must hold {BEGIN.strip()} and, after it, {END.strip()}, once each")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{_excerpt(results).to_markdown()}\n{END}{rest.split(END)[1]}"
 
@@ -46,7 +46,7 @@ def _excerpt(results: Path) -> Table:
     runs = select(stored_records(RecordStore(results), PROTOCOL), PROTOCOL, None).completed
     rows = method_rows([run for run in runs if not run.scored])
     dataset = runs[0].record["data"]["dataset"]
-    scope = Scope(protocol=PROTOCOL, dataset=dataset, folder=results)
+    scope = ReportContext(protocol=PROTOCOL, dataset=dataset, folder=results)
     table = main_table(rows, compared_pairs(rows, scope), scope)
     kept = [i for i, column in enumerate(table.columns) if column.key in _COLUMNS]
     return replace(

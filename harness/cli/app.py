@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tvrbench.harness.cli.arguments import Device, pick_device, pick_extent, split_names, split_numbers
 from tvrbench.harness.cli.data_options import DataCommand
 from tvrbench.harness.cli.reading_options import rank, report
-from tvrbench.harness.core.exit_codes import guarded
+from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.validation import parse_assignments, parse_bytes
 
 # Commands import their module when they run, so that --help does not wait for torch.
@@ -274,9 +274,9 @@ def matrix(
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
         as_json: Print one JSON document.
     """
-    from tvrbench.harness.cli.sweep import MatrixRequest, run_matrix
+    from tvrbench.harness.cli.sweep import SweepRequest, run_sweep
 
-    request = MatrixRequest(
+    request = SweepRequest(
         file=file,
         device=pick_device(device),
         results=results,
@@ -289,7 +289,7 @@ def matrix(
             "memory_limit": None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
         },
     )
-    run_matrix(request, dry_run=dry_run, as_json=as_json)
+    run_sweep(request, dry_run=dry_run, as_json=as_json)
 
 
 app.command(report)
@@ -416,11 +416,11 @@ def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code that ``guarded`` speaks of."""
+    """Run the command line; returns the exit code that ``run_guarded`` speaks of."""
     # Before torch is imported: threads that wait by spinning slow a step tenfold as soon as another process wants
     # the same cores (measured on two cores), and cost nothing to speak of when they sleep instead.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return guarded(
+    return run_guarded(
         lambda: app.cli(prog="tvrbench", args=arguments, config=(FlagCreatePairsOff,), description=DESCRIPTION)
     )
 

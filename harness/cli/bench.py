@@ -10,13 +10,13 @@ from typing import Any
 from tvrbench.harness.cli.bench_table import print_rows
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.profiling.plan import RANDOM, Entry, Plan, parse_entry
 from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
 from tvrbench.harness.profiling.suite import NAME, load, measure_method
-from tvrbench.harness.profiling.to_record import Began, store_costs
+from tvrbench.harness.profiling.to_record import StartTime, store_costs
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -58,7 +58,7 @@ def run_bench(request: Request, as_json: bool) -> None:
     entries = [parse_entry(text) for text in texts]
     entries = [Entry(method=e.method, options=request.options | e.options) for e in entries]
     if len({entry.label for entry in entries}) < len(entries):
-        raise BadInput("bench: a method stands twice with the same options; name it once")
+        raise UsageError("bench: a method stands twice with the same options; name it once")
     store, plan = RecordStore(request.results), request.plan
     for backbone in request.backbones:
         for entry in (*entries, plan.against):
@@ -79,7 +79,7 @@ def run_bench(request: Request, as_json: bool) -> None:
 
 
 def _measured(plan: Plan, entry: Entry, backbone: str | None, store: RecordStore, command: str) -> Row:
-    began, model = Began(), load(plan, entry, backbone)
+    began, model = StartTime(), load(plan, entry, backbone)
     found, name = measure_method(plan, entry, backbone, say), vision_name(model.clip.arch)
     record = store_costs(
         store,

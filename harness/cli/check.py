@@ -13,7 +13,7 @@ import torch
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
-from tvrbench.harness.core.errors import BadInput, CheckFailed
+from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.records.provenance import source_revision
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
@@ -74,7 +74,7 @@ def check_against(request: CheckRequest, as_json: bool) -> None:
     """Compare with the baseline, or with ``accept`` take the new values over and keep the reason.
 
     Raises:
-        BadInput: a broken baseline, one made on a device that this machine lacks, or options that do not fit.
+        UsageError: a broken baseline, one made on a device that this machine lacks, or options that do not fit.
         CheckFailed: a metric moved beyond its margin or was not measured.
     """
     baseline = _baseline(request)
@@ -103,9 +103,9 @@ def check_against(request: CheckRequest, as_json: bool) -> None:
 def _baseline(request: CheckRequest) -> Baseline:
     """The file's, or an empty one for a file that is to be made."""
     if request.accept is not None and not request.accept.strip():
-        raise BadInput("--accept needs a reason: --accept 'why the numbers moved'")
+        raise UsageError("--accept needs a reason: --accept 'why the numbers moved'")
     if request.records is not None and not (request.records / "records").is_dir():
-        raise BadInput(f"--records {request.records}: no results folder with a folder records in it")
+        raise UsageError(f"--records {request.records}: no results folder with a folder records in it")
     if request.against.exists() or request.accept is None:
         return read_baseline(request.against)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -116,18 +116,18 @@ def _tiers(request: CheckRequest, baseline: Baseline) -> list[Tier]:
     held, known = tiers_of(baseline), get_args(Tier)
     unknown = [tier for tier in request.tiers if tier not in known]
     if unknown:
-        raise BadInput(f"--tier {unknown[0]}: known are {', '.join(known)}")
+        raise UsageError(f"--tier {unknown[0]}: known are {', '.join(known)}")
     if request.accept is None:
         absent = [tier for tier in request.tiers if tier not in held]
         if absent:
-            raise BadInput(
+            raise UsageError(
                 f"{request.against} holds no tier {absent[0]}: add it with --tier {absent[0]} --accept REASON"
             )
     default = held or ["exact", "tight"]
     wanted = [tier for tier in known if tier in (request.tiers or [t for t in default if t != "real"])]
     if request.records is None:
         if "real" in wanted and request.data is None:
-            raise BadInput("--tier real measures on MSR-VTT: give its folder with --data DIR")
+            raise UsageError("--tier real measures on MSR-VTT: give its folder with --data DIR")
         return wanted
     say("--records compares what records hold; the exact tier is measured anew without --records")
     return [tier for tier in wanted if tier != "exact"]
@@ -137,7 +137,7 @@ def _on_current_protocol(baseline: Baseline, section: str, request: CheckRequest
     """The baseline, with the protocol's present hash where a new one is being accepted.
 
     Raises:
-        BadInput: the protocol has changed since, and the change is not being accepted.
+        UsageError: the protocol has changed since, and the change is not being accepted.
     """
     runs: dict[str, Any] | None = getattr(baseline, section)
     name = runs["protocol"] if runs else {"standin": STANDIN, "real": REAL}[section]
@@ -146,7 +146,7 @@ def _on_current_protocol(baseline: Baseline, section: str, request: CheckRequest
         methods = {"standin": STANDIN_METHODS, "real": REAL_METHODS}[section]
         runs = {"protocol": name, "hash": protocol.hash, "seed": 0, "methods": list(methods)}
     elif protocol.hash != runs["hash"] and request.accept is None:
-        raise BadInput(
+        raise UsageError(
             f"protocol {name} has changed since the baseline was made ({runs['hash']}, now {protocol.hash}): "
             "take new values over with --accept 'why it changed'"
         )
@@ -157,7 +157,7 @@ def _on_current_protocol(baseline: Baseline, section: str, request: CheckRequest
 def _check_device(baseline: Baseline) -> None:
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     if baseline.device not in ("cpu", here):
-        raise BadInput(
+        raise UsageError(
             f"the baseline was made on {baseline.device}, this machine has {here}: use a baseline of its own"
         )
 
@@ -186,7 +186,7 @@ def _measure(request: CheckRequest, baseline: Baseline, tiers: Sequence[Tier]) -
 def _from_records(folder: Path, baseline: Baseline, tiers: Sequence[Tier]) -> Measured:
     store = RecordStore(folder)
     if baseline.standin is None and {"tight", "loose"}.intersection(tiers):
-        raise BadInput("the baseline has no stand-in tier to compare records with")
+        raise UsageError("the baseline has no stand-in tier to compare records with")
     records = [] if baseline.standin is None else matching(store, Runs.of("standin", baseline.standin))
     found = _of_records(baseline, records, tiers)
     real = [] if baseline.real is None else matching(store, Runs.of("real", baseline.real))

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import read_record
 from tvrbench.harness.reporting.analysis.compare_records import RecordComparison, compare_records
 from tvrbench.harness.reporting.data.records import StoredRecord
@@ -21,7 +21,7 @@ _NAMED = 5
 
 
 def compare_two(a: str, b: str, results: Path, as_json: bool) -> None:
-    """Print the comparison; BadInput for a record that is not there, not one, or no valid record."""
+    """Print the comparison; UsageError for a record that is not there, not one, or no valid record."""
     one, other = (find_record(name, results) for name in (a, b))
     found = compare_records(one, other)
     if as_json:
@@ -39,7 +39,7 @@ def find_record(name: str, results: Path) -> StoredRecord:
     """The record of a file, or the one below ``results`` whose file name is, or begins with, ``name``.
 
     Raises:
-        BadInput: there is none, there are several, or it is no valid record.
+        UsageError: there is none, there are several, or it is no valid record.
     """
     path = Path(name)
     if not path.is_file():
@@ -50,7 +50,7 @@ def find_record(name: str, results: Path) -> StoredRecord:
             f for f in under if stem and f.stem.startswith(stem)
         ]
         if len(fitting) != 1:
-            raise BadInput(_which(name, fitting, results))
+            raise UsageError(_which(name, fitting, results))
         path = fitting[0]
     return StoredRecord(record=read_record(path), path=path.resolve())
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
-from tvrbench.harness.core.errors import BadInput, CheckFailed
+from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.core.progress import Bar
-from tvrbench.harness.core.signals import Stopped
+from tvrbench.harness.core.signals import Interrupted
 from tvrbench.harness.data.cache import fill_cache
 from tvrbench.harness.data.compare import compare_reports, read_report
 from tvrbench.harness.data.download import fetch
@@ -22,7 +22,7 @@ from tvrbench.harness.data.verify import VerifyReport, check_place, verify, writ
 from tvrbench.harness.runs.context import open_dataset
 
 SHOWN = 20  # differing videos that are printed one by one; --json has all
-GO_ON = "what was fetched or decoded is kept, and the same command goes on from there"
+RESUME_AFTER_FAILURE = "what was fetched or decoded is kept, and the same command goes on from there"
 UNTRIED = (
     "the addresses are copied from the projects' pages and were never tried when this was written: pages move, and "
     "--url takes another address; what comes is held against the published splits"
@@ -44,7 +44,7 @@ def verify_dataset(
     """Decode every video of the splits, name each corrupt file, count the absent ones and list them in a file.
 
     Raises:
-        BadInput: no such data set or split, or broken annotations.
+        UsageError: no such data set or split, or broken annotations.
         CheckFailed: a video is absent, broken, or lasts too long or too short.
     """
     dataset = open_dataset(name, root)
@@ -70,7 +70,7 @@ def compare_data(a: Path, b: Path, as_json: bool) -> None:
     """Explain how the videos of two verify reports differ.
 
     Raises:
-        BadInput: a file is no report, or they are of different data sets.
+        UsageError: a file is no report, or they are of different data sets.
     """
     found = compare_reports(read_report(a), read_report(b))
     if as_json:
@@ -83,7 +83,7 @@ def compare_data(a: Path, b: Path, as_json: bool) -> None:
     for sentence in found.findings:
         print(f"- {sentence}")
     for video in found.differences[:SHOWN]:
-        levels = "" if video.grey_levels is None else f", {video.grey_levels:.1f} grey levels apart"
+        levels = "" if video.gray_levels is None else f", {video.gray_levels:.1f} gray levels apart"
         print(f"{video.video_id}: {video.kind}: {video.detail}{levels}")
     if len(found.differences) > SHOWN:
         say(f"{len(found.differences) - SHOWN} more videos differ; --json names them all")
@@ -93,13 +93,13 @@ def cache_frames(name: str, root: Path | None, *, splits: tuple[str, ...], spec:
     """Decode every video of the splits once and keep the frames; goes on where it was interrupted.
 
     Raises:
-        BadInput: no such data set or split, frames that cannot be kept, or too small a disk.
+        UsageError: no such data set or split, frames that cannot be kept, or too small a disk.
         CheckFailed: a video is absent or broken; the others are kept.
     """
     dataset = open_dataset(name, root)
     parts = [dataset.split(split) for split in splits or dataset.split_names]
     video_ids = list(dict.fromkeys(v for part in parts for v in part.video_ids))
-    with _stoppable(GO_ON), Bar() as bar:
+    with _stoppable(RESUME_AFTER_FAILURE), Bar() as bar:
         bar.begin(f"keeping frames of {name}")
         report = fill_cache(dataset, spec, video_ids, progress=bar.reach)
     faults = [asdict(fault) | {"path": str(fault.path)} for fault in report.faults]
@@ -135,22 +135,22 @@ def download_data(
         videos: of the published files, fetch the videos too.
 
     Raises:
-        BadInput: nothing is published that could be fetched (the message says what to do), or it cannot be had.
+        UsageError: nothing is published that could be fetched (the message says what to do), or it cannot be had.
         CheckFailed: the annotation that was fetched is not the published one.
     """
     cls = registry.lookup(name, "datasets")
     sources: tuple[Source, ...] = getattr(cls, "sources", ())
     if url is None and (sha256 or file or unpack):
-        raise BadInput("--sha256, --name and --unpack go with --url")
+        raise UsageError("--sha256, --name and --unpack go with --url")
     if url is not None:
         sources = (Source(url=url, sha256=sha256, videos=unpack),)
     if not sources:
-        raise BadInput(getattr(cls, "access", "") or f"data set {name} has nothing to fetch; give --url")
+        raise UsageError(getattr(cls, "access", "") or f"data set {name} has nothing to fetch; give --url")
     if root is None:
-        raise BadInput(f"--root DIR is wanted: the folder that the files of {name} go to")
+        raise UsageError(f"--root DIR is wanted: the folder that the files of {name} go to")
     if url is None:
         say(UNTRIED)
-    with _stoppable(GO_ON):
+    with _stoppable(RESUME_AFTER_FAILURE):
         for source in sources:
             if source.videos and not (videos or url):
                 say(f"the videos are left out: give --videos to fetch {source.url}")
@@ -194,7 +194,7 @@ def _check_splits(dataset: RetrievalDataset, files: list[str]) -> None:
     for name in dataset.split_names:
         try:
             split = dataset.split(name)
-        except BadInput as error:
+        except UsageError as error:
             wrong.append(name)
             say(str(error))
         else:
@@ -213,13 +213,13 @@ def _stoppable(how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(signal.SIGINT, how=how) from None
+        raise Interrupted(signal.SIGINT, how=how) from None
 
 
 def frame_spec(sampler: str, frames: int, size: int, native: bool, decoder: str | None) -> FrameSpec:
-    """The frames that the options name; BadInput for a number out of all proportion, which would fill the memory."""
+    """The frames that the options name; UsageError for a number out of all proportion, which would fill the memory."""
     if not 1 <= frames <= MOST_FRAMES or not 1 <= size <= LARGEST:
-        raise BadInput(
+        raise UsageError(
             f"--frames {frames} --size {size}: frames must be 1 to {MOST_FRAMES:,}, the size 1 to {LARGEST:,}"
         )
     chosen = {} if decoder is None else {"decoder": decoder}

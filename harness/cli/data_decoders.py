@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tvrbench.harness.core.console import print_json, print_table, say
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.data.compare_decoders import compare_decoders
 from tvrbench.harness.data.types import FrameSpec, VideoFiles
@@ -20,13 +20,13 @@ def show_decoders(
     """Decode up to ``limit`` of the videos that are there with both decoders, and say how their frames differ.
 
     Raises:
-        BadInput: no such data set or split, torchcodec does not load, or no video can be decoded by both.
+        UsageError: no such data set or split, torchcodec does not load, or no video can be decoded by both.
     """
     if limit < 1:
-        raise BadInput(f"--limit {limit}: at least one video is wanted")
+        raise UsageError(f"--limit {limit}: at least one video is wanted")
     dataset = open_dataset(name, root)
     if not isinstance(dataset, VideoFiles):
-        raise BadInput(f"the videos of data set {name} are no files, so that no decoder can be chosen for them")
+        raise UsageError(f"the videos of data set {name} are no files, so that no decoder can be chosen for them")
     dataset.pixel_versions(spec)
     listed = dict.fromkeys(v for split in splits or dataset.split_names for v in dataset.split(split).video_ids)
     there = [video_id for video_id in listed if _is_there(dataset, video_id)][:limit]
@@ -50,7 +50,7 @@ def show_decoders(
 def _is_there(dataset: VideoFiles, video_id: str) -> bool:
     try:
         return dataset.video_path(video_id).is_file()
-    except BadInput:  # missing, or there twice: for data verify to say
+    except UsageError:  # missing, or there twice: for data verify to say
         return False
 
 

@@ -12,7 +12,7 @@ from tvrbench.harness.reporting.pages.report import write_report
 
 
 def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) -> None:
-    """Write the report of a protocol, or of ``efficiency``: what methods cost; BadInput where nothing is recorded."""
+    """Write the report of a protocol, or of ``efficiency``: what methods cost; UsageError where nothing is recorded."""
     pages = written(protocol, RecordStore(results), reports)
     if as_json:
         print_json([str(page) for page in pages])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tvrbench.harness.core.console import print_json, print_table, say
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.evaluation.embeddings import load_embeddings, score_again
-from tvrbench.harness.records.store import atomic_write
 
 _COLUMNS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "median rank", "MnR": "mean rank", "RSum": "R-Sum"}
 _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -20,10 +20,10 @@ def rank_embeddings(file: Path, ranks: Path | None, as_json: bool) -> None:
     """Print the metrics, and write the rank of every query where that is asked for.
 
     Raises:
-        BadInput: the file is not one of saved embeddings, or ``ranks`` cannot be written.
+        UsageError: the file is not one of saved embeddings, or ``ranks`` cannot be written.
     """
     if ranks is not None and ranks.suffix != ".npz":
-        raise BadInput(f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz")
+        raise UsageError(f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz")
     saved = load_embeddings(file)
     found = score_again(saved, file)
     if ranks is not None:

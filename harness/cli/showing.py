@@ -12,7 +12,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.plan import Entry
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model, recipe_of
-from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.context import RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Shown:
     spec: FrameSpec
 
 
-def shown_model(prepared: Prepared, store: RecordStore, entry: Entry, seed: int, device: str) -> Shown:
+def shown_model(prepared: RunContext, store: RecordStore, entry: Entry, seed: int, device: str) -> Shown:
     """The method as its run under the protocol trained it, or untrained where there is no checkpoint of this seed.
 
     Options of ``entry`` stand over those of the run.
 
     Raises:
-        BadInput: an unknown method, an option that does not fit, or a broken checkpoint.
+        UsageError: an unknown method, an option that does not fit, or a broken checkpoint.
     """
     protocol = prepared.protocol
     config = RunConfig(method=entry.method, seed=seed, device=device, options=entry.options)

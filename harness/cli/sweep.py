@@ -12,22 +12,22 @@ import torch
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed
-from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import prepare, with_checked_videos
-from tvrbench.harness.runs.launch.local import Finished, Task, work_off
+from tvrbench.harness.runs.launch.local import Finished, Task, run_all
 from tvrbench.harness.runs.launch.slurm import check_submitit, submit
 from tvrbench.harness.runs.plan import PlannedRun, make_plan
-from tvrbench.harness.runs.resume import Wanted, describe_all
-from tvrbench.harness.runs.status import SoFar, so_far
+from tvrbench.harness.runs.resume import ResumePolicy, describe_all
+from tvrbench.harness.runs.status import RunStatus, run_status
 from tvrbench.harness.runs.suite import Request
-from tvrbench.harness.runs.sweep import Cell, cells_of, read_matrix
+from tvrbench.harness.runs.sweep import Cell, read_sweep, sweep_runs
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatrixRequest:
+class SweepRequest:
     """What the command line asked for.
 
     Attributes:
@@ -58,16 +58,16 @@ class Group:
         ]
 
 
-def run_matrix(request: MatrixRequest, *, dry_run: bool, as_json: bool) -> None:
+def run_sweep(request: SweepRequest, *, dry_run: bool, as_json: bool) -> None:
     """Do what ``tvrbench matrix`` promises; see ``tvrbench matrix --help``.
 
     Raises:
-        BadInput: something given does not fit; nothing has been run then.
+        UsageError: something given does not fit; nothing has been run then.
         RunFailed: some runs broke off, after all others were done.
-        Stopped: SIGTERM or Ctrl-C; every run under way was told to save and stop.
+        Interrupted: SIGTERM or Ctrl-C; every run under way was told to save and stop.
     """
-    matrix = read_matrix(request.file)
-    groups = _groups(cells_of(matrix))
+    matrix = read_sweep(request.file)
+    groups = _groups(sweep_runs(matrix))
     store = RecordStore(request.results)
     if dry_run:
         _print_plan(groups, request, store, as_json)
@@ -85,8 +85,8 @@ def run_matrix(request: MatrixRequest, *, dry_run: bool, as_json: bool) -> None:
         jobs = [str(job.job_id) for job in submitted]
         print_json({"jobs": jobs}) if as_json else say(f"submitted {len(jobs)} jobs: {', '.join(jobs)}")
         return
-    with Interrupts() as interrupts:
-        finished = work_off(tasks, devices_of(request.device), request.results / "logs" / "matrix", interrupts)
+    with SignalHandler() as interrupts:
+        finished = run_all(tasks, devices_of(request.device), request.results / "logs" / "matrix", interrupts)
     pages = [write_report(group.protocol.name, store, request.reports)[0] for group in groups]
     _conclude(finished, pages, as_json)
 
@@ -106,12 +106,12 @@ def _groups(cells: Sequence[Cell]) -> list[Group]:
     return [Group(protocol=protocol, cells=members[name]) for name, protocol in protocols.items()]
 
 
-def _left(group: Group, request: MatrixRequest, store: RecordStore) -> list[Cell]:
+def _left(group: Group, request: SweepRequest, store: RecordStore) -> list[Cell]:
     """The cells without a valid record; their options fit, and unless a cluster does it their videos are checked."""
     first, configs = group.cells[0], group.configs("cpu")
     prepared = prepare(group.protocol, first.data, first.weights)
     described = describe_all(prepared, configs)
-    wanted = Wanted(skip=True, refuse=False)
+    wanted = ResumePolicy(skip=True, refuse=False)
     left = wanted.look(prepared, configs, described, store).left
     if left and not request.slurm:
         prepared = with_checked_videos(prepared, skip_bad=request.skip_bad_videos, say=say)
@@ -119,7 +119,7 @@ def _left(group: Group, request: MatrixRequest, store: RecordStore) -> list[Cell
     return [cell for cell, config in zip(group.cells, configs, strict=True) if config in left]
 
 
-def _request(cell: Cell, request: MatrixRequest) -> Request:
+def _request(cell: Cell, request: SweepRequest) -> Request:
     """What the process of one run is asked for; its command is the ``tvrbench run`` that does the same."""
     arguments = ["run", cell.protocol, "--methods", cell.method, "--seeds", str(cell.seed)]
     for name, value in (("backbone", cell.backbone), ("weights", cell.weights), ("data", cell.data)):
@@ -148,10 +148,10 @@ def _request(cell: Cell, request: MatrixRequest) -> Request:
     )
 
 
-def _print_plan(groups: Sequence[Group], request: MatrixRequest, store: RecordStore, as_json: bool) -> None:
+def _print_plan(groups: Sequence[Group], request: SweepRequest, store: RecordStore, as_json: bool) -> None:
     """Every run with its steps, disk and hours here, and what there is of it; the totals count what has no record."""
     rows = [
-        (group.protocol, run, so_far(group.protocol, run, store, other_weights=cell.weights is not None))
+        (group.protocol, run, run_status(group.protocol, run, store, other_weights=cell.weights is not None))
         for group in groups
         for cell, run in zip(group.cells, make_plan(group.protocol, group.configs(request.device)), strict=True)
     ]
@@ -183,7 +183,7 @@ def _print_plan(groups: Sequence[Group], request: MatrixRequest, store: RecordSt
     print("hours are scaled from one timed step on random frames; decoding is not in them, nor what a state spares")
 
 
-def _cells(protocol: Protocol, run: PlannedRun, found: SoFar) -> list[Any]:
+def _cells(protocol: Protocol, run: PlannedRun, found: RunStatus) -> list[Any]:
     shown = [run.method, run.tuning, run.seed, run.steps, run.batch_size, run.trainings, f"{run.disk_mib:.0f}"]
     return [protocol.name, *shown, f"{run.hours:.2f}", found.in_words()]
 

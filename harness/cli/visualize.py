@@ -14,18 +14,19 @@ import torch
 from tvrbench.harness.cli.showing import Shown, shown_model
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.core.progress import Bar
-from tvrbench.harness.data.frame_loader import normalise
+from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
 from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
 from tvrbench.harness.profiling.plan import parse_entry
-from tvrbench.harness.records.store import RecordStore, atomic_write
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.all_figures import heading
 from tvrbench.harness.reporting.figures.gallery import GALLERY, Searched, Strips, gallery_page
 from tvrbench.harness.reporting.figures.token_map import TOKENS, Frames, Merged, token_picture
-from tvrbench.harness.runs.context import Prepared, prepare
+from tvrbench.harness.runs.context import RunContext, prepare
 
 # VidToMe takes its merges back after attention by default, so nothing would be seen of them.
 TOKEN_METHODS = ("tempme", "tome", "centerclip", "vidtome:mode=persistent")
@@ -56,12 +57,12 @@ def make_picture(request: Request, as_json: bool) -> None:
     """Write ``tokens.png`` or ``gallery.html`` into the protocol's report.
 
     Raises:
-        BadInput: an unknown name, a video that is not in the test split, data that cannot be read, or a folder that
+        UsageError: an unknown name, a video that is not in the test split, data that cannot be read, or a folder that
             cannot be written to.
     """
     prepared = prepare(load_protocol(request.protocol), request.data, request.weights)
     folder = request.reports.joinpath(*prepared.protocol.name.split("/"))
-    scope = Scope(protocol=prepared.protocol.name, dataset=prepared.dataset.name, folder=folder)
+    scope = ReportContext(protocol=prepared.protocol.name, dataset=prepared.dataset.name, folder=folder)
     if scope.notice:
         say(scope.notice)
     name, data = _tokens(request, prepared, scope) if request.kind == "tokens" else _gallery(request, prepared, scope)
@@ -72,7 +73,7 @@ def make_picture(request: Request, as_json: bool) -> None:
         say(f"picture: {folder / name}")
 
 
-def _models(request: Request, prepared: Prepared, default: tuple[str, ...]) -> list[Shown]:
+def _models(request: Request, prepared: RunContext, default: tuple[str, ...]) -> list[Shown]:
     store = RecordStore(request.results)
     wanted = request.methods or default
     shown = [shown_model(prepared, store, parse_entry(name), request.seed, request.device) for name in wanted]
@@ -81,11 +82,11 @@ def _models(request: Request, prepared: Prepared, default: tuple[str, ...]) -> l
     return shown
 
 
-def _tokens(request: Request, prepared: Prepared, scope: Scope) -> tuple[str, bytes]:
+def _tokens(request: Request, prepared: RunContext, scope: ReportContext) -> tuple[str, bytes]:
     test = prepared.test
     video = request.video if request.video is not None else test.video_ids[0]
     if video not in test.video_ids:
-        raise BadInput(f"--video {video}: {test.name} of {prepared.dataset.name} has no such video")
+        raise UsageError(f"--video {video}: {test.name} of {prepared.dataset.name} has no such video")
     shown = _models(request, prepared, TOKEN_METHODS)
     frames, mask = prepared.dataset.frames(video, shown[0].spec)[:2]
     captions = [c for c, v in zip(test.captions, test.caption_video, strict=True) if test.video_ids[v] == video]
@@ -103,7 +104,7 @@ def _merged(shown: Shown, frames: Frames, mask: np.ndarray[tuple[int], np.dtype[
     device = shown.model.clip.logit_scale.device
     pixels_BT, mask_BT = torch.from_numpy(frames)[None], torch.from_numpy(mask)[None]
     with torch.inference_mode():
-        _, trace = shown.model.encode_video(normalise(pixels_BT, mask_BT, device), mask_BT.to(device), trace=True)
+        _, trace = shown.model.encode_video(normalize(pixels_BT, mask_BT, device), mask_BT.to(device), trace=True)
     return Merged(
         label=shown.label,
         origin=shown.origin,
@@ -112,11 +113,11 @@ def _merged(shown: Shown, frames: Frames, mask: np.ndarray[tuple[int], np.dtype[
     )
 
 
-def _gallery(request: Request, prepared: Prepared, scope: Scope) -> tuple[str, bytes]:
+def _gallery(request: Request, prepared: RunContext, scope: ReportContext) -> tuple[str, bytes]:
     if len(request.methods or GALLERY_METHODS) != 2:
-        raise BadInput(f"a gallery holds two methods against each other, not {len(request.methods)}: name two")
+        raise UsageError(f"a gallery holds two methods against each other, not {len(request.methods)}: name two")
     if request.queries < 1:
-        raise BadInput(f"--queries {request.queries}: at least one query must be shown")
+        raise UsageError(f"--queries {request.queries}: at least one query must be shown")
     shown = _models(request, prepared, GALLERY_METHODS)
     one, other = _searched(shown, prepared, request)
     spec = shown[0].spec
@@ -130,7 +131,7 @@ def _gallery(request: Request, prepared: Prepared, scope: Scope) -> tuple[str, b
     return GALLERY, page.encode()
 
 
-def _searched(shown: Sequence[Shown], prepared: Prepared, request: Request) -> list[Searched]:
+def _searched(shown: Sequence[Shown], prepared: RunContext, request: Request) -> list[Searched]:
     """Scores and ranks of every caption of the test split with each model, held against the records' ranks."""
     test, found, store = prepared.test, [], RecordStore(request.results)
     for one in shown:

@@ -12,7 +12,7 @@ from importlib.resources.abc import Traversable
 from typing import Any, Literal
 
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
 
@@ -61,9 +61,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if (self.kind == "uniform") != (self.recipe is not None):
-            raise BadInput(f"protocol {self.name}: a uniform protocol names its recipe, a published one does not")
+            raise UsageError(f"protocol {self.name}: a uniform protocol names its recipe, a published one does not")
         if len(self.lr_factors) > 1 and self.held_out < 1:
-            raise BadInput(f"protocol {self.name}: several lr_factors need held_out training videos to choose on")
+            raise UsageError(f"protocol {self.name}: several lr_factors need held_out training videos to choose on")
 
     def recipe_for(self, method_recipe: str) -> Recipe:
         """The recipe that a method whose own is ``method_recipe`` runs with."""
@@ -119,8 +119,8 @@ def protocol_names() -> list[str]:
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name; BadInput lists the known ones."""
+    """A protocol by name; UsageError lists the known ones."""
     if name not in protocol_names():
-        raise BadInput(f"unknown protocol {name!r}: known are {', '.join(protocol_names())}")
+        raise UsageError(f"unknown protocol {name!r}: known are {', '.join(protocol_names())}")
     file = resources.files("tvrbench.harness.config.protocols").joinpath(f"{name}.toml")
     return validated(Protocol, {"name": name} | tomllib.loads(file.read_text(encoding="utf-8")), f"protocol {name}")

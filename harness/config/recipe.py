@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
 
@@ -18,7 +18,7 @@ class Recipe:
     """One training recipe.
 
     Attributes:
-        optimiser: ``adamw`` (decay first), ``adamw-decay-after`` (decay on the stepped value) or ``bertadam``.
+        optimizer: ``adamw`` (decay first), ``adamw-decay-after`` (decay on the stepped value) or ``bertadam``.
         lr: peak rate of new parameters; None where ``tuning_lr`` gives it by tuning.
         tuning_lr: peak rate by tuning.
         clip_lr_scale: pre-trained CLIP parameters learn at ``lr`` times this.
@@ -38,7 +38,7 @@ class Recipe:
         pair_scenes: put all videos of a scene into one batch, where the data set has scenes.
     """
 
-    optimiser: Literal["adamw", "adamw-decay-after", "bertadam"]
+    optimizer: Literal["adamw", "adamw-decay-after", "bertadam"]
     lr: float | None = None
     tuning_lr: Mapping[str, float] = field(default_factory=dict)
     clip_lr_scale: float = 1.0
@@ -64,21 +64,21 @@ class Recipe:
     pair_scenes: bool = False
 
     def for_tuning(self, tuning: str, factor: float = 1.0) -> Recipe:
-        """The recipe with its rate fixed for one tuning, times ``factor``; BadInput where it has none."""
+        """The recipe with its rate fixed for one tuning, times ``factor``; UsageError where it has none."""
         lr = self.tuning_lr.get(tuning, self.lr)
         if lr is None:
-            raise BadInput(
+            raise UsageError(
                 f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}"
             )
         return replace(self, lr=lr * factor, tuning_lr={})
 
     def total_steps(self, pairs: int) -> int:
-        """Optimiser steps for this many training pairs; the last incomplete batch of an epoch is dropped."""
+        """Optimizer steps for this many training pairs; the last incomplete batch of an epoch is dropped."""
         if self.steps is not None:
             return self.steps
         per_epoch = pairs // self.batch_size
         if per_epoch == 0:
-            raise BadInput(f"{pairs} training pairs do not fill one batch of {self.batch_size}")
+            raise UsageError(f"{pairs} training pairs do not fill one batch of {self.batch_size}")
         return self.epochs * per_epoch
 
 
@@ -89,7 +89,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by name, with single fields overridden; BadInput for an unknown name or field.
+    """A recipe by name, with single fields overridden; UsageError for an unknown name or field.
 
     A recipe file may name another one as its ``base`` and hold only what differs.
     """
@@ -98,7 +98,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 def _fields(name: str) -> dict[str, Any]:
     if name not in recipe_names():
-        raise BadInput(f"unknown recipe {name!r}: known are {', '.join(recipe_names())}")
+        raise UsageError(f"unknown recipe {name!r}: known are {', '.join(recipe_names())}")
     text = resources.files("tvrbench.harness.config.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     own = tomllib.loads(text)
     base = own.pop("base", None)

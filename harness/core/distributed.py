@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 TIMEOUT = timedelta(minutes=10)  # after which a rank that does not answer counts as lost
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class DistInfo:
     """This process among all of them."""
 
     rank: int = 0
@@ -50,36 +50,36 @@ class World:
         return slice(start, start + least + (self.rank < more))
 
 
-def world() -> World:
-    """The process group that this process has joined; alone where it has joined none."""
+def dist_info() -> DistInfo:
+    """This process among those of its group; alone where it has joined none."""
     if not (dist.is_available() and dist.is_initialized()):
-        return World()
-    return World(rank=dist.get_rank(), size=dist.get_world_size())
+        return DistInfo()
+    return DistInfo(rank=dist.get_rank(), size=dist.get_world_size())
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def process_group(device: str) -> Iterator[DistInfo]:
     """Join the processes that ``torchrun`` started, for the duration of the block; alone without it.
 
     Raises:
-        BadInput: torchrun's variables are incomplete, or a GPU is asked of a machine that lacks one.
+        UsageError: torchrun's variables are incomplete, or a GPU is asked of a machine that lacks one.
     """
     if "RANK" not in os.environ:
-        yield World()
+        yield DistInfo()
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device.startswith("cuda"):
         if local >= torch.cuda.device_count():
-            raise BadInput(
+            raise UsageError(
                 f"torchrun started process {local} of this machine, which has {torch.cuda.device_count()} GPUs"
             )
         torch.cuda.set_device(local)
     try:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     except ValueError as error:
-        raise BadInput(f"torchrun's environment is incomplete: {error}") from None
+        raise UsageError(f"torchrun's environment is incomplete: {error}") from None
     try:
-        yield world()
+        yield dist_info()
     finally:
         dist.destroy_process_group()
 
@@ -104,7 +104,7 @@ class _Gather(torch.autograd.Function):
 
 def gather_rows(rows_bE: Tensor) -> Tensor:
     """Rows [b, E] of every process, the same number each -> [W b, E], in order of rank, with exact gradients."""
-    if world().size == 1:
+    if dist_info().size == 1:
         return rows_bE
     out: Tensor = _Gather.apply(rows_bE)
     return out
@@ -112,7 +112,7 @@ def gather_rows(rows_bE: Tensor) -> Tensor:
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over all processes; a parameter that one process did not reach counts 0."""
-    if world().size == 1:
+    if dist_info().size == 1:
         return
     by_kind: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
@@ -128,7 +128,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def sum_over_processes(value: float, device: torch.device) -> float:
     """The sum of a number over all processes."""
-    if world().size == 1:
+    if dist_info().size == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(total)
@@ -137,8 +137,22 @@ def sum_over_processes(value: float, device: torch.device) -> float:
 
 def gather_shares(own: Tensor) -> Tensor:
     """Shares [n_r, ...] of any length -> all of them in order of rank, on every process; no gradients."""
-    if world().size == 1:
+    if dist_info().size == 1:
         return own
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own.cpu())
     return torch.cat(found)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True in every process where it is true in any."""
+    return flag if dist_info().size == 1 else sum_over_processes(float(flag), device) > 0
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """The values (anything that can be pickled) of all processes, in order of rank."""
+    if dist_info().size == 1:
+        return [value]
+    found: list[Any] = [None] * dist_info().size
+    dist.all_gather_object(found, value)
+    return found

@@ -1,22 +1,50 @@
-"""Errors that are the user's to mend, told apart from bugs."""
+"""Errors that the user can fix, told apart from bugs. Each carries a stable code; its wording may change."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
 
-class BadInput(ValueError):
-    """Something the user gave is wrong; the message is one sentence naming it and what would be right.
 
-    The command line prints the message without a traceback and exits with 2.
+class TvrbenchError(Exception):
+    """An error that ends a command with one message and no traceback.
+
+    Args:
+        message: cause, then remedy, in one or two sentences.
+        code: stable and dotted, for example ``video.missing``; scripts and tests compare it instead of the message.
+        fields: the facts in the message, as plain data.
+
+    Attributes:
+        exit_code: of the command line.
     """
 
+    exit_code: ClassVar[int] = 1
 
-class CheckFailed(Exception):
+    def __init__(self, message: str, *, code: str = "", **fields: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.fields = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.code, self.fields)
+
+
+class UsageError(TvrbenchError, ValueError):
+    """Something the user gave is wrong; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class CheckFailed(TvrbenchError):
     """A check ran and did not hold; the command line exits with 1."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(TvrbenchError, RuntimeError):
     """The loss or the gradient is no longer finite; the command line exits with 1."""
 
 
-class RunFailed(RuntimeError):
-    """A run broke off for a reason that the user can mend; one sentence, exit code 1, and a record says so too."""
+class RunFailed(TvrbenchError, RuntimeError):
+    """A run stopped for a reason that the user can fix; the command line exits with 1, and a record holds the reason."""
+
+
+def _rebuild(kind: type[TvrbenchError], message: str, code: str, fields: dict[str, Any]) -> TvrbenchError:
+    return kind(message, code=code, **fields)

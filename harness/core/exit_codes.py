@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from tvrbench.harness.core.errors import BadInput, CheckFailed, RunFailed, TrainingDiverged
-from tvrbench.harness.core.signals import Stopped
+from tvrbench.harness.core.errors import TvrbenchError
+from tvrbench.harness.core.signals import Interrupted
 
 
-def guarded(command: Callable[[], object]) -> int:
+def run_guarded(command: Callable[[], object]) -> int:
     """Run a command; where it ends in an error that is the user's to mend, print one sentence and no traceback.
 
     Returns:
@@ -24,11 +24,9 @@ def guarded(command: Callable[[], object]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _end(f"{where}{error.strerror or error}", 2)
-    except (CheckFailed, TrainingDiverged, RunFailed) as error:
-        return _end(str(error), 1)
-    except BadInput as error:
-        return _end(str(error), 2)
-    except Stopped as stop:
+    except TvrbenchError as error:
+        return _end(f"{error} [{error.code}]" if error.code else str(error), error.exit_code)
+    except Interrupted as stop:
         return _end(str(stop), stop.exit_code)
     except KeyboardInterrupt:
         return _end("interrupted", 130)

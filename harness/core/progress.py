@@ -11,20 +11,20 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tvrbench.harness.core.distributed import world
+from tvrbench.harness.core.distributed import dist_info
 
 PLAIN_EVERY_S = 15.0
 
 
 class Bar:
-    """Counts work over all runs of a command; see ``running.Listener``.
+    """Counts work over all runs of a command; see ``running.ProgressReporter``.
 
     Args:
         total: all the work that is planned.
     """
 
     def __init__(self, total: int = 1, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, quiet=not world().first)
+        self._console = console or Console(stderr=True, quiet=not dist_info().first)
         self._total, self._done, self._title, self._note = total, 0, "", ""
         self._start = time.monotonic()
         self._printed = self._start

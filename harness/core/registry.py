@@ -13,18 +13,20 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 KINDS = ("methods", "baselines", "datasets")
 
 
 def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
-    """Join (provider, name -> "module:Class") tables; a name given twice raises BadInput naming both places."""
+    """Join (provider, name -> "module:Class") tables; a name given twice raises UsageError naming both places."""
     merged: dict[str, str] = {}
     for provider, table in tables:
         for name, target in table.items():
             if name in merged:
-                raise BadInput(f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider})")
+                raise UsageError(
+                    f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider})"
+                )
             merged[name] = target
     return merged
 
@@ -33,11 +35,11 @@ def table(kind: str) -> Mapping[str, str]:
     """All registered names of a kind with their targets, built-in ones first.
 
     Raises:
-        BadInput: a name is registered twice, also once as a method and once as a baseline: commands look up both.
+        UsageError: a name is registered twice, also once as a method and once as a baseline: commands look up both.
     """
     both = sorted(set(_table("methods")) & set(_table("baselines")))
     if both:
-        raise BadInput(f"{both[0]!r} is registered as a method and as a baseline: rename one of them")
+        raise UsageError(f"{both[0]!r} is registered as a method and as a baseline: rename one of them")
     return _table(kind)
 
 
@@ -56,7 +58,7 @@ def names(*kinds: str) -> list[str]:
 
 
 def lookup(name: str, *kinds: str) -> Any:
-    """The class registered under ``name`` in one of the kinds; BadInput lists what is known."""
+    """The class registered under ``name`` in one of the kinds; UsageError lists what is known."""
     for kind in kinds:
         target = table(kind).get(name)
         if target is not None:
@@ -66,4 +68,4 @@ def lookup(name: str, *kinds: str) -> Any:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     what = " or ".join(kind.removesuffix("s") for kind in kinds)
-    raise BadInput(f"unknown {what} {name!r}{hint}: known are {', '.join(known)}")
+    raise UsageError(f"unknown {what} {name!r}{hint}: known are {', '.join(known)}")

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-HOW_TO_GO_ON = "finished records stay, and the same command with --resume goes on from what was saved"
+RESUME_HINT = "finished records stay, and the same command with --resume goes on from what was saved"
 
 
-class Stopped(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """A signal ended the command; the message says what was kept and how to go on."""
 
-    def __init__(self, number: int, where: str = "", how: str = HOW_TO_GO_ON) -> None:
+    def __init__(self, number: int, where: str = "", how: str = RESUME_HINT) -> None:
         self.number = number
         super().__init__(f"interrupted by {signal.Signals(number).name}{where}: {how}")
 
@@ -26,8 +26,8 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
-class Interrupts:
-    """Handles both signals inside ``with Interrupts() as interrupts:``; in another than the main thread, neither.
+class SignalHandler:
+    """Handles both signals inside ``with SignalHandler() as interrupts:``; in another than the main thread, neither.
 
     Inside ``with interrupts.deferred():`` the first signal is only noted, in ``pending``, and whoever runs there ends
     at a good moment; a second one stops at once.
@@ -48,7 +48,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     @contextmanager
-    def shielded(self) -> Iterator[None]:
+    def blocked(self) -> Iterator[None]:
         """Let no first signal break in: for the writing down of a fault that ends the command anyway."""
         self._deferred = True
         yield
@@ -72,10 +72,10 @@ class Interrupts:
             where: after which point, for the message.
         """
         # Another process of the same run may have had the signal in our place.
-        raise Stopped(self.pending if self.pending is not None else signal.SIGTERM, where)
+        raise Interrupted(self.pending if self.pending is not None else signal.SIGTERM, where)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred or self.pending is not None:
-            raise Stopped(number)
+            raise Interrupted(number)
         self.pending = number
         os.write(2, b"tvrbench: stopping after this step; a second signal stops at once\n")  # print() may be under way

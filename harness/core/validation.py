@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 T = TypeVar("T")
 RESERVED = {"method", "backbone", "weights", "checkpoint", "frames", "device", "seed"}
@@ -20,30 +20,30 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     """Build the dataclass ``cls`` from ``values``, coercing lists to tuples and the like.
 
     Raises:
-        BadInput: an unknown or missing key, or a value of the wrong type; names the first one.
+        UsageError: an unknown or missing key, or a value of the wrong type; names the first one.
     """
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     unknown = [key for key in values if key not in known]
     if unknown:
-        raise BadInput(f"{what} {unknown[0]!r} is not known: known are {', '.join(known)}")
+        raise UsageError(f"{what} {unknown[0]!r} is not known: known are {', '.join(known)}")
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or cls.__name__
         got = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        raise BadInput(f"{what} {place!r}: {first['msg']}{got}") from None
+        raise UsageError(f"{what} {place!r}: {first['msg']}{got}") from None
 
 
 def parse_bytes(text: str, option: str) -> int:
     """``8GB`` or ``512MiB`` -> bytes; GB counts in thousands, GiB in 1024s.
 
     Raises:
-        BadInput: not written that way; names ``option``.
+        UsageError: not written that way; names ``option``.
     """
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE | re.ASCII)
     if found is None or float(found[1]) == 0:
-        raise BadInput(f"{option} {text!r}: write it as a size, for example {option} 8GB or {option} 7.5GiB")
+        raise UsageError(f"{option} {text!r}: write it as a size, for example {option} 8GB or {option} 7.5GiB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1))
 
 
@@ -53,12 +53,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise BadInput(f"--set {text!r}: write it as key=value, for example --set r=2")
+            raise UsageError(f"--set {text!r}: write it as key=value, for example --set r=2")
         try:
             values[key.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[key.strip()] = value.strip()
     reserved = sorted(set(values) & RESERVED)
     if reserved:
-        raise BadInput(f"--set {reserved[0]}=...: that is no method option; use the command's own option for it")
+        raise UsageError(f"--set {reserved[0]}=...: that is no method option; use the command's own option for it")
     return values

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Split
 
 
@@ -31,12 +31,12 @@ def batches(
     Every epoch is a fresh permutation drawn from (seed, epoch); its last incomplete batch is dropped.
 
     Raises:
-        BadInput: the split does not fill one batch.
+        UsageError: the split does not fill one batch.
     """
     units = epoch_units(split, pair_scenes)
     per_epoch = sum(len(unit) for unit in units) // batch_size
     if per_epoch < 1:
-        raise BadInput(f"split {split.name}: {len(split.captions)} captions do not fill a batch of {batch_size}")
+        raise UsageError(f"split {split.name}: {len(split.captions)} captions do not fill a batch of {batch_size}")
     epoch, order = -1, np.empty(0, dtype=np.int64)
     for step in range(start, steps):
         if step // per_epoch != epoch:

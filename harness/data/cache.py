@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.cache_store import (
     FORMAT,
     Entry,
@@ -81,7 +81,7 @@ class CachedFrames:
         """The clip, bit for bit as the data set's ``frames`` gives it; None if it is not there, or its video changed.
 
         Raises:
-            BadInput: the video file is gone, or the cache is damaged.
+            UsageError: the video file is gone, or the cache is damaged.
         """
         entry = self._store.entries.get(video_id)
         if entry is None or not self._fresh(video_id, entry):
@@ -89,7 +89,7 @@ class CachedFrames:
         frames = self._store.frames(entry)
         if video_id not in self._sound:
             if _sha256(frames) != entry.sha256:
-                raise BadInput(f"the frame cache {self._store.folder} is damaged at {video_id}; remove the folder")
+                raise UsageError(f"the frame cache {self._store.folder} is damaged at {video_id}; remove the folder")
             self._sound.add(video_id)
         return self._dataset.finish(video_id, frames, self._spec, seed)
 
@@ -155,13 +155,13 @@ def fill_cache(
         workers: threads; all cores by default.
 
     Raises:
-        BadInput: the frames of this sampler change with the seed, the data set's videos are no files, the disk is too
+        UsageError: the frames of this sampler change with the seed, the data set's videos are no files, the disk is too
             small, or another process is filling the same store.
     """
     if spec.draws:
-        raise BadInput(f"sampler {spec.sampler} draws other frames in every epoch, so there is nothing to keep")
+        raise UsageError(f"sampler {spec.sampler} draws other frames in every epoch, so there is nothing to keep")
     if not isinstance(dataset, VideoFiles):
-        raise BadInput(f"the videos of data set {dataset.name} are no files, so their frames cannot be kept")
+        raise UsageError(f"the videos of data set {dataset.name} are no files, so their frames cannot be kept")
     folder, key = _place(dataset, spec)
     clip_bytes = None if spec.size == NATIVE else spec.frames * 3 * spec.size**2
     added, kept, faults, new_bytes = 0, 0, list[VideoFault](), 0
@@ -236,8 +236,8 @@ def _job(dataset: VideoFiles, spec: FrameSpec, entry: Entry | None, video_id: st
             return _Result(what="same", video=video_id, entry=entry, source=source)
         frames = dataset.stored_frames(video_id, spec)
         if _look(path) != look:
-            raise BadInput(f"video {path} changed while it was read; run the command again")
-    except (BadInput, OSError) as error:
+            raise UsageError(f"video {path} changed while it was read; run the command again")
+    except (UsageError, OSError) as error:
         kind = getattr(error, "kind", "unreadable")
         return VideoFault(video_id=video_id, path=path, kind=kind, detail=str(error))
     return _Result(what="new", video=video_id, source=source, frames=frames, sha256=_sha256(frames))
@@ -269,7 +269,7 @@ def _present_look(dataset: VideoFiles, video_id: str) -> tuple[int, int, int] | 
     """What the video's file looks like now; None where there is none, which is for the check to say."""
     try:
         return _look(dataset.video_path(video_id))
-    except (BadInput, OSError):
+    except (UsageError, OSError):
         return None
 
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Frames
 
 FORMAT = 2  # part of every key; raise it whenever what the files hold, or were checked for, changes
@@ -72,14 +72,14 @@ class FrameStore:
         key: what was decoded, and how.
 
     Raises:
-        BadInput: the folder holds frames of another key, or files that are not a store's.
+        UsageError: the folder holds frames of another key, or files that are not a store's.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
         held = read_key(folder)
         if held is not None and held != dict(key):
-            raise BadInput(f"the frame cache {folder} was made with other settings; remove the folder")
+            raise UsageError(f"the frame cache {folder} was made with other settings; remove the folder")
         pixels = folder / "frames.bin"
         entries, self.journal_bytes = _read_journal(folder / "index.jsonl", _size(pixels))
         self.entries = MappingProxyType({entry.video: entry for entry in entries})
@@ -116,7 +116,7 @@ class StoreWriter:
         """Append a clip; it counts from the next ``commit`` on, which comes by itself every 32 clips.
 
         Raises:
-            BadInput: the disk is full; what was committed stays.
+            UsageError: the disk is full; what was committed stays.
         """
         shape = (frames.shape[0], frames.shape[1], frames.shape[2], frames.shape[3])
         entry = Entry(video=video, offset=self._at, shape=shape, sha256=sha256, source=source)
@@ -151,12 +151,12 @@ def writing(folder: Path, key: Mapping[str, Any]) -> Iterator[tuple[FrameStore, 
     """What the store holds, and a writer that adds to it; clips added before an exception are kept.
 
     Raises:
-        BadInput: another process is writing to it, it has another key, or the folder cannot be written to.
+        UsageError: another process is writing to it, it has another key, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"the frame cache cannot be made in {folder} ({error.strerror})") from error
+        raise UsageError(f"the frame cache cannot be made in {folder} ({error.strerror})") from error
     try:
         with FileLock(folder / "lock", timeout=0):
             store = FrameStore(folder, key)
@@ -167,31 +167,31 @@ def writing(folder: Path, key: Mapping[str, Any]) -> Iterator[tuple[FrameStore, 
             finally:
                 writer.close()
     except Timeout:
-        raise BadInput(f"another process is filling the frame cache {folder}; wait for it to end") from None
+        raise UsageError(f"another process is filling the frame cache {folder}; wait for it to end") from None
 
 
 def check_space(folder: Path, wanted: int) -> None:
-    """BadInput where the disk that will hold ``folder`` has not ``wanted`` bytes and a reserve free."""
+    """UsageError where the disk that will hold ``folder`` has not ``wanted`` bytes and a reserve free."""
     place = folder
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if wanted + RESERVE > free:
-        raise BadInput(
+        raise UsageError(
             f"the frame cache {folder} would take {wanted / 2**30:.1f} GiB more, and its disk has "
             f"{free / 2**30:.1f} GiB free; make room, or name another folder in TVRBENCH_FRAME_CACHE"
         )
 
 
 def read_key(folder: Path) -> Any:
-    """The key that a store says it has, whatever that is; None where there is no store; BadInput if it is damaged."""
+    """The key that a store says it has, whatever that is; None where there is no store; UsageError if it is damaged."""
     path = folder / "key.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path} cannot be read; remove the folder {folder}") from error
+        raise UsageError(f"{path} cannot be read; remove the folder {folder}") from error
 
 
 def _write_key(folder: Path, key: Mapping[str, Any]) -> None:
@@ -249,6 +249,6 @@ def _full_disk_said(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise BadInput(
+        raise UsageError(
             f"the frame cache {folder} cannot be written on ({reason}); what is in it stays: mend that, then run again"
         ) from error

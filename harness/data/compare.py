@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.verify import REPORT_VERSION
 
 _MAX_BYTES = 2**30
-# Difference of two clips' 4 x 4 thumbnails, each frame with the nearest of the other clip, in grey levels. Measured on
+# Difference of two clips' 4 x 4 thumbnails, each frame with the nearest of the other clip, in gray levels. Measured on
 # 44 clips: re-encodes at 3 frames a second lie 0.3 to 15 apart (median 2), two different videos 7.8 and more, of which
 # 1 in 100 below 19 (docs/data.md).
 OTHER_PICTURES = 16.0
@@ -33,13 +33,13 @@ class VideoDifference:
         kind: ``only in A``, ``only in B`` (the other's is missing or broken), ``re-encoded`` (another file of the same
             pictures), ``other pictures``, or ``decoded otherwise`` (to all appearances the same file).
         detail: what differs, in words.
-        grey_levels: difference of the thumbnails, of 255; None where one has no frames.
+        gray_levels: difference of the thumbnails, of 255; None where one has no frames.
     """
 
     video_id: str
     kind: str
     detail: str
-    grey_levels: float | None
+    gray_levels: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +67,20 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report that ``tvrbench data verify`` wrote.
 
     Raises:
-        BadInput: the file cannot be read or is no such report.
+        UsageError: the file cannot be read or is no such report.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BadInput(f"{path} is too large for a report of tvrbench data verify")
+            raise UsageError(f"{path} is too large for a report of tvrbench data verify")
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); give a report of tvrbench data verify") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}); give a report of tvrbench data verify") from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not JSON; give a report that tvrbench data verify wrote") from error
+        raise UsageError(f"{path} is not JSON; give a report that tvrbench data verify wrote") from error
     if not isinstance(document, dict) or document.get("report_version") != REPORT_VERSION:
-        raise BadInput(f"{path} is no report of this version of tvrbench data verify")
+        raise UsageError(f"{path} is no report of this version of tvrbench data verify")
     if not _well_formed(document):
-        raise BadInput(f"{path} is a damaged report of tvrbench data verify; write it again")
+        raise UsageError(f"{path} is a damaged report of tvrbench data verify; write it again")
     return document
 
 
@@ -88,10 +88,10 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
     """Explain what differs between the videos of two reports, called A and B.
 
     Raises:
-        BadInput: they are of different data sets.
+        UsageError: they are of different data sets.
     """
     if a["dataset"] != b["dataset"]:
-        raise BadInput(f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set")
+        raise UsageError(f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set")
     each_a, each_b = ({v["video_id"]: v for v in report["each"]} for report in (a, b))
     differences = [
         found
@@ -171,11 +171,11 @@ def _difference(video_id: str, a: Mapping[str, Any] | None, b: Mapping[str, Any]
             return None  # missing, or broken alike, in both
         states = [video["state"] if video is not None else "not in the report" for video in (a, b)]
         kind = "only in A" if usable[0] else "only in B" if usable[1] else "in neither"
-        return VideoDifference(video_id=video_id, kind=kind, detail=f"{states[0]} -> {states[1]}", grey_levels=None)
+        return VideoDifference(video_id=video_id, kind=kind, detail=f"{states[0]} -> {states[1]}", gray_levels=None)
     if a["frames_sha256"] == b["frames_sha256"]:
         return None
     changes = _changes(a["facts"], b["facts"], ("codec", "fps", "width", "height", "n_frames"))
-    levels = _grey_levels(a["thumbs"], b["thumbs"])
+    levels = _gray_levels(a["thumbs"], b["thumbs"])
     if levels is None or levels >= OTHER_PICTURES:
         kind = "other pictures"
     elif changes or a["size_bytes"] != b["size_bytes"]:
@@ -184,7 +184,7 @@ def _difference(video_id: str, a: Mapping[str, Any] | None, b: Mapping[str, Any]
         kind = "decoded otherwise"
     if kind == "re-encoded":  # so that videos re-encoded alike are counted together
         changes = _changes(a["facts"], b["facts"], ("codec", "fps", "width", "height")) or "to another size in bytes"
-    return VideoDifference(video_id=video_id, kind=kind, detail=changes or "no fact differs", grey_levels=levels)
+    return VideoDifference(video_id=video_id, kind=kind, detail=changes or "no fact differs", gray_levels=levels)
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any], names: Any) -> str:
@@ -196,7 +196,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _grey_levels(a: str | None, b: str | None) -> float | None:
+def _gray_levels(a: str | None, b: str | None) -> float | None:
     """Mean difference of each frame's thumbnail from the nearest one of the other clip, so that small shifts in time
     count little; None where one has no thumbnails."""
     try:

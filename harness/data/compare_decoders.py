@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import FrameSpec, Progress, VideoFiles
 
 
@@ -57,7 +57,7 @@ def compare_decoders(
         progress: called with (done, all) after each video.
 
     Raises:
-        BadInput: an unknown or absent decoder, an unknown sampler, or no video that both decode.
+        UsageError: an unknown or absent decoder, an unknown sampler, or no video that both decode.
     """
     specs = {name: replace(spec, decoder=name) for name in decoders}
     versions = {name: dict(dataset.pixel_versions(each)) for name, each in specs.items()}
@@ -69,7 +69,7 @@ def compare_decoders(
             start = time.perf_counter()
             try:
                 found[name] = dataset.numbered_frames(video_id, specs[name])
-            except BadInput as error:
+            except UsageError as error:
                 refused.append(f"{name}: {error}")
             taken[name] = time.perf_counter() - start
         if len(found) == len(decoders):
@@ -82,7 +82,7 @@ def compare_decoders(
         if progress is not None:
             progress(done, len(video_ids))
     if not differences:
-        raise BadInput(f"no video of {dataset.name} under {dataset.root} is decoded by both {' and '.join(decoders)}")
+        raise UsageError(f"no video of {dataset.name} under {dataset.root} is decoded by both {' and '.join(decoders)}")
     return DecoderComparison(
         decoders=decoders,
         versions=versions,

@@ -28,7 +28,7 @@ from urllib.request import (
 
 from filelock import FileLock, Timeout
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Progress
 
 BLOCK = 2**18
@@ -83,7 +83,7 @@ def fetch(
         refuse: looks at a whole file before it gets its name, and says what it is if it is not what was wanted.
 
     Raises:
-        BadInput: a bad address or name, a disk that is too small, a server that refuses or does not send what it
+        UsageError: a bad address or name, a disk that is too small, a server that refuses or does not send what it
             announces, a file of another SHA-256 or one that ``refuse`` refuses; nothing is left under the file's name.
     """
     _check_address(url)
@@ -92,12 +92,12 @@ def fetch(
     if target.is_file():
         found = _sha256(target)
         if wanted not in (None, found):
-            raise BadInput(f"{target} is there already with SHA-256 {found}, not {wanted}; move it away")
+            raise UsageError(f"{target} is there already with SHA-256 {found}, not {wanted}; move it away")
         return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
+        raise UsageError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
     part = target.with_name(f".{target.name}.part")
     lock = FileLock(part.with_suffix(".lock"), timeout=0)
     try:
@@ -108,29 +108,29 @@ def fetch(
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
-        raise BadInput(f"another process is fetching {target}; wait for it to end") from None
+        raise UsageError(f"another process is fetching {target}; wait for it to end") from None
     return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
 
 
 def _kept(url: str, part: Path, target: Path, wanted: str | None, refuse: Callable[[Path], str | None]) -> str:
-    """Give a whole file its name; its SHA-256, or BadInput, and nothing kept, where it is not what was wanted."""
+    """Give a whole file its name; its SHA-256, or UsageError, and nothing kept, where it is not what was wanted."""
     found, size = _sha256(part), part.stat().st_size
     if wanted not in (None, found):
         _forget(part)
-        raise BadInput(f"{url} gave {size:,} bytes of SHA-256 {found}, not {wanted}: another file; nothing was kept")
+        raise UsageError(f"{url} gave {size:,} bytes of SHA-256 {found}, not {wanted}: another file; nothing was kept")
     if other := refuse(part):
         _forget(part)
-        raise BadInput(f"{url} gave {size:,} bytes that are {other}; nothing was kept")
+        raise UsageError(f"{url} gave {size:,} bytes that are {other}; nothing was kept")
     part.replace(target)
     _note(part).unlink(missing_ok=True)
     return found
 
 
 def safe_name(name: str, where: str) -> str:
-    """The name of a file that cannot leave its folder, or BadInput."""
+    """The name of a file that cannot leave its folder, or UsageError."""
     unsafe = not name.isprintable() or any(c in name for c in "/\\:") or name.startswith(".") or not name.strip()
     if unsafe or len(name.encode()) > 200:
-        raise BadInput(f"{where}: {name!r:.80} is no plain file name; give one with --name")
+        raise UsageError(f"{where}: {name!r:.80} is no plain file name; give one with --name")
     return name
 
 
@@ -145,7 +145,7 @@ def _fetch_part(url: str, part: Path, wanted: str | None, progress: Progress | N
             reason = str(getattr(error, "reason", None) or error or type(error).__name__)
             failures, best = (0, _size(part)) if _size(part) > best else (failures + 1, best)
             if failures >= ATTEMPTS:
-                raise BadInput(f"{url} could not be fetched ({reason}); {_left(_size(part))}") from error
+                raise UsageError(f"{url} could not be fetched ({reason}); {_left(_size(part))}") from error
             time.sleep(pause_s * 2**failures if failures else 0)
 
 
@@ -175,7 +175,9 @@ def _attempt(url: str, part: Path, checked: bool, progress: Progress | None) -> 
                 raise _Fault("the file got shorter") from error
             if error.code in _TRY_AGAIN:
                 raise _Fault(f"HTTP {error.code} {error.reason}") from error
-            raise BadInput(f"{url} cannot be had (HTTP {error.code} {error.reason}); is the address right?") from error
+            raise UsageError(
+                f"{url} cannot be had (HTTP {error.code} {error.reason}); is the address right?"
+            ) from error
     with response:
         _take(response, response.headers, response.status == 206, part, known, url, progress)
 
@@ -239,7 +241,7 @@ class _OnlyWeb(HTTPRedirectHandler):
     ) -> Request | None:
         _check_address(newurl)
         if req.type == "https" and urlsplit(newurl).scheme == "http":
-            raise BadInput(
+            raise UsageError(
                 f"{req.full_url} leads to {newurl}, which anybody on the way can change; give that with --url"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
@@ -263,21 +265,21 @@ def _opener() -> OpenerDirector:
 def _check_address(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise BadInput(f"{url!r:.200} is no http or https address")
+        raise UsageError(f"{url!r:.200} is no http or https address")
 
 
 def _checked_sha256(text: str | None) -> str | None:
     if text is None:
         return None
     if len(text) != 64 or not all(c in "0123456789abcdef" for c in text.lower()):
-        raise BadInput(f"--sha256 {text!r:.80}: a SHA-256 is 64 hexadecimal digits")
+        raise UsageError(f"--sha256 {text!r:.80}: a SHA-256 is 64 hexadecimal digits")
     return text.lower()
 
 
 def _check_space(part: Path, wanted: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if wanted + RESERVE > free:
-        raise BadInput(
+        raise UsageError(
             f"{part.parent} has {free / 2**30:.2f} GiB free and the rest of the file takes {wanted / 2**30:.2f} GiB; "
             f"make room"
         )

@@ -21,8 +21,8 @@ MEMORY_LIMIT = 2 * 2**30
 AHEAD = 2
 
 
-def normalise(pixels: Tensor, mask: Tensor, device: torch.device | str) -> Tensor:
-    """uint8 [B, T, 3, H, W] and mask [B, T] -> CLIP-normalised float32 on ``device``; padding frames are zero."""
+def normalize(pixels: Tensor, mask: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 [B, T, 3, H, W] and mask [B, T] -> CLIP-normalized float32 on ``device``; padding frames are zero."""
     x = pixels.to(device).float().div_(255)
     mean = torch.tensor(CLIP_MEAN, device=x.device).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, device=x.device).view(3, 1, 1)
@@ -68,7 +68,7 @@ class FrameLoader:
     def batches(self, requests: Iterable[Sequence[tuple[str, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each request, a list of (video id, seed), the pixels uint8 [B, T, 3, H, W] and masks [B, T].
 
-        Clips are decoded in threads, at most ``AHEAD`` requests before they are used. Faults raise here as BadInput.
+        Clips are decoded in threads, at most ``AHEAD`` requests before they are used. Faults raise here as UsageError.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             waiting: deque[list[Future[Clip]]] = deque()
@@ -87,7 +87,7 @@ def frames_fingerprint(loader: FrameLoader, video_ids: Sequence[str]) -> str:
     """One figure for the decoded pixels of videos in the order given, so that sites can compare what they ran on.
 
     Raises:
-        BadInput: a video cannot be decoded.
+        UsageError: a video cannot be decoded.
     """
     clips = loader.batches([(v, 0)] for v in video_ids)
     taken = (clip_sha256(pixels[0].numpy(), mask[0].numpy()) for pixels, mask in clips)

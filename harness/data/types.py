@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 Progress = Callable[[int, int], None]  # hears (done, all)
 Frames = npt.NDArray[np.uint8]
@@ -49,13 +49,13 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(set(self.video_ids)) != len(self.video_ids):
-            raise BadInput(f"split {self.name}: a video id stands twice")
+            raise UsageError(f"split {self.name}: a video id stands twice")
         if len(self.captions) != len(self.caption_video):
-            raise BadInput(
+            raise UsageError(
                 f"split {self.name}: {len(self.captions)} captions, {len(self.caption_video)} videos for them"
             )
         if self.caption_video and not 0 <= min(self.caption_video) <= max(self.caption_video) < len(self.video_ids):
-            raise BadInput(f"split {self.name}: a caption names a video that is not in the split")
+            raise UsageError(f"split {self.name}: a caption names a video that is not in the split")
 
     @property
     def fingerprint(self) -> str:
@@ -172,7 +172,7 @@ class VideoReport:
         size_bytes: of the file; None where there is none.
         facts: what a whole decode found: ``n_frames, fps, duration_s, width, height, codec`` and ``notes``.
         frames_sha256: of the frames and mask that the spec picks, see `clip_sha256`.
-        thumbs: grey levels of the picked frames on a 4 x 4 grid, base64, so that two sites can tell a re-encode from
+        thumbs: gray levels of the picked frames on a 4 x 4 grid, base64, so that two sites can tell a re-encode from
             another video.
     """
 
@@ -214,13 +214,13 @@ class RetrievalDataset(Protocol):
     root: Path
 
     def split(self, name: str) -> Split:
-        """The named split; raises BadInput for an unknown name or a broken annotation file."""
+        """The named split; raises UsageError for an unknown name or a broken annotation file."""
         ...
 
     def frames(
         self, video_id: str, spec: FrameSpec, seed: int = 0
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Pixels uint8 [T, 3, size, size], mask [T] (False = padding); BadInput names the file it cannot decode."""
+        """Pixels uint8 [T, 3, size, size], mask [T] (False = padding); UsageError names the file it cannot decode."""
         ...
 
     def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
@@ -235,7 +235,7 @@ class VideoFiles(RetrievalDataset, Protocol):
     first_seconds: ClassVar[float | None]
 
     def video_path(self, video_id: str) -> Path:
-        """The file of a video; BadInput where there is none."""
+        """The file of a video; UsageError where there is none."""
         ...
 
     def examine_videos(
@@ -257,5 +257,5 @@ class VideoFiles(RetrievalDataset, Protocol):
         ...
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
-        """The libraries that decide the pixels, with their versions; BadInput for an unknown sampler or decoder."""
+        """The libraries that decide the pixels, with their versions; UsageError for an unknown sampler or decoder."""
         ...

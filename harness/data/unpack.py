@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from zlib import error as ZlibError
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.download import RESERVE, safe_name
 from tvrbench.harness.data.types import VIDEO_SUFFIXES, Progress
 
@@ -39,7 +39,7 @@ def unpack_videos(archive: Path, folder: Path, progress: Progress | None = None)
     Files that are there already with the right size stay; a file appears under its name only once it is whole.
 
     Raises:
-        BadInput: the archive is damaged or is none, holds a path that leaves it, a video that is no plain file, or two
+        UsageError: the archive is damaged or is none, holds a path that leaves it, a video that is no plain file, or two
             videos of one name; or the disk is too small. Such an archive is refused before anything is written.
     """
     with _members(archive) as members:
@@ -47,12 +47,12 @@ def unpack_videos(archive: Path, folder: Path, progress: Progress | None = None)
         names = [video.name for video in videos]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise BadInput(f"{archive} holds more than one video named {twice}")
+            raise UsageError(f"{archive} holds more than one video named {twice}")
         folder.mkdir(parents=True, exist_ok=True)
         absent = [v for v in videos if not _is_there(folder / v.name, v.size)]
         wanted, free = sum(video.size for video in absent), shutil.disk_usage(folder).free
         if wanted + RESERVE > free:
-            raise BadInput(
+            raise UsageError(
                 f"{archive} unpacks to {wanted / 2**30:.2f} GiB and {folder} has {free / 2**30:.2f} GiB free; make room"
             )
         for done, video in enumerate(absent, start=1):
@@ -63,10 +63,10 @@ def unpack_videos(archive: Path, folder: Path, progress: Progress | None = None)
 
 
 def _checked(member: _Member, archive: Path) -> _Member:
-    """The member under its bare name; BadInput for a path that would leave the archive's folder."""
+    """The member under its bare name; UsageError for a path that would leave the archive's folder."""
     path = PurePosixPath(member.name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise BadInput(f"{archive} holds {member.name!r:.100}, a path that leaves the archive; it is not unpacked")
+        raise UsageError(f"{archive} holds {member.name!r:.100}, a path that leaves the archive; it is not unpacked")
     return _Member(name=safe_name(path.name, str(archive)), size=member.size, open=member.open)
 
 
@@ -84,7 +84,7 @@ def _write(video: _Member, target: Path, archive: Path) -> None:
             file.flush()
             os.fsync(file.fileno())  # before it can get its name
         if left:
-            raise BadInput(f"{archive}: {video.name} is not as long as the archive says; fetch the archive again")
+            raise UsageError(f"{archive}: {video.name} is not as long as the archive says; fetch the archive again")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def _write(video: _Member, target: Path, archive: Path) -> None:
 
 @contextmanager
 def _members(archive: Path) -> Iterator[Sequence[_Member]]:
-    """The videos of the archive, by suffix; faults of it inside the block become BadInput."""
+    """The videos of the archive, by suffix; faults of it inside the block become UsageError."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
@@ -101,18 +101,18 @@ def _members(archive: Path) -> Iterator[Sequence[_Member]]:
             with tarfile.open(archive) as bundle:
                 yield [_of_tar(bundle, info, archive) for info in bundle if _is_video(info.name)]
     except (zipfile.BadZipFile, tarfile.TarError, ZlibError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BadInput(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from error
+        raise UsageError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from error
 
 
 def _of_zip(packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> _Member:
     if stat.S_ISLNK(info.external_attr >> 16):
-        raise BadInput(f"{archive} holds {info.filename!r:.100}, a link; only plain files are unpacked")
+        raise UsageError(f"{archive} holds {info.filename!r:.100}, a link; only plain files are unpacked")
     return _Member(name=info.filename, size=info.file_size, open=lambda: packed.open(info))
 
 
 def _of_tar(bundle: tarfile.TarFile, info: tarfile.TarInfo, archive: Path) -> _Member:
     if not info.isreg():
-        raise BadInput(f"{archive} holds {info.name!r:.100}, no plain file; only plain files are unpacked")
+        raise UsageError(f"{archive} holds {info.name!r:.100}, no plain file; only plain files are unpacked")
 
     def opened() -> IO[bytes]:
         file = bundle.extractfile(info)

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.data.frame_loader import fingerprint_of
 from tvrbench.harness.data.types import FrameSpec, Progress, RetrievalDataset, Split, VideoFiles, VideoReport
-from tvrbench.harness.records.store import atomic_write
 
 REPORT_VERSION = 1
 
@@ -131,7 +131,7 @@ def verify(
         workers: threads; all cores by default.
 
     Raises:
-        BadInput: an unknown split, sampler or decoder, a broken annotation file, or a list that cannot be written.
+        UsageError: an unknown split, sampler or decoder, a broken annotation file, or a list that cannot be written.
     """
     spec = spec or FrameSpec()
     libraries = dict(dataset.pixel_versions(spec)) if isinstance(dataset, VideoFiles) else {}
@@ -172,9 +172,9 @@ def verify(
 
 
 def check_place(path: Path) -> None:
-    """Find out before hours of decoding, not behind them, that a file cannot be written; BadInput then."""
+    """Find out before hours of decoding, not behind them, that a file cannot be written; UsageError then."""
     if path.is_dir():
-        raise BadInput(f"cannot write {path}: it is a folder; name a file")
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")
     probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
     atomic_write(probe, b"")
     probe.unlink()

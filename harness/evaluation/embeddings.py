@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.evaluation.evaluate import Evaluation, Judged, score
-from tvrbench.harness.records.provenance import file_sha256
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
+from tvrbench.harness.evaluation.evaluate import Evaluation, Relevance, score
 
 FORMAT = "tvrbench-embeddings-1"
 _SUBSET = "subset."
@@ -69,7 +69,7 @@ def embedded_run(record: Mapping[str, Any], selection: str, model: Path | None) 
     }
 
 
-def save_embeddings(path: Path, result: Evaluation, judged: Judged, run: Mapping[str, Any]) -> None:
+def save_embeddings(path: Path, result: Evaluation, judged: Relevance, run: Mapping[str, Any]) -> None:
     """Write the features behind an evaluation; what was there stays until the new file is safely on the disk.
 
     Args:
@@ -79,7 +79,7 @@ def save_embeddings(path: Path, result: Evaluation, judged: Judged, run: Mapping
         run: plain data that says what was encoded, and by what.
 
     Raises:
-        BadInput: it cannot be written.
+        UsageError: it cannot be written.
     """
     tensors = {"text": result.text, "video": result.video, "caption_video": torch.tensor(judged.caption_video)}
     tensors |= {} if judged.scenes is None else {"scenes": torch.tensor(judged.scenes)}
@@ -94,7 +94,7 @@ def save_embeddings(path: Path, result: Evaluation, judged: Judged, run: Mapping
             os.fsync(file.fileno())
         draft.replace(path)
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"the embeddings {path.name} cannot be written ({error}): free space on that disk") from None
+        raise UsageError(f"the embeddings {path.name} cannot be written ({error}): free space on that disk") from None
     finally:
         draft.unlink(missing_ok=True)
 
@@ -103,25 +103,25 @@ def load_embeddings(path: Path) -> Saved:
     """Read what ``save_embeddings`` wrote; nothing in it is run.
 
     Raises:
-        BadInput: no such file, damaged, or not such a file.
+        UsageError: no such file, damaged, or not such a file.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: there is no such file of embeddings")
+        raise UsageError(f"{path}: there is no such file of embeddings")
     try:
         with safe_open(path, framework="pt") as handle:
             said = dict(handle.metadata() or {})
             if said.get("format") != FORMAT:
-                raise BadInput(f"{path}: not embeddings that tvrbench run --save-embeddings wrote")
+                raise UsageError(f"{path}: not embeddings that tvrbench run --save-embeddings wrote")
             names = set(handle.keys())
             if strange := sorted(name for name in names if not _fits(handle, name)) or sorted(_NEEDED - names):
-                raise BadInput(f"{path}: the embeddings are damaged at {strange[0]!r}: save them again")
+                raise UsageError(f"{path}: the embeddings are damaged at {strange[0]!r}: save them again")
             tensors = {name: handle.get_tensor(name) for name in sorted(names)}
     except OSError as error:
-        raise BadInput(f"{path}: the embeddings cannot be read: {error.strerror or error}") from None
+        raise UsageError(f"{path}: the embeddings cannot be read: {error.strerror or error}") from None
     except SafetensorError:
-        raise BadInput(f"{path}: not a safetensors file, or cut off: save the embeddings again") from None
+        raise UsageError(f"{path}: not a safetensors file, or cut off: save the embeddings again") from None
     if _checksum(tensors) != said.get("checksum"):
-        raise BadInput(f"{path}: the embeddings are not what was written (another checksum): save them again")
+        raise UsageError(f"{path}: the embeddings are not what was written (another checksum): save them again")
     return Saved(
         run=_run(said, path),
         text=tensors["text"],
@@ -140,15 +140,15 @@ def score_again(saved: Saved, path: Path) -> Evaluation:
     """The metrics and ranks of saved features, equal to those of the run to the last bit.
 
     Raises:
-        BadInput: they cannot be ranked.
+        UsageError: they cannot be ranked.
     """
     count = len(saved.text)
     if any(not 0 <= row < count for rows in saved.subsets.values() for row in rows):
-        raise BadInput(f"{path}: a subset names a caption that is not in the file")
+        raise UsageError(f"{path}: a subset names a caption that is not in the file")
     try:
         found = score(saved.text, saved.video, saved)
     except ValueError as error:
-        raise BadInput(f"{path}: these embeddings cannot be ranked: {error}") from None
+        raise UsageError(f"{path}: these embeddings cannot be ranked: {error}") from None
     found.metrics["selection"] = saved.run["selection"]
     return found
 
@@ -167,7 +167,7 @@ def _run(said: Mapping[str, str], path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         names = [None]
     if not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise BadInput(f"{path}: the embeddings do not say which run they are of: save them again")
+        raise UsageError(f"{path}: the embeddings do not say which run they are of: save them again")
     return run
 
 

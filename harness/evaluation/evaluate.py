@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.distributed import gather_shares, world
-from tvrbench.harness.data.frame_loader import FrameLoader, normalise
+from tvrbench.harness.core.distributed import dist_info, gather_shares
+from tvrbench.harness.data.frame_loader import FrameLoader, normalize
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.metrics import (
-    Standing,
+    RankCounts,
     direction_metrics,
     metrics_from_ranks,
     pair_accuracy_blockwise,
@@ -35,7 +35,7 @@ TEXT_BATCH = 256
 T = TypeVar("T")
 
 
-class Judged(Protocol):
+class Relevance(Protocol):
     """What metrics ask of a split: which video each text belongs to, and what is reported apart; see ``Split``."""
 
     @property
@@ -51,7 +51,7 @@ class Evaluation:
     """Metrics for a record, the ranks of every query of both directions, and the features behind them.
 
     Attributes:
-        text, video: [Nt, E] and [Nv, E] float32, as the model gives them: not normalised.
+        text, video: [Nt, E] and [Nv, E] float32, as the model gives them: not normalized.
     """
 
     metrics: dict[str, Any]
@@ -63,7 +63,7 @@ class Evaluation:
 def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """This process's share of the batches of ``items``, in order."""
     batches = [items[first : first + size] for first in range(0, len(items), size)]
-    return batches[world().share(len(batches))]
+    return batches[dist_info().share(len(batches))]
 
 
 @torch.inference_mode()
@@ -79,15 +79,15 @@ def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: To
 
 @torch.inference_mode()
 def encode_videos(
-    model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, tick: Callable[[int], None]
+    model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, on_batch: Callable[[int], None]
 ) -> Tensor:
-    """All videos -> [Nv, E] float32 on the CPU, of every process; ``tick`` hears how many this one did."""
+    """All videos -> [Nv, E] float32 on the CPU, of every process; ``on_batch`` hears how many this one did."""
     device = model.clip.logit_scale.device
     requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
     parts = [torch.empty(0, model.clip.arch.embed_dim)]
     for pixels, mask in loader.batches(requests):
-        parts.append(model.encode_video(normalise(pixels, mask, device), mask.to(device)).float().cpu())
-        tick(len(pixels))
+        parts.append(model.encode_video(normalize(pixels, mask, device), mask.to(device)).float().cpu())
+        on_batch(len(pixels))
     return gather_shares(torch.cat(parts))
 
 
@@ -99,7 +99,7 @@ def evaluate(
     words: int,
     *,
     batch: int = 32,
-    tick: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Score every caption of the split against every video; where tokens merge, note how near the choices were.
 
@@ -113,14 +113,14 @@ def evaluate(
     text_TE = encode_texts(model, split.captions, tokenizer, words)
     margins = Margins()
     with watched(model.reducer, margins):
-        video_VE = encode_videos(model, split.video_ids, loader, batch, tick)
+        video_VE = encode_videos(model, split.video_ids, loader, batch, on_batch)
     model.train(was_training)
     result = score(text_TE, video_VE, split)
     found = margins.summary()
     return result if found is None else replace(result, metrics=result.metrics | {"merge_margin": found})
 
 
-def score(text_TE: Tensor, video_VE: Tensor, judged: Judged) -> Evaluation:
+def score(text_TE: Tensor, video_VE: Tensor, judged: Relevance) -> Evaluation:
     """Metrics of features: all queries, each named subset, and pairs that differ in order alone.
 
     Scores are held a block at a time, see ``standings_blockwise``, so that a gallery may be of any size.
@@ -148,7 +148,7 @@ def score(text_TE: Tensor, video_VE: Tensor, judged: Judged) -> Evaluation:
     return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
 
 
-def _shared(t2v: Standing) -> dict[str, Any]:
+def _shared(t2v: RankCounts) -> dict[str, Any]:
     """R@k with ties broken at random in expectation, and the interval of R@1."""
     hits = {k: 100 * t2v.hits(k) for k in (1, 5, 10)}
     interval = bootstrap_interval(hits[1], mean)

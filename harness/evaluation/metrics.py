@@ -74,7 +74,7 @@ def retrieval_metrics(sim: Scores, relevance: Relevance | None = None, ties: Tie
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RankCounts:
     """Where each query's own candidate stands: how many others are scored higher, and how many the same, [Q] each."""
 
     higher_Q: npt.NDArray[np.int64]
@@ -110,7 +110,7 @@ def ranks_blockwise(
 
 def standings_blockwise(
     text: Scores, video: Scores, relevance: Relevance | None = None, block: int | None = None
-) -> tuple[Standing, Standing]:
+) -> tuple[RankCounts, RankCounts]:
     """Where each text's video and each video's captions stand by cosine, never holding the full matrix of scores.
 
     Equal to what the full matrix gives bit for bit, whatever ``block`` is. Beside the embeddings in float64 (8 E bytes
@@ -145,7 +145,7 @@ def standings_blockwise(
 
 def _both_standings(
     text_NE: npt.NDArray[np.float64], video_NE: npt.NDArray[np.float64], video_T: npt.NDArray[np.int64], block: int
-) -> tuple[Standing, Standing]:
+) -> tuple[RankCounts, RankCounts]:
     """Both directions from one pass over the scores, where every video has one caption."""
     count = len(video_T)
     own_T = np.einsum("te,te->t", text_NE, video_NE[video_T])  # exact, like every score
@@ -158,11 +158,11 @@ def _both_standings(
         t2v.append(_standing(scores, video_T[rows]))
         higher_V += np.count_nonzero(scores > own_V, axis=0)
         tied_V += np.count_nonzero(scores == own_V, axis=0)
-    return _joined(t2v), Standing(higher_Q=higher_V, tied_Q=tied_V - 1)
+    return _joined(t2v), RankCounts(higher_Q=higher_V, tied_Q=tied_V - 1)
 
 
-def _joined(parts: Sequence[Standing]) -> Standing:
-    return Standing(
+def _joined(parts: Sequence[RankCounts]) -> RankCounts:
+    return RankCounts(
         higher_Q=np.concatenate([part.higher_Q for part in parts]),
         tied_Q=np.concatenate([part.tied_Q for part in parts]),
     )
@@ -217,7 +217,7 @@ def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shared_hits(sim: Scores, relevance: Relevance | None, k: int) -> npt.NDArray[np.float64]:
-    """``Standing.hits`` of each text in a score matrix [Nt, Nv]; arguments and errors as ``retrieval_metrics``."""
+    """``RankCounts.hits`` of each text in a score matrix [Nt, Nv]; arguments and errors as ``retrieval_metrics``."""
     sim_TV = _matrix(sim, "sim")
     return _standing(sim_TV, _Captions.of(relevance, *sim_TV.shape).video_T).hits(k)
 
@@ -278,7 +278,7 @@ def pair_accuracy_blockwise(
 
 @dataclass(frozen=True, kw_only=True)
 class _Captions:
-    """Which text belongs to which video, and the texts sorted so that one video's captions are neighbours."""
+    """Which text belongs to which video, and the texts sorted so that one video's captions are neighbors."""
 
     video_T: npt.NDArray[np.int64]
     order_T: npt.NDArray[np.int64]
@@ -308,9 +308,9 @@ class _Captions:
         return cls(video_T=video_T.astype(np.int64), order_T=order_T, starts_G=starts_G, videos_G=videos_G)
 
 
-def _standing(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64]) -> Standing:
+def _standing(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64]) -> RankCounts:
     own = scores_QC[np.arange(len(own_Q)), own_Q][:, None]
-    return Standing(
+    return RankCounts(
         higher_Q=np.count_nonzero(scores_QC > own, axis=1), tied_Q=np.count_nonzero(scores_QC == own, axis=1) - 1
     )
 

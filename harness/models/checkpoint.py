@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone import released
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
@@ -20,7 +21,6 @@ from tvrbench.harness.models.backbone.weights import Weights, read_state_dict
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
-from tvrbench.harness.records.provenance import file_sha256
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST
 
 FORMAT = "tvrbench-model-1"
@@ -73,14 +73,14 @@ def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) ->
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise BadInput(f"checkpoint {path.name} cannot be written ({error}): choose another output folder") from None
+        raise UsageError(f"checkpoint {path.name} cannot be written ({error}): choose another output folder") from None
 
 
 def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
     """Read our own format, or a released state dict (``clip.`` / ``module.`` prefixes, ``TVPt_*`` names).
 
     Raises:
-        BadInput: no such file, corrupt, holds code, or saved by another method.
+        UsageError: no such file, corrupt, holds code, or saved by another method.
     """
     meta = _metadata(path)
     if meta.get("format") == FORMAT:
@@ -96,7 +96,7 @@ def method_in(path: Path) -> str | None:
     """The method that a checkpoint of our own names; None for one that other code saved.
 
     Raises:
-        BadInput: no such file, or corrupt.
+        UsageError: no such file, or corrupt.
     """
     meta = _metadata(path)
     return meta.get("method", "") if meta.get("format") == FORMAT else None
@@ -104,31 +104,31 @@ def method_in(path: Path) -> str | None:
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise BadInput(f"checkpoint {path}: there is no such file")
+        raise UsageError(f"checkpoint {path}: there is no such file")
     if path.suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as handle:
             return dict(handle.metadata() or {})
     except SafetensorError as error:
-        raise BadInput(f"{path.name}: not a readable safetensors file ({error})") from None
+        raise UsageError(f"{path.name}: not a readable safetensors file ({error})") from None
 
 
 def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
     if meta.get("method") != method:
-        raise BadInput(f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}")
+        raise UsageError(f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}")
     try:
         options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
     except (KeyError, ValueError, RecursionError):
         options, shape, frames = None, None, 0
     selection = meta.get("selection", LAST)
     if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
-        raise BadInput(f"{path.name}: its description (options, architecture, frames) is damaged")
+        raise UsageError(f"{path.name}: its description (options, architecture, frames) is damaged")
     state = _float(read_state_dict(path))
     clip = _clip_state(state)
     arch = validated(Architecture, shape, f"{path.name} architecture")
     if from_state_dict(clip, arch.activation) != arch:  # before anything of a size that only the description tells
-        raise BadInput(f"{path.name}: its description tells another architecture than its tensors have")
+        raise UsageError(f"{path.name}: its description tells another architecture than its tensors have")
     base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
     return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
 from tvrbench.harness.models.checkpoint import Checkpoint, read_checkpoint
@@ -40,14 +40,14 @@ def load_model(
             ``backbone`` and ``weights``.
         frames: T, frames a video.
         device: where the model goes; ``meta`` gives shapes without values, for counting.
-        seed: of newly initialised parameters (LoRA's A).
+        seed: of newly initialized parameters (LoRA's A).
         options: the method's options; the backbone's published preset fills the rest.
 
     Raises:
-        BadInput: an unknown name, an option that does not fit, or weights with missing or unexpected keys.
+        UsageError: an unknown name, an option that does not fit, or weights with missing or unexpected keys.
     """
     if frames < 1:
-        raise BadInput(f"frames must be at least 1, not {frames}")
+        raise UsageError(f"frames must be at least 1, not {frames}")
     cls = method_class(method)
     if str(device) == "meta":
         with torch.device("meta"):
@@ -78,7 +78,7 @@ def _load(
 
 
 def method_class(name: str) -> type[Method[Any]]:
-    """The class of a registered method or baseline; BadInput lists the known names."""
+    """The class of a registered method or baseline; UsageError lists the known names."""
     cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines")
     return cls
 
@@ -99,7 +99,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
 
 def _check_prompts(name: str, clip: CLIP, reducer: TokenReducer) -> None:
     if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
-        raise BadInput(
+        raise UsageError(
             f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not say that it "
             f"leaves them in place (TokenReducer.carries_prompts); tuning 'prompts' goes with every method"
         )
@@ -110,18 +110,18 @@ def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone
         return saved.base
     if weights is None:
         what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
-        raise BadInput(f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)")
+        raise UsageError(f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)")
     return load_weights(weights, backbone)
 
 
 def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, complete: bool) -> None:
-    """Copy ``state`` into ``module``; BadInput lists missing and unexpected keys and wrong shapes."""
+    """Copy ``state`` into ``module``; UsageError lists missing and unexpected keys and wrong shapes."""
     own = module.state_dict()
     wanted = set(own) if complete else {n for n, p in module.named_parameters() if p.requires_grad}
     missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
-        raise BadInput(f"{what}: missing keys {missing or 'none'}, unexpected keys {unexpected or 'none'}")
+        raise UsageError(f"{what}: missing keys {missing or 'none'}, unexpected keys {unexpected or 'none'}")
     for key, tensor in state.items():
         if own[key].shape != tensor.shape:
-            raise BadInput(f"{what}: {key} has shape {list(tensor.shape)}, the model wants {list(own[key].shape)}")
+            raise UsageError(f"{what}: {key} has shape {list(tensor.shape)}, the model wants {list(own[key].shape)}")
     module.load_state_dict(state, strict=False)

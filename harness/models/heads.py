@@ -23,7 +23,7 @@ class Head(nn.Module):
         return 0
 
     def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
-        """Pool; the result is not normalised."""
+        """Pool; the result is not normalized."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.heads import Head, MeanPooling
@@ -75,12 +75,12 @@ class Method(Generic[OptionsT]):
         """The method with its preset for this backbone, overridden by the ``given`` options.
 
         Raises:
-            BadInput: an unknown option, a value of the wrong type, or an option that this shape needs and has not.
+            UsageError: an unknown option, a value of the wrong type, or an option that this shape needs and has not.
         """
         values = cls.defaults | cls.presets.get(vision_name(arch), {}) | given
         missing = [key for key in cls.needs if key not in values]
         if missing:
-            raise BadInput(
+            raise UsageError(
                 f"{name}: no published preset for this backbone shape, so give {', '.join(missing)} "
                 f"(presets exist for {', '.join(cls.presets)})"
             )

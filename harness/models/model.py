@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
@@ -49,11 +49,11 @@ class RetrievalModel(nn.Module):
         side = self.clip.arch.image_size
         want = f"[batch, {self.frames}, 3, {side}, {side}]"
         if frames.ndim != 5 or tuple(frames.shape[1:]) != (self.frames, 3, side, side):
-            raise BadInput(f"video: frames have shape {list(frames.shape)}, expected {want}")
+            raise UsageError(f"video: frames have shape {list(frames.shape)}, expected {want}")
         if not frames.is_floating_point():
-            raise BadInput(f"video: frames are {frames.dtype}, expected CLIP-normalised floating point {want}")
+            raise UsageError(f"video: frames are {frames.dtype}, expected CLIP-normalized floating point {want}")
         if tuple(mask.shape) != tuple(frames.shape[:2]):
-            raise BadInput(f"video: the mask has shape {list(mask.shape)}, expected {list(frames.shape[:2])}")
+            raise UsageError(f"video: the mask has shape {list(mask.shape)}, expected {list(frames.shape[:2])}")
 
     def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
         """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""
@@ -72,12 +72,12 @@ class RetrievalModel(nn.Module):
         """Encode videos.
 
         Args:
-            frames: [B, T, 3, H, W] float, CLIP-normalised.
+            frames: [B, T, 3, H, W] float, CLIP-normalized.
             mask: [B, T] bool, False = padding.
             trace: also tell which source patches each token that leaves the tower holds.
 
         Returns:
-            [B, E], pooled, not yet normalised; with ``trace`` that and the trace.
+            [B, E], pooled, not yet normalized; with ``trace`` that and the trace.
         """
         self._check_video(frames, mask)
         stream = self.video_tokens(frames, trace)
@@ -86,7 +86,7 @@ class RetrievalModel(nn.Module):
         return (out, token_trace(stream, self.frames)) if trace else out
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids [B, L] int, mask [B, L] bool -> [B, E], not normalised."""
+        """ids [B, L] int, mask [B, L] bool -> [B, E], not normalized."""
         return self.clip.encode_text(ids, mask)
 
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:

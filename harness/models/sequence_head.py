@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block, Transformer
 from tvrbench.harness.models.backbone.clip import CLIP
@@ -28,18 +28,18 @@ class SequenceTransformer(Head):
         eps: of the LayerNorms; 1e-12 in CLIP4Clip, 1e-5 in CenterCLIP.
 
     Raises:
-        BadInput: the architecture or the frame count does not fit.
+        UsageError: the architecture or the frame count does not fit.
     """
 
     def __init__(self, arch: Architecture, frames: int, eps: float = 1e-12) -> None:
         super().__init__()
         if arch.embed_dim != arch.text_width:
-            raise BadInput(
+            raise UsageError(
                 f"head 'seqTransf' runs text blocks of width {arch.text_width} on features of width {arch.embed_dim}: "
                 f"use a backbone where both agree, or head 'meanP'"
             )
         if frames > arch.context_length:
-            raise BadInput(f"head 'seqTransf' has positions for {arch.context_length} frames, not {frames}")
+            raise UsageError(f"head 'seqTransf' has positions for {arch.context_length} frames, not {frames}")
         self.frame_positions = nn.Parameter(torch.empty(arch.context_length, arch.text_width))
         self.transformer = Transformer(arch.text_width, BLOCKS, arch.activation)
         for module in self.transformer.modules():
@@ -57,7 +57,7 @@ class SequenceTransformer(Head):
                     parameter.copy_(source[name])
 
     def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
-        """Frame features [B, F, E], not normalised, and mask [B, F] -> [B, E]."""
+        """Frame features [B, F, E], not normalized, and mask [B, F] -> [B, E]."""
         x = frames_BFE + self.frame_positions[: frames_BFE.shape[1]]
         bias_B11F = (MASKED * (~mask_BF.bool()).to(x.dtype))[:, None, None]
         for block in self.transformer.blocks:

@@ -71,7 +71,7 @@ class TokenStream:
         return replace(self, x=x, size=size, origin=origin)
 
     def joined(self, k: int) -> TokenStream:
-        """Join k neighbouring sequences: all their class tokens, their prompts averaged, then all their patches."""
+        """Join k neighboring sequences: all their class tokens, their prompts averaged, then all their patches."""
         C, Q, P = self.classes, self.prompts, self.patches
 
         def join(t: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.tokens import TokenStream
 
 
@@ -31,9 +31,9 @@ class TokenTrace:
 
 
 def token_trace(stream: TokenStream, frames: int) -> TokenTrace:
-    """The trace of a stream that left the tower; BadInput where none was asked for."""
+    """The trace of a stream that left the tower; UsageError where none was asked for."""
     if stream.origin is None:
-        raise BadInput("this stream was not traced: ask for it with trace=True")
+        raise UsageError("this stream was not traced: ask for it with trace=True")
     videos = stream.origin.shape[0]
     return TokenTrace(
         token_BTP=stream.origin.view(videos, frames, -1), sequences=stream.per_video, tokens=stream.x.shape[1]

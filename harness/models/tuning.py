@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.blocks import Adapter, Block, LowRank, Prompts
 from tvrbench.harness.models.backbone.clip import CLIP
 
@@ -54,7 +54,7 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 def _lora(clip: CLIP, rank: int) -> None:
     """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
     if rank < 1:
-        raise BadInput(f"option 'rank' must be at least 1, not {rank}")
+        raise UsageError(f"option 'rank' must be at least 1, not {rank}")
     clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.attn.lora = LowRank(width, rank)
@@ -103,7 +103,7 @@ TUNINGS: dict[str, Callable[[CLIP, int], None]] = {
 
 
 def apply_tuning(clip: CLIP, name: str, rank: int) -> None:
-    """Set ``requires_grad`` and add the modules that the tuning needs; BadInput lists the known names."""
+    """Set ``requires_grad`` and add the modules that the tuning needs; UsageError lists the known names."""
     if name not in TUNINGS:
-        raise BadInput(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}")
+        raise UsageError(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}")
     TUNINGS[name](clip, rank)

@@ -13,7 +13,7 @@ from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.measure import counted, timed
-from tvrbench.harness.profiling.to_record import Began, store_costs
+from tvrbench.harness.profiling.to_record import StartTime, store_costs
 from tvrbench.harness.records.store import RecordStore
 
 NAME = "paper-scale"
@@ -37,7 +37,7 @@ def measure_and_store(job: Job, extent: Extent, store: RecordStore, command: str
     ``job.backbone`` is a preset.
     """
     assert job.backbone is not None
-    began = Began()
+    began = StartTime()
     costs = counted(profile_by_name(job.method, job.backbone, job.frames, **job.options))
     model = load_model(
         job.method, backbone=job.backbone, weights="random:0", frames=job.frames, device="meta", **job.options

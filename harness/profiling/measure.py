@@ -11,7 +11,7 @@ from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.launcher.job import PLAIN, Job
+from tvrbench.harness.profiling.launcher.job import DENSE, Job
 from tvrbench.harness.records.record import Measurement
 
 ROUNDS = 3  # of the comparison that goes with each run
@@ -49,7 +49,7 @@ def timed(job: Job, *, trains: bool) -> list[Measurement]:
     """
     wanted = [job]
     if method_class(job.method).encodes and job.checkpoint is None:
-        wanted.append(replace(job, what="comparison", latency=False, against=PLAIN, rounds=ROUNDS, warmup=1))
+        wanted.append(replace(job, what="comparison", latency=False, against=DENSE, rounds=ROUNDS, warmup=1))
     if trains:
         wanted.append(replace(job, what="training", latency=False))
     return [measurement for one in wanted for measurement in attempt(one)]

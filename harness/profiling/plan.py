@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_assignments
-from tvrbench.harness.profiling.launcher.job import PLAIN, Job, Precision
+from tvrbench.harness.profiling.launcher.job import DENSE, Job, Precision
 
 RANDOM = "random:0"
 
@@ -111,7 +111,7 @@ def parse_entry(text: str) -> Entry:
     """``METHOD`` or ``METHOD:key=value;key=value``.
 
     Raises:
-        BadInput: an assignment that is none.
+        UsageError: an assignment that is none.
     """
     method, _, options = text.partition(":")
     return Entry(method=method, options=parse_assignments(part for part in options.split(";") if part.strip()))
@@ -120,7 +120,7 @@ def parse_entry(text: str) -> Entry:
 def plan_for(
     device: str,
     *,
-    against: str = PLAIN,
+    against: str = DENSE,
     batches: tuple[int, ...] = (),
     training_batches: tuple[int, ...] = (),
     trains: bool = False,
@@ -137,16 +137,16 @@ def plan_for(
         settings: other fields of the plan.
 
     Raises:
-        BadInput: a number that makes no sense.
+        UsageError: a number that makes no sense.
     """
     kind = "cuda" if device.startswith("cuda") else "cpu"
     wanted = training_batches or (_TRAINING[kind] if trains else ())
     for name, numbers in (("batches", batches), ("training-batches", wanted)):
         if 0 in numbers:
-            raise BadInput(f"--{name}: a batch holds at least 1, not 0")
+            raise UsageError(f"--{name}: a batch holds at least 1, not 0")
     for name in ("rounds", "threads"):
         if settings.get(name) is not None and settings[name] < 1:
-            raise BadInput(f"--{name} must be at least 1, not {settings[name]}")
+            raise UsageError(f"--{name} must be at least 1, not {settings[name]}")
     return Plan(
         device=device,
         against=parse_entry(against),

@@ -23,7 +23,7 @@ def load(plan: Plan, entry: Entry, backbone: str | None) -> RetrievalModel:
     """The method as it will be measured, without values where its weights are random.
 
     Raises:
-        BadInput: an option that does not fit, or weights that cannot be read.
+        UsageError: an option that does not fit, or weights that cannot be read.
     """
     device = "meta" if plan.weights == RANDOM else "cpu"
     return load_model(

@@ -15,8 +15,8 @@ from tvrbench.harness.records.store import RecordStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Began:
-    """When a measurement began: ``Began()`` is now."""
+class StartTime:
+    """When a measurement began: ``StartTime()`` is now."""
 
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.monotonic)
@@ -31,7 +31,7 @@ def store_costs(
     *,
     device: str,
     command: str,
-    began: Began,
+    began: StartTime,
     weights_sha256: str | None = None,
 ) -> Path:
     """Store what was measured of a model on a preset backbone; returns the record's path.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -16,7 +15,6 @@ from typing import Any
 import pynvml
 import torch
 
-from tvrbench.harness.core.errors import BadInput
 from tvrbench.harness.records.record import Environment, MeasurementDoc
 
 _PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
@@ -85,19 +83,6 @@ def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]
         return None, None
     changes = _git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *_OUTPUTS)
     return sha, None if changes is None else bool(changes)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex.
-
-    Raises:
-        BadInput: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 SCHEMA_VERSION = 1
 _MESSAGE_LIMIT = 200
@@ -141,17 +141,17 @@ class Measurement:
         )
 
 
-def normalised(record: Mapping[str, Any], where: str) -> Record:
+def normalized(record: Mapping[str, Any], where: str) -> Record:
     """The record as plain JSON types (tuples become lists, NumPy scalars become numbers), checked against the schema.
 
     Raises:
-        BadInput: names ``where`` and the path in the document that is wrong.
+        UsageError: names ``where`` and the path in the document that is wrong.
     """
     document = plain(record, where)
     error = best_match(_validator().iter_errors(document))
     if error is not None:
         message = error.message if len(error.message) <= _MESSAGE_LIMIT else f"{error.message[:_MESSAGE_LIMIT]}..."
-        raise BadInput(f"{where}: not a valid run record: at {error.json_path}: {message}")
+        raise UsageError(f"{where}: not a valid run record: at {error.json_path}: {message}")
     return cast(Record, document)
 
 
@@ -159,33 +159,33 @@ def dumps(record: Mapping[str, Any], where: str = "record") -> str:
     """The checked record as JSON text, the same text for the same content.
 
     Raises:
-        BadInput: as ``normalised``.
+        UsageError: as ``normalized``.
     """
-    return json.dumps(normalised(record, where), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
+    return json.dumps(normalized(record, where), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
 
 
 def read_record(path: Path) -> Record:
     """Read one record and check it.
 
     Raises:
-        BadInput: the file cannot be read, is not JSON, or breaks the schema; names the file and what breaks it.
+        UsageError: the file cannot be read, is not JSON, or breaks the schema; names the file and what breaks it.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return normalised(json.loads(text, parse_constant=_refuse_constant), str(path))
-    except BadInput:
+        return normalized(json.loads(text, parse_constant=_refuse_constant), str(path))
+    except UsageError:
         raise
     except OSError as error:
-        raise BadInput(f"{path}: the record cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: the record cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not a JSON document: {error}") from None
+        raise UsageError(f"{path}: not a JSON document: {error}") from None
 
 
 def plain(value: Any, where: str, at: str = "$") -> Any:
     """``value`` in JSON types only: dict with string keys, list, str, int, float, bool, None.
 
     Raises:
-        BadInput: a number that is not finite or a type JSON has no word for; names ``where`` and the path.
+        UsageError: a number that is not finite or a type JSON has no word for; names ``where`` and the path.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -193,16 +193,16 @@ def plain(value: Any, where: str, at: str = "$") -> Any:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise BadInput(f"{where}: at {at}: {value} is not a finite number, and JSON can hold no other")
+            raise UsageError(f"{where}: at {at}: {value} is not a finite number, and JSON can hold no other")
         return value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise BadInput(f"{where}: at {at}: the key {key!r} is not a string")
+                raise UsageError(f"{where}: at {at}: the key {key!r} is not a string")
         return {key: plain(item, where, f"{at}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, where, f"{at}[{i}]") for i, item in enumerate(value)]
-    raise BadInput(f"{where}: at {at}: a {type(value).__name__} has no place in a JSON document")
+    raise UsageError(f"{where}: at {at}: a {type(value).__name__} has no place in a JSON document")
 
 
 def _refuse_constant(token: str) -> NoReturn:

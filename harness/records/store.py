@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import uuid
 import zipfile
@@ -17,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.records.record import Record, dumps, normalised, read_record
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.records.record import Record, dumps, normalized, read_record
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
 _DIRECTIONS = ("t2v", "v2t")
@@ -39,7 +39,7 @@ class RecordStore:
         """Where the records of a protocol lie: ``/`` in its name becomes ``__``.
 
         Raises:
-            BadInput: a name that cannot be a folder's.
+            UsageError: a name that cannot be a folder's.
         """
         return self._records / "__".join(_safe(part, "protocol") for part in protocol.split("/"))
 
@@ -47,7 +47,7 @@ class RecordStore:
         """Create the folder and write to it once, so that a long run does not find out at its end.
 
         Raises:
-            BadInput: it cannot be written to.
+            UsageError: it cannot be written to.
         """
         probe = self.folder(protocol) / f".{uuid.uuid4().hex}.probe"
         atomic_write(probe, b"")
@@ -65,11 +65,11 @@ class RecordStore:
             ranks: ``t2v`` and ``v2t``, [queries] each; None for a failed run that has none.
 
         Raises:
-            BadInput: a record that breaks the schema, or a folder that cannot be written to.
+            UsageError: a record that breaks the schema, or a folder that cannot be written to.
             ValueError: ranks that are not finite numbers of 1 or more.
         """
         arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
-        checked = normalised(dict(record) | {"per_query_ranks_path": None}, "record")
+        checked = normalized(dict(record) | {"per_query_ranks_path": None}, "record")
         folder, stem = self.folder(checked["protocol"]["name"]), run_name(checked)
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
@@ -86,14 +86,14 @@ class RecordStore:
         path = self.folder(record["protocol"]["name"]) / f"{run_name(record)}-failed.json"
         try:
             return path if read_record(path)["started"] == record["started"] else None
-        except BadInput:
+        except UsageError:
             return None
 
     def load_all(self, protocol: str | None = None) -> list[Record]:
         """Every record (of a protocol), checked, in the order of file names; none where nothing was run.
 
         Raises:
-            BadInput: a file that is no valid record.
+            UsageError: a file that is no valid record.
         """
         folder = self._records if protocol is None else self.folder(protocol)
         return [read_record(path) for path in sorted(folder.glob("*/*.json" if protocol is None else "*.json"))]
@@ -121,38 +121,17 @@ class RecordStore:
         """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries].
 
         Raises:
-            BadInput: the record has none, or their file is missing or broken.
+            UsageError: the record has none, or their file is missing or broken.
         """
         name = record["per_query_ranks_path"]
         if name is None:
-            raise BadInput(f"the record of {record['method']['name']}, seed {record['seed']}, has no per-query ranks")
+            raise UsageError(f"the record of {record['method']['name']}, seed {record['seed']}, has no per-query ranks")
         path = self.folder(record["protocol"]["name"]) / name
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {direction: _checked(archive[direction], direction) for direction in _DIRECTIONS}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise BadInput(f"{path}: the per-query ranks cannot be read: {error}") from None
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new and never a part; folders are made.
-
-    Raises:
-        BadInput: the folder cannot be written to; what was there stays.
-    """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose a folder that can be written to") from None
+            raise UsageError(f"{path}: the per-query ranks cannot be read: {error}") from None
 
 
 def run_name(record: Mapping[str, Any]) -> str:
@@ -178,7 +157,7 @@ def run_name(record: Mapping[str, Any]) -> str:
 
 def _safe(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
-        raise BadInput(
+        raise UsageError(
             f"{what} name {name!r} cannot be a file name: use letters, digits and . _ + -, a letter or digit first, "
             "no double underscore"
         )

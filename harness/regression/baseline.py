@@ -20,8 +20,8 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.records.store import atomic_write
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write
 
 Value = float | list[list[int]] | None
 Tier = Literal["exact", "tight", "loose", "real"]
@@ -136,14 +136,14 @@ class Row:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read and check a baseline file; BadInput names the file and what is wrong with it."""
+    """Read and check a baseline file; UsageError names the file and what is wrong with it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"baseline {path} cannot be read: {error}") from None
+        raise UsageError(f"baseline {path} cannot be read: {error}") from None
     problem = best_match(Draft202012Validator(SCHEMA).iter_errors(document))
     if problem is not None:
-        raise BadInput(f"baseline {path} is not valid at {problem.json_path}: {problem.message[:200]}")
+        raise UsageError(f"baseline {path} is not valid at {problem.json_path}: {problem.message[:200]}")
     return Baseline(**{key: value for key, value in document.items() if key != "schema_version"})
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tvrbench.harness.config.recipe import Recipe, load_recipe
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.weights import initialise
+from tvrbench.harness.models.backbone.weights import initialize
 from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.training.trainer import Trainer
 
@@ -93,7 +93,7 @@ def _same_randomness() -> Iterator[None]:
 
 def _save_weights(path: Path) -> None:
     model = CLIP(_ARCH)
-    initialise(model)
+    initialize(model)
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
 
 

@@ -37,7 +37,7 @@ def seen(result: Evaluation) -> Check:
     return {"R1": result.metrics["t2v"]["R1"], "RSum": result.metrics["RSum"]}
 
 
-def choose(checks: Sequence[Check], end: int, last: Evaluation, back_to_best: Callable[[], Evaluation]) -> Evaluation:
+def choose(checks: Sequence[Check], end: int, last: Evaluation, load_best: Callable[[], Evaluation]) -> Evaluation:
     """The evaluation of the checkpoint of the highest R@1; its metrics say what it was chosen from.
 
     Of equal ones the last is taken, so that the choice adds nothing where it need not.
@@ -46,10 +46,10 @@ def choose(checks: Sequence[Check], end: int, last: Evaluation, back_to_best: Ca
         checks: the looks before the last step, in the order of training.
         end: the last step.
         last: the last checkpoint's evaluation.
-        back_to_best: goes back to the best of ``checks`` and scores it again.
+        load_best: goes back to the best of ``checks`` and scores it again.
     """
     scores = [*checks, {"step": end} | seen(last)]
     best = max(scores, key=lambda check: (check["R1"], check["step"]))
-    found = last if best is scores[-1] else back_to_best()
+    found = last if best is scores[-1] else load_best()
     told = {"scores": scores, "chosen": best, "last": {key: last.metrics[key] for key in ("t2v", "v2t", "RSum")}}
     return replace(found, metrics=found.metrics | {"selection": BEST_ON_TEST, "checkpoints": told})

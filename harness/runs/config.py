@@ -7,13 +7,13 @@ from typing import Any
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.store import LAST
 from tvrbench.harness.runs.checkpoint_selection import steps_to_check
-from tvrbench.harness.runs.context import Prepared
-from tvrbench.harness.runs.eval_checkpoint import Scored
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 
 TRAIN_WORK = 3  # forward and backward cost about three times a forward
 COST_WORK = 1500  # about what the cost measurements of one run take, in videos of the stand-in
@@ -30,7 +30,7 @@ class RunConfig:
     seed: int
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
-    checkpoint: Scored | None = None
+    checkpoint: EvalCheckpoint | None = None
     selection: str = LAST
     measure_speed: bool = True
 
@@ -47,7 +47,7 @@ def recipe_of(protocol: Protocol, config: RunConfig) -> Recipe:
 
 
 def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
-    """Optimiser steps of one training of this run on ``pairs`` training pairs; 0 where nothing is trained."""
+    """Optimizer steps of one training of this run on ``pairs`` training pairs; 0 where nothing is trained."""
     if config.checkpoint is not None or not method_class(config.method).trains:
         return 0
     return recipe_of(protocol, config).total_steps(pairs)
@@ -68,7 +68,7 @@ def build_model(protocol: Protocol, weights: str | None, config: RunConfig) -> R
     """The method on these weights (None where its checkpoint holds them), untrained or from the run's checkpoint.
 
     Raises:
-        BadInput: an option that does not fit, or a checkpoint that is not this method's.
+        UsageError: an option that does not fit, or a checkpoint that is not this method's.
     """
     scored = config.checkpoint
     try:
@@ -82,19 +82,19 @@ def build_model(protocol: Protocol, weights: str | None, config: RunConfig) -> R
             seed=config.seed,
             **options_of(protocol, config),
         )
-    except BadInput as error:
+    except UsageError as error:
         if scored is None:
             raise
         reason = str(error).removeprefix(f"{scored.path.name}: ")
-        raise BadInput(f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}") from None
+        raise UsageError(f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}") from None
 
 
-def new_model(prepared: Prepared, config: RunConfig) -> RetrievalModel:
+def new_model(prepared: RunContext, config: RunConfig) -> RetrievalModel:
     """The method under the prepared protocol, untrained or from the run's checkpoint."""
     return build_model(prepared.protocol, prepared.weights_spec, config)
 
 
-def planned_work(prepared: Prepared, config: RunConfig) -> int:
+def planned_work(prepared: RunContext, config: RunConfig) -> int:
     """The work of a run, in videos encoded once."""
     protocol = prepared.protocol
     steps = training_steps(protocol, config, len(prepared.train.captions))

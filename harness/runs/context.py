@@ -10,22 +10,21 @@ import numpy as np
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.agreement import from_all
-from tvrbench.harness.core.distributed import world
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.distributed import all_gather_object, dist_info
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.data.cache import open_cache, whole_videos
 from tvrbench.harness.data.frame_loader import FrameLoader, frames_fingerprint
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset, Split, VideoFault, VideoFiles
 from tvrbench.harness.models.backbone.tokenizer import CLIP_VOCABULARY, Tokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
-from tvrbench.harness.runs.eval_checkpoint import Scored
+from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 
 SHOWN = 20  # absent videos that are named one by one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class RunContext:
     """A protocol's data and weights, ready to run.
 
     Attributes:
@@ -71,11 +70,11 @@ def open_dataset(name: str, root: Path | None) -> RetrievalDataset:
     """The registered data set in ``root``; one that generates itself needs none.
 
     Raises:
-        BadInput: an unknown name, no folder given, or not the data set's folder.
+        UsageError: an unknown name, no folder given, or not the data set's folder.
     """
     cls = registry.lookup(name, "datasets")
     if root is None and not cls.generated:
-        raise BadInput(f"data set {name} needs its folder (--data DIR, or --root DIR for data verify): {cls.wanted}")
+        raise UsageError(f"data set {name} needs its folder (--data DIR, or --root DIR for data verify): {cls.wanted}")
     dataset: RetrievalDataset = cls(root)
     return dataset
 
@@ -86,13 +85,13 @@ def weights_of(protocol: Protocol) -> str:
         return protocol.weights
     path: Path | None = getattr(registry.lookup(protocol.dataset, "datasets"), "weights_path", None)
     if path is None:
-        raise BadInput(f"protocol {protocol.name}: data set {protocol.dataset} ships no weights; give --weights")
+        raise UsageError(f"protocol {protocol.name}: data set {protocol.dataset} ships no weights; give --weights")
     return str(path)
 
 
 def prepare(
-    protocol: Protocol, root: Path | None, given_weights: str | None, *, scored: Scored | None = None
-) -> Prepared:
+    protocol: Protocol, root: Path | None, given_weights: str | None, *, scored: EvalCheckpoint | None = None
+) -> RunContext:
     """Open the data and load the weights; no video has been looked at yet, see ``with_checked_videos``.
 
     Args:
@@ -102,7 +101,7 @@ def prepare(
         scored: a checkpoint to be scored; no training data is opened then, nor weights where it holds its own.
 
     Raises:
-        BadInput: a file is missing or broken.
+        UsageError: a file is missing or broken.
     """
     dataset = open_dataset(protocol.dataset, root)
     nothing = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
@@ -116,7 +115,7 @@ def prepare(
         weights = load_weights(spec, protocol.backbone)
     if given_weights:
         protocol = protocol.with_weights(weights.sha256)
-    return Prepared(
+    return RunContext(
         protocol=protocol,
         dataset=dataset,
         train=train,
@@ -136,7 +135,7 @@ def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
     return tokenizer_for(weights)
 
 
-def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[str], None]) -> Prepared:
+def with_checked_videos(prepared: RunContext, *, skip_bad: bool, say: Callable[[str], None]) -> RunContext:
     """Decode-check every video that will be used, but for those that a frame cache was filled from unchanged.
 
     Args:
@@ -145,27 +144,27 @@ def with_checked_videos(prepared: Prepared, *, skip_bad: bool, say: Callable[[st
         say: hears what was left out.
 
     Raises:
-        BadInput: a video is missing or broken; every bad one is named and nothing has been run yet.
+        UsageError: a video is missing or broken; every bad one is named and nothing has been run yet.
     """
     train, test = prepared.train, prepared.test
-    faults = [fault for part in from_all(_faults(prepared, say)) for fault in part]
+    faults = [fault for part in all_gather_object(_faults(prepared, say)) for fault in part]
     if faults and not skip_bad:
-        raise BadInput(bad_videos_message(faults))
+        raise UsageError(bad_videos_message(faults))
     skipped = tuple(fault.video_id for fault in faults)
     if skipped:
         say(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:20])}")
         prepared = replace(prepared, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
     if not prepared.test.captions or (train.captions and not prepared.train.captions):
         name = prepared.protocol.name
-        raise BadInput(f"protocol {name}: no usable video is left in {train.name} or {test.name}")
+        raise UsageError(f"protocol {name}: no usable video is left in {train.name} or {test.name}")
     return prepared
 
 
-def _faults(prepared: Prepared, say: Callable[[str], None]) -> list[VideoFault]:
+def _faults(prepared: RunContext, say: Callable[[str], None]) -> list[VideoFault]:
     """The faults of this process's share of the videos."""
     dataset = prepared.dataset
     used = list(dict.fromkeys((*prepared.train.video_ids, *prepared.test.video_ids)))
-    own = used[world().share(len(used))]
+    own = used[dist_info().share(len(used))]
     whole = whole_videos(dataset, own)
     unknown = [video_id for video_id in own if video_id not in whole]
     if whole:
@@ -190,7 +189,7 @@ def bad_videos_message(faults: Sequence[VideoFault]) -> str:
     return "\n".join([head, *lines, *more])
 
 
-def hold_out(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:
+def split_holdout(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:
     """(rest, held out): ``videos`` videos, whole scenes together, drawn by ``seed``; one caption each is kept.
 
     The held-out slice keeps the first caption of each video, as the test split has one.
@@ -206,7 +205,7 @@ def hold_out(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:
             break
         held += members[int(scene)]
     if len(held) >= len(split.video_ids):
-        raise BadInput(f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out")
+        raise UsageError(f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out")
     rest = split.without(held)
     kept = set(held)
     slice_ = split.without([v for v in split.video_ids if v not in kept])

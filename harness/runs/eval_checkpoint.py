@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from tvrbench.harness.config.protocol import Protocol
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.architecture import PRESETS, vision_name
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.checkpoint import method_in, read_checkpoint
 from tvrbench.harness.models.factory import method_class
-from tvrbench.harness.records.provenance import file_sha256
 from tvrbench.harness.records.record import CheckpointRef
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class EvalCheckpoint:
     """A checkpoint to be scored.
 
     Attributes:
@@ -49,20 +49,20 @@ class Scored:
         return CheckpointRef(file=self.path.name, sha256=self.sha256, format=self.format)
 
 
-def open_checkpoint(path: Path, methods: Sequence[str]) -> Scored:
+def open_checkpoint(path: Path, methods: Sequence[str]) -> EvalCheckpoint:
     """Read a checkpoint as the one method in ``methods``, or where that is empty as the one that the file names.
 
     Raises:
-        BadInput: not exactly one method, or a file that is missing, damaged, holds code or was saved by another method.
+        UsageError: not exactly one method, or a file that is missing, damaged, holds code or was saved by another method.
     """
     if len(methods) > 1:
-        raise BadInput(f"--checkpoint {path.name} is one method's: name that one with --methods, not {len(methods)}")
+        raise UsageError(f"--checkpoint {path.name} is one method's: name that one with --methods, not {len(methods)}")
     own = method_in(path)
     method = methods[0] if methods else own
     if method is None:
-        raise BadInput(f"--checkpoint {path.name} does not say which method it is of: give --methods NAME")
+        raise UsageError(f"--checkpoint {path.name} does not say which method it is of: give --methods NAME")
     found = read_checkpoint(path, method, method_class(method))
-    return Scored(
+    return EvalCheckpoint(
         path=path,
         method=method,
         format="released" if own is None else "tvrbench",
@@ -73,7 +73,7 @@ def open_checkpoint(path: Path, methods: Sequence[str]) -> Scored:
     )
 
 
-def protocol_for(scored: Scored, protocol: Protocol, backbone: str | None, weights: str | None) -> Protocol:
+def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | None, weights: str | None) -> Protocol:
     """The protocol that a checkpoint is scored under: on the backbone that it holds, if it holds one.
 
     Args:
@@ -82,19 +82,19 @@ def protocol_for(scored: Scored, protocol: Protocol, backbone: str | None, weigh
         backbone, weights: what was asked for in place of the protocol's own, or None.
 
     Raises:
-        BadInput: it contradicts what was asked for, or the protocol's frames.
+        UsageError: it contradicts what was asked for, or the protocol's frames.
     """
     name = scored.path.name
     if scored.frames is not None and scored.frames != protocol.frames:
-        raise BadInput(
+        raise UsageError(
             f"--checkpoint {name} encodes {scored.frames} frames a video, but protocol {protocol.name} gives every "
             f"method {protocol.frames}: score it under a protocol of {scored.frames} frames"
         )
     if scored.base is None:
         return protocol.on(backbone)
     if weights is not None:
-        raise BadInput(f"--checkpoint {name} holds all weights of its model: leave --weights {weights} out")
+        raise UsageError(f"--checkpoint {name} holds all weights of its model: leave --weights {weights} out")
     held = vision_name(scored.base.arch)
     if backbone is not None and backbone.replace("/", "-") != held:
-        raise BadInput(f"--checkpoint {name} holds a {held}: leave --backbone {backbone} out")
+        raise UsageError(f"--checkpoint {name} holds a {held}: leave --backbone {backbone} out")
     return protocol.on(held if backbone or protocol.backbone else None)

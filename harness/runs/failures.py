@@ -7,10 +7,10 @@ import re
 import torch
 from torch import distributed as dist
 
-from tvrbench.harness.core.distributed import world
-from tvrbench.harness.core.errors import BadInput, RunFailed, TrainingDiverged
+from tvrbench.harness.core.distributed import dist_info
+from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
 
-GO_ON = "then go on with the same command and --resume"
+RESUME_AFTER_FAILURE = "then go on with the same command and --resume"
 # How torch names it where it has no class for it: memory that the CPU's allocator did not get.
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator: can't allocate memory|not enough memory|std::bad_alloc")
 _LOST = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
@@ -29,17 +29,17 @@ def explained(error: Exception, doing: str) -> RunFailed | TrainingDiverged | No
     """
     if isinstance(error, RunFailed | TrainingDiverged):
         return error
-    if isinstance(error, BadInput):  # in the middle of a run: what was good at its beginning no longer is
-        return RunFailed(f"{doing}: {error}, {GO_ON}")
+    if isinstance(error, UsageError):  # in the middle of a run: what was good at its beginning no longer is
+        return RunFailed(f"{doing}: {error}, {RESUME_AFTER_FAILURE}")
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _matches(error, _NO_MEMORY):
         return RunFailed(
             f"{doing}: out of memory; give --memory-limit (for example --memory-limit 8GB) or --chunk to train in "
-            f"smaller parts with the same gradient, {GO_ON}"
+            f"smaller parts with the same gradient, {RESUME_AFTER_FAILURE}"
         )
-    if world().size > 1 and (isinstance(error, dist.DistError) or _matches(error, _LOST)):
+    if dist_info().size > 1 and (isinstance(error, dist.DistError) or _matches(error, _LOST)):
         return ProcessLost(
-            f"{doing}: process {world().rank} of {world().size} lost another one ({_cause(error)}); see what that "
-            f"one printed, mend it, {GO_ON} and the same number of processes"
+            f"{doing}: process {dist_info().rank} of {dist_info().size} lost another one ({_cause(error)}); see what that "
+            f"one printed, mend it, {RESUME_AFTER_FAILURE} and the same number of processes"
         )
     return None
 

@@ -11,21 +11,21 @@ from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.evaluate import Evaluation, evaluate
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.runs.config import RunConfig, new_model
-from tvrbench.harness.runs.context import Prepared, hold_out
-from tvrbench.harness.runs.session import Course
-from tvrbench.harness.training.loop import Fitting
+from tvrbench.harness.runs.context import RunContext, split_holdout
+from tvrbench.harness.runs.session import RunState
+from tvrbench.harness.training.loop import TrainingLoop
 
 
 def evaluate_on(
-    split: Split, model: RetrievalModel, prepared: Prepared, sampler: str, tick: Callable[[int], None]
+    split: Split, model: RetrievalModel, prepared: RunContext, sampler: str, on_batch: Callable[[int], None]
 ) -> Evaluation:
     """``evaluate`` with the clips, tokens and caption length of a protocol that is ready to run."""
     loader = prepared.loader(prepared.spec(sampler))
-    return evaluate(model, split, loader, prepared.tokenizer, prepared.protocol.words, tick=tick)
+    return evaluate(model, split, loader, prepared.tokenizer, prepared.protocol.words, on_batch=on_batch)
 
 
-def choose_rate(
-    prepared: Prepared, config: RunConfig, recipe: Recipe, tuning: str, course: Course
+def choose_lr(
+    prepared: RunContext, config: RunConfig, recipe: Recipe, tuning: str, course: RunState
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe at the factor of best held-out R-Sum, and what the record says of the choice.
 
@@ -37,18 +37,18 @@ def choose_rate(
     factors = prepared.protocol.lr_factors
     if len(factors) == 1:
         return recipe.for_tuning(tuning, factors[0]), {"factors": list(factors)}
-    rest, held_out = hold_out(prepared.train, prepared.protocol.held_out)
+    rest, held_out = split_holdout(prepared.train, prepared.protocol.held_out)
     for factor in factors:
         if str(factor) in course.scores:
             continue
         model, tried = new_model(prepared, config), recipe.for_tuning(tuning, factor)
         try:
-            Fitting(model, prepared, rest, tried, config.seed, course, f"rate {factor}").run()
+            TrainingLoop(model, prepared, rest, tried, config.seed, course, f"rate {factor}").run()
         except TrainingDiverged:
-            course.keep_score(str(factor), None)
+            course.save_lr_score(str(factor), None)
             continue
         found = evaluate_on(held_out, model, prepared, recipe.sampler, course.session.listener.advance)
-        course.keep_score(str(factor), found.metrics["RSum"])
+        course.save_lr_score(str(factor), found.metrics["RSum"])
     scores = {factor: score for factor, score in course.scores.items() if score is not None}
     if not scores:
         raise TrainingDiverged(f"{config.method}: training diverged at every one of the rates tried")

@@ -1,6 +1,6 @@
 """How many pairs to hold in memory at a time: the largest number whose measured peak stays under a limit.
 
-A trial is a training step on made-up pairs on the device itself, optimiser included. Trials begin with one pair and
+A trial is a training step on made-up pairs on the device itself, optimizer included. Trials begin with one pair and
 double, so that none takes much more than twice the limit, and then halve the gap between what fits and what does not.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from tvrbench.harness.config.recipe import Recipe
-from tvrbench.harness.core.agreement import from_all
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.distributed import all_gather_object
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
-from tvrbench.harness.training.loss import Pairs, contrastive_loss, in_chunks, whole
+from tvrbench.harness.training.loss import Pairs, cached_backward, contrastive_loss, full_batch_backward
 from tvrbench.harness.training.trainer import Trainer
 
 # Of the figures that MemoryProbe gives: what the allocator holds of a GPU, and all that the process holds of a CPU.
@@ -28,7 +28,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class MicroBatchChoice:
     """A chunk, and what every trial took.
 
     Attributes:
@@ -47,7 +47,7 @@ class Chosen:
         return {"limit_mib": self.limit_mib, "peaks_mib": peaks}
 
 
-def choose_chunk(make: Callable[[], RetrievalModel], recipe: Recipe, pairs: int, limit: int) -> Chosen:
+def choose_micro_batch(make: Callable[[], RetrievalModel], recipe: Recipe, pairs: int, limit: int) -> MicroBatchChoice:
     """The largest chunk under the limit, the same in every process.
 
     Args:
@@ -58,13 +58,13 @@ def choose_chunk(make: Callable[[], RetrievalModel], recipe: Recipe, pairs: int,
             resident size of the whole process on a CPU.
 
     Raises:
-        BadInput: not even one pair at a time fits.
+        UsageError: not even one pair at a time fits.
     """
-    trial = Trial(make(), recipe, pairs)
+    trial = MemoryProbeStep(make(), recipe, pairs)
     peaks: dict[int, float | None] = {}
 
     def fits(chunk: int) -> bool:
-        found: list[float | None] = from_all(trial.peak(chunk))
+        found: list[float | None] = all_gather_object(trial.peak(chunk))
         known = [peak for peak in found if peak is not None]
         peaks[chunk] = max(known) if len(known) == len(found) else None
         return len(known) == len(found) and max(known) * _MIB <= limit
@@ -72,11 +72,11 @@ def choose_chunk(make: Callable[[], RetrievalModel], recipe: Recipe, pairs: int,
     chunk = largest(fits, pairs)
     if chunk == 0:
         needed = "more than the device has" if peaks[1] is None else f"{peaks[1]:.0f} MiB"
-        raise BadInput(
+        raise UsageError(
             f"--memory-limit of {limit / _MIB:.0f} MiB: one pair at a time already takes {needed}; give more, or "
             "take a smaller --backbone"
         )
-    return Chosen(chunk=None if chunk == pairs else chunk, peaks_mib=peaks, limit_mib=limit / _MIB)
+    return MicroBatchChoice(chunk=None if chunk == pairs else chunk, peaks_mib=peaks, limit_mib=limit / _MIB)
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -97,7 +97,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
-class Trial:
+class MemoryProbeStep:
     """Steps of one process alone: no trial waits for another process, so that one may run out of memory by itself.
 
     Args:
@@ -108,7 +108,7 @@ class Trial:
 
     def __init__(self, model: RetrievalModel, recipe: Recipe, pairs: int) -> None:
         self._trainer = Trainer(model, recipe, 2)
-        inputs = made_up(model, pairs, self._trainer.device)
+        inputs = synthetic_batch(model, pairs, self._trainer.device)
         self._pairs = Pairs(video=inputs.frames, video_mask=inputs.mask, ids=inputs.ids, text_mask=inputs.text_mask)
 
     def peak(self, chunk: int) -> float | None:
@@ -123,7 +123,7 @@ class Trial:
         except (torch.OutOfMemoryError, MemoryError):
             return None
         finally:
-            self._trainer.optimiser.zero_grad(set_to_none=True)
+            self._trainer.optimizer.zero_grad(set_to_none=True)
         return next(m.value for m in probe.measurements() if m.name == _METER[device.type])
 
     def _step(self, chunk: int) -> None:
@@ -133,7 +133,7 @@ class Trial:
             return contrastive_loss(model.similarity(text, video))
 
         if chunk >= len(self._pairs):
-            whole(self._pairs, trainer.encode, loss_of, lambda loss: loss)
+            full_batch_backward(self._pairs, trainer.encode, loss_of, lambda loss: loss)
         else:
-            in_chunks(self._pairs, chunk, trainer.encode, loss_of, lambda loss: loss)
-        trainer.optimiser.step()
+            cached_backward(self._pairs, chunk, trainer.encode, loss_of, lambda loss: loss)
+        trainer.optimizer.step()

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import read_record
 from tvrbench.harness.records.store import BEST_ON_TEST, RecordStore, run_name
 from tvrbench.harness.runs.config import RunConfig, new_model, recipe_of, training_steps
-from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.runner import describe, head
-from tvrbench.harness.runs.session import identity_of, state_path
+from tvrbench.harness.runs.session import run_key, state_path
 from tvrbench.harness.training.loop import check_shares
-from tvrbench.harness.training.state_file import SUFFIX, SnapshotFile
+from tvrbench.harness.training.state_file import SUFFIX, StateFile
 
 Described = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pending:
+class WorkList:
     """``done``: records that are there already and count; ``left``: what is to be run."""
 
     done: Sequence[Path]
@@ -30,7 +30,7 @@ class Pending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ResumePolicy:
     """What to make of earlier work.
 
     Attributes:
@@ -42,12 +42,12 @@ class Wanted:
     refuse: bool
 
     def look(
-        self, prepared: Prepared, configs: Sequence[RunConfig], described: Described, store: RecordStore
-    ) -> Pending:
+        self, prepared: RunContext, configs: Sequence[RunConfig], described: Described, store: RecordStore
+    ) -> WorkList:
         """Part what is done from what is left.
 
         Raises:
-            BadInput: a batch that the processes cannot share, or with ``refuse`` a state of another run.
+            UsageError: a batch that the processes cannot share, or with ``refuse`` a state of another run.
         """
         done, left = [], []
         for config in configs:
@@ -61,14 +61,14 @@ class Wanted:
                 check_shares(recipe_of(prepared.protocol, config).batch_size)
                 if self.refuse:
                     refuse_another(says, state_path(store, prepared.protocol.name, run_name(says)), config.device)
-        return Pending(done=done, left=left)
+        return WorkList(done=done, left=left)
 
 
-def describe_all(prepared: Prepared, configs: Sequence[RunConfig]) -> Described:
+def describe_all(prepared: RunContext, configs: Sequence[RunConfig]) -> Described:
     """How a record describes every method; builds each once.
 
     Raises:
-        BadInput: an option that does not fit.
+        UsageError: an option that does not fit.
     """
     firsts = {config.method: config for config in reversed(configs)}
     return {method: describe(new_model(prepared, config)) for method, config in firsts.items()}
@@ -84,7 +84,7 @@ def record_of(head: Mapping[str, Any], store: RecordStore) -> Path | None:
         return None
     try:
         store.load_ranks(read_record(path))
-    except BadInput:
+    except UsageError:
         return None
     return path
 
@@ -98,11 +98,11 @@ def refuse_another(head: dict[str, Any], state: Path, device: str) -> None:
         device: it runs on.
 
     Raises:
-        BadInput: says what differs.
+        UsageError: says what differs.
     """
     if state.is_file():
         return
     stem, seed = re.sub(r"-[0-9a-f]{8}$", "", run_name(head)).replace(f"-{BEST_ON_TEST}", "").rsplit("-", 1)
     for selection in ("", f"-{BEST_ON_TEST}"):
         for other in sorted(state.parent.glob(f"{stem}{selection}-{seed}-????????{SUFFIX}")):
-            SnapshotFile(other, identity_of(head, device)).read()
+            StateFile(other, run_key(head, device)).read()

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.config.recipe import Recipe
-from tvrbench.harness.core.agreement import from_all
-from tvrbench.harness.core.distributed import world
-from tvrbench.harness.core.errors import BadInput, RunFailed, TrainingDiverged
+from tvrbench.harness.core.distributed import all_gather_object, dist_info
+from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
 from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.models.backbone.architecture import vision_name
@@ -33,12 +32,12 @@ from tvrbench.harness.runs.config import (
     recipe_of,
     training_steps,
 )
-from tvrbench.harness.runs.context import Prepared
-from tvrbench.harness.runs.failures import GO_ON, ProcessLost, explained, one_line
-from tvrbench.harness.runs.lr_search import choose_rate, evaluate_on
-from tvrbench.harness.runs.micro_batch import choose_chunk
-from tvrbench.harness.runs.session import Course, Session, identity_of
-from tvrbench.harness.training.loop import FINAL, Fitting, epoch_steps
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.failures import RESUME_AFTER_FAILURE, ProcessLost, explained, one_line
+from tvrbench.harness.runs.lr_search import choose_lr, evaluate_on
+from tvrbench.harness.runs.micro_batch import choose_micro_batch
+from tvrbench.harness.runs.session import RunState, Session, run_key
+from tvrbench.harness.training.loop import FINAL, TrainingLoop, epoch_steps
 
 SPEED_BATCH = 32  # videos a call when speed and memory are measured
 LONGEST_WAIT = 5  # seconds more than the first that a process waits before it tells of one that was lost
@@ -50,7 +49,7 @@ def describe(model: RetrievalModel) -> dict[str, Any]:
     return {"options": shape | model.method.describe(), "tuning": model.method.options.tuning}
 
 
-def head(prepared: Prepared, config: RunConfig, described: dict[str, Any] | None) -> dict[str, Any]:
+def head(prepared: RunContext, config: RunConfig, described: dict[str, Any] | None) -> dict[str, Any]:
     """The part of a run's record that says what the run is; with ``described``, all that ``run_name`` asks for."""
     said = described or {"options": dict(config.options), "tuning": None}
     return {
@@ -70,16 +69,16 @@ def _choice(config: RunConfig) -> dict[str, Any]:
     return scored | ({"metrics": {"selection": config.selection}} if config.selection != LAST else {})
 
 
-def run_one(prepared: Prepared, config: RunConfig, session: Session) -> Path | None:
+def run_one(prepared: RunContext, config: RunConfig, session: Session) -> Path | None:
     """Do one run and store its record; a failure is recorded too and raised again.
 
     Under torchrun every process calls this, the first stores the record, and the others return None. The record of a
     failure is told by the process that had it, or else by one that is left.
 
     Raises:
-        BadInput: something the user gave does not fit; nothing is recorded then.
+        UsageError: something the user gave does not fit; nothing is recorded then.
         RunFailed, TrainingDiverged: a fault that the record names and the user can mend; the saved state is kept.
-        Stopped: a signal came; the state is saved and nothing is recorded.
+        Interrupted: a signal came; the state is saved and nothing is recorded.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     record: dict[str, Any] = {
@@ -88,21 +87,21 @@ def run_one(prepared: Prepared, config: RunConfig, session: Session) -> Path | N
         "cost": [],
         "environment": environment(config.device),
         "command": session.command,
-        "started": from_all(started.isoformat(timespec="seconds"))[0],
+        "started": all_gather_object(started.isoformat(timespec="seconds"))[0],
         "status": "completed",
         "failure": None,
     }
     run = _Run(prepared, config, session, record)
     try:
         ranks = run.carry_out()
-        if not world().first:
+        if not dist_info().first:
             return None
         path = _store(record | {"duration_s": time.monotonic() - clock}, ranks, session)
         if run.course is not None:
             run.course.complete()
         return path
     except Exception as error:
-        if isinstance(error, BadInput) and not run.begun:
+        if isinstance(error, UsageError) and not run.begun:
             raise
         fault = explained(error, config.title)
         record |= {"status": "failed", "failure": one_line(fault or error), "duration_s": time.monotonic() - clock}
@@ -115,8 +114,8 @@ def run_one(prepared: Prepared, config: RunConfig, session: Session) -> Path | N
 def _store(record: dict[str, Any], ranks: dict[str, Any], session: Session) -> Path:
     try:
         return session.store.save(record, ranks)
-    except BadInput as error:
-        raise RunFailed(f"{error}, {GO_ON}") from error
+    except UsageError as error:
+        raise RunFailed(f"{error}, {RESUME_AFTER_FAILURE}") from error
 
 
 def _record_failure(
@@ -127,20 +126,20 @@ def _record_failure(
     Of several processes the one with the fault tells it best, and it may be lost without a word: whoever lost it
     waits, the first ones shortest, and tells what it knows where no process has told of this attempt.
     """
-    with session.interrupts.shielded():
+    with session.interrupts.blocked():
         if isinstance(fault, ProcessLost):
-            time.sleep(1 + min(world().rank, LONGEST_WAIT))
-        told = isinstance(fault, ProcessLost) or not world().first
+            time.sleep(1 + min(dist_info().rank, LONGEST_WAIT))
+        told = isinstance(fault, ProcessLost) or not dist_info().first
         if told and session.store.failure_since(record) is not None:
             return fault
         try:
             session.store.save(record)
-        except BadInput as second:
+        except UsageError as second:
             return RunFailed(f"{fault or record['failure']}; and no record of this could be left: {second}")
     return fault
 
 
-def _data(prepared: Prepared, config: RunConfig) -> dict[str, Any]:
+def _data(prepared: RunContext, config: RunConfig) -> dict[str, Any]:
     found = {
         "dataset": prepared.dataset.name,
         "train_split": prepared.train.name,
@@ -161,9 +160,9 @@ def _data(prepared: Prepared, config: RunConfig) -> dict[str, Any]:
 class _Run:
     """One run under way; fills its record in."""
 
-    def __init__(self, prepared: Prepared, config: RunConfig, session: Session, record: dict[str, Any]) -> None:
+    def __init__(self, prepared: RunContext, config: RunConfig, session: Session, record: dict[str, Any]) -> None:
         self.prepared, self.config, self.session, self.record = prepared, config, session, record
-        self.course: Course | None = None
+        self.course: RunState | None = None
 
     @property
     def begun(self) -> bool:
@@ -174,7 +173,7 @@ class _Run:
         """Train, save, score and measure; returns the ranks of every query."""
         record, prepared, config = self.record, self.prepared, self.config
         recipe = recipe_of(prepared.protocol, config)
-        if world().first:
+        if dist_info().first:
             record["data"]["frames_fingerprint"] = prepared.frames_fingerprint(prepared.spec(recipe.sampler))
         model = new_model(prepared, config)
         record |= head(prepared, config, describe(model)) | {"data": record["data"]}
@@ -184,9 +183,9 @@ class _Run:
         if config.selection == BEST_ON_TEST:
             result = self._choose(model, recipe, result)
         record["metrics"] |= result.metrics
-        if world().first and self.session.save_embeddings:
+        if dist_info().first and self.session.save_embeddings:
             self._keep(result)
-        if world().first:
+        if dist_info().first:
             costs = counted(profile(model))
             del model  # the measuring process wants the memory
             record["cost"] = [cost.to_json() for cost in (*costs, *self._timed(recipe))]
@@ -196,14 +195,16 @@ class _Run:
     def _train(self, model: RetrievalModel, recipe: Recipe) -> Recipe:
         record, prepared, config, session = self.record, self.prepared, self.config, self.session
         name, protocol = run_name(record), prepared.protocol.name
-        course = Course(session, protocol, name, identity_of(record, config.device), config.title)
+        course = RunState(session, protocol, name, run_key(record, config.device), config.title)
         self.course = course
-        pairs, limit = recipe.batch_size // world().size, session.memory_limit or 0
-        said = course.choose_chunk(lambda: choose_chunk(lambda: new_model(prepared, config), recipe, pairs, limit))
+        pairs, limit = recipe.batch_size // dist_info().size, session.memory_limit or 0
+        said = course.choose_micro_batch(
+            lambda: choose_micro_batch(lambda: new_model(prepared, config), recipe, pairs, limit)
+        )
         with course.journal:
-            recipe, choice = choose_rate(prepared, config, recipe, record["tuning"], course)
-            fitting = Fitting(model, prepared, prepared.train, recipe, config.seed, course, FINAL)
-            fitting.check_at(self._steps(recipe)[1], lambda: seen(self._score(model, recipe)))
+            recipe, choice = choose_lr(prepared, config, recipe, record["tuning"], course)
+            fitting = TrainingLoop(model, prepared, prepared.train, recipe, config.seed, course, FINAL)
+            fitting.eval_at(self._steps(recipe)[1], lambda: seen(self._score(model, recipe)))
             trained = fitting.run()
         said |= {"resumed_at": course.resumed_at} if course.resumed_at else {}
         record["metrics"]["training"] = trained | said | {"learning_rate_choice": choice}
@@ -221,16 +222,16 @@ class _Run:
         course = self.course
         assert course is not None
 
-        def back_to_best() -> Evaluation:
-            course.back_to_best(model)
+        def load_best() -> Evaluation:
+            course.load_best(model)
             return self._score(model, recipe)
 
-        found = choose(course.checks, self._steps(recipe)[0], last, back_to_best)
+        found = choose(course.checks, self._steps(recipe)[0], last, load_best)
         self._save(model)
         return found
 
     def _save(self, model: RetrievalModel) -> None:
-        if world().first:
+        if dist_info().first:
             path = self.session.model_path(self.prepared.protocol.name, run_name(self.record))
             save_checkpoint(model, path, self.config.selection)
 
@@ -249,11 +250,11 @@ class _Run:
                 self.prepared.test, model, self.prepared, recipe.sampler, self.session.listener.advance
             )
         except ValueError as error:
-            if isinstance(error, BadInput) or not (scored or self.begun):
+            if isinstance(error, UsageError) or not (scored or self.begun):
                 raise
             why = f"its features cannot be ranked: {error}"
             if scored:
-                raise BadInput(f"--checkpoint {scored.path.name}: {why}") from None
+                raise UsageError(f"--checkpoint {scored.path.name}: {why}") from None
             raise TrainingDiverged(f"{self.config.title} was trained, but {why}; lower the learning rate") from error
         if scored:
             result = replace(result, metrics=result.metrics | {"selection": scored.selection})

@@ -8,30 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from tvrbench.harness.core.agreement import any_process, from_all
-from tvrbench.harness.core.distributed import world
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.core.distributed import all_gather_object, any_rank, dist_info
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import plain
 from tvrbench.harness.records.store import LAST, RecordStore
-from tvrbench.harness.runs.micro_batch import Chosen
+from tvrbench.harness.runs.micro_batch import MicroBatchChoice
 from tvrbench.harness.training.state_file import (
     SUFFIX,
     Best,
     Identity,
-    Snapshot,
-    SnapshotFile,
+    StateFile,
     Training,
-    changing_tensors,
-    put_back,
+    TrainingState,
+    load_tensors,
     restore,
+    trainable_state_dict,
 )
-from tvrbench.harness.training.step_log import Journal
+from tvrbench.harness.training.step_log import StepLog
 from tvrbench.harness.training.trainer import Trainer
 
 
-class Listener(Protocol):
+class ProgressReporter(Protocol):
     """Hears how a run goes on; work is counted in videos encoded once."""
 
     def advance(self, work: int, note: str = "") -> None:
@@ -57,8 +56,8 @@ class Session:
         save_embeddings: keep the features of the test split.
     """
 
-    listener: Listener
-    interrupts: Interrupts
+    listener: ProgressReporter
+    interrupts: SignalHandler
     store: RecordStore
     command: str
     resume: bool = False
@@ -91,7 +90,7 @@ def _beside(store: RecordStore, kind: str, protocol: str) -> Path:
     return records.parents[1] / kind / records.name
 
 
-class Course:
+class RunState:
     """One run on its way: its state on disk, its log, and when to save next. The first process alone writes.
 
     Attributes:
@@ -105,26 +104,26 @@ class Course:
         title: the run in a few words, for messages.
 
     Raises:
-        BadInput: what was saved is damaged or another run's.
+        UsageError: what was saved is damaged or another run's.
     """
 
     def __init__(self, session: Session, protocol: str, name: str, identity: Identity, title: str) -> None:
         self.session = session
         self.title = title
         self.chunk = session.chunk
-        self._file = SnapshotFile(state_path(session.store, protocol, name), identity)
-        self._snapshot = Snapshot()
+        self._file = StateFile(state_path(session.store, protocol, name), identity)
+        self._snapshot = TrainingState()
         if session.resume:
             self._snapshot = self._file.read() or self._snapshot
         elif self._file.path.is_file():
             session.listener.say(f"{title}: begins anew; give --resume to go on from the state that is there")
-        first = world().first
-        self.journal = Journal(session.log_path(protocol, name) if first else None, tensorboard=session.tensorboard)
+        first = dist_info().first
+        self.journal = StepLog(session.log_path(protocol, name) if first else None, tensorboard=session.tensorboard)
         self.journal.cut(self._snapshot.log_bytes)
         self.begun = False
         self._saved_at = time.monotonic()
 
-    def choose_chunk(self, choose: Callable[[], Chosen]) -> dict[str, Any]:
+    def choose_micro_batch(self, choose: Callable[[], MicroBatchChoice]) -> dict[str, Any]:
         """Take the chunk that the session's memory limit leads to, found once a run; returns what a record says of it.
 
         A run that is taken up again under the same limit keeps its chunk, so that it goes on to the last bit.
@@ -156,12 +155,12 @@ class Course:
         """Bring trainer and model to where this training was broken off; returns the losses until then.
 
         Raises:
-            BadInput: the saved state does not fit, or not every process finds the same one.
+            UsageError: the saved state does not fit, or not every process finds the same one.
         """
         saved = self._snapshot.training
         saved = saved if saved is not None and saved.phase == phase else None
-        if len(set(from_all(None if saved is None else len(saved.losses)))) > 1:
-            raise BadInput("not every process finds the saved state: put --results on a disk that all machines share")
+        if len(set(all_gather_object(None if saved is None else len(saved.losses)))) > 1:
+            raise UsageError("not every process finds the saved state: put --results on a disk that all machines share")
         if saved is None:
             return []
         restore(trainer, saved, str(self._file.path))
@@ -175,13 +174,13 @@ class Course:
         """Save where it is time to, and stop where a signal came.
 
         Raises:
-            Stopped: after the state was saved.
+            Interrupted: after the state was saved.
             RunFailed: it cannot be saved.
         """
         late = time.monotonic() - self._saved_at >= self.session.checkpoint_every_s
-        if not any_process(self.session.interrupts.pending is not None or epoch_ends or late, trainer.device):
+        if not any_rank(self.session.interrupts.pending is not None or epoch_ends or late, trainer.device):
             return
-        stop = any_process(self.session.interrupts.pending is not None, trainer.device)
+        stop = any_rank(self.session.interrupts.pending is not None, trainer.device)
         self.save(phase, trainer, losses)
         if stop:
             self.session.interrupts.stop(f" after step {trainer.steps_done} of {trainer.total_steps} of {self.title}")
@@ -191,12 +190,12 @@ class Course:
         training = Training(
             phase=phase,
             losses=losses,
-            model=dict(changing_tensors(trainer.model)),
+            model=dict(trainable_state_dict(trainer.model)),
             trainer=trainer.state_dict(),
         )
         self._write(replace(self._snapshot, training=training))
 
-    def keep_score(self, factor: str, score: float | None) -> None:
+    def save_lr_score(self, factor: str, score: float | None) -> None:
         """A learning rate was tried to its end; None: it diverged."""
         self._write(replace(self._snapshot, scores=self._snapshot.scores | {factor: score}, training=None))
 
@@ -205,7 +204,7 @@ class Course:
         """Test scores of checkpoints so far, in the order of training."""
         return self._snapshot.checks
 
-    def note_check(self, scores: dict[str, float], model: RetrievalModel, *, best: bool) -> None:
+    def record_eval(self, scores: dict[str, float], model: RetrievalModel, *, best: bool) -> None:
         """A checkpoint was scored on the test set; ``save`` makes it last.
 
         Args:
@@ -214,28 +213,28 @@ class Course:
         """
         self._snapshot = replace(self._snapshot, checks=[*self._snapshot.checks, scores])
         if best:
-            kept = {name: tensor.detach().cpu().clone() for name, tensor in changing_tensors(model).items()}
+            kept = {name: tensor.detach().cpu().clone() for name, tensor in trainable_state_dict(model).items()}
             self._snapshot = replace(self._snapshot, best=Best(step=int(scores["step"]), model=kept))
 
-    def back_to_best(self, model: RetrievalModel) -> None:
-        """Make the model the best of those that were scored; BadInput where the saved one is not this model's."""
+    def load_best(self, model: RetrievalModel) -> None:
+        """Make the model the best of those that were scored; UsageError where the saved one is not this model's."""
         assert self._snapshot.best is not None
-        put_back(model, self._snapshot.best.model, str(self._file.path))
+        load_tensors(model, self._snapshot.best.model, str(self._file.path))
 
     def complete(self) -> None:
         """The run has its record: forget the state."""
-        if world().first:
+        if dist_info().first:
             self._file.remove()
 
-    def _write(self, snapshot: Snapshot) -> None:
-        if world().first:
+    def _write(self, snapshot: TrainingState) -> None:
+        if dist_info().first:
             self._file.write(replace(snapshot, log_bytes=self.journal.bytes))
         self.begun = True
         self._snapshot = replace(snapshot, training=None)  # what is on the disk need not be held in memory as well
         self._saved_at = time.monotonic()
 
 
-def identity_of(record: dict[str, Any], device: str) -> Identity:
+def run_key(record: dict[str, Any], device: str) -> Identity:
     """What makes a saved state this run's, from the head of its record."""
     return {
         "protocol": record["protocol"]["name"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvrbench.harness.config.protocol import Protocol
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.store import LAST, RecordStore
 from tvrbench.harness.runs.plan import PlannedRun
 from tvrbench.harness.runs.session import options_text, state_path
@@ -14,7 +14,7 @@ from tvrbench.harness.training.state_file import SUFFIX, Progress, progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoFar:
+class RunStatus:
     """How far a run has come.
 
     Attributes:
@@ -35,7 +35,7 @@ class SoFar:
         return ", ".join(part for part in (failed, self.resumes) if part is not None) or None
 
 
-def so_far(protocol: Protocol, run: PlannedRun, store: RecordStore, *, other_weights: bool = False) -> SoFar:
+def run_status(protocol: Protocol, run: PlannedRun, store: RecordStore, *, other_weights: bool = False) -> RunStatus:
     """What the results folder holds of a run.
 
     Args:
@@ -45,7 +45,7 @@ def so_far(protocol: Protocol, run: PlannedRun, store: RecordStore, *, other_wei
         other_weights: it is to be run on other weights than the protocol's, which its hash cannot tell then.
 
     Raises:
-        BadInput: a file among the records is none.
+        UsageError: a file among the records is none.
     """
     records = [
         record
@@ -56,9 +56,9 @@ def so_far(protocol: Protocol, run: PlannedRun, store: RecordStore, *, other_wei
         and record["method"]["options"] == run.options
     ]
     if any(record["status"] == "completed" for record in records):
-        return SoFar(done=True)
+        return RunStatus(done=True)
     failure = next((record["failure"] for record in records), None)
-    return SoFar(resumes=_saved(protocol, run, store, other_weights), failure=failure)
+    return RunStatus(resumes=_saved(protocol, run, store, other_weights), failure=failure)
 
 
 def _where(found: Progress) -> str:
@@ -72,7 +72,7 @@ def _saved(protocol: Protocol, run: PlannedRun, store: RecordStore, other_weight
     for path in sorted(folder.glob(f"{run.method}-{run.tuning}-seed{run.seed}-????????{SUFFIX}")):
         try:
             found = progress_of(path)
-        except BadInput:
+        except UsageError:
             return f"its saved state {path.name} is damaged"
         same = other_weights or found.run.get("protocol hash") == protocol.hash
         if same and found.run.get("options") == options_text(run.options):

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.core.distributed import joined, world
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.distributed import dist_info, process_group
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
-from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size as paper_scale
 from tvrbench.harness.profiling.full_size import Extent
@@ -24,11 +24,11 @@ from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
 from tvrbench.harness.runs.config import RunConfig, planned_work
-from tvrbench.harness.runs.context import Prepared, prepare, with_checked_videos
-from tvrbench.harness.runs.eval_checkpoint import Scored, open_checkpoint, protocol_for
+from tvrbench.harness.runs.context import RunContext, prepare, with_checked_videos
+from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explained
 from tvrbench.harness.runs.plan import make_plan, print_plan
-from tvrbench.harness.runs.resume import Wanted, describe_all
+from tvrbench.harness.runs.resume import ResumePolicy, describe_all
 from tvrbench.harness.runs.runner import run_one
 from tvrbench.harness.runs.session import Session
 from tvrbench.harness.training.step_log import check_tensorboard
@@ -88,11 +88,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.memory_limit is not None:
-            raise BadInput("--chunk and --memory-limit: give one of them, the second finds the first")
+            raise UsageError("--chunk and --memory-limit: give one of them, the second finds the first")
         if self.chunk is not None and self.chunk < 1:
-            raise BadInput(f"--chunk {self.chunk}: at least one pair must be held at a time")
+            raise UsageError(f"--chunk {self.chunk}: at least one pair must be held at a time")
         if not self.checkpoint_every_s >= 0:
-            raise BadInput("--checkpoint-every: give minutes, 0 to save after every step")
+            raise UsageError("--checkpoint-every: give minutes, 0 to save after every step")
         if self.tensorboard:
             check_tensorboard()
 
@@ -101,9 +101,9 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
     """Do what ``tvrbench run`` promises; see ``tvrbench run --help``. Under torchrun, in every process.
 
     Raises:
-        BadInput: something given does not fit.
+        UsageError: something given does not fit.
         RunFailed, TrainingDiverged: a run broke off; its record says why.
-        Stopped: SIGTERM or Ctrl-C; what can be saved is.
+        Interrupted: SIGTERM or Ctrl-C; what can be saved is.
     """
     protocol, scored = _what(request)
     methods = (scored.method,) if scored else request.methods or tuple(registry.names("baselines", "methods"))
@@ -113,14 +113,14 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
         _tell(notice)
         print_plan(make_plan(protocol, configs), protocol, as_json)
         return
-    with joined(request.device), Interrupts() as interrupts:
+    with process_group(request.device), SignalHandler() as interrupts:
         _tell(notice)
         _tell(TEST_NOTICE if request.selection == BEST_ON_TEST else None)
         try:
             _carry_out(request, protocol, scored, configs, interrupts, as_json)
         except Exception as error:
-            fault = explained(error, f"tvrbench run {protocol.name}") if world().size > 1 else None
-            if fault is None or isinstance(error, BadInput):
+            fault = explained(error, f"tvrbench run {protocol.name}") if dist_info().size > 1 else None
+            if fault is None or isinstance(error, UsageError):
                 raise
             raise fault from error
         _tell(notice)
@@ -129,16 +129,16 @@ def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
 def _carry_out(
     request: Request,
     protocol: Protocol,
-    scored: Scored | None,
+    scored: EvalCheckpoint | None,
     configs: Sequence[RunConfig],
-    interrupts: Interrupts,
+    interrupts: SignalHandler,
     as_json: bool,
 ) -> None:
     store = RecordStore(request.results)
-    if world().first:
+    if dist_info().first:
         store.check_writable(protocol.name)
     prepared = prepare(protocol, request.data, request.weights, scored=scored)
-    wanted = Wanted(skip=request.resume or request.skip_done, refuse=request.resume and request.strict)
+    wanted = ResumePolicy(skip=request.resume or request.skip_done, refuse=request.resume and request.strict)
     described = describe_all(prepared, configs)  # what does not fit is found before minutes of decoding
     plan = wanted.look(prepared, configs, described, store)
     if plan.left and not request.videos_checked:
@@ -147,7 +147,7 @@ def _carry_out(
     for path in plan.done:
         _tell(f"done already: {path.name}")
     records = [*plan.done, *_run_all(prepared, plan.left, request, store, interrupts)]
-    if not world().first or not request.report:
+    if not dist_info().first or not request.report:
         return
     pages = write_report(protocol.name, store, request.reports)
     if as_json:
@@ -157,30 +157,32 @@ def _carry_out(
 
 def _tell(text: str | None) -> None:
     """A line on stderr, once for all processes."""
-    if text is not None and world().first:
+    if text is not None and dist_info().first:
         say(text)
 
 
-def _what(request: Request) -> tuple[Protocol, Scored | None]:
+def _what(request: Request) -> tuple[Protocol, EvalCheckpoint | None]:
     """The protocol to run under, and the checkpoint to score if one is."""
     protocol = load_protocol(request.protocol)
     if request.checkpoint is None:
         if request.eval_only:
-            raise BadInput("--eval-only scores a trained checkpoint: give its file with --checkpoint FILE")
+            raise UsageError("--eval-only scores a trained checkpoint: give its file with --checkpoint FILE")
         return protocol.on(request.backbone), None
     if request.selection != LAST:
-        raise BadInput(f"--selection {request.selection} is a choice in training, and --eval-only trains nothing")
+        raise UsageError(f"--selection {request.selection} is a choice in training, and --eval-only trains nothing")
     if not request.eval_only:
-        raise BadInput(
+        raise UsageError(
             "--checkpoint FILE goes with --eval-only, which scores it: a run always trains from the protocol's weights"
         )
     if len(request.seeds) > 1:
-        raise BadInput("--checkpoint FILE is scored once: give no --seeds, or one to file the record under")
+        raise UsageError("--checkpoint FILE is scored once: give no --seeds, or one to file the record under")
     scored = open_checkpoint(request.checkpoint, request.methods)
     return protocol_for(scored, protocol, request.backbone, request.weights), scored
 
 
-def _configs(request: Request, protocol: Protocol, methods: Sequence[str], scored: Scored | None) -> list[RunConfig]:
+def _configs(
+    request: Request, protocol: Protocol, methods: Sequence[str], scored: EvalCheckpoint | None
+) -> list[RunConfig]:
     """Every run, one a method first."""
     seeds = request.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
     return [
@@ -200,10 +202,10 @@ def _configs(request: Request, protocol: Protocol, methods: Sequence[str], score
 
 
 def _run_all(
-    prepared: Prepared, configs: Sequence[RunConfig], request: Request, store: RecordStore, interrupts: Interrupts
+    prepared: RunContext, configs: Sequence[RunConfig], request: Request, store: RecordStore, interrupts: SignalHandler
 ) -> list[Path]:
     command = command_line(request.arguments)
-    extent = request.paper_scale if world().first else None
+    extent = request.paper_scale if dist_info().first else None
     methods = list(dict.fromkeys(config.method for config in configs))
     scale = paper_scale.jobs(methods, request.options, request.device) if extent is not None else []
     each = paper_scale.WORK[extent] if extent is not None else 0

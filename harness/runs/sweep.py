@@ -23,13 +23,13 @@ from typing import Any
 
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.factory import method_class
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matrix:
+class Sweep:
     """What the file says; see the top of this module."""
 
     protocols: tuple[str, ...]
@@ -46,12 +46,12 @@ class Matrix:
         for name in ("protocols", "methods", "seeds", "backbones"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise BadInput(f"matrix: {name} names something twice")
+                raise UsageError(f"matrix: {name} names something twice")
         if not self.protocols:
-            raise BadInput("matrix: protocols must name at least one")
+            raise UsageError("matrix: protocols must name at least one")
         strangers = set(self.method_options) - set(self.chosen_methods)
         if strangers:
-            raise BadInput(f"matrix: method_options names {sorted(strangers)[0]!r}, which is not among its methods")
+            raise UsageError(f"matrix: method_options names {sorted(strangers)[0]!r}, which is not among its methods")
 
     @property
     def chosen_methods(self) -> tuple[str, ...]:
@@ -78,26 +78,26 @@ class Cell:
         return f"{self.method} seed {self.seed} under {self.protocol}{on}"
 
 
-def read_matrix(path: Path) -> Matrix:
+def read_sweep(path: Path) -> Sweep:
     """The matrix in a TOML file.
 
     Raises:
-        BadInput: no such file, no TOML, or a key or value that does not fit; names it.
+        UsageError: no such file, no TOML, or a key or value that does not fit; names it.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{path}: the matrix cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: the matrix cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a TOML file: {error}") from None
-    return validated(Matrix, values, f"{path}:")
+        raise UsageError(f"{path}: not a TOML file: {error}") from None
+    return validated(Sweep, values, f"{path}:")
 
 
-def cells_of(matrix: Matrix) -> list[Cell]:
+def sweep_runs(matrix: Sweep) -> list[Cell]:
     """Every run: seed by seed, so that a first seed of everything is there early. What is not trained has no seeds.
 
     Raises:
-        BadInput: an unknown protocol or method.
+        UsageError: an unknown protocol or method.
     """
     trained = {method: method_class(method).trains for method in matrix.chosen_methods}
     cells = []
@@ -113,7 +113,7 @@ def cells_of(matrix: Matrix) -> list[Cell]:
     return cells
 
 
-def _cell(matrix: Matrix, protocol: Protocol, backbone: str | None, method: str, seed: int) -> Cell:
+def _cell(matrix: Sweep, protocol: Protocol, backbone: str | None, method: str, seed: int) -> Cell:
     return Cell(
         protocol=protocol.name,
         backbone=backbone,

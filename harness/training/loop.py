@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness.config.recipe import Recipe
-from tvrbench.harness.core.agreement import any_process, from_all
-from tvrbench.harness.core.distributed import world
-from tvrbench.harness.core.errors import BadInput, RunFailed, TrainingDiverged
+from tvrbench.harness.core.distributed import all_gather_object, any_rank, dist_info
+from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
 from tvrbench.harness.data.batches import batches, epoch_units
-from tvrbench.harness.data.frame_loader import normalise
+from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.runs.config import TRAIN_WORK
-from tvrbench.harness.runs.context import Prepared
-from tvrbench.harness.runs.session import Course
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.session import RunState
 from tvrbench.harness.training.trainer import Trainer
 
 FINAL = "train"  # the training whose model is scored
@@ -30,7 +29,7 @@ WINDOW = 20  # steps
 Clips = tuple[Tensor, Tensor]
 
 
-class Fitting:
+class TrainingLoop:
     """A training in place, this process's part of it under torchrun.
 
     Args:
@@ -43,21 +42,21 @@ class Fitting:
         phase: which of its trainings; one that was broken off goes on under its own name only.
 
     Raises:
-        BadInput: a batch that the processes cannot share, or a saved state that does not fit.
+        UsageError: a batch that the processes cannot share, or a saved state that does not fit.
     """
 
     def __init__(
         self,
         model: RetrievalModel,
-        prepared: Prepared,
+        prepared: RunContext,
         split: Split,
         recipe: Recipe,
         seed: int,
-        course: Course,
+        course: RunState,
         phase: str = FINAL,
     ) -> None:
         check_shares(recipe.batch_size)
-        torch.manual_seed(world().seed(seed))  # methods with randomness draw from the default generator
+        torch.manual_seed(dist_info().seed(seed))  # methods with randomness draw from the default generator
         self._prepared, self._split, self._recipe, self._seed = prepared, split, recipe, seed
         self._course, self._phase = course, phase
         self._trainer = Trainer(model, recipe, recipe.total_steps(len(split.captions)), chunk=course.chunk)
@@ -75,7 +74,7 @@ class Fitting:
         Raises:
             RunFailed: a video that cannot be read, or a state that cannot be saved.
             TrainingDiverged: the loss is NaN, infinite or far above chance.
-            Stopped: a signal came; the state is saved.
+            Interrupted: a signal came; the state is saved.
         """
         self.go_to(self._trainer.total_steps)
         self._trainer.finish()
@@ -90,7 +89,7 @@ class Fitting:
                     self._phase, self._trainer, self._losses, epoch_ends=done % self._epoch == 0 or done == step
                 )
 
-    def check_at(self, steps: Sequence[int], score: Callable[[], Mapping[str, float]]) -> None:
+    def eval_at(self, steps: Sequence[int], score: Callable[[], Mapping[str, float]]) -> None:
         """Score the model after each of some steps, the ones that were scored already left out; errors as ``run``.
 
         Args:
@@ -102,10 +101,10 @@ class Fitting:
             self.go_to(step)
             if step in [check["step"] for check in course.checks]:
                 continue
-            with trainer.resting():
+            with trainer.eval_mode():
                 scores = {"step": step} | dict(score())
                 best = all(scores["R1"] >= check["R1"] for check in course.checks)
-                course.note_check(scores, trainer.model, best=best)
+                course.record_eval(scores, trainer.model, best=best)
             course.save(self._phase, trainer, self._losses)
 
     def _plan(self, start: int) -> list[list[int]]:
@@ -115,7 +114,7 @@ class Fitting:
 
     def _clips(self, plan: Sequence[Sequence[int]], start: int) -> Iterator[Clips]:
         """This process's share of the clips of every batch; the seed of a clip depends on its step and place alone."""
-        recipe, split, here = self._recipe, self._split, world()
+        recipe, split, here = self._recipe, self._split, dist_info()
         spec = self._prepared.spec(recipe.train_sampler or recipe.sampler, recipe.augment)
         requests = (
             [
@@ -129,9 +128,9 @@ class Fitting:
     def _step(self, captions: Sequence[int], clips: Iterator[Clips]) -> None:
         pixels, mask = self._next(clips)
         device = self._trainer.device
-        own = captions[world().share(len(captions))]
+        own = captions[dist_info().share(len(captions))]
         ids, text_mask = self._prepared.tokenizer([self._split.captions[c] for c in own], self._prepared.protocol.words)
-        out = self._trainer.step(normalise(pixels, mask, device), mask.to(device), ids.to(device), text_mask.to(device))
+        out = self._trainer.step(normalize(pixels, mask, device), mask.to(device), ids.to(device), text_mask.to(device))
         self._losses.append(out["loss"])
         check_exploded(self._losses, self._recipe.batch_size)
         before, self._clock = self._clock, time.monotonic()
@@ -145,12 +144,12 @@ class Fitting:
         found, fault = None, None
         try:
             found = next(clips)
-        except BadInput as error:
+        except UsageError as error:
             fault = str(error)
-        if not any_process(fault is not None, self._trainer.device):
+        if not any_rank(fault is not None, self._trainer.device):
             assert found is not None
             return found
-        said = next(text for text in from_all(fault) if text is not None)
+        said = next(text for text in all_gather_object(fault) if text is not None)
         self._course.save(self._phase, self._trainer, self._losses)
         raise RunFailed(
             f"{self._course.title}: step {len(self._losses) + 1} cannot read a video ({said}); mend the file and go on "
@@ -166,7 +165,7 @@ class Fitting:
             "precision": trainer.precision,
             "weights": trainer.recipe.weights,
             "chunk": trainer.chunk,
-            "processes": world().size,
+            "processes": dist_info().size,
             "last_loss": sum(tail) / len(tail),
         }
 
@@ -177,10 +176,10 @@ def epoch_steps(split: Split, recipe: Recipe) -> int:
 
 
 def check_shares(batch_size: int) -> None:
-    """Raise BadInput where the processes cannot have equal shares of a batch."""
-    size = world().size
+    """Raise UsageError where the processes cannot have equal shares of a batch."""
+    size = dist_info().size
     if batch_size % size:
-        raise BadInput(
+        raise UsageError(
             f"a batch of {batch_size} pairs cannot be shared equally by {size} processes: start torchrun with a number "
             f"of processes that divides {batch_size}"
         )

@@ -52,7 +52,7 @@ def contrastive_loss(similarity: Tensor) -> Tensor:
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
-def share_of_loss(model: RetrievalModel, text_bE: Tensor, video_bE: Tensor, rank: int) -> Tensor:
+def local_loss(model: RetrievalModel, text_bE: Tensor, video_bE: Tensor, rank: int) -> Tensor:
     """This process's share of the loss over the global batch; the shares of all processes add up to it.
 
     A process compares its own texts with all videos and its own videos with all texts: [b, B] each.
@@ -67,7 +67,9 @@ def share_of_loss(model: RetrievalModel, text_bE: Tensor, video_bE: Tensor, rank
     return total / (2 * B)
 
 
-def whole(pairs: Pairs, encode: Encode, loss_of: Callable[[Tensor, Tensor], Tensor], scale: Scale) -> Tensor:
+def full_batch_backward(
+    pairs: Pairs, encode: Encode, loss_of: Callable[[Tensor, Tensor], Tensor], scale: Scale
+) -> Tensor:
     """Gradients of the whole share at once; returns the loss, unscaled."""
     text, video = encode(pairs)
     loss = loss_of(text.float(), video.float())
@@ -75,7 +77,7 @@ def whole(pairs: Pairs, encode: Encode, loss_of: Callable[[Tensor, Tensor], Tens
     return loss.detach()
 
 
-def in_chunks(
+def cached_backward(
     pairs: Pairs, chunk: int, encode: Encode, loss_of: Callable[[Tensor, Tensor], Tensor], scale: Scale
 ) -> Tensor:
     """The same gradients with the graph of ``chunk`` pairs in memory at a time; returns the loss, unscaled."""

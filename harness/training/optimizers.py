@@ -1,4 +1,4 @@
-"""The two published optimisers that torch does not have, and the choice between all three."""
+"""The two published optimizers that torch does not have, and the choice between all three."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Adam(Optimizer):
 
 
 class AdamWDecayAfter(_Adam):
-    """Adam with bias correction, then decay of the stepped value (TempMe's optimiser)."""
+    """Adam with bias correction, then decay of the stepped value (TempMe's optimizer)."""
 
     def move(self, p: Tensor, m: Tensor, v: Tensor, k: int, group: dict[str, Any]) -> None:
         """p <- p - lr sqrt(1 - b2^k) / (1 - b1^k) m / (sqrt(v) + eps); p <- p - lr wd p."""
@@ -54,7 +54,7 @@ class AdamWDecayAfter(_Adam):
 
 
 class BertAdam(_Adam):
-    """Adam without bias correction, decay inside the step (CLIP4Clip's optimiser)."""
+    """Adam without bias correction, decay inside the step (CLIP4Clip's optimizer)."""
 
     def move(self, p: Tensor, m: Tensor, v: Tensor, k: int, group: dict[str, Any]) -> None:
         """p <- p - lr (m / (sqrt(v) + eps) + wd p)."""
@@ -62,9 +62,9 @@ class BertAdam(_Adam):
         p.sub_(update.add_(p, alpha=group["weight_decay"]), alpha=group["lr"])
 
 
-def build_optimiser(recipe: Recipe, groups: list[dict[str, Any]]) -> Optimizer:
-    """The recipe's optimiser over parameter groups that carry their own ``weight_decay``."""
+def build_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> Optimizer:
+    """The recipe's optimizer over parameter groups that carry their own ``weight_decay``."""
     shared: dict[str, Any] = {"lr": 0.0, "betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay}
-    if recipe.optimiser == "adamw":
+    if recipe.optimizer == "adamw":
         return AdamW(groups, **shared)
-    return {"adamw-decay-after": AdamWDecayAfter, "bertadam": BertAdam}[recipe.optimiser](groups, **shared)
+    return {"adamw-decay-after": AdamWDecayAfter, "bertadam": BertAdam}[recipe.optimizer](groups, **shared)

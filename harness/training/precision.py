@@ -12,7 +12,7 @@ from tvrbench.harness.models.model import RetrievalModel
 def hold_in_float16(model: RetrievalModel) -> None:
     """Cast convolution, linear and attention weights and both projections in place; norms and embeddings stay.
 
-    Activations then run under autocast. The optimiser steps on float16 values with float16 moments: small squared
+    Activations then run under autocast. The optimizer steps on float16 values with float16 moments: small squared
     gradients underflow there, which makes steps far larger than in float32.
     """
     for module in model.modules():

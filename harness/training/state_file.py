@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput, RunFailed
+from tvrbench.harness.core.errors import RunFailed, UsageError
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class TrainingState:
     """What a run has done so far.
 
     Attributes:
@@ -71,10 +71,10 @@ class Snapshot:
     best: Best | None = None
 
 
-_SNAPSHOT = TypeAdapter(Snapshot)
+_SNAPSHOT = TypeAdapter(TrainingState)
 
 
-class SnapshotFile:
+class StateFile:
     """The one file of a run's state.
 
     Args:
@@ -87,24 +87,24 @@ class SnapshotFile:
         self._identity = dict(identity)
         self._draft = path.with_name(f".{path.name}.part")  # one name: a kill leaves one file at most
 
-    def read(self) -> Snapshot | None:
+    def read(self) -> TrainingState | None:
         """The state; None where there is no file.
 
         Raises:
-            BadInput: damaged, or of another run; says what differs.
+            UsageError: damaged, or of another run; says what differs.
         """
         if not self.path.is_file():
             return None
         return self._checked(_document(self.path))
 
-    def _checked(self, document: Any) -> Snapshot:
+    def _checked(self, document: Any) -> TrainingState:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise BadInput(f"{self.path}: not the state of a training of this version: leave --resume out")
+            raise UsageError(f"{self.path}: not the state of a training of this version: leave --resume out")
         run = document.get("run")
         for key, own in self._identity.items():
             saved = run.get(key) if isinstance(run, dict) else None
             if saved != own:
-                raise BadInput(
+                raise UsageError(
                     f"{self.path} was saved by another run, with {key} {saved} where this one has {own}: "
                     "give what that run was given, or leave --resume out to begin anew"
                 )
@@ -112,9 +112,9 @@ class SnapshotFile:
             return _SNAPSHOT.validate_python(document.get("state"))
         except ValidationError as error:
             place = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise BadInput(f"{self.path}: the saved state is damaged at {place}: leave --resume out") from None
+            raise UsageError(f"{self.path}: the saved state is damaged at {place}: leave --resume out") from None
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: TrainingState) -> None:
         """Replace the state; what was there stays until the new one is safely on the disk.
 
         Raises:
@@ -144,7 +144,7 @@ class SnapshotFile:
         self._draft.unlink(missing_ok=True)
 
 
-def _plain(snapshot: Snapshot) -> dict[str, Any]:
+def _plain(snapshot: TrainingState) -> dict[str, Any]:
     """The snapshot as plain data, its tensors not copied."""
     training = vars(snapshot.training) if snapshot.training is not None else None
     best = vars(snapshot.best) if snapshot.best is not None else None
@@ -155,7 +155,7 @@ def _document(path: Path, *, mapped: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise BadInput(f"{path}: the saved state cannot be read: delete it, or leave --resume out") from None
+        raise UsageError(f"{path}: the saved state cannot be read: delete it, or leave --resume out") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +171,15 @@ def progress_of(path: Path) -> Progress:
     """What a saved state says of itself; its tensors stay on the disk.
 
     Raises:
-        BadInput: damaged, or not the state of a training of this version.
+        UsageError: damaged, or not the state of a training of this version.
     """
     document = _document(path, mapped=True)
     if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("run"), dict):
-        raise BadInput(f"{path}: not the state of a training of this version: leave --resume out")
+        raise UsageError(f"{path}: not the state of a training of this version: leave --resume out")
     try:
         training = _SNAPSHOT.validate_python(document.get("state")).training
     except ValidationError:
-        raise BadInput(f"{path}: the saved state is damaged: leave --resume out") from None
+        raise UsageError(f"{path}: the saved state is damaged: leave --resume out") from None
     return Progress(
         run=document["run"],
         phase=None if training is None else training.phase,
@@ -208,7 +208,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def changing_tensors(model: RetrievalModel) -> dict[str, Tensor]:
+def trainable_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
     """What training changes: parameters that learn, buffers, and the temperature, which every step clamps."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {
@@ -216,17 +216,17 @@ def changing_tensors(model: RetrievalModel) -> dict[str, Tensor]:
     }
 
 
-def put_back(model: RetrievalModel, tensors: Mapping[str, Any], where: str) -> None:
-    """Give a model back what ``changing_tensors`` told of it.
+def load_tensors(model: RetrievalModel, tensors: Mapping[str, Any], where: str) -> None:
+    """Give a model back what ``trainable_state_dict`` told of it.
 
     Raises:
-        BadInput: the tensors are not this model's.
+        UsageError: the tensors are not this model's.
     """
-    own = changing_tensors(model)
+    own = trainable_state_dict(model)
     for name in sorted(own.keys() | tensors.keys()):
         there, here = tensors.get(name), own.get(name)
         if here is None or not isinstance(there, Tensor) or there.shape != here.shape or there.dtype != here.dtype:
-            raise BadInput(f"{where}: the saved state does not fit the model at {name}: leave --resume out")
+            raise UsageError(f"{where}: the saved state does not fit the model at {name}: leave --resume out")
     model.load_state_dict(dict(tensors), strict=False)
 
 
@@ -234,12 +234,12 @@ def restore(trainer: Trainer, saved: Training, where: str) -> None:
     """Bring a trainer and its model to where the saved training was.
 
     Raises:
-        BadInput: the state does not fit them.
+        UsageError: the state does not fit them.
     """
-    put_back(trainer.model, saved.model, where)
+    load_tensors(trainer.model, saved.model, where)
     try:
         trainer.load_state_dict(saved.trainer)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise BadInput(f"{where}: the saved state does not fit the optimiser ({error}): leave --resume out") from None
+        raise UsageError(f"{where}: the saved state does not fit the optimizer ({error}): leave --resume out") from None
     if trainer.steps_done != len(saved.losses):
-        raise BadInput(f"{where}: the saved state contradicts itself: leave --resume out")
+        raise UsageError(f"{where}: the saved state contradicts itself: leave --resume out")

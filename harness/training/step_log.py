@@ -11,16 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tvrbench.harness.core.errors import BadInput, RunFailed
+from tvrbench.harness.core.errors import RunFailed, UsageError
 
 
 def check_tensorboard() -> None:
-    """Raise BadInput where TensorBoard's package is not installed."""
+    """Raise UsageError where TensorBoard's package is not installed."""
     if find_spec("tensorboard") is None:
-        raise BadInput("--tensorboard needs the package tensorboard: pip install tensorboard")
+        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard")
 
 
-class Journal:
+class StepLog:
     """Writes ``path``, a line for every step; a run that is taken up again goes on behind what it had saved.
 
     Args:

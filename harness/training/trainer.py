@@ -1,4 +1,4 @@
-"""One optimiser step at a time: loss, gradient clipping, schedule, temperature clamp."""
+"""One optimizer step at a time: loss, gradient clipping, schedule, temperature clamp."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from tvrbench.harness.config.recipe import Recipe, load_recipe
-from tvrbench.harness.core.agreement import from_all
-from tvrbench.harness.core.distributed import sum_gradients, sum_over_processes, world
-from tvrbench.harness.core.errors import BadInput, TrainingDiverged
+from tvrbench.harness.core.distributed import all_gather_object, dist_info, sum_gradients, sum_over_processes
+from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
-from tvrbench.harness.training.loss import Pairs, in_chunks, random_state, restore_random_state, share_of_loss, whole
-from tvrbench.harness.training.optimizers import build_optimiser
+from tvrbench.harness.training.loss import (
+    Pairs,
+    cached_backward,
+    full_batch_backward,
+    local_loss,
+    random_state,
+    restore_random_state,
+)
+from tvrbench.harness.training.optimizers import build_optimizer
 from tvrbench.harness.training.precision import hold_in_float16, release_to_float32
 from tvrbench.harness.training.schedules import SCHEDULES
 
@@ -55,7 +61,7 @@ class Trainer:
         chunk: pairs whose graph is held in memory at a time; all of the share where None. It changes no gradient.
 
     Raises:
-        BadInput: nothing in the model is trainable, or ``total_steps`` or ``chunk`` is below 1.
+        UsageError: nothing in the model is trainable, or ``total_steps`` or ``chunk`` is below 1.
     """
 
     def __init__(
@@ -64,10 +70,10 @@ class Trainer:
         recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
         for name, number in (("total_steps", total_steps), ("chunk", chunk)):
             if number is not None and number < 1:
-                raise BadInput(f"{name} must be at least 1, not {number}")
+                raise UsageError(f"{name} must be at least 1, not {number}")
         self.chunk = chunk
         if not model.trainable():
-            raise BadInput(f"{model.name}: tuning {model.method.options.tuning!r} leaves nothing to train")
+            raise UsageError(f"{model.name}: tuning {model.method.options.tuning!r} leaves nothing to train")
         self.model = model
         self.recipe = recipe.for_tuning(model.method.options.tuning)
         self.total_steps = total_steps
@@ -75,7 +81,7 @@ class Trainer:
         half = self.recipe.weights == "float16"
         if half:
             hold_in_float16(model)
-        self.optimiser = build_optimiser(self.recipe, parameter_groups(model, self.recipe))
+        self.optimizer = build_optimizer(self.recipe, parameter_groups(model, self.recipe))
         self.device = model.clip.logit_scale.device
         on_gpu = self.device.type == "cuda"
         self.precision = "float16" if half else self.recipe.precision if on_gpu else "float32"
@@ -89,7 +95,7 @@ class Trainer:
         self.model.eval()
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
         """Inside, the model is what ``finish`` would leave; then training goes on as if nothing had been."""
         self.finish()
         yield
@@ -101,9 +107,9 @@ class Trainer:
         assert self.recipe.lr is not None
         schedule = SCHEDULES[self.recipe.schedule]
         rate = schedule(self.steps_done, self.total_steps, self.recipe.warmup, self.recipe.lr)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        return [group["lr"] for group in self.optimiser.param_groups]
+        return [group["lr"] for group in self.optimizer.param_groups]
 
     def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Text and video features [b, E] in the precision of the training, with their graph."""
@@ -117,23 +123,23 @@ class Trainer:
 
         Gradients are multiplied by the loss scale where the precision needs one.
         """
-        rank = world().rank
+        rank = dist_info().rank
 
         def loss_of(text: Tensor, video: Tensor) -> Tensor:
-            return share_of_loss(self.model, text, video, rank)
+            return local_loss(self.model, text, video, rank)
 
         if self.chunk is None or self.chunk >= len(pairs):
-            share = whole(pairs, self.encode, loss_of, self._scaler.scale)
+            share = full_batch_backward(pairs, self.encode, loss_of, self._scaler.scale)
         else:
-            share = in_chunks(pairs, self.chunk, self.encode, loss_of, self._scaler.scale)
-        sum_gradients(p for group in self.optimiser.param_groups for p in group["params"])
+            share = cached_backward(pairs, self.chunk, self.encode, loss_of, self._scaler.scale)
+        sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         return sum_over_processes(share.item(), self.device)
 
     def step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> dict[str, Any]:
-        """One optimiser step on a batch of pairs, or on this process's share of one.
+        """One optimizer step on a batch of pairs, or on this process's share of one.
 
         Args:
-            video: [B, T, 3, H, W] float, CLIP-normalised; with ``video_mask`` [B, T].
+            video: [B, T, 3, H, W] float, CLIP-normalized; with ``video_mask`` [B, T].
             ids: [B, L]; with ``text_mask`` [B, L].
 
         Returns:
@@ -143,9 +149,9 @@ class Trainer:
             TrainingDiverged: loss or gradient norm is NaN or infinite (float32 and bfloat16).
         """
         rates = self._set_rates()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         value = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
-        self._scaler.unscale_(self.optimiser)
+        self._scaler.unscale_(self.optimizer)
         size = self._clip().item()
         # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
         if not math.isfinite(value) or (not self._scaler.is_enabled() and not math.isfinite(size)):
@@ -153,14 +159,14 @@ class Trainer:
                 f"step {self.steps_done}: loss {value}, gradient norm {size}; lower the learning rate "
                 f"(now {max(rates):.3g}) or check the input for NaN"
             )
-        self._scaler.step(self.optimiser)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
         self._clamp_temperature()
         self.steps_done += 1
         return {"loss": value, "lr": rates, "grad_norm": size}
 
     def _clip(self) -> Tensor:
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm * self.recipe.clip_norm_scale)
         if self.recipe.clip_each is not None:
             for parameter in parameters:
@@ -180,16 +186,16 @@ class Trainer:
         own = {"cpu": on_cpu} | ({} if on_device is None else {"device": on_device.cpu()})
         return {
             "steps_done": self.steps_done,
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "random": from_all(own),
+            "random": all_gather_object(own),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict``; a process that was not there then draws as one that begins."""
         self.steps_done = state["steps_done"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        if world().rank < len(state["random"]):
-            own = state["random"][world().rank]
+        if dist_info().rank < len(state["random"]):
+            own = state["random"][dist_info().rank]
             restore_random_state((own["cpu"], own.get("device")), self.device)

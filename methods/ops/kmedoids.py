@@ -135,7 +135,7 @@ def _assign(distance: Tensor, medoids_BK: Tensor) -> Tensor:
     return to_medoids.view(B, K, N).argmin(dim=1)
 
 
-def _centres(distance: Tensor, own_BN: Tensor | None, assign_BN: Tensor, k: int) -> Tensor:
+def _centers(distance: Tensor, own_BN: Tensor | None, assign_BN: Tensor, k: int) -> Tensor:
     """The member of each cluster with the least sum of distances to its members [B, k]; among equals the first."""
     B, N, _ = distance.shape
     same_BNN = assign_BN.unsqueeze(1) == assign_BN.unsqueeze(2)
@@ -163,7 +163,7 @@ def _iterate(distance: Tensor, own_BN: Tensor | None, medoids_BK: Tensor, iterat
     done = torch.zeros_like(items, dtype=torch.bool)
     every = LOOK_CPU if distance.device.type == "cpu" else LOOK_GPU
     for step in range(1, iterations + 1):
-        new_BK = _centres(distance, own_BN, _assign(distance, medoids_BK), k)
+        new_BK = _centers(distance, own_BN, _assign(distance, medoids_BK), k)
         still = _movement(distance, medoids_BK, new_BK) < STILL
         medoids_BK = torch.where(done.unsqueeze(1), medoids_BK, new_BK)
         done = done | still

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 
@@ -24,7 +24,7 @@ class Stage:
     Attributes:
         block: at whose input it happens, from 0.
         segments: S, sequences a video has from here on.
-        join: neighbouring sequences that make a segment.
+        join: neighboring sequences that make a segment.
         tokens: M, patch tokens of a segment before the reduction.
         kept: patch tokens of a segment after it.
     """
@@ -36,7 +36,7 @@ class Stage:
     kept: int
 
 
-# (clusters, join, patches a member, block) -> patch tokens that stay; BadInput where the clusters do not fit.
+# (clusters, join, patches a member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
 Kept = Callable[[int, int, int, int], int]
 
 
@@ -51,11 +51,11 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
         kept: how many patch tokens stay.
 
     Raises:
-        BadInput: the schedule does not fit the backbone or the frame count.
+        UsageError: the schedule does not fit the backbone or the frame count.
     """
     blocks = [block for block, _, _ in schedule]
     if blocks != sorted(set(blocks)) or any(not 0 <= block < arch.vision_layers for block in blocks):
-        raise BadInput(
+        raise UsageError(
             f"{name}: option 'schedule' names blocks {blocks}, "
             f"but they must ascend and lie from 0 to {arch.vision_layers - 1}"
         )
@@ -63,7 +63,7 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
     sequences, patches = frames, arch.patches
     for block, segments, clusters in schedule:
         if segments < 1 or sequences % segments:
-            raise BadInput(
+            raise UsageError(
                 f"{name}: option 'schedule' asks for {segments} segments at block {block}, "
                 f"but the {sequences} sequences there do not split into so many equal parts"
             )

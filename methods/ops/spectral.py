@@ -18,18 +18,18 @@ def spectral_cluster(
     pre_norm: bool = False,
     exact: bool = True,
     sigma: float = 2.0,
-    neighbours: int | None = None,
+    neighbors: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cluster the tokens of each item by the graph of their affinities.
 
-    Affinity exp(-d^2 / (2 sigma^2)), kept where one token is among the ``neighbours`` nearest of the other (itself
-    counted); symmetric normalised Laplacian; eigenvectors of its k smallest eigenvalues, one row a token, scaled to
+    Affinity exp(-d^2 / (2 sigma^2)), kept where one token is among the ``neighbors`` nearest of the other (itself
+    counted); symmetric normalized Laplacian; eigenvectors of its k smallest eigenvalues, one row a token, scaled to
     unit length; k-medoids++ on the rows. Everything after the distances runs in float64.
 
     Once scaled, all rows are of unit length, and rounding alone would decide which is the longest, where k-medoids++
     starts. Here the length before scaling decides, which is stable (and what the released code's 1e-6 in the divisor
     amounts to); lengths within 1e-6 of the largest are ties, and ties go to the first token. Eigenvectors are signed
-    so that their entry of largest magnitude is positive. Of neighbours at equal distance the first counts.
+    so that their entry of largest magnitude is positive. Of neighbors at equal distance the first counts.
 
     Args:
         x: [B, N, D] of any floating point type; gradients do not flow.
@@ -39,21 +39,21 @@ def spectral_cluster(
         pre_norm: scale tokens to unit length first.
         exact: accurate distances, of tokens and of rows (see ``pairwise_distances``).
         sigma: width of the affinity, in units of the distance.
-        neighbours: nearest tokens kept; None keeps all.
+        neighbors: nearest tokens kept; None keeps all.
 
     Returns:
         assign [B, N], the position in ``medoids`` of each token's cluster, and medoids [B, k], token ids, ascending.
 
     Raises:
         ValueError: k is not between 1 and N, x is not [B, N, D] or holds NaN or infinity (on a CPU), or metric, p,
-            sigma or neighbours make no sense.
+            sigma or neighbors make no sense.
     """
     check_clustering(x, k, metric, p)
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, not {sigma}")
-    if neighbours is not None and neighbours < 1:
-        raise ValueError(f"neighbours must be at least 1, not {neighbours}")
-    rows_BNK = _embed(x.detach(), k, metric, p, pre_norm, exact, sigma, neighbours)
+    if neighbors is not None and neighbors < 1:
+        raise ValueError(f"neighbors must be at least 1, not {neighbors}")
+    rows_BNK = _embed(x.detach(), k, metric, p, pre_norm, exact, sigma, neighbors)
     return k_medoids(rows_BNK, k, pre_norm=True, exact=exact)
 
 
@@ -61,18 +61,16 @@ def spectral_cluster(
 @torch.library.custom_op(
     "tvrbench::spectral_rows",
     mutates_args=(),
-    schema=(
-        "(Tensor x, int k, str metric, float p, bool pre_norm, bool exact, float sigma, int? neighbours) -> Tensor"
-    ),
+    schema=("(Tensor x, int k, str metric, float p, bool pre_norm, bool exact, float sigma, int? neighbors) -> Tensor"),
 )
 def _embed(
-    x: Tensor, k: int, metric: str, p: float, pre_norm: bool, exact: bool, sigma: float, neighbours: int | None
+    x: Tensor, k: int, metric: str, p: float, pre_norm: bool, exact: bool, sigma: float, neighbors: int | None
 ) -> Tensor:
     if x.device.type == "cpu":
         require_finite(x.isfinite().all())
     if pre_norm:
         x = F.normalize(x.double(), dim=-1).to(torch.promote_types(x.dtype, torch.float32))
-    return _spectral_rows(_affinity(pairwise_distances(x, metric, p, exact), sigma, neighbours), k)
+    return _spectral_rows(_affinity(pairwise_distances(x, metric, p, exact), sigma, neighbors), k)
 
 
 @_embed.register_fake
@@ -80,13 +78,13 @@ def _(x: Tensor, k: int, *_options: object) -> Tensor:
     return x.new_empty((*x.shape[:2], k), dtype=torch.float64)
 
 
-def _affinity(distance: Tensor, sigma: float, neighbours: int | None) -> Tensor:
+def _affinity(distance: Tensor, sigma: float, neighbors: int | None) -> Tensor:
     """[B, N, N] distances -> Gaussian affinities, float64; the graph keeps an edge that either end wants."""
     wide = distance.double()
     affinity = torch.exp(wide.square() / (-2 * sigma**2))
-    if neighbours is None or neighbours >= distance.shape[-1]:
+    if neighbors is None or neighbors >= distance.shape[-1]:
         return affinity
-    nearest = distance.argsort(dim=-1, stable=True)[..., :neighbours]
+    nearest = distance.argsort(dim=-1, stable=True)[..., :neighbors]
     wanted = torch.zeros_like(affinity, dtype=torch.bool).scatter_(-1, nearest, True)
     return affinity * (wanted | wanted.mT)
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.cache import CachedFrames, fill_cache, open_cache
 from tvrbench.harness.data.compare_decoders import compare_decoders
 from tvrbench.harness.data.types import Clip, FrameSpec, Split
@@ -69,7 +69,7 @@ def decoders(dataset: Clips, spec: FrameSpec, ids: tuple[str, ...]) -> dict[str,
     other = replace(spec, decoder="torchcodec")
     try:
         found = compare_decoders(dataset, spec, ids)
-    except BadInput as error:
+    except UsageError as error:
         print(f"torchcodec is left out: {error}")
         return paths
     versions = ", ".join(f"{name} {version}" for name, version in found.versions["torchcodec"].items())

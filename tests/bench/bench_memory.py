@@ -17,14 +17,14 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.runs.micro_batch import Trial
+from tvrbench.harness.runs.micro_batch import MemoryProbeStep
 
 
 def one(method: str, backbone: str, batch: int, chunk: int) -> None:
     """Print the peak in MiB and the seconds of one step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(method, backbone=backbone, weights="random:0", device=device)
-    trial = Trial(model, load_recipe("uniform"), batch)
+    trial = MemoryProbeStep(model, load_recipe("uniform"), batch)
     start = time.perf_counter()
     peak = trial.peak(chunk or batch)
     print(f"{peak} {time.perf_counter() - start}")

@@ -20,7 +20,7 @@ from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
 from tvrbench.harness.models.decisions import Margins, Recorder, Replay, agreement, watched
 from tvrbench.harness.models.factory import method_class
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 
 HEADERS = ("method", "error, same choices", "cosine, own choices", "choices that agree", "median margin")
 
@@ -29,7 +29,7 @@ HEADERS = ("method", "error, same choices", "cosine, own choices", "choices that
 def row(name: str, arguments: argparse.Namespace) -> list[object]:
     device = torch.device(arguments.device)
     model = load_model(name, backbone=arguments.backbone, weights=arguments.weights, device=device)
-    inputs = made_up(model, arguments.batch, device)
+    inputs = synthetic_batch(model, arguments.batch, device)
     exact, free, margins = Recorder(), Recorder(), Margins()
     with watched(model.reducer, exact):
         reference = model.encode_video(inputs.frames, inputs.mask)

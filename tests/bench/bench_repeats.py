@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.core.exit_codes import guarded
+from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.records.store import RecordStore
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_guarded(main))

@@ -20,7 +20,7 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.profiling.counts.formula import analytic_macs
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.allocator import restart_measuring
 from tvrbench.harness.profiling.trackers.interleaved import alternate
 
@@ -55,7 +55,7 @@ def bench(method: str, backbone: str, arguments: argparse.Namespace) -> None:
     ours = load_model(method, **shape, **({"clustering": arguments.clustering} if clusters else {}))
     plain = load_model("lora", **shape, tuning=ours.method.options.tuning)
     allowed = analytic_macs(plain)["video"] / analytic_macs(ours)["video"]
-    inputs = made_up(ours, batch, device)
+    inputs = synthetic_batch(ours, batch, device)
     encode, cluster = Stopwatch(ours.encode_video, device), None
     if clusters:
         cluster = ours.reducer.cluster = Stopwatch(ours.reducer.cluster, device)

@@ -47,7 +47,7 @@ def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path
     [
         (("temme",), "unknown method or baseline 'temme'"),
         (("tempme:r",), "key=value"),
-        (("tempme:colour=1",), "colour"),
+        (("tempme:color=1",), "color"),
         (("lora", "--against", "loraa"), "unknown method or baseline 'loraa'"),
         (("lora", "--batches", "0"), "--batches"),
         (("lora", "--batches", "one"), "--batches"),
@@ -55,7 +55,7 @@ def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path
         (("lora", "--backbone", "ViT-Z"), "ViT-Z"),
         (("lora", "lora"), "twice"),
         (("lora", "--weights", "no/such/file"), "no/such/file"),
-        (("lora", "--set", "colour=1"), "colour"),
+        (("lora", "--set", "color=1"), "color"),
         (("lora", "--end-to-end", "--dataset", "msrvtt"), "--data DIR"),
         (("lora", "--end-to-end", "--dataset", "msrvttt"), "did you mean msrvtt"),
     ],

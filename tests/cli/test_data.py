@@ -26,13 +26,13 @@ pytestmark = pytest.mark.cli
 IDS = ("b_0_2", "c_0_2", "d_0_2")
 
 
-def write_video(path: Path, grey: int, fps: int = 4) -> None:
+def write_video(path: Path, gray: int, fps: int = 4) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=fps)
         stream.width = stream.height = 32
         for i in range(2 * fps):
-            picture = np.full((32, 32, 3), grey + 9 * (i // fps), dtype=np.uint8)
+            picture = np.full((32, 32, 3), gray + 9 * (i // fps), dtype=np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         file.mux(stream.encode())
 

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from tvrbench.harness import load_model
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.config.protocol import Protocol, load_protocol
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.evaluation.evaluate import evaluate
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.records.provenance import file_sha256
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs import suite as run_command
-from tvrbench.harness.runs.context import Prepared, prepare, weights_of
+from tvrbench.harness.runs.context import RunContext, prepare, weights_of
 from tvrbench.harness.runs.runner import RunConfig
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def prepared() -> Prepared:
+def prepared() -> RunContext:
     """The protocol's data and weights, for scoring a model without the command line."""
     return prepare(short(NAME), None, None)
 
@@ -111,7 +111,7 @@ def model_of(method: str, **options: Any) -> RetrievalModel:
     return model.eval()
 
 
-def direct(model: RetrievalModel, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
+def direct(model: RetrievalModel, prepared: RunContext) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and ranks of a model without checkpoint or command line."""
     loader = prepared.loader(prepared.spec("tempme"))
     found = evaluate(model, prepared.test, loader, prepared.tokenizer, prepared.protocol.words)
@@ -127,7 +127,7 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
         raise AssertionError("the checkpoint holds all weights, so no others are to be loaded")
 
     monkeypatch.setattr("tvrbench.harness.runs.context.load_weights", unwanted)
-    monkeypatch.setattr("tvrbench.harness.runs.runner.Fitting", unwanted)
+    monkeypatch.setattr("tvrbench.harness.runs.runner.TrainingLoop", unwanted)
     shutil.copytree(trained.results, "results")
     file = str(Path("results") / trained.checkpoint.relative_to(trained.results))
     monkeypatch.setattr("sys.argv", ["tvrbench", "run", NAME, "--eval-only", "--checkpoint", str(Path(file).resolve())])
@@ -189,7 +189,7 @@ RELEASED: dict[str, tuple[str, dict[str, Any], Renaming]] = {
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_state_dict_scores_what_its_model_scores(name: str, prepared: Prepared, tmp_path: Path) -> None:
+def test_a_released_state_dict_scores_what_its_model_scores(name: str, prepared: RunContext, tmp_path: Path) -> None:
     method, options, rename = RELEASED[name]
     model = model_of(method, **options)
     file = tmp_path / "pytorch_model.bin.4"
@@ -209,7 +209,7 @@ def test_a_released_state_dict_scores_what_its_model_scores(name: str, prepared:
     assert "Nothing was trained" in Path("reports/standin/uniform/README.md").read_text()
 
 
-def test_tuned_parameters_alone_are_scored_on_the_protocols_weights(prepared: Prepared, tmp_path: Path) -> None:
+def test_tuned_parameters_alone_are_scored_on_the_protocols_weights(prepared: RunContext, tmp_path: Path) -> None:
     model = model_of("tempme")
     file = tmp_path / "tuned.pth"
     torch.save(tempme({key: p.detach() for key, p in model.trainable().items()}), file)
@@ -219,7 +219,7 @@ def test_tuned_parameters_alone_are_scored_on_the_protocols_weights(prepared: Pr
     assert record["checkpoint"]["sha256"] == file_sha256(file)
 
 
-def test_no_training_video_is_needed(trained: Trained, prepared: Prepared, tmp_path: Path) -> None:
+def test_no_training_video_is_needed(trained: Trained, prepared: RunContext, tmp_path: Path) -> None:
     data = tmp_path / "data"
     test = set(prepared.test.video_ids)
     shutil.copytree(

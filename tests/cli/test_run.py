@@ -106,7 +106,7 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("tvrbench.harness.runs.runner.choose_rate", explode)
+    monkeypatch.setattr("tvrbench.harness.runs.runner.choose_lr", explode)
     with pytest.raises(RuntimeError, match="no such luck"):
         cli.main(["run", "standin/uniform", "--methods", "lora", "--paper-scale", "none"])
     records = RecordStore(Path("results")).load_all("standin/uniform")

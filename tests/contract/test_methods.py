@@ -11,7 +11,7 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.decisions import Recorder, watched
 from tvrbench.harness.models.factory import method_class
@@ -219,11 +219,11 @@ def test_a_step_changes_only_what_is_trainable(name: str, tiny_model: Make, tiny
 def test_wrong_shapes_are_named(
     name: str, frames: torch.Tensor, mask: torch.Tensor, word: str, tiny_model: Make
 ) -> None:
-    with pytest.raises(BadInput, match=word):
+    with pytest.raises(UsageError, match=word):
         tiny_model(name).encode_video(frames, mask.bool())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_options_are_named(name: str, tiny_model: Make) -> None:
-    with pytest.raises(BadInput, match="'nonsense' is not known"):
+    with pytest.raises(UsageError, match="'nonsense' is not known"):
         tiny_model(name, nonsense=1)

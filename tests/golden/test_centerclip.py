@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.training.loss import contrastive_loss
 from tvrbench.methods.ops import k_medoids, spectral_cluster
 from tvrbench.methods.ops.distances import pairwise_distances
@@ -88,14 +88,14 @@ def test_spectral_rows_span_the_same_space(name: str, graph: str) -> None:
     rows = torch.ops.tvrbench.spectral_rows(x, k, "euclidean", 2.0, False, True, stored["sigma"], GRAPHS[graph])
     unit, want = F.normalize(rows, dim=-1), stored["Q"].double()
     torch.testing.assert_close(unit @ unit.mT, want @ want.mT, rtol=0, atol=TOLERANCE)
-    assign, medoids = spectral_cluster(x, k, neighbours=GRAPHS[graph])
+    assign, medoids = spectral_cluster(x, k, neighbors=GRAPHS[graph])
     theirs = cost(stored["Q"], stored["assign"], stored["medoids"])
     assert (cost(stored["Q"], assign, medoids) <= 1.15 * theirs).all()
 
 
 def test_spectral_ids_where_no_tie_decides() -> None:
     case = FIXTURE["cluster"]["B3_N48_K7_D32_blobs"]
-    assign, medoids = spectral_cluster(case["X"], case["K"], neighbours=20)
+    assign, medoids = spectral_cluster(case["X"], case["K"], neighbors=20)
     assert torch.equal(assign, case["spectral_KNN"]["assign"].long())
     assert torch.equal(medoids, case["spectral_KNN"]["medoids"].long())
 
@@ -177,7 +177,7 @@ def test_cluster_embedding(name: str, golden: dict[str, Any], shared: Path, tmp_
     torch.save({f"clip.{key}": tensor for key, tensor in golden["state_dict"].items()} | want["params"], path)
     options: dict[str, Any] = {"schedule": ((6, 4, 4),), "aggregate": "mean" if name.endswith("mean") else "medoid"}
     if want["params"]:
-        with pytest.raises(BadInput, match="unexpected keys"):
+        with pytest.raises(UsageError, match="unexpected keys"):
             load_model("centerclip", checkpoint=path, **options)
     model = load_model("centerclip", checkpoint=path, cluster_embedding=bool(want["params"]), **options)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Twenty optimiser steps of each released recipe on the tiny model: loss, rates, gradient norms, parameters."""
+"""Twenty optimizer steps of each released recipe on the tiny model: loss, rates, gradient norms, parameters."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_no_encoder_is_over_the_measured_peak(precision: Precision) -> None:
     assert share is not None
     assert 0 < share < 105
     assert found["throughput"].conditions["largest_relative_error"] < found["throughput"].conditions["tolerance"]
-    assert found["gpu_clock"].conditions["after"]["untold"] is not None
+    assert found["gpu_clock"].conditions["after"]["unavailable"] is not None
 
 
 def test_energy_has_a_value_or_a_reason(tiny_weights: Path) -> None:

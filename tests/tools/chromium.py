@@ -80,19 +80,19 @@ def assert_names_apart(page: Any, fewest: Callable[[int], int]) -> None:
     assert len(boxes) >= fewest(len(points))
 
 
-def colour_of(page: Any, selector: str, which: str) -> list[float]:
-    """A colour of the first such element, red, green and blue."""
+def color_of(page: Any, selector: str, which: str) -> list[float]:
+    """A color of the first such element, red, green and blue."""
     return numbers(page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{which}"))
 
 
-def numbers(colour: str) -> list[float]:
+def numbers(color: str) -> list[float]:
     """Of ``rgb(1, 2, 3)``."""
-    return [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
+    return [float(part) for part in re.findall(r"[\d.]+", color)[:3]]
 
 
-def luminance(colour: list[float]) -> float:
+def luminance(color: list[float]) -> float:
     """Relative luminance (WCAG 2.2)."""
-    parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 

@@ -22,17 +22,17 @@ import torch
 from safetensors.torch import save_file
 
 from tvrbench.harness.config.protocol import load_protocol
-from tvrbench.harness.core.distributed import joined, world
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.core.exit_codes import guarded
-from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.core.distributed import dist_info, process_group
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.exit_codes import run_guarded
+from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.weights import initialise, load_weights
+from tvrbench.harness.models.backbone.weights import initialize, load_weights
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
-from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.runner import run_one
 from tvrbench.harness.runs.session import Session
 
@@ -56,7 +56,7 @@ def make_weights(path: Path) -> None:
     """Random weights of a 64-wide CLIP, always the same."""
     torch.manual_seed(0)
     model = CLIP(SHAPE)
-    initialise(model)
+    initialize(model)
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
 
 
@@ -69,9 +69,9 @@ class Clips:
     def frames(
         self, video_id: str, spec: FrameSpec, seed: int = 0
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Pixels [T, 3, size, size] and mask [T]; BadInput for the bad one."""
+        """Pixels [T, 3, size, size] and mask [T]; UsageError for the bad one."""
         if video_id == self.bad:
-            raise BadInput(f"{video_id}.mp4: cannot be decoded")
+            raise UsageError(f"{video_id}.mp4: cannot be decoded")
         generator = np.random.default_rng([int(video_id[1:]), seed if spec.random else 0])
         pixels = generator.integers(0, 256, (spec.frames, 3, spec.size, spec.size), dtype=np.uint8)
         return pixels, np.arange(spec.frames) < 9 + int(video_id[1:]) % 4
@@ -97,11 +97,11 @@ def _split(name: str, videos: int, first: int, captions: int) -> Split:
     )
 
 
-def tiny_prepared(weights: Path, *, steps: int = 8, batch: int = 4, factors: tuple[float, ...] = (1.0,)) -> Prepared:
+def tiny_prepared(weights: Path, *, steps: int = 8, batch: int = 4, factors: tuple[float, ...] = (1.0,)) -> RunContext:
     """A protocol of a handful of steps, ready to run."""
     protocol = load_protocol("standin/uniform")
     overrides = dict(protocol.recipe_overrides) | {"steps": steps, "batch_size": batch, "pair_scenes": False}
-    return Prepared(
+    return RunContext(
         protocol=replace(protocol, name="tiny/uniform", recipe_overrides=overrides, lr_factors=factors, held_out=5),
         dataset=Clips(),  # type: ignore[arg-type]
         train=_split("train", VIDEOS, 0, 2),
@@ -127,7 +127,7 @@ class Quiet:
     def say(self, text: str) -> None:
         """Print and keep it; the first process alone prints."""
         self.said.append(text)
-        if world().first:
+        if dist_info().first:
             print(text, file=sys.stderr, flush=True)
 
 
@@ -180,13 +180,13 @@ def main() -> None:
     factors = tuple(float(part) for part in arguments.factors.split(","))
     prepared = tiny_prepared(arguments.weights, steps=arguments.steps, batch=arguments.batch, factors=factors)
     prepared.dataset.bad = arguments.bad  # type: ignore[attr-defined]
-    with joined("cpu"), Interrupts() as interrupts:
+    with process_group("cpu"), SignalHandler() as interrupts:
         listener = Quiet(arguments.wait)
-        if world().rank == arguments.dies:
+        if dist_info().rank == arguments.dies:
             listener = Hit(3, sends(signal.SIGKILL))
-        elif world().rank == arguments.starves:
+        elif dist_info().rank == arguments.starves:
             listener = Hit(3, starves)
-        elif arguments.stops is not None and world().rank == world().size - 1:
+        elif arguments.stops is not None and dist_info().rank == dist_info().size - 1:
             listener = Hit(arguments.stops, sends(signal.SIGTERM))
         session = Session(
             listener=listener,
@@ -203,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_guarded(main))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 HEAD_WIDTH = 64  # every released CLIP ViT uses heads of 64
 
@@ -33,16 +33,18 @@ class Architecture:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "activation" and (not isinstance(value, int) or value < 1):
-                raise BadInput(f"architecture: {field.name} must be a positive whole number, not {value!r}")
+                raise UsageError(f"architecture: {field.name} must be a positive whole number, not {value!r}")
         if self.image_size % self.patch_size:
-            raise BadInput(f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+            raise UsageError(
+                f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            )
         for name in ("vision_width", "text_width"):
             if getattr(self, name) % HEAD_WIDTH:
-                raise BadInput(
+                raise UsageError(
                     f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)"
                 )
         if self.activation not in ("quick_gelu", "gelu"):
-            raise BadInput(f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}")
+            raise UsageError(f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}")
 
     @property
     def patches(self) -> int:
@@ -83,10 +85,10 @@ PRESETS: Mapping[str, Architecture] = {
 
 
 def preset(name: str) -> Architecture:
-    """The named architecture; ``ViT-B/32`` is accepted for ``ViT-B-32``. Raises BadInput for an unknown name."""
+    """The named architecture; ``ViT-B/32`` is accepted for ``ViT-B-32``. Raises UsageError for an unknown name."""
     key = name.replace("/", "-")
     if key not in PRESETS:
-        raise BadInput(f"unknown backbone {name!r}: known are {', '.join(PRESETS)}")
+        raise UsageError(f"unknown backbone {name!r}: known are {', '.join(PRESETS)}")
     return PRESETS[key]
 
 
@@ -105,7 +107,7 @@ def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"resblocks\.(\d+)\.ln_1\.weight")
     found = {int(m.group(1)) for key in state if (m := pattern.fullmatch(key))}
     if found != set(range(len(found))) or not found:
-        raise BadInput(
+        raise UsageError(
             f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict"
         )
     return len(found)
@@ -115,7 +117,7 @@ def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_
     """Read the architecture off a state dict with OpenAI CLIP's key names.
 
     Raises:
-        BadInput: a tensor that fixes the shape is absent or has the wrong rank.
+        UsageError: a tensor that fixes the shape is absent or has the wrong rank.
     """
     ranks = {
         "visual.conv1.weight": 4,
@@ -126,14 +128,14 @@ def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_
     }
     for key, rank in ranks.items():
         if key not in state:
-            raise BadInput(f"weights: {key} is missing, so this is not a CLIP ViT state dict")
+            raise UsageError(f"weights: {key} is missing, so this is not a CLIP ViT state dict")
         if state[key].ndim != rank:
-            raise BadInput(f"weights: {key} has shape {tuple(state[key].shape)}, expected {rank} dimensions")
+            raise UsageError(f"weights: {key} has shape {tuple(state[key].shape)}, expected {rank} dimensions")
     width, _, patch, _ = state["visual.conv1.weight"].shape
     patches = state["visual.positional_embedding"].shape[0] - 1
     side = round(patches**0.5)
     if side * side != patches:
-        raise BadInput(f"weights: visual.positional_embedding has {patches} patch rows, which is no square")
+        raise UsageError(f"weights: visual.positional_embedding has {patches} patch rows, which is no square")
     return Architecture(
         image_size=side * patch,
         patch_size=patch,

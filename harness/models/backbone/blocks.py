@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
     def _cached_fold(self, lora: LowRank) -> Tensor:
         sources = (self.in_proj_weight, lora.A, lora.B)
-        # In-place changes (an optimiser step, load_state_dict) raise _version; a move or cast changes the storage.
+        # In-place changes (an optimizer step, load_state_dict) raise _version; a move or cast changes the storage.
         key = tuple(n for t in sources for n in (t._version, t.data_ptr()))
         if self._folded is None or self._folded[0] != key:
             self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
@@ -122,11 +122,11 @@ class Attention(nn.Module):
         """Attend within each sequence.
 
         Args:
-            x: [S, N, D], normalised.
+            x: [S, N, D], normalized.
             size: [S, N, 1] token sizes; their logarithm is added to the logits of the keys (proportional attention,
                 ToMe section 3), or None.
             causal: mask the future (text).
-            prompts: [Q, D], normalised; tokens after the first that every sequence sees and that are not updated.
+            prompts: [Q, D], normalized; tokens after the first that every sequence sees and that are not updated.
 
         Returns:
             The output [S, N, D] and the keys [S, heads, N, 64].

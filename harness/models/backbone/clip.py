@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Prompts, Transformer
 from tvrbench.harness.models.backbone.vision import VisionTower
@@ -28,20 +28,20 @@ class CLIP(nn.Module):
         self.prompts: Prompts | None = None  # of the text tower's input
 
     def encode_image(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] CLIP-normalised -> [B, E], not normalised."""
+        """x [B, 3, H, W] CLIP-normalized -> [B, E], not normalized."""
         stream = self.visual(x, 1, TokenReducer(self.arch, 1))
         return self.visual.class_features(stream)[:, 0]
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids [B, L] int, mask [B, L] bool (False = padding) -> the end token's feature [B, E], not normalised.
+        """ids [B, L] int, mask [B, L] bool (False = padding) -> the end token's feature [B, E], not normalized.
 
         The end token is the largest id. The causal mask already keeps every token after the end token, padding
         included, from reaching that feature, so no padding mask enters attention.
         """
         if ids.ndim != 2 or ids.shape != mask.shape:
-            raise BadInput(f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]")
+            raise UsageError(f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]")
         if ids.shape[1] > self.arch.context_length:
-            raise BadInput(f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}")
+            raise UsageError(f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}")
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         end = ids.masked_fill(~mask.bool(), -1).argmax(dim=1)
         if self.prompts is not None:  # after the start token, without positions, so that captions lose none

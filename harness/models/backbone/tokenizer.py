@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.weights import Weights
 
 CLIP_VOCABULARY = 49408
@@ -57,7 +57,7 @@ class WordTokenizer:
     def __init__(self, words: Sequence[str]) -> None:
         self._ids = {word: i + 1 for i, word in enumerate(words)}
         if len(self._ids) != len(words):
-            raise BadInput("vocab.txt: a word stands twice")
+            raise UsageError("vocab.txt: a word stands twice")
         self.vocab_size = len(words) + 3
 
     @classmethod
@@ -66,13 +66,13 @@ class WordTokenizer:
         return cls(path.read_text(encoding="utf-8").split())
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Encode a batch: [B, L] ids and mask, L at most ``length``; BadInput names a word that is not in the list."""
+        """Encode a batch: [B, L] ids and mask, L at most ``length``; UsageError names a word that is not in the list."""
         rows = [[self._id(word) for word in re.findall(r"[a-z]+|,", caption.lower())] for caption in captions]
         return _pack(rows, self.vocab_size - 2, self.vocab_size - 1, length)
 
     def _id(self, word: str) -> int:
         if word not in self._ids:
-            raise BadInput(f"caption word {word!r} is not in the vocabulary of these weights")
+            raise UsageError(f"caption word {word!r} is not in the vocabulary of these weights")
         return self._ids[word]
 
 
@@ -85,16 +85,16 @@ def tokenizer_for(weights: Weights) -> Tokenizer:
     """The tokenizer that goes with weights: ``vocab.txt`` beside them, else CLIP's byte pairs.
 
     Raises:
-        BadInput: the vocabulary sizes do not agree.
+        UsageError: the vocabulary sizes do not agree.
     """
     words = weights.folder / "vocab.txt" if weights.folder else None
     if words is not None and words.is_file():
         tokenizer = WordTokenizer.from_file(words)
         if tokenizer.vocab_size != weights.arch.vocab_size:
-            raise BadInput(f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}")
+            raise UsageError(f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}")
         return tokenizer
     if weights.arch.vocab_size != CLIP_VOCABULARY:
-        raise BadInput(
+        raise UsageError(
             f"the weights hold {weights.arch.vocab_size} token embeddings, CLIP's byte-pair encoding has "
             f"{CLIP_VOCABULARY}: put the word list vocab.txt beside the weights"
         )

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone import released
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.records.provenance import file_sha256
 
 # OpenAI publishes its weights as TorchScript archives, which hold code: only these two are ever opened as such.
 OPENAI_ARCHIVES = {
@@ -50,7 +50,7 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
         backbone: preset name; needed for random weights and tags, otherwise only compared with the file.
 
     Raises:
-        BadInput: nothing there, not a CLIP state dict, code in a pickle, or no network for a download.
+        UsageError: nothing there, not a CLIP state dict, code in a pickle, or no network for a download.
     """
     text = str(spec)
     if text.startswith("random:"):
@@ -59,7 +59,7 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
     if path.exists():
         found = _from_path(path)
     elif "/" in text or path.suffix or not backbone:
-        raise BadInput(
+        raise UsageError(
             f"weights {text!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
             "together with a backbone)"
         )
@@ -73,30 +73,30 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
 def _compare(arch: Architecture, wanted: Architecture, text: str, backbone: str) -> None:
     for name in ("image_size", "patch_size", "vision_width", "vision_layers"):
         if getattr(arch, name) != getattr(wanted, name):
-            raise BadInput(
+            raise UsageError(
                 f"weights {text!r} have {name} {getattr(arch, name)}, "
                 f"but backbone {backbone} has {getattr(wanted, name)}"
             )
 
 
 def random_weights(spec: str, backbone: str | None) -> Weights:
-    """``random:SEED`` weights with OpenAI's initialisation, the same on every machine."""
+    """``random:SEED`` weights with OpenAI's initialization, the same on every machine."""
     seed = spec.removeprefix("random:")
     if not seed.isdigit():
-        raise BadInput(f"weights {spec!r}: the seed after 'random:' must be a whole number, for example random:0")
+        raise UsageError(f"weights {spec!r}: the seed after 'random:' must be a whole number, for example random:0")
     if not backbone:
-        raise BadInput(f"weights {spec!r} need a backbone, for example ViT-B-32")
+        raise UsageError(f"weights {spec!r} need a backbone, for example ViT-B-32")
     arch = preset(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         model = CLIP(arch)
         if not model.logit_scale.is_meta:  # there, shapes are all there is
-            initialise(model)
+            initialize(model)
     return Weights(state=dict(model.state_dict()), arch=arch, sha256=None)
 
 
-def initialise(model: CLIP) -> None:
-    """OpenAI CLIP's initialisation of embeddings and blocks (arXiv 2103.00020, released code's constants)."""
+def initialize(model: CLIP) -> None:
+    """OpenAI CLIP's initialization of embeddings and blocks (arXiv 2103.00020, released code's constants)."""
     nn.init.normal_(model.token_embedding.weight, std=0.02)
     for transformer, width in (
         (model.visual.transformer, model.arch.vision_width),
@@ -128,10 +128,10 @@ def _file_in_folder(folder: Path) -> Path:
     for pattern in ("model.safetensors", "open_clip_model.safetensors", "*.safetensors", "pytorch_model.bin", "*.pt"):
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
-            raise BadInput(f"weights folder {folder.name}: several files match {pattern}; name the one to load")
+            raise UsageError(f"weights folder {folder.name}: several files match {pattern}; name the one to load")
         if found:
             return found[0]
-    raise BadInput(f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it")
+    raise UsageError(f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it")
 
 
 def _activation_beside(path: Path) -> str:
@@ -147,7 +147,7 @@ def _activation_beside(path: Path) -> str:
         if hub.is_file():
             return str(json.loads(hub.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadInput(f"weights {path.name}: the config beside it is not a CLIP config ({error!r})") from None
+        raise UsageError(f"weights {path.name}: the config beside it is not a CLIP config ({error!r})") from None
     return "quick_gelu"
 
 
@@ -155,18 +155,18 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a .safetensors or a pickled state dict, never running code from the file.
 
     Raises:
-        BadInput: unreadable, holds code, or no flat dict of tensors.
+        UsageError: unreadable, holds code, or no flat dict of tensors.
     """
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as handle:
                 return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise BadInput(f"{path.name}: not a readable safetensors file ({error})") from None
+            raise UsageError(f"{path.name}: not a readable safetensors file ({error})") from None
     if _is_torchscript(path):
         digest = sha256 or file_sha256(path)
         if digest not in OPENAI_ARCHIVES:
-            raise BadInput(
+            raise UsageError(
                 f"{path.name} is a TorchScript archive, which can run code, and its SHA-256 is not one of OpenAI's "
                 "published ViT-B/32 or ViT-B/16: save a plain state dict instead"
             )
@@ -175,13 +175,13 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(
+        raise UsageError(
             f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})"
         ) from None
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     named = isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
     if not named or not data:
-        raise BadInput(f"{path.name}: holds no flat dict of named tensors")
+        raise UsageError(f"{path.name}: holds no flat dict of named tensors")
     return dict(data)
 
 
@@ -200,12 +200,12 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
     config = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))
-        raise BadInput(f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})")
+        raise UsageError(f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})")
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user
         wanted = config.get("hf_hub") or config.get("url", tag)
-        raise BadInput(
+        raise UsageError(
             f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded "
             f"({type(error).__name__}): fetch {wanted} elsewhere and pass its file as --weights FILE"
         ) from None

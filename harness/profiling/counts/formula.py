@@ -46,7 +46,7 @@ def _video_macs(model: RetrievalModel) -> int:
     carried = 0 if visual.prompts is None else len(visual.prompts)
     plan = model.reducer.plan()
     inside = sum(_block_macs(_with(work, carried), block, width) for work, block in zip(plan, blocks, strict=True))
-    # Only the class tokens that leave are normalised, projected and pooled; the mask says how many there are.
+    # Only the class tokens that leave are normalized, projected and pooled; the mask says how many there are.
     classes = model.reducer.output_mask(torch.ones(1, model.frames, dtype=torch.bool)).shape[1]
     return stem + inside + _projection_macs(classes, width, arch.embed_dim) + model.head.macs(classes)
 
@@ -54,7 +54,7 @@ def _video_macs(model: RetrievalModel) -> int:
 def _text_macs(clip: CLIP) -> int:
     width, tokens = clip.arch.text_width, (1, text_length(clip.arch))
     work = _with(BlockTokens(attention=tokens, leaving=tokens), 0 if clip.prompts is None else len(clip.prompts))
-    # The end token alone is normalised and projected.
+    # The end token alone is normalized and projected.
     last = _projection_macs(1, width, clip.arch.embed_dim)
     return sum(_block_macs(work, block, width) for block in clip.transformer.blocks) + last
 
@@ -72,7 +72,7 @@ def _with(work: BlockTokens, prompts: int) -> BlockTokens:
 def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction.
 
-    Prompts of the block are normalised and projected once a call, and then are further keys; an adapter is two more
+    Prompts of the block are normalized and projected once a call, and then are further keys; an adapter is two more
     layers beside the MLP.
     """
     prompts = 0 if block.prompts is None else len(block.prompts)

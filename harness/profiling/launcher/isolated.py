@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tvrbench.harness.core.errors import BadInput, CheckFailed
+from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.launcher.nursery import nursery
 from tvrbench.harness.records.record import Measurement
@@ -27,7 +27,7 @@ def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
         timeout_s: time that the measurement itself may take; waiting for the device does not count.
 
     Raises:
-        BadInput: the job asks for something that cannot be done; the worker's own sentence.
+        UsageError: the job asks for something that cannot be done; the worker's own sentence.
         CheckFailed: the worker broke off (out of memory, say) or took too long; with the end of what it printed.
     """
     with FileLock(lock_path(job.device)):
@@ -58,7 +58,7 @@ def _run(job: Job, timeout_s: float) -> list[Measurement]:
         raise CheckFailed(f"{who} did not end within {timeout_s:g} s") from None
     lines = answer.errors.strip().splitlines()
     if answer.code == 2 and lines:
-        raise BadInput(lines[-1])
+        raise UsageError(lines[-1])
     if answer.code != 0:
         raise CheckFailed(f"{who} ended with code {answer.code}:\n" + "\n".join(lines[-_STDERR_LINES:]))
     return [Measurement.from_json(document) for document in json.loads(answer.result)]

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
 Precision = Literal["float32", "bfloat16", "float16"]
-PLAIN = "lora"
+DENSE = "lora"
 """The plain encoder, by the registered method that adds nothing to it: LoRA is folded into the weights."""
 What = Literal["inference", "training", "comparison", "training-comparison", "end-to-end", "energy"]
 
@@ -66,13 +66,13 @@ class Job:
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("min_iterations", 1), ("warmup", 0), ("rounds", 1)):
             if getattr(self, name) < least:
-                raise BadInput(f"measurement: {name} must be at least {least}, not {getattr(self, name)}")
+                raise UsageError(f"measurement: {name} must be at least {least}, not {getattr(self, name)}")
         if self.threads is not None and self.threads < 1:
-            raise BadInput(f"measurement: threads must be at least 1, not {self.threads}")
+            raise UsageError(f"measurement: threads must be at least 1, not {self.threads}")
         if self.what.endswith("comparison") != (self.against is not None):
-            raise BadInput("measurement: a comparison, and nothing else, names a method to compare against")
+            raise UsageError("measurement: a comparison, and nothing else, names a method to compare against")
         if self.compile and self.trains:
-            raise BadInput("measurement: a training step is measured as it is trained, without compilation")
+            raise UsageError("measurement: a training step is measured as it is trained, without compilation")
 
     @property
     def trains(self) -> bool:
@@ -90,11 +90,11 @@ class Job:
 
     @classmethod
     def loads(cls, text: str) -> Job:
-        """The job that ``dumps`` gave; BadInput where the text holds none."""
+        """The job that ``dumps`` gave; UsageError where the text holds none."""
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise BadInput(f"measurement: the job is no JSON document ({error})") from None
+            raise UsageError(f"measurement: the job is no JSON document ({error})") from None
         if not isinstance(values, dict):
-            raise BadInput("measurement: the job must be a JSON object")
+            raise UsageError("measurement: the job must be a JSON object")
         return validated(cls, values, "measurement")

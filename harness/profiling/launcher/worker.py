@@ -19,7 +19,7 @@ from typing import BinaryIO
 import psutil
 import torch
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.launcher.nursery import forked
@@ -50,7 +50,7 @@ def run_job(job: Job) -> list[Measurement]:
     """Do the job in this process.
 
     Raises:
-        BadInput: the job asks for what the method, the weights or this machine cannot do.
+        UsageError: the job asks for what the method, the weights or this machine cannot do.
     """
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -109,7 +109,7 @@ def work(job: str, results: BinaryIO, parents: Sequence[int]) -> int:
     _end_with(parents)
     try:
         found = run_job(Job.loads(job))
-    except BadInput as error:
+    except UsageError as error:
         print(error, file=sys.stderr)
         return 2
     results.write(json.dumps([m.to_json() for m in found], allow_nan=False).encode())

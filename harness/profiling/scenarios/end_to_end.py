@@ -1,7 +1,7 @@
 """From video files to a ranking: how long each stage takes, and what remains of a faster encoder behind a decoder.
 
 Stages, for a batch of videos: ``decode`` (the data set's own work: open, decode, pick, resize, crop; in one thread),
-``preprocess`` (normalise and move to the device), ``encode``, ``search`` (scores of a gallery for a set of queries and
+``preprocess`` (normalize and move to the device), ``encode``, ``search`` (scores of a gallery for a set of queries and
 the ten best of each). ``end_to_end_throughput`` then runs decode to encode as evaluation does, decoding ahead in
 threads.
 """
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.data.frame_loader import FrameLoader, normalise
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_loader import FrameLoader, normalize
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.scenarios.encoders import Encode, checked_encoders
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.timing import time_calls
 from tvrbench.harness.records.record import Measurement
 
@@ -40,14 +40,14 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     """``decode_time``, ``preprocess_time``, ``encode_time`` in ms a video, ``end_to_end_throughput``, ``search_time``.
 
     Raises:
-        BadInput: an unknown data set, no folder for it, or a video that cannot be decoded.
+        UsageError: an unknown data set, no folder for it, or a video that cannot be decoded.
     """
     dataset = open_videos(job.dataset, job.data)
     spec = FrameSpec(sampler=SAMPLER, frames=model.frames, size=model.clip.arch.image_size)
     requests = _requests(dataset, job)
     said: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": SAMPLER}
     with torch.inference_mode():
-        timed, check = checked_encoders(model, job, made_up(model, job.batch, device))
+        timed, check = checked_encoders(model, job, synthetic_batch(model, job.batch, device))
         said |= check.conditions
         passes = [_stages(dataset, spec, videos, timed.video, device) for videos in requests]
         stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms the decoder up
@@ -61,11 +61,11 @@ def open_videos(name: str, folder: str | None) -> RetrievalDataset:
     """The data set whose videos are decoded; one that makes its own does so now.
 
     Raises:
-        BadInput: an unknown name, no folder, or not the data set's folder.
+        UsageError: an unknown name, no folder, or not the data set's folder.
     """
     cls = registry.lookup(name, "datasets")
     if folder is None and not cls.generated:
-        raise BadInput(f"data set {name} needs its folder (--data DIR): {cls.wanted}")
+        raise UsageError(f"data set {name} needs its folder (--data DIR): {cls.wanted}")
     dataset: RetrievalDataset = cls(None if folder is None else Path(folder))
     return dataset
 
@@ -83,7 +83,7 @@ def _stages(
     clips, decoding = _timed(lambda: [dataset.frames(video, spec) for video in videos], device)
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in clips]))
     mask = torch.from_numpy(np.stack([mask for _, mask in clips]))
-    frames, preprocessing = _timed(lambda: normalise(pixels, mask, device), device)
+    frames, preprocessing = _timed(lambda: normalize(pixels, mask, device), device)
     _, encoding = _timed(lambda: encode(frames, mask.to(device)), device)
     return decoding, preprocessing, encoding
 
@@ -107,7 +107,7 @@ def _pipeline(
     """Videos a second from one batch's features to the next one's, decoded ahead in threads."""
     ends = []
     for pixels, mask in loader.batches([(video, 0) for video in videos] for videos in requests):
-        encode(normalise(pixels, mask, device), mask.to(device)).float().cpu()  # waits for a GPU
+        encode(normalize(pixels, mask, device), mask.to(device)).float().cpu()  # waits for a GPU
         ends.append(time.perf_counter())
     return [len(requests[0]) / (after - before) for before, after in pairwise(ends)]
 

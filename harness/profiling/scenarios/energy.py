@@ -11,7 +11,7 @@ import torch
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.nvml import Nvml, NvmlUnavailable, gpu_uuid
 from tvrbench.harness.profiling.trackers.timing import Call
 from tvrbench.harness.records.record import Measurement
@@ -39,7 +39,7 @@ def measure_energy(model: RetrievalModel, job: Job, device: torch.device) -> lis
         nvml = Nvml(gpu_uuid(device))
     except NvmlUnavailable as error:
         return _missing(str(error), job)
-    inputs = made_up(model, job.batch, device)
+    inputs = synthetic_batch(model, job.batch, device)
     try:
         with torch.inference_mode():
             timed, check = checked_encoders(model, job, inputs)

@@ -11,7 +11,7 @@ from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
 from tvrbench.harness.profiling.scenarios.models import measured_precision
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe, peak_memory
 from tvrbench.harness.profiling.trackers.roofline import measure_roofline, share_of_peak
 from tvrbench.harness.profiling.trackers.timing import Call, latency_of, measure_latency, measure_throughput
@@ -24,7 +24,7 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
     Measured on outputs that were checked: where the features of the timed configuration stray from those of the plain
     float32 model, every figure is marked ``invalid`` with the reason.
     """
-    inputs, precision = made_up(model, job.batch, device), measured_precision(job)
+    inputs, precision = synthetic_batch(model, job.batch, device), measured_precision(job)
     one, timing = inputs.first(1), job.timing
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, inputs)

@@ -6,22 +6,22 @@ from typing import Any
 
 import torch
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.job import Job, Precision
 
 
 def job_device(name: str) -> torch.device:
-    """The device of that name; BadInput where it is not there or cannot be measured."""
+    """The device of that name; UsageError where it is not there or cannot be measured."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadInput(f"unknown device {name!r}: give cpu, cuda or cuda:N") from None
+        raise UsageError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise BadInput(f"device {name!r} cannot be measured: give cpu, cuda or cuda:N")
+        raise UsageError(f"device {name!r} cannot be measured: give cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"device {name!r} is not there: this machine shows {torch.cuda.device_count()} CUDA devices")
+        raise UsageError(f"device {name!r} is not there: this machine shows {torch.cuda.device_count()} CUDA devices")
     return device
 
 

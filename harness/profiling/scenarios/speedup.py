@@ -13,8 +13,8 @@ from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
 from tvrbench.harness.profiling.scenarios.models import job_model
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
-from tvrbench.harness.profiling.scenarios.training_step import stepper
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.profiling.scenarios.training_step import train_step_fn
 from tvrbench.harness.profiling.trackers.interleaved import Rounds, alternate
 from tvrbench.harness.records.record import Measurement
 
@@ -24,7 +24,7 @@ SPEEDUP = {"comparison": "speedup", "training-comparison": "training_speedup"}
 def compare_encoding(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
     """``speedup`` of encoding videos, and the times behind it."""
     other = _other(model, job, device)
-    inputs = made_up(model, job.batch, device)
+    inputs = synthetic_batch(model, job.batch, device)
     with torch.inference_mode():
         ours, check = checked_encoders(model, job, inputs)
         theirs, other_check = checked_encoders(other, job, inputs)
@@ -43,7 +43,7 @@ def compare_encoding(model: RetrievalModel, job: Job, device: torch.device) -> l
 def compare_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
     """``training_speedup`` of a training step, and the times behind it; both models learn by the job's recipe."""
     other = _other(model, job, device)
-    ours, theirs = stepper(model, job, device), stepper(other, job, device)
+    ours, theirs = train_step_fn(model, job, device), train_step_fn(other, job, device)
     rounds = alternate(ours.call, theirs.call, device, rounds=job.rounds, warmup=job.warmup)
     return _measurements(rounds, model, other, job, {"precision": ours.precision, "tuning": ours.tuning})
 

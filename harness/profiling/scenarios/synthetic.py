@@ -34,7 +34,7 @@ class Inputs:
         )
 
 
-def made_up(model: RetrievalModel, batch: int, device: torch.device) -> Inputs:
+def synthetic_batch(model: RetrievalModel, batch: int, device: torch.device) -> Inputs:
     """``batch`` drifting videos without padding and full-length captions for a model; always the same."""
     arch = model.clip.arch
     length = text_length(arch)
@@ -51,7 +51,7 @@ def made_up(model: RetrievalModel, batch: int, device: torch.device) -> Inputs:
 def drifting_frames(videos: int, frames: int, side: int) -> Tensor:
     """[videos, frames, 3, side, side]: coarse noise with a little fine noise on it, moving by 4 pixels a frame.
 
-    Neighbouring frames are alike and patches form groups, as in a video: how long clustering takes depends on it,
+    Neighboring frames are alike and patches form groups, as in a video: how long clustering takes depends on it,
     and independent noise would make every match and every cluster arbitrary.
     """
     generator = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ from tvrbench.harness.config.recipe import Recipe, load_recipe
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.job import Job
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import peak_memory
 from tvrbench.harness.profiling.trackers.timing import Call, measure_step
 from tvrbench.harness.records.record import Measurement
@@ -21,7 +21,7 @@ SCHEDULE_STEPS = 10_000  # of the learning rate's schedule, so that a measured s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepper:
+class TrainStep:
     """One training step as a call, and how it is done."""
 
     call: Call
@@ -29,26 +29,26 @@ class Stepper:
     tuning: str
 
 
-def stepper(model: RetrievalModel, job: Job, device: torch.device) -> Stepper:
+def train_step_fn(model: RetrievalModel, job: Job, device: torch.device) -> TrainStep:
     """Steps on a batch of made-up pairs, by the job's recipe or the method's own, in the job's precision if it has one.
 
     Raises:
-        BadInput: an unknown recipe, or a model with nothing to train.
+        UsageError: an unknown recipe, or a model with nothing to train.
     """
     wanted = job.recipe if job.recipe is not None else model.method.recipe
     recipe = load_recipe(wanted) if isinstance(wanted, str) else validated(Recipe, wanted, "recipe")
     trainer = Trainer(model, replace(recipe, precision=job.precision or recipe.precision), SCHEDULE_STEPS)
-    inputs = made_up(model, job.batch, device)
+    inputs = synthetic_batch(model, job.batch, device)
 
     def step() -> object:
         return trainer.step(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
 
-    return Stepper(call=step, precision=trainer.precision, tuning=model.method.options.tuning)
+    return TrainStep(call=step, precision=trainer.precision, tuning=model.method.options.tuning)
 
 
 def measure_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
     """``step_time`` and peak memory."""
-    step = stepper(model, job, device)
+    step = train_step_fn(model, job, device)
     timed = measure_step(step.call, job.batch, device, **job.timing)
     said: dict[str, Any] = {"precision": step.precision, "tuning": step.tuning}
     found = [timed, *peak_memory(step.call, device, batch=job.batch)]

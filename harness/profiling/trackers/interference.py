@@ -123,8 +123,8 @@ def _own_time(child: psutil.Process) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuLook:
-    """One look at a GPU; what it does not tell is None, with the reason in ``untold``."""
+class GpuSnapshot:
+    """One look at a GPU; what it does not tell is None, with the reason in ``unavailable``."""
 
     clock_mhz: int | None
     clock_limit_mhz: int | None
@@ -133,7 +133,7 @@ class GpuLook:
     busy_percent: int | None
     power_limit_w: float | None
     others: int | None
-    untold: Mapping[str, str]
+    unavailable: Mapping[str, str]
 
 
 class GpuWatch:
@@ -159,7 +159,7 @@ class GpuWatch:
         seen = {"before": asdict(self._before), "after": asdict(self._after)}
         clocks = [float(each.clock_mhz) for each in looks if each.clock_mhz is not None]
         if self._after.clock_mhz is None:
-            reason = self._after.untold["clock_mhz"]
+            reason = self._after.unavailable["clock_mhz"]
             return Measurement.missing("gpu_clock", "MHz", reason, device=device, **seen)
         return Measurement("gpu_clock", self._after.clock_mhz, "MHz", clocks, {"device": device, **seen})
 
@@ -176,9 +176,9 @@ class GpuWatch:
         return None
 
 
-def look(device: torch.device) -> GpuLook:
+def look(device: torch.device) -> GpuSnapshot:
     """Ask NVML for everything; what fails is None with its reason, and never an error."""
-    untold: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     try:
         nvml = Nvml(gpu_uuid(device))
     except NvmlUnavailable as error:
@@ -188,11 +188,11 @@ def look(device: torch.device) -> GpuLook:
         try:
             return question()
         except (NvmlUnavailable, AttributeError, TypeError, ValueError) as error:  # or an answer of another shape
-            untold[name] = str(error)
+            unavailable[name] = str(error)
             return None
 
     try:
-        return GpuLook(
+        return GpuSnapshot(
             clock_mhz=ask("clock_mhz", nvml.clock_mhz),
             clock_limit_mhz=ask("clock_limit_mhz", nvml.clock_limit_mhz),
             clock_reasons=ask("clock_reasons", nvml.clock_reasons),
@@ -200,15 +200,15 @@ def look(device: torch.device) -> GpuLook:
             busy_percent=ask("busy_percent", nvml.busy_percent),
             power_limit_w=ask("power_limit_w", nvml.power_limit_w),
             others=ask("others", lambda: _others(nvml.process_ids())),
-            untold=untold,
+            unavailable=unavailable,
         )
     finally:
         nvml.close()
 
 
-def _blind(reason: str) -> GpuLook:
-    names = [name for name in GpuLook.__dataclass_fields__ if name != "untold"]
-    return GpuLook(**dict.fromkeys(names), untold=dict.fromkeys(names, reason))
+def _blind(reason: str) -> GpuSnapshot:
+    names = [name for name in GpuSnapshot.__dataclass_fields__ if name != "unavailable"]
+    return GpuSnapshot(**dict.fromkeys(names), unavailable=dict.fromkeys(names, reason))
 
 
 def _others(pids: tuple[int, ...]) -> int:

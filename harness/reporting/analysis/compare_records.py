@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.statistics import (
     RANK_STATISTICS,
     McNemar,
@@ -171,7 +171,7 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
         return {}, "two methods are compared only under one and the same uniform protocol"
     try:
         found = [run.ranks() for run in (a, b)]
-    except BadInput as error:
+    except UsageError as error:
         return {}, str(error)
     one, two = found
     if one is None or two is None:

@@ -23,7 +23,7 @@ from tvrbench.harness.reporting.data.bench_rows import (
     value_of,
     why_not,
 )
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, significant, words
 
@@ -132,7 +132,7 @@ def at_equal_time(rows: Sequence[MethodRow], frames: int) -> EqualTimes | None:
     )
 
 
-def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: Scope) -> Table:
+def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: ReportContext) -> Table:
     """Each method's time, the frames that fit into it, and what those cost."""
     columns = (
         Column(key="method", header="method", left=True),
@@ -176,16 +176,16 @@ def verdict(entry: Equal, found: EqualTimes) -> str:
     return f"takes the time of {entry.rival.frames:.1f} of {found.all_frames} frames and does {work} in it"
 
 
-def _cells(entry: Equal, found: EqualTimes, scope: Scope) -> tuple[Cell, ...]:
+def _cells(entry: Equal, found: EqualTimes, scope: ReportContext) -> tuple[Cell, ...]:
     timed, rival = entry.timed, entry.rival
     return (
         words(entry.row.label),
         _ranged(None if timed is None else timed.share, (None, None) if timed is None else timed.spread, 2),
         _ranged(None if rival is None else rival.frames, entry.span, 1),
-        number(None if timed is None else timed.gmacs, significant(4), contends=False),
-        number(None if rival is None else rival.gmacs, significant(4), contends=False),
-        number(None if timed is None else timed.tokens, fixed(0), contends=False),
-        number(None if rival is None else rival.tokens, fixed(0), contends=False),
+        number(None if timed is None else timed.gmacs, significant(4), rankable=False),
+        number(None if rival is None else rival.gmacs, significant(4), rankable=False),
+        number(None if timed is None else timed.tokens, fixed(0), rankable=False),
+        number(None if rival is None else rival.tokens, fixed(0), rankable=False),
         words(verdict(entry, found)),
         links(scope.links(entry.row.runs)),
     )
@@ -195,7 +195,7 @@ def _ranged(value: float | None, ends: tuple[float | None, float | None], decima
     if value is None:
         return words(None)
     low, high = ("beyond" if end is None else f"{end:.{decimals}f}" for end in ends)
-    return Cell(text=f"{value:.{decimals}f} ({low} to {high})", value=value, contends=False)
+    return Cell(text=f"{value:.{decimals}f} ({low} to {high})", value=value, rankable=False)
 
 
 def _unreduced(row: MethodRow, frames: int) -> bool:

@@ -14,9 +14,9 @@ from itertools import pairwise
 from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
 from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.queries import Values, row_credits, why_not_paired
-from tvrbench.harness.reporting.data.recall import shared_recall
+from tvrbench.harness.reporting.data.recall import expected_recall
 from tvrbench.harness.reporting.data.rows import MethodRow
 
 RIVAL = "frame_subsample"
@@ -77,7 +77,7 @@ class EqualTime:
         return "beats fewer frames" if self.rival.exact else "better, and slower than any choice of frames"
 
 
-def against_fewer_frames(rows: Sequence[MethodRow], scope: Scope) -> list[EqualTime]:
+def against_fewer_frames(rows: Sequence[MethodRow], scope: ReportContext) -> list[EqualTime]:
     """Every method that encodes, but the rival itself; empty where methods are not compared or the rival did not run.
 
     The rival has the method's own tuning where its points allow, and the tuning that most of its points have otherwise.
@@ -98,7 +98,7 @@ def against_fewer_frames(rows: Sequence[MethodRow], scope: Scope) -> list[EqualT
     return [replace(entry, difference=differences.get(i), p_value=adjusted.get(i)) for i, entry in enumerate(found)]
 
 
-def missing_points(rows: Sequence[MethodRow], scope: Scope) -> list[str]:
+def missing_points(rows: Sequence[MethodRow], scope: ReportContext) -> list[str]:
     """Shell lines that make the points of the rival's line which are not recorded, one for each tuning that lacks any.
 
     Empty where methods are not compared.
@@ -201,7 +201,7 @@ def _gain(entry: EqualTime) -> Values | None:
 
 
 def _recall(row: MethodRow) -> float:
-    return shared_recall(row) or 0.0
+    return expected_recall(row) or 0.0
 
 
 def setting_of(row: MethodRow) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from itertools import combinations
 from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
 from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
-from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, Scope
+from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.queries import Values, row_credits
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, difference_cells
@@ -33,7 +33,7 @@ class Pair:
         return self.a if self.difference.difference > 0 else self.b
 
 
-def compared_pairs(rows: Sequence[MethodRow], scope: Scope) -> list[Pair]:
+def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair]:
     """Every pair of rows, the better one first; none where the protocol does not compare methods.
 
     Left out: rows without usable ranks, rows tested on other queries than most, rows whose checkpoint was chosen on
@@ -67,7 +67,7 @@ def rank(row: MethodRow, pairs: Sequence[Pair]) -> int | None:
     return 1 + sum(row in (pair.a, pair.b) and pair.better not in (None, row) for pair in pairs)
 
 
-def pair_table(pairs: Sequence[Pair], scope: Scope) -> Table | None:
+def pair_table(pairs: Sequence[Pair], scope: ReportContext) -> Table | None:
     """One line a pair; None where none was compared."""
     if not pairs:
         return None
@@ -97,7 +97,7 @@ def pair_table(pairs: Sequence[Pair], scope: Scope) -> Table | None:
     )
 
 
-def _cells(pair: Pair, scope: Scope) -> tuple[Cell, ...]:
+def _cells(pair: Pair, scope: ReportContext) -> tuple[Cell, ...]:
     verdict = "cannot be told apart" if pair.better is None else f"{pair.better.label} is better"
     return (
         words(pair.a.label),

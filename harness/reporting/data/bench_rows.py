@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.data.records import StoredRecord, newest
@@ -86,7 +86,7 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
     the most rows counts, and of equal ones the newest: a quick trial does not push a whole table out.
 
     Raises:
-        BadInput: there is no record.
+        UsageError: there is no record.
     """
     groups: dict[tuple[str, str, str], list[StoredRecord]] = {}
     for run in stored:
@@ -95,7 +95,7 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
             key = (run.record["protocol"]["hash"], run.record["environment"]["device"], on)
             groups.setdefault(key, []).append(run)
     if not groups:
-        raise BadInput("no method's cost is recorded: measure them with 'tvrbench bench' or 'nox -s efficiency'")
+        raise UsageError("no method's cost is recorded: measure them with 'tvrbench bench' or 'nox -s efficiency'")
     largest: dict[tuple[Any, ...], list[StoredRecord]] = {}
     for (_, device, on), runs in groups.items():
         table = (device, *_way(runs), on)
@@ -213,12 +213,12 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
         precision=precision,
         compiled=compiled,
         hashes=tuple(sorted({run.record["protocol"]["hash"] for run in runs})),
-        rows=tuple(_labelled(runs, variants)),
+        rows=tuple(_labeled(runs, variants)),
         slug=re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60],
     )
 
 
-def _labelled(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> list[MethodRow]:
+def _labeled(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> list[MethodRow]:
     """Rows; those that make a named variant of a paper bear its name, and do not lengthen the labels of the others."""
     named: dict[str, list[StoredRecord]] = {}
     plain: list[StoredRecord] = []

@@ -21,7 +21,7 @@ SEEDS_FOR_A_CLAIM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scope:
+class ReportContext:
     """One protocol's report.
 
     Attributes:

@@ -20,7 +20,7 @@ def run_credits(run: StoredRecord) -> Values | None:
     three or more tie at the top; then the mean differs from the recorded one, and the ranks do not tell.
 
     Raises:
-        BadInput: the record's file of ranks is missing or broken.
+        UsageError: the record's file of ranks is missing or broken.
     """
     ranks = run.ranks()
     if ranks is None:

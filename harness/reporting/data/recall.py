@@ -9,10 +9,10 @@ from tvrbench.harness.reporting.data.rows import MethodRow
 
 def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Rows from the lowest R@1 (ties shared) to the highest, as papers print them."""
-    return sorted(rows, key=lambda row: (shared_recall(row) or 0.0, row.label))
+    return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
 
 
-def shared_recall(row: MethodRow) -> float | None:
+def expected_recall(row: MethodRow) -> float | None:
     """R@1 with ties broken at random in expectation; the plain R@1 of a record that does not hold it."""
     shared = row.metric("ties_shared", "t2v", "R1")
     return row.metric("t2v", "R1") if shared is None else shared
@@ -20,7 +20,7 @@ def shared_recall(row: MethodRow) -> float | None:
 
 def ties_matter(rows: Sequence[MethodRow]) -> bool:
     """Whether exact ties change the R@1 of any row."""
-    return any(shared_recall(row) != row.metric("t2v", "R1") for row in rows)
+    return any(expected_recall(row) != row.metric("t2v", "R1") for row in rows)
 
 
 def shared_interval(row: MethodRow) -> tuple[float, float] | None:

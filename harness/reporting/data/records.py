@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import Record, read_record
 from tvrbench.harness.records.store import RecordStore
 
@@ -60,7 +60,7 @@ class StoredRecord:
 
 
 def stored_records(store: RecordStore, protocol: str) -> list[StoredRecord]:
-    """Every record of a protocol, checked, in the order of file names; BadInput for a file that is no record."""
+    """Every record of a protocol, checked, in the order of file names; UsageError for a file that is no record."""
     paths = sorted(store.folder(protocol).glob("*.json"))
     return [StoredRecord(record=read_record(path), path=path) for path in paths]
 
@@ -80,17 +80,19 @@ class Selected:
 
 
 def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | None) -> Selected:
-    """Split the records by protocol hash and status; BadInput where no completed one is left."""
+    """Split the records by protocol hash and status; UsageError where no completed one is left."""
     completed = [s for s in stored if s.record["status"] == "completed" and s.record["metrics"]]
     if not completed:
         failures = [s for s in stored if s.record["status"] == "failed"]
         told = f"; {len(failures)} runs failed, see {failures[0].path.name}" if failures else ""
-        raise BadInput(f"no completed run of {protocol!r} is recorded{told}: make one with 'tvrbench run {protocol}'")
+        raise UsageError(f"no completed run of {protocol!r} is recorded{told}: make one with 'tvrbench run {protocol}'")
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
     kept = tuple(s for s in completed if s.record["protocol"]["hash"] == chosen)
     if not kept:
         known = sorted({s.record["protocol"]["hash"] for s in completed})
-        raise BadInput(f"no completed run of {protocol!r} has protocol hash {chosen}: recorded are {', '.join(known)}")
+        raise UsageError(
+            f"no completed run of {protocol!r} has protocol hash {chosen}: recorded are {', '.join(known)}"
+        )
     return Selected(
         completed=kept,
         failed=tuple(s for s in stored if s.record["status"] == "failed" and s.record["protocol"]["hash"] == chosen),

@@ -106,7 +106,7 @@ class MethodRow:
         None where neither is there, and for the median rank of several seeds, which is no mean over queries.
 
         Raises:
-            BadInput: a record's file of ranks is missing or broken.
+            UsageError: a record's file of ranks is missing or broken.
         """
         if len(self.runs) == 1:
             intervals = self.record["metrics"].get("intervals", {})
@@ -145,7 +145,7 @@ class MethodRow:
 def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) -> list[MethodRow]:
     """Completed runs as rows, in order of method name.
 
-    A method that stands in several rows is labelled with the options that tell them apart.
+    A method that stands in several rows is labeled with the options that tell them apart.
 
     Args:
         stored: the records.
@@ -161,7 +161,7 @@ def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) 
     return sorted(rows, key=lambda row: (row.method, row.label))
 
 
-def told_apart(stored: Sequence[StoredRecord]) -> tuple[StoredRecord, ...]:
+def with_unique_labels(stored: Sequence[StoredRecord]) -> tuple[StoredRecord, ...]:
     """The same runs, each named as its row is."""
     labels = {run.path: row.label for row in method_rows([s for s in stored if not s.scored]) for run in row.runs}
     return tuple(replace(run, label=labels.get(run.path)) for run in stored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvrbench.harness.reporting.data.context import Scope, setting
+from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.axes import CostAxis, cost_axes, points
 from tvrbench.harness.reporting.figures.bars_and_steps import seeds_spread, time_breakdown, tokens_per_layer
@@ -31,7 +31,7 @@ class Picture:
     kind: str
 
 
-def pictures(rows: Sequence[MethodRow], scope: Scope, benched: Sequence[MethodRow] = ()) -> list[Picture]:
+def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[MethodRow] = ()) -> list[Picture]:
     """Every picture that the rows allow; R@1 against GMACs first.
 
     Args:
@@ -45,7 +45,7 @@ def pictures(rows: Sequence[MethodRow], scope: Scope, benched: Sequence[MethodRo
     return [picture for picture in (*against, *others) if picture is not None]
 
 
-def heading(text: str, scope: Scope) -> str:
+def heading(text: str, scope: ReportContext) -> str:
     """A picture's heading: what, of which protocol, and that it is the stand-in where it is."""
     return f"{text}, {scope.protocol}{' (embedded stand-in)' if scope.standin else ''}"
 
@@ -63,7 +63,7 @@ def _chosen(rows: Sequence[MethodRow]) -> list[CostAxis]:
     return sorted(axes, key=lambda a: a.name != "gmacs_video")
 
 
-def _against(rows: Sequence[MethodRow], axis: CostAxis, scope: Scope) -> Picture | None:
+def _against(rows: Sequence[MethodRow], axis: CostAxis, scope: ReportContext) -> Picture | None:
     found = points(rows, axis)
     if not found:
         return None
@@ -94,7 +94,7 @@ def _against(rows: Sequence[MethodRow], axis: CostAxis, scope: Scope) -> Picture
     )
 
 
-def _tokens(rows: Sequence[MethodRow], scope: Scope) -> Picture | None:
+def _tokens(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | None:
     curves = token_curves(rows)
     if not curves:
         return None
@@ -112,7 +112,7 @@ def _tokens(rows: Sequence[MethodRow], scope: Scope) -> Picture | None:
     )
 
 
-def _seeds(rows: Sequence[MethodRow], scope: Scope) -> Picture | None:
+def _seeds(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | None:
     spreads = seed_spreads(rows)
     if not spreads:
         return None
@@ -122,13 +122,13 @@ def _seeds(rows: Sequence[MethodRow], scope: Scope) -> Picture | None:
         data=seeds_spread(spreads, title=title, notice=scope.notice or (None if scope.compares else RECIPES_NOTICE)),
         alternative=f"R@1 of each seed of each method, {scope.protocol}",
         caption=scope.caption(
-            "What another seed changes (dots) beside what other queries would (grey): two doubts of different kinds.",
+            "What another seed changes (dots) beside what other queries would (gray): two doubts of different kinds.",
         ),
         kind="seeds",
     )
 
 
-def _breakdown(rows: Sequence[MethodRow], scope: Scope, which: str | None = None) -> Picture | None:
+def _breakdown(rows: Sequence[MethodRow], scope: ReportContext, which: str | None = None) -> Picture | None:
     stages = time_stages(rows)
     if not stages:
         return None

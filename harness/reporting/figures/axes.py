@@ -10,7 +10,7 @@ import numpy as np
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.data.queries import row_credits
-from tvrbench.harness.reporting.data.recall import by_recall, shared_interval, shared_recall, ties_matter
+from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, shared_interval, ties_matter
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.points import Better, Point, Span
 from tvrbench.harness.reporting.tables.columns import ARROWS, LOW_IS_GOOD, MEMORY_UNITS, METRICS
@@ -92,7 +92,7 @@ class AccuracyAxis:
 
     def value(self, row: MethodRow) -> float | None:
         """The row's mean over seeds."""
-        return shared_recall(row) if self.shared else row.metric(*self.path)
+        return expected_recall(row) if self.shared else row.metric(*self.path)
 
     def interval(self, row: MethodRow) -> Span | None:
         """95 % over queries, where there is one."""
@@ -137,7 +137,7 @@ def plotted(rows: Sequence[MethodRow]) -> list[MethodRow]:
 
 
 def styles(rows: Sequence[MethodRow]) -> Mapping[str, int]:
-    """A number for the colour and marker of each row's label; fewer frames share one, as they are one line."""
+    """A number for the color and marker of each row's label; fewer frames share one, as they are one line."""
     names = sorted({_style_name(row) for row in rows})
     return {row.label: names.index(_style_name(row)) for row in rows}
 
@@ -163,7 +163,7 @@ def points(rows: Sequence[MethodRow], axis: CostAxis) -> list[Point]:
     joined = [line_of(row) for row in plotted(rows)]
     found = []
     for row in plotted(rows):
-        cost, recall = axis.value(row), shared_recall(row)
+        cost, recall = axis.value(row), expected_recall(row)
         if cost is not None and recall is not None:
             line = line_of(row)
             keep = row.options.get("keep")

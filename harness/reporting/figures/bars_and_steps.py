@@ -13,11 +13,11 @@ from matplotlib.ticker import MaxNLocator
 
 from tvrbench.harness.reporting.figures.points import Span
 from tvrbench.harness.reporting.figures.style import (
-    COLOURS,
+    COLORS,
     FAINT,
     INK,
     canvas,
-    colour,
+    color,
     decorate,
     flush_left,
     marker,
@@ -82,7 +82,7 @@ def tokens_per_layer(curves: Sequence[Curve], *, title: str, notice: str | None)
             axes.plot(
                 blocks,
                 curve.tokens,
-                color=colour(curve.style),
+                color=color(curve.style),
                 marker=marker(curve.style),
                 markersize=5,
                 markeredgecolor="white",
@@ -132,7 +132,7 @@ def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -
                 y + np.asarray(lift),
                 linestyle="none",
                 marker=marker(spread.style),
-                color=colour(spread.style),
+                color=color(spread.style),
                 markersize=6.5,
                 markeredgecolor="white",
                 markeredgewidth=0.7,
@@ -150,7 +150,7 @@ def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -
 
 
 def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) -> bytes:
-    """One bar a method: the stages of a video one after the other, told apart by colour, hatching and number."""
+    """One bar a method: the stages of a video one after the other, told apart by color, hatching and number."""
     names = list(dict.fromkeys(name for stage in stages for name in stage.times))
     with canvas(_WIDTH, _HEAD + 1.15 * _ROW * len(stages)) as figure:
         axes = figure.subplots()
@@ -162,7 +162,7 @@ def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) 
             left = 0.0
             for i, name in enumerate(names):
                 time = stage.times.get(name, 0.0)
-                (bar,) = axes.barh(y, time, left=left, height=0.62, zorder=2, color=COLOURS[i], hatch=_HATCHES[i])
+                (bar,) = axes.barh(y, time, left=left, height=0.62, zorder=2, color=COLORS[i], hatch=_HATCHES[i])
                 bar.set(edgecolor="white", linewidth=0.6)
                 if time > 0.07 * longest:
                     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
@@ -170,7 +170,7 @@ def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) 
                     axes.text(middle, y, _show(time), ha="center", va="center", fontsize=8, color=INK, bbox=box)
                 left += time
             axes.text(left + 0.01 * longest, y, f"{_show(left)} ms", va="center", fontsize=_LABEL, color=INK)
-        handles = [Patch(facecolor=COLOURS[i], hatch=_HATCHES[i], edgecolor="white") for i in range(len(names))]
+        handles = [Patch(facecolor=COLORS[i], hatch=_HATCHES[i], edgecolor="white") for i in range(len(names))]
         figure.legend(
             handles, names, loc="outside lower right", ncols=len(names), frameon=False, fontsize=8, labelcolor=INK
         )

@@ -13,7 +13,7 @@ from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.data.bench_rows import figure, rounds_interval, shared_batch, value_of
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.points import Better
-from tvrbench.harness.reporting.figures.style import COLOURS, MARKERS
+from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.tables.columns import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.tables.markdown import one_line
 
@@ -103,7 +103,7 @@ def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:
     return {
         "notice": "",
         "frontier": False,
-        "colours": COLOURS,
+        "colors": COLORS,
         "markers": MARKERS,
         "chance": {},
         "costs": axes,

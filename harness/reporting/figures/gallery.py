@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.tables.html import data_uri, html_templates, source_hash
 
 GALLERY = "gallery.html"
@@ -90,7 +90,7 @@ def disagreements(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], 
 
 
 def gallery_page(
-    one: Searched, other: Searched, split: Split, strips: Strips, scope: Scope, *, queries: int = 24
+    one: Searched, other: Searched, split: Split, strips: Strips, scope: ReportContext, *, queries: int = 24
 ) -> str:
     """The page: fetches nothing, runs no script; captions and video ids are text.
 

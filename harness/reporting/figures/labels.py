@@ -28,9 +28,9 @@ class Boxes:
     high: Points
 
     @classmethod
-    def around(cls, centres: Points, sizes: Points) -> Boxes:
-        """Boxes of the given sizes [N, 2] around their centres [N, 2]."""
-        return cls(low=centres - sizes / 2, high=centres + sizes / 2)
+    def around(cls, centers: Points, sizes: Points) -> Boxes:
+        """Boxes of the given sizes [N, 2] around their centers [N, 2]."""
+        return cls(low=centers - sizes / 2, high=centers + sizes / 2)
 
     def and_also(self, other: Boxes) -> Boxes:
         """These boxes, then the others."""
@@ -58,7 +58,7 @@ class Scene:
     """What is in the picture already, in pixels.
 
     Attributes:
-        anchors: the points to be labelled, [N, 2].
+        anchors: the points to be labeled, [N, 2].
         bars: each point's marker and error bar, in one box; no label may cover any.
         lines: boxes that labels keep off where they can (lines, other text).
         frame: one box that labels stay in.
@@ -73,7 +73,7 @@ class Scene:
 
 
 def place_labels(scene: Scene, sizes: Points) -> Points:
-    """Centres [N, 2] of labels of these sizes [N, 2], each near its own point and its error bar.
+    """Centers [N, 2] of labels of these sizes [N, 2], each near its own point and its error bar.
 
     Each label chooses the place around its point that costs least given the others; they take turns until none moves.
     The same input gives the same places.

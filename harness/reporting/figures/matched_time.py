@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from tvrbench.harness.reporting.analysis.efficiency_rival import EqualTimes, Timed
-from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, colour, decorate, marker, png
+from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, color, decorate, marker, png
 from tvrbench.harness.reporting.tables.markdown import brief
 
 _WIDTH, _HEAD, _ROW = 10.2, 1.5, 0.27  # inches
@@ -55,9 +55,9 @@ def _plane(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
         axes.plot(t.share, t.gmacs, marker="|", markersize=8, color=INK)
         axes.annotate(f"{t.frames:g}", (t.share, t.gmacs), (5, -9), textcoords="offset points", fontsize=8, color=INK)
     for style, t in enumerate(shown):
-        axes.hlines(t.gmacs, *t.spread, color=colour(style), linewidth=1.3, zorder=3)
+        axes.hlines(t.gmacs, *t.spread, color=color(style), linewidth=1.3, zorder=3)
         sns.scatterplot(
-            x=[t.share], y=[t.gmacs], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE
+            x=[t.share], y=[t.gmacs], ax=axes, color=color(style), marker=marker(style), s=48, zorder=4, **_EDGE
         )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -87,7 +87,7 @@ def _dumbbells(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
                 fontsize=8,
                 color=FAINT,
             )
-        sns.scatterplot(x=[end], y=[place], ax=axes, color=colour(style), marker=marker(style), s=48, zorder=4, **_EDGE)
+        sns.scatterplot(x=[end], y=[place], ax=axes, color=color(style), marker=marker(style), s=48, zorder=4, **_EDGE)
     low, high = axes.get_xlim()
     axes.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low))
     axes.axvline(found.all_frames, color=FAINT, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)

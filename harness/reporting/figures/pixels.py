@@ -78,11 +78,11 @@ def name_points(axes: Axes, points: Sequence[Point], spots: Points, lines: Boxes
         frame=_inside(axes),
         unit=DPI / 72,
     )
-    centres = place_labels(scene, sizes)
-    places = axes.transData.inverted().transform(centres)
+    centers = place_labels(scene, sizes)
+    places = axes.transData.inverted().transform(centers)
     for i, text in enumerate(texts):
         text.set_position((places[i, 0], places[i, 1]))
-        box = Boxes.around(centres[None, i], sizes[None, i])
+        box = Boxes.around(centers[None, i], sizes[None, i])
         end = np.clip(spots[i], box.low[0], box.high[0])
         if np.linalg.norm(end - spots[i]) > _LEADER_POINTS * scene.unit:
             _lead(axes, spots[i], end)

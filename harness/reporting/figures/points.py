@@ -24,7 +24,7 @@ class Point:
         interval: of the recall, where there is one.
         spread: of the cost, where it was measured more than once.
         line: points that share this name are joined, from the cheapest on; None: joined to none.
-        style: of its colour and marker among all methods; by the order of labels where None.
+        style: of its color and marker among all methods; by the order of labels where None.
     """
 
     label: str

@@ -24,7 +24,7 @@ from tvrbench.harness.reporting.figures.pixels import (
     text_boxes,
 )
 from tvrbench.harness.reporting.figures.points import Better, Point, frontier, lines, wants_log
-from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, colour, decorate, marker, png
+from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, color, decorate, marker, png
 
 _SIZE = (7.2, 4.9)  # inches: a page's text width
 _ZERO_AT = 0.35  # of the smallest positive cost: where a logarithmic axis shows 0
@@ -177,20 +177,20 @@ def _draw_frontier(axes: Axes, best: Sequence[Point], better: Better) -> None:
 
 def _draw_points(axes: Axes, points: Sequence[Point], spots: Points) -> None:
     places = axes.transData.inverted().transform(spots)
-    names = sorted({point.label for point in points})  # so that a method keeps its colour when ranks change
+    names = sorted({point.label for point in points})  # so that a method keeps its color when ranks change
     for point, (x, y) in zip(points, places, strict=True):
         style = names.index(point.label) if point.style is None else point.style
         if point.interval is not None:
             low, high = point.interval
-            axes.vlines(x, low, high, color=colour(style), linewidth=1.4, alpha=0.9, zorder=3)
+            axes.vlines(x, low, high, color=color(style), linewidth=1.4, alpha=0.9, zorder=3)
         if point.spread is not None:
-            axes.hlines(y, *point.spread, color=colour(style), linewidth=1.4, alpha=0.9, zorder=3)
+            axes.hlines(y, *point.spread, color=color(style), linewidth=1.4, alpha=0.9, zorder=3)
         axes.plot(
             x,
             y,
             marker=marker(style),
             markersize=MARKER_POINTS,
-            color=colour(style),
+            color=color(style),
             markeredgecolor="white",
             markeredgewidth=0.9,
             linestyle="none",

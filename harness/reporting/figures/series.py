@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvrbench.harness.reporting.data.recall import shared_recall
+from tvrbench.harness.reporting.data.recall import expected_recall
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.axes import plotted, recall_interval, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import Curve, Spread, Stages
@@ -35,7 +35,7 @@ def seed_spreads(rows: Sequence[MethodRow]) -> list[Spread]:
     style = styles(plotted(rows))
     found = []
     for row in plotted(rows):
-        recall = shared_recall(row)
+        recall = expected_recall(row)
         values = row.values("ties_shared", "t2v", "R1") or row.values("t2v", "R1")
         if len(row.runs) > 1 and values is not None and recall is not None:
             found.append(

@@ -1,4 +1,4 @@
-"""What all pictures share: colours and markers for every kind of colour vision, headings, and PNG bytes."""
+"""What all pictures share: colors and markers for every kind of color vision, headings, and PNG bytes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tvrbench.harness.reporting.tables.markdown import one_line
 
 DPI = 220
 INK, FAINT, GRID, ALERT = "#1f2328", "#6e7781", "#e6e8eb", "#B3261E"
-# Okabe and Ito's colours for all kinds of colour vision, less yellow and black; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
+# Okabe and Ito's colors for all kinds of color vision, less yellow and black; markers differ as well.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
 
 
-def colour(style: int) -> str:
-    """The colour of the so manieth method."""
-    return COLOURS[style % len(COLOURS)]
+def color(style: int) -> str:
+    """The color of the so manieth method."""
+    return COLORS[style % len(COLORS)]
 
 
 def marker(style: int) -> str:
-    """Its marker; colour and marker together repeat after 77 methods."""
+    """Its marker; color and marker together repeat after 77 methods."""
     return MARKERS[style % len(MARKERS)]
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patheffects import withStroke
 
-from tvrbench.harness.reporting.figures.style import ALERT, COLOURS, FAINT, INK, canvas, png
+from tvrbench.harness.reporting.figures.style import ALERT, COLORS, FAINT, INK, canvas, png
 from tvrbench.harness.reporting.tables.markdown import brief
 
 TOKENS = "tokens.png"
@@ -23,7 +23,7 @@ Tokens = npt.NDArray[np.int64]
 _WIDTH = 7.2  # inches
 _A_LINE = 6  # frames
 _GAP = 0.12  # of a frame, between frames
-_NUMBERED = len(COLOURS)  # tokens that get a colour and a number: the largest
+_NUMBERED = len(COLORS)  # tokens that get a color and a number: the largest
 _SMALLEST = 2  # patches, for a token to be one of them
 
 
@@ -94,7 +94,7 @@ def token_picture(frames: Frames, merged: Sequence[Merged], *, title: str, capti
             axes = figure.add_axes((0.012, above - 0.28 / height - share, 0.976, share))
             _draw(axes, frames, method)
         foot = (
-            "Numbers and colours: the tokens of most patches, the same in all frames of a strip. White lines part "
+            "Numbers and colors: the tokens of most patches, the same in all frames of a strip. White lines part "
             "tokens; hatched: dropped."
         )
         figure.text(0.012, 0.12 / height, foot, fontsize=7.2, color=FAINT, va="center")
@@ -124,7 +124,7 @@ def _draw(axes: Axes, frames: Frames, method: Merged) -> None:
 
 
 def _borders(axes: Axes, grid: Tokens, x: float, y: float, patch: float) -> None:
-    """White lines, dark beside, wherever neighbours belong to different tokens."""
+    """White lines, dark beside, wherever neighbors belong to different tokens."""
     side = len(grid)
     segments = []
     for i, j in product(range(side), range(side)):
@@ -145,7 +145,7 @@ def _dropped(axes: Axes, grid: Tokens, x: float, y: float, patch: float) -> None
 
 
 def _outline(axes: Axes, inside: npt.NDArray[np.bool_], place: int, x: float, y: float, patch: float) -> None:
-    """The edges of a token's patches in its colour, set a little inwards, and its number in each connected part."""
+    """The edges of a token's patches in its color, set a little inwards, and its number in each connected part."""
     side, inset = len(inside), 0.06 * patch
     segments = []
     for i, j in np.argwhere(inside):
@@ -158,7 +158,7 @@ def _outline(axes: Axes, inside: npt.NDArray[np.bool_], place: int, x: float, y:
             (j == side - 1 or not inside[i, j + 1], [(right - inset, top), (right - inset, bottom)]),
         )
         segments += [edge for wanted, edge in edges if wanted]
-    axes.add_collection(LineCollection(segments, colors=COLOURS[place], linewidths=1.6, capstyle="round"))
+    axes.add_collection(LineCollection(segments, colors=COLORS[place], linewidths=1.6, capstyle="round"))
     for i, j in _first_of_parts(inside):
         axes.text(
             x + (j + 0.5) * patch,
@@ -167,7 +167,7 @@ def _outline(axes: Axes, inside: npt.NDArray[np.bool_], place: int, x: float, y:
             ha="center",
             va="center",
             fontsize=7 if len(inside) < 10 else 5,
-            color=COLOURS[place],
+            color=COLORS[place],
             fontweight="bold",
             path_effects=[withStroke(linewidth=1.8, foreground="white")],
         )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.store import RecordStore, atomic_write
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.efficiency_rival import at_equal_time, equal_time_table
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbone, benches
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord, stored_records
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
@@ -20,7 +21,7 @@ from tvrbench.harness.reporting.papers.claim_verdicts import Papers, judge
 from tvrbench.harness.reporting.papers.claims import load_claims, load_variants, table_claims
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
 from tvrbench.harness.reporting.tables.claims import claims_table
-from tvrbench.harness.reporting.tables.efficiency import Noted, cost_table, further_table
+from tvrbench.harness.reporting.tables.efficiency import TableWithFootnotes, cost_table, further_table
 from tvrbench.harness.reporting.tables.efficiency_targets import targets_table
 from tvrbench.harness.reporting.tables.latex import document, fragment
 from tvrbench.harness.reporting.tables.markdown import Markdown, escaped, link, listed, templates
@@ -30,7 +31,7 @@ from tvrbench.harness.reporting.tables.table import Table
 LATEX = "tables.tex"
 _PICTURE_CAPTION = (
     "Left: a method below the dashed line does fewer multiply-adds than plain frames do in the same time. Right: the "
-    "grey bar is the number of plain frames that its multiply-adds pay for, the coloured mark the number that its "
+    "gray bar is the number of plain frames that its multiply-adds pay for, the colored mark the number that its "
     'measured time pays for; the gap is what the machine does not give back. The dotted line is all frames; "more" and '
     '"fewer" say that a time lies beyond the line that was measured.'
 )
@@ -47,8 +48,8 @@ class Part:
     """One backbone of one bench; ``frames`` are those of each point of the line of fewer frames, by label."""
 
     backbone: str
-    cost: Noted
-    further: Noted | None
+    cost: TableWithFootnotes
+    further: TableWithFootnotes | None
     equal: Table | None
     picture: str | None
     png: bytes
@@ -73,10 +74,10 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     """Write ``reports/efficiency`` and return its files, ``README.md`` first; same records, same bytes.
 
     Raises:
-        BadInput: no record, a broken one, or a folder that cannot be written to.
+        UsageError: no record, a broken one, or a folder that cannot be written to.
     """
     found, left_out = benches(stored_records(store, NAME), load_variants())
-    scope = Scope(protocol=NAME, dataset="none", folder=reports / NAME)
+    scope = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     sections = [_section(bench, scope) for bench in found]
     papers = Papers(numbers=load_published(), configurations=load_configurations())
     claims = claims_table(
@@ -121,11 +122,11 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     return [scope.folder / name for name in files]
 
 
-def _section(bench: Bench, scope: Scope) -> Section:
+def _section(bench: Bench, scope: ReportContext) -> Section:
     return Section(bench=bench, parts=tuple(_part(bench, name, scope) for name in bench.backbones))
 
 
-def _part(bench: Bench, name: str, scope: Scope) -> Part:
+def _part(bench: Bench, name: str, scope: ReportContext) -> Part:
     cost = cost_table(bench, name, scope)
     stem = cost.table.name.replace("cost-", "equal-time-", 1)
     equal = at_equal_time(bench.on(name), bench.frames)
@@ -142,7 +143,7 @@ def _part(bench: Bench, name: str, scope: Scope) -> Part:
     )
 
 
-def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: Scope) -> dict[str, Any]:
+def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: ReportContext) -> dict[str, Any]:
     """What ``README.md`` alone prints; strings that are not Markdown are escaped there."""
 
     def named(run: StoredRecord) -> Markdown:
@@ -161,7 +162,7 @@ def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scop
     }
 
 
-def _page(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: Scope) -> dict[str, Any]:
+def _page(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: ReportContext) -> dict[str, Any]:
     """What ``page.html`` alone shows; everything is escaped there."""
 
     def named(run: StoredRecord) -> tuple[str, str | None]:

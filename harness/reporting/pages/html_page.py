@@ -14,13 +14,13 @@ from typing import Any
 from markupsafe import Markup
 
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.recall import by_recall
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
-from tvrbench.harness.reporting.figures.style import COLOURS, MARKERS
+from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.tables.html import data_uri, html_templates, source_hash
 from tvrbench.harness.reporting.tables.markdown import brief, one_line
 from tvrbench.harness.reporting.tables.provenance import not_measured, origins, skipped_videos, warnings
@@ -66,7 +66,7 @@ def html_page(
     selected: Selected,
     left_out: Sequence[StoredRecord],
     drawn: Sequence[Picture],
-    scope: Scope,
+    scope: ReportContext,
     *,
     missing: Sequence[str] = (),
     beside: Sequence[str] = (),
@@ -121,7 +121,7 @@ def html_page(
     )
 
 
-def chart_data(rows: Sequence[MethodRow], scope: Scope) -> dict[str, Any] | None:
+def chart_data(rows: Sequence[MethodRow], scope: ReportContext) -> dict[str, Any] | None:
     """What the interactive chart draws; None where there is nothing to draw.
 
     ``methods`` hold for each axis [value, low, high]; low and high are null where they are not known.
@@ -160,7 +160,7 @@ def chart_data(rows: Sequence[MethodRow], scope: Scope) -> dict[str, Any] | None
         "protocol": scope.protocol,
         "notice": scope.notice or "",
         "frontier": scope.compares,
-        "colours": COLOURS,
+        "colors": COLORS,
         "markers": MARKERS,
         "chance": levels,
         "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],

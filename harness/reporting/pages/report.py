@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.store import RecordStore, atomic_write
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, pair_table
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.recall import by_recall
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
-from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, told_apart
+from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, with_unique_labels
 from tvrbench.harness.reporting.figures.all_figures import PICTURES, Picture, pictures
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.series import STAGES
@@ -68,13 +69,13 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
 
     Raises:
-        BadInput: no completed record (of that hash), a broken record, or a folder that cannot be written to.
+        UsageError: no completed record (of that hash), a broken record, or a folder that cannot be written to.
     """
     selected = select(stored_records(store, protocol), protocol, protocol_hash)
-    selected = replace(selected, completed=told_apart(selected.completed))
+    selected = replace(selected, completed=with_unique_labels(selected.completed))
     folder = reports.joinpath(*protocol.split("/"))
     dataset = selected.completed[0].record["data"]["dataset"]
-    scope = Scope(protocol=protocol, dataset=dataset, folder=folder)
+    scope = ReportContext(protocol=protocol, dataset=dataset, folder=folder)
     rows = method_rows([run for run in selected.completed if not run.scored])
     full_size, outdated = _full_size(store)
     left_out = [*selected.left_out, *outdated]
@@ -121,7 +122,7 @@ def _benched(store: RecordStore) -> list[MethodRow]:
 
 
 def _tables(
-    rows: Sequence[MethodRow], full_size: Sequence[MethodRow], selected: Selected, scope: Scope
+    rows: Sequence[MethodRow], full_size: Sequence[MethodRow], selected: Selected, scope: ReportContext
 ) -> tuple[dict[str, Table], list[str]]:
     """The tables by name, and the methods that have published numbers and no run here."""
     numbers, configurations = load_published(), load_configurations()
@@ -152,7 +153,7 @@ def _content(
     elsewhere: Sequence[str],
     selected: Selected,
     left_out: Sequence[StoredRecord],
-    scope: Scope,
+    scope: ReportContext,
     drawn: Sequence[Picture],
 ) -> dict[str, Any]:
     """What the template prints; strings that are not Markdown are escaped there."""

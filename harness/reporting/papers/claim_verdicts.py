@@ -23,7 +23,7 @@ ClaimVerdict = Verdict | Literal["not measured"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ClaimResult:
     """A claim and what the records say of it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Papers:
     configurations: Sequence[Configuration]
 
 
-def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: Papers) -> list[Judged]:
+def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: Papers) -> list[ClaimResult]:
     """Every claim: a model's cost once; time and memory once for each device and precision that measured them.
 
     Figures that are marked invalid do not count.
@@ -93,7 +93,7 @@ def bench_command(claim: Claim, papers: Papers) -> str:
     return command_line(["bench", *entries, *where, *claim.bench_options, *extra])
 
 
-def _judged(claim: Claim, bench: Bench, papers: Papers) -> Judged:
+def _judged(claim: Claim, bench: Bench, papers: Papers) -> ClaimResult:
     ours = partners(claim.number, papers.configurations, bench.rows)
     if not ours.rows:
         return _unmeasured(claim, ours.reason or "", papers)
@@ -105,12 +105,14 @@ def _judged(claim: Claim, bench: Bench, papers: Papers) -> Judged:
             return _unmeasured(claim, why_not(found), papers)
         return _verdict(claim, bench, 1e-6 * value, None, (own,), how=f"{value:,.0f} parameters", papers=papers)
     ratio, rows = _ratio(claim, own, bench, papers)
-    if isinstance(ratio, Judged):
+    if isinstance(ratio, ClaimResult):
         return ratio
     return _verdict(claim, bench, FORMS[claim.number.unit][0](ratio.value), ratio, rows, how=ratio.how, papers=papers)
 
 
-def _ratio(claim: Claim, own: MethodRow, bench: Bench, papers: Papers) -> tuple[Ratio | Judged, tuple[MethodRow, ...]]:
+def _ratio(
+    claim: Claim, own: MethodRow, bench: Bench, papers: Papers
+) -> tuple[Ratio | ClaimResult, tuple[MethodRow, ...]]:
     together = paired(claim, own)
     if isinstance(together, Ratio):
         return together, (own,)
@@ -141,7 +143,7 @@ def _verdict(
     *,
     how: str,
     papers: Papers,
-) -> Judged:
+) -> ClaimResult:
     verdict: Verdict
     command = None
     if ratio is None or claim.number.metric in MODEL_MEASURES:
@@ -155,7 +157,9 @@ def _verdict(
         verdict = "within noise"
     else:
         verdict, how = "not reproduced", f"{'cheaper' if ratio.value < claim.ratio else 'dearer'} than claimed; {how}"
-    return Judged(claim=claim, bench=bench, measured=measured, verdict=verdict, reason=how, rows=rows, command=command)
+    return ClaimResult(
+        claim=claim, bench=bench, measured=measured, verdict=verdict, reason=how, rows=rows, command=command
+    )
 
 
 def _near(claim: Claim, ratio: Ratio) -> bool:
@@ -165,13 +169,13 @@ def _near(claim: Claim, ratio: Ratio) -> bool:
     return difference <= TIME_TOLERANCE * claim.ratio + 1e-9
 
 
-def _only_published(claim: Claim, printed: PublishedNumber, papers: Papers) -> Judged:
+def _only_published(claim: Claim, printed: PublishedNumber, papers: Papers) -> ClaimResult:
     """A baseline whose time only the paper gives: its own ratio is told, and nothing is judged."""
     ours = _published(claim, claim.number.method, papers)
     told = "" if ours is None else f"; the paper's own figures, {ours.value:g} and {printed.value:g} {printed.unit}"
     told += "" if ours is None else f", give {ours.value / printed.value:.2f}x"
     reason = f"{claim.against} is not in this benchmark, and its published time belongs to the paper's device{told}"
-    return Judged(claim=claim, verdict="not comparable", reason=reason)
+    return ClaimResult(claim=claim, verdict="not comparable", reason=reason)
 
 
 def _published(claim: Claim, method: str, papers: Papers) -> PublishedNumber | None:
@@ -180,8 +184,8 @@ def _published(claim: Claim, method: str, papers: Papers) -> PublishedNumber | N
     return next((n for n in papers.numbers if (n.paper, n.backbone, n.method, n.metric) == place), None)
 
 
-def _unmeasured(claim: Claim, reason: str, papers: Papers) -> Judged:
-    return Judged(claim=claim, verdict="not measured", reason=reason, command=bench_command(claim, papers))
+def _unmeasured(claim: Claim, reason: str, papers: Papers) -> ClaimResult:
+    return ClaimResult(claim=claim, verdict="not measured", reason=reason, command=bench_command(claim, papers))
 
 
 def _entry(method: str, options: Any) -> str:

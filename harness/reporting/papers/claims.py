@@ -12,7 +12,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.reporting.papers.published import METHOD_NAMES, PublishedNumber
 
 MODEL_MEASURES = ("output_tokens", "gmacs_video", "params_trainable")
@@ -80,7 +80,7 @@ def load_claims() -> tuple[Claim, ...]:
     """The claims in words, in the order of the file.
 
     Raises:
-        BadInput: names the line that is incomplete, unknown, no number or there twice.
+        UsageError: names the line that is incomplete, unknown, no number or there twice.
     """
     return read_claims(resources.files("tvrbench.published") / "claims.csv")
 
@@ -93,7 +93,7 @@ def load_variants() -> tuple[Variant, ...]:
         try:
             options = json.loads(_needed(row, "options", where))
         except ValueError as error:
-            raise BadInput(f"{where}: column 'options' is not JSON: {error}") from None
+            raise UsageError(f"{where}: column 'options' is not JSON: {error}") from None
         found.append(Variant(method=_needed(row, "method", where), name=_needed(row, "name", where), options=options))
     return tuple(found)
 
@@ -106,7 +106,7 @@ def read_claims(file: Traversable) -> tuple[Claim, ...]:
         n = claim.number
         key = (n.paper, claim.text, n.backbone, n.frames, n.config, claim.against, claim.against_config)
         if key in found:
-            raise BadInput(f"{where}: {claim.text} against {claim.against} stands twice")
+            raise UsageError(f"{where}: {claim.text} against {claim.against} stands twice")
         found[key] = claim
     return tuple(found.values())
 
@@ -158,16 +158,18 @@ def _is_base(base: PublishedNumber, n: PublishedNumber) -> bool:
 def _claim(row: Mapping[str, str], where: str) -> Claim:
     measure, form, text = (_needed(row, column, where) for column in ("measure", "form", "value"))
     if measure not in MEASURES:
-        raise BadInput(f"{where}: column 'measure' must be one of {', '.join(MEASURES)}, not {measure!r}")
+        raise UsageError(f"{where}: column 'measure' must be one of {', '.join(MEASURES)}, not {measure!r}")
     if form not in (*FORMS, ABSOLUTE):
-        raise BadInput(f"{where}: column 'form' must be one of {', '.join((*FORMS, ABSOLUTE))}, not {form!r}")
+        raise UsageError(f"{where}: column 'form' must be one of {', '.join((*FORMS, ABSOLUTE))}, not {form!r}")
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
-        raise BadInput(f"{where}: column 'value' must be a positive number, not {text!r}")
+        raise UsageError(f"{where}: column 'value' must be a positive number, not {text!r}")
     frames, reading = _needed(row, "frames", where), _needed(row, "reading", where)
     if not frames.isdecimal() or reading not in (OWN, OTHER):
-        raise BadInput(f"{where}: 'frames' must be a whole number, and 'reading' {OWN!r} or {OTHER!r}")
+        raise UsageError(f"{where}: 'frames' must be a whole number, and 'reading' {OWN!r} or {OTHER!r}")
     if (form == ABSOLUTE) == bool(row.get("against")):
-        raise BadInput(f"{where}: a claim in {form!r} needs {'no' if form == ABSOLUTE else 'a'} baseline in 'against'")
+        raise UsageError(
+            f"{where}: a claim in {form!r} needs {'no' if form == ABSOLUTE else 'a'} baseline in 'against'"
+        )
     method = _needed(row, "method", where)
     return Claim(
         number=PublishedNumber(
@@ -197,11 +199,11 @@ def _rows(file: Traversable) -> Iterator[tuple[str, dict[str, str]]]:
     with file.open("r", encoding="utf-8") as text:
         for index, row in enumerate(csv.DictReader(text), start=2):
             if None in row or None in row.values():
-                raise BadInput(f"{file.name} line {index}: as many fields as the header has are needed")
+                raise UsageError(f"{file.name} line {index}: as many fields as the header has are needed")
             yield f"{file.name} line {index}", row
 
 
 def _needed(row: Mapping[str, str], column: str, where: str) -> str:
     if not row.get(column, "").strip():
-        raise BadInput(f"{where}: column {column!r} is missing or empty")
+        raise UsageError(f"{where}: column {column!r} is missing or empty")
     return row[column]

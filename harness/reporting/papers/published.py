@@ -13,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 # A published measure and its unit, as our metrics and measurements are named.
 _RANKING = {
@@ -94,7 +94,7 @@ def load_published() -> tuple[PublishedNumber, ...]:
     """Every published number, in the order of the files.
 
     Raises:
-        BadInput: names the file and line that is incomplete, unknown, no number or there twice.
+        UsageError: names the file and line that is incomplete, unknown, no number or there twice.
     """
     folder = resources.files("tvrbench.published")
     return read_published(folder / "centerclip.csv", folder / "tempme.csv")
@@ -109,7 +109,7 @@ def load_configurations() -> tuple[Configuration, ...]:
         try:
             options = json.loads(_needed(row, "options", where))
         except ValueError as error:
-            raise BadInput(f"{where}: column 'options' is not JSON: {error}") from None
+            raise UsageError(f"{where}: column 'options' is not JSON: {error}") from None
         method = _needed(row, "method", where)
         found.append(
             Configuration(
@@ -132,7 +132,7 @@ def read_published(*files: Traversable) -> tuple[PublishedNumber, ...]:
                 n = number
                 key = (n.paper, n.table, n.dataset, n.backbone, n.method, n.config, n.frames, n.metric)
                 if key in numbers:
-                    raise BadInput(f"{where}: {n.metric} of {n.method} ({n.config}) stands twice in {n.cited}")
+                    raise UsageError(f"{where}: {n.metric} of {n.method} ({n.config}) stands twice in {n.cited}")
                 numbers[key] = number
     return tuple(numbers.values())
 
@@ -141,14 +141,14 @@ def _rows(file: Traversable) -> Iterator[tuple[str, dict[str, str]]]:
     with file.open("r", encoding="utf-8") as text:
         for index, row in enumerate(csv.DictReader(text), start=2):
             if None in row or None in row.values():
-                raise BadInput(f"{file.name} line {index}: as many fields as the header has are needed")
+                raise UsageError(f"{file.name} line {index}: as many fields as the header has are needed")
             yield f"{file.name} line {index}", row
 
 
 def _wide(row: Mapping[str, str], where: str) -> Iterator[PublishedNumber]:
     table = re.search(r"Table \S+$", _needed(row, "source", where))
     if table is None:
-        raise BadInput(f"{where}: column 'source' must end in the table, e.g. 'CenterCLIP Table 3b'")
+        raise UsageError(f"{where}: column 'source' must end in the table, e.g. 'CenterCLIP Table 3b'")
     for column, (metric, unit) in _WIDE.items():
         if row.get(column):
             yield _number(row, where, table=table.group(), metric=metric, unit=unit, text=row[column])
@@ -157,17 +157,17 @@ def _wide(row: Mapping[str, str], where: str) -> Iterator[PublishedNumber]:
 def _long(row: Mapping[str, str], where: str) -> Iterator[PublishedNumber]:
     measure = (_needed(row, "metric", where), _needed(row, "unit", where))
     if measure not in _LONG:
-        raise BadInput(f"{where}: measure {measure[0]!r} in {measure[1]!r} is not known")
+        raise UsageError(f"{where}: measure {measure[0]!r} in {measure[1]!r} is not known")
     table, text = _needed(row, "table", where), _needed(row, "value", where)
     yield _number(row, where, table=table, metric=_LONG[measure], unit=measure[1], text=text)
 
 
 def _number(row: Mapping[str, str], where: str, *, table: str, metric: str, unit: str, text: str) -> PublishedNumber:
     if not re.fullmatch(r"-?\d+(\.\d+)?", text) or not math.isfinite(float(text)):
-        raise BadInput(f"{where}: {text!r} is not a number")
+        raise UsageError(f"{where}: {text!r} is not a number")
     method, frames = _needed(row, "method", where), row.get("frames", "")
     if frames and not frames.isdecimal():
-        raise BadInput(f"{where}: column 'frames' must be a whole number, not {frames!r}")
+        raise UsageError(f"{where}: column 'frames' must be a whole number, not {frames!r}")
     return PublishedNumber(
         paper=_needed(row, "paper", where),
         table=table,
@@ -187,7 +187,7 @@ def _number(row: Mapping[str, str], where: str, *, table: str, metric: str, unit
 
 def _needed(row: Mapping[str, str], column: str, where: str) -> str:
     if not row.get(column, "").strip():
-        raise BadInput(f"{where}: column {column!r} is missing or empty")
+        raise UsageError(f"{where}: column {column!r} is missing or empty")
     return row[column]
 
 

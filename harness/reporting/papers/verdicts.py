@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, Scope
+from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
 
@@ -52,7 +52,7 @@ def compare(
     configurations: Sequence[Configuration],
     runs: Sequence[MethodRow],
     full_size: Sequence[MethodRow],
-    scope: Scope,
+    scope: ReportContext,
 ) -> list[Comparison]:
     """A comparison for each number of this data set whose method was run, one for each row that it fits."""
     methods = {row.method for row in (*runs, *full_size)}
@@ -106,7 +106,7 @@ def _compared(
     configurations: Sequence[Configuration],
     runs: Sequence[MethodRow],
     full_size: Sequence[MethodRow],
-    scope: Scope,
+    scope: ReportContext,
 ) -> Iterator[Comparison]:
     cost = number.metric in MODEL_COSTS
     obstacle = None if cost else _obstacle(number, runs, scope)
@@ -117,7 +117,7 @@ def _compared(
         yield Comparison(number=number, verdict="not comparable", reason=found.reason)
 
 
-def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: Scope) -> str | None:
+def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: ReportContext) -> str | None:
     """Why a number that is no model cost cannot be compared under this protocol at all."""
     if not number.metric.startswith(("t2v_", "v2t_")):
         return "time and memory belong to the paper's device and batch"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tvrbench.harness.reporting.data.context import Scope
-from tvrbench.harness.reporting.papers.claim_verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, Judged
+from tvrbench.harness.reporting.data.context import ReportContext
+from tvrbench.harness.reporting.papers.claim_verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, ClaimResult
 from tvrbench.harness.reporting.papers.claims import ABSOLUTE
-from tvrbench.harness.reporting.tables.efficiency import Noted, Notes
+from tvrbench.harness.reporting.tables.efficiency import Footnotes, TableWithFootnotes
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, words
 
 
-def claims_table(judged: Sequence[Judged], name: str, title: str, scope: Scope) -> Noted:
+def claims_table(judged: Sequence[ClaimResult], name: str, title: str, scope: ReportContext) -> TableWithFootnotes:
     """One line for each claim, baseline and device; its notes are the commands that measure what was not measured."""
     counted = Counter(each.verdict for each in judged)
     columns = (
@@ -36,29 +36,29 @@ def claims_table(judged: Sequence[Judged], name: str, title: str, scope: Scope) 
         "A time of one device is never compared with a time of another, and a ratio measured on a CPU is set beside "
         "the claim without a verdict. Figures that are not valid count for nothing.",
     )
-    notes = Notes()
+    notes = Footnotes()
     rows = tuple(_cells(each, notes, scope) for each in judged)
     table = Table(name=name, title=title, caption=caption, columns=columns, rows=rows)
-    return Noted(table=table, notes=notes.lines)
+    return TableWithFootnotes(table=table, notes=notes.lines)
 
 
-def _cells(each: Judged, notes: Notes, scope: Scope) -> tuple[Cell, ...]:
+def _cells(each: ClaimResult, notes: Footnotes, scope: ReportContext) -> tuple[Cell, ...]:
     claim, number = each.claim, each.claim.number
     against = ", ".join(part for part in (claim.against, claim.against_config) if part)
     runs = tuple(run for row in each.rows for run in row.runs)
     measured = words(None)
     if each.measured is not None:
         text = _figure(each.measured, number.unit, number.decimals + 1)
-        measured = Cell(text=text, value=each.measured, contends=False)
+        measured = Cell(text=text, value=each.measured, rankable=False)
     reason = words(each.reason)
     if each.command is not None:
         full = f"{each.reason}; measure it with: {each.command}"
-        reason = Cell(text=f"{each.reason} {notes.mark(each.command)}", value=full, contends=False)
+        reason = Cell(text=f"{each.reason} {notes.mark(each.command)}", value=full, rankable=False)
     return (
         words(claim.text),
         words(f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"),
         words(f"{against} ({claim.reading})" if against else "no baseline needed"),
-        Cell(text=_figure(number.value, number.unit, number.decimals), value=number.value, contends=False),
+        Cell(text=_figure(number.value, number.unit, number.decimals), value=number.value, rankable=False),
         measured,
         words(each.verdict),
         reason,

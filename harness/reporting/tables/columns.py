@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvrbench.harness.records.record import MeasurementDoc
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Best, Cell, Column, fixed, links, number, significant, words
 
@@ -34,7 +34,7 @@ def text_field(key: str, header: str, text: Callable[[MethodRow], str | None]) -
     return Field(column=Column(key=key, header=header, left=True), cell=lambda row: words(text(row)))
 
 
-def record_field(scope: Scope) -> Field:
+def record_field(scope: ReportContext) -> Field:
     """Links to the records, one a seed."""
     return Field(
         column=Column(key="records", header="records", left=True), cell=lambda row: links(scope.links(row.runs))
@@ -47,7 +47,7 @@ def metric_field(*path: str, key: str, header: str, chance: float | None = None)
     return Field(
         column=Column(key=key, header=header, best=end),
         cell=lambda row: number(row.metric(*path), fixed(1)),
-        chance=number(chance, fixed(1), contends=False),
+        chance=number(chance, fixed(1), rankable=False),
     )
 
 
@@ -59,7 +59,7 @@ def interval_field(direction: str, metric: str) -> Field:
         if found is None:
             return _NOTHING
         low, high = found
-        return Cell(text=f"{low:.1f} to {high:.1f}", value=f"{low:.4f} to {high:.4f}", contends=False)
+        return Cell(text=f"{low:.1f} to {high:.1f}", value=f"{low:.4f} to {high:.4f}", rankable=False)
 
     key = f"{direction}_{metric}_interval"
     return Field(column=Column(key=key, header=f"{METRICS[metric]} 95 % interval"), cell=cell)
@@ -97,7 +97,7 @@ def cost_field(
     scale: float = 1.0,
 ) -> Field:
     """A measurement, printed ``scale`` times; a lower bound says so and a figure that is not valid bears a "!". Neither
-    contends for the best, nor does a 0 or a method that encodes nothing.
+    rankable for the best, nor does a 0 or a method that encodes nothing.
     """
 
     def cell(row: MethodRow) -> Cell:
@@ -107,8 +107,8 @@ def cost_field(
         shown = show(cost.value * scale)
         text = f"≥ {shown}" if cost.lower_bound else shown
         if cost.invalid is not None:
-            return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", contends=False)
-        return Cell(text=text, value=cost.value, contends=row.encodes and cost.value > 0 and not cost.lower_bound)
+            return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", rankable=False)
+        return Cell(text=text, value=cost.value, rankable=row.encodes and cost.value > 0 and not cost.lower_bound)
 
     key = name if what == "inference" else f"{name}_{what}"
     return Field(column=Column(key=key, header=header, best=best), cell=cell)

@@ -18,11 +18,11 @@ def difference_cells(found: PairedDifference | None, p_value: float | None, verd
     if found is None or p_value is None:
         return (*(words(None) for _ in DIFFERENCE_COLUMNS[:-1]), words(verdict))
     interval = Cell(
-        text=f"{found.low:+.1f} to {found.high:+.1f}", value=f"{found.low:.4f} to {found.high:.4f}", contends=False
+        text=f"{found.low:+.1f} to {found.high:+.1f}", value=f"{found.low:.4f} to {found.high:.4f}", rankable=False
     )
     return (
-        number(found.difference, lambda value: f"{value:+.1f}", contends=False),
+        number(found.difference, lambda value: f"{value:+.1f}", rankable=False),
         interval,
-        number(p_value, lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001", contends=False),
+        number(p_value, lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001", rankable=False),
         words(verdict),
     )

@@ -17,7 +17,7 @@ from tvrbench.harness.reporting.data.bench_rows import (
     value_of,
     why_not,
 )
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.columns import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.tables.markdown import brief
@@ -34,7 +34,7 @@ Show = Callable[[MeasurementDoc], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted:
+class TableWithFootnotes:
     """A table and the notes that its marks refer to."""
 
     table: Table
@@ -47,7 +47,7 @@ class Noted:
 
 
 @dataclass
-class Notes:
+class Footnotes:
     """Reasons, each numbered once in the order in which a table first needs it."""
 
     numbers: dict[str, int] = field(default_factory=dict)
@@ -80,23 +80,23 @@ class Figure:
     value: Callable[[MeasurementDoc], float | None] = lambda m: m["value"]
     instead: Find | None = None
 
-    def cell(self, row: MethodRow, notes: Notes) -> Cell:
+    def cell(self, row: MethodRow, notes: Footnotes) -> Cell:
         """The figure; a dash with the number of the reason where there is none, a mark where it is not valid."""
         found = self.find(row)
         if found is None or found["value"] is None:
             missing = found if found is not None or self.instead is None else self.instead(row)
-            return Cell(text=f"{MISSING} {notes.mark(f'{brief(why_not(missing))}.')}", value=None, contends=False)
+            return Cell(text=f"{MISSING} {notes.mark(f'{brief(why_not(missing))}.')}", value=None, rankable=False)
         text, value = self.show(found), self.value(found)
         if "invalid" in found["conditions"]:
             reason = brief(found["conditions"]["invalid"])
             mark = notes.mark(f"! not valid, and left out of every best and every claim: {reason}.")
-            return Cell(text=f"{text} ! {mark}", value=f"{value} (not valid)", contends=False)
+            return Cell(text=f"{text} ! {mark}", value=f"{value} (not valid)", rankable=False)
         bound = found["conditions"].get("lower_bound") is True
-        contends = row.encodes and bool(value) and not bound
-        return Cell(text=f"≥ {text}" if bound else text, value=value, contends=contends)
+        rankable = row.encodes and bool(value) and not bound
+        return Cell(text=f"≥ {text}" if bound else text, value=value, rankable=rankable)
 
 
-def cost_table(bench: Bench, backbone: str, scope: Scope) -> Noted:
+def cost_table(bench: Bench, backbone: str, scope: ReportContext) -> TableWithFootnotes:
     """Encoding: what is counted, speed, memory, share of the machine's peak, speed-up."""
     rows = bench.on(backbone)
     caption = scope.caption(
@@ -118,7 +118,7 @@ def cost_table(bench: Bench, backbone: str, scope: Scope) -> Noted:
     )
 
 
-def further_table(bench: Bench, backbone: str, scope: Scope) -> Noted | None:
+def further_table(bench: Bench, backbone: str, scope: ReportContext) -> TableWithFootnotes | None:
     """Training steps, stages from files to a ranking, energy; None where none was asked for."""
     rows = bench.on(backbone)
     figures = _further_figures(rows)
@@ -147,9 +147,9 @@ def ranged(m: MeasurementDoc) -> str:
 
 
 def _table(
-    name: str, title: str, caption: str, figures: Sequence[Figure], rows: Sequence[MethodRow], scope: Scope
-) -> Noted:
-    notes = Notes()
+    name: str, title: str, caption: str, figures: Sequence[Figure], rows: Sequence[MethodRow], scope: ReportContext
+) -> TableWithFootnotes:
+    notes = Footnotes()
     lines = [(words(row.label), *(f.cell(row, notes) for f in figures), links(scope.links(row.runs))) for row in rows]
     columns = (
         Column(key="method", header="method", left=True),
@@ -157,7 +157,7 @@ def _table(
         Column(key="records", header="records", left=True),
     )
     table = Table(name=name, title=title, caption=caption, columns=columns, rows=tuple(lines)).with_best()
-    return Noted(table=table, notes=notes.lines)
+    return TableWithFootnotes(table=table, notes=notes.lines)
 
 
 def _cost_figures(rows: Sequence[MethodRow]) -> list[Figure]:

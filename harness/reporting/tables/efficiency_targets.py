@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.data.bench_rows import Bench, figure, value_of, variant_name, why_not
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.claims import load_variants
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, words
@@ -76,7 +76,7 @@ TARGETS = (
 )
 
 
-def targets_table(benches: Sequence[Bench], scope: Scope) -> Table:
+def targets_table(benches: Sequence[Bench], scope: ReportContext) -> Table:
     """One line for each target, device and backbone; without a GPU's records the GPU's targets are open."""
     lines: list[tuple[Cell, ...]] = []
     for bench in benches:
@@ -108,7 +108,7 @@ def targets_table(benches: Sequence[Bench], scope: Scope) -> Table:
     )
 
 
-def _lines(target: Target, bench: Bench, backbone: str, scope: Scope) -> list[tuple[Cell, ...]]:
+def _lines(target: Target, bench: Bench, backbone: str, scope: ReportContext) -> list[tuple[Cell, ...]]:
     found: list[tuple[Cell, ...]] = []
     for row in bench.on(backbone):
         if row.method != target.method or variant_name(row, load_variants()) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.tables.columns import (
@@ -22,7 +22,7 @@ _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}
 
 
-def scored_table(runs: Sequence[StoredRecord], scope: Scope) -> Table | None:
+def scored_table(runs: Sequence[StoredRecord], scope: ReportContext) -> Table | None:
     """One row a checkpoint, nothing bold; None where none was scored.
 
     Args:
@@ -51,7 +51,7 @@ def scored_table(runs: Sequence[StoredRecord], scope: Scope) -> Table | None:
         "and with no published number. Interval: 95 % bootstrap over queries.",
     )
     cells = [tuple(field.cell(row) for field in fields) for row in rows]
-    return scope.table("scored", "Scored checkpoints", sentences, [field.column for field in fields], cells)
+    return scope.table("scored", "EvalCheckpoint checkpoints", sentences, [field.column for field in fields], cells)
 
 
 def _saved_by(row: MethodRow) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tvrbench.harness.records.record import Record
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Column, Table, words
@@ -15,24 +15,24 @@ Runs = Sequence[StoredRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class SharedValue:
     """A value and the runs that share it."""
 
     value: str
     runs: tuple[StoredRecord, ...]
 
 
-def origins(runs: Runs, value: Callable[[Record], str | None]) -> list[Origin]:
+def origins(runs: Runs, value: Callable[[Record], str | None]) -> list[SharedValue]:
     """The values that runs have, each with its runs, in order of first appearance; runs without one are left out."""
     groups: dict[str, list[StoredRecord]] = {}
     for run in runs:
         found = value(run.record)
         if found is not None:
             groups.setdefault(found, []).append(run)
-    return [Origin(value=found, runs=tuple(members)) for found, members in groups.items()]
+    return [SharedValue(value=found, runs=tuple(members)) for found, members in groups.items()]
 
 
-def provenance_table(runs: Runs, scope: Scope) -> Table:
+def provenance_table(runs: Runs, scope: ReportContext) -> Table:
     """What made the numbers, one line for each value that runs differ in."""
     rows = []
     for what, value in _FACTS.items():
@@ -44,7 +44,7 @@ def provenance_table(runs: Runs, scope: Scope) -> Table:
     return scope.table("provenance", "Where the numbers come from", ("Read from the records.",), columns, rows)
 
 
-def warnings(runs: Runs, scope: Scope) -> list[str]:
+def warnings(runs: Runs, scope: ReportContext) -> list[str]:
     """What a reader must know before comparing rows."""
     return list(_warnings(runs, scope))
 
@@ -65,12 +65,12 @@ def not_measured(rows: Sequence[MethodRow]) -> list[str]:
     ]
 
 
-def skipped_videos(runs: Runs) -> list[Origin]:
+def skipped_videos(runs: Runs) -> list[SharedValue]:
     """Videos left out with ``--skip-bad-videos``, as a list of ids for each set of runs."""
     return origins(runs, lambda record: ", ".join(record["data"]["skipped"]) or None)
 
 
-def _warnings(runs: Runs, scope: Scope) -> Iterator[str]:
+def _warnings(runs: Runs, scope: ReportContext) -> Iterator[str]:
     if len({run.record["data"]["split_fingerprint"] for run in runs}) > 1:
         yield "The runs were not all tested on the same videos and captions: rows of different splits do not compare."
     if len({run.record["weights_sha256"] for run in runs if not run.scored}) > 1:

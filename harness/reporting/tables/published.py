@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tvrbench.harness.reporting.data.context import COST_NOTICE, Scope, disturbed, setting
+from tvrbench.harness.reporting.data.context import COST_NOTICE, ReportContext, disturbed, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import GMACS_TOLERANCE, MARGINS, MODEL_COSTS, Comparison, partners
@@ -51,7 +51,7 @@ def configuration(found: PublishedNumber) -> str:
     return ", ".join(part for part in (found.config, frames) if part)
 
 
-def verdict_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | None:
+def verdict_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Table | None:
     """Published, measured, difference, verdict; None where nothing is comparable."""
     comparable = [c for c in comparisons if c.verdict != "not comparable"]
     if not comparable:
@@ -81,7 +81,7 @@ def verdict_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | No
     return scope.table("verdicts", "Published and measured", sentences, columns, rows)
 
 
-def apart_table(comparisons: Sequence[Comparison], scope: Scope) -> Table | None:
+def apart_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Table | None:
     """Published numbers that cannot be compared here, and why; None where there is none."""
     groups: dict[tuple[str, ...], list[PublishedNumber]] = {}
     for c in comparisons:
@@ -110,7 +110,7 @@ def paper_scale_table(
     comparisons: Sequence[Comparison],
     numbers: Sequence[PublishedNumber],
     configurations: Sequence[Configuration],
-    scope: Scope,
+    scope: ReportContext,
 ) -> Table:
     """What each method costs on full-size backbones, beside what the papers print."""
 
@@ -174,10 +174,10 @@ def _joined(texts: Sequence[str], values: Sequence[float]) -> Cell:
     if not texts:
         return words(None)
     text = "; ".join(dict.fromkeys(texts))
-    return Cell(text=text, value=values[0] if len(set(values)) == 1 else text, contends=False)
+    return Cell(text=text, value=values[0] if len(set(values)) == 1 else text, rankable=False)
 
 
-def _verdict_row(comparison: Comparison, scope: Scope) -> tuple[Cell, ...]:
+def _verdict_row(comparison: Comparison, scope: ReportContext) -> tuple[Cell, ...]:
     n, row = comparison.number, comparison.row
     cost = n.metric in MODEL_COSTS
     show: Callable[[float], str] = _signed_percent if cost else lambda value: f"{value:+.1f}"
@@ -188,13 +188,13 @@ def _verdict_row(comparison: Comparison, scope: Scope) -> tuple[Cell, ...]:
         words(_backbone(row) if row else n.backbone),
         words(configuration(n) or None),
         words(f"{measure_name(n.metric)}{f' ({n.unit})' if n.unit == 'M' else ''}"),
-        Cell(text=printed(n), value=n.value, contends=False),
-        number(comparison.measured, digits, contends=False),
-        number(comparison.difference, show, contends=False),
+        Cell(text=printed(n), value=n.value, rankable=False),
+        number(comparison.measured, digits, rankable=False),
+        number(comparison.difference, show, rankable=False),
         words(verdict),
         words(n.cited),
         words(n.read_from),
-        Cell(text="", value=None, links=scope.links(row.runs) if row else (), contends=False),
+        Cell(text="", value=None, links=scope.links(row.runs) if row else (), rankable=False),
     )
 
 

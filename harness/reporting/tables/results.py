@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
-from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, Scope, disturbed, setting
-from tvrbench.harness.reporting.data.recall import by_recall, shared_recall, ties_matter
+from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, disturbed, setting
+from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, ties_matter
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.columns import (
     GMACS_HEADER,
@@ -47,7 +47,7 @@ def _rank_field(pairs: Sequence[Pair]) -> Field:
     """Ranks that methods share where they cannot be told apart."""
     return Field(
         column=Column(key="rank", header="rank"),
-        cell=lambda row: number(rank(row, pairs), fixed(0), contends=False),
+        cell=lambda row: number(rank(row, pairs), fixed(0), rankable=False),
     )
 
 
@@ -55,8 +55,8 @@ def shared_recall_field(chance: float | None) -> Field:
     """R@1 with ties shared."""
     return Field(
         column=Column(key="t2v_R1_ties_shared", header=f"t→v {METRICS['R1']}, ties shared", best="max"),
-        cell=lambda row: number(shared_recall(row), fixed(1)),
-        chance=number(chance, fixed(1), contends=False),
+        cell=lambda row: number(expected_recall(row), fixed(1)),
+        chance=number(chance, fixed(1), rankable=False),
     )
 
 
@@ -76,7 +76,7 @@ def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str
     return levels, levels if captions == videos else {}
 
 
-def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -> Table:
+def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: ReportContext) -> Table:
     """Both directions and cost, one row a method, the chance level first; ranks from the compared pairs."""
     t2v, v2t = chance_levels(rows)
     several = any(len(row.runs) > 1 for row in rows)
@@ -122,7 +122,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: Scope) -
     return _table("main", "Retrieval and cost", sentences, fields, rows, scope, bool(t2v))
 
 
-def subset_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
+def subset_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
     """All queries, each named subset, and how often the right order was picked; None where no record has either."""
     names = dict.fromkeys(name for row in rows for name in row.record["metrics"].get("subsets", {}))
     pairs = any(row.metric("pair_accuracy") is not None for row in rows)
@@ -161,7 +161,7 @@ def _table(
     sentences: Sequence[str | None],
     fields: Sequence[Field],
     rows: Sequence[MethodRow],
-    scope: Scope,
+    scope: ReportContext,
     chance: bool,
 ) -> Table:
     label, *others = fields
@@ -192,7 +192,7 @@ def _seeds_sentence(rows: Sequence[MethodRow]) -> str | None:
     return f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: differences between methods are no claim."
 
 
-def _bold_sentence(scope: Scope) -> str:
+def _bold_sentence(scope: ReportContext) -> str:
     if scope.compares:
         return "Best in bold, ties shared; of costs, the best of those that encode."
     return "Each method runs with its own paper's recipe: rows are not to be compared, so nothing is bold."

@@ -32,7 +32,7 @@ class Cell:
     text: str
     value: float | str | None
     links: tuple[tuple[str, str | None], ...] = ()
-    contends: bool = True
+    rankable: bool = True
     bold: bool = False
 
     @property
@@ -59,7 +59,7 @@ class Table:
         best = [self._best(index) for index in range(len(self.columns))]
         rows = tuple(
             tuple(
-                replace(cell, bold=text is not None and cell.contends and cell.text == text)
+                replace(cell, bold=text is not None and cell.rankable and cell.text == text)
                 for cell, text in zip(row, best, strict=True)
             )
             for row in self.rows
@@ -68,7 +68,7 @@ class Table:
 
     def _best(self, index: int) -> str | None:
         column = self.columns[index]
-        cells = [row[index] for row in self.rows if row[index].contends]
+        cells = [row[index] for row in self.rows if row[index].rankable]
         numbers = {cell.text: cell.value for cell in cells if isinstance(cell.value, int | float)}
         if column.best is None or len(numbers) < 2:
             return None
@@ -100,20 +100,20 @@ class Table:
 
 def words(value: str | None) -> Cell:
     """A cell of text."""
-    return Cell(text=MISSING if value is None else value, value=value, contends=False)
+    return Cell(text=MISSING if value is None else value, value=value, rankable=False)
 
 
-def number(value: float | None, show: Callable[[float], str], *, contends: bool = True) -> Cell:
+def number(value: float | None, show: Callable[[float], str], *, rankable: bool = True) -> Cell:
     """A cell of a number; a missing one shows as a dash, never as 0."""
     text = MISSING if value is None else show(value)
-    return Cell(text=text, value=value, contends=contends and value is not None)
+    return Cell(text=text, value=value, rankable=rankable and value is not None)
 
 
 def links(targets: Sequence[tuple[str, str | None]]) -> Cell:
     """A cell of links, each a text and a relative path (None: no link)."""
     paths = [target if target is not None else text for text, target in targets]
     shown = ", ".join(text for text, _ in targets)
-    return Cell(text=shown, value="; ".join(paths), links=tuple(targets), contends=False)
+    return Cell(text=shown, value="; ".join(paths), links=tuple(targets), rankable=False)
 
 
 def fixed(decimals: int) -> Callable[[float], str]:

@@ -8,15 +8,15 @@ from typing import Any
 from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE
 from tvrbench.harness.evaluation.variance import SelectionGap, selection_gap, variance_parts
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL, EqualTime, Rival, frames_kept
-from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, Scope, setting
+from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.queries import seed_credits
-from tvrbench.harness.reporting.data.recall import by_recall, shared_recall
+from tvrbench.harness.reporting.data.recall import by_recall, expected_recall
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, difference_cells
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, words
 
 
-def equal_time_table(entries: Sequence[EqualTime], scope: Scope) -> Table | None:
+def equal_time_table(entries: Sequence[EqualTime], scope: ReportContext) -> Table | None:
     """Each method beside fewer frames at its speed; None where there is nothing to compare with."""
     if not entries:
         return None
@@ -53,7 +53,7 @@ def equal_time_table(entries: Sequence[EqualTime], scope: Scope) -> Table | None
     return scope.table("equal-time", "Accuracy at equal measured time", sentences, columns, cells)
 
 
-def spread_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
+def spread_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
     """Doubt from seeds and doubt from queries, kept apart; None where no method has two seeds with usable ranks."""
     lines = []
     for row in by_recall(rows):
@@ -62,7 +62,7 @@ def spread_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
             continue
         parts = variance_parts(seeds_SQ)
         values = (parts.mean, parts.seed_sd, parts.training_sd, parts.query_se, parts.total_se)
-        cells = [number(value, fixed(2), contends=False) for value in values]
+        cells = [number(value, fixed(2), rankable=False) for value in values]
         lines.append((words(row.label), words(str(parts.seeds)), *cells, links(scope.links(row.runs))))
     if not lines:
         return None
@@ -85,7 +85,7 @@ def spread_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
     return scope.table("spread", "Seeds and queries", sentences, columns, lines)
 
 
-def selection_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
+def selection_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
     """What choosing the checkpoint on the test set adds; None where no record scored several checkpoints."""
     lines = []
     for row in by_recall(rows):
@@ -113,14 +113,14 @@ def selection_table(rows: Sequence[MethodRow], scope: Scope) -> Table | None:
     return scope.table("selection", "What choosing the checkpoint on the test set adds", sentences, columns, lines)
 
 
-def _equal_time_cells(entry: EqualTime, scope: Scope) -> tuple[Cell, ...]:
+def _equal_time_cells(entry: EqualTime, scope: ReportContext) -> tuple[Cell, ...]:
     rival = entry.rival
     return (
         words(entry.row.label),
-        number(entry.speed, fixed(2), contends=False),
-        number(shared_recall(entry.row), fixed(1), contends=False),
+        number(entry.speed, fixed(2), rankable=False),
+        number(expected_recall(entry.row), fixed(1), rankable=False),
         words(None if rival is None else _rival_words(rival)),
-        number(None if rival is None else rival.recall, fixed(1), contends=False),
+        number(None if rival is None else rival.recall, fixed(1), rankable=False),
         *difference_cells(entry.difference, entry.p_value, entry.verdict),
         links(scope.links(entry.row.runs)),
         links([link for point in rival.points for link in _named(point, scope)]) if rival is not None else words(None),
@@ -133,7 +133,7 @@ def _rival_words(rival: Rival) -> str:
     return f"keep {keeps}{mixed}, {rival.points[0].record['tuning']}"
 
 
-def _named(point: MethodRow, scope: Scope) -> list[tuple[str, str | None]]:
+def _named(point: MethodRow, scope: ReportContext) -> list[tuple[str, str | None]]:
     return [(f"keep {frames_kept(point)}, {text}", target) for text, target in scope.links(point.runs)]
 
 
@@ -145,13 +145,15 @@ def _gaps(metrics: Mapping[str, Any]) -> dict[str, SelectionGap]:
     return {metric: selection_gap([float(score[metric]) for score in scored]) for metric in ("R1", "RSum")}
 
 
-def _selection_cells(row: MethodRow, metric: str, found: Sequence[SelectionGap], scope: Scope) -> tuple[Cell, ...]:
+def _selection_cells(
+    row: MethodRow, metric: str, found: Sequence[SelectionGap], scope: ReportContext
+) -> tuple[Cell, ...]:
     count = len(found)
     means = (sum(g.last for g in found) / count, sum(g.best for g in found) / count, sum(g.gap for g in found) / count)
     return (
         words(row.label),
         words({"R1": "R@1", "RSum": "R-Sum"}[metric]),
         words(", ".join(dict.fromkeys(str(gap.checkpoints) for gap in found))),
-        *(number(value, fixed(1), contends=False) for value in means),
+        *(number(value, fixed(1), rankable=False) for value in means),
         links(scope.links(row.runs)),
     )

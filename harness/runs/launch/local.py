@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvrbench.harness.core.console import say
-from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.runs.launch.worker import MODULE, dumps
 from tvrbench.harness.runs.suite import Request
 
@@ -52,7 +52,7 @@ class _Working:
         return Finished(title=self.task.title, code=code, minutes=minutes, last_line=lines[-1])
 
 
-def work_off(tasks: Sequence[Task], devices: Sequence[str], logs: Path, interrupts: Interrupts) -> list[Finished]:
+def run_all(tasks: Sequence[Task], devices: Sequence[str], logs: Path, interrupts: SignalHandler) -> list[Finished]:
     """Do every task on the next device that is free; a run that breaks off does not keep the others from being done.
 
     Args:
@@ -62,7 +62,7 @@ def work_off(tasks: Sequence[Task], devices: Sequence[str], logs: Path, interrup
         interrupts: a signal is handed on to every process, which saves its state and stops.
 
     Raises:
-        Stopped: once all processes have ended.
+        Interrupted: once all processes have ended.
     """
     waiting, working, finished = deque(tasks), dict[str, _Working](), list[Finished]()
     with interrupts.deferred():

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.runs.launch.local import Task
 from tvrbench.harness.runs.launch.worker import dumps, run_cell
 
@@ -34,7 +34,7 @@ def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -
             ``timeout_min``, ...), and ``cluster``: ``slurm`` by default, ``local`` or ``debug`` without one.
 
     Raises:
-        BadInput: submitit is not installed, there is no such cluster, or a parameter that it does not know.
+        UsageError: submitit is not installed, there is no such cluster, or a parameter that it does not know.
     """
     submitit, given = check_submitit(), dict(parameters)
     cluster = given.pop("cluster", "slurm")
@@ -42,14 +42,14 @@ def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -
         executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
         executor.update_parameters(**given)
     except (RuntimeError, ValueError, NameError, TypeError) as error:
-        raise BadInput(f"--slurm: {next(iter(str(error).splitlines()), cluster)}") from None
+        raise UsageError(f"--slurm: {next(iter(str(error).splitlines()), cluster)}") from None
     with executor.batch():
         return [executor.submit(CellJob(), dumps(task.request)) for task in tasks]
 
 
 def check_submitit() -> Any:
-    """The package; BadInput where it is not installed."""
+    """The package; UsageError where it is not installed."""
     try:
         return import_module("submitit")
     except ImportError:
-        raise BadInput("--slurm needs the package submitit: pip install submitit") from None
+        raise UsageError("--slurm needs the package submitit: pip install submitit") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tvrbench.harness.core.console import say
-from tvrbench.harness.core.exit_codes import guarded
+from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.profiling.launcher.isolated import lock_path
 from tvrbench.harness.runs.suite import Request, run_protocol
@@ -28,7 +28,7 @@ def dumps(request: Request) -> str:
 
 
 def loads(text: str) -> Request:
-    """The request that ``dumps`` gave; BadInput where it is none."""
+    """The request that ``dumps`` gave; UsageError where it is none."""
     return validated(Request, json.loads(text), "request")
 
 
@@ -53,4 +53,4 @@ def run_cell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: run_cell(sys.stdin.read())))
+    sys.exit(run_guarded(lambda: run_cell(sys.stdin.read())))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_assignments
 from tvrbench.harness.data.batches import batches
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.runs.context import hold_out
+from tvrbench.harness.runs.context import split_holdout
 
 pytestmark = pytest.mark.unit
 
@@ -58,12 +58,12 @@ def test_the_9k_epoch_is_the_papers() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_an_unknown_recipe_field_is_named(name: str) -> None:
-    with pytest.raises(BadInput, match="'lerning_rate' is not known"):
+    with pytest.raises(UsageError, match="'lerning_rate' is not known"):
         load_recipe(name, {"lerning_rate": 1})
 
 
 def test_a_method_without_a_rate_for_its_tuning_is_refused() -> None:
-    with pytest.raises(BadInput, match="no learning rate for tuning 'frozen'"):
+    with pytest.raises(UsageError, match="no learning rate for tuning 'frozen'"):
         load_recipe("uniform").for_tuning("frozen")
 
 
@@ -73,7 +73,7 @@ def test_batches_are_epochs_without_repeats(videos: int, each: int, size: int, s
     split = make_split(videos, each, twins)
     units = videos if twins else videos * each
     if units < size:
-        with pytest.raises(BadInput, match="do not fill"):
+        with pytest.raises(UsageError, match="do not fill"):
             list(batches(split, size, seed, 4, pair_scenes=twins))
         return
     per_epoch = units // size
@@ -93,15 +93,15 @@ def test_twins_share_a_batch() -> None:
 
 def test_a_held_out_slice_shares_no_scene_with_the_rest() -> None:
     split = make_split(20, 3, twins=True)
-    rest, held = hold_out(split, 5)
+    rest, held = split_holdout(split, 5)
     assert len(held.video_ids) == 6  # whole scenes
     assert len(held.captions) == 6
     assert len(rest.video_ids) == 14
     assert not set(rest.video_ids) & set(held.video_ids)
     scene = dict(zip(split.video_ids, split.scenes or (), strict=True))
     assert not {scene[v] for v in rest.video_ids} & {scene[v] for v in held.video_ids}
-    with pytest.raises(BadInput, match="leave nothing"):
-        hold_out(split, 20)
+    with pytest.raises(UsageError, match="leave nothing"):
+        split_holdout(split, 20)
 
 
 def test_a_split_without_some_videos_keeps_its_subsets_right() -> None:
@@ -135,7 +135,7 @@ def test_fingerprints_ignore_order_and_notice_captions() -> None:
 )
 def test_broken_splits_are_refused(changes: dict[str, Any], word: str) -> None:
     good = {"name": "a", "video_ids": ("x", "y"), "captions": ("1", "2"), "caption_video": (0, 1)}
-    with pytest.raises(BadInput, match=word):
+    with pytest.raises(UsageError, match=word):
         Split(**(good | changes))
 
 
@@ -143,12 +143,12 @@ def test_assignments() -> None:
     given_ = ["r=2", "merge_frames=(2,2,3)", "mode=unmerge", "x=1e-3", "on=True"]
     assert parse_assignments(given_) == {"r": 2, "merge_frames": (2, 2, 3), "mode": "unmerge", "x": 1e-3, "on": True}
     for bad in ("r", "=2"):
-        with pytest.raises(BadInput, match="key=value"):
+        with pytest.raises(UsageError, match="key=value"):
             parse_assignments([bad])
 
 
 def test_registry_refuses_duplicates_and_suggests_names() -> None:
-    with pytest.raises(BadInput, match="'lora' is registered twice"):
+    with pytest.raises(UsageError, match="'lora' is registered twice"):
         registry.merge_tables("methods", [("a", {"lora": "a:A"}), ("b", {"lora": "b:B"})])
-    with pytest.raises(BadInput, match=r"unknown method or baseline 'tempmee' \(did you mean tempme\?\)"):
+    with pytest.raises(UsageError, match=r"unknown method or baseline 'tempmee' \(did you mean tempme\?\)"):
         registry.lookup("tempmee", "methods", "baselines")

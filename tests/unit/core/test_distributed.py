@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.distributed import World, joined, world
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.distributed import DistInfo, dist_info, process_group
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.training.loss import Pairs, in_chunks, random_state, restore_random_state, share_of_loss
+from tvrbench.harness.training.loss import Pairs, cached_backward, local_loss, random_state, restore_random_state
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
@@ -30,23 +30,23 @@ import sys
 import torch
 from tvrbench.harness import load_model
 from tvrbench.harness.training.loss import Pairs
-from tvrbench.harness.core.distributed import gather_shares, joined
+from tvrbench.harness.core.distributed import gather_shares, process_group
 from tvrbench.harness.training.trainer import Trainer
 
 torch.set_num_threads(1)
 method, weights, data, out = sys.argv[1:]
 batch = torch.load(data, weights_only=True)
-with joined("cpu") as world:
+with process_group("cpu") as dist_info:
     model = load_model(method, weights=weights, **batch["options"])
     trainer = Trainer(model, "uniform", 4)
-    mine = world.share(len(batch["video"]))
+    mine = dist_info.share(len(batch["video"]))
     pairs = Pairs(**{k: batch[k][mine] for k in ("video", "video_mask", "ids", "text_mask")})
     loss = trainer.backward(pairs)
     grads = {name: p.grad.clone() for name, p in model.trainable().items()}
-    trainer.optimiser.zero_grad()
+    trainer.optimizer.zero_grad()
     steps = [trainer.step(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask) for _ in range(2)]
-    uneven = gather_shares(torch.arange(7)[world.share(7)])
-    if world.first:
+    uneven = gather_shares(torch.arange(7)[dist_info.share(7)])
+    if dist_info.first:
         torch.save({
             "loss": loss, "grads": grads, "steps": [s["loss"] for s in steps], "uneven": uneven,
             "after": {name: p.detach() for name, p in model.trainable().items()},
@@ -139,7 +139,7 @@ def test_chunks_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make
     restore_random_state(start, device)
     features = [trainer.encode(pairs.part(first, 2)) for first in (0, 2)]
     text, video = (torch.cat(side) for side in zip(*features, strict=True))
-    share_of_loss(model, text, video, rank=0).backward()  # type: ignore[no-untyped-call]
+    local_loss(model, text, video, rank=0).backward()  # type: ignore[no-untyped-call]
     assert torch.equal(end[0], random_state(device)[0])
     for key, p in model.trainable().items():
         assert p.grad is not None
@@ -179,7 +179,7 @@ def test_only_one_chunk_s_graph_is_held(tiny_model: Make) -> None:
 def test_shares_differ_by_one_at_most_and_cover_everything() -> None:
     for count in (0, 1, 7, 8, 100):
         for size in (1, 2, 3, 8):
-            shares = [list(range(count))[World(rank=rank, size=size).share(count)] for rank in range(size)]
+            shares = [list(range(count))[DistInfo(rank=rank, size=size).share(count)] for rank in range(size)]
             assert list(chain.from_iterable(shares)) == list(range(count))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -190,7 +190,7 @@ def test_every_process_draws_for_itself() -> None:
     with torch.random.fork_rng(devices=[]):
         for base in (0, 1, 2**33):
             for rank in range(3):
-                torch.manual_seed(World(rank=rank, size=3).seed(base))
+                torch.manual_seed(DistInfo(rank=rank, size=3).seed(base))
                 draws.append(tuple(torch.rand(4).tolist()))
         torch.manual_seed(1)
         assert tuple(torch.rand(4).tolist()) == draws[3]  # the first draws as a process alone
@@ -199,16 +199,16 @@ def test_every_process_draws_for_itself() -> None:
 
 def test_a_process_alone_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with joined("cpu") as here:
-        assert here == world() == World()
+    with process_group("cpu") as here:
+        assert here == dist_info() == DistInfo()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(BadInput, match="WORLD_SIZE"), joined("cpu"):
+    with pytest.raises(UsageError, match="WORLD_SIZE"), process_group("cpu"):
         pass
 
 
 def test_an_impossible_chunk_is_refused(tiny_model: Make) -> None:
-    with pytest.raises(BadInput, match="chunk"):
+    with pytest.raises(UsageError, match="chunk"):
         Trainer(tiny_model("lora"), "uniform", 4, chunk=0)
 
 
@@ -221,6 +221,6 @@ def test_chunks_alone_return_the_loss(tiny_model: Make) -> None:
 
     pairs = _pairs(_batch(4))
     text, video = encode(pairs)
-    expected = share_of_loss(model, text, video, rank=0)
-    found = in_chunks(pairs, 3, encode, lambda t, v: share_of_loss(model, t, v, rank=0), lambda loss: loss)
+    expected = local_loss(model, text, video, rank=0)
+    found = cached_backward(pairs, 3, encode, lambda t, v: local_loss(model, t, v, rank=0), lambda loss: loss)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)

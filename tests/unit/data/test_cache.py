@@ -19,13 +19,13 @@ import pytest
 from five_videos import IDS, SPEC, Folder, fill, with_videos, write_video
 
 from tvrbench.datasets import base
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data import cache as frame_cache
 from tvrbench.harness.data import cache_store as frame_store
 from tvrbench.harness.data.cache import open_cache
 from tvrbench.harness.data.frame_loader import FrameLoader, frames_fingerprint
 from tvrbench.harness.data.types import NATIVE, FrameSpec
-from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.context import RunContext
 
 pytestmark = pytest.mark.unit
 
@@ -98,10 +98,10 @@ def test_the_loader_decodes_nothing_that_is_cached(root: Path, monkeypatch: pyte
 def test_a_run_takes_frames_from_the_cache(root: Path) -> None:
     split = Folder(root).split("all")
     prepared: Any = SimpleNamespace(loaders={}, train=split, test=split, dataset=Folder(root))
-    assert Prepared.loader(prepared, SPEC).cached is None
+    assert RunContext.loader(prepared, SPEC).cached is None
     fill(root)
     prepared.loaders.clear()
-    assert Prepared.loader(prepared, SPEC).cached is not None
+    assert RunContext.loader(prepared, SPEC).cached is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*is not the file in the frame cache")
@@ -139,7 +139,7 @@ def test_a_changed_video_is_said(root: Path) -> None:
         cached.clip("video2", 0)
 
 
-def test_a_copied_video_is_recognised_by_its_content(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_video_is_recognized_by_its_content(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(root)
     no_decoding(monkeypatch)
     for path in (root / "videos").iterdir():
@@ -159,7 +159,7 @@ def test_a_video_that_is_gone_is_missing(root: Path) -> None:
     (root / "videos/video3.mp4").unlink()
     cached = open_cache(Folder(root), SPEC)
     assert cached is not None
-    with pytest.raises(BadInput, match="no video file"):
+    with pytest.raises(UsageError, match="no video file"):
         cached.clip("video3", 0)
 
 
@@ -192,7 +192,7 @@ def test_a_store_put_under_another_key_is_refused(root: Path, monkeypatch: pytes
     other = fill(root).folder
     shutil.rmtree(other)
     report.folder.rename(other)
-    with pytest.raises(BadInput, match="was made with other settings"):
+    with pytest.raises(UsageError, match="was made with other settings"):
         open_cache(Folder(root), SPEC)
 
 
@@ -203,7 +203,7 @@ def test_damaged_pixels_are_noticed(root: Path) -> None:
         file.write(b"\x55" * 40)
     cached = open_cache(Folder(root), SPEC)
     assert cached is not None
-    with pytest.raises(BadInput, match="is damaged at video0"):
+    with pytest.raises(UsageError, match="is damaged at video0"):
         cached.clip("video0", 0)
 
 
@@ -257,7 +257,7 @@ def test_a_killed_writer_leaves_a_good_store(root: Path, at: str) -> None:
             cached = open_cache(Folder(root), SPEC)  # read while the other process writes
             assert cached is not None
             assert [cached.clip(video, 0) is not None for video in IDS] == [True] * 3 + [False] * 2
-            with pytest.raises(BadInput, match="another process is filling"):
+            with pytest.raises(UsageError, match="another process is filling"):
                 fill(root)
         process.send_signal(signal.SIGKILL)
     report = fill(root)
@@ -309,7 +309,7 @@ def test_a_video_that_changes_while_it_is_read_is_a_fault(root: Path, monkeypatc
 def test_disk_space_is_checked_first(root: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     free = 5 * 4 * 3 * 224**2 + frame_store.RESERVE - 1 if size else frame_store.RESERVE
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
-    with pytest.raises(BadInput, match=r"would take 0.0 GiB more, and its disk has 0.[23] GiB free"):
+    with pytest.raises(UsageError, match=r"would take 0.0 GiB more, and its disk has 0.[23] GiB free"):
         fill(root, replace(SPEC, size=size))
 
 
@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up_loses_nothing(root: Path, monkeypatch: pytest.Monk
         add(self, *arguments)
 
     monkeypatch.setattr(frame_store.StoreWriter, "add", full)
-    with pytest.raises(BadInput, match=r"cannot be written on \(No space left on device\)"):
+    with pytest.raises(UsageError, match=r"cannot be written on \(No space left on device\)"):
         fill(root)
     monkeypatch.undo()
     report = fill(root)
@@ -334,7 +334,7 @@ def test_a_disk_that_fills_up_loses_nothing(root: Path, monkeypatch: pytest.Monk
 
 
 def test_frames_that_are_drawn_cannot_be_kept(root: Path) -> None:
-    with pytest.raises(BadInput, match="centerclip-train draws other frames in every epoch"):
+    with pytest.raises(UsageError, match="centerclip-train draws other frames in every epoch"):
         fill(root, FrameSpec(sampler="centerclip-train"))
     assert open_cache(Folder(root), FrameSpec(sampler="centerclip-train")) is None
 

@@ -12,12 +12,12 @@ import pytest
 from five_videos import IDS, SPEC, Folder, fill, with_videos, write_video
 
 from tvrbench.datasets import base
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data import cache as frame_cache
 from tvrbench.harness.data import cache_store as frame_store
 from tvrbench.harness.data.cache import fill_cache, open_cache, whole_videos
 from tvrbench.harness.data.types import NATIVE
-from tvrbench.harness.runs.context import Prepared, with_checked_videos
+from tvrbench.harness.runs.context import RunContext, with_checked_videos
 
 pytestmark = pytest.mark.unit
 
@@ -62,7 +62,7 @@ def checked(root: Path, monkeypatch: pytest.MonkeyPatch, *, skip_bad: bool = Fal
     split = dataset.split("all")
     train, test = split.without(IDS[3:]), split.without(IDS[:3])
     name = SimpleNamespace(name="p")
-    prepared: Any = Prepared(
+    prepared: Any = RunContext(
         protocol=name,  # type: ignore[arg-type]
         dataset=dataset,
         train=train,
@@ -97,7 +97,7 @@ def test_a_run_checks_what_changed_since_the_cache_was_filled(root: Path, monkey
     write_video(root / "videos/video2.mp4", 99)
     (root / "videos/video3.mp4").unlink()
     (root / "videos/video4.mp4").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"(?s)2 videos cannot be used.*video4.mp4: empty.*video3.mp4: missing"):
+    with pytest.raises(UsageError, match=r"(?s)2 videos cannot be used.*video4.mp4: empty.*video3.mp4: missing"):
         checked(root, monkeypatch)
     (root / "videos/video3.mp4").write_bytes((root / "videos/video2.mp4").read_bytes())
     monkeypatch.undo()

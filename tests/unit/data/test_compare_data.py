@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tvrbench.datasets.base import VideoFolderDataset
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.compare import DataComparison, compare_reports, read_report
 from tvrbench.harness.data.types import FrameSpec, Split
 from tvrbench.harness.data.verify import verify, write_report
@@ -79,7 +79,7 @@ def test_a_copy_at_another_rate_and_size_is_called_re_encoded(a: dict[str, Any],
     assert not found.same
     assert kinds(found) == [(v, "re-encoded") for v in IDS]
     assert found.findings[0] == "3 of 3 videos: re-encoded: fps 4 -> 3, width 64 -> 48, height 64 -> 48 (3)"
-    assert all(d.grey_levels is not None and d.grey_levels < 5 for d in found.differences)
+    assert all(d.gray_levels is not None and d.gray_levels < 5 for d in found.differences)
     assert found.splits[0]["frames"] is False
 
 
@@ -156,7 +156,7 @@ def test_another_annotation(a: dict[str, Any]) -> None:
 
 
 def test_two_data_sets(a: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match="A is a report of folder and B of other"):
+    with pytest.raises(UsageError, match="A is a report of folder and B of other"):
         compare_reports(a, a | {"dataset": "other"})
 
 
@@ -181,10 +181,10 @@ def test_two_data_sets(a: dict[str, Any]) -> None:
 def test_files_that_are_no_reports(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         read_report(path)
 
 
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         read_report(tmp_path / "nowhere.json")

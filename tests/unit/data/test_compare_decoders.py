@@ -19,7 +19,7 @@ from tvrbench.datasets.decoding import scan
 from tvrbench.datasets.msvd import MSVD
 from tvrbench.datasets.video import read_frames
 from tvrbench.harness.cli.app import main
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.compare_decoders import compare_decoders
 from tvrbench.harness.data.types import FrameSpec, Split
 
@@ -106,7 +106,7 @@ def test_indices_that_differ(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_to_compare(root: Path) -> None:
-    with pytest.raises(BadInput, match=r"no video of folder under .* is decoded by both pyav and torchcodec"):
+    with pytest.raises(UsageError, match=r"no video of folder under .* is decoded by both pyav and torchcodec"):
         compare_decoders(Folder(root), SPEC, [])
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data import download
 from tvrbench.harness.data.download import Fetched, fetch
 from tvrbench.harness.data.unpack import unpack_videos
@@ -128,7 +128,9 @@ def test_connections_that_drop_are_taken_up_again(get: Callable[..., Fetched], s
 
 def test_another_process_goes_on(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
     site.drop_after = [300_000] + [0] * download.ATTEMPTS
-    with pytest.raises(BadInput, match=r"connection ended after 300,000 of 1,024,000 bytes\); 300,000 bytes are kept"):
+    with pytest.raises(
+        UsageError, match=r"connection ended after 300,000 of 1,024,000 bytes\); 300,000 bytes are kept"
+    ):
         get()
     assert left(tmp_path) == [".data.zip.part", ".data.zip.part.json"]
     site.asked.clear()
@@ -203,21 +205,21 @@ def test_a_part_of_unknown_origin_is_thrown_away(get: Callable[..., Fetched], tm
 
 def test_a_server_that_announces_more_than_it_sends(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
     site.claim = lambda size: size + 1_000
-    with pytest.raises(BadInput, match="could not be fetched"):
+    with pytest.raises(UsageError, match="could not be fetched"):
         get()
     assert not (tmp_path / "data.zip").exists()
 
 
 def test_a_server_that_announces_less_than_there_is(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
     site.claim = lambda size: size - 1_000
-    with pytest.raises(BadInput, match=r"1,023,000 bytes of SHA-256 .* another file; nothing was kept"):
+    with pytest.raises(UsageError, match=r"1,023,000 bytes of SHA-256 .* another file; nothing was kept"):
         get(sha256=SHA)
     assert left(tmp_path) == []
 
 
 def test_a_wrong_file(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
     site.data = b"<html>not found</html>"
-    with pytest.raises(BadInput, match=f"not {SHA}: another file"):
+    with pytest.raises(UsageError, match=f"not {SHA}: another file"):
         get(sha256=SHA)
     assert left(tmp_path) == []
 
@@ -229,7 +231,7 @@ def test_a_file_that_is_not_what_was_wanted(get: Callable[..., Fetched], site: S
         looked.append(path.read_bytes())
         return "no archive"
 
-    with pytest.raises(BadInput, match="gave 1,024,000 bytes that are no archive; nothing was kept"):
+    with pytest.raises(UsageError, match="gave 1,024,000 bytes that are no archive; nothing was kept"):
         get(refuse=refuse)
     assert looked == [DATA]
     assert left(tmp_path) == []
@@ -242,7 +244,7 @@ def test_two_at_once_do_not_write_into_each_other(get: Callable[..., Fetched], s
     def meanwhile(done: int, total: int) -> None:
         try:
             get()
-        except BadInput as error:
+        except UsageError as error:
             others.append(str(error))
 
     assert get(progress=meanwhile).path.read_bytes() == DATA
@@ -253,13 +255,13 @@ def test_two_at_once_do_not_write_into_each_other(get: Callable[..., Fetched], s
 
 def test_a_folder_that_cannot_be_made(get: Callable[..., Fetched], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=r"the folder .*file/data cannot be made"):
+    with pytest.raises(UsageError, match=r"the folder .*file/data cannot be made"):
         get(folder=tmp_path / "file" / "data")
 
 
 def test_a_wrong_file_that_is_there_already(get: Callable[..., Fetched], site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"mine")
-    with pytest.raises(BadInput, match="is there already with SHA-256"):
+    with pytest.raises(UsageError, match="is there already with SHA-256"):
         get(sha256=SHA)
     assert (tmp_path / "data.zip").read_bytes() == b"mine"
     assert site.asked == []
@@ -271,44 +273,44 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
     site.codes = [503, 429]
     assert get().sha256 == SHA
     site.codes, site.asked = [404], []
-    with pytest.raises(BadInput, match=r"cannot be had \(HTTP 404"):
+    with pytest.raises(UsageError, match=r"cannot be had \(HTTP 404"):
         get(name="other.zip")
     assert len(site.asked) == 1
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"could not be fetched \(.*\); nothing came: if the page has moved, give"):
+    with pytest.raises(UsageError, match=r"could not be fetched \(.*\); nothing came: if the page has moved, give"):
         fetch("http://127.0.0.1:9/data.zip", tmp_path, pause_s=0.0)
 
 
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x"])
 def test_only_the_web_is_read(get: Callable[..., Fetched], site: Site, tmp_path: Path, place: str) -> None:
-    with pytest.raises(BadInput, match="no http or https address"):
+    with pytest.raises(UsageError, match="no http or https address"):
         get(url=place)
     site.moved_to = place
-    with pytest.raises(BadInput, match=r"no http or https address|cannot be had"):
+    with pytest.raises(UsageError, match=r"no http or https address|cannot be had"):
         get()
     assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "a\\b", ".hidden", "a\nb", "c:x", " ", "x" * 300])
 def test_names_stay_in_the_folder(get: Callable[..., Fetched], tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadInput, match="no plain file name"):
+    with pytest.raises(UsageError, match="no plain file name"):
         get(name=name)
-    with pytest.raises(BadInput, match="no plain file name"):
+    with pytest.raises(UsageError, match="no plain file name"):
         get(url="http://127.0.0.1:9/files/..%2f..%2fx")
     assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("sha256", ["", "abc", "z" * 64])
 def test_a_checksum_that_is_none(get: Callable[..., Fetched], sha256: str) -> None:
-    with pytest.raises(BadInput, match="64 hexadecimal digits"):
+    with pytest.raises(UsageError, match="64 hexadecimal digits"):
         get(sha256=sha256)
 
 
 def test_a_disk_that_is_too_small(get: Callable[..., Fetched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=download.RESERVE + len(DATA) - 1))
-    with pytest.raises(BadInput, match="make room"):
+    with pytest.raises(UsageError, match="make room"):
         get()
 
 
@@ -375,7 +377,7 @@ def test_archives_that_reach_out_are_refused_whole(
     tmp_path: Path, make: Callable[..., Path], members: dict[str, Any], message: str
 ) -> None:
     archive = make(tmp_path / "a.bin", members)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         unpack_videos(archive, tmp_path / "videos")
     assert left(tmp_path) == ["a.bin"]
 
@@ -386,16 +388,16 @@ def test_a_damaged_archive(tmp_path: Path, make: Callable[..., Path]) -> None:
     data = bytearray(archive.read_bytes())
     data[len(data) // 3] ^= 0xFF
     archive.write_bytes(data if make is zipped else data[: len(data) // 2])  # a tar has no checksum of what it holds
-    with pytest.raises(BadInput, match=r"a\.bin"):
+    with pytest.raises(UsageError, match=r"a\.bin"):
         unpack_videos(archive, tmp_path / "videos")
     assert not list((tmp_path / "videos").glob("*")) if (tmp_path / "videos").exists() else True
 
 
 def test_no_archive_and_a_small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.zip").write_text("<html></html>")
-    with pytest.raises(BadInput, match="cannot be unpacked"):
+    with pytest.raises(UsageError, match="cannot be unpacked"):
         unpack_videos(tmp_path / "page.zip", tmp_path / "videos")
     archive = zipped(tmp_path / "a.zip", {"a.mp4": bytes(5000)})
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=download.RESERVE + 4999))
-    with pytest.raises(BadInput, match="make room"):
+    with pytest.raises(UsageError, match="make room"):
         unpack_videos(archive, tmp_path / "videos")

@@ -11,7 +11,7 @@ import pytest
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.msrvtt import MSRVTT
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.compare import read_report
 from tvrbench.harness.data.frame_loader import FrameLoader, frames_fingerprint
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
@@ -33,13 +33,13 @@ class Folder(VideoFolderDataset):
         return Split(name=name, video_ids=ids, captions=ids, caption_video=tuple(range(len(ids))))
 
 
-def write_video(path: Path, grey: int) -> None:
+def write_video(path: Path, gray: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=5)
         stream.width = stream.height = 16
         for i in range(10):
-            picture = np.full((16, 16, 3), (grey + 10 * i) % 256, dtype=np.uint8)
+            picture = np.full((16, 16, 3), (gray + 10 * i) % 256, dtype=np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         file.mux(stream.encode())
 
@@ -47,7 +47,7 @@ def write_video(path: Path, grey: int) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for i in range(6):
-        write_video(tmp_path / "videos" / ("train" if i < 3 else "") / f"video{i}.mp4", grey=20 * i)
+        write_video(tmp_path / "videos" / ("train" if i < 3 else "") / f"video{i}.mp4", gray=20 * i)
     return tmp_path
 
 
@@ -120,7 +120,7 @@ def test_settings_that_do_not_exist_are_said_at_once(root: Path) -> None:
         (FrameSpec(sampler="no"), "there is no sampler 'no'"),
         (FrameSpec(decoder="no"), "no decoder 'no'"),
     ):
-        with pytest.raises(BadInput, match=message):
+        with pytest.raises(UsageError, match=message):
             verify(Folder(root), ["train"], spec=spec)
 
 
@@ -154,7 +154,7 @@ def test_a_stale_list_is_replaced(root: Path) -> None:
 
 
 def test_a_list_that_cannot_be_written(root: Path) -> None:
-    with pytest.raises(BadInput, match=r"cannot write .*missing\.txt"):
+    with pytest.raises(UsageError, match=r"cannot write .*missing\.txt"):
         verify(Folder(root), ["test"], list_path=root / "videos/video5.mp4" / "missing.txt")
 
 
@@ -166,7 +166,7 @@ def test_that_a_list_cannot_be_written_is_found_before_anything_is_decoded(
 
     monkeypatch.setattr(Folder, "examine_videos", refuse)
     for path, reason in ((root / "videos", "it is a folder"), (root / "videos/video5.mp4/x", "cannot write")):
-        with pytest.raises(BadInput, match=reason):
+        with pytest.raises(UsageError, match=reason):
             verify(Folder(root), ["test"], list_path=path)
     before = sorted(root.iterdir())
     with pytest.raises(AssertionError, match="a video was decoded"):
@@ -191,8 +191,8 @@ def test_frames_name_the_file_they_cannot_decode(broken: Path) -> None:
 
 @pytest.mark.parametrize("video_id", ["../outside", "a/b", "..", "video0\n", "", "/etc/passwd"])
 def test_an_id_cannot_leave_the_folder(root: Path, video_id: str) -> None:
-    write_video(root / "outside.mp4", grey=0)
-    with pytest.raises(BadInput, match="video id"):
+    write_video(root / "outside.mp4", gray=0)
+    with pytest.raises(UsageError, match="video id"):
         Folder(root).video_path(video_id)
 
 
@@ -203,7 +203,7 @@ def test_an_id_with_two_files_is_refused(root: Path) -> None:
 
 
 def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
-    write_video(tmp_path / "elsewhere/video1.mp4", grey=0)
+    write_video(tmp_path / "elsewhere/video1.mp4", gray=0)
     (tmp_path / "data/videos").mkdir(parents=True)
     (tmp_path / "data/videos/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "data/videos")
@@ -230,7 +230,7 @@ def test_the_fingerprint_is_of_pixels_order_and_spec(root: Path) -> None:
     known = taken(ids)
     assert known == taken(ids)
     others = [taken(ids[::-1]), taken(ids, FrameSpec(size=16, sampler="clip4clip")), taken(ids[:2])]
-    write_video(root / "videos/video5.mp4", grey=99)
+    write_video(root / "videos/video5.mp4", gray=99)
     others.append(taken(ids))
     assert len({known, *others}) == 5
 

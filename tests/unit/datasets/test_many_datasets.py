@@ -17,7 +17,7 @@ from tvrbench.datasets.didemo import DiDeMo
 from tvrbench.datasets.lsmdc import LSMDC
 from tvrbench.datasets.msvd import MSVD
 from tvrbench.datasets.published import PublishedDataset
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos, evaluate
@@ -140,16 +140,16 @@ def test_annotations_say_how_long_a_video_is(tmp_path: Path, name: str, split: s
 @pytest.mark.parametrize("name", CLASSES)
 def test_other_annotation_than_the_published_one_is_refused(tmp_path: Path, name: str) -> None:
     split = dataset(tmp_path, name).split_names[0]
-    with pytest.raises(BadInput, match=rf"{name} {split} under .* is not the published split: its"):
+    with pytest.raises(UsageError, match=rf"{name} {split} under .* is not the published split: its"):
         CLASSES[name](tmp_path).split(split)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_empty_folder_says_what_is_wanted_and_an_unknown_split_what_there_is(tmp_path: Path, name: str) -> None:
     data = CLASSES[name](tmp_path)
-    with pytest.raises(BadInput, match=r" is wanted in "):
+    with pytest.raises(UsageError, match=r" is wanted in "):
         data.split(data.split_names[0])
-    with pytest.raises(BadInput, match="no split 'x'; choose one of"):
+    with pytest.raises(UsageError, match="no split 'x'; choose one of"):
         data.split("x")
 
 
@@ -207,7 +207,7 @@ BROKEN: list[tuple[str, str, bytes, str]] = [
 @pytest.mark.parametrize(("name", "file", "data", "message"), BROKEN, ids=[f"{b[0]}-{i}" for i, b in enumerate(BROKEN)])
 def test_a_broken_file_is_named(tmp_path: Path, name: str, file: str, data: bytes, message: str) -> None:
     broken = dataset(tmp_path, name, {file: data})
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         broken.split(broken.split_names[0])
     assert file in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -227,7 +227,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, file: str, data: byte
     ],
 )
 def test_training_videos_that_are_test_videos(tmp_path: Path, name: str, file: str, data: bytes, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         dataset(tmp_path, name, {file: data}).split("train")
 
 
@@ -252,7 +252,7 @@ def test_two_names_of_one_video_are_refused(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     for file in ("a.mp4", "v_a.mp4"):
         (tmp_path / "videos" / file).touch()
-    with pytest.raises(BadInput, match="v_a is there more than once"):
+    with pytest.raises(UsageError, match="v_a is there more than once"):
         dataset(tmp_path, "activitynet").video_path("v_a")
 
 

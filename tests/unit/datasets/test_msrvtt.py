@@ -10,7 +10,7 @@ import pytest
 
 from tvrbench.datasets import annotations
 from tvrbench.datasets.msrvtt import MSRVTT
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -108,26 +108,26 @@ def test_a_subclass_groups_captions_and_videos(tmp_path: Path) -> None:
 
 def test_another_annotation_than_the_published_one_is_refused(tmp_path: Path) -> None:
     write(tmp_path, files())
-    with pytest.raises(BadInput, match=r"test-1ka .*\(2 videos and 2 captions\) is not the published split"):
+    with pytest.raises(UsageError, match=r"test-1ka .*\(2 videos and 2 captions\) is not the published split"):
         MSRVTT(tmp_path).split("test-1ka")
     right = MSRVTT(tmp_path, expected={}).split("test-1ka").fingerprint
     assert MSRVTT(tmp_path, expected={"test-1ka": right}).split("test-1ka").fingerprint == right
 
 
 def test_a_root_without_annotations_says_what_is_wanted_and_where(tmp_path: Path) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UsageError) as caught:
         MSRVTT(tmp_path).split("test-1ka")
     for part in (TEST, str(tmp_path / "msrvtt_data"), str(tmp_path / "msrvtt_data.zip"), "ArrowLuo/CLIP4Clip"):
         assert part in str(caught.value)
 
 
 def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="is not a folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         MSRVTT(tmp_path / "nowhere")
 
 
 def test_an_unknown_split(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no split 'val'; choose one of test-1ka, train-9k"):
+    with pytest.raises(UsageError, match="no split 'val'; choose one of test-1ka, train-9k"):
         dataset(tmp_path).split("val")
 
 
@@ -156,7 +156,7 @@ def test_an_unknown_split(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, change: dict[str, bytes], message: str) -> None:
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         dataset(tmp_path, **change).split("test-1ka")
     assert len(str(caught.value)) < 500
 
@@ -171,7 +171,7 @@ def test_a_broken_file_is_named(tmp_path: Path, change: dict[str, bytes], messag
     ],
 )
 def test_a_broken_train_list_is_named(tmp_path: Path, train: bytes, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         dataset(tmp_path, train=train).split("train-9k")
 
 
@@ -201,14 +201,14 @@ def test_a_broken_train_list_is_named(tmp_path: Path, train: bytes, message: str
 def test_a_broken_entry_is_named(tmp_path: Path, section: str, entry: dict[str, object], message: str) -> None:
     content = document()
     content[section].append(entry)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         dataset(tmp_path, json=json.dumps(content).encode()).split("test-1ka")
 
 
 def test_a_train_video_without_captions(tmp_path: Path) -> None:
     content = document()
     content["sentences"] = [s for s in content["sentences"] if s["video_id"] != "video1"]
-    with pytest.raises(BadInput, match="no caption for video1 of split train-9k"):
+    with pytest.raises(UsageError, match="no caption for video1 of split train-9k"):
         dataset(tmp_path, json=json.dumps(content).encode()).split("train-9k")
 
 
@@ -219,7 +219,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
 
 def test_an_archive_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "msrvtt_data.zip").write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(BadInput, match=r"msrvtt_data.zip cannot be read"):
+    with pytest.raises(UsageError, match=r"msrvtt_data.zip cannot be read"):
         MSRVTT(tmp_path).split("test-1ka")
 
 
@@ -228,7 +228,7 @@ def test_a_damaged_member(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"msrvtt_data/{TEST}", files()[TEST])
     path.write_bytes(path.read_bytes().replace(b"a cat", b"a rat", 1))
-    with pytest.raises(BadInput, match=r"msrvtt_data.zip cannot be read \(Bad CRC-32"):
+    with pytest.raises(UsageError, match=r"msrvtt_data.zip cannot be read \(Bad CRC-32"):
         MSRVTT(tmp_path).split("test-1ka")
 
 
@@ -236,10 +236,10 @@ def test_files_beyond_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(annotations, "_MAX_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "msrvtt_data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"msrvtt_data/{TEST}", b" " * (2**20 + 1))
-    with pytest.raises(BadInput, match=f"{TEST} is larger than 1 MiB"):
+    with pytest.raises(UsageError, match=f"{TEST} is larger than 1 MiB"):
         MSRVTT(tmp_path).split("test-1ka")
     (tmp_path / TEST).write_bytes(b" " * (2**20 + 1))
-    with pytest.raises(BadInput, match=f"{TEST} is larger than 1 MiB"):
+    with pytest.raises(UsageError, match=f"{TEST} is larger than 1 MiB"):
         MSRVTT(tmp_path).split("test-1ka")
 
 

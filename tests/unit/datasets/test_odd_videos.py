@@ -20,7 +20,7 @@ from tvrbench.datasets.decoders import torchcodec
 from tvrbench.datasets.decoding import VideoError, scan
 from tvrbench.datasets.sampling import frame_indices
 from tvrbench.datasets.video import examine, load_clip, probe, read_frames
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import FrameSpec, clip_sha256
 
 pytestmark = pytest.mark.unit
@@ -41,7 +41,7 @@ def write_video(
     mark: Callable[[av.VideoFrame], None] = lambda frame: None,
     **container: str,
 ) -> Path:
-    """A clip whose frame i is grey level 8 i, shown at ``times[i]`` / rate seconds."""
+    """A clip whose frame i is gray level 8 i, shown at ``times[i]`` / rate seconds."""
     with av.open(str(path), "w", options=container) as file:
         stream = file.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pixels
@@ -212,7 +212,7 @@ def test_only_the_beginning_counts_where_the_data_set_says_so(tmp_path: Path) ->
 
 
 def test_unknown_decoder() -> None:
-    with pytest.raises(BadInput, match="no decoder 'x'; choose one of pyav, torchcodec"):
+    with pytest.raises(UsageError, match="no decoder 'x'; choose one of pyav, torchcodec"):
         decoders.gather("x", Path("a.mp4"), lambda n, fps: [0], lambda rgb: rgb)
 
 
@@ -241,7 +241,7 @@ def test_torchcodec_that_is_absent_is_said(
     monkeypatch.setattr(torchcodec, "import_module", absent)
     path = write_video(tmp_path / "a.mp4")
     for use in (lambda: load_clip(path, FrameSpec(decoder="torchcodec")), lambda: decoders.versions("torchcodec")):
-        with pytest.raises(BadInput, match=message):
+        with pytest.raises(UsageError, match=message):
             use()
 
 
@@ -291,7 +291,7 @@ def _torchcodec_works() -> bool:
         return False
     try:
         torchcodec.version()
-    except BadInput:
+    except UsageError:
         return False
     return "torchcodec" in sys.modules
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrbench.datasets.sampling import SAMPLERS, frame_indices
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -56,12 +56,12 @@ def test_tempme_samples_a_moment() -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(5.0, 4.0), (100.0, None), (-1.0, None), (math.nan, None), (0.0, math.nan)])
 def test_an_empty_moment_is_refused(start: float | None, end: float | None) -> None:
-    with pytest.raises(BadInput, match="moment"):
+    with pytest.raises(UsageError, match="moment"):
         frame_indices("tempme", 1000, 10.0, start=start, end=end)
 
 
 def test_only_tempme_takes_moments() -> None:
-    with pytest.raises(BadInput, match="clip4clip takes no start"):
+    with pytest.raises(UsageError, match="clip4clip takes no start"):
         frame_indices("clip4clip", 100, 10.0, start=1.0)
 
 
@@ -104,5 +104,5 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
     ],
 )
 def test_bad_input_is_named(sampler: str, n_frames: int, fps: float, frames: int, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         frame_indices(sampler, n_frames, fps, frames)

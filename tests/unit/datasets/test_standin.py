@@ -25,10 +25,10 @@ from tvrbench.datasets.standin.dataset import StandIn, cache_folder
 from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
 from tvrbench.datasets.standin.pretrain import ARCHITECTURE, LONGEST, captioned_image, multi_positive_loss
 from tvrbench.datasets.standin.render import EVENT_FRAMES, RGB, render, swap
-from tvrbench.datasets.standin.scenes import COLOURS, SHAPES, SIZES, VERBS, VOCABULARY, Event, Scene, draw_scenes
+from tvrbench.datasets.standin.scenes import COLORS, SHAPES, SIZES, VERBS, VOCABULARY, Event, Scene, draw_scenes
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.data.frame_loader import normalise
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.evaluation.metrics import cosine_scores, pair_accuracy, retrieval_metrics
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer, tokenizer_for
@@ -61,8 +61,8 @@ def swapped_pairs(wanted: list[Clip]) -> list[tuple[str, str]]:
 
 class TestWords:
     def test_the_example_caption(self) -> None:
-        star = Event(size="small", colour="red", shape="star", verb="slides left")
-        ring = Event(size="", colour="blue", shape="ring", verb="grows")
+        star = Event(size="small", color="red", shape="star", verb="slides left")
+        ring = Event(size="", color="blue", shape="ring", verb="grows")
         scene = Scene(events=(star, ring), seed=0)
         assert scene.caption() == "a small red star slides left, then a blue ring grows"
         assert scene.caption(swapped=True) == "a blue ring grows, then a small red star slides left"
@@ -78,7 +78,7 @@ class TestWords:
     def test_every_word_of_the_grammar_is_drawn(self) -> None:
         events = [event for clip in clips(DEFAULT) for event in clip.scene.events]
         assert {event.verb for event in events} == set(VERBS)
-        assert {event.colour for event in events} == set(COLOURS) == set(RGB)
+        assert {event.color for event in events} == set(COLORS) == set(RGB)
         assert {event.shape for event in events} == set(SHAPES)
         assert {event.size for event in events} == {"", *SIZES}
 
@@ -89,7 +89,7 @@ class TestWords:
         pairs = {frozenset(event.without_direction for event in scene.events) for scene in scenes}
         assert len(pairs) == 300
         for first, second in (scene.events for scene in scenes):
-            assert first.colour != second.colour
+            assert first.color != second.color
             assert first.shape != second.shape
 
     def test_training_and_test_share_no_event_pair(self) -> None:
@@ -108,9 +108,9 @@ class TestPixels:
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_each_verb_shows(self, verb: str) -> None:
-        """The bright object's area and centre move as the verb says."""
+        """The bright object's area and center move as the verb says."""
         resizes = verb in ("grows", "shrinks")
-        event = Event(size="" if resizes else "large", colour="white", shape="square", verb=verb)
+        event = Event(size="" if resizes else "large", color="white", shape="square", verb=verb)
         bright = render(Scene(events=(event, event), seed=5))[:EVENT_FRAMES].min(axis=-1) > 180
         area = bright.sum(axis=(1, 2))
         y, x = (np.array([np.nonzero(frame)[axis].mean() for frame in bright]) for axis in (0, 1))
@@ -199,18 +199,18 @@ class TestFiles:
 
     def test_a_folder_with_something_else_is_refused_and_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(BadInput, match="holds no stand-in"):
+        with pytest.raises(UsageError, match="holds no stand-in"):
             StandIn(tmp_path, settings=SMALL)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
     def test_a_stand_in_of_other_settings_is_refused(self, small: StandIn) -> None:
-        with pytest.raises(BadInput, match="another version"):
+        with pytest.raises(UsageError, match="another version"):
             StandIn(small.root)
 
     def test_a_file_in_the_way_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for root in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(BadInput, match="file"):
+            with pytest.raises(UsageError, match="file"):
                 StandIn(root, settings=SMALL)
 
 
@@ -252,11 +252,11 @@ class TestAdapter:
         file = tmp_path / "copy" / "MSRVTT_data.json"
         file.write_text(file.read_text().replace('"video0"', '"video9000"'))
         (tmp_path / "copy" / "MSRVTT_train.9k.csv").write_text("video_id\nvideo9000\n")
-        with pytest.raises(BadInput, match="video9000"):
+        with pytest.raises(UsageError, match="video9000"):
             StandIn(tmp_path / "copy", settings=SMALL).split("train-9k")
 
     def test_splits_that_msrvtt_alone_has_are_refused(self, small: StandIn) -> None:
-        with pytest.raises(BadInput, match="test-1ka"):
+        with pytest.raises(UsageError, match="test-1ka"):
             small.split("train-7k")
 
     def test_the_cache_folder_follows_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +336,7 @@ class TestWeights:
         frames = torch.from_numpy(np.stack([pixels(dataset, video_id) for video_id in split.video_ids]))
         mask = torch.ones(frames.shape[:2], dtype=torch.bool)
         with torch.no_grad():
-            video = model.encode_video(normalise(frames, mask, "cpu"), mask)
+            video = model.encode_video(normalize(frames, mask, "cpu"), mask)
             text = model.encode_text(*tokenizer(split.captions, ARCHITECTURE.context_length))
         scores = cosine_scores(text, video)
         chance = 100 * 5 / len(split.video_ids)

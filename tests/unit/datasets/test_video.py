@@ -17,7 +17,7 @@ from tvrbench.datasets import decoding
 from tvrbench.datasets.decoders import select as decoders
 from tvrbench.datasets.pictures import resize_and_crop
 from tvrbench.datasets.video import load_clip, probe, read_frames
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import FrameSpec
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def write_video(
     pixels: str = "yuv420p",
     **container: str,
 ) -> Path:
-    """A clip whose frame i is grey level 8 i in its left half, noise in its right one."""
+    """A clip whose frame i is gray level 8 i in its left half, noise in its right one."""
     width, height = size
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", options=container) as file:
@@ -60,7 +60,7 @@ def write_sound(path: Path) -> Path:
 
 
 def numbers(pictures: Sequence[npt.NDArray[np.uint8]]) -> list[int]:
-    """Which frames these are, by their grey level."""
+    """Which frames these are, by their gray level."""
     return [round(float(p[:, : p.shape[1] // 4].mean()) / STEP) for p in pictures]
 
 
@@ -108,7 +108,7 @@ def test_a_spec_picks_the_frames(good: Path) -> None:
 
 @pytest.mark.parametrize("number", [30, -1])
 def test_a_frame_that_is_not_there(good: Path, number: int) -> None:
-    with pytest.raises(BadInput, match=rf"good.mp4: there is no frame {number} among 30"):
+    with pytest.raises(UsageError, match=rf"good.mp4: there is no frame {number} among 30"):
         read_frames(good, [0, number])
 
 
@@ -270,7 +270,7 @@ def test_not_a_video(tmp_path: Path) -> None:
 def test_sound_only(tmp_path: Path) -> None:
     path = write_sound(tmp_path / "sound.mp4")
     assert kind_of(path) == "unreadable"
-    with pytest.raises(BadInput, match="no video stream"):
+    with pytest.raises(UsageError, match="no video stream"):
         probe(path)
 
 
@@ -312,11 +312,11 @@ def test_damage_that_the_decoder_would_paint_over_is_a_fault(good: Path) -> None
 
 def test_a_strip_has_no_square_crop(tmp_path: Path) -> None:
     path = write_video(tmp_path / "strip.mp4", size=(1024, 16), frames=2)
-    with pytest.raises(BadInput, match=r"strip.mp4 has frames of 1024 x 16 pixels"):
+    with pytest.raises(UsageError, match=r"strip.mp4 has frames of 1024 x 16 pixels"):
         load_clip(path, FrameSpec(size=32))
 
 
 def test_a_rate_too_low_for_the_sampler_names_the_file(tmp_path: Path) -> None:
     path = write_video(tmp_path / "slow.mp4", fps=Fraction(1, 4), frames=4)
-    with pytest.raises(BadInput, match=r"slow.mp4: sampler tempme .* 0.25 fps"):
+    with pytest.raises(UsageError, match=r"slow.mp4: sampler tempme .* 0.25 fps"):
         load_clip(path, FrameSpec(size=32))

@@ -18,7 +18,7 @@ from tvrbench.harness.cli import app as cli
 from tvrbench.harness.cli.report import report_protocol
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.config.recipe import Recipe
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
@@ -99,7 +99,7 @@ def test_the_readme_shows_the_records_results(tmp_path: Path, monkeypatch: pytes
     assert STANDIN_NOTICE in readme
     assert with_results(readme, tmp_path / "results") == readme
     for broken in ("no marks", END + BEGIN, BEGIN + BEGIN + END):
-        with pytest.raises(BadInput, match=r"README.md must hold"):
+        with pytest.raises(UsageError, match=r"README.md must hold"):
             with_results(broken, tmp_path / "results")
     (tmp_path / "README.md").write_text(readme, encoding="utf-8")
     assert list(stale(tmp_path)) == []

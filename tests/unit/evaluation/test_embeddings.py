@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.embeddings import load_embeddings, save_embeddings, score_again
 from tvrbench.harness.evaluation.evaluate import Evaluation, score
@@ -29,7 +30,6 @@ from tvrbench.harness.evaluation.metrics import (
     shared_hits,
     without_ranks,
 )
-from tvrbench.harness.records.provenance import file_sha256
 
 pytestmark = pytest.mark.unit
 RUN = {"protocol": {"name": "p/q"}, "method": {"name": "lora"}, "seed": 3, "selection": "last"}
@@ -140,7 +140,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(BadInput, match=r"run\.safetensors cannot be written .*No space left"):
+    with pytest.raises(UsageError, match=r"run\.safetensors cannot be written .*No space left"):
         save_embeddings(path, replace(found, text=found.text + 1), split_of(40, 12), RUN)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]

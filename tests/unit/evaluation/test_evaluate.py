@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD, FrameLoader, normalise
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD, FrameLoader, normalize
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
 from tvrbench.harness.evaluation.evaluate import evaluate, score
 from tvrbench.harness.evaluation.metrics import cosine_scores
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 
 class _Counting:
-    """A data set of one-coloured clips that counts its decodes and fails for one video."""
+    """A data set of one-colored clips that counts its decodes and fails for one video."""
 
     name = "counting"
 
@@ -31,7 +31,7 @@ class _Counting:
     def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         self.decoded.append(video_id)
         if video_id == "bad":
-            raise BadInput("bad.mp4: truncated")
+            raise UsageError("bad.mp4: truncated")
         shade = int(video_id) if seed == 0 else seed % 256
         return np.full((spec.frames, 3, spec.size, spec.size), shade, np.uint8), np.ones(spec.frames, bool)
 
@@ -59,13 +59,13 @@ def test_frames_are_decoded_anew_where_they_do_not_fit_or_are_augmented() -> Non
 
 def test_a_bad_clip_stops_the_loader_with_its_own_words() -> None:
     loader = FrameLoader(_Counting(), SPEC, videos=2)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match=r"bad\.mp4"):
+    with pytest.raises(UsageError, match=r"bad\.mp4"):
         list(loader.batches([[("1", 0)], [("bad", 0)]]))
 
 
-def test_pixels_are_normalised_and_padding_is_zero() -> None:
+def test_pixels_are_normalized_and_padding_is_zero() -> None:
     pixels = torch.full((1, 2, 3, 2, 2), 255, dtype=torch.uint8)
-    out = normalise(pixels, torch.tensor([[True, False]]), "cpu")
+    out = normalize(pixels, torch.tensor([[True, False]]), "cpu")
     want = [(1 - mean) / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]
     assert out[0, 0, :, 0, 0].tolist() == pytest.approx(want, abs=1e-6)
     assert (out[0, 1] == 0).all()

@@ -14,7 +14,7 @@ from tvrbench.baselines.clip4clip import CLIP4Clip
 from tvrbench.baselines.frame_subsample import FrameSubsample
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.metrics import retrieval_metrics
 from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture
 from tvrbench.harness.models.checkpoint import save_checkpoint
@@ -65,7 +65,7 @@ def test_sizes_weigh_merges_even_where_they_do_not_bias_attention(tiny_weights: 
 
 
 def test_a_negative_r_is_named(tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match="'r' must be at least 0"):
+    with pytest.raises(UsageError, match="'r' must be at least 0"):
         load_model("tome", weights=tiny_weights, r=-1)
 
 
@@ -117,7 +117,7 @@ def test_the_presets_cost_what_tempme_costs(backbone: str, keep: int) -> None:
 
 @pytest.mark.parametrize("keep", [0, 13])
 def test_impossible_frame_counts_are_named(keep: int, tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match=f"'keep' is {keep}"):
+    with pytest.raises(UsageError, match=f"'keep' is {keep}"):
         load_model("frame_subsample", weights=tiny_weights, keep=keep)
 
 
@@ -258,10 +258,10 @@ def test_its_multiply_adds_are_what_it_runs(sequential: RetrievalModel) -> None:
 )
 def test_shapes_that_do_not_fit_are_named(change: dict[str, int], message: str, tiny_arch: Architecture) -> None:
     method = CLIP4Clip.configure("clip4clip", replace(tiny_arch, **change), 12, {"head": "seqTransf"})
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         method.build_head()
 
 
 def test_an_unknown_head_is_named(tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match="head"):
+    with pytest.raises(UsageError, match="head"):
         load_model("clip4clip", weights=tiny_weights, head="seqLSTM")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture, preset
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
@@ -166,7 +166,7 @@ def test_sparse_sampling_and_pooling(tiny_arch: Architecture) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(name: str, options: dict[str, Any], word: str, tiny_arch: Architecture) -> None:
-    with pytest.raises(BadInput, match=word):
+    with pytest.raises(UsageError, match=word):
         reducer(name, tiny_arch, **options)
 
 
@@ -182,5 +182,5 @@ def test_what_does_not_fit_is_named(name: str, options: dict[str, Any], word: st
     ],
 )
 def test_what_cannot_be_clustered_is_named(options: dict[str, Any], word: str, tiny_arch: Architecture) -> None:
-    with pytest.raises(BadInput, match=word):
+    with pytest.raises(UsageError, match=word):
         reducer("centerclip", tiny_arch, **({"schedule": ((6, 4, 4),)} | options))

@@ -237,7 +237,7 @@ def test_is_a_well_behaved_operator() -> None:
 def test_distances_are_exact(n: int, metric: str) -> None:
     x = tokens(2, n, 9, 8) + 1000.0
     x[:, -1] = x[:, 0]
-    x[:, 1] = x[:, 0] * (1 + 1e-6)  # a neighbour that float32 products cannot tell from x[:, 0]
+    x[:, 1] = x[:, 0] * (1 + 1e-6)  # a neighbor that float32 products cannot tell from x[:, 0]
     distance = pairwise_distances(x, metric)
     wide = x.double()
     if metric == "cosine":
@@ -285,7 +285,7 @@ def test_an_iteration_loops_over_no_clusters_and_stays_within_a_distance_matrix(
     for k in (2, 50):
         start = torch.arange(k).expand(B, -1)
         with operators() as seen:
-            kmedoids._centres(distance, None, kmedoids._assign(distance, start), k)
+            kmedoids._centers(distance, None, kmedoids._assign(distance, start), k)
         calls.append(seen.calls)
         assert seen.largest <= B * n * n
     assert calls[0] == calls[1]

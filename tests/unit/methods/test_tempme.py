@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import preset
 from tvrbench.methods.tempme import TempMe
 
@@ -72,17 +72,17 @@ def test_a_trace_follows_patches_through_joins(
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], word: str, tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match=word):
+    with pytest.raises(UsageError, match=word):
         load_model("tempme", weights=tiny_weights, **(SMALL | options))
 
 
 def test_frames_that_the_schedule_does_not_divide(tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match="10 frames cannot be joined by merge_frames"):
+    with pytest.raises(UsageError, match="10 frames cannot be joined by merge_frames"):
         load_model("tempme", weights=tiny_weights, frames=10, **SMALL)
 
 
 def test_a_shape_without_a_preset_needs_its_options(tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match="give r, clip_ratio, intra_ratio"):
+    with pytest.raises(UsageError, match="give r, clip_ratio, intra_ratio"):
         load_model("tempme", weights=tiny_weights)
 
 

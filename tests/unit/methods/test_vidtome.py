@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import PRESETS
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.backbone.clip import CLIP
@@ -251,5 +251,5 @@ def test_multiply_adds_at_paper_scale(options: Any, gmacs: float) -> None:
     ],
 )
 def test_options_that_do_not_fit_are_named(options: Any, message: str, tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         make(tiny_weights, **options)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import load_weights
@@ -168,7 +168,7 @@ def _write_bad(kind: str, folder: Path, state: dict[str, torch.Tensor]) -> Path:
 )
 def test_bad_weight_files_are_refused_with_one_sentence(kind: str, tmp_path: Path, tiny_weights: Path) -> None:
     path = _write_bad(kind, tmp_path, load_file(tiny_weights))
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UsageError) as error:
         load_model("zero_shot", weights=path)
     assert "\n" not in str(error.value)
     assert not Path("/tmp/tvrbench-was-here").exists()
@@ -178,7 +178,7 @@ def test_missing_and_unexpected_keys_are_listed(tiny_weights: Path, tmp_path: Pa
     state = load_file(tiny_weights)
     state["visual.extra"] = state.pop("visual.ln_post.bias")
     save_file(state, tmp_path / "odd.safetensors")
-    with pytest.raises(BadInput, match=r"missing keys \['visual.ln_post.bias'\], unexpected keys \['visual.extra'\]"):
+    with pytest.raises(UsageError, match=r"missing keys \['visual.ln_post.bias'\], unexpected keys \['visual.extra'\]"):
         load_model("zero_shot", weights=tmp_path / "odd.safetensors")
 
 
@@ -193,12 +193,12 @@ def test_missing_and_unexpected_keys_are_listed(tiny_weights: Path, tmp_path: Pa
     ],
 )
 def test_weight_options_that_do_not_resolve(spec: str, backbone: str | None, word: str) -> None:
-    with pytest.raises(BadInput, match=word):
+    with pytest.raises(UsageError, match=word):
         load_weights(spec, backbone)
 
 
 def test_weights_of_another_shape_than_the_backbone(tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match="image_size 64, but backbone ViT-B-32 has 224"):
+    with pytest.raises(UsageError, match="image_size 64, but backbone ViT-B-32 has 224"):
         load_weights(tiny_weights, "ViT-B-32")
 
 
@@ -209,7 +209,7 @@ def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no network")
 
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained", offline)
-    with pytest.raises(BadInput, match=r"vit_base_patch32_clip_224.openai.*--weights FILE"):
+    with pytest.raises(UsageError, match=r"vit_base_patch32_clip_224.openai.*--weights FILE"):
         load_weights("openai", "ViT-B-32")
 
 
@@ -229,11 +229,11 @@ def test_the_activation_is_read_from_the_config_beside_a_file(tiny_weights: Path
     assert load_weights(file).arch.activation == "gelu"
     assert load_weights(tmp_path).arch.activation == "gelu"
     (tmp_path / "open_clip_config.json").write_text("[1]")
-    with pytest.raises(BadInput, match="not a CLIP config"):
+    with pytest.raises(UsageError, match="not a CLIP config"):
         load_weights(file)
 
 
 @pytest.mark.parametrize(("field", "value"), [("patch_size", 15), ("vision_width", 65), ("text_layers", 0)])
 def test_impossible_architectures_are_refused(tiny_arch: Architecture, field: str, value: int) -> None:
-    with pytest.raises(BadInput, match=field):
+    with pytest.raises(UsageError, match=field):
         replace(tiny_arch, **{field: value})

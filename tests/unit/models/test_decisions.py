@@ -43,7 +43,7 @@ def test_the_margin_is_the_gap_between_the_last_merged_and_the_first_left() -> N
     assert found["share_below_1e-3"] == 0
 
 
-def test_nothing_is_summarised_where_no_decision_has_a_margin() -> None:
+def test_nothing_is_summarized_where_no_decision_has_a_margin() -> None:
     margins = Margins()
     margins(Clusters(assign=torch.tensor([[0, 0]]), medoids=torch.tensor([[0]])))
     assert margins.summary() is None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -52,7 +52,7 @@ def test_what_a_tuning_adds_is_counted(name: str, tuning: str, tiny_model: Make)
     counted, formula = traced_macs(model), analytic_macs(model)
     plain = analytic_macs(tiny_model(name, tuning="frozen"))
     assert counted["text"] == formula["text"] > plain["text"]
-    # un-merging normalises carried prompts before it averages them, which the plan does not know
+    # un-merging normalizes carried prompts before it averages them, which the plan does not know
     slack = 5e-3 if (name, tuning) == ("vidtome", "prompts-shallow") else 0
     assert counted["video"] == pytest.approx(formula["video"], rel=slack, abs=0)
     assert formula["video"] > plain["video"]
@@ -172,6 +172,6 @@ def test_prompts_are_not_carried_through_a_reducer_that_does_not_know_them(
 ) -> None:
     cls = method_class("lora")
     monkeypatch.setattr(cls, "build_reducer", lambda self: _Positional(self.arch, self.frames))
-    with pytest.raises(BadInput, match="carries_prompts"):
+    with pytest.raises(UsageError, match="carries_prompts"):
         tiny_model("lora", tuning="prompts-shallow")
     tiny_model("lora", tuning="prompts")

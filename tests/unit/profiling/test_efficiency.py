@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tvrbench.harness.cli.bench_table import print_rows
-from tvrbench.harness.core.errors import BadInput, CheckFailed
+from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling import suite as efficiency
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.measure import brief_reason
@@ -129,7 +129,7 @@ def test_an_entry_with_options_of_its_own() -> None:
     assert entry == Entry(method="tempme", options={"merge_blocks": (), "r": 2})
     assert parse_entry(entry.label) == entry
     assert parse_entry("lora").label == "lora"
-    with pytest.raises(BadInput, match="key=value"):
+    with pytest.raises(UsageError, match="key=value"):
         parse_entry("tempme:r")
 
 
@@ -143,7 +143,7 @@ def test_an_entry_with_options_of_its_own() -> None:
     ],
 )
 def test_a_plan_that_makes_no_sense(make: Callable[[], Plan], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         make()
 
 

@@ -17,7 +17,7 @@ from tvrbench.harness.profiling.launcher.job import Job, Precision
 from tvrbench.harness.profiling.launcher.worker import run_job
 from tvrbench.harness.profiling.scenarios import encoders as module
 from tvrbench.harness.profiling.scenarios.encoders import Check, Encoders, checked_encoders, relative_error
-from tvrbench.harness.profiling.scenarios.synthetic import drifting_frames, made_up
+from tvrbench.harness.profiling.scenarios.synthetic import drifting_frames, synthetic_batch
 from tvrbench.harness.profiling.trackers.roofline import share_of_peak
 from tvrbench.harness.records.record import Measurement
 
@@ -57,7 +57,7 @@ def test_the_error_is_that_of_the_precision(
     model: RetrievalModel, job: Job, precision: Precision, low: float, high: float
 ) -> None:
     with torch.inference_mode():
-        timed, check = checked_encoders(model, replace(job, precision=precision), made_up(model, 3, CPU))
+        timed, check = checked_encoders(model, replace(job, precision=precision), synthetic_batch(model, 3, CPU))
     assert timed.precision == precision
     assert low <= check.error <= high
     assert "invalid" not in check.conditions
@@ -70,12 +70,12 @@ def test_one_item_in_plain_float32_is_encoded_once(
     encode = model.encode_video
     monkeypatch.setattr(model, "encode_video", lambda *tensors: calls.append(len(tensors[0])) or encode(*tensors))
     with torch.inference_mode():
-        _, check = checked_encoders(model, job, made_up(model, 1, CPU))
+        _, check = checked_encoders(model, job, synthetic_batch(model, 1, CPU))
         assert (calls, check.error) == ([1], 0.0)
-        checked_encoders(model, job, made_up(model, 2, CPU))
+        checked_encoders(model, job, synthetic_batch(model, 2, CPU))
         assert calls == [1, 1, 1, 2]  # each alone, then both together
         monkeypatch.setattr(model, "encode_video", lambda *tensors: encode(*tensors) * math.nan)
-        assert checked_encoders(model, job, made_up(model, 1, CPU))[1].fault is not None
+        assert checked_encoders(model, job, synthetic_batch(model, 1, CPU))[1].fault is not None
 
 
 def test_compiled_encoders_are_the_ones_that_are_timed(
@@ -89,14 +89,14 @@ def test_compiled_encoders_are_the_ones_that_are_timed(
 
     monkeypatch.setattr(torch, "compile", fake)
     with torch.inference_mode():
-        _, check = checked_encoders(model, replace(job, compile=True), made_up(model, 1, CPU))
+        _, check = checked_encoders(model, replace(job, compile=True), synthetic_batch(model, 1, CPU))
     assert compiled == [model.encode_video, model.encode_text]  # once each: the reference is eager
     assert check.error < 1e-5
 
 
 def test_autocast_leaves_the_folded_weights_in_float32(tiny_weights: Path, job: Job) -> None:
     fresh, other = (load_model("lora", weights=tiny_weights) for _ in range(2))
-    inputs = made_up(fresh, 1, CPU)
+    inputs = synthetic_batch(fresh, 1, CPU)
     with torch.inference_mode():
         before = other.encode_video(inputs.frames, inputs.mask)
         checked_encoders(fresh, replace(job, precision="bfloat16"), inputs)

@@ -13,7 +13,7 @@ import torch
 
 from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.datasets.standin.generate import Settings
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.job import Job
@@ -80,7 +80,7 @@ def test_encoding_is_timed_apart_from_decoding(job: Job, monkeypatch: pytest.Mon
 
 def test_a_data_set_that_makes_nothing_needs_its_folder(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FewClips, "generated", False)
-    with pytest.raises(BadInput, match="--data DIR"):
+    with pytest.raises(UsageError, match="--data DIR"):
         run_job(replace(job, data=None))
 
 

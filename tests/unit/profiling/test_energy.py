@@ -14,7 +14,7 @@ from tvrbench.harness import load_model
 from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.scenarios import energy
 from tvrbench.harness.profiling.scenarios.energy import VIDEO, Meter, measure_energy
-from tvrbench.harness.profiling.scenarios.synthetic import made_up
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.nvml import NvmlUnavailable
 from tvrbench.harness.records.record import Measurement
 
@@ -124,7 +124,9 @@ def test_no_counter_no_value(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(energy, "gpu_uuid", lambda device: uuid)
-    monkeypatch.setattr(energy, "made_up", lambda model, batch, device: made_up(model, batch, torch.device("cpu")))
+    monkeypatch.setattr(
+        energy, "synthetic_batch", lambda model, batch, device: synthetic_batch(model, batch, torch.device("cpu"))
+    )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     check_missing(measure(tiny_weights, CUDA), reason)
 

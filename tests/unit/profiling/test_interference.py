@@ -89,7 +89,7 @@ def test_a_gpu_tells_its_state(nvml: Any) -> None:
     seen = look(CUDA)
     assert (seen.clock_mhz, seen.clock_limit_mhz, seen.power_limit_w, seen.others) == (1700, 1980, 700.0, 0)
     assert seen.clock_reasons == ("power cap",)
-    assert seen.untold == {}
+    assert seen.unavailable == {}
     assert fake.open == 0
 
 
@@ -115,7 +115,7 @@ def test_what_is_not_told_has_a_reason(nvml: Any, fake: FakeNvml | None, fields:
     seen = look(CUDA)
     for name in fields:
         assert getattr(seen, name) is None
-        assert reason in seen.untold[name]
+        assert reason in seen.unavailable[name]
     with watch(CUDA) as watcher:
         pass
     found = watcher.measurement()
@@ -201,7 +201,7 @@ def test_a_disturbed_run_is_marked_and_kept() -> None:
     time = Measurement("throughput", 3.0, "videos/s")
     memory = Measurement("peak_process_memory", 3.0, "MiB")
     wrong = replace(time, conditions={"invalid": "wrong outputs"})
-    marked = _marked([time, memory, wrong], "disturbed: a neighbour")
-    assert [m.conditions.get("invalid") for m in marked] == ["disturbed: a neighbour", None, "wrong outputs"]
+    marked = _marked([time, memory, wrong], "disturbed: a neighbor")
+    assert [m.conditions.get("invalid") for m in marked] == ["disturbed: a neighbor", None, "wrong outputs"]
     assert [m.value for m in marked] == [3.0, 3.0, 3.0]
     assert _marked([time], None) == [time]

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import BadInput, CheckFailed
+from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling.launcher import isolated as bench
 from tvrbench.harness.profiling.launcher import nursery
 from tvrbench.harness.profiling.launcher.isolated import lock_path, measure
@@ -163,16 +163,16 @@ def test_training_round_trip(job: Job) -> None:
         ({"device": "meta"}, "device 'meta' cannot be measured"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
         ({"method": "zero_shot", "options": {}, "what": "training"}, "leaves nothing to train"),
-        ({"what": "training", "recipe": {"lr": 1.0}}, "recipe 'optimiser'"),
+        ({"what": "training", "recipe": {"lr": 1.0}}, "recipe 'optimizer'"),
     ],
 )
 def test_what_cannot_be_measured_is_bad_input(job: Job, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         run_job(replace(job, **changes))
 
 
 def test_bad_input_of_the_worker_comes_back_in_its_own_words(job: Job) -> None:
-    with pytest.raises(BadInput, match=r"^unknown method or baseline 'temme' .did you mean tempme"):
+    with pytest.raises(UsageError, match=r"^unknown method or baseline 'temme' .did you mean tempme"):
         measure(replace(job, method="temme"))
 
 
@@ -229,13 +229,13 @@ def test_a_worker_that_takes_too_long_is_ended(job: Job) -> None:
     ],
 )
 def test_a_job_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         Job(method="lora", **changes)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"method": "lora", "colour": 1}', '{"method": "lora", "what": "guess"}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"method": "lora", "color": 1}', '{"method": "lora", "what": "guess"}'])
 def test_a_job_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(BadInput, match="measurement"):
+    with pytest.raises(UsageError, match="measurement"):
         Job.loads(text)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.records.provenance import (
     canonical,
     command_line,
     environment,
-    file_sha256,
     gpu_driver,
     portable_path,
     source_revision,
@@ -118,7 +118,7 @@ def test_file_sha256(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"abc" * 100_000)
     assert file_sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
-    with pytest.raises(BadInput, match="gone: cannot be read: No such file"):
+    with pytest.raises(UsageError, match="gone: cannot be read: No such file"):
         file_sha256(tmp_path / "gone")
 
 

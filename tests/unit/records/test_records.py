@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import tvrbench.harness.records
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.records.record import Measurement, Record, dumps, normalised, plain, read_record
-from tvrbench.harness.records.store import RecordStore, atomic_write
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.records.record import Measurement, Record, dumps, normalized, plain, read_record
+from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.unit
 
@@ -110,8 +111,8 @@ class TestSchema:
 
     @pytest.mark.parametrize("key", KEYS)
     def test_every_key_is_needed(self, key: str) -> None:
-        with pytest.raises(BadInput, match=f"{key}.*required"):
-            normalised(with_change(lambda record: record.pop(key)), "x.json")
+        with pytest.raises(UsageError, match=f"{key}.*required"):
+            normalized(with_change(lambda record: record.pop(key)), "x.json")
 
     @pytest.mark.parametrize(
         ("change", "path"),
@@ -148,12 +149,12 @@ class TestSchema:
         ],
     )
     def test_a_broken_record_is_refused_by_its_path(self, change: Callable[..., Any], path: str) -> None:
-        with pytest.raises(BadInput, match=f"^x.json: not a valid run record: at {path}"):
-            normalised(with_change(change), "x.json")
+        with pytest.raises(UsageError, match=f"^x.json: not a valid run record: at {path}"):
+            normalized(with_change(change), "x.json")
 
     def test_a_long_value_does_not_flood_the_message(self) -> None:
-        with pytest.raises(BadInput) as caught:
-            normalised(make_record(tuning=["x" * 5000]), "x.json")
+        with pytest.raises(UsageError) as caught:
+            normalized(make_record(tuning=["x" * 5000]), "x.json")
         assert len(str(caught.value)) < 400
 
     @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ class TestSchema:
     )
     def test_what_json_cannot_hold_is_named(self, value: Any, words: str) -> None:
         record = with_change(lambda r: r["method"]["options"].update(deep=[0, value]))
-        with pytest.raises(BadInput, match=rf"^r: at \$\.method\.options\.deep\[1\].*{words}"):
+        with pytest.raises(UsageError, match=rf"^r: at \$\.method\.options\.deep\[1\].*{words}"):
             dumps(record, "r")
 
     @settings(max_examples=30, deadline=None)
@@ -197,12 +198,12 @@ class TestReading:
     def test_a_broken_file_is_named(self, tmp_path: Path, text: bytes, words: str) -> None:
         path = tmp_path / "record.json"
         path.write_bytes(text)
-        with pytest.raises(BadInput, match=words) as caught:
+        with pytest.raises(UsageError, match=words) as caught:
             read_record(path)
         assert str(path) in str(caught.value)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(BadInput, match=r"gone\.json: the record cannot be read: No such file"):
+        with pytest.raises(UsageError, match=r"gone\.json: the record cannot be read: No such file"):
             read_record(tmp_path / "gone.json")
 
 
@@ -305,19 +306,19 @@ class TestStore:
         store = RecordStore(tmp_path)
         stray = store.save(make_record(), RANKS).with_name("stray.json")
         stray.write_text("{}", encoding="utf-8")
-        with pytest.raises(BadInput, match=r"stray\.json"):
+        with pytest.raises(UsageError, match=r"stray\.json"):
             store.load_all()
 
     @pytest.mark.parametrize(
         "name", ["../evil", "a/../b", "/abs", "a__b", "", "a//b", ".hidden", "a\\b", "a\nb", "a b"]
     )
     def test_a_name_that_leaves_the_folder_is_refused(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(BadInput):
+        with pytest.raises(UsageError):
             RecordStore(tmp_path).save(make_record(protocol={"name": name, "hash": "0" * 16}), RANKS)
         for key in ("method", "tuning"):
             if name != "":
                 change = {"method": {"name": name, "options": {}}} if key == "method" else {"tuning": name}
-                with pytest.raises(BadInput, match="cannot be a file name"):
+                with pytest.raises(UsageError, match="cannot be a file name"):
                     RecordStore(tmp_path).save(make_record(**change), RANKS)
         assert list(tmp_path.iterdir()) == []
 
@@ -325,7 +326,7 @@ class TestStore:
         store = RecordStore(tmp_path)
         path = store.save(make_record(), RANKS)
         before = folder_content(path.parent)
-        with pytest.raises(BadInput, match="seed"):
+        with pytest.raises(UsageError, match="seed"):
             store.save(make_record(seed="0"), {**RANKS, "t2v": np.ones(5)})
         with pytest.raises(ValueError, match="no rank"):
             store.save(make_record(), {**RANKS, "t2v": np.array([0.0])})
@@ -346,7 +347,7 @@ class TestStore:
             left.pop()
 
         monkeypatch.setattr("os.fsync", fsync)
-        with pytest.raises(BadInput, match="No space left on device; choose a folder"):
+        with pytest.raises(UsageError, match="No space left on device; choose a folder"):
             store.save(make_record(duration_s=9.0), {**RANKS, "t2v": np.array([3.0, 3.0, 3.0])})
         after = folder_content(path.parent)
         assert {name: after[name] for name in before} == before
@@ -357,9 +358,9 @@ class TestStore:
     def test_an_unwritable_folder_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "records").write_text("a file where a folder should be", encoding="utf-8")
         store = RecordStore(tmp_path)
-        with pytest.raises(BadInput, match=r"cannot write .*records.*choose a folder"):
+        with pytest.raises(UsageError, match=r"cannot write .*records.*choose a folder"):
             store.save(make_record(), RANKS)
-        with pytest.raises(BadInput, match=r"cannot write .*records.*choose a folder"):
+        with pytest.raises(UsageError, match=r"cannot write .*records.*choose a folder"):
             store.check_writable("standin/uniform")
 
     def test_checking_leaves_nothing_behind(self, tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ class TestStore:
     def test_a_record_without_ranks_says_so(self, tmp_path: Path) -> None:
         store = RecordStore(tmp_path)
         record = read_record(store.save(failed_record()))
-        with pytest.raises(BadInput, match="tempme, seed 0, has no per-query ranks"):
+        with pytest.raises(UsageError, match="tempme, seed 0, has no per-query ranks"):
             store.load_ranks(record)
 
     @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"\x80\x04pickle"])
@@ -381,7 +382,7 @@ class TestStore:
         ranks_path.unlink()
         if content is not None:
             ranks_path.write_bytes(content)
-        with pytest.raises(BadInput, match=ranks_path.name):
+        with pytest.raises(UsageError, match=ranks_path.name):
             store.load_ranks(record)
 
     @pytest.mark.parametrize("arrays", [{"t2v": [1.0]}, {"t2v": [1.0], "v2t": [0.5]}, {"t2v": [1.0], "v2t": [None]}])
@@ -391,7 +392,7 @@ class TestStore:
         record = read_record(path)
         ranks_path = path.with_name(str(record["per_query_ranks_path"]))
         np.savez(ranks_path, **{name: np.array(values) for name, values in arrays.items()})
-        with pytest.raises(BadInput, match=ranks_path.name):
+        with pytest.raises(UsageError, match=ranks_path.name):
             store.load_ranks(record)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE, Scope
+from tvrbench.harness.reporting.data.context import STANDIN_NOTICE, ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.figures.all_figures import pictures
@@ -183,7 +183,7 @@ class TestPictures:
         assert all(place - height / 2 >= -1e-6 for place, height in zip(places, heights, strict=True))
 
     def test_what_the_records_do_not_hold_is_no_picture(self, store: RecordStore, tmp_path: Path) -> None:
-        scope = Scope(protocol=STANDIN, dataset="standin", folder=tmp_path)
+        scope = ReportContext(protocol=STANDIN, dataset="standin", folder=tmp_path)
         files = [picture.file for picture in pictures(rows_of(store, with_blocks("lora", [2, 3])), scope)]
         assert files[0] == "pareto.png"
         assert files[-1] == "tokens-per-layer.png"

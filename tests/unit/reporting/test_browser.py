@@ -11,7 +11,7 @@ import pytest
 from chromium import (
     Open,
     assert_names_apart,
-    colour_of,
+    color_of,
     column,
     contrast,
     labels,
@@ -21,7 +21,7 @@ from chromium import (
     watched,
 )
 
-from tvrbench.harness.records.record import normalised
+from tvrbench.harness.records.record import normalized
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
 from tvrbench.harness.reporting.figures.points import Point, frontier
@@ -59,7 +59,7 @@ def write(store: RecordStore, record: dict[str, Any], number: int) -> None:
     """Past the store, which takes no hostile name."""
     folder = store.folder("standin/uniform")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{number:02d}.json").write_text(json.dumps(normalised(record, "a record")))
+    (folder / f"{number:02d}.json").write_text(json.dumps(normalized(record, "a record")))
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +231,11 @@ class TestReaders:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_text_stands_out_in_both_schemes(self, opened: Open, scheme: str) -> None:
         page = opened(color_scheme=scheme)
-        paper = colour_of(page, "body", "backgroundColor")
+        paper = color_of(page, "body", "backgroundColor")
         assert (luminance(paper) < 0.05) == (scheme == "dark")
         for selector in ("h1", ".caption", "#table-main tbody td", "#table-main a", "nav a"):
-            assert contrast(colour_of(page, selector, "color"), paper) >= 4.5
-        notice = (colour_of(page, ".notice", "color"), colour_of(page, ".notice", "backgroundColor"))
+            assert contrast(color_of(page, selector, "color"), paper) >= 4.5
+        notice = (color_of(page, ".notice", "color"), color_of(page, ".notice", "backgroundColor"))
         assert contrast(*notice) >= 4.5
         for mark in page.locator("#plot .mark").all():
             fill = numbers(mark.evaluate("mark => getComputedStyle(mark).fill"))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from bench_records import CPU, GPU, counts, found, ratio, save, speed
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.profiling.plan import parse_entry, plan_for
 from tvrbench.harness.profiling.suite import load
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.reporting.papers import claim_verdicts as claims_verdicts
-from tvrbench.harness.reporting.papers.claim_verdicts import Judged, Papers, bench_command, judge
+from tvrbench.harness.reporting.papers.claim_verdicts import ClaimResult, Papers, bench_command, judge
 from tvrbench.harness.reporting.papers.claims import (
     MEASURES,
     OWN,
@@ -41,7 +41,7 @@ def claim(text: str, against: str, backbone: str = "ViT-B-16") -> Claim:
     return one
 
 
-def judged(one: Claim, root: Path) -> Judged:
+def judged(one: Claim, root: Path) -> ClaimResult:
     (only,) = judge([one], found(root), PAPERS)
     return only
 
@@ -190,7 +190,7 @@ class TestClaims:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"measure": "colour"}, "'measure'"),
+            ({"measure": "color"}, "'measure'"),
             ({"form": "% more"}, "'form'"),
             ({"value": "0"}, "positive"),
             ({"value": "nan"}, "positive"),
@@ -223,7 +223,7 @@ class TestClaims:
         writer.writerow(line | changes)
         file = tmp_path / "claims.csv"
         file.write_text(text.getvalue(), encoding="utf-8")
-        with pytest.raises(BadInput, match=f"claims.csv line 2.*{message}"):
+        with pytest.raises(UsageError, match=f"claims.csv line 2.*{message}"):
             read_claims(file)
 
     def test_tolerances_are_those_that_the_table_states(self) -> None:

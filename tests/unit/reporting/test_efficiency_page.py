@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from bench_records import GPU, counts, ratio, save, speed
-from chromium import Open, assert_names_apart, colour_of, column, contrast, labels, launched, watched
+from chromium import Open, assert_names_apart, color_of, column, contrast, labels, launched, watched
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -193,9 +193,9 @@ class TestBrowser:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_text_stands_out(self, opened: Open, scheme: Any) -> None:
         page = opened(color_scheme=scheme)
-        paper = colour_of(page, "body", "backgroundColor")
+        paper = color_of(page, "body", "backgroundColor")
         for selector in ("h1", ".caption", ".notes li", "tbody td", "nav a"):
-            assert contrast(colour_of(page, selector, "color"), paper) >= 4.5
+            assert contrast(color_of(page, selector, "color"), paper) >= 4.5
 
     def test_without_script_every_table_is_there(self, opened: Open) -> None:
         page = opened(java_script_enabled=False)

@@ -10,13 +10,13 @@ import pytest
 from bench_records import CPU, GPU, counts, found, ratio, save, speed
 
 from tvrbench.harness.cli.report import report_protocol
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.efficiency_rival import EqualTimes, at_equal_time, equal_time_table, verdict
 from tvrbench.harness.reporting.data.bench_rows import Bench, benches, shared_batch
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
@@ -27,8 +27,8 @@ from tvrbench.harness.reporting.tables.table import Cell, Table
 pytestmark = pytest.mark.unit
 
 
-def scope(root: Path) -> Scope:
-    return Scope(protocol="efficiency", dataset="none", folder=root / "reports" / "efficiency")
+def scope(root: Path) -> ReportContext:
+    return ReportContext(protocol="efficiency", dataset="none", folder=root / "reports" / "efficiency")
 
 
 def column(table: Table, key: str) -> dict[str, Cell]:
@@ -154,7 +154,7 @@ class TestRows:
         assert len({bench.slug for bench in found(tmp_path)}) == 3
 
     def test_nothing_recorded(self, tmp_path: Path) -> None:
-        with pytest.raises(BadInput, match="nox -s efficiency"):
+        with pytest.raises(UsageError, match="nox -s efficiency"):
             write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
 
 

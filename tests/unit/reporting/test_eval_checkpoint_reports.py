@@ -1,4 +1,4 @@
-"""Scored checkpoints in records and reports: marked wherever they stand, and compared with nothing."""
+"""EvalCheckpoint checkpoints in records and reports: marked wherever they stand, and compared with nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import dumps
 from tvrbench.harness.records.store import RecordStore, run_name
 from tvrbench.harness.reporting.pages.report import write_report
@@ -67,7 +67,7 @@ def test_it_stands_in_a_table_of_its_own(store: RecordStore, tmp_path: Path) -> 
     assert (scored["t2v_R1"], scored["saved_by"], scored["checkpoint"]) == ("93.4", "other code", "not known")
     assert (folder / "pareto.png").read_text() == "tempme"
     page = (folder / "README.md").read_text()
-    assert "## Scored checkpoints" in page
+    assert "## EvalCheckpoint checkpoints" in page
     assert "did not all start from the same weights" not in page
     assert FILE["sha256"] in (folder / "provenance.md").read_text()
     assert "93.4" not in (folder / "main.md").read_text()
@@ -97,7 +97,7 @@ def test_the_table_goes_when_nothing_is_scored(store: RecordStore, tmp_path: Pat
     record.unlink()
     report(store, tmp_path, make_record(50.0))
     assert not (folder / "scored.md").exists()
-    assert "Scored checkpoints" not in (folder / "README.md").read_text()
+    assert "EvalCheckpoint checkpoints" not in (folder / "README.md").read_text()
 
 
 def test_files_of_one_name_are_told_apart(store: RecordStore, tmp_path: Path) -> None:
@@ -122,5 +122,5 @@ def test_it_has_a_record_of_its_own() -> None:
     "change", [{"file": "results/best.bin"}, {"sha256": "short"}, {"format": "other"}, {"folder": "here"}]
 )
 def test_a_record_names_the_file_alone(change: dict[str, str]) -> None:
-    with pytest.raises(BadInput, match=r"\$\.checkpoint"):
+    with pytest.raises(UsageError, match=r"\$\.checkpoint"):
         dumps(make_scored(50.0, checkpoint=FILE | change))

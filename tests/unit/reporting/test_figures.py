@@ -58,8 +58,8 @@ class TestFigure:
         assert image.info["dpi"][0] == pytest.approx(220, abs=1)
         assert image.width >= 7 * 200
         assert {key for key in image.info if key != "dpi"} == set()
-        colours = image.convert("RGB").getcolors(1 << 24) or []
-        assert sum(count for count, colour in colours if colour != (255, 255, 255)) > 0.01 * image.width * image.height
+        colors = image.convert("RGB").getcolors(1 << 24) or []
+        assert sum(count for count, color in colors if color != (255, 255, 255)) > 0.01 * image.width * image.height
 
     def test_what_is_on_it_depends_on_the_records(self) -> None:
         assert pareto_bytes(TWELVE[:3]) != pareto_bytes(TWELVE[1:4])
@@ -69,9 +69,9 @@ class TestFigure:
         seen: list[tuple[Scene, Boxes]] = []
 
         def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            centres = place_labels(scene, sizes)
-            seen.append((scene, Boxes.around(centres, sizes)))
-            return centres
+            centers = place_labels(scene, sizes)
+            seen.append((scene, Boxes.around(centers, sizes)))
+            return centers
 
         monkeypatch.setattr("tvrbench.harness.reporting.figures.pixels.place_labels", watch)
         for points in (TWELVE[:3], TWELVE[:4], TWELVE):
@@ -140,9 +140,9 @@ class TestFigure:
         seen: list[tuple[Scene, Boxes]] = []
 
         def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            centres = place_labels(scene, sizes)
-            seen.append((scene, Boxes.around(centres, sizes)))
-            return centres
+            centers = place_labels(scene, sizes)
+            seen.append((scene, Boxes.around(centers, sizes)))
+            return centers
 
         monkeypatch.setattr("tvrbench.harness.reporting.figures.pixels.place_labels", watch)
         frames = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tvrbench.harness.records.record import normalised
+from tvrbench.harness.records.record import normalized
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
 from tvrbench.harness.reporting.figures.all_figures import Picture
@@ -70,7 +70,7 @@ def write(store: RecordStore, tmp_path: Path, *records: dict[str, Any]) -> Path:
     for i, record in enumerate(records):
         folder = store.folder(record["protocol"]["name"])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i}.json").write_text(json.dumps(normalised(record, "a record")))
+        (folder / f"{i}.json").write_text(json.dumps(normalized(record, "a record")))
     return write_report(records[0]["protocol"]["name"], store, tmp_path / "reports")[0].parent
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.records import stored_records
@@ -362,7 +362,7 @@ class TestWhatIsMixed:
         old = make_record("lora", protocol={"name": STANDIN, "hash": OTHER_HASH}, started="2024-01-01T00:00:00Z")
         save(store, make_record("tempme"), old)
         assert set(table(report(store, tmp_path, protocol_hash=OTHER_HASH))) == {"chance", "lora"}
-        with pytest.raises(BadInput, match=f"has protocol hash {'9' * 16}: recorded are {HASH}, {OTHER_HASH}"):
+        with pytest.raises(UsageError, match=f"has protocol hash {'9' * 16}: recorded are {HASH}, {OTHER_HASH}"):
             report(store, tmp_path, protocol_hash="9" * 16)
 
     def test_costs_of_another_hash_are_left_out_and_named(self, store: RecordStore, tmp_path: Path) -> None:
@@ -374,10 +374,10 @@ class TestWhatIsMixed:
         assert re.search(rf"\[tempme on ViT-B-16\]\(.*\): protocol hash {OTHER_HASH}", page(folder))
 
     def test_no_completed_run_is_refused(self, store: RecordStore, tmp_path: Path) -> None:
-        with pytest.raises(BadInput, match="no completed run of 'standin/uniform' is recorded: make one with"):
+        with pytest.raises(UsageError, match="no completed run of 'standin/uniform' is recorded: make one with"):
             report(store, tmp_path)
         save(store, failed_record())
-        with pytest.raises(BadInput, match=r"1 runs failed, see tempme-lora-seed0-\w+-failed\.json"):
+        with pytest.raises(UsageError, match=r"1 runs failed, see tempme-lora-seed0-\w+-failed\.json"):
             report(store, tmp_path)
         assert not (tmp_path / "reports").exists()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from tvrbench.harness.records.record import normalised
+from tvrbench.harness.records.record import normalized
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
 
@@ -119,7 +119,7 @@ class TestHostileText:
     def write(self, store: RecordStore, record: dict[str, Any]) -> None:
         folder = store.folder(STANDIN)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hostile.json").write_text(json.dumps(normalised(record, "hostile")))
+        (folder / "hostile.json").write_text(json.dumps(normalized(record, "hostile")))
 
     def test_names_commands_reasons_and_ids_stay_text(self, store: RecordStore, tmp_path: Path) -> None:
         record = make_record(self.NAME, command=f"tvrbench `{self.NAME}`")

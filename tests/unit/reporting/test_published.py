@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.registry import lookup, names
 from tvrbench.harness.models.backbone.architecture import preset
 from tvrbench.harness.reporting.papers.published import (
@@ -135,5 +135,5 @@ def test_both_layouts_are_read(tmp_path: Path) -> None:
 )
 def test_a_broken_table_is_refused_by_file_and_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "numbers.csv").write_text(text)
-    with pytest.raises(BadInput, match=f"^numbers.csv {message}"):
+    with pytest.raises(UsageError, match=f"^numbers.csv {message}"):
         read_published(tmp_path / "numbers.csv")

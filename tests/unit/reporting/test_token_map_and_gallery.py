@@ -16,9 +16,9 @@ from matplotlib import colors
 from PIL import Image
 
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE, Scope
+from tvrbench.harness.reporting.data.context import STANDIN_NOTICE, ReportContext
 from tvrbench.harness.reporting.figures.gallery import Frames, Searched, Strips, disagreements, gallery_page, strip
-from tvrbench.harness.reporting.figures.style import COLOURS
+from tvrbench.harness.reporting.figures.style import COLORS
 from tvrbench.harness.reporting.figures.token_map import Merged, token_picture
 from tvrbench.harness.reporting.tables.html import source_hash
 
@@ -41,7 +41,7 @@ class TestTokenPicture:
     def test_the_largest_tokens_lead_and_single_patches_are_none(self) -> None:
         assert merged().largest == [0, 5]
         many = replace(merged(), token_TP=np.repeat(np.arange(20), 2).reshape(10, 4))
-        assert many.largest == list(range(len(COLOURS)))
+        assert many.largest == list(range(len(COLORS)))
 
     def test_the_summary_counts(self) -> None:
         assert merged().summary == (
@@ -55,20 +55,20 @@ class TestTokenPicture:
         assert data == token_picture(frames(), methods, title="t", caption=caption, notice=notice)
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
-    def share(self, picture: np.ndarray, colour: str) -> int:
-        wanted = np.array(colors.to_rgb(colour)) * 255
+    def share(self, picture: np.ndarray, color: str) -> int:
+        wanted = np.array(colors.to_rgb(color)) * 255
         return int((np.abs(picture - wanted).max(axis=-1) < 3).sum())
 
-    def test_each_large_token_has_its_colour_in_every_frame_it_reaches(self) -> None:
+    def test_each_large_token_has_its_color_in_every_frame_it_reaches(self) -> None:
         picture = self.draw(merged())
-        first, second, none = (self.share(picture, colour) for colour in COLOURS[:3])
+        first, second, none = (self.share(picture, color) for color in COLORS[:3])
         assert first > 500
         assert second > 500
         assert none == 0
-        # Token 0 reaches into the second frame, so its colour stands in both.
+        # Token 0 reaches into the second frame, so its color stands in both.
         half = picture.shape[1] // 6
-        assert self.share(picture[:, half:], COLOURS[0]) > 100
-        assert self.share(picture[:, half + 40 :], COLOURS[1]) == 0
+        assert self.share(picture[:, half:], COLORS[0]) > 100
+        assert self.share(picture[:, half + 40 :], COLORS[1]) == 0
 
     def test_every_method_adds_a_strip_and_the_notice_is_red(self) -> None:
         one, two = self.draw(merged()), self.draw(merged("a"), merged("b"), notice=STANDIN_NOTICE)
@@ -106,7 +106,7 @@ def searched(label: str, ranks: list[float]) -> Searched:
 
 
 def gallery(one: list[float], other: list[float], standin: bool = True, **options: int) -> str:
-    scope = Scope(protocol="standin/uniform", dataset="standin" if standin else "msrvtt", folder=Path())
+    scope = ReportContext(protocol="standin/uniform", dataset="standin" if standin else "msrvtt", folder=Path())
     strips = Strips(lambda video: frames(12, 20 * video))
     return gallery_page(searched("a", one), searched("b", other), SPLIT, strips, scope, **options)
 

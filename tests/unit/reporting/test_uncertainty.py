@@ -17,7 +17,7 @@ from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, rank
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.queries import row_credits
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
@@ -83,8 +83,8 @@ def rows_of(store: RecordStore, kind: str = STANDIN) -> list[MethodRow]:
     return method_rows(stored_records(store, kind))
 
 
-def scope_of(tmp_path: Path, kind: str = STANDIN) -> Scope:
-    return Scope(protocol=kind, dataset="standin", folder=tmp_path / "reports" / kind)
+def scope_of(tmp_path: Path, kind: str = STANDIN) -> ReportContext:
+    return ReportContext(protocol=kind, dataset="standin", folder=tmp_path / "reports" / kind)
 
 
 def csv_rows(folder: Path, name: str) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tvrbench.harness.records.record import Measurement, Record
-from tvrbench.harness.reporting.data.context import Scope
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
@@ -36,9 +36,9 @@ NUMBER = PublishedNumber(
 CONFIGURATION = Configuration(paper="P", method="tempme", config="LoRA", backbone="ViT-B-32", options={"r": 2})
 
 
-PUBLISHED = Scope(protocol="msrvtt-1ka-9k/published", dataset="msrvtt", folder=Path("reports"))
+PUBLISHED = ReportContext(protocol="msrvtt-1ka-9k/published", dataset="msrvtt", folder=Path("reports"))
 UNIFORM = replace(PUBLISHED, protocol="msrvtt-1ka-9k/uniform")
-STANDIN = Scope(protocol="standin/uniform", dataset="standin", folder=Path("reports"))
+STANDIN = ReportContext(protocol="standin/uniform", dataset="standin", folder=Path("reports"))
 
 
 def row(
@@ -58,7 +58,9 @@ def row(
     return MethodRow(label="tempme", runs=(StoredRecord(record=cast(Record, record), path=Path("r.json")),))
 
 
-def judged(found: PublishedNumber, *runs: MethodRow, full_size: tuple[MethodRow, ...] = (), scope: Scope) -> Comparison:
+def judged(
+    found: PublishedNumber, *runs: MethodRow, full_size: tuple[MethodRow, ...] = (), scope: ReportContext
+) -> Comparison:
     (comparison,) = compare([found], [CONFIGURATION], runs, full_size, scope)
     return comparison
 

@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.core.signals import Interrupts, Stopped
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.signals import Interrupted, SignalHandler
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.checkpoint_selection import choose, steps_to_check
 from tvrbench.harness.runs.config import RunConfig
-from tvrbench.harness.runs.context import Prepared
-from tvrbench.harness.runs.resume import Wanted, describe_all
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.resume import ResumePolicy, describe_all
 from tvrbench.harness.runs.runner import run_one
 from tvrbench.harness.runs.session import Session
 from tvrbench.harness.training.trainer import Trainer
@@ -33,8 +33,8 @@ LAST = RunConfig(method="vidtome", seed=0, measure_speed=False)  # draws at rand
 BEST = replace(LAST, selection="best-on-test")
 
 
-def carry_out(prepared: Prepared, folder: Path, config: RunConfig, listener: Any = None, **options: Any) -> None:
-    with Interrupts() as interrupts:
+def carry_out(prepared: RunContext, folder: Path, config: RunConfig, listener: Any = None, **options: Any) -> None:
+    with SignalHandler() as interrupts:
         session = Session(
             listener=listener or tiny_run.Quiet(),
             interrupts=interrupts,
@@ -56,13 +56,13 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def prepared(tiny_weights: Path) -> Prepared:
+def prepared(tiny_weights: Path) -> RunContext:
     """Ten steps at a rate that changes ranks."""
-    made: Prepared = tiny_run.tiny_prepared(tiny_weights, steps=10, factors=(20.0,))
+    made: RunContext = tiny_run.tiny_prepared(tiny_weights, steps=10, factors=(20.0,))
     return made
 
 
-def test_the_best_is_chosen_and_everything_looked_at_is_told(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_best_is_chosen_and_everything_looked_at_is_told(prepared: RunContext, tmp_path: Path) -> None:
     last, best = tmp_path / "last", tmp_path / "best"
     carry_out(prepared, last, LAST)
     carry_out(prepared, best, BEST)
@@ -85,7 +85,7 @@ def test_the_best_is_chosen_and_everything_looked_at_is_told(prepared: Prepared,
 
 
 def test_the_saved_model_is_the_chosen_one_and_says_so(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of the looks is made the best."""
     looks: list[dict[str, torch.Tensor]] = []
@@ -132,12 +132,12 @@ class Stopping(tiny_run.Quiet):
 
 
 @pytest.mark.parametrize("at", [3, 5, 9])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(at: int, prepared: Prepared, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(at: int, prepared: RunContext, tmp_path: Path) -> None:
     """In a step, and while the test set is looked at, where it stops at once with the state of the step kept."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     carry_out(prepared, whole, BEST)
     for number in range(2):
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             carry_out(prepared, broken, BEST, Stopping(at + number), resume=True)
     carry_out(prepared, broken, BEST, resume=True)
     one, other = metrics_of(whole), metrics_of(broken)
@@ -148,16 +148,16 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(at: int, prepared: Prep
     assert not list(broken.rglob("*.training"))
 
 
-def test_neither_takes_the_other_s_place(prepared: Prepared, tmp_path: Path) -> None:
+def test_neither_takes_the_other_s_place(prepared: RunContext, tmp_path: Path) -> None:
     carry_out(prepared, tmp_path, LAST)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         carry_out(prepared, tmp_path, BEST, Stopping(5))
     described, store = describe_all(prepared, [LAST]), RecordStore(tmp_path)
-    look = Wanted(skip=True, refuse=True).look
+    look = ResumePolicy(skip=True, refuse=True).look
     assert look(prepared, [LAST], described, store).done
     assert look(prepared, [BEST], described, store).left == [BEST]
     only(tmp_path / "records", "*.json").unlink()
-    with pytest.raises(BadInput, match="selection best-on-test where this one has last"):
+    with pytest.raises(UsageError, match="selection best-on-test where this one has last"):
         look(prepared, [LAST], described, store)
     carry_out(prepared, tmp_path, BEST, resume=True)
     assert look(prepared, [BEST], described, store).done
@@ -190,7 +190,7 @@ def test_weights_held_in_float16_rest_in_float32(tiny_model: Any) -> None:
     trainer = Trainer(model, load_recipe("uniform", {"weights": "float16"}), 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert any(tensor.dtype == torch.float16 for tensor in before.values())
-    with trainer.resting():
+    with trainer.eval_mode():
         assert not model.training
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert model.training

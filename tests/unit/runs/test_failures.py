@@ -14,12 +14,12 @@ import pytest
 import tiny_run
 import torch
 
-from tvrbench.harness.core.errors import BadInput, RunFailed, TrainingDiverged
-from tvrbench.harness.core.signals import Interrupts
+from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
-from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.failures import explained
 from tvrbench.harness.runs.runner import run_one
 from tvrbench.harness.runs.session import Session
@@ -31,13 +31,13 @@ STEPS = 4
 
 
 @pytest.fixture
-def prepared(tiny_weights: Path) -> Prepared:
-    made: Prepared = tiny_run.tiny_prepared(tiny_weights, steps=STEPS)
+def prepared(tiny_weights: Path) -> RunContext:
+    made: RunContext = tiny_run.tiny_prepared(tiny_weights, steps=STEPS)
     return made
 
 
-def carry_out(prepared: Prepared, folder: Path, **options: Any) -> None:
-    with Interrupts() as interrupts:
+def carry_out(prepared: RunContext, folder: Path, **options: Any) -> None:
+    with SignalHandler() as interrupts:
         session = Session(
             listener=tiny_run.Quiet(),
             interrupts=interrupts,
@@ -90,7 +90,7 @@ def _out_of_python_memory() -> None:
 
 @pytest.mark.parametrize("fault", [_out_of_gpu_memory, _out_of_cpu_memory, _out_of_python_memory])
 def test_out_of_memory_names_the_options_that_help(
-    fault: Callable[[], None], prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[], None], prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "step", at_step(3, fault))
     with pytest.raises(RunFailed, match=r"^lora seed 0: out of memory; .*--memory-limit.*--resume$"):
@@ -105,7 +105,7 @@ def test_out_of_memory_names_the_options_that_help(
 
 
 def test_a_nan_in_the_weights_keeps_the_state_before_it(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Trainer.backward
 
@@ -131,14 +131,14 @@ def test_an_exploding_loss_is_told_from_a_bad_start() -> None:
 
 
 def test_a_video_that_cannot_be_read_any_more_stops_with_nothing_lost(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_one() -> None:
         dataset: Any = prepared.dataset
         monkeypatch.setattr(dataset, "frames", unreadable)
 
     def unreadable(*_: Any) -> None:
-        raise BadInput("v7.mp4: truncated")
+        raise UsageError("v7.mp4: truncated")
 
     monkeypatch.setattr("tvrbench.harness.data.frame_loader.AHEAD", 0)
     monkeypatch.setattr(Trainer, "step", at_step(2, break_one))
@@ -154,7 +154,7 @@ def test_a_video_that_cannot_be_read_any_more_stops_with_nothing_lost(
 
 
 def test_a_state_that_cannot_be_written_leaves_the_one_before(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -187,7 +187,7 @@ def _no_space(*_: Any) -> None:
 
 
 def test_where_nothing_at_all_can_be_written_the_state_is_still_kept(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "step", at_step(3, lambda: monkeypatch.setattr(os, "fsync", _no_space)))
     with pytest.raises(RunFailed, match=r"No space left.*no record of this could be left"):
@@ -199,7 +199,7 @@ def test_where_nothing_at_all_can_be_written_the_state_is_still_kept(
 
 
 def test_a_record_that_cannot_be_written_costs_no_training(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save(*given: Any) -> None:
         save_checkpoint(*given)
@@ -215,10 +215,10 @@ def test_a_record_that_cannot_be_written_costs_no_training(
 
 
 def test_a_trained_model_that_cannot_be_written_is_recorded(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save(*_: Any) -> None:
-        raise BadInput("checkpoint x.safetensors cannot be written (No space left on device): choose another folder")
+        raise UsageError("checkpoint x.safetensors cannot be written (No space left on device): choose another folder")
 
     monkeypatch.setattr("tvrbench.harness.runs.runner.save_checkpoint", save)
     with pytest.raises(RunFailed, match=r"cannot be written .*--resume"):
@@ -228,7 +228,7 @@ def test_a_trained_model_that_cannot_be_written_is_recorded(
 
 
 def test_features_that_cannot_be_ranked_say_that_training_diverged(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ranked(*_: Any) -> None:
         raise ValueError("video holds NaN or Inf, so no rank can be trusted")
@@ -240,7 +240,7 @@ def test_features_that_cannot_be_ranked_say_that_training_diverged(
     assert saved_steps(tmp_path) == STEPS
 
 
-def test_a_log_that_cannot_be_written_stops_the_run(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_stops_the_run(prepared: RunContext, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("in the way")
     with pytest.raises(RunFailed, match=r"the log .* cannot be written"):
         carry_out(prepared, tmp_path)
@@ -248,14 +248,14 @@ def test_a_log_that_cannot_be_written_stops_the_run(prepared: Prepared, tmp_path
 
 
 def test_bad_input_before_training_leaves_no_record(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise BadInput("v107.mp4: gone")
+        raise UsageError("v107.mp4: gone")
 
     monkeypatch.setattr(prepared.dataset, "frames", refuse)
     prepared.loaders.clear()
-    with pytest.raises(BadInput, match="gone"):
+    with pytest.raises(UsageError, match="gone"):
         carry_out(prepared, tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_bytes
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.runs import micro_batch as chunking
-from tvrbench.harness.runs.micro_batch import choose_chunk, largest
+from tvrbench.harness.runs.micro_batch import choose_micro_batch, largest
 
 pytestmark = pytest.mark.unit
 PAIRS, GIB = 16, 2**30
@@ -45,22 +45,22 @@ CHOOSE = """
 import json, sys
 import torch
 from tvrbench.harness import load_model
-from tvrbench.harness.runs.micro_batch import choose_chunk
-from tvrbench.harness.core.errors import BadInput
+from tvrbench.harness.runs.micro_batch import choose_micro_batch
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.config.recipe import load_recipe
 
 torch.set_num_threads(1)
 weights, pairs = sys.argv[1], int(sys.argv[2])
 
 def choose(limit):
-    return choose_chunk(lambda: load_model("clip4clip", weights=weights), load_recipe("uniform"), pairs, int(limit))
+    return choose_micro_batch(lambda: load_model("clip4clip", weights=weights), load_recipe("uniform"), pairs, int(limit))
 
 roomy = choose(1000 * 2**30)
 middle = choose((roomy.peaks_mib[1] + roomy.peaks_mib[pairs]) / 2 * 2**20)
 try:
     choose(2**20)
     refusal = None
-except BadInput as error:
+except UsageError as error:
     refusal = str(error)
 print(json.dumps({
     "roomy": [roomy.chunk, roomy.to_json()], "middle": [middle.chunk, middle.to_json()], "refusal": refusal
@@ -86,15 +86,15 @@ def test_a_limit_between_one_pair_and_all_gives_a_chunk_whose_peak_is_under_it(t
 def test_running_out_of_memory_in_a_trial_is_an_answer(
     tiny_model: Callable[..., RetrievalModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = chunking.Trial._step
+    real = chunking.MemoryProbeStep._step
 
     def step(self: Any, chunk: int) -> None:
         if chunk > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(self, chunk)
 
-    monkeypatch.setattr(chunking.Trial, "_step", step)
-    found = choose_chunk(lambda: tiny_model("lora"), load_recipe("uniform"), 4, 1000 * GIB)
+    monkeypatch.setattr(chunking.MemoryProbeStep, "_step", step)
+    found = choose_micro_batch(lambda: tiny_model("lora"), load_recipe("uniform"), 4, 1000 * GIB)
     assert found.chunk == 2
     assert found.to_json()["peaks_mib"]["4"] is None
 
@@ -108,5 +108,5 @@ def test_sizes_are_read(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["8", "GB", "-1GB", "0GB", "8 gigabytes", "1e3GB", "٣GB", ""])
 def test_sizes_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(BadInput, match="--memory-limit 8GB"):
+    with pytest.raises(UsageError, match="--memory-limit 8GB"):
         parse_bytes(text, "--memory-limit")

@@ -14,13 +14,13 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from tvrbench.harness.core.errors import BadInput, TrainingDiverged
-from tvrbench.harness.core.signals import Interrupts, Stopped
+from tvrbench.harness.core.errors import TrainingDiverged, UsageError
+from tvrbench.harness.core.signals import Interrupted, SignalHandler
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
-from tvrbench.harness.runs.context import Prepared
-from tvrbench.harness.runs.micro_batch import Chosen
-from tvrbench.harness.runs.resume import Wanted, describe_all, refuse_another
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.micro_batch import MicroBatchChoice
+from tvrbench.harness.runs.resume import ResumePolicy, describe_all, refuse_another
 from tvrbench.harness.runs.runner import run_one
 from tvrbench.harness.runs.session import Session
 from tvrbench.harness.training.trainer import Trainer
@@ -48,18 +48,18 @@ class Breaking(tiny_run.Quiet):
 
 
 def carry_out(
-    prepared: Prepared, folder: Path, config: RunConfig = CONFIG, at: int | None = None, **options: Any
+    prepared: RunContext, folder: Path, config: RunConfig = CONFIG, at: int | None = None, **options: Any
 ) -> Breaking:
     """One run in ``folder``, with a signal at the n-th of its steps."""
     listener = Breaking(at)
-    with Interrupts() as interrupts:
+    with SignalHandler() as interrupts:
         session = Session(
             listener=listener, interrupts=interrupts, store=RecordStore(folder), command="test", **options
         )
         if at is None:
             assert run_one(prepared, config, session) is not None
         else:
-            with pytest.raises(Stopped, match="--resume"):
+            with pytest.raises(Interrupted, match="--resume"):
                 run_one(prepared, config, session)
     return listener
 
@@ -154,7 +154,7 @@ def test_every_epoch_is_saved_and_time_saves_as_well(tiny_weights: Path, tmp_pat
     for every, expected in ((1e9, [0] * 5 + [5] * 2), (0.0, list(range(7)))):
         folder, listener = tmp_path / str(every), Watching()
         listener.seen = []
-        with Interrupts() as interrupts:
+        with SignalHandler() as interrupts:
             session = Session(
                 listener=listener,
                 interrupts=interrupts,
@@ -180,8 +180,8 @@ def test_the_chunk_of_a_memory_limit_is_found_once_a_run(
 ) -> None:
     chunks = iter((2, 1))
     monkeypatch.setattr(
-        "tvrbench.harness.runs.runner.choose_chunk",
-        lambda *_: Chosen(chunk=next(chunks), peaks_mib={1: 10.0, 2: 20.0}, limit_mib=25.0),
+        "tvrbench.harness.runs.runner.choose_micro_batch",
+        lambda *_: MicroBatchChoice(chunk=next(chunks), peaks_mib={1: 10.0, 2: 20.0}, limit_mib=25.0),
     )
     prepared = tiny_run.tiny_prepared(tiny_weights, steps=3)
     carry_out(prepared, tmp_path / "whole", memory_limit=25 * 2**20)
@@ -198,7 +198,7 @@ def test_the_chunk_of_a_memory_limit_is_found_once_a_run(
     assert next(chunks, None) is None  # another limit is another question
 
 
-def _broken_off(weights: Path, folder: Path) -> tuple[Prepared, Path]:
+def _broken_off(weights: Path, folder: Path) -> tuple[RunContext, Path]:
     prepared = tiny_run.tiny_prepared(weights, steps=4)
     carry_out(prepared, folder, at=2)
     (state,) = files(folder, "*.training")
@@ -222,7 +222,7 @@ def test_the_state_of_another_run_is_refused(
     carry_out(prepared, other, config, at=1)
     (own,) = files(other, "*.training")
     own.write_bytes(state.read_bytes())
-    with pytest.raises(BadInput, match=word) as refusal:
+    with pytest.raises(UsageError, match=word) as refusal:
         carry_out(prepared, other, config, resume=True)
     assert own.name in str(refusal.value)
 
@@ -234,9 +234,11 @@ def test_another_protocol_is_refused_and_options_forgotten_at_resume_too(tiny_we
         (prepared, replace(CONFIG, options={"rank": 4}), "options .*rank=8.*rank=4"),
     ):
         described = describe_all(other, [config])
-        with pytest.raises(BadInput, match=word):
-            Wanted(skip=True, refuse=True).look(other, [config], described, RecordStore(tmp_path))
-        assert Wanted(skip=True, refuse=False).look(other, [config], described, RecordStore(tmp_path)).left == [config]
+        with pytest.raises(UsageError, match=word):
+            ResumePolicy(skip=True, refuse=True).look(other, [config], described, RecordStore(tmp_path))
+        assert ResumePolicy(skip=True, refuse=False).look(other, [config], described, RecordStore(tmp_path)).left == [
+            config
+        ]
     assert state.exists()
 
 
@@ -245,12 +247,12 @@ def test_runs_with_a_valid_record_are_left_out(tiny_weights: Path, tmp_path: Pat
     carry_out(prepared, tmp_path)
     store, configs = RecordStore(tmp_path), [CONFIG, replace(CONFIG, seed=1)]
     described = describe_all(prepared, configs)
-    found = Wanted(skip=True, refuse=False).look(prepared, configs, described, store)
+    found = ResumePolicy(skip=True, refuse=False).look(prepared, configs, described, store)
     assert (found.done, found.left) == (files(tmp_path, "*.json"), configs[1:])
-    assert Wanted(skip=False, refuse=False).look(prepared, configs, described, store).left == configs
+    assert ResumePolicy(skip=False, refuse=False).look(prepared, configs, described, store).left == configs
     for broken in (files(tmp_path, "*.npz")[0], files(tmp_path, "*.json")[0]):
         broken.write_bytes(b"torn")
-        assert Wanted(skip=True, refuse=False).look(prepared, configs, described, store).left == configs
+        assert ResumePolicy(skip=True, refuse=False).look(prepared, configs, described, store).left == configs
 
 
 class _Code:
@@ -276,25 +278,25 @@ def test_a_damaged_state_is_refused_in_one_sentence(
     if damage not in ("cut", "empty"):
         torch.save(content, state)
     capsys.readouterr()
-    with pytest.raises(BadInput, match="--resume") as refusal:
+    with pytest.raises(UsageError, match="--resume") as refusal:
         carry_out(prepared, tmp_path, resume=True)
     assert "\n" not in str(refusal.value)
     assert "code ran" not in capsys.readouterr().out
 
 
 def test_a_signal_outside_training_stops_at_once() -> None:
-    with Interrupts() as interrupts:
-        with pytest.raises(Stopped) as stopped:
+    with SignalHandler() as interrupts:
+        with pytest.raises(Interrupted) as stopped:
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.exit_code == 143
         with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGINT)  # noted
-            with pytest.raises(Stopped) as stopped:
+            with pytest.raises(Interrupted) as stopped:
                 os.kill(os.getpid(), signal.SIGINT)
             interrupts.pending = None
         assert stopped.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) is not None
-    assert "Interrupts" not in repr(signal.getsignal(signal.SIGTERM))
+    assert "SignalHandler" not in repr(signal.getsignal(signal.SIGTERM))
 
 
 def test_nothing_is_refused_where_nothing_was_broken_off(tiny_weights: Path, tmp_path: Path) -> None:

@@ -11,22 +11,22 @@ import pytest
 import tiny_run
 
 from tvrbench.harness.core.errors import TrainingDiverged
-from tvrbench.harness.core.signals import Interrupts, Stopped
+from tvrbench.harness.core.signals import Interrupted, SignalHandler
 from tvrbench.harness.records.record import plain
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model
-from tvrbench.harness.runs.context import Prepared
+from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import PlannedRun
 from tvrbench.harness.runs.runner import describe, run_one
 from tvrbench.harness.runs.session import Session
-from tvrbench.harness.runs.status import SoFar, so_far
+from tvrbench.harness.runs.status import RunStatus, run_status
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
 TEMPME = RunConfig(method="tempme", seed=0, measure_speed=False)  # has options that are tuples
 
 
-def planned(prepared: Prepared, config: RunConfig) -> PlannedRun:
+def planned(prepared: RunContext, config: RunConfig) -> PlannedRun:
     said = describe(new_model(prepared, config))
     return PlannedRun(
         method=config.method,
@@ -41,9 +41,9 @@ def planned(prepared: Prepared, config: RunConfig) -> PlannedRun:
     )
 
 
-def carry_out(prepared: Prepared, folder: Path, config: RunConfig = TEMPME, stop: int | None = None) -> None:
+def carry_out(prepared: RunContext, folder: Path, config: RunConfig = TEMPME, stop: int | None = None) -> None:
     listener = tiny_run.Hit(stop, tiny_run.sends(15)) if stop else tiny_run.Quiet()
-    with Interrupts() as interrupts:
+    with SignalHandler() as interrupts:
         session = Session(
             listener=listener, interrupts=interrupts, store=RecordStore(folder), command="test", resume=True
         )
@@ -51,20 +51,20 @@ def carry_out(prepared: Prepared, folder: Path, config: RunConfig = TEMPME, stop
 
 
 @pytest.fixture
-def prepared(tiny_weights: Path) -> Prepared:
-    made: Prepared = tiny_run.tiny_prepared(tiny_weights, steps=4)
+def prepared(tiny_weights: Path) -> RunContext:
+    made: RunContext = tiny_run.tiny_prepared(tiny_weights, steps=4)
     return made
 
 
 def test_a_plan_follows_a_run_from_nothing_to_its_record(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, run, protocol = RecordStore(tmp_path), planned(prepared, TEMPME), prepared.protocol
-    assert so_far(protocol, run, store) == SoFar()
-    assert SoFar().in_words() is None
-    with pytest.raises(Stopped):
+    assert run_status(protocol, run, store) == RunStatus()
+    assert RunStatus().in_words() is None
+    with pytest.raises(Interrupted):
         carry_out(prepared, tmp_path, stop=2)
-    assert so_far(protocol, run, store) == SoFar(resumes="goes on after step 2")
+    assert run_status(protocol, run, store) == RunStatus(resumes="goes on after step 2")
     with monkeypatch.context() as patch:
 
         def diverge(*_: Any) -> None:
@@ -73,41 +73,41 @@ def test_a_plan_follows_a_run_from_nothing_to_its_record(
         patch.setattr(Trainer, "step", diverge)
         with pytest.raises(TrainingDiverged):
             carry_out(prepared, tmp_path)
-    found = so_far(protocol, run, store)
+    found = run_status(protocol, run, store)
     assert found.in_words() == "failed, goes on after step 2"
     assert "loss nan" in str(found.failure)
     carry_out(prepared, tmp_path)
-    assert so_far(protocol, run, store) == SoFar(done=True)
+    assert run_status(protocol, run, store) == RunStatus(done=True)
 
 
-def test_what_is_of_another_run_does_not_count(prepared: Prepared, tmp_path: Path) -> None:
+def test_what_is_of_another_run_does_not_count(prepared: RunContext, tmp_path: Path) -> None:
     store, run, protocol = RecordStore(tmp_path), planned(prepared, TEMPME), prepared.protocol
     for stop in (2, None):  # a state, then a record
         if stop:
-            with pytest.raises(Stopped):
+            with pytest.raises(Interrupted):
                 carry_out(prepared, tmp_path, stop=stop)
         else:
             carry_out(prepared, tmp_path)
-        assert so_far(protocol, replace(run, options=run.options | {"r": 7}), store) == SoFar()
-        assert so_far(protocol, replace(run, seed=1), store) == SoFar()
+        assert run_status(protocol, replace(run, options=run.options | {"r": 7}), store) == RunStatus()
+        assert run_status(protocol, replace(run, seed=1), store) == RunStatus()
         other = replace(protocol, words=9)
-        assert so_far(other, run, store) == SoFar()
-        assert so_far(other, run, store, other_weights=True) != SoFar()  # the hash cannot tell then
+        assert run_status(other, run, store) == RunStatus()
+        assert run_status(other, run, store, other_weights=True) != RunStatus()  # the hash cannot tell then
 
 
-def test_a_run_that_chose_on_the_test_set_is_another(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_run_that_chose_on_the_test_set_is_another(prepared: RunContext, tmp_path: Path) -> None:
     best = replace(TEMPME, selection="best-on-test")
     carry_out(prepared, tmp_path, best)
-    assert so_far(prepared.protocol, planned(prepared, TEMPME), RecordStore(tmp_path)) == SoFar()
+    assert run_status(prepared.protocol, planned(prepared, TEMPME), RecordStore(tmp_path)) == RunStatus()
     (record,) = (tmp_path / "records").rglob("*.json")
     assert json.loads(record.read_text())["metrics"]["selection"] == "best-on-test"
 
 
-def test_a_damaged_state_is_said_and_stops_no_plan(prepared: Prepared, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
+def test_a_damaged_state_is_said_and_stops_no_plan(prepared: RunContext, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
         carry_out(prepared, tmp_path, stop=2)
     (state,) = tmp_path.rglob("*.training")
     for content in (state.read_bytes()[:3000], b"", b"not a state"):
         state.write_bytes(content)
-        found = so_far(prepared.protocol, planned(prepared, TEMPME), RecordStore(tmp_path))
+        found = run_status(prepared.protocol, planned(prepared, TEMPME), RecordStore(tmp_path))
         assert found.in_words() == f"its saved state {state.name} is damaged"

@@ -17,17 +17,17 @@ import pytest
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.cli import sweep as command
-from tvrbench.harness.cli.sweep import MatrixRequest, run_matrix
+from tvrbench.harness.cli.sweep import SweepRequest, run_sweep
 from tvrbench.harness.config.protocol import load_protocol
-from tvrbench.harness.core.errors import BadInput
-from tvrbench.harness.core.signals import Interrupts, Stopped
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.signals import Interrupted, SignalHandler
 from tvrbench.harness.profiling.launcher.isolated import lock_path
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.launch import local as workers
-from tvrbench.harness.runs.launch.local import Task, work_off
+from tvrbench.harness.runs.launch.local import Task, run_all
 from tvrbench.harness.runs.launch.worker import dumps, loads, run_lock
 from tvrbench.harness.runs.suite import Request
-from tvrbench.harness.runs.sweep import Matrix, cells_of, read_matrix
+from tvrbench.harness.runs.sweep import Sweep, read_sweep, sweep_runs
 
 pytestmark = pytest.mark.unit
 
@@ -94,7 +94,7 @@ def _notes(folder: Path, number: int) -> list[list[str]]:
 def test_every_combination_is_a_run_and_what_is_not_trained_has_one_seed(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text(FILE)
-    cells = cells_of(read_matrix(path))
+    cells = sweep_runs(read_sweep(path))
     wanted = ["zero_shot 0", "lora 0", "tempme 0", "lora 1", "tempme 1"]
     for protocol in ("msrvtt-1ka-9k/uniform", "standin/uniform"):
         assert [f"{c.method} {c.seed}" for c in cells if c.protocol == protocol] == wanted
@@ -119,17 +119,17 @@ def test_every_combination_is_a_run_and_what_is_not_trained_has_one_seed(tmp_pat
 def test_a_matrix_that_does_not_fit_is_refused(text: str, word: str, tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text(text)
-    with pytest.raises(BadInput, match=word):
-        read_matrix(path)
-    with pytest.raises(BadInput, match="cannot be read"):
-        read_matrix(tmp_path / "absent.toml")
+    with pytest.raises(UsageError, match=word):
+        read_sweep(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_sweep(tmp_path / "absent.toml")
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(BadInput, match="unknown protocol"):
-        cells_of(Matrix(protocols=("nowhere/uniform",)))
-    with pytest.raises(BadInput, match="lorra"):
-        cells_of(Matrix(protocols=("standin/uniform",), methods=("lorra",)))
+    with pytest.raises(UsageError, match="unknown protocol"):
+        sweep_runs(Sweep(protocols=("nowhere/uniform",)))
+    with pytest.raises(UsageError, match="lorra"):
+        sweep_runs(Sweep(protocols=("standin/uniform",), methods=("lorra",)))
 
 
 def test_a_request_survives_its_way_to_another_process() -> None:
@@ -153,8 +153,8 @@ def test_one_run_on_each_device_at_a_time_and_a_failure_stops_no_other(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     tasks = _tasks(fake, "a", "fails", "c", "d", "e")
-    with Interrupts() as interrupts:
-        finished = work_off(tasks, ["cuda:0", "cuda:1"], fake / "logs", interrupts)
+    with SignalHandler() as interrupts:
+        finished = run_all(tasks, ["cuda:0", "cuda:1"], fake / "logs", interrupts)
     assert sorted((one.title, one.code) for one in finished) == [
         (f"run {number}", int(number == 1)) for number in range(5)
     ]
@@ -176,8 +176,8 @@ def test_a_signal_is_handed_on_and_nothing_new_begins(fake: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=signal_when_begun).start()
-    with Interrupts() as interrupts, pytest.raises(Stopped, match=r"2 runs left: .*--resume") as stopped:
-        work_off(_tasks(fake, "waits", "b"), ["cpu"], fake / "logs", interrupts)
+    with SignalHandler() as interrupts, pytest.raises(Interrupted, match=r"2 runs left: .*--resume") as stopped:
+        run_all(_tasks(fake, "waits", "b"), ["cpu"], fake / "logs", interrupts)
     assert stopped.value.exit_code == 143
     assert _notes(fake, 0)[-1][-1] == "stopped"
     assert not (fake / "1.txt").exists()
@@ -196,8 +196,8 @@ def test_a_plan_tells_what_has_its_record(
             return [{"protocol": protocol_ref, "method": said, "status": "completed", "metrics": {}}]
 
     monkeypatch.setattr(command, "RecordStore", Store)
-    request = MatrixRequest(file=tmp_path / "m.toml", device="cpu", results=tmp_path, reports=tmp_path, shared={})
-    run_matrix(request, dry_run=True, as_json=True)
+    request = SweepRequest(file=tmp_path / "m.toml", device="cpu", results=tmp_path, reports=tmp_path, shared={})
+    run_sweep(request, dry_run=True, as_json=True)
     plan = json.loads(capsys.readouterr().out)
     assert [(run["method"], run["done"]) for run in plan["runs"]] == [("zero_shot", True), ("frame_subsample", False)]
     assert plan["runs"][0]["options"] == options["zero_shot"]

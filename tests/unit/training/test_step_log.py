@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.training.step_log import Journal
+from tvrbench.harness.training.step_log import StepLog
 
 pytestmark = pytest.mark.unit
 STEP: dict[str, float | list[float]] = {"loss": 2.5, "lr": [1e-3, 1e-4], "grad_norm": float("inf")}
@@ -19,7 +19,7 @@ STEP: dict[str, float | list[float]] = {"loss": 2.5, "lr": [1e-3, 1e-4], "grad_n
 
 def test_every_step_is_one_line_of_json(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "run.jsonl"
-    with Journal(path) as journal:
+    with StepLog(path) as journal:
         for step in (1, 2):
             journal.write("train", step, STEP)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -30,7 +30,7 @@ def test_every_step_is_one_line_of_json(tmp_path: Path) -> None:
 
 def test_what_will_be_done_again_is_cut_off_and_a_torn_line_with_it(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    journal = Journal(path)
+    journal = StepLog(path)
     journal.write("train", 1, STEP)
     saved = journal.bytes
     journal.write("train", 2, STEP)
@@ -56,7 +56,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("tvrbench.harness.training.step_log.find_spec", lambda _: object())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))  # type: ignore[arg-type]
-    with Journal(tmp_path / "run.jsonl", tensorboard=True) as journal:
+    with StepLog(tmp_path / "run.jsonl", tensorboard=True) as journal:
         journal.write("train", 7, {"loss": 2.5, "lr": [1e-3, 1e-4]})
     assert heard == [str(tmp_path / "run"), ("train/loss", 2.5, 7), ("train/lr", 1e-3, 7), "closed"]
 

@@ -1,4 +1,4 @@
-"""The optimiser step: schedules, optimisers, loss, clipping, and faults."""
+"""The optimizer step: schedules, optimizers, loss, clipping, and faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
-from tvrbench.harness.core.errors import BadInput, TrainingDiverged
+from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.training.loss import contrastive_loss
 from tvrbench.harness.training.optimizers import AdamWDecayAfter, BertAdam
 from tvrbench.harness.training.schedules import bert_cosine, floored_cosine, warmup_cosine
@@ -49,7 +49,7 @@ def _one_step(cls: type[torch.optim.Optimizer], lr: float, wd: float) -> float:
     return p.item()
 
 
-def test_optimisers_by_hand() -> None:
+def test_optimizers_by_hand() -> None:
     bert = 2.0 - 0.1 * (0.05 / (math.sqrt(0.02 * 0.25) + 1e-6) + 0.2 * 2.0)
     assert _one_step(BertAdam, 0.1, 0.2) == pytest.approx(bert, rel=1e-6)
     after = 2.0 - 0.1 * math.sqrt(0.02) / 0.1 * 0.05 / (math.sqrt(0.02 * 0.25) + 1e-6)
@@ -62,7 +62,7 @@ def test_every_recipe_trains(name: str, tiny_weights: Path, tiny_batch: dict[str
     trainer = Trainer(model, name, 10)
     losses = [trainer.step(*_inputs(tiny_batch)) for _ in range(3)]
     assert all(math.isfinite(out["loss"]) for out in losses)
-    assert len(losses[0]["lr"]) == len(trainer.optimiser.param_groups)
+    assert len(losses[0]["lr"]) == len(trainer.optimizer.param_groups)
 
 
 def test_a_few_steps_fit_one_batch(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def test_float16_weights_have_no_master_copy(method: str, tiny_model: Any, tiny_
         for _ in range(3):
             out = trainer.step(*_inputs(tiny_batch))
         assert math.isfinite(out["loss"])
-        states = {s.dtype for state in trainer.optimiser.state.values() for s in state.values() if hasattr(s, "ndim")}
+        states = {s.dtype for state in trainer.optimizer.state.values() for s in state.values() if hasattr(s, "ndim")}
         assert (torch.float16 in states) is (held == "float16")
         trainer.finish()
         assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -130,11 +130,11 @@ def test_a_nan_stops_training_and_says_what_to_change(tiny_weights: Path, tiny_b
 
 
 def test_what_cannot_be_trained_is_refused(tiny_weights: Path) -> None:
-    with pytest.raises(BadInput, match="leaves nothing to train"):
+    with pytest.raises(UsageError, match="leaves nothing to train"):
         Trainer(load_model("zero_shot", weights=tiny_weights), "uniform", 5)
-    with pytest.raises(BadInput, match="total_steps"):
+    with pytest.raises(UsageError, match="total_steps"):
         Trainer(load_model("lora", weights=tiny_weights), "uniform", 0)
-    with pytest.raises(BadInput, match="unknown recipe 'tempmee'"):
+    with pytest.raises(UsageError, match="unknown recipe 'tempmee'"):
         Trainer(load_model("lora", weights=tiny_weights), "tempmee", 5)
 
 

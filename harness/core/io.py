@@ -1,0 +1,79 @@
+"""Files written whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tvrbench.harness.core.errors import UsageError
+
+
+@contextmanager
+def atomic_path(path: Path, *, draft_name: str | None = None) -> Iterator[Path]:
+    """Yield a draft beside ``path`` to write to; it replaces ``path`` when the block ends, and is removed if it fails.
+
+    A reader sees the old content or the new one, never a part, and the content is on the disk before the name is.
+    The folder is made.
+
+    Args:
+        path: the file.
+        draft_name: of the draft; unique by default. A fixed name leaves one file at most behind a kill.
+
+    Raises:
+        OSError: the folder cannot be written to; what was there stays.
+    """
+    draft = path.with_name(draft_name or f".{path.name}.{uuid.uuid4().hex}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a whole file through ``atomic_path``.
+
+    Raises:
+        UsageError: the folder cannot be written to; what was there stays.
+    """
+    try:
+        with atomic_path(path) as draft:
+            draft.write_bytes(content)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path} ({error.strerror}): choose a folder that can be written to",
+            code="io.write",
+            path=str(path),
+        ) from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", code="io.read", path=str(path)) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder survive a loss of power; POSIX only."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
