@@ -62,6 +62,7 @@ class FrameSubsampleReducer(TokenReducer):
 class FrameSubsample(Method[FrameSubsampleOptions]):
     """Plain frame-by-frame encoding of fewer frames."""
 
+    role = "frame_budget"
     summary = "fewer frames, encoded plainly: as many as cost what TempMe costs"
     paper = "control of this benchmark; CLIP4Clip (arXiv 2104.08860) varies the frame count likewise"
     Options = FrameSubsampleOptions

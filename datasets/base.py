@@ -49,6 +49,8 @@ class VideoFolderDataset(ABC):
     summary: ClassVar[str]
     wanted: ClassVar[str]
     generated: ClassVar[bool] = False
+    notice: ClassVar[str | None] = None
+    stands_for: ClassVar[str | None] = None
     split_names: ClassVar[tuple[str, ...]]
     sources: ClassVar[tuple[Source, ...]] = ()  # what `tvrbench data download` fetches
     access: ClassVar[str] = ""  # what is left to be done by hand to get the data set

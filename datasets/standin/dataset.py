@@ -59,6 +59,8 @@ class StandIn(MSRVTT):
     )
     wanted: ClassVar[str] = "an empty or new folder, or one that holds the stand-in already"
     generated: ClassVar[bool] = True
+    notice: ClassVar[str | None] = "Embedded stand-in, not MSR-VTT: no ranking here carries over to MSR-VTT."
+    stands_for: ClassVar[str | None] = "msrvtt"
     split_names: ClassVar[tuple[str, ...]] = ("test-1ka", "train-9k")
     expected_fingerprints: ClassVar[Mapping[str, str]] = _GENERATED
     weights_path: ClassVar[Path] = Path(__file__).parent / "clip.safetensors"

@@ -57,6 +57,11 @@ def names(*kinds: str) -> list[str]:
     return [name for kind in kinds for name in table(kind)]
 
 
+def matching(*kinds: str, **attributes: Any) -> list[str]:
+    """Names whose class has these attribute values, in order of registration: ``matching("methods", role="dense")``."""
+    return [n for n in names(*kinds) if all(getattr(lookup(n, *kinds), k, None) == v for k, v in attributes.items())]
+
+
 def lookup(name: str, *kinds: str) -> Any:
     """The class registered under ``name`` in one of the kinds; UsageError lists what is known."""
     for kind in kinds:

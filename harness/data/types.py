@@ -202,6 +202,8 @@ class RetrievalDataset(Protocol):
         summary: one line for lists.
         wanted: which files its folder should hold, for error messages.
         generated: whether it makes itself where no folder is given.
+        notice: what every report and console run on it must say; None for a data set of its own right.
+        stands_for: the data set in whose place it runs, whose published numbers are asked for; None without one.
         split_names: the splits it has.
         root: its folder.
     """
@@ -210,6 +212,8 @@ class RetrievalDataset(Protocol):
     summary: ClassVar[str]
     wanted: ClassVar[str]
     generated: ClassVar[bool]
+    notice: ClassVar[str | None]
+    stands_for: ClassVar[str | None]
     split_names: ClassVar[tuple[str, ...]]
     root: Path
 

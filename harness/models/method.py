@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class Method(Generic[OptionsT]):
         recipe: the recipe of its paper.
         trains: whether anything is trained at all.
         encodes: whether the two towers run; False where no encoder's cost is to be expected.
+        role: what comparisons use it as: ``dense`` (the encoder without token reduction) or ``frame_budget`` (the
+            encoder on fewer frames, option ``keep``); None for everything else.
         identity: options under which nothing is reduced, see ``identity_config``; None where there are none.
         no_identity: why there are none.
     """
@@ -62,6 +64,7 @@ class Method(Generic[OptionsT]):
     recipe: ClassVar[str]
     trains: ClassVar[bool] = True
     encodes: ClassVar[bool] = True
+    role: ClassVar[Literal["dense", "frame_budget"] | None] = None
     identity: ClassVar[dict[str, Any] | None] = {}
     no_identity: ClassVar[str] = ""
 
