@@ -15,6 +15,8 @@ from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
+_HASHED_AS = {"optimizer": "optimiser"}  # a field renamed since: its protocols are still the same
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -97,10 +99,10 @@ class Protocol:
 
 
 def _stated(config: Protocol | Recipe) -> dict[str, Any]:
-    """The fields that differ from their default."""
+    """The fields that differ from their default, under the names that recorded hashes were made with."""
     values = asdict(config)
     plain = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
-    return {name: value for name, value in values.items() if value != plain[name]}
+    return {_HASHED_AS.get(name, name): value for name, value in values.items() if value != plain[name]}
 
 
 def _walk(folder: Traversable, prefix: str = "") -> list[str]:
