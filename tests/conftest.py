@@ -8,29 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.weights import initialize
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = Architecture(
-    image_size=64,
-    patch_size=16,
-    vision_width=64,
-    vision_layers=12,
-    text_width=64,
-    text_layers=2,
-    context_length=32,
-    vocab_size=512,
-    embed_dim=64,
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,21 +36,24 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    """An empty store of records in the test's folder."""
+    return RecordStore(tmp_path / "results")
+
+
 @pytest.fixture(scope="session")
 def tiny_arch() -> Architecture:
-    """A 64-wide CLIP with 16 patches a frame."""
+    """A 64-wide CLIP with 16 patches per frame."""
     return TINY
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the tiny CLIP in a file, made from a fixed seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = CLIP(TINY)
-        initialize(model)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    with same_randomness():
+        save_tiny_weights(path)
     return path
 
 

@@ -26,7 +26,7 @@ from tvrbench.harness.training.trainer import Trainer
 TOLERANCE = 1e-3
 """Relative: what another machine's arithmetic may change, some of it through merges decided by a hair."""
 
-_ARCH = Architecture(
+TINY = Architecture(
     image_size=64,
     patch_size=16,
     vision_width=64,
@@ -37,6 +37,7 @@ _ARCH = Architecture(
     vocab_size=512,
     embed_dim=64,
 )
+"""A CLIP of 64 channels with 16 patches per frame. The test suite uses it too."""
 _VIDEOS, _FRAMES, _WORDS, _STEPS, _RATE = 4, 12, 32, 3, 2e-3
 
 
@@ -49,9 +50,9 @@ def signature(method: str) -> dict[str, float]:
         (temperature included) of videos with their texts, ``contrast``: its standard deviation over all pairs.
     """
     cls = method_class(method)
-    with _same_randomness(), tempfile.TemporaryDirectory(prefix="tvrbench-signature-") as folder:
+    with same_randomness(), tempfile.TemporaryDirectory(prefix="tvrbench-signature-") as folder:
         weights = Path(folder) / "tiny.safetensors"
-        _save_weights(weights)
+        save_tiny_weights(weights)
         model = load_model(method, weights=weights, frames=_FRAMES, **cls.small)
         video, ids, text_mask = _inputs()
         video_mask = torch.ones(_VIDEOS, _FRAMES, dtype=torch.bool)
@@ -84,15 +85,16 @@ def _recipe() -> Recipe:
 
 
 @contextmanager
-def _same_randomness() -> Iterator[None]:
-    """Seeded draws, and the caller's generator as it was afterwards."""
+def same_randomness() -> Iterator[None]:
+    """Seed torch's generator with 0, and restore the caller's state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
 
-def _save_weights(path: Path) -> None:
-    model = CLIP(_ARCH)
+def save_tiny_weights(path: Path) -> None:
+    """Write random weights of the tiny CLIP, drawn from torch's generator, as safetensors."""
+    model = CLIP(TINY)
     initialize(model)
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
 
@@ -106,5 +108,5 @@ def _inputs() -> tuple[Tensor, Tensor, Tensor]:
     ids = torch.from_numpy(generator.integers(1, 500, (_VIDEOS, _WORDS)))
     lengths = torch.arange(_VIDEOS) * 4 + 6
     text_mask = torch.arange(_WORDS) < lengths[:, None]
-    ids[torch.arange(_VIDEOS), lengths - 1] = _ARCH.vocab_size - 1
+    ids[torch.arange(_VIDEOS), lengths - 1] = TINY.vocab_size - 1
     return video, ids * text_mask, text_mask

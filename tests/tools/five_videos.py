@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
-import numpy as np
+import videos
 
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.harness.data.cache import FillReport, fill_cache
@@ -25,15 +24,8 @@ class Folder(VideoFolderDataset):
 
 
 def write_video(path: Path, seed: int, frames: int = 10, size: tuple[int, int] = (40, 24)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=2, options={"preset": "ultrafast"})
-        stream.width, stream.height = size
-        for _ in range(frames):
-            picture = np.kron(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3)), np.ones((8, 8, 1)))
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), "rgb24")))
-        file.mux(stream.encode())
+    """A video of colored blocks, two frames per second; each seed gives another one."""
+    videos.write_video(path, videos.noise(frames, size, 8, seed), fps=2, options={"preset": "ultrafast"})
 
 
 def with_videos(root: Path) -> Path:

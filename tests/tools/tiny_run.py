@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.core.distributed import dist_info, process_group
@@ -27,10 +27,9 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
-from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.weights import initialize, load_weights
+from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.regression.signature import same_randomness, save_tiny_weights
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.runner import run_one
@@ -39,25 +38,10 @@ from tvrbench.harness.runs.session import Session
 VIDEOS, TEST_VIDEOS = 20, 37
 
 
-SHAPE = Architecture(
-    image_size=64,
-    patch_size=16,
-    vision_width=64,
-    vision_layers=12,
-    text_width=64,
-    text_layers=2,
-    context_length=32,
-    vocab_size=512,
-    embed_dim=64,
-)
-
-
 def make_weights(path: Path) -> None:
-    """Random weights of a 64-wide CLIP, always the same."""
-    torch.manual_seed(0)
-    model = CLIP(SHAPE)
-    initialize(model)
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    """Write random weights of the tiny CLIP, always the same."""
+    with same_randomness():
+        save_tiny_weights(path)
 
 
 class Clips:
@@ -152,6 +136,15 @@ def sends(number: signal.Signals) -> Callable[[], None]:
 def starves() -> None:
     """Find no memory."""
     raise MemoryError
+
+
+def run_in(folder: Path, context: RunContext, config: RunConfig, listener: Any = None, **options: Any) -> Path | None:
+    """Carry out one run as a command does, with its records in ``folder``; ``options`` are those of Session."""
+    with SignalHandler() as interrupts:
+        session = Session(
+            listener=listener or Quiet(), interrupts=interrupts, store=RecordStore(folder), command="test", **options
+        )
+        return run_one(context, config, session)
 
 
 def main() -> None:

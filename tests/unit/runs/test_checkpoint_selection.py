@@ -17,32 +17,18 @@ from safetensors.torch import load_file
 
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.signals import Interrupted, SignalHandler
+from tvrbench.harness.core.signals import Interrupted
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.checkpoint_selection import choose, steps_to_check
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.resume import ResumePolicy, describe_all
-from tvrbench.harness.runs.runner import run_one
-from tvrbench.harness.runs.session import Session
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
 LAST = RunConfig(method="vidtome", seed=0, measure_speed=False)  # draws at random in training
 BEST = replace(LAST, selection="best-on-test")
-
-
-def carry_out(prepared: RunContext, folder: Path, config: RunConfig, listener: Any = None, **options: Any) -> None:
-    with SignalHandler() as interrupts:
-        session = Session(
-            listener=listener or tiny_run.Quiet(),
-            interrupts=interrupts,
-            store=RecordStore(folder),
-            command="test",
-            **options,
-        )
-        run_one(prepared, config, session)
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -64,8 +50,8 @@ def prepared(tiny_weights: Path) -> RunContext:
 
 def test_the_best_is_chosen_and_everything_looked_at_is_told(prepared: RunContext, tmp_path: Path) -> None:
     last, best = tmp_path / "last", tmp_path / "best"
-    carry_out(prepared, last, LAST)
-    carry_out(prepared, best, BEST)
+    tiny_run.run_in(last, prepared, LAST)
+    tiny_run.run_in(best, prepared, BEST)
     plain, chosen = metrics_of(last), metrics_of(best)
     assert plain["selection"] == "last"
     assert "checkpoints" not in plain
@@ -98,7 +84,7 @@ def test_the_saved_model_is_the_chosen_one_and_says_so(
         return replace(result, metrics=result.metrics | {"t2v": result.metrics["t2v"] | {"R1": r1}})
 
     monkeypatch.setattr("tvrbench.harness.runs.runner._Run._score", score)
-    carry_out(prepared, tmp_path, BEST, save_embeddings=True)
+    tiny_run.run_in(tmp_path, prepared, BEST, save_embeddings=True)
     path = only(tmp_path / "checkpoints", "*.safetensors")
     saved = load_file(path)
     assert len(looks) == 6  # four, the last, and the best again
@@ -135,11 +121,11 @@ class Stopping(tiny_run.Quiet):
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(at: int, prepared: RunContext, tmp_path: Path) -> None:
     """In a step, and while the test set is looked at, where it stops at once with the state of the step kept."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    carry_out(prepared, whole, BEST)
+    tiny_run.run_in(whole, prepared, BEST)
     for number in range(2):
         with pytest.raises(Interrupted):
-            carry_out(prepared, broken, BEST, Stopping(at + number), resume=True)
-    carry_out(prepared, broken, BEST, resume=True)
+            tiny_run.run_in(broken, prepared, BEST, Stopping(at + number), resume=True)
+    tiny_run.run_in(broken, prepared, BEST, resume=True)
     one, other = metrics_of(whole), metrics_of(broken)
     assert other["training"].pop("resumed_at")
     assert one == other
@@ -149,9 +135,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(at: int, prepared: RunC
 
 
 def test_neither_takes_the_other_s_place(prepared: RunContext, tmp_path: Path) -> None:
-    carry_out(prepared, tmp_path, LAST)
+    tiny_run.run_in(tmp_path, prepared, LAST)
     with pytest.raises(Interrupted):
-        carry_out(prepared, tmp_path, BEST, Stopping(5))
+        tiny_run.run_in(tmp_path, prepared, BEST, Stopping(5))
     described, store = describe_all(prepared, [LAST]), RecordStore(tmp_path)
     look = ResumePolicy(skip=True, refuse=True).look
     assert look(prepared, [LAST], described, store).done
@@ -159,9 +145,9 @@ def test_neither_takes_the_other_s_place(prepared: RunContext, tmp_path: Path) -
     only(tmp_path / "records", "*.json").unlink()
     with pytest.raises(UsageError, match="selection best-on-test where this one has last"):
         look(prepared, [LAST], described, store)
-    carry_out(prepared, tmp_path, BEST, resume=True)
+    tiny_run.run_in(tmp_path, prepared, BEST, resume=True)
     assert look(prepared, [BEST], described, store).done
-    carry_out(prepared, tmp_path, LAST)
+    tiny_run.run_in(tmp_path, prepared, LAST)
     assert len(list((tmp_path / "records").rglob("*.json"))) == len(list(tmp_path.rglob("*.npz"))) == 2
 
 

@@ -15,14 +15,10 @@ import tiny_run
 import torch
 
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
-from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.checkpoint import save_checkpoint
-from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.failures import explained
-from tvrbench.harness.runs.runner import run_one
-from tvrbench.harness.runs.session import Session
 from tvrbench.harness.training.loop import WINDOW, check_exploded
 from tvrbench.harness.training.trainer import Trainer
 
@@ -37,16 +33,8 @@ def prepared(tiny_weights: Path) -> RunContext:
 
 
 def carry_out(prepared: RunContext, folder: Path, **options: Any) -> None:
-    with SignalHandler() as interrupts:
-        session = Session(
-            listener=tiny_run.Quiet(),
-            interrupts=interrupts,
-            store=RecordStore(folder),
-            command="test",
-            checkpoint_every_s=0,
-            **options,
-        )
-        run_one(prepared, RunConfig(method="lora", seed=0, measure_speed=False), session)
+    config = RunConfig(method="lora", seed=0, measure_speed=False)
+    tiny_run.run_in(folder, prepared, config, checkpoint_every_s=0, **options)
 
 
 def failure(folder: Path) -> str:

@@ -52,15 +52,11 @@ def carry_out(
 ) -> Breaking:
     """One run in ``folder``, with a signal at the n-th of its steps."""
     listener = Breaking(at)
-    with SignalHandler() as interrupts:
-        session = Session(
-            listener=listener, interrupts=interrupts, store=RecordStore(folder), command="test", **options
-        )
-        if at is None:
-            assert run_one(prepared, config, session) is not None
-        else:
-            with pytest.raises(Interrupted, match="--resume"):
-                run_one(prepared, config, session)
+    if at is None:
+        assert tiny_run.run_in(folder, prepared, config, listener, **options) is not None
+    else:
+        with pytest.raises(Interrupted, match="--resume"):
+            tiny_run.run_in(folder, prepared, config, listener, **options)
     return listener
 
 

@@ -11,14 +11,13 @@ import pytest
 import tiny_run
 
 from tvrbench.harness.core.errors import TrainingDiverged
-from tvrbench.harness.core.signals import Interrupted, SignalHandler
+from tvrbench.harness.core.signals import Interrupted
 from tvrbench.harness.records.record import plain
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import PlannedRun
-from tvrbench.harness.runs.runner import describe, run_one
-from tvrbench.harness.runs.session import Session
+from tvrbench.harness.runs.runner import describe
 from tvrbench.harness.runs.status import RunStatus, run_status
 from tvrbench.harness.training.trainer import Trainer
 
@@ -42,12 +41,8 @@ def planned(prepared: RunContext, config: RunConfig) -> PlannedRun:
 
 
 def carry_out(prepared: RunContext, folder: Path, config: RunConfig = TEMPME, stop: int | None = None) -> None:
-    listener = tiny_run.Hit(stop, tiny_run.sends(15)) if stop else tiny_run.Quiet()
-    with SignalHandler() as interrupts:
-        session = Session(
-            listener=listener, interrupts=interrupts, store=RecordStore(folder), command="test", resume=True
-        )
-        run_one(prepared, config, session)
+    listener = tiny_run.Hit(stop, tiny_run.sends(15)) if stop else None
+    tiny_run.run_in(folder, prepared, config, listener, resume=True)
 
 
 @pytest.fixture
