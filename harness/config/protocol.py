@@ -16,6 +16,10 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
 
+# A renamed field keeps its old name inside the hash, so that existing records keep their protocol.
+_HASHED_AS = {"optimizer": "optimiser"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One protocol; two runs may stand in one table only if their protocols have the same hash.
@@ -97,10 +101,10 @@ class Protocol:
 
 
 def _stated(config: Protocol | Recipe) -> dict[str, Any]:
-    """The fields that differ from their default."""
+    """The fields that differ from their default, under the names that records' hashes are made of."""
     values = asdict(config)
     plain = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
-    return {name: value for name, value in values.items() if value != plain[name]}
+    return {_HASHED_AS.get(name, name): value for name, value in values.items() if value != plain[name]}
 
 
 def _walk(folder: Traversable, prefix: str = "") -> list[str]:
