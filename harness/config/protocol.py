@@ -15,7 +15,9 @@ from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
-_HASHED_AS = {"optimizer": "optimiser"}  # a field renamed since: its protocols are still the same
+
+# A renamed field keeps its old name inside the hash, so that existing records keep their protocol.
+_HASHED_AS = {"optimizer": "optimiser"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Protocol:
 
 
 def _stated(config: Protocol | Recipe) -> dict[str, Any]:
-    """The fields that differ from their default, under the names that recorded hashes were made with."""
+    """The fields that differ from their default, under the names that records' hashes are made of."""
     values = asdict(config)
     plain = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
     return {_HASHED_AS.get(name, name): value for name, value in values.items() if value != plain[name]}
