@@ -30,7 +30,7 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
 from tvrbench.harness.models.backbone.weights import initialize
-from tvrbench.harness.training.schedules import warmup_cosine
+from tvrbench.harness.training.optimizers import warmup_cosine
 
 ARCHITECTURE = Architecture(
     image_size=SIDE,

@@ -23,7 +23,7 @@ class Recipe:
         tuning_lr: peak rate by tuning.
         clip_lr_scale: pre-trained CLIP parameters learn at ``lr`` times this.
         decay: what is decayed: ``all``, ``not-bias`` (names without "bias") or ``matrices`` (two axes or more).
-        schedule: a name in ``tvrbench.harness.training.schedules``.
+        schedule: a name in ``tvrbench.harness.training.optimizers``.
         warmup: share of the steps spent warming up.
         clip_norm: bound of the global gradient norm.
         clip_norm_scale: multiplies ``clip_norm``; the released codes' gradient on W devices is the exact one / W.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,8 +17,20 @@ from tvrbench.harness.core.distributed import dist_info
 PLAIN_EVERY_S = 15.0
 
 
+class ProgressReporter(Protocol):
+    """Receives the progress of a run; work is counted in videos encoded once."""
+
+    def update(self, work: int, note: str = "") -> None:
+        """Add ``work`` to what is done."""
+        ...
+
+    def log(self, text: str) -> None:
+        """Show a line that the user should read."""
+        ...
+
+
 class Bar:
-    """Counts work over all runs of a command; see ``running.ProgressReporter``.
+    """A ``ProgressReporter`` over all runs of a command.
 
     Args:
         total: all the work that is planned.
@@ -52,8 +65,8 @@ class Bar:
         self._title, self._note = title, ""
         self._show(force=True)
 
-    def advance(self, work: int, note: str = "") -> None:
-        """``work`` more is done."""
+    def update(self, work: int, note: str = "") -> None:
+        """Add ``work`` to what is done."""
         self._done += work
         self._note = note or self._note
         self._show()
@@ -62,10 +75,10 @@ class Bar:
         """``done`` of ``total`` is done."""
         self._total = total
         self._live.update(self._task, total=total)
-        self.advance(done - self._done)
+        self.update(done - self._done)
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
+    def log(self, text: str) -> None:
+        """Print a line of its own."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, force: bool = False) -> None:
@@ -77,4 +90,4 @@ class Bar:
         share = min(self._done / self._total, 1.0) if self._total else 1.0
         left = (now - self._start) * (1 - share) / share if share > 0 else None
         remaining = f", about {left / 60:.1f} min left" if left is not None else ""
-        self.say(f"[{share:4.0%}{remaining}] {self._title} {self._note}".rstrip())
+        self.log(f"[{share:4.0%}{remaining}] {self._title} {self._note}".rstrip())

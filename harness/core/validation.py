@@ -35,16 +35,16 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
         raise UsageError(f"{what} {place!r}: {first['msg']}{got}") from None
 
 
-def parse_bytes(text: str, option: str) -> int:
+def parse_bytes(text: str) -> int:
     """``8GB`` or ``512MiB`` -> bytes; GB counts in thousands, GiB in 1024s.
 
     Raises:
-        UsageError: not written that way; names ``option``.
+        UsageError: not written that way.
     """
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE | re.ASCII)
-    if found is None or float(found[1]) == 0:
-        raise UsageError(f"{option} {text!r}: write it as a size, for example {option} 8GB or {option} 7.5GiB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1))
+    size = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE | re.ASCII)
+    if size is None or float(size[1]) == 0:
+        raise UsageError(f"{text!r} is not a size: write it as 8GB or 7.5GiB", code="option.size", given=text)
+    return int(float(size[1]) * (1024 if size[3] else 1000) ** ("KMGT".index(size[2].upper()) + 1))
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class RecordStore:
     """The records under ``root/records/<protocol>/``."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._records = root / "records"
 
     def folder(self, protocol: str) -> Path:

@@ -1,7 +1,7 @@
-"""Which checkpoint of a training a run reports: the last one, or as some papers do the one that is best on test.
+"""Which checkpoint of a training a run reports: the last one, or on request the best on the test set.
 
-A number that was chosen on the test set is no test. So every look at the test set is in the record, the last
-checkpoint's metrics beside the chosen one's, and ``metrics.selection`` says ``best-on-test``, which reports flag.
+A number that was chosen on the test set is no test. So the record holds every evaluation on it, the last checkpoint's
+metrics beside the chosen one's, and ``metrics.selection`` is ``best-on-test``, which reports flag.
 """
 
 from __future__ import annotations
@@ -11,45 +11,66 @@ from dataclasses import replace
 
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.evaluation.evaluate import Evaluation
-from tvrbench.harness.records.store import BEST_ON_TEST
+from tvrbench.harness.runs.settings import BEST_ON_TEST
+from tvrbench.harness.training.loop import TrainingLoop
+from tvrbench.harness.training.run_state import RunState
 
-LOOKS = 5  # at the test set, the last checkpoint's included, where a recipe counts steps instead of epochs
+EVALS = 5  # on the test set, the last checkpoint's included, if a recipe counts steps instead of epochs
 Check = dict[str, float]
 
 
-def steps_to_check(selection: str, recipe: Recipe, epoch: int, total: int) -> list[int]:
-    """After which steps before the last the test set is looked at: every epoch, or ``LOOKS`` even shares of the steps.
+def eval_steps(selection: str, recipe: Recipe, epoch: int, total: int) -> list[int]:
+    """The steps before the last after which the model is scored on the test set.
 
     Args:
-        selection: none where it is not ``best-on-test``.
+        selection: none unless it is ``best-on-test``; then every epoch, or ``EVALS`` even shares of the steps.
         recipe: of the training.
         epoch: steps of one epoch.
         total: steps in all.
     """
     if selection != BEST_ON_TEST:
         return []
-    ends = range(epoch, total, epoch) if recipe.steps is None else (total * k // LOOKS for k in range(1, LOOKS))
+    ends = range(epoch, total, epoch) if recipe.steps is None else (total * k // EVALS for k in range(1, EVALS))
     return sorted({step for step in ends if 0 < step < total})
 
 
-def seen(result: Evaluation) -> Check:
-    """What is kept of one look; text to video."""
-    return {"R1": result.metrics["t2v"]["R1"], "RSum": result.metrics["RSum"]}
-
-
-def choose(checks: Sequence[Check], end: int, last: Evaluation, load_best: Callable[[], Evaluation]) -> Evaluation:
-    """The evaluation of the checkpoint of the highest R@1; its metrics say what it was chosen from.
-
-    Of equal ones the last is taken, so that the choice adds nothing where it need not.
+def score_at(loop: TrainingLoop, state: RunState, steps: Sequence[int], score: Callable[[], Evaluation]) -> None:
+    """Train up to each of some steps and score the model there; steps scored before an interruption are skipped.
 
     Args:
-        checks: the looks before the last step, in the order of training.
+        loop: at the last of the steps afterwards.
+        state: keeps the scores, and the best model so far (the later of equal ones).
+        steps: ascending.
+        score: evaluates the model as it is.
+    """
+    for step in steps:
+        loop.run_to(step)
+        if step in [check["step"] for check in state.checks]:
+            continue
+        with loop.trainer.eval_mode():
+            scores = {"step": step} | _summary(score())
+            best = all(scores["R1"] >= check["R1"] for check in state.checks)
+            state.record_eval(scores, loop.trainer.model, best=best)
+        loop.save()
+
+
+def choose(checks: Sequence[Check], end: int, last: Evaluation, score_best: Callable[[], Evaluation]) -> Evaluation:
+    """The evaluation of the checkpoint with the highest R@1; its metrics list all that it was chosen from.
+
+    Of equal ones the last is taken, so that choosing adds nothing unless it must.
+
+    Args:
+        checks: the scores before the last step, in the order of training.
         end: the last step.
         last: the last checkpoint's evaluation.
-        load_best: goes back to the best of ``checks`` and scores it again.
+        score_best: loads the best of ``checks`` and evaluates it again.
     """
-    scores = [*checks, {"step": end} | seen(last)]
+    scores = [*checks, {"step": end} | _summary(last)]
     best = max(scores, key=lambda check: (check["R1"], check["step"]))
-    found = last if best is scores[-1] else load_best()
-    told = {"scores": scores, "chosen": best, "last": {key: last.metrics[key] for key in ("t2v", "v2t", "RSum")}}
-    return replace(found, metrics=found.metrics | {"selection": BEST_ON_TEST, "checkpoints": told})
+    chosen = last if best is scores[-1] else score_best()
+    account = {"scores": scores, "chosen": best, "last": {key: last.metrics[key] for key in ("t2v", "v2t", "RSum")}}
+    return replace(chosen, metrics=chosen.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
+
+
+def _summary(result: Evaluation) -> Check:
+    return {"R1": result.metrics["t2v"]["R1"], "RSum": result.metrics["RSum"]}

@@ -1,29 +1,38 @@
-"""What one run is, and what follows from that before anything is trained: recipe, steps, model, amount of work."""
+"""What one run is and what follows from it: its key, its files, its recipe, its model, its amount of work."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
+from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.factory import load_model, method_class
+from tvrbench.harness.models.backbone.architecture import vision_name
+from tvrbench.harness.models.factory import build, load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.records.store import LAST
-from tvrbench.harness.runs.checkpoint_selection import steps_to_check
+from tvrbench.harness.records.record import SCHEMA_VERSION, plain
+from tvrbench.harness.records.store import RecordStore, run_name
+from tvrbench.harness.runs.checkpoint_selection import eval_steps
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
+from tvrbench.harness.runs.settings import LAST
+from tvrbench.harness.training.loop import TRAIN_WORK
+from tvrbench.harness.training.state_file import SUFFIX, Identity
 
-TRAIN_WORK = 3  # forward and backward cost about three times a forward
-COST_WORK = 1500  # about what the cost measurements of one run take, in videos of the stand-in
+COST_WORK = 1500  # about what the cost measurements of one run take, in videos of a small data set encoded once
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, reproducible from these values and the protocol; with a checkpoint, that is scored and none trained.
+    """One run, reproducible from these values and the protocol.
 
-    ``selection``: which checkpoint of the training is reported, the ``last`` or the ``best-on-test``.
+    Attributes:
+        checkpoint: scored instead of training a model.
+        selection: the checkpoint of the training to report, ``last`` or ``best-on-test``.
+        timing: measure time and memory.
     """
 
     method: str
@@ -32,73 +41,229 @@ class RunConfig:
     options: dict[str, Any] = field(default_factory=dict)
     checkpoint: EvalCheckpoint | None = None
     selection: str = LAST
-    measure_speed: bool = True
+    timing: bool = True
 
     @property
     def title(self) -> str:
         """The run in a few words."""
         source = f"checkpoint {self.checkpoint.path.name}" if self.checkpoint else f"seed {self.seed}"
-        return f"{self.method} {source}"
+        return f"{self.method} ({source})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKey:
+    """The identity of a run.
+
+    Attributes:
+        head: the part of its record that says which run it is.
+        device: ``cpu`` or ``cuda``; a training is resumed on the kind of device that it started on.
+    """
+
+    head: dict[str, Any]
+    device: str
+
+    @classmethod
+    def of(cls, context: RunContext, config: RunConfig) -> RunKey:
+        """The key of a run; builds the method's reducer but no model.
+
+        Raises:
+            UsageError: an option that does not fit.
+        """
+        description = describe(context.protocol, context.weights.arch, config)
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "protocol": {"name": context.protocol.name, "hash": context.protocol.hash},
+            "method": {"name": config.method, "options": description["options"]},
+            "tuning": description["tuning"],
+            "seed": config.seed,
+            "data": _data(context, config),
+            "weights_sha256": context.weights.sha256,
+            "metrics": {} if config.selection == LAST else {"selection": config.selection},
+        } | ({"checkpoint": config.checkpoint.to_json()} if config.checkpoint else {})
+        return cls(head=head, device=config.device.partition(":")[0])
+
+    @property
+    def name(self) -> str:
+        """The stem of the run's files."""
+        return run_name(self.head)
+
+    @property
+    def identity(self) -> Identity:
+        """What a saved state must hold to be this run's."""
+        head = self.head
+        return {
+            "protocol": head["protocol"]["name"],
+            "protocol hash": head["protocol"]["hash"],
+            "method": head["method"]["name"],
+            "options": options_text(head["method"]["options"]),
+            "tuning": head["tuning"],
+            "seed": head["seed"],
+            "selection": head["metrics"].get("selection", LAST),
+            "weights": head["weights_sha256"],
+            "training split": head["data"].get("train_fingerprint"),
+            "test split": head["data"]["split_fingerprint"],
+            "device": self.device,
+        }
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Every path of one run, by the folder of results, the protocol and the run's name."""
+
+    store: RecordStore
+    protocol: str
+    name: str
+
+    @property
+    def record(self) -> Path:
+        """The record of the completed run."""
+        return self.store.folder(self.protocol) / f"{self.name}.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model."""
+        return self._folder("checkpoints") / f"{self.name}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The state of the interrupted run."""
+        return self._folder("checkpoints") / f"{self.name}{SUFFIX}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the steps."""
+        return self._folder("logs") / f"{self.name}.jsonl"
+
+    @property
+    def embeddings(self) -> Path:
+        """The features of the test split that the run was scored by."""
+        return self._folder("embeddings") / f"{self.name}.safetensors"
+
+    def other_states(self) -> list[Path]:
+        """The states of other interrupted runs of the protocol."""
+        return [path for path in sorted(self.state.parent.glob(f"*{SUFFIX}")) if path != self.state]
+
+    def _folder(self, kind: str) -> Path:
+        return self.store.root / kind / self.store.folder(self.protocol).name
+
+
+def options_text(options: dict[str, Any]) -> str:
+    """A method's options in one line, the same for tuples and the lists that JSON makes of them."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(plain(options, "options").items()))
+
+
+def describe(protocol: Protocol, arch: Any, config: RunConfig) -> dict[str, Any]:
+    """The method's options as a record holds them (backbone and frames included), and its tuning.
+
+    Raises:
+        UsageError: an option that does not fit.
+    """
+    method = method_class(config.method).configure(
+        config.method, arch, protocol.frames, options_of(protocol, config)
+    )
+    method.build_reducer()  # checks the options against the backbone's shape
+    shape = {"backbone": vision_name(arch), "frames": protocol.frames}
+    return {"options": shape | method.describe(), "tuning": method.options.tuning}
+
+
+def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
+    train, test = context.train, context.test
+    trained_on = {
+        "train_split": train.name,
+        "train_videos": len(train.video_ids),
+        "train_pairs": len(train.captions),
+        "train_fingerprint": train.fingerprint,
+    }
+    return {
+        "dataset": context.dataset.name,
+        "test_split": test.name,
+        "test_videos": len(test.video_ids),
+        "test_captions": len(test.captions),
+        "split_fingerprint": test.fingerprint,
+        "frames_fingerprint": None,
+        "skipped": list(context.skipped),
+    } | ({} if config.checkpoint else trained_on)  # the training data of a checkpoint is not known
 
 
 def recipe_of(protocol: Protocol, config: RunConfig) -> Recipe:
-    """The recipe this method runs with under the protocol."""
+    """The recipe of this method under the protocol."""
     return protocol.recipe_for(method_class(config.method).recipe)
 
 
 def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
-    """Optimizer steps of one training of this run on ``pairs`` training pairs; 0 where nothing is trained."""
+    """Optimizer steps of one training of this run on ``pairs`` training pairs; 0 if nothing is trained."""
     if config.checkpoint is not None or not method_class(config.method).trains:
         return 0
     return recipe_of(protocol, config).total_steps(pairs)
 
 
 def trainings(protocol: Protocol) -> int:
-    """How often a method is trained for one record: once, and once more for each rate that is tried."""
+    """How often a method is trained for one record: once, plus once per learning rate that is tried."""
     return 1 if len(protocol.lr_factors) == 1 else 1 + len(protocol.lr_factors)
 
 
+def check_shares(batch_size: int) -> None:
+    """Check that the processes can have equal shares of a batch.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    size = dist_info().size
+    if batch_size % size:
+        raise UsageError(
+            f"{size} processes cannot share a batch of {batch_size} pairs equally: start torchrun with a number of "
+            f"processes that divides {batch_size}",
+            code="batch.shares",
+            batch_size=batch_size,
+            processes=size,
+        )
+
+
 def options_of(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
-    """The options given for the run, over those for small models where its backbone is one and no file tells them."""
-    small = protocol.small and (config.checkpoint is None or config.checkpoint.needs_small_options)
-    return (method_class(config.method).small if small else {}) | config.options
+    """The options of a run: those given, over a checkpoint's own, or over those for small models."""
+    scored = config.checkpoint
+    small = protocol.small and (scored is None or scored.needs_small_options)
+    own = scored.options if scored else {}
+    return (method_class(config.method).small if small else {}) | own | config.options
 
 
-def build_model(protocol: Protocol, weights: str | None, config: RunConfig) -> RetrievalModel:
-    """The method on these weights (None where its checkpoint holds them), untrained or from the run's checkpoint.
+def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
+    """Build the run's model: untrained on the context's weights, or from the run's checkpoint.
 
     Raises:
         UsageError: an option that does not fit, or a checkpoint that is not this method's.
     """
-    scored = config.checkpoint
+    protocol, scored = context.protocol, config.checkpoint
+    if scored is None:
+        method = method_class(config.method).configure(
+            config.method, context.weights.arch, protocol.frames, options_of(protocol, config)
+        )
+        return build(config.method, method, context.weights, config.seed).to(config.device).eval()
     try:
         return load_model(
             config.method,
             backbone=protocol.backbone,
-            weights=weights,
-            checkpoint=scored.path if scored else None,
+            weights=context.weights_spec,
+            checkpoint=scored.path,
             frames=protocol.frames,
             device=config.device,
             seed=config.seed,
             **options_of(protocol, config),
         )
     except UsageError as error:
-        if scored is None:
-            raise
         reason = str(error).removeprefix(f"{scored.path.name}: ")
-        raise UsageError(f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}") from None
+        raise UsageError(
+            f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}",
+            code="checkpoint.not-this-method",
+            cause=error.code,
+        ) from None
 
 
-def new_model(prepared: RunContext, config: RunConfig) -> RetrievalModel:
-    """The method under the prepared protocol, untrained or from the run's checkpoint."""
-    return build_model(prepared.protocol, prepared.weights_spec, config)
-
-
-def planned_work(prepared: RunContext, config: RunConfig) -> int:
+def planned_work(context: RunContext, config: RunConfig) -> int:
     """The work of a run, in videos encoded once."""
-    protocol = prepared.protocol
-    steps = training_steps(protocol, config, len(prepared.train.captions))
-    recipe = recipe_of(protocol, config)
-    one = TRAIN_WORK * steps * recipe.batch_size + len(prepared.test.video_ids)
-    looks = steps_to_check(config.selection, recipe, steps // recipe.epochs, steps) if steps else []
-    return (trainings(protocol) if steps else 1) * one + len(looks) * len(prepared.test.video_ids) + COST_WORK
+    steps = training_steps(context.protocol, config, len(context.train.captions))
+    recipe = recipe_of(context.protocol, config)
+    once = TRAIN_WORK * steps * recipe.batch_size + len(context.test.video_ids)
+    evals = eval_steps(config.selection, recipe, steps // recipe.epochs, steps) if steps else []
+    repeats = trainings(context.protocol) if steps else 1
+    return repeats * once + len(evals) * len(context.test.video_ids) + COST_WORK

@@ -1,4 +1,4 @@
-"""Everything a protocol needs before its first run: data checked, splits cut, weights and tokenizer at hand."""
+"""Everything a protocol needs before its first run: data opened and checked, weights and tokenizer loaded."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from tvrbench.harness.config.protocol import Protocol
+from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.distributed import all_gather_object, dist_info
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.data.cache import open_cache, whole_videos
 from tvrbench.harness.data.frame_loader import FrameLoader, frames_fingerprint
+from tvrbench.harness.data.open import open_dataset
+from tvrbench.harness.data.pair_loader import PairLoader
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset, Split, VideoFault, VideoFiles
+from tvrbench.harness.evaluation.evaluate import Evaluation, evaluate
 from tvrbench.harness.models.backbone.tokenizer import CLIP_VOCABULARY, Tokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
+from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 
-SHOWN = 20  # absent videos that are named one by one
+MISSING_LISTED = 20  # absent videos that a message names one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,11 @@ class RunContext:
     """A protocol's data and weights, ready to run.
 
     Attributes:
-        train, test: the splits, without skipped videos; where a checkpoint is scored, nothing is in ``train``.
+        train, test: the splits, without skipped videos; ``train`` is empty if a checkpoint is scored.
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
-        weights: what every method starts from, or what a checkpoint that is scored holds in their place.
-        weights_spec: what to give ``load_model`` as ``weights``; None where a checkpoint holds them.
-        loaders: one frame loader for each FrameSpec in use; shared so that pixels are decoded once.
+        weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
+        weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
+        loaders: one frame loader per FrameSpec in use, shared so that pixels are decoded once.
     """
 
     protocol: Protocol
@@ -65,55 +68,69 @@ class RunContext:
             self.fingerprints[spec] = frames_fingerprint(self.loader(spec), self.test.video_ids)
         return self.fingerprints[spec]
 
+    def pairs(self, split: Split, recipe: Recipe, seed: int) -> PairLoader:
+        """The training batches of a split under a recipe."""
+        return PairLoader(
+            split,
+            self.loader(self.spec(recipe.train_sampler or recipe.sampler, recipe.augment)),
+            self.tokenizer,
+            self.protocol.words,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            pair_scenes=recipe.pair_scenes,
+            share=dist_info().share,
+        )
 
-def open_dataset(name: str, root: Path | None) -> RetrievalDataset:
-    """The registered data set in ``root``; one that generates itself needs none.
-
-    Raises:
-        UsageError: an unknown name, no folder given, or not the data set's folder.
-    """
-    cls = registry.lookup(name, "datasets")
-    if root is None and not cls.generated:
-        raise UsageError(f"data set {name} needs its folder (--data DIR, or --root DIR for data verify): {cls.wanted}")
-    dataset: RetrievalDataset = cls(root)
-    return dataset
+    def evaluate(
+        self, model: RetrievalModel, split: Split, sampler: str, on_batch: Callable[[int], None]
+    ) -> Evaluation:
+        """Score a model on a split; errors as ``evaluate``."""
+        loader = self.loader(self.spec(sampler))
+        return evaluate(model, split, loader, self.tokenizer, self.protocol.words, on_batch=on_batch)
 
 
 def weights_of(protocol: Protocol) -> str:
-    """The weights option of the protocol, with ``dataset`` resolved to what the data set ships."""
+    """The weights option of the protocol; ``dataset`` becomes the file that the data set ships.
+
+    Raises:
+        UsageError: the data set ships none.
+    """
     if protocol.weights != "dataset":
         return protocol.weights
     path: Path | None = getattr(registry.lookup(protocol.dataset, "datasets"), "weights_path", None)
     if path is None:
-        raise UsageError(f"protocol {protocol.name}: data set {protocol.dataset} ships no weights; give --weights")
+        raise UsageError(
+            f"protocol {protocol.name}: data set {protocol.dataset} ships no weights; give --weights",
+            code="weights.not-shipped",
+            dataset=protocol.dataset,
+        )
     return str(path)
 
 
-def prepare(
-    protocol: Protocol, root: Path | None, given_weights: str | None, *, scored: EvalCheckpoint | None = None
+def open_context(
+    protocol: Protocol, root: Path | None, weights_spec: str | None, *, scored: EvalCheckpoint | None = None
 ) -> RunContext:
-    """Open the data and load the weights; no video has been looked at yet, see ``with_checked_videos``.
+    """Open the data and load the weights; no video is decoded yet, see ``check_videos``.
 
     Args:
-        protocol: what will be run.
-        root: the data folder, or None for a data set that makes itself.
-        given_weights: in place of the protocol's own.
-        scored: a checkpoint to be scored; no training data is opened then, nor weights where it holds its own.
+        protocol: to run.
+        root: the data folder, or None for a data set that generates itself.
+        weights_spec: weights instead of the protocol's own, or None.
+        scored: a checkpoint to score; no training data is opened then, nor weights if it holds its own.
 
     Raises:
         UsageError: a file is missing or broken.
     """
     dataset = open_dataset(protocol.dataset, root)
-    nothing = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
-    train = nothing if scored else dataset.split(protocol.train_split)
+    empty = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
+    train = empty if scored else dataset.split(protocol.train_split)
     test = dataset.split(protocol.test_split)
-    spec: str | None = None
     if scored and scored.base:
-        weights = scored.base
+        spec, weights = None, scored.base
     else:
-        spec = given_weights or weights_of(protocol)
+        spec = weights_spec or weights_of(protocol)
         weights = load_weights(spec, protocol.backbone)
-    if given_weights:
+    if weights_spec:
         protocol = protocol.with_weights(weights.sha256)
     return RunContext(
         protocol=protocol,
@@ -128,49 +145,54 @@ def prepare(
 
 
 def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
-    """The tokenizer of the weights; a checkpoint comes without a word list, so it takes that of the data set's CLIP."""
+    """The tokenizer of the weights; a checkpoint has no word list, so it takes that of the data set's CLIP."""
     beside = weights.folder is not None and (weights.folder / "vocab.txt").is_file()
     if not beside and weights.arch.vocab_size != CLIP_VOCABULARY and protocol.weights == "dataset":
         weights = replace(weights, folder=Path(weights_of(protocol)).parent)
     return tokenizer_for(weights)
 
 
-def with_checked_videos(prepared: RunContext, *, skip_bad: bool, say: Callable[[str], None]) -> RunContext:
-    """Decode-check every video that will be used, but for those that a frame cache was filled from unchanged.
+def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], None]) -> RunContext:
+    """Decode every video that will be used, except those that a frame cache was filled from unchanged.
 
     Args:
-        prepared: what will be run.
+        context: of the runs.
         skip_bad: leave out videos that cannot be used instead of stopping.
-        say: hears what was left out.
+        log: receives what was left out.
 
     Raises:
-        UsageError: a video is missing or broken; every bad one is named and nothing has been run yet.
+        UsageError: a video is missing or broken; every bad one is named, and nothing has been run yet.
     """
-    train, test = prepared.train, prepared.test
-    faults = [fault for part in all_gather_object(_faults(prepared, say)) for fault in part]
+    train, test = context.train, context.test
+    faults = [fault for part in all_gather_object(_faults(context, log)) for fault in part]
     if faults and not skip_bad:
-        raise UsageError(bad_videos_message(faults))
+        raise UsageError(
+            bad_videos_message(faults), code="video.unusable", videos=sorted(fault.video_id for fault in faults)
+        )
     skipped = tuple(fault.video_id for fault in faults)
     if skipped:
-        say(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:20])}")
-        prepared = replace(prepared, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
-    if not prepared.test.captions or (train.captions and not prepared.train.captions):
-        name = prepared.protocol.name
-        raise UsageError(f"protocol {name}: no usable video is left in {train.name} or {test.name}")
-    return prepared
+        log(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:MISSING_LISTED])}")
+        context = replace(context, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
+    if not context.test.captions or (train.captions and not context.train.captions):
+        raise UsageError(
+            f"protocol {context.protocol.name}: {train.name} or {test.name} has no usable video left: repair the "
+            "videos (tvrbench data verify names them)",
+            code="split.no-video-left",
+        )
+    return context
 
 
-def _faults(prepared: RunContext, say: Callable[[str], None]) -> list[VideoFault]:
+def _faults(context: RunContext, log: Callable[[str], None]) -> list[VideoFault]:
     """The faults of this process's share of the videos."""
-    dataset = prepared.dataset
-    used = list(dict.fromkeys((*prepared.train.video_ids, *prepared.test.video_ids)))
+    dataset = context.dataset
+    used = list(dict.fromkeys((*context.train.video_ids, *context.test.video_ids)))
     own = used[dist_info().share(len(used))]
     whole = whole_videos(dataset, own)
     unknown = [video_id for video_id in own if video_id not in whole]
     if whole:
-        say(f"{len(whole)} of {len(own)} videos were found whole when the frame cache was filled, and are unchanged")
+        log(f"{len(whole)} of {len(own)} videos were whole when the frame cache was filled, and have not changed")
     elif isinstance(dataset, VideoFiles) and not dataset.generated:
-        say(f"videos are decoded to check them, and again when used; tvrbench data cache {dataset.name} keeps frames")
+        log(f"videos are decoded once to check them and again when used; tvrbench data cache {dataset.name} keeps frames")
     if not unknown:
         return []
     with Bar() as bar:
@@ -179,42 +201,11 @@ def _faults(prepared: RunContext, say: Callable[[str], None]) -> list[VideoFault
 
 
 def bad_videos_message(faults: Sequence[VideoFault]) -> str:
-    """One line for each bad video, of absent ones the first few, under a sentence that says what to do."""
-    absent = [fault for fault in faults if fault.kind == "missing"]
-    said = [*(fault for fault in faults if fault.kind != "missing"), *absent[:SHOWN]]
-    lines = [f"  {fault.path.name}: {fault.kind} ({fault.detail})" for fault in said]
-    head = f"{len(faults)} videos cannot be used; mend them, or leave them out with --skip-bad-videos:"
-    left = len(faults) - len(said)
+    """One line per bad video (of missing ones the first few), below a sentence with the remedy."""
+    missing = [fault for fault in faults if fault.kind == "missing"]
+    listed = [*(fault for fault in faults if fault.kind != "missing"), *missing[:MISSING_LISTED]]
+    lines = [f"  {fault.path.name}: {fault.kind} ({fault.detail})" for fault in listed]
+    head = f"{len(faults)} videos cannot be used: repair them, or leave them out with --skip-bad-videos:"
+    left = len(faults) - len(listed)
     more = [f"  and {left} more are missing; tvrbench data verify lists them all"] if left else []
     return "\n".join([head, *lines, *more])
-
-
-def split_holdout(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:
-    """(rest, held out): ``videos`` videos, whole scenes together, drawn by ``seed``; one caption each is kept.
-
-    The held-out slice keeps the first caption of each video, as the test split has one.
-    """
-    scenes = split.scenes or tuple(range(len(split.video_ids)))
-    order = np.random.default_rng(seed).permutation(np.unique(scenes))
-    members: dict[int, list[str]] = {}
-    for video, scene in zip(split.video_ids, scenes, strict=True):
-        members.setdefault(scene, []).append(video)
-    held: list[str] = []
-    for scene in order:
-        if len(held) >= videos:
-            break
-        held += members[int(scene)]
-    if len(held) >= len(split.video_ids):
-        raise UsageError(f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out")
-    rest = split.without(held)
-    kept = set(held)
-    slice_ = split.without([v for v in split.video_ids if v not in kept])
-    first = {video: caption for caption, video in reversed(list(enumerate(slice_.caption_video)))}
-    rows = sorted(first.values())
-    return rest, Split(
-        name=f"{split.name}-held-out",
-        video_ids=slice_.video_ids,
-        captions=tuple(slice_.captions[i] for i in rows),
-        caption_video=tuple(slice_.caption_video[i] for i in rows),
-        scenes=slice_.scenes if split.scenes is not None else None,
-    )

@@ -1,8 +1,9 @@
-"""The two published optimizers that torch does not have, and the choice between all three."""
+"""Optimizers and learning-rate schedules of the published recipes, those that torch does not have included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from math import cos, pi
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tvrbench.harness.config.recipe import Recipe
 
 
 class _Adam(Optimizer):
-    """Adam moments; subclasses say how a parameter moves."""
+    """Adam's moments; a subclass moves the parameters."""
 
     def __init__(
         self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
@@ -22,7 +23,7 @@ class _Adam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step over all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             b1, b2 = group["betas"]
             for p in group["params"]:
@@ -38,7 +39,7 @@ class _Adam(Optimizer):
                 self.move(p, m, v, state["step"], group)
 
     def move(self, p: Tensor, m: Tensor, v: Tensor, k: int, group: dict[str, Any]) -> None:
-        """Change ``p`` given its moments after ``k`` steps."""
+        """Update ``p`` from its moments after ``k`` steps."""
         raise TypeError(f"{type(self).__name__} defines no move")
 
 
@@ -63,8 +64,41 @@ class BertAdam(_Adam):
 
 
 def build_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> Optimizer:
-    """The recipe's optimizer over parameter groups that carry their own ``weight_decay``."""
+    """Build the recipe's optimizer over parameter groups that carry their own ``weight_decay``."""
     shared: dict[str, Any] = {"lr": 0.0, "betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
         return AdamW(groups, **shared)
     return {"adamw-decay-after": AdamWDecayAfter, "bertadam": BertAdam}[recipe.optimizer](groups, **shared)
+
+
+_FLOOR = 1e-8
+
+
+def warmup_cosine(t: int, total: int, warmup: float, peak: float) -> float:
+    """Linear from 0 over int(warmup N) steps, then half a cosine over the rest (TempMe)."""
+    w = int(warmup * total)
+    if t < w:
+        return peak * t / w
+    return peak * max(0.0, (1 + cos(pi * (t - w) / (total - w))) / 2)
+
+
+def bert_cosine(t: int, total: int, warmup: float, peak: float) -> float:
+    """Linear over the warm-up, then half a cosine of the whole progress, so it jumps there (CLIP4Clip's BertAdam)."""
+    x = t / total
+    return peak * (x / warmup if x < warmup else (1 + cos(pi * x)) / 2)
+
+
+def floored_cosine(t: int, total: int, warmup: float, peak: float) -> float:
+    """Warm-up from 1e-8, cosine after it, never below 1e-8 (CenterCLIP)."""
+    w = warmup * total
+    if t <= w:
+        return min(t / w * (peak - _FLOOR) + _FLOOR, peak) if w else peak
+    return max(peak * (1 + cos(pi * (t - w) / (total - w))) / 2, _FLOOR)
+
+
+# A schedule: (step t from 0, all steps N, warm-up share, peak rate) -> rate.
+SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {
+    "warmup-cosine": warmup_cosine,
+    "bert-cosine": bert_cosine,
+    "floored-cosine": floored_cosine,
+}

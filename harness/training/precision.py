@@ -26,6 +26,6 @@ def hold_in_float16(model: RetrievalModel) -> None:
 
 
 def release_to_float32(model: RetrievalModel) -> None:
-    """The same values in float32 again, for evaluation and checkpoints."""
+    """Cast the same values back to float32, for evaluation and checkpoints."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32)

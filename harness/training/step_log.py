@@ -1,4 +1,4 @@
-"""The log of a run: one JSON document a line for every training step; and TensorBoard's, where that is asked for."""
+"""The log of a run: one JSON document per line for every training step, and TensorBoard events on request."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from tvrbench.harness.core.errors import RunFailed, UsageError
 
 
 def check_tensorboard() -> None:
-    """Raise UsageError where TensorBoard's package is not installed."""
+    """Look for TensorBoard's package.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     if find_spec("tensorboard") is None:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard")
+        raise UsageError(
+            "--tensorboard needs the package tensorboard: pip install tensorboard",
+            code="package.missing",
+            package="tensorboard",
+        )
 
 
 class StepLog:
-    """Writes ``path``, a line for every step; a run that is taken up again goes on behind what it had saved.
+    """Writes a line per step; a resumed run continues after the lines of its saved state.
 
     Args:
         path: the file, or None to write nothing.
-        tensorboard: write TensorBoard's events beside it as well.
+        tensorboard: write TensorBoard events beside it as well.
     """
 
     def __init__(self, path: Path | None, *, tensorboard: bool = False) -> None:
@@ -47,11 +55,11 @@ class StepLog:
 
     @property
     def bytes(self) -> int:
-        """How long the log is."""
+        """Length of the log."""
         return self._path.stat().st_size if self._path is not None and self._path.exists() else 0
 
     def cut(self, length: int) -> None:
-        """Drop what was written behind ``length`` bytes: steps that will be taken again, and a line torn in two."""
+        """Drop everything after ``length`` bytes: steps that will be taken again, and a torn line."""
         if self._path is not None and self._path.exists() and self.bytes > length:
             with self._path.open("rb+") as file:
                 file.truncate(length)
@@ -77,8 +85,9 @@ class StepLog:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise RunFailed(
-                f"the log {self._path.name} cannot be written ({error.strerror}): free space on that disk, then go on "
-                "with the same command and --resume"
+                f"the log {self._path.name} cannot be written ({error.strerror}): free space on that disk, then run "
+                "the same command with --resume",
+                code="log.write",
             ) from error
         if self._board is not None:
             for name, value in values.items():

@@ -1,10 +1,11 @@
-"""One optimizer step at a time: loss, gradient clipping, schedule, temperature clamp."""
+"""One optimizer step at a time: loss, gradient caching, gradient clipping, schedule, temperature clamp."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +16,32 @@ from tvrbench.harness.core.distributed import all_gather_object, dist_info, sum_
 from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
-from tvrbench.harness.training.loss import (
-    Pairs,
-    cached_backward,
-    full_batch_backward,
-    local_loss,
-    random_state,
-    restore_random_state,
-)
-from tvrbench.harness.training.optimizers import build_optimizer
+from tvrbench.harness.training.loss import local_loss
+from tvrbench.harness.training.optimizers import SCHEDULES, build_optimizer
 from tvrbench.harness.training.precision import hold_in_float16, release_to_float32
-from tvrbench.harness.training.schedules import SCHEDULES
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+RandomState = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """This process's share of a batch: frames [b, T, 3, H, W], token ids [b, L] and their masks."""
+
+    video: Tensor
+    video_mask: Tensor
+    ids: Tensor
+    text_mask: Tensor
+
+    def __len__(self) -> int:
+        return self.video.shape[0]
+
+    def split(self, size: int) -> list[Pairs]:
+        """Parts of ``size`` pairs, in order; the last may be smaller."""
+        tensors = (torch.split(t, size) for t in (self.video, self.video_mask, self.ids, self.text_mask))
+        return [
+            Pairs(video=v, video_mask=vm, ids=i, text_mask=tm) for v, vm, i, tm in zip(*tensors, strict=True)
+        ]
 
 
 def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -51,32 +67,40 @@ def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, An
 class Trainer:
     """Trains a model one step at a time by a recipe.
 
-    Under ``torchrun`` (``tvrbench.harness.core.distributed``) every process gives its own share of each batch, the same
-    number of pairs, and all take the same step: the one that a single process would take on the whole batch.
+    Under ``torchrun`` (``core.distributed``) every process gives its own share of each batch, the same number of
+    pairs, and all take the same step: the one that a single process would take on the whole batch.
 
     Args:
         model: from ``load_model``; the same in every process.
         recipe: a name (``tempme``, ``clip4clip``, ``centerclip``, ``uniform``) or a Recipe.
         total_steps: N of the schedule.
-        chunk: pairs whose graph is held in memory at a time; all of the share where None. It changes no gradient.
+        micro_batch_size: pairs whose graph is in memory at a time; the whole share if None. Gradients stay exact.
 
     Raises:
-        UsageError: nothing in the model is trainable, or ``total_steps`` or ``chunk`` is below 1.
+        UsageError: nothing in the model is trainable, or ``total_steps`` or ``micro_batch_size`` is below 1.
     """
 
     def __init__(
-        self, model: RetrievalModel, recipe: str | Recipe, total_steps: int, *, chunk: int | None = None
+        self, model: RetrievalModel, recipe: str | Recipe, total_steps: int, *, micro_batch_size: int | None = None
     ) -> None:
         recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-        for name, number in (("total_steps", total_steps), ("chunk", chunk)):
+        for name, number in (("total_steps", total_steps), ("micro_batch_size", micro_batch_size)):
             if number is not None and number < 1:
-                raise UsageError(f"{name} must be at least 1, not {number}")
-        self.chunk = chunk
+                raise UsageError(
+                    f"{name} must be at least 1, not {number}", code="trainer.range", name=name, value=number
+                )
+        tuning = model.method.options.tuning
         if not model.trainable():
-            raise UsageError(f"{model.name}: tuning {model.method.options.tuning!r} leaves nothing to train")
+            raise UsageError(
+                f"{model.name}: tuning {tuning!r} leaves nothing to train: choose another tuning",
+                code="trainer.nothing-trainable",
+                method=model.name,
+                tuning=tuning,
+            )
         self.model = model
-        self.recipe = recipe.for_tuning(model.method.options.tuning)
+        self.recipe = recipe.for_tuning(tuning)
         self.total_steps = total_steps
+        self.micro_batch_size = micro_batch_size
         self.steps_done = 0
         half = self.recipe.weights == "float16"
         if half:
@@ -89,54 +113,8 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16" and not half)
         model.train()
 
-    def finish(self) -> None:
-        """End training: weights in float32, eval mode."""
-        release_to_float32(self.model)
-        self.model.eval()
-
-    @contextmanager
-    def eval_mode(self) -> Iterator[None]:
-        """Inside, the model is what ``finish`` would leave; then training goes on as if nothing had been."""
-        self.finish()
-        yield
-        if self.recipe.weights == "float16":
-            hold_in_float16(self.model)
-        self.model.train()
-
-    def _set_rates(self) -> list[float]:
-        assert self.recipe.lr is not None
-        schedule = SCHEDULES[self.recipe.schedule]
-        rate = schedule(self.steps_done, self.total_steps, self.recipe.warmup, self.recipe.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Text and video features [b, E] in the precision of the training, with their graph."""
-        kind = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
-        with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "float32"):
-            out: tuple[Tensor, Tensor] = self.model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
-        return out
-
-    def backward(self, pairs: Pairs) -> float:
-        """Leave the gradient of the loss over the global batch in the parameters; returns that loss.
-
-        Gradients are multiplied by the loss scale where the precision needs one.
-        """
-        rank = dist_info().rank
-
-        def loss_of(text: Tensor, video: Tensor) -> Tensor:
-            return local_loss(self.model, text, video, rank)
-
-        if self.chunk is None or self.chunk >= len(pairs):
-            share = full_batch_backward(pairs, self.encode, loss_of, self._scaler.scale)
-        else:
-            share = cached_backward(pairs, self.chunk, self.encode, loss_of, self._scaler.scale)
-        sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        return sum_over_processes(share.item(), self.device)
-
     def step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> dict[str, Any]:
-        """One optimizer step on a batch of pairs, or on this process's share of one.
+        """Take one optimizer step on a batch of pairs, or on this process's share of one.
 
         Args:
             video: [B, T, 3, H, W] float, CLIP-normalized; with ``video_mask`` [B, T].
@@ -150,22 +128,79 @@ class Trainer:
         """
         rates = self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        value = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
+        loss = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
         self._scaler.unscale_(self.optimizer)
-        size = self._clip().item()
+        norm = self._clip_gradients().item()
         # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
-        if not math.isfinite(value) or (not self._scaler.is_enabled() and not math.isfinite(size)):
+        if not math.isfinite(loss) or (not self._scaler.is_enabled() and not math.isfinite(norm)):
             raise TrainingDiverged(
-                f"step {self.steps_done}: loss {value}, gradient norm {size}; lower the learning rate "
-                f"(now {max(rates):.3g}) or check the input for NaN"
+                f"step {self.steps_done}: loss {loss}, gradient norm {norm}; lower the learning rate "
+                f"(now {max(rates):.3g}) or check the input for NaN",
+                code="training.not-finite",
+                step=self.steps_done,
+                lr=max(rates),
             )
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self._clamp_temperature()
+        with torch.no_grad():
+            self.model.clip.logit_scale.clamp_(self.recipe.logit_scale_min, self.recipe.logit_scale_max)
         self.steps_done += 1
-        return {"loss": value, "lr": rates, "grad_norm": size}
+        return {"loss": loss, "lr": rates, "grad_norm": norm}
 
-    def _clip(self) -> Tensor:
+    def backward(self, pairs: Pairs) -> float:
+        """Leave the gradient of the loss over the global batch in the parameters; returns that loss.
+
+        Gradients are multiplied by the loss scale if the precision needs one.
+        """
+        loss = self.accumulate(pairs, lambda text, video: local_loss(self.model, text, video))
+        sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        return sum_over_processes(loss.item(), self.device)
+
+    def accumulate(self, pairs: Pairs, loss_fn: LossFn) -> Tensor:
+        """Backpropagate a loss of the features of these pairs, in micro-batches if they are set; returns the loss.
+
+        In micro-batches (gradient caching, arXiv 2101.06983) every part is encoded without a graph first, the loss is
+        taken over all features, and then each part is encoded again with the random state it had, to send its
+        features' gradient on. The gradient is that of the whole, and the graph of one part is all that is ever held.
+        """
+        size = self.micro_batch_size or len(pairs)
+        if size >= len(pairs):
+            text, video = self.encode(pairs)
+            loss = loss_fn(text, video)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        parts, states, features = pairs.split(size), list[RandomState](), list[tuple[Tensor, Tensor]]()
+        with torch.no_grad():
+            for part in parts:
+                states.append(random_state(self.device))
+                features.append(self.encode(part))
+        text, video = (torch.cat(side).requires_grad_() for side in zip(*features, strict=True))
+        loss = loss_fn(text, video)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        assert text.grad is not None
+        assert video.grad is not None
+        gradients = zip(torch.split(text.grad, size), torch.split(video.grad, size), strict=True)
+        for part, state, gradient in zip(parts, states, gradients, strict=True):
+            restore_random_state(state, self.device)
+            torch.autograd.backward(self.encode(part), gradient)
+        return loss.detach()
+
+    def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Text and video features [b, E] as float32, computed in the precision of the training, with their graph."""
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
+            text, video = self.model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
+        return text.float(), video.float()
+
+    def _set_rates(self) -> list[float]:
+        assert self.recipe.lr is not None
+        schedule = SCHEDULES[self.recipe.schedule]
+        rate = schedule(self.steps_done, self.total_steps, self.recipe.warmup, self.recipe.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def _clip_gradients(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm * self.recipe.clip_norm_scale)
         if self.recipe.clip_each is not None:
@@ -173,9 +208,19 @@ class Trainer:
                 nn.utils.clip_grad_norm_(parameter, self.recipe.clip_each)
         return norm
 
-    def _clamp_temperature(self) -> None:
-        with torch.no_grad():
-            self.model.clip.logit_scale.clamp_(self.recipe.logit_scale_min, self.recipe.logit_scale_max)
+    def finish(self) -> None:
+        """End training: weights in float32, eval mode."""
+        release_to_float32(self.model)
+        self.model.eval()
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """Make the model what ``finish`` would leave, for the block; training then continues unchanged."""
+        self.finish()
+        yield
+        if self.recipe.weights == "float16":
+            hold_in_float16(self.model)
+        self.model.train()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model that continuing needs, the random generators of every process included.
@@ -192,10 +237,22 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``; a process that was not there then draws as one that begins."""
+        """Continue from ``state_dict``; a process that was not part of it draws as one that starts."""
         self.steps_done = state["steps_done"]
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if dist_info().rank < len(state["random"]):
             own = state["random"][dist_info().rank]
             restore_random_state((own["cpu"], own.get("device")), self.device)
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state of torch's default generators, of the CPU and of the device."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def restore_random_state(state: RandomState, device: torch.device) -> None:
+    """Set the generators to a state that ``random_state`` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
