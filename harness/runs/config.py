@@ -43,12 +43,12 @@ class RunConfig:
 
 def recipe_of(protocol: Protocol, config: RunConfig) -> Recipe:
     """The recipe this method runs with under the protocol."""
-    return protocol.recipe_for(method_class(config.method).recipe)
+    return protocol.recipe_for(method_class(config.method).card.recipe)
 
 
 def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
     """Optimizer steps of one training of this run on ``pairs`` training pairs; 0 where nothing is trained."""
-    if config.checkpoint is not None or not method_class(config.method).trains:
+    if config.checkpoint is not None or not method_class(config.method).card.trains:
         return 0
     return recipe_of(protocol, config).total_steps(pairs)
 
@@ -61,7 +61,7 @@ def trainings(protocol: Protocol) -> int:
 def options_of(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
     """The options given for the run, over those for small models where its backbone is one and no file tells them."""
     small = protocol.small and (config.checkpoint is None or config.checkpoint.needs_small_options)
-    return (method_class(config.method).small if small else {}) | config.options
+    return (method_class(config.method).card.tiny if small else {}) | config.options
 
 
 def build_model(protocol: Protocol, weights: str | None, config: RunConfig) -> RetrievalModel:

@@ -73,9 +73,9 @@ class Trainer:
                 raise UsageError(f"{name} must be at least 1, not {number}")
         self.chunk = chunk
         if not model.trainable():
-            raise UsageError(f"{model.name}: tuning {model.method.options.tuning!r} leaves nothing to train")
+            raise UsageError(f"{model.name}: tuning {model.spec.options.tuning!r} leaves nothing to train")
         self.model = model
-        self.recipe = recipe.for_tuning(model.method.options.tuning)
+        self.recipe = recipe.for_tuning(model.spec.options.tuning)
         self.total_steps = total_steps
         self.steps_done = 0
         half = self.recipe.weights == "float16"
