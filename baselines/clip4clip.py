@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from tvrbench.harness.models.heads import Head, MeanPooling
-from tvrbench.harness.models.method import Method, MethodOptions
-from tvrbench.harness.models.sequence_head import SequenceTransformer
+from tvrbench.harness.models.heads import Head, MeanPooling, SequenceTransformer
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,15 @@ class CLIP4ClipOptions(MethodOptions):
 class CLIP4Clip(Method[CLIP4ClipOptions]):
     """CLIP4Clip with parameter-free mean pooling (meanP) or the sequential transformer (seqTransf)."""
 
-    summary = "CLIP4Clip: full fine-tuning, frame features averaged (meanP) or related by a transformer (seqTransf)"
-    paper = "CLIP4Clip (arXiv 2104.08860), section 3.3"
+    card = MethodCard(
+        summary="CLIP4Clip: full fine-tuning, frame features averaged (meanP) or related by a transformer (seqTransf)",
+        paper="CLIP4Clip (arXiv 2104.08860), section 3.3",
+        group="full fine-tuning",
+        recipe="clip4clip",
+        tuning="full",
+        identity={"head": "meanP"},
+    )
     Options = CLIP4ClipOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "full"}
-    recipe = "clip4clip"
-    identity: ClassVar[dict[str, Any] | None] = {"head": "meanP"}
 
     def build_head(self) -> Head:
         """The similarity head that was asked for."""

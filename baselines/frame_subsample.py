@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
 
 # Nearest to TempMe's multiply-adds at 12 frames: 8 / 12 x 52.96 = 35.3 against its 34.76 x 10^9 on ViT-B/32,
@@ -62,12 +63,16 @@ class FrameSubsampleReducer(TokenReducer):
 class FrameSubsample(Method[FrameSubsampleOptions]):
     """Plain frame-by-frame encoding of fewer frames."""
 
-    role = "frame_budget"
-    summary = "fewer frames, encoded plainly: as many as cost what TempMe costs"
-    paper = "control of this benchmark; CLIP4Clip (arXiv 2104.08860) varies the frame count likewise"
+    card = MethodCard(
+        summary="fewer frames, encoded plainly: as many as cost what TempMe costs",
+        paper="control of this benchmark; CLIP4Clip (arXiv 2104.08860) varies the frame count likewise",
+        group="fewer frames",
+        recipe="uniform",
+        tuning="lora",
+        identity={"keep": 12},
+        role="frame_budget",
+    )
     Options = FrameSubsampleOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
-    recipe = "uniform"
 
     @classmethod
     def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
@@ -78,7 +83,3 @@ class FrameSubsample(Method[FrameSubsampleOptions]):
     def build_reducer(self) -> TokenReducer:
         """The even choice."""
         return FrameSubsampleReducer(self.options, self.arch, self.frames)
-
-    def identity_config(self) -> dict[str, Any]:
-        """All frames kept."""
-        return {"keep": self.frames}

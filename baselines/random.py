@@ -7,14 +7,15 @@ and a mean rank of (N + 1) / 2.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
 
 
@@ -80,15 +81,17 @@ class NoFrames(TokenReducer):
 class Random(Method[MethodOptions]):
     """Chance level. Nothing trains, no tower runs: no tokens and no multiply-adds."""
 
-    summary = "random embeddings: chance level"
-    paper = "closed form: R@k = 100 k / N, mean rank (N + 1) / 2"
+    card = MethodCard(
+        summary="random embeddings: chance level",
+        paper="closed form: R@k = 100 k / N, mean rank (N + 1) / 2",
+        group="reference",
+        recipe="uniform",
+        tuning="frozen",
+        identity="its features are noise, whatever the settings",
+        trains=False,
+        encodes=False,
+    )
     Model = RandomModel
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "frozen"}
-    recipe = "uniform"
-    trains = False
-    encodes = False
-    identity = None
-    no_identity = "its features are noise, whatever the settings"
 
     def build_reducer(self) -> TokenReducer:
         """Nothing to reduce."""

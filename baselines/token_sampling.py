@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
 
 
@@ -71,18 +72,20 @@ class TokenSamplingReducer(SegmentReducer):
 class TokenSampling(Method[TokenSamplingOptions]):
     """Sparse token sampling and temporal pooling."""
 
-    summary = "CenterCLIP's segments with tokens sampled evenly or pooled over time"
-    paper = "CenterCLIP (arXiv 2205.00823), its token sampling and pooling baselines"
+    card = MethodCard(
+        summary="CenterCLIP's segments with tokens sampled evenly or pooled over time",
+        paper="CenterCLIP (arXiv 2205.00823), its token sampling and pooling baselines",
+        group="token reduction",
+        recipe="centerclip",
+        tuning="full",
+        presets={
+            "ViT-B-32": {"schedule": ((6, 4, 49),)},
+            "ViT-B-16": {"schedule": ((6, 4, 160),)},
+            "tiny": {"schedule": ((6, 4, 16),)},
+        },
+        identity={"schedule": ()},
+    )
     Options = TokenSamplingOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "full"}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "ViT-B-32": {"schedule": ((6, 4, 49),)},
-        "ViT-B-16": {"schedule": ((6, 4, 160),)},
-    }
-    needs = ("schedule",)
-    small: ClassVar[dict[str, Any]] = {"schedule": ((6, 4, 16),)}
-    identity: ClassVar[dict[str, Any] | None] = {"schedule": ()}
-    recipe = "centerclip"
 
     def build_reducer(self) -> TokenSamplingReducer:
         """The sampling schedule for this backbone and frame count."""

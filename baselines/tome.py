@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
@@ -75,15 +75,16 @@ class ToMeReducer(TokenReducer):
 class ToMe(Method[ToMeOptions]):
     """TempMe's ablation "image merging only": its r, its LoRA and its recipe, without joining clips."""
 
-    summary = "ToMe inside each frame, proportional attention, LoRA"
-    paper = "ToMe (arXiv 2210.09461), section 3; published row in TempMe (arXiv 2409.01156), Table 8, ImgMe"
+    card = MethodCard(
+        summary="ToMe inside each frame, proportional attention, LoRA",
+        paper="ToMe (arXiv 2210.09461), section 3; published row in TempMe (arXiv 2409.01156), Table 8, ImgMe",
+        group="token reduction",
+        recipe="tempme",
+        tuning="lora",
+        presets={"ViT-B-32": {"r": 2}, "ViT-B-16": {"r": 10}, "tiny": {"r": 1}},
+        identity={"r": 0},
+    )
     Options = ToMeOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"ViT-B-32": {"r": 2}, "ViT-B-16": {"r": 10}}
-    needs = ("r",)
-    small: ClassVar[dict[str, Any]] = {"r": 1}
-    identity: ClassVar[dict[str, Any] | None] = {"r": 0}
-    recipe = "tempme"
 
     def build_reducer(self) -> TokenReducer:
         """The merging of every block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.methods.ops.kmedoids import k_medoids
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages, take
 from tvrbench.methods.ops.spectral import spectral_cluster
@@ -134,18 +135,20 @@ class CenterCLIPReducer(SegmentReducer):
 class CenterCLIP(Method[CenterCLIPOptions]):
     """CenterCLIP, B6-4,49 on ViT-B/32 and B6-4,160 on ViT-B/16."""
 
-    summary = "patch tokens of each segment clustered, the medoids go on"
-    paper = "CenterCLIP (arXiv 2205.00823), section 3.2"
+    card = MethodCard(
+        summary="patch tokens of each segment clustered, the medoids go on",
+        paper="CenterCLIP (arXiv 2205.00823), section 3.2",
+        group="token reduction",
+        recipe="centerclip",
+        tuning="full",
+        presets={
+            "ViT-B-32": {"schedule": ((6, 4, 49),)},
+            "ViT-B-16": {"schedule": ((6, 4, 160),)},
+            "tiny": {"schedule": ((6, 4, 16),)},
+        },
+        identity={"schedule": ()},
+    )
     Options = CenterCLIPOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "full"}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "ViT-B-32": {"schedule": ((6, 4, 49),)},
-        "ViT-B-16": {"schedule": ((6, 4, 160),)},
-    }
-    needs = ("schedule",)
-    small: ClassVar[dict[str, Any]] = {"schedule": ((6, 4, 16),)}
-    identity: ClassVar[dict[str, Any] | None] = {"schedule": ()}
-    recipe = "centerclip"
 
     def build_reducer(self) -> CenterCLIPReducer:
         """The clustering schedule for this backbone and frame count."""

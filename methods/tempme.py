@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import Merge, bipartite_match
 
@@ -180,19 +181,21 @@ class TempMeReducer(TokenReducer):
 class TempMe(Method[TempMeOptions]):
     """TempMe with LoRA (the published default) or any other tuning."""
 
-    summary = "temporal token merging inside frames, then across and inside joined clips"
-    paper = "TempMe (arXiv 2409.01156), section 3"
+    card = MethodCard(
+        summary="temporal token merging inside frames, then across and inside joined clips",
+        paper="TempMe (arXiv 2409.01156), section 3",
+        group="token reduction",
+        recipe="tempme",
+        tuning="lora",
+        presets={
+            "ViT-B-32": {"r": 2, "clip_ratio": 0.30, "intra_ratio": 0.10},
+            "ViT-B-16": {"r": 10, "clip_ratio": 0.40, "intra_ratio": 0.20},
+            "tiny": {"r": 1, "clip_ratio": 0.30, "intra_ratio": 0.10},
+        },
+        # No merge block may be left: joined frames attend to each other even where nothing merges.
+        identity={"r": 0, "merge_blocks": (), "merge_frames": ()},
+    )
     Options = TempMeOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "ViT-B-32": {"r": 2, "clip_ratio": 0.30, "intra_ratio": 0.10},
-        "ViT-B-16": {"r": 10, "clip_ratio": 0.40, "intra_ratio": 0.20},
-    }
-    needs = ("r", "clip_ratio", "intra_ratio")
-    small: ClassVar[dict[str, Any]] = {"r": 1, "clip_ratio": 0.30, "intra_ratio": 0.10}
-    # With any merge block left there is none: joined frames attend to each other even where nothing merges.
-    identity: ClassVar[dict[str, Any] | None] = {"r": 0, "merge_blocks": (), "merge_frames": ()}
-    recipe = "tempme"
 
     @classmethod
     def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.method import Method, MethodOptions
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.spec import MethodCard, MethodOptions
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
@@ -223,12 +224,15 @@ class UnmergeReducer(VidToMeReducer):
 class VidToMe(Method[VidToMeOptions]):
     """Both modes, with any tuning; no paper trains this encoder, so its recipe is the uniform one."""
 
-    summary = "VidToMe-style: patches merge across the frames of a chunk, around attention or for good"
-    paper = "VidToMe (arXiv 2312.10656), section 4, adapted from a diffusion U-Net to a CLIP ViT"
+    card = MethodCard(
+        summary="VidToMe-style: patches merge across the frames of a chunk, around attention or for good",
+        paper="VidToMe (arXiv 2312.10656), section 4, adapted from a diffusion U-Net to a CLIP ViT",
+        group="token reduction",
+        recipe="uniform",
+        tuning="lora",
+        identity={"chunk": 1},  # a chunk of one frame has no sources
+    )
     Options = VidToMeOptions
-    defaults: ClassVar[dict[str, Any]] = {"tuning": "lora"}
-    recipe = "uniform"
-    identity: ClassVar[dict[str, Any] | None] = {"chunk": 1}  # a chunk of one frame has no sources
 
     def build_reducer(self) -> TokenReducer:
         """The reducer of the mode, for this backbone and frame count."""

@@ -84,7 +84,7 @@ def tiny_model(tiny_weights: Path) -> Callable[..., RetrievalModel]:
     """
 
     def make(name: str, **options: Any) -> RetrievalModel:
-        model = load_model(name, weights=tiny_weights, **(method_class(name).small | options))
+        model = load_model(name, weights=tiny_weights, **(method_class(name).card.tiny | options))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             for key, parameter in model.named_parameters():

@@ -46,23 +46,22 @@ def methods_page(made_by: str) -> str:
 
 def _about(name: str) -> str:
     cls = method_class(name)
-    method = _shape(name, "ViT-B-32").method
-    identity = method.identity_config()
-    if identity is None:
-        same = f"none: {method.no_identity}"
+    method, identity = _shape(name, "ViT-B-32").spec, cls.card.identity
+    if isinstance(identity, str):
+        same = f"none: {identity}"
     else:
         same = f"`{_options(identity)}`" if identity else "as it stands"
     options = {key: value for key, value in method.describe().items() if key not in ("rank", "tuning")}
     lines = [
         f"### {name}\n",
-        f"{cls.summary[0].upper()}{cls.summary[1:]}.\n",
-        f"- Source: {cls.paper}",
-        f"- Recipe of the `published` protocols: `{cls.recipe}`; tuning: `{method.options.tuning}`",
+        f"{cls.card.summary[0].upper()}{cls.card.summary[1:]}.\n",
+        f"- Source: {cls.card.paper}",
+        f"- Recipe of the `published` protocols: `{cls.card.recipe}`; tuning: `{method.options.tuning}`",
     ]
     if options:
         lines.append(f"- Options, ViT-B/32: `{_options(options)}`")
-    for backbone, preset in cls.presets.items():
-        if backbone != "ViT-B-32":
+    for backbone, preset in cls.card.presets.items():
+        if backbone not in ("ViT-B-32", "tiny"):
             lines.append(f"- Preset for {backbone}: `{_options(preset)}`")
     lines.append(f"- Setting in which it is exactly the plain encoder with meanP: {same}")
     return "\n".join([*lines, ""])

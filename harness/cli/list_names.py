@@ -17,8 +17,8 @@ def list_names(kind: str, as_json: bool) -> None:
     elif kind == "datasets":
         rows = [{"name": name, "summary": registry.lookup(name, kind).summary} for name in registry.names(kind)]
     else:
-        classes = {name: registry.lookup(name, kind) for name in registry.names(kind)}
-        rows = [{"name": name, "summary": cls.summary, "paper": cls.paper} for name, cls in classes.items()]
+        cards = {name: registry.lookup(name, kind).card for name in registry.names(kind)}
+        rows = [{"name": name, "summary": card.summary, "paper": card.paper} for name, card in cards.items()]
     if as_json:
         print_json(rows)
     else:

@@ -58,8 +58,13 @@ def names(*kinds: str) -> list[str]:
 
 
 def matching(*kinds: str, **attributes: Any) -> list[str]:
-    """Names whose class has these attribute values, in order of registration: ``matching("methods", role="dense")``."""
-    return [n for n in names(*kinds) if all(getattr(lookup(n, *kinds), k, None) == v for k, v in attributes.items())]
+    """Names whose card, or class where it has none, has these values: ``matching("methods", role="dense")``."""
+
+    def matches(name: str) -> bool:
+        cls = lookup(name, *kinds)
+        return all(getattr(getattr(cls, "card", cls), key, None) == value for key, value in attributes.items())
+
+    return [name for name in names(*kinds) if matches(name)]
 
 
 def lookup(name: str, *kinds: str) -> Any:

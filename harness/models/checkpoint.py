@@ -61,7 +61,7 @@ def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) ->
     description = {
         "format": FORMAT,
         "method": model.name,
-        "options": json.dumps(model.method.describe()),
+        "options": json.dumps(model.spec.describe()),
         "frames": str(model.frames),
         "architecture": json.dumps(asdict(model.clip.arch)),
     } | ({} if selection == LAST else {"selection": selection})

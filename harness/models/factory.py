@@ -90,7 +90,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         clip = CLIP(base.arch)
         _load_strict(clip, base.state, "weights", complete=True)
         apply_tuning(clip, method.options.tuning, method.options.rank)
-        model = method.Model(name, method, clip, method.build_reducer(), method.build_head())
+        model = method.Model(method.spec(name), clip, method.build_reducer(), method.build_head())
         _check_prompts(name, clip, model.reducer)
         model.reducer.attach(clip)
         model.head.attach(clip)

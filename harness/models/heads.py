@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
+from tvrbench.harness.models.backbone.blocks import Block, Transformer
+from tvrbench.harness.models.backbone.clip import CLIP
+
+BLOCKS = 4
+MASKED = -1e6  # added to the logits of padded frames
+NORM_MACS = 5  # of one element of a LayerNorm, as the papers' tool counts it
 
 
 class Head(nn.Module):
@@ -41,3 +45,69 @@ class MeanPooling(Head):
         total = (unit * weight).sum(dim=1, dtype=torch.float64)
         # A video without any valid frame gives zeros, as the released codes do, rather than 0 / 0.
         return (total / weight.sum(dim=1).clamp(min=1)).to(unit.dtype)
+
+
+class SequenceTransformer(Head):
+    """Frame features + frame positions through 4 pre-norm blocks, plus the input; then meanP.
+
+    Starts from the text tower: its positions, and its first 4 blocks (blocks that it lacks start fresh).
+
+    Args:
+        arch: of the dual encoder; frame features must be as wide as the text tower.
+        frames: T, at most the text tower's context length.
+        eps: of the LayerNorms; 1e-12 in CLIP4Clip, 1e-5 in CenterCLIP.
+
+    Raises:
+        UsageError: the architecture or the frame count does not fit.
+    """
+
+    def __init__(self, arch: Architecture, frames: int, eps: float = 1e-12) -> None:
+        super().__init__()
+        if arch.embed_dim != arch.text_width:
+            raise UsageError(
+                f"head 'seqTransf' runs text blocks of width {arch.text_width} on features of width {arch.embed_dim}: "
+                f"use a backbone where both agree, or head 'meanP'"
+            )
+        if frames > arch.context_length:
+            raise UsageError(f"head 'seqTransf' has positions for {arch.context_length} frames, not {frames}")
+        self.frame_positions = nn.Parameter(torch.empty(arch.context_length, arch.text_width))
+        self.transformer = Transformer(arch.text_width, BLOCKS, arch.activation)
+        for module in self.transformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = eps
+        self.mean = MeanPooling()
+
+    def attach(self, clip: CLIP) -> None:
+        """Copy the text tower's positions and first blocks; what its tuning added is left out."""
+        with torch.no_grad():
+            self.frame_positions.copy_(clip.positional_embedding)
+            for own, pretrained in zip(self.transformer.blocks, clip.transformer.blocks, strict=False):
+                source = dict(pretrained.named_parameters())
+                for name, parameter in own.named_parameters():
+                    parameter.copy_(source[name])
+
+    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features [B, F, E], not normalized, and mask [B, F] -> [B, E]."""
+        x = frames_BFE + self.frame_positions[: frames_BFE.shape[1]]
+        bias_B11F = (MASKED * (~mask_BF.bool()).to(x.dtype))[:, None, None]
+        for block in self.transformer.blocks:
+            x = x + _attend(block, x, bias_B11F)
+            x = x + block.feed_forward(x)
+        out: Tensor = self.mean(x + frames_BFE, mask_BF)
+        return out
+
+    def macs(self, tokens: int) -> int:
+        """Norms, projections, attention and MLP of the blocks over this many frames."""
+        width = self.frame_positions.shape[1]
+        return BLOCKS * (tokens * (2 * NORM_MACS * width + 12 * width**2) + 2 * tokens**2 * width)
+
+
+def _attend(block: Block, x: Tensor, bias: Tensor) -> Tensor:
+    """The attention branch of x [B, F, E] with a bias [B, 1, 1, F] on the keys, which ``Block.attend`` cannot take."""
+    B, N, D = x.shape
+    q, k, v = block.attn.project(block.ln_1(x)).view(B, N, 3, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+    # Half precision cannot hold -1e6; its own minimum hides a frame as well, and no row becomes all -inf.
+    bias = bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype).expand(B, 1, N, N)
+    heads_BHND = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    out: Tensor = block.attn.out_proj(heads_BHND.transpose(1, 2).reshape(B, N, D))
+    return out

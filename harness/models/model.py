@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Literal, overload
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,35 +10,37 @@ from torch.nn import functional as F
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
+from tvrbench.harness.models.spec import MethodSpec
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.trace import TokenTrace, token_trace
 
-if TYPE_CHECKING:
-    from tvrbench.harness.models.method import Method
-
 
 class RetrievalModel(nn.Module):
-    """What ``load_model`` returns.
+    """A method on a dual encoder; ``load_model`` builds it.
 
     Attributes:
+        spec: the configured method, as data (name, card, options, frames).
         clip: the dual encoder.
         reducer: acts on the tokens of the vision tower.
         head: pools the class tokens that leave it.
-        method: the configured method (name, options, architecture, frames).
     """
 
-    def __init__(self, name: str, method: Method[Any], clip: CLIP, reducer: TokenReducer, head: Head) -> None:
+    def __init__(self, spec: MethodSpec, clip: CLIP, reducer: TokenReducer, head: Head) -> None:
         super().__init__()
-        self.name = name
-        self.method = method
+        self.spec = spec
         self.clip = clip
         self.reducer = reducer
         self.head = head
 
     @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.spec.name
+
+    @property
     def frames(self) -> int:
-        """T, the frames a video has."""
-        return self.method.frames
+        """T, frames per video."""
+        return self.spec.frames
 
     @property
     def tokens(self) -> list[tuple[int, int]]:

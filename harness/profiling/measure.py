@@ -48,7 +48,7 @@ def timed(job: Job, *, trains: bool) -> list[Measurement]:
     A checkpoint has no speed-up: it may be of another shape than the protocol's backbone.
     """
     wanted = [job]
-    if method_class(job.method).encodes and job.checkpoint is None:
+    if method_class(job.method).card.encodes and job.checkpoint is None:
         wanted.append(replace(job, what="comparison", latency=False, against=DENSE, rounds=ROUNDS, warmup=1))
     if trains:
         wanted.append(replace(job, what="training", latency=False))

@@ -51,7 +51,7 @@ def measure_method(plan: Plan, entry: Entry, backbone: str | None, say: Say) -> 
         found += attempt(replace(job, batch=batch, latency=batch == plan.batches[0], roofline=True))
     best = best_throughput(found)
     found.append(best)
-    if model.method.encodes:
+    if model.spec.card.encodes:
         fits = _largest(found)
         if fits is not None:
             say(f"{where}: against {plan.against.label}, batch {fits}")
@@ -97,14 +97,14 @@ def _plain(plan: Plan) -> dict[str, Any]:
 
 def _rival(plan: Plan, model: RetrievalModel) -> dict[str, Any]:
     """The baseline learning what the method learns, so that a training step's ratio shows the token reduction."""
-    options = {"tuning": model.method.options.tuning, "rank": model.method.options.rank} | plan.against.options
+    options = {"tuning": model.spec.options.tuning, "rank": model.spec.options.rank} | plan.against.options
     return {"against": plan.against.method, "against_options": options}
 
 
 def _training(plan: Plan, model: RetrievalModel, job: Job, say: Say) -> list[Measurement]:
     """Step time and memory at each wanted batch, then at half the smallest until one fits; and the ratio."""
     if not model.trainable():
-        reason = f"tuning {model.method.options.tuning!r} leaves nothing to train"
+        reason = f"tuning {model.spec.options.tuning!r} leaves nothing to train"
         return [Measurement.missing("step_time", "ms", reason, what="training")]
     job = replace(job, compile=False, precision=None if plan.precision == "float32" else plan.precision)
     found: list[Measurement] = []

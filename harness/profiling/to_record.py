@@ -53,9 +53,9 @@ def store_costs(
             "protocol": protocol,
             "method": {
                 "name": model.name,
-                "options": {"backbone": backbone, "frames": model.frames} | model.method.describe(),
+                "options": {"backbone": backbone, "frames": model.frames} | model.spec.describe(),
             },
-            "tuning": model.method.options.tuning,
+            "tuning": model.spec.options.tuning,
             "seed": 0,
             "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
             "weights_sha256": weights_sha256,

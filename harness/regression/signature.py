@@ -53,11 +53,11 @@ def signature(method: str) -> dict[str, float]:
     with same_randomness(), tempfile.TemporaryDirectory(prefix="tvrbench-signature-") as folder:
         weights = Path(folder) / "tiny.safetensors"
         save_tiny_weights(weights)
-        model = load_model(method, weights=weights, frames=_FRAMES, **cls.small)
+        model = load_model(method, weights=weights, frames=_FRAMES, **cls.card.tiny)
         video, ids, text_mask = _inputs()
         video_mask = torch.ones(_VIDEOS, _FRAMES, dtype=torch.bool)
         found: dict[str, float] = {}
-        if cls.trains:
+        if cls.card.trains:
             trainer = Trainer(model, _recipe(), total_steps=2 * _STEPS)
             steps = [trainer.step(video, video_mask, ids, text_mask) for _ in range(_STEPS)]
             found = {

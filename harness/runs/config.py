@@ -10,7 +10,7 @@ from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.backbone.architecture import vision_name
+from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.factory import build, load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
@@ -152,18 +152,16 @@ def options_text(options: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(plain(options, "options").items()))
 
 
-def describe(protocol: Protocol, arch: Any, config: RunConfig) -> dict[str, Any]:
+def describe(protocol: Protocol, arch: Architecture, config: RunConfig) -> dict[str, Any]:
     """The method's options as a record holds them (backbone and frames included), and its tuning.
 
     Raises:
         UsageError: an option that does not fit.
     """
-    method = method_class(config.method).configure(
-        config.method, arch, protocol.frames, options_of(protocol, config)
-    )
+    method = method_class(config.method).configure(config.method, arch, protocol.frames, options_of(protocol, config))
     method.build_reducer()  # checks the options against the backbone's shape
     shape = {"backbone": vision_name(arch), "frames": protocol.frames}
-    return {"options": shape | method.describe(), "tuning": method.options.tuning}
+    return {"options": shape | method.spec(config.method).describe(), "tuning": method.options.tuning}
 
 
 def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
@@ -187,12 +185,12 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
 
 def recipe_of(protocol: Protocol, config: RunConfig) -> Recipe:
     """The recipe of this method under the protocol."""
-    return protocol.recipe_for(method_class(config.method).recipe)
+    return protocol.recipe_for(method_class(config.method).card.recipe)
 
 
 def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
     """Optimizer steps of one training of this run on ``pairs`` training pairs; 0 if nothing is trained."""
-    if config.checkpoint is not None or not method_class(config.method).trains:
+    if config.checkpoint is not None or not method_class(config.method).card.trains:
         return 0
     return recipe_of(protocol, config).total_steps(pairs)
 
@@ -224,7 +222,7 @@ def options_of(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
     scored = config.checkpoint
     small = protocol.small and (scored is None or scored.needs_small_options)
     own = scored.options if scored else {}
-    return (method_class(config.method).small if small else {}) | own | config.options
+    return (method_class(config.method).card.tiny if small else {}) | own | config.options
 
 
 def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:

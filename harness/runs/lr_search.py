@@ -34,7 +34,7 @@ def choose_lr(
     Raises:
         TrainingDiverged: at every factor.
     """
-    factors, tuning = context.protocol.lr_factors, model.method.options.tuning
+    factors, tuning = context.protocol.lr_factors, model.spec.options.tuning
     if len(factors) == 1:
         return recipe.for_tuning(tuning, factors[0]), {"factors": list(factors)}
     rest, held_out = split_holdout(context.train, context.protocol.held_out)

@@ -85,7 +85,7 @@ def _seconds_per_video(model: RetrievalModel, protocol: Protocol, *, trains: boo
     words = min(protocol.words, model.clip.arch.context_length)
     ids = torch.zeros(batch, words, dtype=torch.long, device=device)
     text_mask = torch.ones_like(ids, dtype=torch.bool)
-    recipe = replace(protocol.recipe_for(model.method.recipe), steps=2)
+    recipe = replace(protocol.recipe_for(model.spec.card.recipe), steps=2)
     trainer = Trainer(model, recipe, 2) if trains else None
     for _ in range(2):
         start = time.perf_counter()

@@ -46,7 +46,7 @@ LONGEST_WAIT = 5  # seconds more than the first that a process waits before it t
 def describe(model: RetrievalModel) -> dict[str, Any]:
     """What a record says of a model's method: its options as configured, the backbone, the frames; and the tuning."""
     shape = {"backbone": vision_name(model.clip.arch), "frames": model.frames}
-    return {"options": shape | model.method.describe(), "tuning": model.method.options.tuning}
+    return {"options": shape | model.spec.describe(), "tuning": model.spec.options.tuning}
 
 
 def head(prepared: RunContext, config: RunConfig, described: dict[str, Any] | None) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class _Run:
     def _timed(self, recipe: Recipe) -> list[Measurement]:
         if not self.config.measure_speed:
             return []
-        trains = method_class(self.config.method).trains and self.config.checkpoint is None
+        trains = method_class(self.config.method).card.trains and self.config.checkpoint is None
         return timed(self._job(recipe), trains=trains)
 
     def _job(self, recipe: Recipe) -> Job:

@@ -192,12 +192,12 @@ def _configs(
             device=request.device,
             options=request.options,
             checkpoint=scored,
-            selection=request.selection if method_class(method).trains else LAST,
+            selection=request.selection if method_class(method).card.trains else LAST,
             measure_speed=request.measure_speed,
         )
         for seed in seeds
         for method in methods
-        if method_class(method).trains or seed == seeds[0]  # what is not trained has no seeds
+        if method_class(method).card.trains or seed == seeds[0]  # what is not trained has no seeds
     ]
 
 

@@ -99,7 +99,7 @@ def sweep_runs(matrix: Sweep) -> list[Cell]:
     Raises:
         UsageError: an unknown protocol or method.
     """
-    trained = {method: method_class(method).trains for method in matrix.chosen_methods}
+    trained = {method: method_class(method).card.trains for method in matrix.chosen_methods}
     cells = []
     for name in matrix.protocols:
         protocol = load_protocol(name)

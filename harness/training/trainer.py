@@ -89,7 +89,7 @@ class Trainer:
                 raise UsageError(
                     f"{name} must be at least 1, not {number}", code="trainer.range", name=name, value=number
                 )
-        tuning = model.method.options.tuning
+        tuning = model.spec.options.tuning
         if not model.trainable():
             raise UsageError(
                 f"{model.name}: tuning {tuning!r} leaves nothing to train: choose another tuning",

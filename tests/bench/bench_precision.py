@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    names = [name for name in registry.names("methods", "baselines") if method_class(name).encodes]
+    names = [name for name in registry.names("methods", "baselines") if method_class(name).card.encodes]
     print(f"{arguments.backbone}, {arguments.weights}, batch {arguments.batch}, bfloat16 on {arguments.device}")
     print(tabulate([row(name, arguments) for name in names], headers=HEADERS, missingval="-"))
 

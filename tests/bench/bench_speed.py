@@ -53,7 +53,7 @@ def bench(method: str, backbone: str, arguments: argparse.Namespace) -> None:
     shape: dict[str, Any] = {"backbone": backbone, "weights": arguments.weights, "device": device}
     clusters = method == "centerclip"
     ours = load_model(method, **shape, **({"clustering": arguments.clustering} if clusters else {}))
-    plain = load_model("lora", **shape, tuning=ours.method.options.tuning)
+    plain = load_model("lora", **shape, tuning=ours.spec.options.tuning)
     allowed = analytic_macs(plain)["video"] / analytic_macs(ours)["video"]
     inputs = synthetic_batch(ours, batch, device)
     encode, cluster = Stopwatch(ours.encode_video, device), None

@@ -67,7 +67,7 @@ def test_a_wrong_schedule_is_caught(
 ) -> None:
     from tvrbench.methods.tempme import TempMe
 
-    monkeypatch.setitem(TempMe.presets["ViT-B-32"], "r", 1)
+    monkeypatch.setitem(TempMe.card.presets["ViT-B-32"], "r", 1)
     code, states = rows(capsys, baseline)
     assert code == 1
     assert {name for name, state in states.items() if state == "moved"} == {"gmacs_video", "tokens", "output_tokens"}

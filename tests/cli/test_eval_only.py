@@ -103,7 +103,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def model_of(method: str, **options: Any) -> RetrievalModel:
     """The method on the stand-in's CLIP with everything it learns moved off its start."""
-    model = load_model(method, weights=weights_of(short(NAME)), **(method_class(method).small | options))
+    model = load_model(method, weights=weights_of(short(NAME)), **(method_class(method).card.tiny | options))
     torch.manual_seed(7)
     for key, parameter in model.trainable().items():
         nn.init.normal_(parameter, std=0.05) if not key.startswith("clip.") or ".lora." in key else None
@@ -204,7 +204,7 @@ def test_a_released_state_dict_scores_what_its_model_scores(name: str, prepared:
     assert record["checkpoint"] == {"file": file.name, "sha256": file_sha256(file), "format": "released"}
     assert record["weights_sha256"] == file_sha256(file)
     assert record["method"]["options"] == json.loads(
-        json.dumps({"backbone": record["method"]["options"]["backbone"], "frames": 12} | model.method.describe())
+        json.dumps({"backbone": record["method"]["options"]["backbone"], "frames": 12} | model.spec.describe())
     )
     assert "Nothing was trained" in Path("reports/standin/uniform/README.md").read_text()
 

@@ -37,7 +37,7 @@ def picture(*arguments: str) -> int:
 
 
 def save(method: str, name: str) -> None:
-    model = load_model(method, weights=weights_of(load_protocol(PROTOCOL)), **method_class(method).small)
+    model = load_model(method, weights=weights_of(load_protocol(PROTOCOL)), **method_class(method).card.tiny)
     save_checkpoint(model, Path("results/checkpoints/standin__uniform") / name)
 
 

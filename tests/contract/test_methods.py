@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from tvrbench.harness import load_model
+from tvrbench.harness.config.recipe import recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.decisions import Recorder, watched
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.spec import Group
 from tvrbench.harness.models.tokens import TokenStream
 from tvrbench.harness.models.tuning import TUNINGS
 from tvrbench.harness.training.trainer import Trainer
@@ -27,10 +29,12 @@ Make = Callable[..., RetrievalModel]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_states_where_it_comes_from(name: str) -> None:
-    cls = method_class(name)
-    assert cls.summary
-    assert cls.paper
-    assert cls.recipe
+    card = method_class(name).card
+    assert card.summary
+    assert card.paper
+    assert card.recipe in recipe_names()
+    assert card.tuning in TUNINGS
+    assert card.group in get_args(Group)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,11 +82,10 @@ def test_class_tokens_leave_as_declared(name: str, tiny_model: Make, tiny_batch:
 def test_without_its_reduction_a_method_is_the_plain_encoder(
     name: str, tiny_model: Make, tiny_batch: dict[str, Any]
 ) -> None:
-    method = tiny_model(name).method
-    identity = method.identity_config()
-    if identity is None:
-        assert method.no_identity
-        pytest.skip(f"{name} has no such setting: {method.no_identity}")
+    identity = method_class(name).card.identity
+    if isinstance(identity, str):
+        assert identity
+        pytest.skip(f"{name} has no such setting: {identity}")
     frames, mask = tiny_batch["frames"], tiny_batch["mask"].clone()
     mask[1, 9:] = False
     with torch.no_grad():
@@ -133,8 +136,8 @@ def test_gradients_reach_exactly_what_is_declared_trainable(
     name: str, tuning: str, tiny_model: Make, tiny_batch: dict[str, Any]
 ) -> None:
     model = tiny_model(name, tuning=tuning).train()
-    if not model.trainable() or not method_class(name).trains:
-        assert tuning == "frozen" or not method_class(name).trains
+    if not model.trainable() or not method_class(name).card.trains:
+        assert tuning == "frozen" or not method_class(name).card.trains
         return
     text, video = model(tiny_batch["frames"], tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
     similarity = model.similarity(text, video)
@@ -148,7 +151,7 @@ def test_checkpoints_round_trip(name: str, tiny_model: Make, tiny_batch: dict[st
     model = tiny_model(name)
     save_checkpoint(model, tmp_path / "model.safetensors")
     again = load_model(name, checkpoint=tmp_path / "model.safetensors")
-    assert again.method.options == model.method.options
+    assert again.spec.options == model.spec.options
     with torch.no_grad():
         frames, mask = tiny_batch["frames"], tiny_batch["mask"]
         assert torch.equal(model.encode_video(frames, mask), again.encode_video(frames, mask))
@@ -193,7 +196,7 @@ def test_folding_under_autocast_leaves_full_precision_behind(tiny_model: Make, t
         assert torch.equal(model.encode_video(frames, mask), fresh.encode_video(frames, mask))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).trains])
+@pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).card.trains])
 def test_a_step_changes_only_what_is_trainable(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
     model = tiny_model(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}

@@ -15,7 +15,7 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 
 pytestmark = pytest.mark.contract
-NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).encodes]
+NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).card.encodes]
 Make = Callable[..., RetrievalModel]
 
 

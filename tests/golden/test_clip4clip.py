@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone.released import without_scalars
-from tvrbench.harness.models.heads import MeanPooling
+from tvrbench.harness.models.heads import MeanPooling, SequenceTransformer
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.sequence_head import SequenceTransformer
 from tvrbench.harness.training.loss import contrastive_loss
 
 pytestmark = pytest.mark.golden

@@ -36,7 +36,7 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     Raises:
         CheckFailed: an operator that multiplies matrices went uncounted.
     """
-    if not model.method.encodes:
+    if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
     if device == "meta":
         try:

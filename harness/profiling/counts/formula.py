@@ -23,7 +23,7 @@ _NORM = 5  # multiply-adds that fvcore books for an element of a LayerNorm with 
 
 def analytic_macs(model: RetrievalModel) -> dict[str, int]:
     """Multiply-adds of encoding one video (``video``) and one caption of ``text_length`` ids (``text``)."""
-    if not model.method.encodes:
+    if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
     return {"video": _video_macs(model), "text": _text_macs(model.clip)}
 

@@ -57,7 +57,7 @@ def _measurements(
     rounds: Rounds, model: RetrievalModel, other: RetrievalModel, job: Job, said: dict[str, Any]
 ) -> list[Measurement]:
     ratios = rounds.ratios
-    conditions = {"batch": job.batch, "against": job.against, "against_options": other.method.describe()} | said
+    conditions = {"batch": job.batch, "against": job.against, "against_options": other.spec.describe()} | said
     spread = {"low": min(ratios), "high": max(ratios)}
     name, ratio = SPEEDUP[job.what], median(ratios)
     found = [Measurement(name, ratio, "x", ratios, conditions | spread)]

@@ -35,7 +35,7 @@ def train_step_fn(model: RetrievalModel, job: Job, device: torch.device) -> Trai
     Raises:
         UsageError: an unknown recipe, or a model with nothing to train.
     """
-    wanted = job.recipe if job.recipe is not None else model.method.recipe
+    wanted = job.recipe if job.recipe is not None else model.spec.card.recipe
     recipe = load_recipe(wanted) if isinstance(wanted, str) else validated(Recipe, wanted, "recipe")
     trainer = Trainer(model, replace(recipe, precision=job.precision or recipe.precision), SCHEDULE_STEPS)
     inputs = synthetic_batch(model, job.batch, device)
@@ -43,7 +43,7 @@ def train_step_fn(model: RetrievalModel, job: Job, device: torch.device) -> Trai
     def step() -> object:
         return trainer.step(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
 
-    return TrainStep(call=step, precision=trainer.precision, tuning=model.method.options.tuning)
+    return TrainStep(call=step, precision=trainer.precision, tuning=model.spec.options.tuning)
 
 
 def measure_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:

@@ -57,7 +57,7 @@ def test_switches_on_the_command_line_are_taken() -> None:
     for switch in SWITCHES:
         if isinstance(switch, MethodOption):
             model = load_model(switch.method, backbone="ViT-B-32", weights="random:0", **{switch.key: switch.value})
-            assert getattr(model.method.options, switch.key) == switch.value
+            assert getattr(model.spec.options, switch.key) == switch.value
 
 
 def test_what_has_no_switch_says_why() -> None:

@@ -18,8 +18,8 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.metrics import retrieval_metrics
 from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture
 from tvrbench.harness.models.checkpoint import save_checkpoint
+from tvrbench.harness.models.heads import SequenceTransformer
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.sequence_head import SequenceTransformer
 from tvrbench.harness.profiling.counts.flops import traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.counts.trace import count_macs

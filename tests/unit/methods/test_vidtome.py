@@ -227,7 +227,7 @@ def test_the_planned_multiply_adds_are_the_traced_ones(options: Any, tiny_weight
 def test_multiply_adds_at_paper_scale(options: Any, gmacs: float) -> None:
     method = VidToMe.configure("vidtome", PRESETS["ViT-B-32"], 12, options)
     with torch.device("meta"):
-        model = RetrievalModel("vidtome", method, CLIP(method.arch), method.build_reducer(), method.build_head())
+        model = RetrievalModel(method.spec("vidtome"), CLIP(method.arch), method.build_reducer(), method.build_head())
     assert analytic_macs(model)["video"] / 1e9 == pytest.approx(gmacs, rel=0.005)
     leaving = (3, 68) if options.get("mode") == "persistent" else (12, 50)
     assert model.tokens[-1] == leaving

@@ -140,7 +140,7 @@ def test_a_fresh_adapter_changes_nothing(tiny_weights: Any, tiny_batch: dict[str
     assert torch.equal(*features)
 
 
-@pytest.mark.parametrize("name", [n for n in registry.names("methods", "baselines") if method_class(n).encodes])
+@pytest.mark.parametrize("name", [n for n in registry.names("methods", "baselines") if method_class(n).card.encodes])
 def test_carried_prompts_go_through_every_reducer(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
     model = _louder(tiny_model(name, tuning="prompts-shallow"))
     seen: list[tuple[int, int]] = []

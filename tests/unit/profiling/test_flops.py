@@ -100,7 +100,7 @@ def test_a_matrix_product_without_handler_is_an_error(function: Callable[..., Te
 
 
 def make(name: str, weights: Path, **options: Any) -> RetrievalModel:
-    return load_model(name, weights=weights, **(method_class(name).small | options))
+    return load_model(name, weights=weights, **(method_class(name).card.tiny | options))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +112,7 @@ def test_trace_equals_formula(name: str, tiny_weights: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_meta_trace_equals_real_trace(name: str, tiny_weights: Path) -> None:
     model = make(name, tiny_weights)
-    if not model.method.encodes:
+    if not model.spec.card.encodes:
         pytest.skip(f"{name} runs no encoder")
     on_meta = {key: count.macs for key, count in flops._count_on_meta(model).items()}
     real = {key: count.macs for key, count in flops._count(copy.deepcopy(model), torch.device("cpu")).items()}

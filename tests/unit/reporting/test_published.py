@@ -95,7 +95,7 @@ def test_configurations_are_options_that_the_methods_take() -> None:
             continue
         arch = preset(configuration.backbone or "ViT-B-32")
         method = lookup(configuration.method, "methods", "baselines")
-        described = method.configure(configuration.method, arch, 12, dict(configuration.options)).describe()
+        described = method.configure(configuration.method, arch, 12, dict(configuration.options)).spec("").describe()
         assert configuration.options.keys() <= described.keys()
 
 

@@ -1,0 +1,80 @@
+"""What a method declares about itself, and what a configured one is: frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Group = Literal["reference", "full fine-tuning", "parameter-efficient", "token reduction", "fewer frames"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """Options every method has.
+
+    Attributes:
+        tuning: what learns, see ``tvrbench.harness.models.tuning``.
+        rank: inner width of the LoRA update.
+    """
+
+    tuning: str
+    rank: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCard:
+    """What a method declares about itself.
+
+    Attributes:
+        summary: one line for lists and reports.
+        paper: its source.
+        group: its group of rows in report tables, under any tuning.
+        recipe: the training recipe of its paper.
+        tuning: the tuning of its paper.
+        presets: published option values by backbone name. ``tiny`` is the preset of a small model (64-pixel frames,
+            16-pixel patches, 12 frames, 12 blocks), which the stand-in and the contract tests use. Options without a
+            default must be in the preset or be given.
+        identity: options under which the features of 12 frames are exactly those of the dense encoder with meanP; or,
+            where there are none, the reason in words.
+        role: what comparisons use it as: ``dense`` (the encoder without token reduction) or ``frame_budget`` (the
+            encoder on fewer frames, option ``keep``); None for everything else.
+        trains: False for a method that nothing is trained in.
+        encodes: False for a method that runs no encoder, so that no encoder cost is measured.
+    """
+
+    summary: str
+    paper: str
+    group: Group
+    recipe: str
+    tuning: str
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    identity: dict[str, Any] | str = field(default_factory=dict)
+    role: Literal["dense", "frame_budget"] | None = None
+    trains: bool = True
+    encodes: bool = True
+
+    @property
+    def tiny(self) -> dict[str, Any]:
+        """The preset of a small model."""
+        return self.presets.get("tiny", {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A configured method.
+
+    Attributes:
+        name: in the registry.
+        card: of its class.
+        options: all of them, presets filled in.
+        frames: T, frames per video.
+    """
+
+    name: str
+    card: MethodCard
+    options: MethodOptions
+    frames: int
+
+    def describe(self) -> dict[str, Any]:
+        """The options as plain data, for records."""
+        return asdict(self.options)
