@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from tvrbench.harness.cli.arguments import Device, pick_device, pick_extent, split_names, split_numbers
+from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
 from tvrbench.harness.cli.data_options import DataCommand
 from tvrbench.harness.cli.reading_options import rank, report
+from tvrbench.harness.cli.run import run
+from tvrbench.harness.cli.sweep import sweep
 from tvrbench.harness.core.exit_codes import run_guarded
-from tvrbench.harness.core.validation import parse_assignments, parse_bytes
+from tvrbench.harness.core.validation import parse_assignments
 
 # Commands import their module when they run, so that --help does not wait for torch.
 
@@ -150,148 +152,8 @@ def bench(
     run_bench(request, as_json)
 
 
-@app.command
-def run(
-    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
-    /,
-    methods: str | None = None,
-    seeds: str | None = None,
-    data: Path | None = None,
-    device: Device = "auto",
-    backbone: str | None = None,
-    weights: str | None = None,
-    checkpoint: Path | None = None,
-    eval_only: bool = False,
-    selection: Literal["last", "best-on-test"] = "last",
-    assignments: Set = (),
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
-    skip_bad_videos: bool = False,
-    paper_scale: Literal["auto", "counted", "timed", "none"] = "auto",
-    resume: bool = False,
-    skip_done: bool = False,
-    checkpoint_every: float = 10.0,
-    chunk: int | None = None,
-    memory_limit: str | None = None,
-    tensorboard: bool = False,
-    save_embeddings: bool = False,
-    dry_run: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Train, evaluate and measure methods under a protocol; write a record a run, then the report.
-
-    Several GPUs or machines: torchrun --no-python --nproc-per-node N tvrbench run ...; see docs/training.md.
-
-    Args:
-        protocol: For example msrvtt-1ka-9k/uniform or standin/uniform (tvrbench list protocols).
-        methods: Names separated by commas; all registered ones by default.
-        seeds: Whole numbers separated by commas; the protocol's own by default.
-        data: Folder of the data set: annotations and a folder videos. The stand-in makes its own.
-        device: Where to run; auto takes a GPU where there is one.
-        backbone: Another backbone than the protocol's; the protocol's name then says so.
-        weights: Other CLIP weights: openai, an open_clip tag, a file or a folder.
-        checkpoint: A trained model to score with --eval-only: saved by a run under results/checkpoints (its method is
-            in the file), or a state dict that TempMe's, CenterCLIP's or CLIP4Clip's code released (give its --methods).
-        eval_only: Score the --checkpoint on the protocol's test split and train nothing.
-        selection: The checkpoint to report; best-on-test looks at the test set in training, and is flagged everywhere.
-        assignments: A method option for every method of this run, for example --set r=2; may be repeated.
-        results: Folder of the records.
-        reports: Folder of the reports.
-        skip_bad_videos: Run without the videos that cannot be decoded; the record lists them.
-        paper_scale: What the methods cost on full-size ViT-B/32 and ViT-B/16: counted (GMACs, tokens, parameters),
-            timed as well (minutes a method on a CPU), or none; auto times on a GPU and counts on a CPU, and leaves
-            it out with --eval-only.
-        resume: Go on where the same command was broken off; runs that have their record are left out.
-        skip_done: Leave out runs that have their record; anything unfinished begins anew.
-        checkpoint_every: Minutes between two saves of the training state; the end of every epoch is saved anyway.
-        chunk: Pairs whose graph is held in memory at a time; all of the batch by default. It changes no gradient.
-        memory_limit: Memory that training may take on the device, for example 8GB: the largest chunk under it is found
-            by trial.
-        tensorboard: Write TensorBoard's events beside the log.
-        save_embeddings: Keep the features of the test split under results/embeddings, for tvrbench rank.
-        dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.runs.suite import Request, run_protocol
-
-    request = Request(
-        protocol=protocol,
-        methods=split_names(methods, "methods"),
-        seeds=split_numbers(seeds, "seeds"),
-        data=data,
-        device=pick_device(device),
-        backbone=backbone,
-        weights=weights,
-        checkpoint=checkpoint,
-        eval_only=eval_only,
-        selection=selection,
-        options=parse_assignments(assignments),
-        results=results,
-        reports=reports,
-        skip_bad_videos=skip_bad_videos,
-        paper_scale=None if eval_only and paper_scale == "auto" else pick_extent(paper_scale, pick_device(device)),
-        resume=resume,
-        skip_done=skip_done,
-        checkpoint_every_s=60 * checkpoint_every,
-        chunk=chunk,
-        memory_limit=None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
-        tensorboard=tensorboard,
-        save_embeddings=save_embeddings,
-        arguments=tuple(sys.argv[1:]),
-    )
-    run_protocol(request, dry_run=dry_run, as_json=as_json)
-
-
-@app.command
-def matrix(
-    file: Annotated[Positional[Path], arg(metavar="FILE.toml")],
-    /,
-    device: Device = "auto",
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
-    skip_bad_videos: bool = False,
-    checkpoint_every: float = 10.0,
-    chunk: int | None = None,
-    memory_limit: str | None = None,
-    slurm: bool = False,
-    dry_run: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Many runs from one file: those without a record, one at a time on every GPU; what was broken off goes on.
-
-    Args:
-        file: Lists of protocols, methods, seeds and backbones, every combination of which is a run; see
-            docs/training.md.
-        device: Where to run; auto takes every GPU where there is one.
-        results: Folder of the records.
-        reports: Folder of the reports.
-        skip_bad_videos: Run without the videos that cannot be decoded; the records list them.
-        checkpoint_every: Minutes between two saves of the training state; the end of every epoch is saved anyway.
-        chunk: Pairs whose graph is held in memory at a time; all of the batch by default. It changes no gradient.
-        memory_limit: Memory that training may take on the device, for example 8GB: the largest chunk under it is found
-            by trial.
-        slurm: Submit a job for every run to a SLURM cluster, with the parameters of the file's table slurm.
-        dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.sweep import SweepRequest, run_sweep
-
-    request = SweepRequest(
-        file=file,
-        device=pick_device(device),
-        results=results,
-        reports=reports,
-        slurm=slurm,
-        skip_bad_videos=skip_bad_videos,
-        shared={
-            "checkpoint_every_s": 60 * checkpoint_every,
-            "chunk": chunk,
-            "memory_limit": None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
-        },
-    )
-    run_sweep(request, dry_run=dry_run, as_json=as_json)
-
-
+app.command(run)
+app.command(sweep)
 app.command(report)
 app.command(rank)
 

@@ -16,10 +16,10 @@ from tvrbench.harness.core.signals import Interrupted
 from tvrbench.harness.data.cache import fill_cache
 from tvrbench.harness.data.compare import compare_reports, read_report
 from tvrbench.harness.data.download import fetch
+from tvrbench.harness.data.open import open_dataset
 from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, Source
 from tvrbench.harness.data.unpack import is_archive, unpack_videos
 from tvrbench.harness.data.verify import VerifyReport, check_place, verify, write_report
-from tvrbench.harness.runs.context import open_dataset
 
 SHOWN = 20  # differing videos that are printed one by one; --json has all
 RESUME_AFTER_FAILURE = "what was fetched or decoded is kept, and the same command goes on from there"

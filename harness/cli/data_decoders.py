@@ -10,8 +10,8 @@ from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.data.compare_decoders import compare_decoders
+from tvrbench.harness.data.open import open_dataset
 from tvrbench.harness.data.types import FrameSpec, VideoFiles
-from tvrbench.harness.runs.context import open_dataset
 
 
 def show_decoders(

@@ -26,7 +26,7 @@ from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.all_figures import heading
 from tvrbench.harness.reporting.figures.gallery import GALLERY, Searched, Strips, gallery_page
 from tvrbench.harness.reporting.figures.token_map import TOKENS, Frames, Merged, token_picture
-from tvrbench.harness.runs.context import RunContext, prepare
+from tvrbench.harness.runs.context import RunContext, open_context
 
 # VidToMe takes its merges back after attention by default, so nothing would be seen of them.
 TOKEN_METHODS = ("tempme", "tome", "centerclip", "vidtome:mode=persistent")
@@ -60,7 +60,7 @@ def make_picture(request: Request, as_json: bool) -> None:
         UsageError: an unknown name, a video that is not in the test split, data that cannot be read, or a folder that
             cannot be written to.
     """
-    prepared = prepare(load_protocol(request.protocol), request.data, request.weights)
+    prepared = open_context(load_protocol(request.protocol), request.data, request.weights)
     folder = request.reports.joinpath(*prepared.protocol.name.split("/"))
     scope = ReportContext(protocol=prepared.protocol.name, dataset=prepared.dataset.name, folder=folder)
     if scope.notice:
@@ -138,7 +138,7 @@ def _searched(shown: Sequence[Shown], prepared: RunContext, request: Request) ->
         text_TE = encode_texts(one.model, test.captions, prepared.tokenizer, prepared.protocol.words)
         with Bar(len(test.video_ids)) as bar:
             bar.begin(f"{one.label}: encoding videos")
-            video_VE = encode_videos(one.model, test.video_ids, prepared.loader(one.spec), _BATCH, bar.advance)
+            video_VE = encode_videos(one.model, test.video_ids, prepared.loader(one.spec), _BATCH, bar.update)
         scores_TV = cosine_scores(text_TE, video_VE)
         ranks_T = retrieval_metrics(scores_TV, test.caption_video)["t2v"]["ranks"]
         told = beside_records(ranks_T, store, prepared.protocol.name, parse_entry(one.label).method, request.seed)

@@ -14,7 +14,8 @@ from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.baseline import Value
 from tvrbench.harness.regression.signature import TOLERANCE, signature
-from tvrbench.harness.runs.suite import Request, run_protocol
+from tvrbench.harness.runs.settings import RunSettings
+from tvrbench.harness.runs.suite import run_suite
 
 _RATIOS: Mapping[str, tuple[str, str, bool]] = {
     "time_inference": ("throughput", "inference", True),
@@ -67,7 +68,7 @@ def measure_signatures(methods: Iterable[str]) -> dict[str, Value]:
 def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None) -> list[Record]:
     """The records of the runs, made now in a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="tvrbench-check-") as folder:
-        request = Request(
+        settings = RunSettings(
             protocol=runs.protocol,
             methods=runs.methods,
             seeds=(runs.seed,),
@@ -75,10 +76,10 @@ def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None)
             device=device,
             results=Path(folder) / "results",
             reports=Path(folder) / "reports",
-            paper_scale=None,
-            measure_speed=speed,
+            full_size_costs="off",
+            no_timing=not speed,
         )
-        run_protocol(request, dry_run=False, as_json=False)
+        run_suite(settings)
         return matching(RecordStore(Path(folder) / "results"), runs)
 
 

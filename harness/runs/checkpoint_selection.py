@@ -7,7 +7,7 @@ metrics beside the chosen one's, and ``metrics.selection`` is ``best-on-test``, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import Any
 
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.evaluation.evaluate import Evaluation
@@ -54,22 +54,20 @@ def score_at(loop: TrainingLoop, state: RunState, steps: Sequence[int], score: C
         loop.save()
 
 
-def choose(checks: Sequence[Check], end: int, last: Evaluation, score_best: Callable[[], Evaluation]) -> Evaluation:
-    """The evaluation of the checkpoint with the highest R@1; its metrics list all that it was chosen from.
-
-    Of equal ones the last is taken, so that choosing adds nothing unless it must.
+def choose(checks: Sequence[Check], end: int, last: Evaluation) -> dict[str, Any]:
+    """Choose the checkpoint with the highest R@1; of equal ones the last, so that choosing adds nothing unless it must.
 
     Args:
         checks: the scores before the last step, in the order of training.
         end: the last step.
         last: the last checkpoint's evaluation.
-        score_best: loads the best of ``checks`` and evaluates it again.
+
+    Returns:
+        The record's account: all ``scores``, the ``chosen`` one, and the metrics of the ``last`` checkpoint.
     """
     scores = [*checks, {"step": end} | _summary(last)]
     best = max(scores, key=lambda check: (check["R1"], check["step"]))
-    chosen = last if best is scores[-1] else score_best()
-    account = {"scores": scores, "chosen": best, "last": {key: last.metrics[key] for key in ("t2v", "v2t", "RSum")}}
-    return replace(chosen, metrics=chosen.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
+    return {"scores": scores, "chosen": best, "last": {key: last.metrics[key] for key in ("t2v", "v2t", "RSum")}}
 
 
 def _summary(result: Evaluation) -> Check:

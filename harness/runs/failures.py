@@ -1,4 +1,4 @@
-"""What breaks a run off, in one sentence that says what to change; anything not known here is a bug and stays one."""
+"""What stops a run, in one sentence with its remedy; anything unknown here is a bug and stays one."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from torch import distributed as dist
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
 
-RESUME_AFTER_FAILURE = "then go on with the same command and --resume"
-# How torch names it where it has no class for it: memory that the CPU's allocator did not get.
+RESUME_AFTER_FAILURE = "then run the same command with --resume"
+# Messages for which torch has no class: memory that the CPU's allocator did not get.
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator: can't allocate memory|not enough memory|std::bad_alloc")
 _LOST = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
 
 
 class ProcessLost(RunFailed):
-    """Another process of this run is gone; why, that one may have said."""
+    """Another process of this run is gone; only that one may know why."""
 
 
-def explained(error: Exception, doing: str) -> RunFailed | TrainingDiverged | None:
-    """The fault behind an error in words for the user; None for an error that nothing is known about.
+def explain(error: Exception, title: str) -> RunFailed | TrainingDiverged | None:
+    """The fault behind an error in words for the user; None for an unknown error.
 
     Args:
         error: what was raised.
-        doing: the run, for the message.
+        title: of the run, for the message.
     """
     if isinstance(error, RunFailed | TrainingDiverged):
         return error
-    if isinstance(error, UsageError):  # in the middle of a run: what was good at its beginning no longer is
-        return RunFailed(f"{doing}: {error}, {RESUME_AFTER_FAILURE}")
+    if isinstance(error, UsageError):  # in the middle of a run: an input that was good at its start no longer is
+        return RunFailed(f"{title}: {error}, {RESUME_AFTER_FAILURE}", code="run.input-changed", cause=error.code)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _matches(error, _NO_MEMORY):
         return RunFailed(
-            f"{doing}: out of memory; give --memory-limit (for example --memory-limit 8GB) or --chunk to train in "
-            f"smaller parts with the same gradient, {RESUME_AFTER_FAILURE}"
+            f"{title}: out of memory: give --memory-limit (for example --memory-limit 8GB) or --micro-batch-size to "
+            f"train in smaller parts with the same gradient, {RESUME_AFTER_FAILURE}",
+            code="run.out-of-memory",
         )
     if dist_info().size > 1 and (isinstance(error, dist.DistError) or _matches(error, _LOST)):
+        rank, size = dist_info().rank, dist_info().size
         return ProcessLost(
-            f"{doing}: process {dist_info().rank} of {dist_info().size} lost another one ({_cause(error)}); see what that "
-            f"one printed, mend it, {RESUME_AFTER_FAILURE} and the same number of processes"
+            f"{title}: process {rank} of {size} lost another one ({_cause(error)}): see the output of that one, fix "
+            f"its fault, {RESUME_AFTER_FAILURE} and the same number of processes",
+            code="run.process-lost",
+            rank=rank,
         )
     return None
 
@@ -55,7 +59,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The first sentence: what comes after it in a transport's message is advice for other programs."""
+    """The first sentence: the rest of a transport's message is advice for other programs."""
     return _first_line(error).partition(". ")[0]
 
 

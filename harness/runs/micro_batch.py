@@ -1,6 +1,6 @@
-"""How many pairs to hold in memory at a time: the largest number whose measured peak stays under a limit.
+"""The micro-batch size under a memory limit: the largest whose measured peak stays below it.
 
-A trial is a training step on made-up pairs on the device itself, optimizer included. Trials begin with one pair and
+A trial is a training step on synthetic pairs on the device itself, optimizer included. Trials begin with one pair and
 double, so that none takes much more than twice the limit, and then halve the gap between what fits and what does not.
 """
 
@@ -19,68 +19,76 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
-from tvrbench.harness.training.loss import Pairs, cached_backward, contrastive_loss, full_batch_backward
-from tvrbench.harness.training.trainer import Trainer
+from tvrbench.harness.training.loss import contrastive_loss
+from tvrbench.harness.training.state_file import copy_of, load_tensors, trainable_state_dict
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
-# Of the figures that MemoryProbe gives: what the allocator holds of a GPU, and all that the process holds of a CPU.
+# From MemoryProbe: memory that the allocator holds of a GPU, and all memory of the process on a CPU.
 _METER = {"cuda": "peak_memory_reserved", "cpu": "peak_process_memory"}
 _MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchChoice:
-    """A chunk, and what every trial took.
+    """A micro-batch size, and the peak of every trial.
 
     Attributes:
-        chunk: pairs held at a time; None: the whole share of this process at once.
-        peaks_mib: peak memory by chunk tried; None where there was not enough.
-        limit_mib: what was given.
+        size: pairs; None for the whole share of this process at once.
+        peaks_mib: peak memory by size tried; None if memory ran out.
+        limit_mib: the limit.
     """
 
-    chunk: int | None
+    size: int | None
     peaks_mib: dict[int, float | None]
     limit_mib: float
 
-    def to_json(self) -> dict[str, Any]:
-        """For a record."""
-        peaks = {str(chunk): peak for chunk, peak in sorted(self.peaks_mib.items())}
-        return {"limit_mib": self.limit_mib, "peaks_mib": peaks}
+    def to_state(self) -> dict[str, Any]:
+        """``size``, and ``record``: its entry in the run's record."""
+        peaks = {str(size): peak for size, peak in sorted(self.peaks_mib.items())}
+        return {"size": self.size, "record": {"limit_mib": self.limit_mib, "peaks_mib": peaks}}
 
 
-def choose_micro_batch(make: Callable[[], RetrievalModel], recipe: Recipe, pairs: int, limit: int) -> MicroBatchChoice:
-    """The largest chunk under the limit, the same in every process.
+def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int) -> MicroBatchChoice:
+    """The largest micro-batch under the limit, the same in every process; the model leaves as it came.
 
     Args:
-        make: gives the model that will be trained; called once, and what it gave is dropped again.
+        model: to be trained.
         recipe: its recipe.
         pairs: of one step of one process.
-        limit: bytes; what the allocator reserves of a GPU (the CUDA context, some hundred MB, comes on top), or the
-            resident size of the whole process on a CPU.
+        limit: bytes; memory that the allocator reserves on a GPU (the CUDA context, some hundred MB, comes on top), or
+            the resident size of the whole process on a CPU.
 
     Raises:
         UsageError: not even one pair at a time fits.
     """
-    trial = MemoryProbeStep(make(), recipe, pairs)
+    initial = copy_of(trainable_state_dict(model))
+    trainer = Trainer(model, recipe, 2)
+    inputs = synthetic_batch(model, pairs, trainer.device)
+    batch = Pairs(video=inputs.frames, video_mask=inputs.mask, ids=inputs.ids, text_mask=inputs.text_mask)
     peaks: dict[int, float | None] = {}
 
-    def fits(chunk: int) -> bool:
-        found: list[float | None] = all_gather_object(trial.peak(chunk))
-        known = [peak for peak in found if peak is not None]
-        peaks[chunk] = max(known) if len(known) == len(found) else None
-        return len(known) == len(found) and max(known) * _MIB <= limit
+    def fits(size: int) -> bool:
+        of_ranks: list[float | None] = all_gather_object(_peak(trainer, batch, size))
+        known = [peak for peak in of_ranks if peak is not None]
+        peaks[size] = max(known) if len(known) == len(of_ranks) else None
+        return len(known) == len(of_ranks) and max(known) * _MIB <= limit
 
-    chunk = largest(fits, pairs)
-    if chunk == 0:
+    size = largest(fits, pairs)
+    trainer.finish()
+    load_tensors(model, initial, "the model before the memory trials")
+    if size == 0:
         needed = "more than the device has" if peaks[1] is None else f"{peaks[1]:.0f} MiB"
         raise UsageError(
             f"--memory-limit of {limit / _MIB:.0f} MiB: one pair at a time already takes {needed}; give more, or "
-            "take a smaller --backbone"
+            "a smaller --backbone",
+            code="memory-limit.too-small",
+            needed_mib=peaks[1],
         )
-    return MicroBatchChoice(chunk=None if chunk == pairs else chunk, peaks_mib=peaks, limit_mib=limit / _MIB)
+    return MicroBatchChoice(size=None if size == pairs else size, peaks_mib=peaks, limit_mib=limit / _MIB)
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to ``most`` that fits, where every smaller one does too; 0 where 1 does not."""
+    """The largest number from 1 to ``most`` that fits, if every smaller one fits too; 0 if 1 does not."""
     good, bad = 0, most + 1
     candidate = 1
     while good < most and bad == most + 1:
@@ -97,43 +105,19 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
-class MemoryProbeStep:
-    """Steps of one process alone: no trial waits for another process, so that one may run out of memory by itself.
-
-    Args:
-        model: what is trained.
-        recipe: how.
-        pairs: of one step; made up.
-    """
-
-    def __init__(self, model: RetrievalModel, recipe: Recipe, pairs: int) -> None:
-        self._trainer = Trainer(model, recipe, 2)
-        inputs = synthetic_batch(model, pairs, self._trainer.device)
-        self._pairs = Pairs(video=inputs.frames, video_mask=inputs.mask, ids=inputs.ids, text_mask=inputs.text_mask)
-
-    def peak(self, chunk: int) -> float | None:
-        """MiB at the most; None where memory ran out."""
-        device = self._trainer.device
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            with MemoryProbe(device) as probe:
-                self._step(chunk)
-        except (torch.OutOfMemoryError, MemoryError):
-            return None
-        finally:
-            self._trainer.optimizer.zero_grad(set_to_none=True)
-        return next(m.value for m in probe.measurements() if m.name == _METER[device.type])
-
-    def _step(self, chunk: int) -> None:
-        trainer, model = self._trainer, self._trainer.model
-
-        def loss_of(text: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
-            return contrastive_loss(model.similarity(text, video))
-
-        if chunk >= len(self._pairs):
-            full_batch_backward(self._pairs, trainer.encode, loss_of, lambda loss: loss)
-        else:
-            cached_backward(self._pairs, chunk, trainer.encode, loss_of, lambda loss: loss)
-        trainer.optimizer.step()
+def _peak(trainer: Trainer, batch: Pairs, size: int) -> float | None:
+    """Peak memory in MiB of one step; None if memory ran out. No trial waits for another process, which may run out."""
+    device, model = trainer.device, trainer.model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    trainer.micro_batch_size = size
+    try:
+        with MemoryProbe(device) as probe:
+            trainer.accumulate(batch, lambda text, video: contrastive_loss(model.similarity(text, video)))
+            trainer.optimizer.step()
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    finally:
+        trainer.optimizer.zero_grad(set_to_none=True)
+    return next(m.value for m in probe.measurements() if m.name == _METER[device.type])

@@ -1,4 +1,4 @@
-"""``tvrbench run --dry-run``: what would be run, and how long it would take on this device."""
+"""``--dry-run``: the runs of a command, and how long they would take on this device."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import torch
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.core.console import print_json, print_table, say
+from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.records.record import plain
-from tvrbench.harness.runs.checkpoint_selection import steps_to_check
-from tvrbench.harness.runs.config import TRAIN_WORK, RunConfig, build_model, recipe_of, training_steps, trainings
+from tvrbench.harness.runs.checkpoint_selection import eval_steps
+from tvrbench.harness.runs.config import RunConfig, describe, options_of, recipe_of, training_steps, trainings
 from tvrbench.harness.runs.context import weights_of
-from tvrbench.harness.runs.runner import describe
+from tvrbench.harness.training.loop import TRAIN_WORK
 from tvrbench.harness.training.trainer import Trainer
 
 PROBE_BATCH = {"cpu": 1, "cuda": 16}
+HEADERS = ("method", "tuning", "seed", "steps", "batch", "trainings", "disk MiB", "hours here")
+HOURS_NOTE = "hours are scaled from one timed step on synthetic frames; decoding is not included"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One run of the plan; hours come from timing single steps on this device, linearly scaled.
+    """One run of the plan; its hours are scaled linearly from single steps timed on this device.
 
-    ``options`` are those that its record will tell, as plain data.
+    Attributes:
+        options: as its record will hold them.
     """
 
     method: str
@@ -39,31 +44,32 @@ class PlannedRun:
     disk_mib: float
     hours: float
 
+    def cells(self) -> list[Any]:
+        """The run as a row below ``HEADERS``."""
+        shown = [self.method, self.tuning, self.seed, self.steps, self.batch_size, self.trainings]
+        return [*shown, f"{self.disk_mib:.0f}", f"{self.hours:.2f}"]
+
 
 def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedRun]:
-    """Plan every run from the protocol's sizes; each method is timed once, on random weights where it can be."""
-    spec = "random:0" if protocol.backbone else weights_of(protocol)
-    timed: dict[str, tuple[dict[str, Any], int, float]] = {}  # what a record says, parameters, seconds a video
+    """Plan every run from the protocol's sizes; each method is timed once, on random weights if possible."""
+    weights = "random:0" if protocol.backbone else weights_of(protocol)
+    timed: dict[str, tuple[dict[str, Any], int, float]] = {}  # description, parameters, seconds per video
     plan = []
     for config in configs:
         recipe = recipe_of(protocol, config)
         steps = training_steps(protocol, config, protocol.train_pairs)
         if config.method not in timed:
             say(f"timing {config.method} on {config.device}")
-            model = build_model(protocol, spec, config)
-            parameters = sum(p.numel() for p in model.parameters())
-            seconds = _seconds_per_video(model, protocol, trains=steps > 0)
-            timed[config.method] = describe(model), parameters, seconds
-            del model
-        described, parameters, seconds = timed[config.method]
+            timed[config.method] = _timed(protocol, config, weights, trains=steps > 0)
+        description, parameters, seconds = timed[config.method]
         repeats = trainings(protocol) if steps else 1
-        looks = repeats + len(steps_to_check(config.selection, recipe, steps // recipe.epochs, steps))
-        work = repeats * steps * recipe.batch_size + looks * protocol.test_videos / (TRAIN_WORK if steps else 1)
+        evals = repeats + len(eval_steps(config.selection, recipe, steps // recipe.epochs, steps))
+        work = repeats * steps * recipe.batch_size + evals * protocol.test_videos / (TRAIN_WORK if steps else 1)
         plan.append(
             PlannedRun(
                 method=config.method,
-                options=plain(described["options"], config.method),
-                tuning=described["tuning"],
+                options=plain(description["options"], config.method),
+                tuning=description["tuning"],
                 seed=config.seed,
                 steps=steps,
                 batch_size=recipe.batch_size,
@@ -75,25 +81,37 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
     return plan
 
 
+def _timed(protocol: Protocol, config: RunConfig, weights: str, *, trains: bool) -> tuple[dict[str, Any], int, float]:
+    scored = config.checkpoint
+    model = load_model(
+        config.method,
+        backbone=protocol.backbone,
+        weights=None if scored and scored.base else weights,
+        checkpoint=scored.path if scored else None,
+        frames=protocol.frames,
+        device=config.device,
+        seed=config.seed,
+        **options_of(protocol, config),
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    description = describe(protocol, model.clip.arch, config)
+    return description, parameters, _seconds_per_video(model, protocol, trains=trains)
+
+
 def _seconds_per_video(model: RetrievalModel, protocol: Protocol, *, trains: bool) -> float:
-    """Seconds a video of one warm training step (or encoding, where nothing is trained)."""
+    """Seconds per video of one warm training step, or of encoding if nothing is trained."""
     device = model.clip.logit_scale.device
     batch = PROBE_BATCH[device.type]
-    size = model.clip.arch.image_size
-    video = torch.randn(batch, protocol.frames, 3, size, size, device=device)
-    mask = torch.ones(batch, protocol.frames, dtype=torch.bool, device=device)
-    words = min(protocol.words, model.clip.arch.context_length)
-    ids = torch.zeros(batch, words, dtype=torch.long, device=device)
-    text_mask = torch.ones_like(ids, dtype=torch.bool)
+    inputs = synthetic_batch(model, batch, device)
     recipe = replace(protocol.recipe_for(model.spec.card.recipe), steps=2)
     trainer = Trainer(model, recipe, 2) if trains else None
     for _ in range(2):
         start = time.perf_counter()
         if trainer:
-            trainer.step(video, mask, ids, text_mask)
+            trainer.step(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
         else:
             with torch.inference_mode():
-                model(video, mask, ids, text_mask)
+                model(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
         if device.type == "cuda":
             torch.cuda.synchronize()
         elapsed = time.perf_counter() - start
@@ -101,24 +119,14 @@ def _seconds_per_video(model: RetrievalModel, protocol: Protocol, *, trains: boo
 
 
 def print_plan(plan: Sequence[PlannedRun], protocol: Protocol, as_json: bool) -> None:
-    """The plan as a table or as JSON, with totals."""
+    """Print the plan as a table or as JSON, with totals."""
     hours, disk = sum(run.hours for run in plan), sum(run.disk_mib for run in plan)
     if as_json:
-        print_json(
-            {
-                "protocol": {"name": protocol.name, "hash": protocol.hash},
-                "runs": [asdict(run) for run in plan],
-                "hours": hours,
-                "disk_mib": disk,
-            }
-        )
+        reference = {"name": protocol.name, "hash": protocol.hash}
+        runs = [asdict(run) for run in plan]
+        print_json({"protocol": reference, "runs": runs, "hours": hours, "disk_mib": disk})
         return
-    headers = ["method", "tuning", "seed", "steps", "batch", "trainings", "disk MiB", "hours here"]
-    rows = [
-        [r.method, r.tuning, r.seed, r.steps, r.batch_size, r.trainings, f"{r.disk_mib:.0f}", f"{r.hours:.2f}"]
-        for r in plan
-    ]
     print(f"{protocol.name} ({protocol.hash}): {protocol.title}")
-    print_table(rows, headers)
+    print_table([run.cells() for run in plan], HEADERS)
     print(f"{len(plan)} runs, {hours:.1f} hours on this device, {disk / 1024:.1f} GiB of checkpoints")
-    print("hours are scaled from one timed step on random frames; decoding is not in them")
+    print(HOURS_NOTE)

@@ -1,108 +1,157 @@
-"""Which runs of a command are done, which were broken off, and which are left."""
+"""Earlier work of the same runs: which are done, which were interrupted, and which are left."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import read_record
-from tvrbench.harness.records.store import BEST_ON_TEST, RecordStore, run_name
-from tvrbench.harness.runs.config import RunConfig, new_model, recipe_of, training_steps
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.config import (
+    RunConfig,
+    RunFiles,
+    RunKey,
+    check_shares,
+    options_text,
+    recipe_of,
+    training_steps,
+)
 from tvrbench.harness.runs.context import RunContext
-from tvrbench.harness.runs.runner import describe, head
-from tvrbench.harness.runs.session import run_key, state_path
-from tvrbench.harness.training.loop import check_shares
-from tvrbench.harness.training.state_file import SUFFIX, StateFile
+from tvrbench.harness.runs.plan import PlannedRun
+from tvrbench.harness.runs.settings import LAST
+from tvrbench.harness.training.loop import FINAL
+from tvrbench.harness.training.state_file import SavedState, StateFile, read_state
 
-Described = Mapping[str, dict[str, Any]]
+# Two runs that differ in anything else, and agree in these, are easily taken for one another.
+_LIKE = ("method", "tuning", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkList:
-    """``done``: records that are there already and count; ``left``: what is to be run."""
+    """The runs of a command: records that exist and count, and runs to do."""
 
     done: Sequence[Path]
     left: Sequence[RunConfig]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResumePolicy:
-    """What to make of earlier work.
-
-    Attributes:
-        skip: leave out runs that have their record.
-        refuse: begin no run anew where another one of the same method and seed was broken off.
-    """
-
-    skip: bool
-    refuse: bool
-
-    def look(
-        self, prepared: RunContext, configs: Sequence[RunConfig], described: Described, store: RecordStore
-    ) -> WorkList:
-        """Part what is done from what is left.
-
-        Raises:
-            UsageError: a batch that the processes cannot share, or with ``refuse`` a state of another run.
-        """
-        done, left = [], []
-        for config in configs:
-            says = head(prepared, config, described[config.method])
-            found = record_of(says, store) if self.skip else None
-            if found is not None:
-                done.append(found)
-                continue
-            left.append(config)
-            if training_steps(prepared.protocol, config, len(prepared.train.captions)):
-                check_shares(recipe_of(prepared.protocol, config).batch_size)
-                if self.refuse:
-                    refuse_another(says, state_path(store, prepared.protocol.name, run_name(says)), config.device)
-        return WorkList(done=done, left=left)
-
-
-def describe_all(prepared: RunContext, configs: Sequence[RunConfig]) -> Described:
-    """How a record describes every method; builds each once.
-
-    Raises:
-        UsageError: an option that does not fit.
-    """
-    firsts = {config.method: config for config in reversed(configs)}
-    return {method: describe(new_model(prepared, config)) for method, config in firsts.items()}
-
-
-def record_of(head: Mapping[str, Any], store: RecordStore) -> Path | None:
-    """The valid record, ranks included, of the very run that ``head`` names; None where there is none.
-
-    A record that cannot be read counts as none: the run will be done again and replace it.
-    """
-    path = store.folder(head["protocol"]["name"]) / f"{run_name(head)}.json"
-    if not path.is_file():
-        return None
-    try:
-        store.load_ranks(read_record(path))
-    except UsageError:
-        return None
-    return path
-
-
-def refuse_another(head: dict[str, Any], state: Path, device: str) -> None:
-    """Refuse to begin a run anew where what was broken off is the same method and seed, but not the same run.
+def work_list(
+    context: RunContext, configs: Sequence[RunConfig], store: RecordStore, *, skip: bool, refuse: bool
+) -> WorkList:
+    """Part completed runs from those to do, after checking the options of every one.
 
     Args:
-        head: of the record of the run that is wanted.
-        state: where its own state would lie.
-        device: it runs on.
+        context: of the runs.
+        configs: the runs.
+        store: of the records.
+        skip: completed runs need not be done again.
+        refuse: stop if another run of the same method, tuning and seed was interrupted.
 
     Raises:
-        UsageError: says what differs.
+        UsageError: an option that does not fit, a batch that the processes cannot share, or with ``refuse`` a state of
+            another run.
     """
-    if state.is_file():
-        return
-    stem, seed = re.sub(r"-[0-9a-f]{8}$", "", run_name(head)).replace(f"-{BEST_ON_TEST}", "").rsplit("-", 1)
-    for selection in ("", f"-{BEST_ON_TEST}"):
-        for other in sorted(state.parent.glob(f"{stem}{selection}-{seed}-????????{SUFFIX}")):
-            StateFile(other, run_key(head, device)).read()
+    done, left = [], []
+    for config in configs:
+        key = RunKey.of(context, config)
+        files = RunFiles(store, context.protocol.name, key.name)
+        if skip and _completed(files):
+            done.append(files.record)
+            continue
+        left.append(config)
+        if training_steps(context.protocol, config, len(context.train.captions)):
+            check_shares(recipe_of(context.protocol, config).batch_size)
+            if refuse and not files.state.is_file():
+                _refuse_other_states(key, files)
+    return WorkList(done=done, left=left)
+
+
+def _completed(files: RunFiles) -> bool:
+    """True if the run has its record, ranks included; one that cannot be read will be replaced."""
+    if not files.record.is_file():
+        return False
+    try:
+        files.store.load_ranks(read_record(files.record))
+    except UsageError:
+        return False
+    return True
+
+
+def _refuse_other_states(key: RunKey, files: RunFiles) -> None:
+    for path, saved in _readable(files.other_states()).items():
+        if all(saved.run.get(name) == key.identity[name] for name in _LIKE):
+            StateFile(files.state, key.identity).check_identity(saved.run, path)
+
+
+def _readable(paths: Sequence[Path]) -> dict[Path, SavedState]:
+    states = {}
+    for path in paths:
+        try:
+            states[path] = read_state(path, mapped=True)
+        except UsageError:  # a damaged state is refused when its own run is resumed
+            continue
+    return states
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """How far a planned run has come.
+
+    Attributes:
+        done: it has its record.
+        resumes: where it resumes; None if no state was saved.
+        failure: of its last attempt, if that left a record.
+    """
+
+    done: bool = False
+    resumes: str | None = None
+    failure: str | None = None
+
+    def describe(self) -> str | None:
+        """The status for a table; None for a run that was never started."""
+        if self.done:
+            return "record"
+        failed = "failed" if self.failure is not None else None
+        return ", ".join(part for part in (failed, self.resumes) if part is not None) or None
+
+
+def run_status(protocol: Protocol, run: PlannedRun, store: RecordStore, *, other_weights: bool = False) -> RunStatus:
+    """Look up a planned run in the folder of results; data and weights are not opened for that.
+
+    Args:
+        protocol: of the run.
+        run: as planned.
+        store: of the records.
+        other_weights: it will run on other weights than the protocol's, which its hash cannot tell then.
+
+    Raises:
+        UsageError: a file among the records is not a record.
+    """
+    options = options_text(run.options)
+    records = [
+        record
+        for record in store.find(protocol.name, method=run.method, tuning=run.tuning, seed=run.seed)
+        if "checkpoint" not in record
+        and record["metrics"].get("selection", LAST) == LAST
+        and (other_weights or record["protocol"]["hash"] == protocol.hash)
+        and options_text(record["method"]["options"]) == options
+    ]
+    if any(record["status"] == "completed" for record in records):
+        return RunStatus(done=True)
+    failure = next((record["failure"] for record in records), None)
+    wanted = {"method": run.method, "tuning": run.tuning, "seed": run.seed, "options": options, "selection": LAST}
+    if not other_weights:
+        wanted["protocol hash"] = protocol.hash
+    states = _readable(RunFiles(store, protocol.name, "").other_states()).values()
+    saved = next((s for s in states if all(s.run.get(name) == value for name, value in wanted.items())), None)
+    return RunStatus(resumes=None if saved is None else _position(saved), failure=failure)
+
+
+def _position(saved: SavedState) -> str:
+    training = saved.state.training
+    if training is None:
+        return "resumes with its next training"
+    phase = "" if training.phase == FINAL else f" of {training.phase}"
+    return f"resumes after step {len(training.losses)}{phase}"

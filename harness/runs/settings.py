@@ -32,7 +32,7 @@ class ExecutionSettings:
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
     """
 
-    device: Device | str = "auto"
+    device: Device = "auto"
     results: Path = Path("results")
     reports: Path = Path("reports")
     skip_bad_videos: bool = False

@@ -1,235 +1,163 @@
-"""``tvrbench run``: plan, prepare, run every method and seed, measure cost at paper scale, write the report.
-
-With a checkpoint and ``--eval-only`` the one run scores that and trains nothing.
-"""
+"""All runs of one ``tvrbench run``: plan, open, run every method and seed, cost at full size."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.console import print_json, say
+from tvrbench.harness.core.console import say
 from tvrbench.harness.core.distributed import dist_info, process_group
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.factory import method_class
-from tvrbench.harness.profiling import full_size as paper_scale
-from tvrbench.harness.profiling.full_size import Extent
+from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
-from tvrbench.harness.reporting.pages.report import write_report
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, planned_work
-from tvrbench.harness.runs.context import RunContext, prepare, with_checked_videos
+from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
-from tvrbench.harness.runs.failures import explained
+from tvrbench.harness.runs.failures import explain
 from tvrbench.harness.runs.plan import make_plan, print_plan
-from tvrbench.harness.runs.resume import ResumePolicy, describe_all
-from tvrbench.harness.runs.runner import run_one
-from tvrbench.harness.runs.session import Session
+from tvrbench.harness.runs.resume import work_list
+from tvrbench.harness.runs.runner import Session, run
+from tvrbench.harness.runs.settings import BEST_ON_TEST, LAST, RunSettings
 from tvrbench.harness.training.step_log import check_tensorboard
 
-STANDIN_NOTICE = (
-    "THIS RUN IS ON THE EMBEDDED STAND-IN: 2,300 small generated clips and a small CLIP, not MSR-VTT. "
-    "It shows that the whole job works; no ranking here carries over to MSR-VTT. "
-    "For the real thing give --data DIR with MSR-VTT (see README.md)."
-)
 TEST_NOTICE = (
-    "--selection best-on-test: each run reports the checkpoint that scores best on the test set, as some papers do. "
-    "Such a number is no test; records and reports flag it, and it is in no comparison."
+    "--checkpoint-selection best-on-test: each run reports the checkpoint that scores best on the test set, as some "
+    "papers do. Such a number is no test: records and reports flag it, and it is in no comparison."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the command line asked for; empty ``methods`` or ``seeds`` mean all, or the protocol's own.
-
-    Attributes:
-        resume: go on from saved states, and leave out runs that have their record.
-        strict: refuse to resume where only another run of the same method and seed was broken off.
-        skip_done: leave out runs that have their record.
-        selection: which checkpoint of each training is reported.
-        checkpoint_every_s, chunk, memory_limit, tensorboard, save_embeddings: see ``Session``.
-        videos_checked: they have been decoded to check them by whoever asks.
-        report: make the protocol's report at the end.
-    """
+class SuiteResult:
+    """The protocol that ran, and the records of its runs, earlier ones included."""
 
     protocol: str
-    methods: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    data: Path | None = None
-    device: str = "cpu"
-    backbone: str | None = None
-    weights: str | None = None
-    checkpoint: Path | None = None
-    eval_only: bool = False
-    selection: Literal["last", "best-on-test"] = LAST
-    options: dict[str, Any] = field(default_factory=dict)
-    results: Path
-    reports: Path
-    skip_bad_videos: bool = False
-    paper_scale: Extent | None = "counted"
-    measure_speed: bool = True
-    resume: bool = False
-    strict: bool = True
-    skip_done: bool = False
-    checkpoint_every_s: float = 600.0
-    chunk: int | None = None
-    memory_limit: int | None = None
-    tensorboard: bool = False
-    save_embeddings: bool = False
-    videos_checked: bool = False
-    report: bool = True
-    arguments: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.chunk is not None and self.memory_limit is not None:
-            raise UsageError("--chunk and --memory-limit: give one of them, the second finds the first")
-        if self.chunk is not None and self.chunk < 1:
-            raise UsageError(f"--chunk {self.chunk}: at least one pair must be held at a time")
-        if not self.checkpoint_every_s >= 0:
-            raise UsageError("--checkpoint-every: give minutes, 0 to save after every step")
-        if self.tensorboard:
-            check_tensorboard()
+    records: Sequence[Path]
 
 
-def run_protocol(request: Request, *, dry_run: bool, as_json: bool) -> None:
-    """Do what ``tvrbench run`` promises; see ``tvrbench run --help``. Under torchrun, in every process.
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The runs that the settings ask for: protocol, checkpoint to score or None, one config per run."""
+
+    protocol: Protocol
+    scored: EvalCheckpoint | None
+    configs: Sequence[RunConfig]
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> Suite:
+        """Resolve the settings; no data and no weights are opened, except a checkpoint to score.
+
+        Raises:
+            UsageError: a name or checkpoint that does not fit.
+        """
+        protocol, scored = load_protocol(settings.protocol), None
+        if settings.checkpoint is None:
+            protocol = protocol.on(settings.backbone)
+        else:
+            scored = open_checkpoint(settings.checkpoint, settings.methods)
+            protocol = protocol_for(scored, protocol, settings.backbone, settings.weights)
+        methods = (scored.method,) if scored else settings.methods or tuple(registry.names("baselines", "methods"))
+        seeds = settings.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
+        trains = {method: method_class(method).card.trains for method in methods}
+        configs = [
+            RunConfig(
+                method=method,
+                seed=seed,
+                device=pick_device(settings.device),
+                options=settings.options,
+                checkpoint=scored,
+                selection=settings.checkpoint_selection if trains[method] else LAST,
+                timing=not settings.no_timing,
+            )
+            for seed in seeds
+            for method in methods
+            if trains[method] or seed == seeds[0]  # a method that is not trained has no seeds
+        ]
+        return cls(protocol=protocol, scored=scored, configs=configs)
+
+
+def run_suite(settings: RunSettings) -> SuiteResult | None:
+    """Do all runs of the settings. Under torchrun every process calls this; all but the first get None.
+
+    With ``dry_run``, print the plan instead and return None.
 
     Raises:
-        UsageError: something given does not fit.
-        RunFailed, TrainingDiverged: a run broke off; its record says why.
+        UsageError: an input does not fit.
+        RunFailed, TrainingDiverged: a run failed; its record names the cause.
         Interrupted: SIGTERM or Ctrl-C; what can be saved is.
     """
-    protocol, scored = _what(request)
-    methods = (scored.method,) if scored else request.methods or tuple(registry.names("baselines", "methods"))
-    configs = _configs(request, protocol, methods, scored)
-    notice = STANDIN_NOTICE if protocol.dataset == "standin" else None
-    if dry_run:
-        _tell(notice)
-        print_plan(make_plan(protocol, configs), protocol, as_json)
-        return
-    with process_group(request.device), SignalHandler() as interrupts:
-        _tell(notice)
-        _tell(TEST_NOTICE if request.selection == BEST_ON_TEST else None)
+    suite = Suite.of(settings)
+    notice = registry.lookup(suite.protocol.dataset, "datasets").notice
+    if settings.dry_run:
+        _log(notice)
+        print_plan(make_plan(suite.protocol, suite.configs), suite.protocol, settings.as_json)
+        return None
+    if settings.tensorboard:
+        check_tensorboard()
+    with process_group(pick_device(settings.device)), SignalHandler() as signals:
+        _log(notice)
+        _log(TEST_NOTICE if settings.checkpoint_selection == BEST_ON_TEST else None)
         try:
-            _carry_out(request, protocol, scored, configs, interrupts, as_json)
+            records = _run_all(suite, settings, signals)
         except Exception as error:
-            fault = explained(error, f"tvrbench run {protocol.name}") if dist_info().size > 1 else None
+            fault = explain(error, f"tvrbench run {suite.protocol.name}") if dist_info().size > 1 else None
             if fault is None or isinstance(error, UsageError):
                 raise
             raise fault from error
-        _tell(notice)
+        _log(notice)
+        return SuiteResult(protocol=suite.protocol.name, records=records) if dist_info().first else None
 
 
-def _carry_out(
-    request: Request,
-    protocol: Protocol,
-    scored: EvalCheckpoint | None,
-    configs: Sequence[RunConfig],
-    interrupts: SignalHandler,
-    as_json: bool,
-) -> None:
-    store = RecordStore(request.results)
+def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> list[Path]:
+    store = RecordStore(settings.results)
     if dist_info().first:
-        store.check_writable(protocol.name)
-    prepared = prepare(protocol, request.data, request.weights, scored=scored)
-    wanted = ResumePolicy(skip=request.resume or request.skip_done, refuse=request.resume and request.strict)
-    described = describe_all(prepared, configs)  # what does not fit is found before minutes of decoding
-    plan = wanted.look(prepared, configs, described, store)
-    if plan.left and not request.videos_checked:
-        prepared = with_checked_videos(prepared, skip_bad=request.skip_bad_videos, say=_tell)
-        plan = wanted.look(prepared, configs, described, store)
-    for path in plan.done:
-        _tell(f"done already: {path.name}")
-    records = [*plan.done, *_run_all(prepared, plan.left, request, store, interrupts)]
-    if not dist_info().first or not request.report:
-        return
-    pages = write_report(protocol.name, store, request.reports)
-    if as_json:
-        print_json({"records": [str(p) for p in records], "report": [str(p) for p in pages]})
-    say(f"report: {pages[0]}")
-
-
-def _tell(text: str | None) -> None:
-    """A line on stderr, once for all processes."""
-    if text is not None and dist_info().first:
-        say(text)
-
-
-def _what(request: Request) -> tuple[Protocol, EvalCheckpoint | None]:
-    """The protocol to run under, and the checkpoint to score if one is."""
-    protocol = load_protocol(request.protocol)
-    if request.checkpoint is None:
-        if request.eval_only:
-            raise UsageError("--eval-only scores a trained checkpoint: give its file with --checkpoint FILE")
-        return protocol.on(request.backbone), None
-    if request.selection != LAST:
-        raise UsageError(f"--selection {request.selection} is a choice in training, and --eval-only trains nothing")
-    if not request.eval_only:
-        raise UsageError(
-            "--checkpoint FILE goes with --eval-only, which scores it: a run always trains from the protocol's weights"
-        )
-    if len(request.seeds) > 1:
-        raise UsageError("--checkpoint FILE is scored once: give no --seeds, or one to file the record under")
-    scored = open_checkpoint(request.checkpoint, request.methods)
-    return protocol_for(scored, protocol, request.backbone, request.weights), scored
-
-
-def _configs(
-    request: Request, protocol: Protocol, methods: Sequence[str], scored: EvalCheckpoint | None
-) -> list[RunConfig]:
-    """Every run, one a method first."""
-    seeds = request.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
-    return [
-        RunConfig(
-            method=method,
-            seed=seed,
-            device=request.device,
-            options=request.options,
-            checkpoint=scored,
-            selection=request.selection if method_class(method).card.trains else LAST,
-            measure_speed=request.measure_speed,
-        )
-        for seed in seeds
-        for method in methods
-        if method_class(method).card.trains or seed == seeds[0]  # what is not trained has no seeds
-    ]
-
-
-def _run_all(
-    prepared: RunContext, configs: Sequence[RunConfig], request: Request, store: RecordStore, interrupts: SignalHandler
-) -> list[Path]:
-    command = command_line(request.arguments)
-    extent = request.paper_scale if dist_info().first else None
-    methods = list(dict.fromkeys(config.method for config in configs))
-    scale = paper_scale.jobs(methods, request.options, request.device) if extent is not None else []
-    each = paper_scale.WORK[extent] if extent is not None else 0
-    total = sum(planned_work(prepared, config) for config in configs) + each * len(scale)
-    written = []
-    with Bar(total) as bar:
-        session = Session(
-            listener=bar,
-            interrupts=interrupts,
-            store=store,
-            command=command,
-            resume=request.resume,
-            checkpoint_every_s=request.checkpoint_every_s,
-            chunk=request.chunk,
-            memory_limit=request.memory_limit,
-            tensorboard=request.tensorboard,
-            save_embeddings=request.save_embeddings,
-        )
-        for config in configs:
+        store.check_writable(suite.protocol.name)
+    context = open_context(suite.protocol, settings.data, settings.weights, scored=suite.scored)
+    skip = settings.resume or settings.skip_existing
+    refuse = settings.resume and settings.refuse_other_states
+    work = work_list(context, suite.configs, store, skip=skip, refuse=refuse)
+    if work.left and not settings.videos_checked:  # after the options, so that these are checked before minutes of it
+        context = check_videos(context, skip_bad=settings.skip_bad_videos, log=_log)
+        work = work_list(context, suite.configs, store, skip=skip, refuse=refuse)
+    for path in work.done:
+        _log(f"skipped, its record exists: {path.name}")
+    command = settings.command or command_line(sys.argv[1:])
+    extent = _full_size_extent(suite, settings)
+    methods = list(dict.fromkeys(config.method for config in work.left))
+    costs = full_size.jobs(methods, settings.options, pick_device(settings.device)) if extent else []
+    each = full_size.WORK[extent] if extent else 0
+    records: list[Path | None] = []
+    with Bar(sum(planned_work(context, config) for config in work.left) + each * len(costs)) as bar:
+        session = Session(settings=settings, store=store, progress=bar, signals=signals, command=command)
+        for config in work.left:
             bar.begin(config.title)
-            written.append(run_one(prepared, config, session))
-        for job in scale:
+            records.append(run(context, config, session))
+        for job in costs:
             bar.begin(f"cost of {job.method} on {job.backbone}")
             assert extent is not None
-            written.append(paper_scale.measure_and_store(job, extent, store, command))
-            bar.advance(each)
-    return [path for path in written if path is not None]
+            records.append(full_size.measure_and_store(job, extent, store, command))
+            bar.update(each)
+    return [*work.done, *(path for path in records if path is not None)]
+
+
+def _full_size_extent(suite: Suite, settings: RunSettings) -> full_size.Extent | None:
+    """How far costs at full size are measured; by the first process alone."""
+    detail = settings.full_size_costs
+    if detail == "off" or not dist_info().first or (detail == "auto" and suite.scored is not None):
+        return None
+    on_gpu = pick_device(settings.device) == "cuda"
+    return "timed" if detail == "time" or (detail == "auto" and on_gpu) else "counted"
+
+
+def _log(text: str | None) -> None:
+    """Print a line on stderr, once for all processes."""
+    if text is not None and dist_info().first:
+        say(text)

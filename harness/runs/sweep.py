@@ -1,10 +1,10 @@
-"""Many runs from one file: protocols x backbones x methods x seeds, with options for all or for one method.
+"""Many runs from one file: protocols x backbones x methods x seeds, one on each device at a time or on a cluster.
 
 protocols = ["msrvtt-1ka-9k/uniform"]
-methods = ["lora", "tempme"]             # all registered ones by default
-seeds = [0, 1, 2]                        # each protocol's own by default
-backbones = ["ViT-B-32", "ViT-B-16"]     # each protocol's own by default
-[data]                                   # a folder for each data set that does not make itself
+methods = ["lora", "tempme"]             # default: all registered
+seeds = [0, 1, 2]                        # default: each protocol's own
+backbones = ["ViT-B-32", "ViT-B-16"]     # default: each protocol's own
+[data]                                   # a folder per data set that does not generate itself
 msrvtt = "DIR"
 [options]                                # of every method
 [method_options.tempme]                  # of one method, over those
@@ -16,21 +16,35 @@ slurm_partition = "gpu"
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.validation import validated
+from tvrbench.harness.core.console import print_json, print_table, say
+from tvrbench.harness.core.errors import RunFailed, UsageError
+from tvrbench.harness.core.options import pick_device
+from tvrbench.harness.core.signals import SignalHandler
+from tvrbench.harness.core.validation import parse_assignments, validated
 from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.config import RunConfig
+from tvrbench.harness.runs.context import check_videos, open_context
+from tvrbench.harness.runs.launch.local import Finished, Task, run_all
+from tvrbench.harness.runs.launch.slurm import check_submitit, submit
+from tvrbench.harness.runs.plan import HEADERS, HOURS_NOTE, make_plan
+from tvrbench.harness.runs.resume import run_status, work_list
+from tvrbench.harness.runs.settings import ExecutionSettings, RunSettings, SweepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What the file says; see the top of this module."""
+    """The content of the file; see the top of this module."""
 
     protocols: tuple[str, ...]
     methods: tuple[str, ...] = ()
@@ -46,12 +60,16 @@ class Sweep:
         for name in ("protocols", "methods", "seeds", "backbones"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise UsageError(f"matrix: {name} names something twice")
+                raise UsageError(f"sweep: {name} holds a value twice: give each once", code="sweep.twice", name=name)
         if not self.protocols:
-            raise UsageError("matrix: protocols must name at least one")
-        strangers = set(self.method_options) - set(self.chosen_methods)
+            raise UsageError("sweep: protocols is empty: name at least one", code="sweep.no-protocol")
+        strangers = sorted(set(self.method_options) - set(self.chosen_methods))
         if strangers:
-            raise UsageError(f"matrix: method_options names {sorted(strangers)[0]!r}, which is not among its methods")
+            raise UsageError(
+                f"sweep: method_options has {strangers[0]!r}, which is not among the sweep's methods: add it to methods",
+                code="sweep.method-options",
+                method=strangers[0],
+            )
 
     @property
     def chosen_methods(self) -> tuple[str, ...]:
@@ -60,26 +78,19 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of a matrix."""
+class Group:
+    """The runs of one protocol on one backbone, seed by seed, so that a first seed of everything is there early."""
 
-    protocol: str
+    protocol: Protocol
+    base: str
     backbone: str | None
-    method: str
-    seed: int
-    options: Mapping[str, Any]
     data: Path | None
     weights: str | None
-
-    @property
-    def title(self) -> str:
-        """The run in a few words."""
-        on = f" on {self.backbone}" if self.backbone else ""
-        return f"{self.method} seed {self.seed} under {self.protocol}{on}"
+    configs: Sequence[RunConfig]
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The matrix in a TOML file.
+    """Read the TOML file of a sweep.
 
     Raises:
         UsageError: no such file, no TOML, or a key or value that does not fit; names it.
@@ -87,39 +98,166 @@ def read_sweep(path: Path) -> Sweep:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: the matrix cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: the sweep cannot be read: {error.strerror}", code="sweep.read") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}") from None
+        raise UsageError(f"{path}: not a TOML file: {error}", code="sweep.toml") from None
     return validated(Sweep, values, f"{path}:")
 
 
-def sweep_runs(matrix: Sweep) -> list[Cell]:
-    """Every run: seed by seed, so that a first seed of everything is there early. What is not trained has no seeds.
+def sweep_groups(sweep: Sweep, device: str = "cpu") -> list[Group]:
+    """Every run of the sweep, by protocol and backbone. A method that is not trained has one seed.
 
     Raises:
         UsageError: an unknown protocol or method.
     """
-    trained = {method: method_class(method).card.trains for method in matrix.chosen_methods}
-    cells = []
-    for name in matrix.protocols:
-        protocol = load_protocol(name)
-        for number, seed in enumerate(matrix.seeds or protocol.seeds):
-            for backbone in matrix.backbones or (None,):
-                cells += [
-                    _cell(matrix, protocol, backbone, method, seed)
-                    for method, trains in trained.items()
-                    if number == 0 or trains
-                ]
-    return cells
+    trains = {method: method_class(method).card.trains for method in sweep.chosen_methods}
+    groups = []
+    for name in sweep.protocols:
+        base = load_protocol(name)
+        for backbone in sweep.backbones or (None,):
+            configs = [
+                RunConfig(
+                    method=method,
+                    seed=seed,
+                    device=device,
+                    options={**sweep.options, **sweep.method_options.get(method, {})},
+                )
+                for number, seed in enumerate(sweep.seeds or base.seeds)
+                for method in sweep.chosen_methods
+                if number == 0 or trains[method]
+            ]
+            data = sweep.data.get(base.dataset)
+            groups.append(
+                Group(
+                    protocol=base.on(backbone),
+                    base=name,
+                    backbone=backbone,
+                    data=data,
+                    weights=sweep.weights,
+                    configs=configs,
+                )
+            )
+    return groups
 
 
-def _cell(matrix: Sweep, protocol: Protocol, backbone: str | None, method: str, seed: int) -> Cell:
-    return Cell(
-        protocol=protocol.name,
-        backbone=backbone,
-        method=method,
-        seed=seed,
-        options={**matrix.options, **matrix.method_options.get(method, {})},
-        data=matrix.data.get(protocol.dataset),
-        weights=matrix.weights,
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """The protocols of a sweep, and the ends of the runs that it did."""
+
+    protocols: Sequence[str]
+    finished: Sequence[Finished]
+
+    def check(self) -> None:
+        """Raise RunFailed if any run failed."""
+        failed = [one for one in self.finished if one.code != 0]
+        if failed:
+            raise RunFailed(
+                f"{len(failed)} of {len(self.finished)} runs failed: "
+                + "; ".join(f"{one.title}: {one.last_line}" for one in failed),
+                code="sweep.failed",
+                runs=[one.title for one in failed],
+            )
+
+
+def run_sweep(settings: SweepSettings) -> SweepResult | None:
+    """Do the runs of a sweep that have no record; a failed run does not keep the others from being done.
+
+    With ``dry_run``, print the plan instead; with ``slurm``, submit the runs; both return None.
+
+    Raises:
+        UsageError: an input does not fit; nothing has been run then.
+        Interrupted: SIGTERM or Ctrl-C; every active run was told to save and stop.
+    """
+    sweep, store = read_sweep(settings.file), RecordStore(settings.results)
+    groups = sweep_groups(sweep, pick_device(settings.device))
+    if settings.dry_run:
+        _print_plan(groups, settings, store)
+        return None
+    if settings.slurm:
+        check_submitit()
+    for group in groups:
+        store.check_writable(group.protocol.name)
+    tasks = [task for group in groups for task in _tasks(group, settings, store)]
+    total = sum(len(group.configs) for group in groups)
+    say(f"{total} runs: {total - len(tasks)} have their record, {len(tasks)} are left")
+    if settings.slurm:
+        jobs = [str(job.job_id) for job in submit(tasks, settings.results / "logs" / "slurm", sweep.slurm)]
+        print_json({"jobs": jobs}) if settings.as_json else say(f"submitted {len(jobs)} jobs: {', '.join(jobs)}")
+        return None
+    with SignalHandler() as signals:
+        finished = run_all(tasks, devices_of(settings.device), settings.results / "logs" / "sweep", signals)
+    return SweepResult(protocols=[group.protocol.name for group in groups], finished=finished)
+
+
+def devices_of(device: str) -> list[str]:
+    """The devices that take runs at the same time: every visible GPU, or the CPU once."""
+    device = pick_device(device)
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if device == "cuda" else [device]
+
+
+def _tasks(group: Group, settings: SweepSettings, store: RecordStore) -> list[Task]:
+    """The runs without a record; their options fit, and unless a cluster does it their videos are checked."""
+    context = open_context(group.protocol, group.data, group.weights)
+    left = work_list(context, group.configs, store, skip=True, refuse=False).left
+    if left and not settings.slurm:
+        context = check_videos(context, skip_bad=settings.skip_bad_videos, log=say)
+        left = work_list(context, group.configs, store, skip=True, refuse=False).left
+    where = f" under {group.base}" + (f" on {group.backbone}" if group.backbone else "")
+    return [Task(title=f"{config.title}{where}", settings=_settings(group, config, settings)) for config in left]
+
+
+def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSettings:
+    """One run's own settings; its command is the ``tvrbench run`` that does the same."""
+    arguments = ["run", group.base, "--methods", config.method, "--seeds", str(config.seed)]
+    for name, value in (("backbone", group.backbone), ("weights", group.weights), ("data", group.data)):
+        arguments += [] if value is None else [f"--{name}", str(value)]
+    assignments = tuple(_assignment(key, value) for key, value in config.options.items())
+    for text in assignments:
+        arguments += ["--set", text]
+    shared = {each.name: getattr(settings, each.name) for each in fields(ExecutionSettings)}
+    return RunSettings(
+        **shared | {"as_json": False},
+        protocol=group.base,
+        methods=(config.method,),
+        seeds=(config.seed,),
+        data=group.data,
+        backbone=group.backbone,
+        weights=group.weights,
+        assignments=assignments,
+        full_size_costs="off",
+        no_report=True,
+        resume=True,
+        refuse_other_states=False,
+        videos_checked=not (settings.slurm or settings.skip_bad_videos),
+        command=command_line(arguments),
     )
+
+
+def _assignment(key: str, value: Any) -> str:
+    """The text of ``--set`` that gives this value."""
+    text = f"{key}={value}"
+    return text if parse_assignments([text]) == {key: value} else f"{key}={value!r}"
+
+
+def _print_plan(groups: Sequence[Group], settings: SweepSettings, store: RecordStore) -> None:
+    """Print every run with its steps, disk, hours here and status; the totals count runs without a record."""
+    rows = [
+        (group.protocol, run, run_status(group.protocol, run, store, other_weights=group.weights is not None))
+        for group in groups
+        for run in make_plan(group.protocol, group.configs)
+    ]
+    left = [(run, status) for _, run, status in rows if not status.done]
+    hours, disk = sum(run.hours for run, _ in left), sum(run.disk_mib for run, _ in left)
+    resumed, devices = sum(status.resumes is not None for _, status in left), len(devices_of(settings.device))
+    if settings.as_json:
+        runs = [{"protocol": protocol.name} | asdict(status) | asdict(run) for protocol, run, status in rows]
+        totals = {"left": len(left), "resumed": resumed, "hours": hours, "disk_mib": disk, "devices": devices}
+        print_json({"runs": runs} | totals)
+        return
+    cells = [[protocol.name, *run.cells(), status.describe()] for protocol, run, status in rows]
+    print_table(cells, ["protocol", *HEADERS, "status"])
+    print(
+        f"{len(rows)} runs, {len(left)} left ({resumed} to be resumed): {hours:.1f} hours on one such device, about "
+        f"{hours / devices:.1f} on the {devices} here, {disk / 1024:.1f} GiB of checkpoints"
+    )
+    print(f"{HOURS_NOTE}, nor are steps that saved states spare")

@@ -1,4 +1,4 @@
-"""Runs on a SLURM cluster through submitit: one job a run, the same request as on this machine."""
+"""Runs on a SLURM cluster through submitit: one job per run, with the same settings as on this machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.runs.launch.local import Task
-from tvrbench.harness.runs.launch.worker import dumps, run_cell
+from tvrbench.harness.runs.launch.worker import dumps, run_when_free
 
 
-class CellJob:
-    """What a job calls; where the cluster takes its machine away, the job queues again and the run goes on."""
+class RunJob:
+    """What a job calls; if the cluster takes its machine away, the job queues again and the run resumes."""
 
     def __call__(self, text: str) -> None:
-        """Do the run of the request."""
-        run_cell(text)
+        """Do the run of the settings."""
+        run_when_free(text)
 
     def checkpoint(self, text: str) -> Any:
-        """Asked by submitit on preemption or time-out: the same request, which resumes from the saved state."""
+        """Called by submitit on preemption or time-out: the same settings, which resume from the saved state."""
         return check_submitit().helpers.DelayedSubmission(self, text)
 
 
@@ -30,11 +30,11 @@ def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -
     Args:
         tasks: the runs.
         folder: of submitit's own files; all machines must share it, and the results folder.
-        parameters: the matrix's table ``slurm``: what submitit's executor takes (``slurm_partition``,
+        parameters: the sweep's table ``slurm``: parameters of submitit's executor (``slurm_partition``,
             ``timeout_min``, ...), and ``cluster``: ``slurm`` by default, ``local`` or ``debug`` without one.
 
     Raises:
-        UsageError: submitit is not installed, there is no such cluster, or a parameter that it does not know.
+        UsageError: submitit is not installed, there is no such cluster, or an unknown parameter.
     """
     submitit, given = check_submitit(), dict(parameters)
     cluster = given.pop("cluster", "slurm")
@@ -42,14 +42,21 @@ def submit(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -
         executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
         executor.update_parameters(**given)
     except (RuntimeError, ValueError, NameError, TypeError) as error:
-        raise UsageError(f"--slurm: {next(iter(str(error).splitlines()), cluster)}") from None
+        reason = next(iter(str(error).splitlines()), cluster)
+        raise UsageError(f"--slurm: {reason}: correct the table slurm of the sweep", code="sweep.slurm") from None
     with executor.batch():
-        return [executor.submit(CellJob(), dumps(task.request)) for task in tasks]
+        return [executor.submit(RunJob(), dumps(task.settings)) for task in tasks]
 
 
 def check_submitit() -> Any:
-    """The package; UsageError where it is not installed."""
+    """Import submitit.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         return import_module("submitit")
     except ImportError:
-        raise UsageError("--slurm needs the package submitit: pip install submitit") from None
+        raise UsageError(
+            "--slurm needs the package submitit: pip install submitit", code="package.missing", package="submitit"
+        ) from None

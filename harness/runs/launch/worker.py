@@ -1,7 +1,6 @@
-"""One run of a matrix in a process of its own: the request as JSON on stdin, everything it prints on stderr.
+"""One run of a sweep in a process of its own: the settings as JSON on stdin, everything it prints on stderr.
 
-It waits for its device, so that two matrices, or two users' jobs on one machine, never share one. Started by
-``tvrbench matrix``.
+It waits for its device, so that two sweeps, or two users' jobs on one machine, never share one.
 """
 
 from __future__ import annotations
@@ -15,21 +14,23 @@ from filelock import FileLock, Timeout
 
 from tvrbench.harness.core.console import say
 from tvrbench.harness.core.exit_codes import run_guarded
+from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.profiling.launcher.isolated import lock_path
-from tvrbench.harness.runs.suite import Request, run_protocol
+from tvrbench.harness.runs.settings import RunSettings
+from tvrbench.harness.runs.suite import run_suite
 
 MODULE = "tvrbench.harness.runs.launch.worker"
 
 
-def dumps(request: Request) -> str:
-    """The request as JSON text."""
-    return json.dumps(asdict(request), default=str)
+def dumps(settings: RunSettings) -> str:
+    """The settings as JSON text."""
+    return json.dumps(asdict(settings), default=str)
 
 
-def loads(text: str) -> Request:
-    """The request that ``dumps`` gave; UsageError where it is none."""
-    return validated(Request, json.loads(text), "request")
+def loads(text: str) -> RunSettings:
+    """The settings that ``dumps`` wrote; UsageError for anything else."""
+    return validated(RunSettings, json.loads(text), "run setting")
 
 
 def run_lock(device: str) -> Path:
@@ -37,20 +38,21 @@ def run_lock(device: str) -> Path:
     return lock_path(device).with_suffix(".run.lock")
 
 
-def run_cell(text: str) -> None:
-    """Do the run that the request asks for, as soon as its device is free."""
-    request = loads(text)
-    lock = FileLock(run_lock(request.device))
+def run_when_free(text: str) -> None:
+    """Do the run of the settings in ``text`` as soon as its device is free."""
+    settings = loads(text)
+    device = pick_device(settings.device)
+    lock = FileLock(run_lock(device))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"waiting for another run to leave {request.device}")
+        say(f"waiting for another run to leave {device}")
         lock.acquire()
     try:
-        run_protocol(request, dry_run=False, as_json=False)
+        run_suite(settings)
     finally:
         lock.release()
 
 
 if __name__ == "__main__":
-    sys.exit(run_guarded(lambda: run_cell(sys.stdin.read())))
+    sys.exit(run_guarded(lambda: run_when_free(sys.stdin.read())))

@@ -14,8 +14,7 @@ from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
 from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.training.loss import contrastive_loss
-from tvrbench.harness.training.optimizers import AdamWDecayAfter, BertAdam
-from tvrbench.harness.training.optimizers import bert_cosine, floored_cosine, warmup_cosine
+from tvrbench.harness.training.optimizers import AdamWDecayAfter, BertAdam, bert_cosine, floored_cosine, warmup_cosine
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
