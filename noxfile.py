@@ -64,17 +64,14 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
     for path in (path for folder in (*PACKAGES, "docs", "tests") for path in (ROOT / folder).rglob("*.py")):
-        lines, most = (
-            len(path.read_text(encoding="utf-8").splitlines()),
-            400 if path.is_relative_to(ROOT / "tests") else 450,
-        )
-        if lines > most:
+        most = 400 if path.is_relative_to(ROOT / "tests") else 450
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > most:
             session.error(f"{path.relative_to(ROOT)} has {lines} lines; split it, or shorten it to {most}")
 
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Run mypy, strict, over the packages (through links that spell their import names), docs/_build and tests/tools."""
+    """Run mypy, strict, over the packages (through links with their import names), docs/_build and tests/tools."""
     _install(session, "test", "docs", "typecheck")
     links = ROOT / "build" / "typecheck"
     shutil.rmtree(links, ignore_errors=True)

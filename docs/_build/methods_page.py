@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -27,39 +28,23 @@ def descriptions() -> str:
 
 def costs() -> str:
     """Tabulate the GMACs and the tokens of every method on both backbones."""
-    models = [_shape(name, size) for size in BACKBONES for name in registry.names("methods", "baselines")]
-    sizes = [size for size in BACKBONES for _ in registry.names("methods", "baselines")]
-    return _table(
-        COSTS,
-        (
-            (
-                model.name,
-                size,
-                f"{(macs := analytic_macs(model))['video'] / 1e9:.2f}",
-                f"{reduction_macs(model) / 1e9:.4f}",
-                f"{macs['text'] / 1e9:.3f}",
-                f"{prod(model.tokens[-1]) if model.tokens else 0:,}",
-            )
-            for model, size in zip(models, sizes, strict=True)
-        ),
-    )
+    rows = []
+    for backbone, name in product(BACKBONES, registry.names("methods", "baselines")):
+        model = _shape(name, backbone)
+        macs, tokens = analytic_macs(model), prod(model.tokens[-1]) if model.tokens else 0
+        gmacs = f"{macs['video'] / 1e9:.2f}", f"{reduction_macs(model) / 1e9:.4f}", f"{macs['text'] / 1e9:.3f}"
+        rows.append((name, backbone, *gmacs, f"{tokens:,}"))
+    return _table(COSTS, rows)
 
 
 def tunings() -> str:
     """Tabulate the trainable parameters and the GMACs of every tuning of the dense encoder."""
-    models = {tuning: _shape("clip4clip", "ViT-B-32", tuning=tuning) for tuning in TUNINGS}
-    return _table(
-        TUNED,
-        (
-            (
-                tuning,
-                f"{sum(p.numel() for p in model.trainable().values()):,}",
-                f"{(macs := analytic_macs(model))['video'] / 1e9:.2f}",
-                f"{macs['text'] / 1e9:.3f}",
-            )
-            for tuning, model in models.items()
-        ),
-    )
+    rows = []
+    for tuning in TUNINGS:
+        model = _shape("clip4clip", "ViT-B-32", tuning=tuning)
+        macs, trainable = analytic_macs(model), sum(p.numel() for p in model.trainable().values())
+        rows.append((tuning, f"{trainable:,}", f"{macs['video'] / 1e9:.2f}", f"{macs['text'] / 1e9:.3f}"))
+    return _table(TUNED, rows)
 
 
 def _description(name: str) -> str:
@@ -90,6 +75,6 @@ def _shape(name: str, backbone: str, **options: Any) -> RetrievalModel:
     return load_model(name, backbone=backbone, weights="random:0", device="meta", **options)
 
 
-def _table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def _table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     align = ["left" if header in ("method", "backbone", "tuning") else "right" for header in headers]
-    return tabulate(list(rows), headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return tabulate(rows, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
