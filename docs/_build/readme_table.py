@@ -1,21 +1,19 @@
-"""The table of results that ``README.md`` shows: some columns of the embedded stand-in's report, from its records."""
+"""The table of results in ``README.md``: some columns of the stand-in's report, from its records."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.reporting.tables.table import Table
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
-from tvrbench.harness.reporting.data.rows import method_rows
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import select, stored_records
+from tvrbench.harness.reporting.data.rows import method_rows
 from tvrbench.harness.reporting.tables.results import main_table
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.tables.table import Table
 
 PROTOCOL = "standin/uniform"
-BEGIN, END = "<!-- results: made from results/records -->\n", "<!-- results: end -->\n"
 _COLUMNS = (
     "method",
     "rank",
@@ -30,19 +28,8 @@ _COLUMNS = (
 )
 
 
-def with_results(text: str, results: Path) -> str:
-    """The README with the table that the records below ``results`` give between its marks.
-
-    Raises:
-        UsageError: the marks are not there once each, or there is no completed run.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UsageError(f"README.md must hold {BEGIN.strip()} and, after it, {END.strip()}, once each")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{_excerpt(results).to_markdown()}\n{END}{rest.split(END)[1]}"
-
-
-def _excerpt(results: Path) -> Table:
+def results_table(results: Path = Path("results")) -> Table:
+    """Make the table from the records in ``results``; UsageError where no run is completed."""
     runs = select(stored_records(RecordStore(results), PROTOCOL), PROTOCOL, None).completed
     rows = method_rows([run for run in runs if not run.scored])
     dataset = runs[0].record["data"]["dataset"]

@@ -58,7 +58,7 @@ def test_a_cluster_s_jobs_do_the_same_runs() -> None:
         methods=("zero_shot",),
         results=Path("results"),
         reports=Path("reports"),
-        measure_speed=False,
+        timing=False,
         paper_scale=None,
         resume=True,
         report=False,

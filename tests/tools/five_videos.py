@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import videos
 
@@ -17,7 +18,8 @@ IDS = [f"video{i}" for i in range(5)]
 class Folder(VideoFolderDataset):
     """Five videos of a folder."""
 
-    name, summary, wanted, split_names = "folder", "five videos", "videos", ("all",)
+    name, summary, wanted = "folder", "five videos", "videos"
+    split_names: ClassVar[tuple[str, ...]] = ("all",)
 
     def split(self, name: str) -> Split:
         return Split(name=name, video_ids=tuple(IDS), captions=tuple(IDS), caption_video=tuple(range(len(IDS))))

@@ -32,8 +32,8 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.signature import same_randomness, save_tiny_weights
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
-from tvrbench.harness.runs.runner import run_one
-from tvrbench.harness.runs.session import Session
+from tvrbench.harness.runs.runner import Session, run
+from tvrbench.harness.runs.settings import RunSettings
 
 VIDEOS, TEST_VIDEOS = 20, 37
 
@@ -81,7 +81,7 @@ def _split(name: str, videos: int, first: int, captions: int) -> Split:
     )
 
 
-def tiny_prepared(weights: Path, *, steps: int = 8, batch: int = 4, factors: tuple[float, ...] = (1.0,)) -> RunContext:
+def tiny_context(weights: Path, *, steps: int = 8, batch: int = 4, factors: tuple[float, ...] = (1.0,)) -> RunContext:
     """A protocol of a handful of steps, ready to run."""
     protocol = load_protocol("standin/uniform")
     overrides = dict(protocol.recipe_overrides) | {"steps": steps, "batch_size": batch, "pair_scenes": False}
@@ -98,17 +98,17 @@ def tiny_prepared(weights: Path, *, steps: int = 8, batch: int = 4, factors: tup
 
 
 class Quiet:
-    """A listener that prints what should be read and otherwise waits a little, so that a step takes its time."""
+    """A progress reporter that prints what should be read and otherwise waits a little, so that a step takes its time."""
 
     def __init__(self, wait_s: float = 0.0) -> None:
         self.wait_s = wait_s
         self.said: list[str] = []
 
-    def advance(self, work: int, note: str = "") -> None:
+    def update(self, work: int, note: str = "") -> None:
         """Wait."""
         time.sleep(self.wait_s)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print and keep it; the first process alone prints."""
         self.said.append(text)
         if dist_info().first:
@@ -122,7 +122,7 @@ class Hit(Quiet):
         super().__init__()
         self.step, self.does = step, does
 
-    def advance(self, work: int, note: str = "") -> None:
+    def update(self, work: int, note: str = "") -> None:
         """Perhaps do it."""
         if note.startswith(f"step {self.step}/"):
             self.does()
@@ -138,13 +138,16 @@ def starves() -> None:
     raise MemoryError
 
 
-def run_in(folder: Path, context: RunContext, config: RunConfig, listener: Any = None, **options: Any) -> Path | None:
-    """Carry out one run as a command does, with its records in ``folder``; ``options`` are those of Session."""
-    with SignalHandler() as interrupts:
-        session = Session(
-            listener=listener or Quiet(), interrupts=interrupts, store=RecordStore(folder), command="test", **options
-        )
-        return run_one(context, config, session)
+def session(folder: Path, progress: Any, signals: SignalHandler, **settings: Any) -> Session:
+    """The session of a command with its records in ``folder``; ``settings`` are those of ``RunSettings``."""
+    wanted = RunSettings(protocol="tiny/uniform", results=folder, **settings)
+    return Session(settings=wanted, store=RecordStore(folder), progress=progress, signals=signals, command="test")
+
+
+def run_in(folder: Path, context: RunContext, config: RunConfig, progress: Any = None, **settings: Any) -> Path | None:
+    """Carry out one run as a command does."""
+    with SignalHandler() as signals:
+        return run(context, config, session(folder, progress or Quiet(), signals, **settings))
 
 
 def main() -> None:
@@ -158,7 +161,7 @@ def main() -> None:
     parser.add_argument("--factors", default="1.0")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--every", type=float, default=600.0, help="seconds between two saves")
-    parser.add_argument("--chunk", type=int)
+    parser.add_argument("--micro-batch-size", type=int)
     parser.add_argument("--selection", default="last")
     parser.add_argument("--save-embeddings", action="store_true")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that every step waits")
@@ -171,28 +174,24 @@ def main() -> None:
     if not arguments.weights.exists():
         make_weights(arguments.weights)
     factors = tuple(float(part) for part in arguments.factors.split(","))
-    prepared = tiny_prepared(arguments.weights, steps=arguments.steps, batch=arguments.batch, factors=factors)
-    prepared.dataset.bad = arguments.bad  # type: ignore[attr-defined]
-    with process_group("cpu"), SignalHandler() as interrupts:
-        listener = Quiet(arguments.wait)
+    context = tiny_context(arguments.weights, steps=arguments.steps, batch=arguments.batch, factors=factors)
+    context.dataset.bad = arguments.bad  # type: ignore[attr-defined]
+    with process_group("cpu"), SignalHandler() as signals:
+        progress = Quiet(arguments.wait)
         if dist_info().rank == arguments.dies:
-            listener = Hit(3, sends(signal.SIGKILL))
+            progress = Hit(3, sends(signal.SIGKILL))
         elif dist_info().rank == arguments.starves:
-            listener = Hit(3, starves)
+            progress = Hit(3, starves)
         elif arguments.stops is not None and dist_info().rank == dist_info().size - 1:
-            listener = Hit(arguments.stops, sends(signal.SIGTERM))
-        session = Session(
-            listener=listener,
-            interrupts=interrupts,
-            store=RecordStore(arguments.results),
-            command="tiny_run",
-            resume=arguments.resume,
-            checkpoint_every_s=arguments.every,
-            chunk=arguments.chunk,
-            save_embeddings=arguments.save_embeddings,
-        )
-        config = RunConfig(method=arguments.method, seed=0, selection=arguments.selection, measure_speed=False)
-        run_one(prepared, config, session)
+            progress = Hit(arguments.stops, sends(signal.SIGTERM))
+        config = RunConfig(method=arguments.method, seed=0, selection=arguments.selection, timing=False)
+        settings = {
+            "resume": arguments.resume,
+            "save_interval_min": arguments.every / 60,
+            "micro_batch_size": arguments.micro_batch_size,
+            "save_embeddings": arguments.save_embeddings,
+        }
+        run(context, config, session(arguments.results, progress, signals, **settings))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video import VideoStream
 
 Picture = npt.NDArray[np.uint8]  # [H, W, 3]
 
@@ -42,6 +43,7 @@ def write_video(
     pictures = list(pictures)
     with av.open(str(path), "w", options=dict(container or {})) as file:
         stream = file.add_stream(codec, rate=Fraction(fps), options=dict(options or {}))
+        assert isinstance(stream, VideoStream)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pixels
         stream.time_base = stream.codec_context.time_base = 1 / Fraction(fps)

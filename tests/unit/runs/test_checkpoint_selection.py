@@ -27,7 +27,7 @@ from tvrbench.harness.runs.resume import ResumePolicy, describe_all
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
-LAST = RunConfig(method="vidtome", seed=0, measure_speed=False)  # draws at random in training
+LAST = RunConfig(method="vidtome", seed=0, timing=False)  # draws at random in training
 BEST = replace(LAST, selection="best-on-test")
 
 
@@ -44,7 +44,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def prepared(tiny_weights: Path) -> RunContext:
     """Ten steps at a rate that changes ranks."""
-    made: RunContext = tiny_run.tiny_prepared(tiny_weights, steps=10, factors=(20.0,))
+    made: RunContext = tiny_run.tiny_context(tiny_weights, steps=10, factors=(20.0,))
     return made
 
 

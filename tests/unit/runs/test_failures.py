@@ -28,12 +28,12 @@ STEPS = 4
 
 @pytest.fixture
 def prepared(tiny_weights: Path) -> RunContext:
-    made: RunContext = tiny_run.tiny_prepared(tiny_weights, steps=STEPS)
+    made: RunContext = tiny_run.tiny_context(tiny_weights, steps=STEPS)
     return made
 
 
 def carry_out(prepared: RunContext, folder: Path, **options: Any) -> None:
-    config = RunConfig(method="lora", seed=0, measure_speed=False)
+    config = RunConfig(method="lora", seed=0, timing=False)
     tiny_run.run_in(folder, prepared, config, checkpoint_every_s=0, **options)
 
 

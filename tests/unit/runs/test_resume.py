@@ -22,13 +22,13 @@ from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.micro_batch import MicroBatchChoice
 from tvrbench.harness.runs.resume import ResumePolicy, describe_all, refuse_another
 from tvrbench.harness.runs.runner import run_one
-from tvrbench.harness.runs.session import Session
+from tvrbench.harness.runs.runner import Session
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
 
 
-CONFIG = RunConfig(method="lora", seed=0, measure_speed=False)
+CONFIG = RunConfig(method="lora", seed=0, timing=False)
 
 
 class Breaking(tiny_run.Quiet):
@@ -86,7 +86,7 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("method", ["lora", "vidtome", "clip4clip"])
 def test_a_run_that_was_stopped_twice_ends_as_one_that_was_not(method: str, tiny_weights: Path, tmp_path: Path) -> None:
     """vidtome draws its target frames at random in training; clip4clip trains nearly everything."""
-    prepared, config = tiny_run.tiny_prepared(tiny_weights, steps=6), replace(CONFIG, method=method)
+    prepared, config = tiny_run.tiny_context(tiny_weights, steps=6), replace(CONFIG, method=method)
     carry_out(prepared, tmp_path / "whole", config)
     broken = tmp_path / "broken"
     first = carry_out(prepared, broken, config, at=2)
@@ -102,7 +102,7 @@ def test_a_run_that_was_stopped_twice_ends_as_one_that_was_not(method: str, tiny
 
 
 def test_a_rate_search_goes_on_where_it_was(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared = tiny_run.tiny_prepared(tiny_weights, steps=3, factors=(0.5, 1.0))
+    prepared = tiny_run.tiny_context(tiny_weights, steps=3, factors=(0.5, 1.0))
     carry_out(prepared, tmp_path / "whole")
     broken = tmp_path / "broken"
     taken = [carry_out(prepared, broken, at=2, resume=True).steps for _ in range(4)]  # 2 of 3 + 3 + 3 steps each time
@@ -114,7 +114,7 @@ def test_a_rate_search_goes_on_where_it_was(tiny_weights: Path, tmp_path: Path) 
 def test_a_rate_that_diverged_is_not_tried_again(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = tiny_run.tiny_prepared(tiny_weights, steps=2, factors=(0.5, 1.0))
+    prepared = tiny_run.tiny_context(tiny_weights, steps=2, factors=(0.5, 1.0))
     real, rates = Trainer.step, []
 
     def step(self: Trainer, *inputs: torch.Tensor) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def test_every_epoch_is_saved_and_time_saves_as_well(tiny_weights: Path, tmp_pat
                 len(torch.load(state[0], weights_only=True)["state"]["training"]["losses"]) if state else 0
             )
 
-    prepared = tiny_run.tiny_prepared(tiny_weights, steps=7, batch=8)
+    prepared = tiny_run.tiny_context(tiny_weights, steps=7, batch=8)
     for every, expected in ((1e9, [0] * 5 + [5] * 2), (0.0, list(range(7)))):
         folder, listener = tmp_path / str(every), Watching()
         listener.seen = []
@@ -163,7 +163,7 @@ def test_every_epoch_is_saved_and_time_saves_as_well(tiny_weights: Path, tmp_pat
 
 
 def test_a_state_is_not_taken_over_without_being_asked(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared = tiny_run.tiny_prepared(tiny_weights, steps=4)
+    prepared = tiny_run.tiny_context(tiny_weights, steps=4)
     carry_out(prepared, tmp_path, at=3)
     again = carry_out(prepared, tmp_path)
     assert again.steps == ["1/4", "2/4", "3/4", "4/4"]
@@ -179,7 +179,7 @@ def test_the_chunk_of_a_memory_limit_is_found_once_a_run(
         "tvrbench.harness.runs.runner.choose_micro_batch",
         lambda *_: MicroBatchChoice(chunk=next(chunks), peaks_mib={1: 10.0, 2: 20.0}, limit_mib=25.0),
     )
-    prepared = tiny_run.tiny_prepared(tiny_weights, steps=3)
+    prepared = tiny_run.tiny_context(tiny_weights, steps=3)
     carry_out(prepared, tmp_path / "whole", memory_limit=25 * 2**20)
     chunks = iter((2, 1))
     carry_out(prepared, tmp_path / "broken", at=1, memory_limit=25 * 2**20)
@@ -195,7 +195,7 @@ def test_the_chunk_of_a_memory_limit_is_found_once_a_run(
 
 
 def _broken_off(weights: Path, folder: Path) -> tuple[RunContext, Path]:
-    prepared = tiny_run.tiny_prepared(weights, steps=4)
+    prepared = tiny_run.tiny_context(weights, steps=4)
     carry_out(prepared, folder, at=2)
     (state,) = files(folder, "*.training")
     return prepared, state
@@ -239,7 +239,7 @@ def test_another_protocol_is_refused_and_options_forgotten_at_resume_too(tiny_we
 
 
 def test_runs_with_a_valid_record_are_left_out(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared = tiny_run.tiny_prepared(tiny_weights, steps=2)
+    prepared = tiny_run.tiny_context(tiny_weights, steps=2)
     carry_out(prepared, tmp_path)
     store, configs = RecordStore(tmp_path), [CONFIG, replace(CONFIG, seed=1)]
     described = describe_all(prepared, configs)

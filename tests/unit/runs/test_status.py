@@ -22,7 +22,7 @@ from tvrbench.harness.runs.status import RunStatus, run_status
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
-TEMPME = RunConfig(method="tempme", seed=0, measure_speed=False)  # has options that are tuples
+TEMPME = RunConfig(method="tempme", seed=0, timing=False)  # has options that are tuples
 
 
 def planned(prepared: RunContext, config: RunConfig) -> PlannedRun:
@@ -47,7 +47,7 @@ def carry_out(prepared: RunContext, folder: Path, config: RunConfig = TEMPME, st
 
 @pytest.fixture
 def prepared(tiny_weights: Path) -> RunContext:
-    made: RunContext = tiny_run.tiny_prepared(tiny_weights, steps=4)
+    made: RunContext = tiny_run.tiny_context(tiny_weights, steps=4)
     return made
 
 
