@@ -45,7 +45,9 @@ def split_numbers(text: str) -> tuple[int, ...]:
     names = split_names(text)
     if any(not (name.isascii() and name.isdigit() and len(name) < 10) for name in names):
         raise UsageError(
-            f"{text!r}: give whole numbers separated by commas, for example 0,1,2", code="option.list-number", given=text
+            f"{text!r}: give whole numbers separated by commas, for example 0,1,2",
+            code="option.list-number",
+            given=text,
         )
     return tuple(int(name) for name in names)
 

@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tvrbench.harness.core.console import say
+from tvrbench.harness.core.options import Device
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.store import RecordStore
@@ -73,7 +74,7 @@ def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None)
             methods=runs.methods,
             seeds=(runs.seed,),
             data=data,
-            device=device,
+            device=cast(Device, device),
             results=Path(folder) / "results",
             reports=Path(folder) / "reports",
             full_size_costs="off",

@@ -82,9 +82,7 @@ def open_checkpoint(path: Path, methods: Sequence[str]) -> EvalCheckpoint:
     )
 
 
-def protocol_for(
-    scored: EvalCheckpoint, protocol: Protocol, backbone: str | None, weights: str | None
-) -> Protocol:
+def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | None, weights: str | None) -> Protocol:
     """The protocol that a checkpoint is scored under: on the backbone inside it, if it holds one.
 
     Args:

@@ -97,9 +97,7 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             if account["chosen"]["step"] != steps:
                 state.load_best(model)
                 result = _score(context, config, session, model, recipe, state)
-            result = replace(
-                result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account}
-            )
+            result = replace(result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
             if dist_info().first:
                 save_checkpoint(model, files.checkpoint, config.selection)
         record["metrics"] |= result.metrics

@@ -51,7 +51,9 @@ class ExecutionSettings:
             )
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise UsageError(
-                f"--micro-batch-size {self.micro_batch_size}: give at least 1", code="option.range", name="micro-batch-size"
+                f"--micro-batch-size {self.micro_batch_size}: give at least 1",
+                code="option.range",
+                name="micro-batch-size",
             )
         if not self.save_interval_min >= 0:
             raise UsageError(

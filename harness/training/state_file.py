@@ -215,8 +215,11 @@ def load_tensors(model: RetrievalModel, tensors: Mapping[str, Any], where: str) 
     own = trainable_state_dict(model)
     for name in sorted(own.keys() | tensors.keys()):
         saved, current = tensors.get(name), own.get(name)
-        fits = current is not None and isinstance(saved, Tensor)
-        if not fits or saved.shape != current.shape or saved.dtype != current.dtype:
+        if (
+            current is None
+            or not isinstance(saved, Tensor)
+            or (saved.shape, saved.dtype) != (current.shape, current.dtype)
+        ):
             raise UsageError(
                 f"{where}: the saved state does not fit the model at {name}: {_REMEDY}",
                 code="state.does-not-fit",

@@ -39,9 +39,7 @@ class Pairs:
     def split(self, size: int) -> list[Pairs]:
         """Parts of ``size`` pairs, in order; the last may be smaller."""
         tensors = (torch.split(t, size) for t in (self.video, self.video_mask, self.ids, self.text_mask))
-        return [
-            Pairs(video=v, video_mask=vm, ids=i, text_mask=tm) for v, vm, i, tm in zip(*tensors, strict=True)
-        ]
+        return [Pairs(video=v, video_mask=vm, ids=i, text_mask=tm) for v, vm, i, tm in zip(*tensors, strict=True)]
 
 
 def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, Any]]:

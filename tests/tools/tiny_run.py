@@ -98,7 +98,7 @@ def tiny_context(weights: Path, *, steps: int = 8, batch: int = 4, factors: tupl
 
 
 class Quiet:
-    """A progress reporter that prints what should be read and otherwise waits a little, so that a step takes its time."""
+    """A progress reporter that prints logged lines and waits at every update, so that a step takes its time."""
 
     def __init__(self, wait_s: float = 0.0) -> None:
         self.wait_s = wait_s

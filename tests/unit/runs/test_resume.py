@@ -21,8 +21,7 @@ from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.micro_batch import MicroBatchChoice
 from tvrbench.harness.runs.resume import ResumePolicy, describe_all, refuse_another
-from tvrbench.harness.runs.runner import run_one
-from tvrbench.harness.runs.runner import Session
+from tvrbench.harness.runs.runner import Session, run_one
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
