@@ -11,7 +11,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
+from tvrbench.harness.models.tokens import TokenReducer
 
 # Nearest to TempMe's multiply-adds at 12 frames: 8 / 12 x 52.96 = 35.3 against its 34.76 x 10^9 on ViT-B/32,
 # 7 / 12 x 210.99 = 123.1 against its 121.42 x 10^9 on ViT-B/16.
@@ -53,11 +53,6 @@ class FrameSubsampleReducer(TokenReducer):
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the chosen frames."""
         return mask_BT[:, list(self.select_frames())]
-
-    def plan(self) -> list[BlockTokens]:
-        """The plain work of fewer frames."""
-        tokens = (self.keep, self.arch.patches + 1)
-        return [BlockTokens(attention=tokens, leaving=tokens)] * self.arch.vision_layers
 
 
 class FrameSubsample(Method[FrameSubsampleOptions]):

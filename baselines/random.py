@@ -16,7 +16,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer
+from tvrbench.harness.models.tokens import TokenReducer
 
 
 class RandomModel(RetrievalModel):
@@ -72,10 +72,6 @@ class NoFrames(TokenReducer):
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """Nothing leaves the tower: [B, 0]."""
         return mask_BT[:, :0]
-
-    def plan(self) -> list[BlockTokens]:
-        """No block runs."""
-        return []
 
 
 class Random(Method[MethodOptions]):

@@ -13,7 +13,8 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
-from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages, take
+from tvrbench.harness.models.tokens import TokenStream
+from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +48,15 @@ class TokenSamplingReducer(SegmentReducer):
         super().__init__(stages, arch, frames, options.segment_mask)
         self.mode = options.mode
 
-    def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+    def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Evenly spaced tokens, or the mean over the frames of every position."""
-        (S, M, D), device = patches_SMD.shape, patches_SMD.device
-        if self.mode == "pooling":
-            place_M = torch.arange(stage.kept, device=device).repeat(stage.join)
-            return patches_SMD.reshape(S, stage.join, stage.kept, D).mean(dim=1), place_M.expand(S, M)
-        ids_K = self.sample(M, stage.kept).to(device)
-        place_M = torch.full((M,), -1, device=device).scatter(0, ids_K, torch.arange(stage.kept, device=device))
-        return take(patches_SMD, ids_K.expand(S, -1)), place_M.expand(S, M)
+        if self.mode == "sparse":
+            return segments.select(self.sample(segments.patches, stage.kept))
+        patches_SMD = segments.x[:, segments.num_prefix_tokens :]
+        S, M, D = patches_SMD.shape
+        place_M = torch.arange(stage.kept, device=patches_SMD.device).repeat(stage.join)
+        means_SKD = patches_SMD.reshape(S, stage.join, stage.kept, D).mean(dim=1)
+        return segments.replace_patches(means_SKD, place_M.expand(S, M))
 
     def sample(self, tokens: int, kept: int) -> Tensor:
         """Ids of the tokens that stay: the middle of ``kept`` equal parts; in training a random one of each.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
-from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 
@@ -39,18 +36,16 @@ class ToMeReducer(TokenReducer):
             raise UsageError(f"tome: option 'r' must be at least 0, not {options.r}")
         self.options = options
 
-    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
+    def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
         """Attention with or without the size bias; sizes are tracked either way, because they weigh the merges."""
         return block.attend(stream.x, stream.size if self.options.proportional_attention else None)
 
-    def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
+    def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
         """Merge inside each frame."""
         r = self._merged(stream.patches)
         if not r:
             return stream
-        merge = self.decide(bipartite_match(keys.mean(dim=1), r, stream.lead))
-        x, size = merge(stream.x, stream.size)
-        return stream.moved(x, size, merge.place_SN)
+        return stream.merge(self.decide(bipartite_match(attention.keys.mean(dim=1), r, stream.num_prefix_tokens)))
 
     def _merged(self, patches: int) -> int:
         return min(self.options.r, patches // 2)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.tokens import TokenStream, VisionEncoder, take
 from tvrbench.methods.ops.kmedoids import k_medoids
-from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages, take
+from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages
 from tvrbench.methods.ops.spectral import spectral_cluster
 
 
@@ -90,11 +90,11 @@ class CenterCLIPReducer(SegmentReducer):
             {str(block): nn.Parameter(torch.zeros(s.kept, arch.vision_width)) for block, s in embedded.items()}
         )
 
-    def attach(self, clip: CLIP) -> None:
+    def attach(self, visual: VisionEncoder) -> None:
         """Start each cluster embedding [K, D] from CLIP's position embeddings of the first K patches."""
         with torch.no_grad():
             for table_KD in self.cluster_embeddings.values():
-                table_KD.copy_(clip.visual.positional_embedding[1 : 1 + len(table_KD)])
+                table_KD.copy_(visual.positional_embedding[1 : 1 + len(table_KD)])
 
     def cluster(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """The cluster of every patch token [S, M] and the medoids [S, K], ascending."""
@@ -107,8 +107,9 @@ class CenterCLIPReducer(SegmentReducer):
             patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance, neighbors=neighbors
         )
 
-    def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        """One token a cluster, in ascending order of the medoids."""
+    def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
+        """One token per cluster, in ascending order of the medoids."""
+        patches_SMD = segments.x[:, segments.num_prefix_tokens :]
         assign_SM, medoids_SK = self.decide(Clusters(*self.cluster(patches_SMD, stage)))
         if self.options.aggregate == "medoid":
             kept_SKD = take(patches_SMD, medoids_SK)
@@ -116,7 +117,7 @@ class CenterCLIPReducer(SegmentReducer):
             kept_SKD = cluster_means(patches_SMD, assign_SM, stage.kept)
         if self.options.cluster_embedding:
             kept_SKD = kept_SKD + self.cluster_embeddings[str(stage.block)].to(kept_SKD.dtype)
-        return kept_SKD, assign_SM
+        return segments.replace_patches(kept_SKD, assign_SM)
 
     def overhead_macs(self, stage: Stage) -> int:
         """Multiply-adds of clustering one segment of M tokens of width D into K.

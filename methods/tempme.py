@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
-from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
-from tvrbench.methods.ops import Merge, bipartite_match
+from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
+from tvrbench.methods.ops import bipartite_match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,29 +132,25 @@ class TempMeReducer(TokenReducer):
         step = self.steps[index]
         if index not in self.options.merge_blocks:
             return stream
-        joined = stream.joined(step.join)
-        merge = self.decide(bipartite_match(joined.x, step.cross, joined.lead))
+        joined = stream.join(step.join)
+        merge = self.decide(bipartite_match(joined.x, step.cross, joined.num_prefix_tokens))
         if self.options.frame_positions:
             table_FD = self.frame_positions[str(index)]
             videos = stream.x.shape[0] // stream.per_video
             positions = table_FD.to(stream.x.dtype).repeat(videos, 1).unsqueeze(1)
-            joined = replace(joined, x=stream.with_x(stream.x + positions).joined(step.join).x)
-        return self._merged(joined, merge) if step.cross else joined
+            joined = replace(joined, x=stream.with_x(stream.x + positions).join(step.join).x)
+        return joined.merge(merge) if step.cross else joined
 
-    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
+    def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
         """Attention with or without the size bias; sizes are tracked either way, because they weigh the merges."""
         return block.attend(stream.x, stream.size if self.options.proportional_attention else None)
 
-    def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
+    def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
         """Merge inside each frame or clip; the metric is the keys, averaged over heads."""
         r = self.steps[index].intra
         if not r:
             return stream
-        return self._merged(stream, self.decide(bipartite_match(keys.mean(dim=1), r, stream.lead)))
-
-    def _merged(self, stream: TokenStream, merge: Merge) -> TokenStream:
-        x, size = merge(stream.x, stream.size)
-        return stream.moved(x, size, merge.place_SN)
+        return stream.merge(self.decide(bipartite_match(attention.keys.mean(dim=1), r, stream.num_prefix_tokens)))
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """Class tokens never merge, so every frame's leaves in its place."""

@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.backbone.blocks import Block
-from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import (
+    NORM_MACS,
+    Attends,
+    AttentionOut,
+    BlockTokens,
+    TokenReducer,
+    TokenStream,
+    VisionEncoder,
+)
 from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer
 BANK_FIRST = 0.5  # training: chance that the bank is the source (VidToMe's global_rand); never at evaluation
-NORM_MACS = 5  # of one element of a LayerNorm, as the papers' tool counts it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,22 +130,18 @@ class VidToMeReducer(TokenReducer):
 class PersistentReducer(VidToMeReducer):
     """Merges each chunk before one block; from there on a chunk is one sequence."""
 
-    def attach(self, clip: CLIP) -> None:
+    def attach(self, visual: VisionEncoder) -> None:
         """Hold the block's norm, which makes the metric; in a tuple, because it stays the tower's module."""
-        self._norms: tuple[nn.LayerNorm, ...] = tuple(
-            clip.visual.transformer.blocks[index].ln_1 for index in self.merge_blocks
-        )
+        self._norms: tuple[nn.LayerNorm, ...] = tuple(visual.blocks[index].ln_1 for index in self.merge_blocks)
 
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join the frames of each chunk and merge their patches; the metric is ln_1(x)."""
         if index not in self.merge_blocks:
             return stream
-        joined = stream.joined(self.options.chunk)
-        C = joined.lead
-        merge = self.match(self._norms[0](joined.x[:, C:]))
-        x = torch.cat([joined.x[:, :C], merge(joined.x[:, C:])], dim=1)
-        first = torch.arange(C, device=x.device).expand(len(x), -1)
-        return joined.moved(x, None, torch.cat([first, merge.place_SN + C], dim=1))
+        joined = stream.join(self.options.chunk)
+        patches = joined.x[:, joined.num_prefix_tokens :]
+        merge = self.match(self._norms[0](patches))
+        return joined.replace_patches(merge(patches), merge.place_SN)
 
     def plan(self) -> list[BlockTokens]:
         """The work of every block for one video."""
@@ -157,36 +158,37 @@ class PersistentReducer(VidToMeReducer):
 class UnmergeReducer(VidToMeReducer):
     """Merges each chunk, attends, and gives every merged token its destination's output; all tokens stay."""
 
-    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
-        """The attention branch of all tokens [S, C + P, D]; the keys are those of the merged tokens."""
+    def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
+        """The attention branch of all tokens; queries and keys are those of the merged tokens."""
         if index not in self.merge_blocks:
             return super().attend(stream, index, block)
-        joined = stream.with_x(block.ln_1(stream.x)).joined(self.options.chunk)
-        C, lead = joined.classes, joined.lead
-        local = self.match(joined.x[:, lead:])
-        tokens = torch.cat([joined.x[:, :lead], local(joined.x[:, lead:])], dim=1)
+        joined = stream.with_x(block.ln_1(stream.x)).join(self.options.chunk)
+        C, prefix = joined.classes, joined.num_prefix_tokens
+        local = self.match(joined.x[:, prefix:])
+        tokens = torch.cat([joined.x[:, :prefix], local(joined.x[:, prefix:])], dim=1)
         with_bank = self.options.global_ratio and self.chunks > 1
-        out, keys = self._attend_with_bank(tokens, lead, block) if with_bank else block.attend_normed(tokens)
+        attention = self._attend_with_bank(tokens, prefix, block) if with_bank else block.attend_normed(tokens)
+        out = attention.delta
         S, _, D = stream.x.shape
-        prompts = out[:, C:lead].repeat_interleave(self.options.chunk, dim=0)  # a chunk's, for each of its frames
-        parted = [out[:, :C].reshape(S, -1, D), prompts, local.unmerge(out[:, lead:]).reshape(S, -1, D)]
-        return torch.cat(parted, dim=1), keys
+        prompts = out[:, C:prefix].repeat_interleave(self.options.chunk, dim=0)  # a chunk's, for each of its frames
+        parted = [out[:, :C].reshape(S, -1, D), prompts, local.unmerge(out[:, prefix:]).reshape(S, -1, D)]
+        return attention._replace(delta=torch.cat(parted, dim=1))
 
-    def _attend_with_bank(self, tokens: Tensor, lead: int, block: Block) -> tuple[Tensor, Tensor]:
-        """Attention of each chunk's tokens [S, lead + L, D] together with the bank; its output for the chunk's alone.
+    def _attend_with_bank(self, tokens: Tensor, prefix: int, block: Attends) -> AttentionOut:
+        """Attention of each chunk's tokens [S, prefix + L, D] together with the bank; its output for the chunk's alone.
 
         No bank depends on attention, so all merges come first and the chunks that have a bank attend at once.
         """
         chunks = tokens.view(-1, self.chunks, *tokens.shape[1:])
-        merges = self._bank_merges(chunks[:, :, lead:])
-        first, keys = block.attend_normed(chunks[:, 0])
-        later = torch.cat([chunks[:, 1:, :lead], torch.stack([merge.tokens for merge in merges], dim=1)], dim=2)
-        out, keys = block.attend_normed(later.flatten(0, 1))
+        merges = self._bank_merges(chunks[:, :, prefix:])
+        first = block.attend_normed(chunks[:, 0]).delta
+        later = torch.cat([chunks[:, 1:, :prefix], torch.stack([merge.tokens for merge in merges], dim=1)], dim=2)
+        attention = block.attend_normed(later.flatten(0, 1))
         restored = [
-            torch.cat([part[:, :lead], merge.unmerge(part[:, lead:])], dim=1)
-            for part, merge in zip(out.view(later.shape).unbind(1), merges, strict=True)
+            torch.cat([part[:, :prefix], merge.unmerge(part[:, prefix:])], dim=1)
+            for part, merge in zip(attention.delta.view(later.shape).unbind(1), merges, strict=True)
         ]
-        return torch.stack([first, *restored], dim=1).flatten(0, 1), keys
+        return attention._replace(delta=torch.stack([first, *restored], dim=1).flatten(0, 1))
 
     def _bank_merges(self, chunks: Tensor) -> list[GlobalMerge]:
         """The merges of the second and all later chunks of chunks [videos, chunks, L, D] with the bank before them."""

@@ -8,24 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tvrbench.harness.core.distributed import gather_shares
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.models.tokens import TokenReducer
-
-
-class Decision(Protocol):
-    """One choice for a batch of sequences."""
-
-    @property
-    def representative(self) -> Tensor:
-        """[S, N] for every token the position of the token it goes on as: its own where it stays."""
-        ...
-
+from tvrbench.harness.models.tokens import Decision, TokenReducer
 
 D = TypeVar("D", bound=Decision)
 

@@ -92,7 +92,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         apply_tuning(clip, method.options.tuning, method.options.rank)
         model = method.Model(method.spec(name), clip, method.build_reducer(), method.build_head())
         _check_prompts(name, clip, model.reducer)
-        model.reducer.attach(clip)
+        model.reducer.attach(clip.visual)
         model.head.attach(clip)
         return model
 

@@ -10,10 +10,10 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block, Transformer
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.tokens import NORM_MACS
 
 BLOCKS = 4
 MASKED = -1e6  # added to the logits of padded frames
-NORM_MACS = 5  # of one element of a LayerNorm, as the papers' tool counts it
 
 
 class Head(nn.Module):

@@ -1,20 +1,91 @@
-"""The one seam every token method plugs into: a stream of tokens and a reducer that acts on it."""
+"""The seam that every token method plugs into: a stream of tokens, and a reducer that acts on it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from math import prod
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from tvrbench.harness.models.backbone.architecture import Architecture
-    from tvrbench.harness.models.backbone.blocks import Block
-    from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 
-D = TypeVar("D")
+NORM_MACS = 5  # multiply-adds per element of a LayerNorm, as fvcore, the papers' tool, counts it
+
+
+class AttentionOut(NamedTuple):
+    """One attention branch.
+
+    Attributes:
+        delta: [S, N, D], to be added to the tokens.
+        queries, keys: [S, heads, N, 64] of the tokens that attended.
+    """
+
+    delta: Tensor
+    queries: Tensor
+    keys: Tensor
+
+
+class Attends(Protocol):
+    """A transformer block, as far as a reducer sees it."""
+
+    ln_1: nn.LayerNorm
+
+    def attend(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
+        """The attention branch of tokens [S, N, D]; ``size`` [S, N, 1] makes it proportional."""
+        ...
+
+    def attend_normed(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
+        """``attend`` for tokens that went through ``ln_1`` already."""
+        ...
+
+
+class VisionEncoder(Protocol):
+    """The vision tower, as far as a reducer sees it."""
+
+    positional_embedding: nn.Parameter
+
+    @property
+    def blocks(self) -> Sequence[Attends]:
+        """The blocks, first to last."""
+        ...
+
+
+class Decision(Protocol):
+    """One choice for a batch of sequences that token values lead to, such as a merge or a clustering."""
+
+    @property
+    def representative(self) -> Tensor:
+        """[S, N] for every token the position of the token that represents it: its own where it stays."""
+        ...
+
+
+class TokenMerge(Protocol):
+    """Maps all tokens of a stream to fewer."""
+
+    @property
+    def place_SN(self) -> Tensor:
+        """[S, N] the new position of every former token."""
+        ...
+
+    def __call__(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens [S, N, D] and sizes [S, N, 1] -> [S, M, D] and [S, M, 1]."""
+        ...
+
+
+D = TypeVar("D", bound=Decision)
+
+
+def take(x_SND: Tensor, ids_SM: Tensor) -> Tensor:
+    """The tokens at these positions, [S, M, D]."""
+    S, N, width = x_SND.shape
+    # Flat row indices: one index per token instead of one per element, which gather would need.
+    rows = ids_SM + torch.arange(S, device=ids_SM.device).unsqueeze(1) * N
+    return x_SND.reshape(S * N, width).index_select(0, rows.flatten()).view(S, -1, width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +97,7 @@ class TokenStream:
         classes: C.
         prompts: Q, learned tokens that came in with the first block (tuning ``prompts-shallow``), else 0. They attend,
             never merge, and every sequence has Q of them.
-        per_video: sequences a video has at this point, so S = videos x per_video.
+        per_video: sequences per video at this point, so S = videos x per_video.
         size: [S, N, 1] original patches behind each token, or None where no method tracks it.
         origin: [videos, frames x patches] the flat place (sequence in the video x N + position) of the token that
             each original patch now belongs to, -1 where it was dropped; None unless a trace was asked for.
@@ -40,27 +111,54 @@ class TokenStream:
     origin: Tensor | None = None
 
     @property
-    def lead(self) -> int:
-        """C + Q, the tokens before the patches: none of them merges."""
+    def num_prefix_tokens(self) -> int:
+        """C + Q, the tokens before the patches."""
         return self.classes + self.prompts
 
     @property
     def patches(self) -> int:
-        """P, patch tokens a sequence."""
-        return self.x.shape[1] - self.lead
+        """P, patch tokens per sequence."""
+        return self.x.shape[1] - self.num_prefix_tokens
 
     def with_x(self, x: Tensor) -> TokenStream:
         """The same stream with other values of the same tokens."""
         return replace(self, x=x)
 
-    def moved(self, x: Tensor, size: Tensor | None, place_SN: Tensor) -> TokenStream:
-        """The stream after tokens moved within their sequences.
+    def select(self, indices: Tensor) -> TokenStream:
+        """Keep some patch tokens and drop the others; class tokens and prompts stay.
 
         Args:
-            x: [S, M, D] the tokens now.
-            size: [S, M, 1] or None.
-            place_SN: [S, N] for each former token its position among the new ones, -1 if dropped.
+            indices: [S, M], or [M] for all sequences: patches in output order, counted from 0.
         """
+        S, N, _ = self.x.shape
+        patches_SM = indices.to(self.x.device).expand(S, -1)
+        kept_SM = torch.cat([self._prefix(), patches_SM + self.num_prefix_tokens], dim=1)
+        new_SM = torch.arange(kept_SM.shape[1], device=kept_SM.device).expand(S, -1)
+        place_SN = kept_SM.new_full((S, N), -1).scatter_(1, kept_SM, new_SM)
+        size = None if self.size is None else take(self.size, kept_SM)
+        return self._moved(take(self.x, kept_SM), size, place_SN)
+
+    def merge(self, merge: TokenMerge) -> TokenStream:
+        """Merge tokens and their sizes."""
+        x, size = merge(self.x, self.size)
+        return self._moved(x, size, merge.place_SN)
+
+    def replace_patches(self, patches_SMD: Tensor, place_SP: Tensor) -> TokenStream:
+        """Put other patch tokens in the place of all P; sizes are not tracked any more.
+
+        Args:
+            patches_SMD: [S, M, D].
+            place_SP: [S, P] for each former patch token its position among the M, -1 if dropped.
+        """
+        Q = self.num_prefix_tokens
+        place_SN = torch.cat([self._prefix(), torch.where(place_SP >= 0, place_SP + Q, -1)], dim=1)
+        return self._moved(torch.cat([self.x[:, :Q], patches_SMD], dim=1), None, place_SN)
+
+    def _prefix(self) -> Tensor:
+        return torch.arange(self.num_prefix_tokens, device=self.x.device).expand(len(self.x), -1)
+
+    def _moved(self, x: Tensor, size: Tensor | None, place_SN: Tensor) -> TokenStream:
+        """The stream of x [S, M, D]; place_SN [S, N] is the new position of each former token, -1 if dropped."""
         origin = self.origin
         if origin is not None:
             videos, N, M = origin.shape[0], place_SN.shape[1], x.shape[1]
@@ -70,36 +168,38 @@ class TokenStream:
             origin = torch.where(origin >= 0, table.gather(1, origin.clamp(min=0)), -1)
         return replace(self, x=x, size=size, origin=origin)
 
-    def joined(self, k: int) -> TokenStream:
-        """Join k neighboring sequences: all their class tokens, their prompts averaged, then all their patches."""
+    def join(self, k: int, *, average_classes: bool = False) -> TokenStream:
+        """Join k neighboring sequences: their class tokens (all, or averaged), their prompts averaged, all patches."""
         C, Q, P = self.classes, self.prompts, self.patches
+        classes = C if average_classes else k * C
 
-        def join(t: Tensor) -> Tensor:
+        def joined(t: Tensor) -> Tensor:
             t = t.view(-1, k, C + Q + P, t.shape[-1])
-            parts = [t[:, :, :C].flatten(1, 2), t[:, :, C + Q :].flatten(1, 2)]
-            if Q:
-                parts.insert(1, t[:, :, C : C + Q].mean(dim=1))
-            return torch.cat(parts, dim=1)
+            first = t[:, :, :C].mean(dim=1) if average_classes else t[:, :, :C].flatten(1, 2)
+            prompts = [t[:, :, C : C + Q].mean(dim=1)] if Q else []
+            return torch.cat([first, *prompts, t[:, :, C + Q :].flatten(1, 2)], dim=1)
 
         origin = self.origin
         if origin is not None:
             sequence, position = origin // (C + Q + P), origin % (C + Q + P)
-            member, joined = sequence % k, k * (C + P) + Q
+            member = sequence % k
             moved = torch.where(
-                position < C, member * C + position, k * C + Q + member * P + (position - C - Q).clamp(min=0)
+                position < C,
+                position if average_classes else member * C + position,
+                classes + Q + member * P + (position - C - Q).clamp(min=0),
             )
-            origin = torch.where(origin >= 0, sequence // k * joined + moved, -1)
+            origin = torch.where(origin >= 0, sequence // k * (classes + Q + k * P) + moved, -1)
         return replace(
             self,
-            x=join(self.x),
-            classes=k * C,
+            x=joined(self.x),
+            classes=classes,
             per_video=self.per_video // k,
-            size=join(self.size) if self.size is not None else None,
+            size=None if self.size is None else joined(self.size),
             origin=origin,
         )
 
     def among_frames(self, chosen: Sequence[int], frames: int) -> TokenStream:
-        """The trace of all ``frames`` where only the ``chosen`` ones entered the tower: the others' were dropped."""
+        """The trace over all ``frames`` where only the ``chosen`` ones entered the tower, the others dropped."""
         if self.origin is None:
             return self
         whole = self.origin.new_full((self.origin.shape[0], frames, self.origin.shape[1] // len(chosen)), -1)
@@ -109,12 +209,12 @@ class TokenStream:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTokens:
-    """What one block works on, for one video; prompts are not counted, a tuning adds them.
+    """The work of one block for one video; prompts are not counted, a tuning adds them.
 
     Attributes:
-        attention: (sequences, tokens a sequence) that attend to each other.
+        attention: (sequences, tokens per sequence) that attend to each other.
         also_attending: the same for further sequences of other lengths, where a block has several kinds.
-        leaving: (sequences, tokens a sequence) that enter the MLP and leave the block.
+        leaving: (sequences, tokens per sequence) that enter the MLP and leave the block.
         overhead_macs: multiply-adds of the reduction itself in this block (matching, clustering).
     """
 
@@ -124,15 +224,41 @@ class BlockTokens:
     also_attending: tuple[tuple[int, int], ...] = ()
 
 
+def _norm_flops(shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * NORM_MACS * prod(shape)
+
+
+_NORM_FLOPS = {torch.ops.aten.native_layer_norm: _norm_flops}
+
+
+class _ShapeRecorder:
+    """A block that computes nothing and records the shapes that attend."""
+
+    def __init__(self, width: int, device: str) -> None:
+        self.ln_1 = nn.LayerNorm(width, device=device)
+        self.attended: list[tuple[int, int]] = []
+        self.normed = 0
+
+    def attend(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
+        S, N, _ = x.shape
+        self.attended.append((S, N))
+        heads = x.reshape(S, N, -1, HEAD_WIDTH).transpose(1, 2)
+        return AttentionOut(delta=x, queries=heads, keys=heads)
+
+    def attend_normed(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
+        self.normed += x.numel()
+        return self.attend(x, size)
+
+
 class TokenReducer(nn.Module):
     """Reduces the tokens of a plain CLIP ViT on their way; this base class reduces nothing.
 
     A reducer owns its parameters, keeps no state between calls, and treats every video of a batch alone.
 
     Attributes:
-        carries_prompts: whether it leaves the ``stream.lead`` tokens before the patches in place, so that prompts can
-            travel with the class tokens. A subclass that looks at positions says so for itself.
-        observer: hears every decision and gives back the one to carry out; None outside of measurements.
+        carries_prompts: True where it keeps the ``stream.num_prefix_tokens`` tokens before the patches in place, so
+            that prompts can travel with the class tokens. A subclass that looks at positions sets it for itself.
+        observer: receives every decision and returns the one to carry out; None outside of measurements.
     """
 
     carries_prompts: ClassVar[bool] = False
@@ -144,26 +270,26 @@ class TokenReducer(nn.Module):
         self.observer: Callable[[Any], Any] | None = None
 
     def decide(self, decision: D) -> D:
-        """Every choice that token values lead to passes through here, so that it can be watched or replayed.
+        """Pass on a choice that token values lead to, so that it can be recorded or replayed.
 
-        Reducers carry out what comes back (``tvrbench.harness.models.decisions``).
+        Reducers carry out the returned one (``tvrbench.harness.models.decisions``).
         """
         if self.observer is None:
             return decision
         out: D = self.observer(decision)
         return out
 
-    def attach(self, clip: CLIP) -> None:
-        """Called once when the model is assembled, pre-trained weights in place: start own parameters from them, or
-        keep hold of a layer that a decision is taken on. Nothing by default."""
+    def attach(self, visual: VisionEncoder) -> None:
+        """Start own parameters from the pre-trained ones, or keep a layer that decisions use; called once, by the
+        factory. Nothing by default."""
 
     def select_frames(self) -> tuple[int, ...] | None:
-        """Which of the T frames enter the tower at all, ascending; None for all of them, the default."""
+        """The frames of T that enter the tower, ascending; None, the default, for all of them."""
         return None
 
     @property
     def frames_encoded(self) -> int:
-        """Frames of a video that the tower embeds."""
+        """Frames per video that enter the tower."""
         chosen = self.select_frames()
         return self.frames if chosen is None else len(chosen)
 
@@ -171,23 +297,56 @@ class TokenReducer(nn.Module):
         """Act on the input of block ``index``."""
         return stream
 
-    def attend(self, stream: TokenStream, index: int, block: Block) -> tuple[Tensor, Tensor]:
-        """The attention branch [S, C + P, D] and its keys [S, heads, C + P, 64]; plain attention by default."""
+    def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
+        """The attention branch of the stream; proportional attention by default where sizes are tracked."""
         return block.attend(stream.x, stream.size)
 
-    def after_attention(self, stream: TokenStream, keys: Tensor, index: int) -> TokenStream:
-        """Act between attention and MLP; keys [S, heads, C + P, 64]."""
+    def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
+        """Act between attention and MLP; ``attention`` is what ``attend`` returned, already added to the stream."""
         return stream
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
-        """How the frame mask [B, T] maps onto the class tokens that leave the tower [B, F]."""
+        """Map the frame mask [B, T] to the class tokens that leave the tower [B, F]."""
         return mask_BT
 
     def plan(self) -> Sequence[BlockTokens]:
-        """The work of every block for one video, known in advance from the configuration alone."""
-        tokens = (self.frames, self.arch.patches + 1)
-        return [BlockTokens(attention=tokens, leaving=tokens)] * self.arch.vision_layers
+        """The work of every block for one video, known from the configuration alone.
+
+        By default the reducer runs once on shapes without values (on noise, where its control flow reads values), and
+        its matrix products are counted. A published formula can replace that; the contract tests compare both.
+        """
+        if not self.frames_encoded:
+            return []
+        try:
+            return self._observed_plan("meta")
+        except (RuntimeError, TypeError):  # torch raises these where a value is asked of a meta tensor
+            return self._observed_plan("cpu")
+
+    @torch.no_grad()
+    def _observed_plan(self, device: str) -> list[BlockTokens]:
+        twin = copy.deepcopy(self).to(device).eval()
+        twin.observer = None
+        shape = (self.frames_encoded, self.arch.patches + 1, self.arch.vision_width)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        stream, plan = TokenStream(x=x, classes=1, per_video=self.frames_encoded), []
+        for index in range(self.arch.vision_layers):
+            block = _ShapeRecorder(self.arch.vision_width, device)
+            with FlopCounterMode(display=False, custom_mapping=_NORM_FLOPS) as counter:
+                stream = twin.before_block(stream, index)
+                attention = twin.attend(stream, index, block)
+                stream = twin.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
+            first, *others = block.attended or [(0, 0)]
+            macs = counter.get_total_flops() // 2 - NORM_MACS * block.normed  # each attending token is normed anyway
+            plan.append(
+                BlockTokens(
+                    attention=first,
+                    also_attending=tuple(others),
+                    leaving=(stream.x.shape[0], stream.x.shape[1]),
+                    overhead_macs=macs,
+                )
+            )
+        return plan
 
     def expected_tokens(self) -> list[tuple[int, int]]:
-        """(sequences, tokens a sequence) leaving each block, for one video."""
+        """(sequences, tokens per sequence) leaving each block, for one video."""
         return [block.leaving for block in self.plan()]

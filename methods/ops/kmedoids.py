@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from tvrbench.methods.ops.distances import METRICS, pairwise_distances
 
@@ -107,6 +108,13 @@ def _operator(
 @_operator.register_fake
 def _(x: Tensor, k: int, *_options: object) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:2], dtype=torch.long), x.new_empty((x.shape[0], k), dtype=torch.long)
+
+
+@register_flop_formula(torch.ops.tvrbench.k_medoids)
+def _flops(shape: torch.Size, *_options: object, **_out: object) -> int:
+    """Of the distances, two per multiply-add; comparing and adding, the rest, is not counted by the papers' tool."""
+    B, M, D = shape
+    return 2 * B * M * M * D
 
 
 def require_finite(finite: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tvrbench.harness.models.tokens import take
 from tvrbench.methods.ops.matching import require_finite
 
 
@@ -41,7 +42,7 @@ class Pairing:
     def __call__(self, x: Tensor) -> Tensor:
         """Merge x [S, N, D] into [S, M, D]."""
         if self.divisor_SN is None:
-            return _rows(x, self.kept_SM)
+            return take(x, self.kept_SM)
         S, N, D = x.shape
         M = self.kept_SM.shape[1]
         place = (self.place_SN + torch.arange(S, device=x.device).unsqueeze(1) * M).flatten()
@@ -50,7 +51,7 @@ class Pairing:
 
     def unmerge(self, y: Tensor) -> Tensor:
         """y [S, M, D] back to [S, N, D]: every token that merged away copies what it merged into."""
-        return _rows(y, self.place_SN)
+        return take(y, self.place_SN)
 
     def then(self, later: Pairing) -> Pairing:
         """This pairing and a later one of its output, as one."""
@@ -107,7 +108,7 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
         raise ValueError(f"r = {r}: between 0 and all {A} sources can merge, into at least one destination")
     with torch.no_grad():
         unit = F.normalize(metric, dim=-1)
-        best_SA, partner_SA = (_rows(unit, source_SA) @ _rows(unit, target_SB).transpose(1, 2)).max(dim=-1)
+        best_SA, partner_SA = (take(unit, source_SA) @ take(unit, target_SB).transpose(1, 2)).max(dim=-1)
         require_finite(best_SA)
         order = best_SA.argsort(dim=1, descending=True, stable=True)
     merged, unmerged = order[:, :r], order[:, r:]
@@ -243,10 +244,3 @@ def two_set_match(metric: Tensor, sources: int, ratio: float, average: bool = Fa
     S, N, _ = metric.shape
     position = torch.arange(N, device=metric.device).expand(S, -1)
     return pair(metric, position[:, :sources], position[:, sources:], int(ratio * sources), average)
-
-
-def _rows(x: Tensor, index_SM: Tensor) -> Tensor:
-    """x [S, N, D] at positions [S, M] -> [S, M, D]; flat rows, so one index a token and not one an element."""
-    S, N, D = x.shape
-    first = torch.arange(S, device=x.device).unsqueeze(1) * N
-    return x.reshape(S * N, D).index_select(0, (index_SM + first).flatten()).view(S, -1, D)

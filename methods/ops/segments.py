@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
 SegmentMask = Literal["any", "last"]
@@ -93,9 +93,9 @@ class SegmentReducer(TokenReducer):
         self.stages = stages
         self.segment_mask = segment_mask
 
-    def choose(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        """The patch tokens that stay [S, kept, D] and, of every former one, its place among them [S, M] (-1: none)."""
-        raise TypeError(f"{type(self).__name__} does not say which tokens it keeps")
+    def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
+        """Reduce the patch tokens of every segment to ``stage.kept``."""
+        raise TypeError(f"{type(self).__name__} does not define which tokens it keeps")
 
     def overhead_macs(self, stage: Stage) -> int:
         """Multiply-adds of choosing the tokens of one segment."""
@@ -106,16 +106,7 @@ class SegmentReducer(TokenReducer):
         stage = self.stages.get(index)
         if stage is None:
             return stream
-        C, Q = stream.classes, stream.prompts
-        joined = stream.joined(stage.join)
-        classes_SCD = stream.x[:, :C].reshape(-1, stage.join, C, stream.x.shape[2]).mean(dim=1)
-        kept_SKD, place_SM = self.choose(joined.x[:, joined.lead :], stage)
-        prompts_SQD = joined.x[:, joined.classes : joined.lead]
-        first = torch.arange(C + Q, device=place_SM.device)
-        lead_place = torch.cat([first[:C].repeat(stage.join), first[C:]]).expand(len(place_SM), -1)
-        place = torch.cat([lead_place, torch.where(place_SM >= 0, place_SM + C + Q, -1)], dim=1)
-        x = torch.cat([classes_SCD, prompts_SQD, kept_SKD], dim=1)
-        return replace(joined.moved(x, None, place), classes=C)
+        return self.reduce(stream.join(stage.join, average_classes=True), stage)
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the segments that leave [B, S]."""
@@ -133,13 +124,6 @@ class SegmentReducer(TokenReducer):
                 tokens, macs = (stage.segments, stage.kept + 1), stage.segments * self.overhead_macs(stage)
             blocks.append(BlockTokens(attention=tokens, leaving=tokens, overhead_macs=macs))
         return blocks
-
-
-def take(patches_SMD: Tensor, ids_SK: Tensor) -> Tensor:
-    """The tokens with the given ids, [S, K, D]."""
-    S, M, D = patches_SMD.shape
-    rows = ids_SK + torch.arange(S, device=ids_SK.device).unsqueeze(1) * M
-    return patches_SMD.reshape(S * M, D).index_select(0, rows.flatten()).view(S, -1, D)
 
 
 def cluster_means(tokens_SMD: Tensor, assign_SM: Tensor, clusters: int) -> Tensor:

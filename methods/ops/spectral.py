@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from tvrbench.methods.ops.distances import pairwise_distances
 from tvrbench.methods.ops.kmedoids import check_clustering, k_medoids, require_finite
@@ -76,6 +77,13 @@ def _embed(
 @_embed.register_fake
 def _(x: Tensor, k: int, *_options: object) -> Tensor:
     return x.new_empty((*x.shape[:2], k), dtype=torch.float64)
+
+
+@register_flop_formula(torch.ops.tvrbench.spectral_rows)
+def _flops(shape: torch.Size, *_options: object, **_out: object) -> int:
+    """The distances, and 9 M^3 operations for the eigenvectors (Golub and Van Loan, section 8.3)."""
+    B, M, D = shape
+    return B * (2 * M * M * D + 9 * M**3)
 
 
 def _affinity(distance: Tensor, sigma: float, neighbors: int | None) -> Tensor:

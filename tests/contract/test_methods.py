@@ -18,7 +18,7 @@ from tvrbench.harness.models.decisions import Recorder, watched
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import Group
-from tvrbench.harness.models.tokens import TokenStream
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.tuning import TUNINGS
 from tvrbench.harness.training.trainer import Trainer
 
@@ -230,3 +230,10 @@ def test_wrong_shapes_are_named(
 def test_unknown_options_are_named(name: str, tiny_model: Make) -> None:
     with pytest.raises(UsageError, match="'nonsense' is not known"):
         tiny_model(name, nonsense=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_is_what_the_reducer_does(name: str, tiny_model: Make) -> None:
+    """A plan by formula has the tokens and the multiply-adds of one pass of the reducer."""
+    reducer = tiny_model(name).reducer
+    assert reducer.plan() == TokenReducer.plan(reducer)

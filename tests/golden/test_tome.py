@@ -16,7 +16,7 @@ from tvrbench.baselines.tome import ToMeOptions, ToMeReducer
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone import blocks
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.tokens import TokenStream
+from tvrbench.harness.models.tokens import AttentionOut, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 pytestmark = pytest.mark.golden
@@ -38,7 +38,9 @@ def test_plain_matching(name: str, tiny_arch: Architecture) -> None:
     case = FIXTURE["bipartite"][name]
     for size, key in ((None, "wavg_none"), (case["size"], "wavg_size")):
         stream = TokenStream(x=case["x"], classes=1, per_video=1, size=size)
-        out = reducer(tiny_arch, case["r"]).after_attention(stream, case["metric"].unsqueeze(1), 0)
+        keys = case["metric"].unsqueeze(1)
+        attention = AttentionOut(delta=keys, queries=keys, keys=keys)
+        out = reducer(tiny_arch, case["r"]).after_attention(stream, attention, 0)
         assert out.size is not None
         close(out.x, case[key])
         close(out.size, case[f"{key}_size"])
@@ -101,8 +103,8 @@ def test_three_blocks(
     for i, (block, r) in enumerate(zip(released_blocks, (4, 3, 2), strict=True)):
         tome = reducer(tiny_arch, r, proportional)
         with torch.no_grad():
-            delta, keys = tome.attend(stream, i, block)
-            stream = tome.after_attention(stream.with_x(stream.x + delta), keys, i)
+            attention = tome.attend(stream, i, block)
+            stream = tome.after_attention(stream.with_x(stream.x + attention.delta), attention, i)
             stream = stream.with_x(stream.x + block.feed_forward(stream.x))
         assert stream.size is not None
         close(stream.x, case["block_out"][i], 1e-5)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
+from tvrbench.harness.models.tokens import AttentionOut
 
 
 class QuickGELU(nn.Module):
@@ -118,7 +119,7 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, size: Tensor | None = None, causal: bool = False, prompts: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> AttentionOut:
         """Attend within each sequence.
 
         Args:
@@ -127,9 +128,6 @@ class Attention(nn.Module):
                 ToMe section 3), or None.
             causal: mask the future (text).
             prompts: [Q, D], normalized; tokens after the first that every sequence sees and that are not updated.
-
-        Returns:
-            The output [S, N, D] and the keys [S, heads, N, 64].
         """
         S, N, D = x.shape
         q, k, v = self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
@@ -139,7 +137,7 @@ class Attention(nn.Module):
             keys, v = self._before(prompts, k, v)
             bias = _prompted_mask(len(prompts), bias, causal, q)
         out = F.scaled_dot_product_attention(q, keys, v, attn_mask=bias, is_causal=causal and prompts is None)
-        return self.out_proj(out.transpose(1, 2).reshape(S, N, D)), k
+        return AttentionOut(self.out_proj(out.transpose(1, 2).reshape(S, N, D)), q, k)
 
     def _before(self, prompts_QD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [S, heads, Q + N, 64], the prompts' first: the same for every sequence."""
@@ -190,14 +188,14 @@ class Block(nn.Module):
         self.prompts: Prompts | None = None
         self.adapter: Adapter | None = None
 
-    def attend(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor]:
-        """The attention branch of x [S, N, D] (without the residual) and its keys [S, heads, N, 64]."""
+    def attend(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> AttentionOut:
+        """The attention branch of x [S, N, D], without the residual."""
         return self.attend_normed(self.ln_1(x), size, causal)
 
-    def attend_normed(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor]:
+    def attend_normed(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> AttentionOut:
         """``attend`` for tokens that went through ``ln_1`` already."""
         prompts = None if self.prompts is None else self.ln_1(self.prompts.tokens)
-        out: tuple[Tensor, Tensor] = self.attn(x, size, causal, prompts)
+        out: AttentionOut = self.attn(x, size, causal, prompts)
         return out
 
     def feed_forward(self, x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class CLIP(nn.Module):
         if self.prompts is not None:  # after the start token, without positions, so that captions lose none
             x, end = self.prompts.after_first(x), end + len(self.prompts) * (end > 0)
         for block in self.transformer.blocks:
-            x = x + block.attend(x, causal=True)[0]
+            x = x + block.attend(x, causal=True).delta
             x = x + block.feed_forward(x)
         out: Tensor = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
         return out

@@ -66,7 +66,7 @@ class WordTokenizer:
         return cls(path.read_text(encoding="utf-8").split())
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Encode a batch: [B, L] ids and mask, L at most ``length``; UsageError names a word that is not in the list."""
+        """Encode a batch: [B, L] ids and mask, L at most ``length``; UsageError names a word not in the list."""
         rows = [[self._id(word) for word in re.findall(r"[a-z]+|,", caption.lower())] for caption in captions]
         return _pack(rows, self.vocab_size - 2, self.vocab_size - 1, length)
 

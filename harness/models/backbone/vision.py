@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.backbone.blocks import Prompts, Transformer
+from tvrbench.harness.models.backbone.blocks import Block, Prompts, Transformer
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 
 
@@ -27,6 +27,11 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, arch.embed_dim) * width**-0.5)
         self.prompts: Prompts | None = None
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return self.transformer.blocks
+
     def embed(self, frames: Tensor) -> Tensor:
         """frames [S, 3, H, W] -> tokens [S, 1 + P, D] entering the first block."""
         patches_SPD = self.conv1(frames).flatten(2).transpose(1, 2)
@@ -37,12 +42,12 @@ class VisionTower(nn.Module):
         return x
 
     def forward(self, frames: Tensor, per_video: int, reducer: TokenReducer, trace: bool = False) -> TokenStream:
-        """frames [S, 3, H, W], ``per_video`` of them a video -> the stream that leaves the last block."""
+        """frames [S, 3, H, W], ``per_video`` of them per video -> the stream that leaves the last block."""
         stream = self.enter(frames, per_video, trace)
-        for index, block in enumerate(self.transformer.blocks):
+        for index, block in enumerate(self.blocks):
             stream = reducer.before_block(stream, index)
-            delta, keys = reducer.attend(stream, index, block)
-            stream = reducer.after_attention(stream.with_x(stream.x + delta), keys, index)
+            attention = reducer.attend(stream, index, block)
+            stream = reducer.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
             stream = stream.with_x(stream.x + block.feed_forward(stream.x))
         return stream
 
@@ -55,8 +60,8 @@ class VisionTower(nn.Module):
         stream = TokenStream(x=x, classes=1, prompts=Q, per_video=per_video)
         if not trace:
             return stream
-        place = torch.arange(per_video * x.shape[1], device=x.device).view(per_video, x.shape[1])
-        return replace(stream, origin=place[:, stream.lead :].reshape(1, -1).repeat(frames.shape[0] // per_video, 1))
+        place = torch.arange(per_video * x.shape[1], device=x.device).view(per_video, -1)[:, stream.num_prefix_tokens :]
+        return replace(stream, origin=place.reshape(1, -1).repeat(frames.shape[0] // per_video, 1))
 
     def class_features(self, stream: TokenStream) -> Tensor:
         """The class tokens that leave, projected: [videos, class tokens a video, E], in frame order."""

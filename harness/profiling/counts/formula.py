@@ -15,10 +15,9 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.tokens import BlockTokens
+from tvrbench.harness.models.tokens import NORM_MACS, BlockTokens
 
 TEXT_TOKENS = 32  # the papers' caption length
-_NORM = 5  # multiply-adds that fvcore books for an element of a LayerNorm with weight and bias
 
 
 def analytic_macs(model: RetrievalModel) -> dict[str, int]:
@@ -42,7 +41,7 @@ def _video_macs(model: RetrievalModel) -> int:
     arch, frames, visual = model.clip.arch, model.reducer.frames_encoded, model.clip.visual
     width, blocks = arch.vision_width, visual.transformer.blocks
     stem = frames * arch.patches * 3 * arch.patch_size**2 * width
-    stem += _NORM * frames * (arch.patches + 1) * width
+    stem += NORM_MACS * frames * (arch.patches + 1) * width
     carried = 0 if visual.prompts is None else len(visual.prompts)
     plan = model.reducer.plan()
     inside = sum(_block_macs(_with(work, carried), block, width) for work, block in zip(plan, blocks, strict=True))
@@ -78,12 +77,12 @@ def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     prompts = 0 if block.prompts is None else len(block.prompts)
     attention = 0
     for sequences, tokens in (work.attention, *work.also_attending):
-        attention += sequences * tokens * (_NORM * width + 4 * width**2 + 2 * (tokens + prompts) * width)
-        attention += prompts * (_NORM * width + 3 * width**2)
+        attention += sequences * tokens * (NORM_MACS * width + 4 * width**2 + 2 * (tokens + prompts) * width)
+        attention += prompts * (NORM_MACS * width + 3 * width**2)
     hidden = 4 * width + (0 if block.adapter is None else block.adapter.down.out_features)
     leaving = work.leaving[0] * work.leaving[1]
-    return attention + leaving * (_NORM * width + 2 * width * hidden) + work.overhead_macs
+    return attention + leaving * (NORM_MACS * width + 2 * width * hidden) + work.overhead_macs
 
 
 def _projection_macs(tokens: int, width: int, embed_dim: int) -> int:
-    return tokens * width * (_NORM + embed_dim)
+    return tokens * width * (NORM_MACS + embed_dim)

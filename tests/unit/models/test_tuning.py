@@ -116,7 +116,7 @@ def test_both_encoders_against_the_definition(tuning: str, tiny_model: Make, tin
         tokens = clip.visual.embed(frames.flatten(0, 1))
         leaving = _with_tokens(clip.visual.transformer.blocks, tokens, shallow, causal=False)
         seen = model.video_tokens(frames)
-        patches = seen.x[:, seen.lead :]
+        patches = seen.x[:, seen.num_prefix_tokens :]
         torch.testing.assert_close(seen.x[:, 0], leaving[:, 0], rtol=0, atol=2e-5)
         torch.testing.assert_close(patches, leaving[:, 1:], rtol=0, atol=2e-5)
 
@@ -157,7 +157,7 @@ def test_carried_prompts_go_through_every_reducer(name: str, tiny_model: Make, t
     assert not torch.allclose(together, without, atol=1e-3)
     assert stream.origin is not None
     position = stream.origin[stream.origin >= 0] % stream.x.shape[1]
-    assert position.min() >= stream.lead  # no patch ends up in a class token or a prompt
+    assert position.min() >= stream.num_prefix_tokens  # no patch ends up in a class token or a prompt
 
 
 class _Positional(TokenReducer):
