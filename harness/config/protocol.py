@@ -15,7 +15,6 @@ from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
-
 # A renamed field keeps its old name inside the hash, so that existing records keep their protocol.
 _HASHED_AS = {"optimizer": "optimiser"}
 
