@@ -38,7 +38,7 @@ _open = with_config(ConfigDict(extra="allow", strict=True))
 
 def _reject(at: tuple[str, ...], kind: str, message: str, value: Any) -> NoReturn:
     """Fail like pydantic does, at a place below the value that a validator is given."""
-    error = InitErrorDetails(type=PydanticCustomError(kind, message), loc=at, input=value)  # type: ignore[arg-type]
+    error = InitErrorDetails(type=PydanticCustomError(kind, message), loc=at, input=value)
     raise ValidationError.from_exception_data("record", [error])
 
 

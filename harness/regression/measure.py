@@ -66,7 +66,8 @@ def with_current_protocols(baseline: Baseline, tiers: Sequence[Tier], *, update:
                 code="baseline.protocol-changed",
                 protocol=runs.protocol,
             )
-        baseline = replace(baseline, **{section: replace(runs, hash=current)})
+        change: dict[str, Any] = {section: replace(runs, hash=current)}
+        baseline = replace(baseline, **change)
     return baseline
 
 

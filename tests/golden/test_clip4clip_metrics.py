@@ -62,7 +62,7 @@ def test_several_captions_rank_by_their_maximum(published: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_on_ties_the_published_code_counts_every_tied_position(published: dict[str, Any], direction: str) -> None:
-    case = published["quantized_with_ties_40"]
+    case = published["quantised_with_ties_40"]
     queries = len(case["sim"])
 
     def ranks(ties: Any) -> npt.NDArray[np.int64]:

@@ -26,8 +26,8 @@ from tvrbench.harness.evaluation.evaluate import Evaluation, score
 from tvrbench.harness.evaluation.metrics import (
     cosine_scores,
     pair_accuracy,
+    rank_counts,
     retrieval_metrics,
-    shared_hits,
     without_ranks,
 )
 
@@ -73,9 +73,11 @@ def test_metrics_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) 
     whole = retrieval_metrics(sim, split.caption_video)
     assert {key: found.metrics[key] for key in ("t2v", "v2t", "RSum")} == without_ranks(whole)
     assert all(np.array_equal(found.ranks[name], whole[name]["ranks"]) for name in ("t2v", "v2t"))
+    counts, _ = rank_counts(sim, split.caption_video)
     for k in (1, 5, 10):
-        assert found.metrics["ties_shared"]["t2v"][f"R{k}"] == 100 * shared_hits(sim, split.caption_video, k).mean()
-    assert found.metrics["pair_accuracy"] == pair_accuracy(sim, split.caption_video, split.scenes)
+        assert found.metrics["ties_shared"]["t2v"][f"R{k}"] == 100 * counts.hit_probability(k).mean()
+    whole_pairs = pair_accuracy(text, video, split.caption_video, split.scenes, block=len(text))
+    assert found.metrics["pair_accuracy"] == whole_pairs
     assert set(found.metrics["subsets"]) == {"even"}
 
 
