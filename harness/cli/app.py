@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tvrbench.harness.cli.arguments import Device, pick_device, pick_extent, split_names, split_numbers
 from tvrbench.harness.cli.check import Check
 from tvrbench.harness.cli.data_options import DataCommand
-from tvrbench.harness.cli.reading_options import rank, report
+from tvrbench.harness.cli.reading_options import report, rescore
 from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.validation import parse_assignments, parse_bytes
 
@@ -209,7 +209,7 @@ def run(
         memory_limit: Memory that training may take on the device, for example 8GB: the largest chunk under it is found
             by trial.
         tensorboard: Write TensorBoard's events beside the log.
-        save_embeddings: Keep the features of the test split under results/embeddings, for tvrbench rank.
+        save_embeddings: Keep the features of the test split under results/embeddings, for tvrbench rescore.
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
         as_json: Print one JSON document.
     """
@@ -294,7 +294,7 @@ def matrix(
 
 
 app.command(report)
-app.command(rank)
+app.command(rescore)
 
 
 @app.command

@@ -9,6 +9,7 @@ from torch import distributed as dist
 
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.core.io import without_folders
 
 RESUME_AFTER_FAILURE = "then go on with the same command and --resume"
 # How torch names it where it has no class for it: memory that the CPU's allocator did not get.
@@ -60,5 +61,4 @@ def _cause(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    line = next(iter(str(error).splitlines()), "")
-    return re.sub(r"(?:/[^/ :]+)+/", "", line)
+    return without_folders(next(iter(str(error).splitlines()), ""))

@@ -234,7 +234,7 @@ def test_ranks_that_are_none(ranks: Any) -> None:
 
 @pytest.mark.parametrize("block", [1, 2, None])
 def test_pair_accuracy_counts_wins_whole_and_ties_half(block: int | None) -> None:
-    # Videos 0 and 1 are twins, 2 has none, 3, 4 and 5 are triplets. Unit vectors as videos: a text is its row of scores.
+    # Videos 0 and 1 are twins, 2 has none, 3, 4 and 5 are triplets. With unit vectors as videos, texts are the scores.
     sim, videos = np.zeros((5, 6)), np.eye(6)
     sim[0, 0], sim[1, 0], sim[2, 5] = 1.0, 1.0, 9.0
     sim[3, [3, 4]] = [2.0, 2.0]
