@@ -12,8 +12,9 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
+from tvrbench.harness.cli.check import Check
 from tvrbench.harness.cli.data_options import DataCommand
-from tvrbench.harness.cli.reading_options import rank, report
+from tvrbench.harness.cli.reading_options import report, rescore
 from tvrbench.harness.cli.run import run
 from tvrbench.harness.cli.sweep import sweep
 from tvrbench.harness.core.exit_codes import run_guarded
@@ -155,7 +156,7 @@ def bench(
 app.command(run)
 app.command(sweep)
 app.command(report)
-app.command(rank)
+app.command(rescore)
 
 
 @app.command
@@ -233,29 +234,9 @@ def compare(
 
 
 @app.command
-def check(
-    against: Path,
-    tier: str | None = None,
-    records: Path | None = None,
-    accept: str | None = None,
-    data: Path | None = None,
-    as_json: Json = False,
-) -> None:
-    """Measure again and compare with a baseline file; exits with 1 where a metric moved or was not measured.
-
-    Args:
-        against: A baseline, for example results/baselines/cpu-standin.json; made with --accept where it is not there.
-        tier: Tiers separated by commas: exact (counts and signatures), tight (R@k on the stand-in), loose (time and
-            memory, as ratios), real (R@k on MSR-VTT, with --data); all that the file holds but real by default.
-        records: Compare the records below this results folder instead of measuring.
-        accept: Take the measured values over into the baseline; give the reason, which the file keeps.
-        data: Folder of MSR-VTT, for the tier real.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.check import CheckRequest, check_against
-
-    request = CheckRequest(against=against, tiers=split_names(tier, "tier"), records=records, accept=accept, data=data)
-    check_against(request, as_json)
+def check(options: Annotated[Check, arg(name="")]) -> None:
+    """Measure again and compare with a baseline file; exits with 1 if a metric moved or was not measured."""
+    options.run()
 
 
 @app.command

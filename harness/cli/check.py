@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, get_args
 
-import torch
+from tyro.conf import arg
 
-from tvrbench.harness.config.protocol import load_protocol
-from tvrbench.harness.core import registry
+from tvrbench.harness.cli.arguments import split_names
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.records.provenance import source_revision
-from tvrbench.harness.records.record import Record
-from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.baseline import (
+    Acceptance,
     Baseline,
     Row,
     Tier,
@@ -27,219 +23,129 @@ from tvrbench.harness.regression.baseline import (
     tiers_of,
     write_baseline,
 )
-from tvrbench.harness.regression.measure import (
-    Runs,
-    cost_ratios,
-    default_margin,
-    matching,
-    measure_exact,
-    measure_signatures,
-    retrieval_metrics,
-    run_again,
-)
-
-BACKBONES = ("ViT-B-32", "ViT-B-16")
-STANDIN, REAL = "standin/uniform", "msrvtt-1ka-9k/uniform"
-STANDIN_METHODS, REAL_METHODS, REFERENCE = ("zero_shot", "clip4clip", "lora", "tempme"), ("zero_shot",), "lora"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckRequest:
-    """What the command line asked for.
+class Check:
+    """Measure again and compare with a baseline file; exits with 1 if a metric moved or was not measured.
 
     Attributes:
-        against: the baseline's file.
-        tiers: those to check; empty: all that the baseline holds, but ``real``.
-        records: compare the records below this results folder instead of measuring.
-        accept: take the measured values over, for this reason.
-        data: folder of the data set, for the tier ``real``.
+        against: Baseline file, for example results/baselines/cpu-standin.json; --update-baseline makes a new one.
+        tier: Tiers separated by commas: exact (counts and signatures), tight (R@k on the stand-in), loose (time and
+            memory, as ratios), real (R@k on real data, with --data). Default: all in the file except real.
+        records: Compare the records in this results folder instead of measuring.
+        update_baseline: Accept the measured values into the baseline for this reason, which the file keeps.
+        data: Folder of the data set of the tier real.
+        as_json: Print one JSON document.
     """
 
     against: Path
-    tiers: tuple[str, ...] = ()
+    tier: str | None = None
     records: Path | None = None
-    accept: str | None = None
+    update_baseline: Annotated[str | None, arg(metavar="REASON")] = None
     data: Path | None = None
+    as_json: Annotated[bool, arg(name="json")] = False
 
+    def run(self) -> None:
+        """Compare, or accept the new values.
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Values by key, and intervals over queries of those that have one."""
+        Raises:
+            UsageError: a broken baseline, one made on a device that this machine lacks, or options that do not fit.
+            CheckFailed: a metric moved beyond its margin or was not measured.
+        """
+        from tvrbench.harness.records.provenance import source_revision
+        from tvrbench.harness.regression.measure import from_store, measure, updated, with_current_protocols
 
-    values: Mapping[str, Value]
-    intervals: Mapping[str, Sequence[float]]
-
-
-def check_against(request: CheckRequest, as_json: bool) -> None:
-    """Compare with the baseline, or with ``accept`` take the new values over and keep the reason.
-
-    Raises:
-        UsageError: a broken baseline, one made on a device that this machine lacks, or options that do not fit.
-        CheckFailed: a metric moved beyond its margin or was not measured.
-    """
-    baseline = _baseline(request)
-    _check_device(baseline)
-    tiers = _tiers(request, baseline)
-    for section, tier in (("standin", "tight"), ("standin", "loose"), ("real", "real")):
-        if tier in tiers:
-            baseline = _on_current_protocol(baseline, section, request)
-    found = _from_records(request.records, baseline, tiers) if request.records else _measure(request, baseline, tiers)
-    rows = compare(baseline, found.values, tiers)
-    if request.accept is not None:
-        _accept(request.against, baseline, found, request.accept)
-    _print(rows, as_json)
-    bad = [row for row in rows if row.state in ("moved", "missing")]
-    if request.accept is not None:
-        say(f"{request.against}: {len(found.values)} metrics accepted, of {len(rows)} known ones {len(bad)} had moved")
-        return
-    if not rows:
-        raise CheckFailed(f"{request.against} holds nothing that can be compared this way")
-    if bad:
-        raise CheckFailed(f"{len(bad)} of {len(rows)} metrics moved or were not measured (baseline {request.against})")
-    better = sum(row.state == "better" for row in rows)
-    say(f"{len(rows)} metrics compared, none moved" + (f", {better} better: --accept them" if better else ""))
-
-
-def _baseline(request: CheckRequest) -> Baseline:
-    """The file's, or an empty one for a file that is to be made."""
-    if request.accept is not None and not request.accept.strip():
-        raise UsageError("--accept needs a reason: --accept 'why the numbers moved'")
-    if request.records is not None and not (request.records / "records").is_dir():
-        raise UsageError(f"--records {request.records}: no results folder with a folder records in it")
-    if request.against.exists() or request.accept is None:
-        return read_baseline(request.against)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return Baseline(device=device, standin=None, entries={}, accepted=[])
-
-
-def _tiers(request: CheckRequest, baseline: Baseline) -> list[Tier]:
-    held, known = tiers_of(baseline), get_args(Tier)
-    unknown = [tier for tier in request.tiers if tier not in known]
-    if unknown:
-        raise UsageError(f"--tier {unknown[0]}: known are {', '.join(known)}")
-    if request.accept is None:
-        absent = [tier for tier in request.tiers if tier not in held]
-        if absent:
-            raise UsageError(
-                f"{request.against} holds no tier {absent[0]}: add it with --tier {absent[0]} --accept REASON"
+        update = self.update_baseline is not None
+        baseline = self._baseline()
+        tiers = self._tiers(baseline)
+        baseline = with_current_protocols(baseline, tiers, update=update)
+        if self.records is None:
+            measured = measure(baseline, tiers, update=update, data=self.data)
+        else:
+            measured = from_store(self.records, baseline, tiers)
+        rows = compare(baseline, measured.values, tiers)
+        failed = [row for row in rows if row.state in ("moved", "missing")]
+        if self.update_baseline is not None:
+            note = Acceptance(
+                date=datetime.now(UTC).date().isoformat(), reason=self.update_baseline, git_sha=source_revision()[0]
             )
-    default = held or ["exact", "tight"]
-    wanted = [tier for tier in known if tier in (request.tiers or [t for t in default if t != "real"])]
-    if request.records is None:
-        if "real" in wanted and request.data is None:
-            raise UsageError("--tier real measures on MSR-VTT: give its folder with --data DIR")
-        return wanted
-    say("--records compares what records hold; the exact tier is measured anew without --records")
-    return [tier for tier in wanted if tier != "exact"]
+            write_baseline(self.against, updated(baseline, measured, note))
+        _print(rows, self.as_json)
+        if update:
+            say(f"{self.against}: {len(measured.values)} metrics accepted; {len(failed)} of {len(rows)} had moved")
+            return
+        if not rows:
+            raise CheckFailed(
+                f"{self.against} holds nothing that can be compared this way",
+                code="check.empty",
+                path=str(self.against),
+            )
+        if failed:
+            raise CheckFailed(
+                f"{len(failed)} of {len(rows)} metrics moved or were not measured (baseline {self.against})",
+                code="check.moved",
+                keys=[row.key for row in failed],
+            )
+        better = sum(row.state == "better" for row in rows)
+        hint = f"; {better} are better: accept them with --update-baseline" if better else ""
+        say(f"{len(rows)} metrics compared, none moved{hint}")
 
+    def _baseline(self) -> Baseline:
+        """The file's, or an empty one for a new file; made on a device that this machine has."""
+        if self.update_baseline is not None and not self.update_baseline.strip():
+            raise UsageError(
+                "--update-baseline needs a reason: --update-baseline 'why the numbers moved'", code="check.reason"
+            )
+        import torch
 
-def _on_current_protocol(baseline: Baseline, section: str, request: CheckRequest) -> Baseline:
-    """The baseline, with the protocol's present hash where a new one is being accepted.
+        here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        if self.update_baseline is not None and not self.against.exists():
+            return Baseline(device=here, standin=None, entries={}, accepted=[])
+        baseline = read_baseline(self.against)
+        if baseline.device not in ("cpu", here):
+            raise UsageError(
+                f"the baseline was made on {baseline.device}, this machine has {here}: use one made on this machine",
+                code="baseline.device",
+                device=baseline.device,
+                here=here,
+            )
+        return baseline
 
-    Raises:
-        UsageError: the protocol has changed since, and the change is not being accepted.
-    """
-    runs: dict[str, Any] | None = getattr(baseline, section)
-    name = runs["protocol"] if runs else {"standin": STANDIN, "real": REAL}[section]
-    protocol = load_protocol(name)
-    if runs is None:
-        methods = {"standin": STANDIN_METHODS, "real": REAL_METHODS}[section]
-        runs = {"protocol": name, "hash": protocol.hash, "seed": 0, "methods": list(methods)}
-    elif protocol.hash != runs["hash"] and request.accept is None:
-        raise UsageError(
-            f"protocol {name} has changed since the baseline was made ({runs['hash']}, now {protocol.hash}): "
-            "take new values over with --accept 'why it changed'"
-        )
-    current = runs | {"hash": protocol.hash}
-    return replace(baseline, standin=current) if section == "standin" else replace(baseline, real=current)
-
-
-def _check_device(baseline: Baseline) -> None:
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    if baseline.device not in ("cpu", here):
-        raise UsageError(
-            f"the baseline was made on {baseline.device}, this machine has {here}: use a baseline of its own"
-        )
-
-
-def _measure(request: CheckRequest, baseline: Baseline, tiers: Sequence[Tier]) -> Measured:
-    values: dict[str, Value] = {}
-    intervals: dict[str, list[float]] = {}
-    device = "cpu" if baseline.device == "cpu" else "cuda"
-    if "exact" in tiers:
-        # What is new comes into a baseline when it is accepted; until then it is compared as it is.
-        new = _all_subjects() if request.accept is not None else []
-        values |= measure_exact(sorted({*_subjects(baseline, "exact"), *new}))
-        names = {subject.partition("@")[0] for subject in new}
-        values |= measure_signatures(sorted({*_subjects(baseline, "signature"), *names}))
-    if baseline.standin is not None and {"tight", "loose"}.intersection(tiers):
-        records = run_again(Runs.of("standin", baseline.standin), speed="loose" in tiers, device=device)
-        found = _of_records(baseline, records, tiers)
-        values, intervals = values | dict(found.values), intervals | {k: list(v) for k, v in found.intervals.items()}
-    if baseline.real is not None and "real" in tiers:
-        real = run_again(Runs.of("real", baseline.real), speed=False, device=device, data=request.data)
-        more, known = retrieval_metrics("real", real)
-        values, intervals = values | more, intervals | known
-    return Measured(values=values, intervals=intervals)
-
-
-def _from_records(folder: Path, baseline: Baseline, tiers: Sequence[Tier]) -> Measured:
-    store = RecordStore(folder)
-    if baseline.standin is None and {"tight", "loose"}.intersection(tiers):
-        raise UsageError("the baseline has no stand-in tier to compare records with")
-    records = [] if baseline.standin is None else matching(store, Runs.of("standin", baseline.standin))
-    found = _of_records(baseline, records, tiers)
-    real = [] if baseline.real is None else matching(store, Runs.of("real", baseline.real))
-    values, intervals = retrieval_metrics("real", real)
-    return Measured(values=dict(found.values) | values, intervals=dict(found.intervals) | intervals)
-
-
-def _of_records(baseline: Baseline, records: Sequence[Record], tiers: Sequence[Tier]) -> Measured:
-    """R@k and ratios of the stand-in's records."""
-    values, intervals = retrieval_metrics("standin", records) if "tight" in tiers else ({}, {})
-    reference = (baseline.loose or {"reference": REFERENCE})["reference"]
-    ratios = cost_ratios(records, reference) if "loose" in tiers else {}
-    return Measured(values=values | ratios, intervals=intervals)
-
-
-def _subjects(baseline: Baseline, prefix: str) -> list[str]:
-    return sorted({key.split("/")[1] for key in baseline.entries if key.startswith(f"{prefix}/")})
-
-
-def _all_subjects() -> list[str]:
-    return sorted(f"{name}@{backbone}" for name in registry.names("baselines", "methods") for backbone in BACKBONES)
-
-
-def _accept(path: Path, baseline: Baseline, found: Measured, reason: str) -> None:
-    """Write what was measured over what the file held; what was not measured stays, what is new comes in."""
-    entries = dict(baseline.entries)
-    for key, value in found.values.items():
-        margin = entries[key]["margin"] if key in entries else default_margin(key)
-        interval = {"interval": list(found.intervals[key])} if key in found.intervals else {}
-        entries[key] = {"value": value, "margin": margin} | interval
-    loose = any(key.startswith("loose/") for key in entries)
-    note = {"date": datetime.now(UTC).date().isoformat(), "reason": reason, "git_sha": source_revision()[0]}
-    new = replace(
-        baseline,
-        entries=entries,
-        accepted=[*baseline.accepted, note],
-        loose=baseline.loose or ({"reference": REFERENCE} if loose else None),
-    )
-    write_baseline(path, new)
+    def _tiers(self, baseline: Baseline) -> list[Tier]:
+        held, known, asked = tiers_of(baseline), get_args(Tier), split_names(self.tier, "tier")
+        if unknown := [tier for tier in asked if tier not in known]:
+            raise UsageError(
+                f"--tier {unknown[0]}: known are {', '.join(known)}", code="check.tier-unknown", tier=unknown[0]
+            )
+        if self.update_baseline is None and (absent := [tier for tier in asked if tier not in held]):
+            raise UsageError(
+                f"{self.against} holds no tier {absent[0]}: add it with --tier {absent[0]} --update-baseline REASON",
+                code="check.tier-absent",
+                tier=absent[0],
+            )
+        default = [tier for tier in held or ["exact", "tight"] if tier != "real"]
+        tiers = [tier for tier in known if tier in (asked or default)]
+        if self.records is None:
+            if "real" in tiers and self.data is None:
+                raise UsageError("--tier real needs its data set's folder: add --data DIR", code="check.data")
+            return tiers
+        say("--records compares stored records; leave it out to measure the exact tier")
+        return [tier for tier in tiers if tier != "exact"]
 
 
 def _print(rows: list[Row], as_json: bool) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    shown = [row for row in rows if row.state != "same"]
-    if shown:
-        print_table([_cells(row) for row in shown], ["metric", "baseline", "measured", "margin", "state"])
+    changed = [
+        [row.key, _short(row.baseline), _short(row.measured), row.margin, row.state]
+        for row in rows
+        if row.state != "same"
+    ]
+    if changed:
+        print_table(changed, ["metric", "baseline", "measured", "margin", "state"])
 
 
-def _cells(row: Row) -> list[Any]:
-    return [row.key, _short(row.baseline), _short(row.measured), row.margin, row.state]
-
-
-def _short(value: Value) -> Any:
+def _short(value: Value) -> float | str | None:
     return " ".join(f"{s}x{n}" for s, n in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The options of ``tvrbench report`` and ``tvrbench rank``, which only read what runs left. Imports nothing heavy."""
+"""The options of ``tvrbench report`` and ``tvrbench rescore``, which read what runs wrote. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def report(
     report_protocol(protocol, results, reports, as_json)
 
 
-def rank(
+def rescore(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     /,
     ranks: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics again from the embeddings that tvrbench run --save-embeddings kept; needs no model and no data.
+    """Metrics again from the embeddings of tvrbench run --save-embeddings; needs no model and no data.
 
     Args:
         file: results/embeddings/PROTOCOL/RUN.safetensors.
-        ranks: Write the rank of every query to this .npz file as well: t2v of the captions, v2t of the videos.
+        ranks: Write the rank of every query to this .npz file: t2v of the captions, v2t of the videos.
         as_json: Print one JSON document.
     """
-    from tvrbench.harness.cli.rescore import rank_embeddings
+    from tvrbench.harness.cli.rescore import rescore_embeddings
 
-    rank_embeddings(file, ranks, as_json)
+    rescore_embeddings(file, ranks, as_json)

@@ -1,4 +1,4 @@
-"""``tvrbench rank``: metrics and ranks again from saved embeddings."""
+"""``tvrbench rescore``: metrics and ranks again from saved embeddings."""
 
 from __future__ import annotations
 
@@ -10,34 +10,39 @@ import numpy as np
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.evaluation.embeddings import load_embeddings, score_again
+from tvrbench.harness.evaluation.embeddings import load_embeddings, rescore
 
 _COLUMNS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "median rank", "MnR": "mean rank", "RSum": "R-Sum"}
 _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 
 
-def rank_embeddings(file: Path, ranks: Path | None, as_json: bool) -> None:
-    """Print the metrics, and write the rank of every query where that is asked for.
+def rescore_embeddings(file: Path, ranks: Path | None, as_json: bool) -> None:
+    """Print the metrics, and write the rank of every query to ``ranks``.
 
     Raises:
         UsageError: the file is not one of saved embeddings, or ``ranks`` cannot be written.
     """
     if ranks is not None and ranks.suffix != ".npz":
-        raise UsageError(f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz")
+        raise UsageError(
+            f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz",
+            code="rescore.ranks-suffix",
+            path=str(ranks),
+        )
     saved = load_embeddings(file)
-    found = score_again(saved, file)
+    result = rescore(saved, file)
     if ranks is not None:
         archive = io.BytesIO()
-        t2v, v2t = (found.ranks[name].astype(np.float32) for name in _DIRECTIONS)
-        np.savez_compressed(archive, t2v=t2v, v2t=v2t)
+        np.savez_compressed(archive, **{name: result.ranks[name].astype(np.float32) for name in _DIRECTIONS})
         atomic_write(ranks, archive.getvalue())
         say(f"ranks: {ranks}")
     if as_json:
-        print_json({"run": saved.run, "metrics": found.metrics})
+        print_json({"run": saved.run, "metrics": result.metrics})
         return
-    run, metrics = saved.run, found.metrics
-    method, protocol = run["method"]["name"], run["protocol"]["name"]
-    print(f"{method} seed {run['seed']} under {protocol}, checkpoint: {metrics['selection']}")
+    run, metrics = saved.run, result.metrics
+    print(
+        f"{run['method']['name']} seed {run['seed']} under {run['protocol']['name']}, "
+        f"checkpoint: {metrics['selection']}"
+    )
     print(f"{len(saved.text):,} captions, {len(saved.video):,} videos, {saved.text.shape[1]} wide")
-    rows = [[said, *(f"{metrics[name][key]:.1f}" for key in _COLUMNS)] for name, said in _DIRECTIONS.items()]
+    rows = [[title, *(f"{metrics[name][key]:.1f}" for key in _COLUMNS)] for name, title in _DIRECTIONS.items()]
     print_table(rows, ["", *_COLUMNS.values()])

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, told apart from bugs. Each carries a stable code; its wording may change."""
+"""Errors that the user can fix, as opposed to bugs. Each carries a stable code; its wording may change."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class TvrbenchError(Exception):
 
 
 class UsageError(TvrbenchError, ValueError):
-    """Something the user gave is wrong; the command line exits with 2."""
+    """Wrong input from the user; the command line exits with 2."""
 
     exit_code = 2
 
 
 class CheckFailed(TvrbenchError):
-    """A check ran and did not hold; the command line exits with 1."""
+    """A check ran and failed; the command line exits with 1."""
 
 
 class TrainingDiverged(TvrbenchError, RuntimeError):
-    """The loss or the gradient is no longer finite; the command line exits with 1."""
+    """A loss or gradient that is no longer finite; the command line exits with 1."""
 
 
 class RunFailed(TvrbenchError, RuntimeError):
-    """A run stopped for a reason that the user can fix; the command line exits with 1, and a record holds the reason."""
+    """A run stopped for a reason that the user can fix and its record holds; the command line exits with 1."""
 
 
 def _rebuild(kind: type[TvrbenchError], message: str, code: str, fields: dict[str, Any]) -> TvrbenchError:

@@ -1,9 +1,10 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files written whole or not at all, their hashes, and text without this machine's folders."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,11 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}", code="io.read", path=str(path)) from None
+
+
+def without_folders(text: str) -> str:
+    """``text`` with every path of this machine reduced to its last part."""
+    return re.sub(r"(?:/[^/ :]+)+/", "", text)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -35,6 +35,24 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
         raise UsageError(f"{what} {place!r}: {first['msg']}{got}") from None
 
 
+def json_path(location: Iterable[str | int]) -> str:
+    """``("cost", 0, "value")`` -> ``$.cost[0].value``; keys that are no plain words are quoted and cut."""
+    return "$" + "".join(
+        f".{part}" if isinstance(part, str) and part.isidentifier() and len(part) <= 60 else f"[{_brief(part)}]"
+        for part in location
+    )
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Path and message of pydantic's first error, without the input, which may be long."""
+    first = error.errors(include_url=False)[0]
+    return json_path(first["loc"]), first["msg"]
+
+
+def _brief(part: str | int) -> str:
+    return repr(part[:60]) if isinstance(part, str) else str(part)
+
+
 def parse_bytes(text: str) -> int:
     """``8GB`` or ``512MiB`` -> bytes; GB counts in thousands, GiB in 1024s.
 

@@ -1,7 +1,6 @@
 """Encode a split, score it, rank it; under torchrun every process encodes its share of the batches.
 
-Batches are cut as one process cuts them and then shared out whole, so that every number is the one that a single
-process finds, whatever the number of processes.
+Batches are cut as a single process cuts them and then distributed whole, so the number of processes changes no result.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from tvrbench.harness.data.frame_loader import FrameLoader, normalize
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.metrics import (
     RankCounts,
+    cosine_rank_counts,
     direction_metrics,
     metrics_from_ranks,
-    pair_accuracy_blockwise,
-    standings_blockwise,
+    pair_accuracy,
     without_ranks,
 )
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 
 class Relevance(Protocol):
-    """What metrics ask of a split: which video each text belongs to, and what is reported apart; see ``Split``."""
+    """The parts of a ``Split`` that metrics need: the video of each text, subsets and scenes."""
 
     @property
     def caption_video(self) -> Sequence[int]: ...
@@ -48,10 +47,10 @@ class Relevance(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics for a record, the ranks of every query of both directions, and the features behind them.
+    """Metrics for a record, the ranks of every query in both directions, and the features behind them.
 
     Attributes:
-        text, video: [Nt, E] and [Nv, E] float32, as the model gives them: not normalized.
+        text, video: [Nt, E] and [Nv, E] float32, not normalized.
     """
 
     metrics: dict[str, Any]
@@ -68,7 +67,7 @@ def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 @torch.inference_mode()
 def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int) -> Tensor:
-    """All captions -> [Nt, E] float32 on the CPU, of every process."""
+    """Encode all captions -> [Nt, E] float32 on the CPU of every process."""
     device = model.clip.logit_scale.device
     parts = [torch.empty(0, model.clip.arch.embed_dim)]
     for batch in own_batches(captions, TEXT_BATCH):
@@ -81,7 +80,7 @@ def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: To
 def encode_videos(
     model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, on_batch: Callable[[int], None]
 ) -> Tensor:
-    """All videos -> [Nv, E] float32 on the CPU, of every process; ``on_batch`` hears how many this one did."""
+    """Encode all videos -> [Nv, E] float32 on the CPU of every process; ``on_batch`` gets this process's counts."""
     device = model.clip.logit_scale.device
     requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
     parts = [torch.empty(0, model.clip.arch.embed_dim)]
@@ -101,7 +100,7 @@ def evaluate(
     batch: int = 32,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Score every caption of the split against every video; where tokens merge, note how near the choices were.
+    """Score every caption of the split against every video; where tokens merge, record how close the choices were.
 
     Scores are cosines: the temperature does not change a rank, and equal features tie exactly (``cosine_scores``).
 
@@ -116,19 +115,19 @@ def evaluate(
         video_VE = encode_videos(model, split.video_ids, loader, batch, on_batch)
     model.train(was_training)
     result = score(text_TE, video_VE, split)
-    found = margins.summary()
-    return result if found is None else replace(result, metrics=result.metrics | {"merge_margin": found})
+    margin = margins.summary()
+    return result if margin is None else replace(result, metrics=result.metrics | {"merge_margin": margin})
 
 
-def score(text_TE: Tensor, video_VE: Tensor, judged: Relevance) -> Evaluation:
-    """Metrics of features: all queries, each named subset, and pairs that differ in order alone.
+def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:
+    """Metrics of features [Nt, E] and [Nv, E]: all queries, each named subset, and pairs that differ in order alone.
 
-    Scores are held a block at a time, see ``standings_blockwise``, so that a gallery may be of any size.
+    Scores are held a block at a time (see ``cosine_rank_counts``), so a gallery may have any size.
 
     Raises:
         ValueError: features that cannot be ranked, or a caption of no video.
     """
-    t2v, v2t = standings_blockwise(text_TE, video_VE, judged.caption_video)
+    t2v, v2t = cosine_rank_counts(text_TE, video_VE, relevance.caption_video)
     full = metrics_from_ranks(t2v.ranks(), v2t.ranks())
     ranks = {"t2v": full["t2v"]["ranks"], "v2t": full["v2t"]["ranks"]}
     metrics = without_ranks(full)
@@ -136,21 +135,21 @@ def score(text_TE: Tensor, video_VE: Tensor, judged: Relevance) -> Evaluation:
     metrics["intervals"] = {"confidence": 0.95} | {
         direction: rank_intervals(values) for direction, values in ranks.items()
     }
-    metrics["ties_shared"] = {"t2v": _shared(t2v)}
-    if judged.subsets:
+    metrics["ties_shared"] = {"t2v": _expected_recall(t2v)}
+    if relevance.subsets:
         metrics["subsets"] = {
             name: {"t2v": without_ranks(direction_metrics(ranks["t2v"][list(rows)]))}
-            for name, rows in judged.subsets.items()
+            for name, rows in relevance.subsets.items()
             if rows
         }
-    if judged.scenes is not None:
-        metrics["pair_accuracy"] = pair_accuracy_blockwise(text_TE, video_VE, judged.caption_video, judged.scenes)
+    if relevance.scenes is not None:
+        metrics["pair_accuracy"] = pair_accuracy(text_TE, video_VE, relevance.caption_video, relevance.scenes)
     return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
 
 
-def _shared(t2v: RankCounts) -> dict[str, Any]:
+def _expected_recall(t2v: RankCounts) -> dict[str, Any]:
     """R@k with ties broken at random in expectation, and the interval of R@1."""
-    hits = {k: 100 * t2v.hits(k) for k in (1, 5, 10)}
+    hits = {k: 100 * t2v.hit_probability(k) for k in (1, 5, 10)}
     interval = bootstrap_interval(hits[1], mean)
     return {f"R{k}": float(values.mean()) for k, values in hits.items()} | {
         "R1_interval": [interval.low, interval.high]

@@ -1,12 +1,12 @@
-"""Retrieval metrics from ranks, both directions, with a fixed rule for ties (a score is a tie only if equal exactly).
+"""Retrieval metrics from ranks, both directions, with a fixed rule for ties (scores tie only if exactly equal).
 
-Two scores that are equal in exact arithmetic may differ in their last bit after a floating-point matrix product, and
-how depends on its blocking. ``cosine_scores`` has no such bits, so it is what ties should be judged on.
+Two scores that are equal in exact arithmetic may differ in the last bit after a floating-point matrix product, in a
+way that depends on its blocking. The cosines of this module have no such bits, so ties are judged on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -51,10 +51,10 @@ def retrieval_metrics(sim: Scores, relevance: Relevance | None = None, ties: Tie
 
     A query's rank is 1 + the candidates scored strictly higher + a share of those tied with its own: half
     (``expected``, the mean over random orders), none (``optimistic``) or all (``pessimistic``). R@k is
-    100 * mean(ranks <= k), so it can be made again from stored ranks; a two-way tie at the top has rank 1.5 and does
-    not count in R@1. ``pair_accuracy`` counts such a tie as half.
+    100 * mean(ranks <= k), so stored ranks give it again; a two-way tie at the top has rank 1.5 and does not count in
+    R@1. ``pair_accuracy`` counts such a tie as half.
 
-    Video to text with several captions a video (CLIP4Clip, Luo et al., arXiv 2104.08860, on MSVD): a video's score
+    Video to text with several captions per video (CLIP4Clip, Luo et al., arXiv 2104.08860, on MSVD): a video's score
     with a group of captions is the maximum over them, and each video ranks the groups. Videos without a caption are
     candidates of the texts, and neither queries nor candidates the other way; v2t ranks are in order of video index.
 
@@ -66,16 +66,13 @@ def retrieval_metrics(sim: Scores, relevance: Relevance | None = None, ties: Tie
     Raises:
         ValueError: a NaN or Inf in ``sim``, a wrong shape, a relevance out of range, an unknown tie rule.
     """
-    sim_TV = _matrix(sim, "sim")
-    captions = _Captions.of(relevance, *sim_TV.shape)
-    t2v = _standing(sim_TV, captions.video_T)
-    v2t = _standing(captions.best(sim_TV[captions.order_T][:, captions.videos_G]), np.arange(captions.groups))
+    t2v, v2t = rank_counts(sim, relevance)
     return metrics_from_ranks(t2v.ranks(ties), v2t.ranks(ties))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankCounts:
-    """Where each query's own candidate stands: how many others are scored higher, and how many the same, [Q] each."""
+    """Per query [Q]: how many other candidates score higher than its own, and how many the same."""
 
     higher_Q: npt.NDArray[np.int64]
     tied_Q: npt.NDArray[np.int64]
@@ -87,8 +84,8 @@ class RankCounts:
         ranks_Q: Ranks = 1.0 + self.higher_Q + _TIE_SHARE[ties] * self.tied_Q
         return ranks_Q
 
-    def hits(self, k: int) -> npt.NDArray[np.float64]:
-        """The chance of each query that its own candidate is among the first k, ties broken at random [Q].
+    def hit_probability(self, k: int) -> npt.NDArray[np.float64]:
+        """Probability per query [Q] that its own candidate is among the first k, ties broken at random.
 
         The mean is a recall in which a two-way tie at the top counts half. R@k from ranks counts such a tie as a miss,
         so a method that ties exactly would look worse than one that tosses a coin.
@@ -97,75 +94,38 @@ class RankCounts:
         return hits_Q
 
 
-def ranks_blockwise(
-    text: Scores, video: Scores, relevance: Relevance | None = None, block: int | None = None, ties: Ties = "expected"
-) -> tuple[Ranks, Ranks]:
-    """The t2v and v2t ranks of ``retrieval_metrics(cosine_scores(text, video), relevance, ties)``, block by block.
-
-    Arguments and errors as ``standings_blockwise`` and ``retrieval_metrics``.
-    """
-    t2v, v2t = standings_blockwise(text, video, relevance, block)
-    return t2v.ranks(ties), v2t.ranks(ties)
+def rank_counts(sim: Scores, relevance: Relevance | None = None) -> tuple[RankCounts, RankCounts]:
+    """Counts of the texts and of the videos with a caption; arguments and errors as ``retrieval_metrics``."""
+    sim_TV = _matrix(sim, "sim")
+    captions = _Captions.of(relevance, *sim_TV.shape)
+    own_T = sim_TV[np.arange(len(sim_TV)), captions.video_T]
+    return _count(lambda rows: sim_TV[rows], own_T, captions, len(sim_TV))
 
 
-def standings_blockwise(
+def cosine_rank_counts(
     text: Scores, video: Scores, relevance: Relevance | None = None, block: int | None = None
 ) -> tuple[RankCounts, RankCounts]:
-    """Where each text's video and each video's captions stand by cosine, never holding the full matrix of scores.
+    """``rank_counts(cosine_scores(text, video), relevance)``, without holding the full matrix of scores.
 
-    Equal to what the full matrix gives bit for bit, whatever ``block`` is. Beside the embeddings in float64 (8 E bytes
-    each) it holds a block of scores and its comparisons, about 9 * block * max(Nt, Nv) bytes; where videos have several
-    captions, out of order, also a copy of the embeddings. With one caption a video, every score is computed once.
+    Equal to it bit for bit for every ``block``. Beside the embeddings in float64 (8 E bytes each) it holds one block of
+    scores and their comparisons, about 9 * block * Nv bytes, and twice that where videos have several captions.
 
     Args:
         text: [Nt, E], of any length (norm).
         video: [Nv, E].
         relevance: as in ``retrieval_metrics``.
-        block: queries scored at a time; by default as many as take 256 MiB.
-
-    Returns:
-        Of the texts [Nt], and of the videos that have a caption, in order of video index.
+        block: texts scored at a time; 256 MiB of scores by default. One video's captions stay in one block.
 
     Raises:
         ValueError: as ``cosine_scores`` and ``retrieval_metrics``; a ``block`` below 1.
     """
     text_TE, video_VE = _unit_rows(text, video)
     captions = _Captions.of(relevance, len(text_TE), len(video_VE))
-    size = _block_size(len(text_TE), len(video_VE), block)
-    if captions.groups == len(text_TE) == len(video_VE):
-        return _both_standings(text_TE, video_VE, captions.video_T, size)
-    sorted_TE, query_GE = text_TE[captions.order_T], video_VE[captions.videos_G]
-    t2v = [_standing(text_TE[rows] @ video_VE.T, captions.video_T[rows]) for rows in _blocks(len(text_TE), size)]
-    v2t = [
-        _standing(captions.best(sorted_TE @ query_GE[rows].T), np.arange(rows.start, rows.stop))
-        for rows in _blocks(captions.groups, size)
-    ]
-    return _joined(t2v), _joined(v2t)
-
-
-def _both_standings(
-    text_NE: npt.NDArray[np.float64], video_NE: npt.NDArray[np.float64], video_T: npt.NDArray[np.int64], block: int
-) -> tuple[RankCounts, RankCounts]:
-    """Both directions from one pass over the scores, where every video has one caption."""
-    count = len(video_T)
-    own_T = np.einsum("te,te->t", text_NE, video_NE[video_T])  # exact, like every score
-    own_V = np.empty(count)
-    own_V[video_T] = own_T
-    higher_V, tied_V = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    t2v = []
-    for rows in _blocks(count, block):
-        scores = text_NE[rows] @ video_NE.T
-        t2v.append(_standing(scores, video_T[rows]))
-        higher_V += np.count_nonzero(scores > own_V, axis=0)
-        tied_V += np.count_nonzero(scores == own_V, axis=0)
-    return _joined(t2v), RankCounts(higher_Q=higher_V, tied_Q=tied_V - 1)
-
-
-def _joined(parts: Sequence[RankCounts]) -> RankCounts:
-    return RankCounts(
-        higher_Q=np.concatenate([part.higher_Q for part in parts]),
-        tied_Q=np.concatenate([part.tied_Q for part in parts]),
+    own_T = np.concatenate(  # exact, like every score
+        [np.einsum("te,te->t", text_TE[s], video_VE[captions.video_T[s]]) for s in _slices(text_TE, video_VE, block)]
     )
+    size = _block_size(text_TE, video_VE, block)
+    return _count(lambda rows: text_TE[rows] @ video_VE.T, own_T, captions, size)
 
 
 def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
@@ -178,6 +138,49 @@ def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
     """
     text_TE, video_VE = _unit_rows(text, video)
     return text_TE @ video_VE.T
+
+
+def pair_accuracy(
+    text: Scores,
+    video: Scores,
+    relevance: Relevance | None,
+    scenes: Sequence[int] | None,
+    block: int | None = None,
+) -> float | None:
+    """Percent of comparisons with a scene twin that the right video wins by cosine, ties half; chance is 50.
+
+    Each caption whose video shares its scene counts alike, whatever the number of its twins.
+
+    Args:
+        text: [Nt, E].
+        video: [Nv, E].
+        relevance: as in ``retrieval_metrics``.
+        scenes: scene number of each video, [Nv].
+        block: texts scored at a time, as in ``cosine_rank_counts``.
+
+    Returns:
+        None without scenes, or where no caption's video shares its own.
+
+    Raises:
+        ValueError: as ``cosine_rank_counts``; scenes that are not one per video.
+    """
+    if scenes is None:
+        return None
+    text_TE, video_VE = _unit_rows(text, video)
+    scene_V, video_T = np.asarray(scenes), _Captions.of(relevance, len(text_TE), len(video_VE)).video_T
+    if scene_V.shape != (len(video_VE),):
+        raise ValueError(f"scenes must have one number for each of the {len(video_VE)} videos")
+    shares = []
+    for rows in _slices(text_TE, video_VE, block):
+        scores, own = text_TE[rows] @ video_VE.T, video_T[rows]
+        own_score = scores[np.arange(len(own)), own][:, None]
+        twins = scene_V[own][:, None] == scene_V
+        twins[np.arange(len(own)), own] = False
+        won = ((own_score > scores) & twins).sum(axis=1) + 0.5 * ((own_score == scores) & twins).sum(axis=1)
+        paired = twins.any(axis=1)
+        shares.append(won[paired] / twins.sum(axis=1)[paired])
+    shares_T = np.concatenate(shares)
+    return 100.0 * float(np.mean(shares_T)) if shares_T.size else None
 
 
 def direction_metrics(ranks: npt.ArrayLike) -> DirectionMetrics:
@@ -202,13 +205,13 @@ def direction_metrics(ranks: npt.ArrayLike) -> DirectionMetrics:
 
 
 def metrics_from_ranks(t2v_ranks: npt.ArrayLike, v2t_ranks: npt.ArrayLike) -> RetrievalMetrics:
-    """What ``retrieval_metrics`` returns, from ranks that are known already."""
+    """Turn known ranks into the result of ``retrieval_metrics``."""
     t2v, v2t = direction_metrics(t2v_ranks), direction_metrics(v2t_ranks)
     return RetrievalMetrics(t2v=t2v, v2t=v2t, RSum=t2v["RSum"])
 
 
 def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics less every ``ranks`` array: what a record keeps (the ranks themselves lie beside it)."""
+    """The metrics without every ``ranks`` array, as a record keeps them (the ranks are in a file of their own)."""
     return {
         key: without_ranks(value) if isinstance(value, Mapping) else value
         for key, value in metrics.items()
@@ -216,83 +219,24 @@ def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shared_hits(sim: Scores, relevance: Relevance | None, k: int) -> npt.NDArray[np.float64]:
-    """``RankCounts.hits`` of each text in a score matrix [Nt, Nv]; arguments and errors as ``retrieval_metrics``."""
-    sim_TV = _matrix(sim, "sim")
-    return _standing(sim_TV, _Captions.of(relevance, *sim_TV.shape).video_T).hits(k)
-
-
-def pair_accuracy(sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None) -> float | None:
-    """Percent of comparisons with a scene twin that the right video wins, ties half; chance is 50.
-
-    None when there are no scenes, or no caption's video shares its own. Arguments and errors as ``pair_credits``.
-    """
-    share = pair_credits(sim, relevance, scenes)
-    return None if share is None else 100.0 * float(np.mean(share))
-
-
-def pair_credits(
-    sim: Scores, relevance: Relevance | None, scenes: Sequence[int] | None
-) -> npt.NDArray[np.float64] | None:
-    """For each caption whose video shares its scene: the share of its scene twins that its own video beats, ties half.
-
-    Args:
-        sim: [Nt, Nv].
-        relevance: as in ``retrieval_metrics``.
-        scenes: scene number of each video, [Nv].
-
-    Returns:
-        [captions with a twin], in caption order, each in [0, 1]; None when there is none.
-
-    Raises:
-        ValueError: as ``retrieval_metrics``; scenes that are not one a video.
-    """
-    if scenes is None:
-        return None
-    sim_TV = _matrix(sim, "sim")
-    scene_V = np.asarray(scenes)
-    if scene_V.shape != sim_TV.shape[1:]:
-        raise ValueError(f"scenes must have one number for each of the {sim_TV.shape[1]} videos")
-    own_T = _Captions.of(relevance, *sim_TV.shape).video_T
-    rows = np.arange(len(own_T))
-    twin_TV = scene_V[own_T][:, None] == scene_V[None, :]
-    twin_TV[rows, own_T] = False
-    twins_T = twin_TV.sum(axis=1)
-    own = sim_TV[rows, own_T][:, None]
-    won_T = ((own > sim_TV) & twin_TV).sum(axis=1) + 0.5 * ((own == sim_TV) & twin_TV).sum(axis=1)
-    paired = twins_T > 0
-    return np.asarray(won_T[paired] / twins_T[paired]) if paired.any() else None
-
-
-def pair_accuracy_blockwise(
-    text: Scores, video: Scores, relevance: Relevance, scenes: Sequence[int], block: int | None = None
-) -> float | None:
-    """``pair_accuracy(cosine_scores(text, video), relevance, scenes)`` a block of texts at a time."""
-    text_TE, video_VE = _unit_rows(text, video)
-    video_T = _Captions.of(relevance, len(text_TE), len(video_VE)).video_T
-    size = _block_size(len(text_TE), len(video_VE), block)
-    parts = [pair_credits(text_TE[rows] @ video_VE.T, video_T[rows], scenes) for rows in _blocks(len(text_TE), size)]
-    found = [part for part in parts if part is not None]
-    return 100.0 * float(np.mean(np.concatenate(found))) if found else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Captions:
-    """Which text belongs to which video, and the texts sorted so that one video's captions are neighbors."""
+    """The video of each text [T], and the texts sorted into groups [G], one per video with a caption."""
 
+    videos: int
     video_T: npt.NDArray[np.int64]
     order_T: npt.NDArray[np.int64]
     starts_G: npt.NDArray[np.int64]
     videos_G: npt.NDArray[np.int64]
 
-    @property
-    def groups(self) -> int:
-        return len(self.videos_G)
-
-    def best(self, sorted_TQ: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-        """Scores of texts in ``order_T`` with Q videos -> each video's best score in each caption group [Q, G]."""
-        best_GQ: npt.NDArray[np.floating[Any]] = np.maximum.reduceat(sorted_TQ, self.starts_G, axis=0)
-        return best_GQ.T
+    def blocks(self, texts: int) -> Iterator[tuple[slice, slice]]:
+        """Runs of whole groups, and their texts in ``order_T``: at most so many texts, or one group."""
+        ends_G, first = np.append(self.starts_G[1:], len(self.order_T)), 0
+        while first < len(self.starts_G):
+            start = self.starts_G[first]
+            end = max(first + 1, int(np.searchsorted(ends_G, start + texts, side="right")))
+            yield slice(first, end), slice(start, ends_G[end - 1])
+            first = end
 
     @classmethod
     def of(cls, relevance: Relevance | None, texts: int, videos: int) -> _Captions:
@@ -305,25 +249,56 @@ class _Captions:
             raise ValueError(f"relevance must name videos from 0 to {videos - 1}")
         order_T = np.argsort(video_T, kind="stable")
         videos_G, starts_G = np.unique(video_T[order_T], return_index=True)
-        return cls(video_T=video_T.astype(np.int64), order_T=order_T, starts_G=starts_G, videos_G=videos_G)
+        return cls(
+            videos=videos,
+            video_T=video_T.astype(np.int64),
+            order_T=order_T,
+            starts_G=starts_G,
+            videos_G=videos_G,
+        )
 
 
-def _standing(scores_QC: npt.NDArray[Any], own_Q: npt.NDArray[np.int64]) -> RankCounts:
-    own = scores_QC[np.arange(len(own_Q)), own_Q][:, None]
-    return RankCounts(
-        higher_Q=np.count_nonzero(scores_QC > own, axis=1), tied_Q=np.count_nonzero(scores_QC == own, axis=1) - 1
+def _count(
+    score: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
+    own_T: npt.NDArray[Any],
+    captions: _Captions,
+    block: int,
+) -> tuple[RankCounts, RankCounts]:
+    """Both directions in one pass over blocks of scores.
+
+    Args:
+        score: gives the rows [R, Nv] of some texts.
+        own_T: each text's score with its own video.
+        captions: which texts belong together.
+        block: texts scored at a time.
+    """
+    videos = slice(None) if len(captions.videos_G) == captions.videos else captions.videos_G
+    own_G = np.maximum.reduceat(own_T[captions.order_T], captions.starts_G)
+    t2v, v2t = np.zeros((2, len(own_T)), dtype=np.int64), np.zeros((2, len(own_G)), dtype=np.int64)
+    for groups, texts in captions.blocks(block):
+        rows = captions.order_T[texts]
+        scores = score(rows)
+        own = own_T[rows][:, None]
+        t2v[:, rows] = np.stack([np.count_nonzero(scores > own, axis=1), np.count_nonzero(scores == own, axis=1)])
+        best = scores[:, videos]
+        if groups.stop - groups.start < len(rows):
+            best = np.maximum.reduceat(best, captions.starts_G[groups] - texts.start, axis=0)
+        v2t += np.stack([np.count_nonzero(best > own_G, axis=0), np.count_nonzero(best == own_G, axis=0)])
+    return (
+        RankCounts(higher_Q=t2v[0], tied_Q=t2v[1] - 1),
+        RankCounts(higher_Q=v2t[0], tied_Q=v2t[1] - 1),
     )
 
 
-def _block_size(texts: int, videos: int, block: int | None) -> int:
-    """How many queries to score at a time."""
-    return max(1, BLOCK_BYTES // (8 * max(texts, videos))) if block is None else block
+def _block_size(text_TE: npt.NDArray[Any], video_VE: npt.NDArray[Any], block: int | None) -> int:
+    if block is not None and block < 1:
+        raise ValueError(f"block={block}: at least one text must be scored at a time")
+    return max(1, BLOCK_BYTES // (8 * max(len(text_TE), len(video_VE)))) if block is None else block
 
 
-def _blocks(count: int, block: int) -> Iterator[slice]:
-    if block < 1:
-        raise ValueError(f"block={block}: at least one query must be scored at a time")
-    return (slice(start, min(start + block, count)) for start in range(0, count, block))
+def _slices(text_TE: npt.NDArray[Any], video_VE: npt.NDArray[Any], block: int | None) -> list[slice]:
+    size = _block_size(text_TE, video_VE, block)
+    return [slice(start, start + size) for start in range(0, len(text_TE), size)]
 
 
 def _unit_rows(text: Scores, video: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.io import without_folders
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
@@ -68,4 +68,4 @@ def brief_reason(error: CheckFailed) -> str:
     """What failed and the last thing it said, in one line, without folders of this machine."""
     first, *rest = str(error).splitlines()
     text = f"{first} {rest[-1].strip()}" if rest else first
-    return re.sub(r"(?:/[^/ :]+)+/", "", text)
+    return without_folders(text)

@@ -1,93 +1,219 @@
-"""One JSON document per run, checked against ``record.schema.json`` whenever it is written or read."""
+"""One JSON document per run, checked against its types whenever it is written or read.
+
+``TypeAdapter(Record).json_schema()`` gives the schema as JSON. Two rules that types cannot hold are functions here:
+a missing value has a reason, and a run that failed says why.
+"""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, NotRequired, TypedDict, cast
+from typing import Annotated, Any, Literal, NoReturn, NotRequired, TypeVar, cast
 
 import numpy as np
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError, with_config
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import TypedDict
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.validation import first_error, json_path
 
 SCHEMA_VERSION = 1
-_MESSAGE_LIMIT = 200
+
+T = TypeVar("T")
+Text = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Rank = Annotated[float, Field(ge=1)]
+Sum = Annotated[float, Field(ge=0, le=300)]
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+_closed = with_config(ConfigDict(extra="forbid", strict=True))
+_open = with_config(ConfigDict(extra="allow", strict=True))
 
 
+def _reject(at: tuple[str, ...], kind: str, message: str, value: Any) -> NoReturn:
+    """Fail like pydantic does, at a place below the value that a validator is given."""
+    error = InitErrorDetails(type=PydanticCustomError(kind, message), loc=at, input=value)
+    raise ValidationError.from_exception_data("record", [error])
+
+
+def _unique(items: list[T]) -> list[T]:
+    if len(set(items)) < len(items):
+        _reject((), "unique", "names an item twice", items)
+    return items
+
+
+def _with_reason(measurement: Any) -> Any:
+    conditions = measurement["conditions"]
+    if measurement["value"] is None and not (isinstance(conditions.get("reason"), str) and conditions["reason"]):
+        _reject(("conditions", "reason"), "reason", "a missing value needs its reason", conditions)
+    return measurement
+
+
+def _known_metrics(metrics: Any) -> Any:
+    for key, value in metrics.items():
+        if key not in _Metrics.__annotations__ and not isinstance(value, dict):
+            _reject((key,), "section", "an unlisted key may hold a section, never a bare value", value)
+    return metrics
+
+
+def _consistent(record: Any) -> Any:
+    completed, failure, metrics = record["status"] == "completed", record["failure"], record["metrics"]
+    if completed != (failure is None):
+        _reject(("failure",), "failure", "a failed run says why, a completed one has nothing to say", failure)
+    absent = [key for key in ("t2v", "v2t", "RSum", "selection") if key not in metrics]
+    if completed and metrics and absent:  # a run that measures cost alone has none
+        _reject(("metrics", absent[0]), "missing", "Field required", metrics)
+    return record
+
+
+@_closed
 class ProtocolRef(TypedDict):
     """A protocol by name and by the hash of everything in it."""
 
-    name: str
-    hash: str
+    name: Text
+    hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
 
 
+@_closed
 class MethodRef(TypedDict):
     """A method by name, with every option it ran with."""
 
-    name: str
+    name: Text
     options: dict[str, Any]
 
 
+@_closed
 class CheckpointRef(TypedDict):
     """A trained checkpoint by its file's name and content, and who saved it."""
 
-    file: str
-    sha256: str
+    file: Annotated[str, Field(pattern="^[^/]+$")]
+    sha256: Sha256
     format: Literal["tvrbench", "released"]
 
 
+@_closed
 class MeasurementDoc(TypedDict):
-    """A Measurement as it stands in a record."""
+    """A Measurement in a record."""
 
-    name: str
+    name: Text
     value: float | None
-    unit: str
+    unit: Text
     samples: list[float]
     conditions: dict[str, Any]
 
 
+@_closed
 class Environment(TypedDict):
-    """Where a run ran; see ``provenance.environment``."""
+    """The machine and software of a run; see ``provenance.environment``."""
 
-    device: str
-    cpu_count: int
+    device: Text
+    cpu_count: NotRequired[Annotated[int, Field(ge=1)]]
     driver: str | None
     versions: dict[str, str | None]
-    git_sha: str | None
+    git_sha: Annotated[str, Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")] | None
     dirty: bool | None
 
 
+@_open
+class _Data(TypedDict):
+    """Further keys describe the data."""
+
+    dataset: Text
+    split_fingerprint: Sha256 | None
+    frames_fingerprint: Sha256 | None
+    skipped: Annotated[list[Text], AfterValidator(_unique)]
+
+
+@_closed
+class _Direction(TypedDict):
+    R1: Percent
+    R5: Percent
+    R10: Percent
+    MdR: Rank
+    MnR: Rank
+    RSum: NotRequired[Sum]
+
+
+@_closed
+class _DirectionIntervals(TypedDict, total=False):
+    R1: Bounds
+    R5: Bounds
+    R10: Bounds
+    MdR: Bounds
+    MnR: Bounds
+    RSum: Bounds
+
+
+@_closed
+class _Subset(TypedDict, total=False):
+    t2v: _Direction
+    v2t: _Direction
+    pair_accuracy: Percent | None
+
+
+@_closed
+class _SubsetIntervals(TypedDict, total=False):
+    t2v: _DirectionIntervals
+    v2t: _DirectionIntervals
+    pair_accuracy: Bounds
+
+
+@_closed
+class _Intervals(_SubsetIntervals):
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    subsets: NotRequired[dict[str, _SubsetIntervals]]
+
+
+@_open
+class _Metrics(TypedDict, total=False):
+    """A further key may hold a section (an object), never a bare number: a misspelled metric fails."""
+
+    t2v: _Direction
+    v2t: _Direction
+    RSum: Sum
+    subsets: dict[str, Annotated[_Subset, Field(min_length=1)]]
+    pair_accuracy: Percent | None
+    selection: Literal["last", "best-on-test", "unknown"]
+    intervals: _Intervals
+
+
+def _as(schema: type) -> GetPydanticSchema:
+    """Check a plain dict by a private type."""
+    return GetPydanticSchema(lambda _, handler: handler(schema))
+
+
+@_closed
 class Record(TypedDict):
-    """The document of one run. ``record.schema.json`` says what each key may hold.
+    """The document of one run.
 
     ``checkpoint`` is there where a trained checkpoint was scored; such a run trained nothing under its protocol.
+    ``selection`` is ``unknown`` for a checkpoint that other code released. ``per_query_ranks_path`` names a file beside
+    the record; ``started`` is UTC, ISO 8601.
     """
 
-    schema_version: int
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     protocol: ProtocolRef
     method: MethodRef
     checkpoint: NotRequired[CheckpointRef]
-    tuning: str | None
-    seed: int
-    data: dict[str, Any]
-    weights_sha256: str | None
-    metrics: dict[str, Any]
-    per_query_ranks_path: str | None
-    cost: list[MeasurementDoc]
+    tuning: Text | None
+    seed: Annotated[int, Field(ge=0)]
+    data: Annotated[dict[str, Any], _as(_Data)]
+    weights_sha256: Sha256 | None
+    metrics: Annotated[dict[str, Any], _as(_Metrics), AfterValidator(_known_metrics)]
+    per_query_ranks_path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.npz$", max_length=255)] | None
+    cost: list[Annotated[MeasurementDoc, AfterValidator(_with_reason)]]
     environment: Environment
-    command: str
-    started: str
-    duration_s: float
+    command: Text
+    started: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|\+00:00)$")]
+    duration_s: Annotated[float, Field(ge=0)]
     status: Literal["completed", "failed"]
-    failure: str | None
+    failure: Text | None
 
 
 @dataclass(frozen=True)
@@ -114,9 +240,9 @@ class Measurement:
     def __post_init__(self) -> None:
         numbers = list(self.samples) if self.value is None else [self.value, *self.samples]
         if not all(math.isfinite(number) for number in numbers):
-            raise ValueError(f"measurement {self.name}: a number is not finite")
+            raise ValueError(f"measurement {self.name}: every number must be finite")
         if self.value is None and not self.conditions.get("reason"):
-            raise ValueError(f"measurement {self.name}: no value, so conditions['reason'] must say why")
+            raise ValueError(f"measurement {self.name}: a missing value needs its reason in conditions")
 
     @classmethod
     def missing(cls, name: str, unit: str, reason: str, **conditions: Any) -> Measurement:
@@ -142,16 +268,19 @@ class Measurement:
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:
-    """The record as plain JSON types (tuples become lists, NumPy scalars become numbers), checked against the schema.
+    """Reduce a record to plain JSON types (tuples to lists, NumPy scalars to numbers) and check it.
 
     Raises:
-        UsageError: names ``where`` and the path in the document that is wrong.
+        UsageError: names ``where`` and the path of what is wrong.
     """
     document = plain(record, where)
-    error = best_match(_validator().iter_errors(document))
-    if error is not None:
-        message = error.message if len(error.message) <= _MESSAGE_LIMIT else f"{error.message[:_MESSAGE_LIMIT]}..."
-        raise UsageError(f"{where}: not a valid run record: at {error.json_path}: {message}")
+    try:
+        _validator().validate_python(document)
+    except ValidationError as error:
+        at, message = first_error(error)
+        raise UsageError(
+            f"{where}: not a valid run record: at {at}: {message}", code="record.invalid", where=where, at=at
+        ) from None
     return cast(Record, document)
 
 
@@ -168,48 +297,45 @@ def read_record(path: Path) -> Record:
     """Read one record and check it.
 
     Raises:
-        UsageError: the file cannot be read, is not JSON, or breaks the schema; names the file and what breaks it.
+        UsageError: the file cannot be read, is not JSON, or is no valid record; names the file and the path in it.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return normalized(json.loads(text, parse_constant=_refuse_constant), str(path))
+        return normalized(json.loads(text, parse_constant=_reject_constant), str(path))
     except UsageError:
         raise
     except OSError as error:
-        raise UsageError(f"{path}: the record cannot be read: {error.strerror}") from None
+        raise UsageError(
+            f"{path}: the record cannot be read: {error.strerror}", code="record.read", path=str(path)
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a JSON document: {error}") from None
+        raise UsageError(f"{path}: not a JSON document: {error}", code="record.json", path=str(path)) from None
 
 
-def plain(value: Any, where: str, at: str = "$") -> Any:
+def plain(value: Any, where: str, at: tuple[str | int, ...] = ()) -> Any:
     """``value`` in JSON types only: dict with string keys, list, str, int, float, bool, None.
 
     Raises:
-        UsageError: a number that is not finite or a type JSON has no word for; names ``where`` and the path.
+        UsageError: a number that is not finite, or a type that JSON lacks; names ``where`` and the path.
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UsageError(f"{where}: at {at}: {value} is not a finite number, and JSON can hold no other")
-        return value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise UsageError(f"{where}: at {at}: the key {key!r} is not a string")
-        return {key: plain(item, where, f"{at}.{key}") for key, item in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: plain(item, where, (*at, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, where, f"{at}[{i}]") for i, item in enumerate(value)]
-    raise UsageError(f"{where}: at {at}: a {type(value).__name__} has no place in a JSON document")
+        return [plain(item, where, (*at, i)) for i, item in enumerate(value)]
+    kind = "object with keys that are not strings" if isinstance(value, Mapping) else type(value).__name__
+    what = f"the number {value}" if isinstance(value, float) else f"a value of type {kind}"
+    path = json_path(at)
+    raise UsageError(f"{where}: at {path}: JSON cannot hold {what}", code="json.type", where=where, at=path)
 
 
-def _refuse_constant(token: str) -> NoReturn:
-    raise ValueError(f"it holds {token}, which JSON does not know")
+def _reject_constant(token: str) -> NoReturn:
+    raise ValueError(f"JSON has no {token}")
 
 
-@functools.cache
-def _validator() -> Draft202012Validator:
-    text = resources.files("tvrbench.harness.records").joinpath("record.schema.json").read_text(encoding="utf-8")
-    return Draft202012Validator(json.loads(text))
+@cache
+def _validator() -> TypeAdapter[Record]:
+    return TypeAdapter(Annotated[Record, AfterValidator(_consistent)])

@@ -1,4 +1,4 @@
-"""Records on disk: one JSON file a run, its per-query ranks beside it, written so that a crash harms no earlier one."""
+"""Records on disk: one JSON file per run with its per-query ranks; a crash never damages an earlier record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tvrbench.harness.records.record import Record, dumps, normalized, read_reco
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
 _DIRECTIONS = ("t2v", "v2t")
-# Which checkpoint of a training a run reports.
+# The checkpoint of a training that a run reports.
 LAST: Literal["last"] = "last"
 BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
 
@@ -37,15 +37,15 @@ class RecordStore:
         self._records = root / "records"
 
     def folder(self, protocol: str) -> Path:
-        """Where the records of a protocol lie: ``/`` in its name becomes ``__``.
+        """The folder of a protocol's records: ``/`` in its name becomes ``__``.
 
         Raises:
-            UsageError: a name that cannot be a folder's.
+            UsageError: the name cannot be a folder's.
         """
         return self._records / "__".join(_safe(part, "protocol") for part in protocol.split("/"))
 
     def check_writable(self, protocol: str) -> None:
-        """Create the folder and write to it once, so that a long run does not find out at its end.
+        """Create the folder and write to it once, so that a long run does not fail at its end.
 
         Raises:
             UsageError: it cannot be written to.
@@ -57,16 +57,16 @@ class RecordStore:
     def save(self, record: Mapping[str, Any], ranks: Mapping[str, npt.ArrayLike] | None = None) -> Path:
         """Check the record, write the ranks and then the record that names them, and return the record's path.
 
-        ``per_query_ranks_path`` is set here. The ranks' file is named by its content and the record replaced last, so
-        an earlier record of the same run stays whole until the new one is. A failed run has a file of its own: it
-        never replaces a completed one, and goes when the run completes.
+        ``per_query_ranks_path`` is set here. The ranks' file is named by its content and the record is replaced last,
+        so an earlier record of the same run stays whole until the new one is. A failed run has its own file: it never
+        replaces a completed one, and is removed when the run completes.
 
         Args:
-            record: see ``record.schema.json``.
-            ranks: ``t2v`` and ``v2t``, [queries] each; None for a failed run that has none.
+            record: see ``Record``.
+            ranks: ``t2v`` and ``v2t``, [queries] each; None for a failed run without any.
 
         Raises:
-            UsageError: a record that breaks the schema, or a folder that cannot be written to.
+            UsageError: an invalid record, or a folder that cannot be written to.
             ValueError: ranks that are not finite numbers of 1 or more.
         """
         arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
@@ -83,7 +83,7 @@ class RecordStore:
         return path
 
     def failure_since(self, record: Mapping[str, Any]) -> Path | None:
-        """The failed record of the same run that was begun when ``record`` was, by whichever process; else None."""
+        """The failed record of the same run with the same start time, written by any process; else None."""
         path = self.folder(record["protocol"]["name"]) / f"{run_name(record)}-failed.json"
         try:
             return path if read_record(path)["started"] == record["started"] else None
@@ -91,7 +91,7 @@ class RecordStore:
             return None
 
     def load_all(self, protocol: str | None = None) -> list[Record]:
-        """Every record (of a protocol), checked, in the order of file names; none where nothing was run.
+        """Read and check every record (of a protocol), in the order of file names.
 
         Raises:
             UsageError: a file that is no valid record.
@@ -108,7 +108,7 @@ class RecordStore:
         seed: int | None = None,
         status: str | None = None,
     ) -> list[Record]:
-        """The records that agree with everything given; errors as ``load_all``."""
+        """The records that match every given value; errors as ``load_all``."""
         return [
             record
             for record in self.load_all(protocol)
@@ -122,21 +122,29 @@ class RecordStore:
         """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries].
 
         Raises:
-            UsageError: the record has none, or their file is missing or broken.
+            UsageError: the record names none, or their file is missing or broken.
         """
         name = record["per_query_ranks_path"]
         if name is None:
-            raise UsageError(f"the record of {record['method']['name']}, seed {record['seed']}, has no per-query ranks")
+            method, seed = record["method"]["name"], record["seed"]
+            raise UsageError(
+                f"the record of {method}, seed {seed}, has no per-query ranks",
+                code="ranks.missing",
+                method=method,
+                seed=seed,
+            )
         path = self.folder(record["protocol"]["name"]) / name
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {direction: _checked(archive[direction], direction) for direction in _DIRECTIONS}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UsageError(f"{path}: the per-query ranks cannot be read: {error}") from None
+            raise UsageError(
+                f"{path}: the per-query ranks cannot be read: {error}", code="ranks.read", path=str(path)
+            ) from None
 
 
 def run_name(record: Mapping[str, Any]) -> str:
-    """File name of a run less its suffix: what it is for people, and a hash of everything that makes it another run."""
+    """File name of a run without suffix: words for people, and a hash of everything that makes it another run."""
     identity = {
         "protocol": record["protocol"]["hash"],
         "options": record["method"]["options"],
@@ -144,23 +152,26 @@ def run_name(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
-    scored = record.get("checkpoint")
-    if scored is not None:
-        identity["checkpoint"] = scored["sha256"]
+    checkpoint = record.get("checkpoint")
+    if checkpoint is not None:
+        identity["checkpoint"] = checkpoint["sha256"]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     tuning = record["tuning"]
     names = [_safe(record["method"]["name"], "method")] + ([] if tuning is None else [_safe(tuning, "tuning")])
-    names += [] if scored is None else ["checkpoint"]
-    if scored is None and record.get("metrics", {}).get("selection") == BEST_ON_TEST:
-        names.append(BEST_ON_TEST)  # beside the run that reports its last checkpoint, in the place of which it never is
+    names += [] if checkpoint is None else ["checkpoint"]
+    if checkpoint is None and record.get("metrics", {}).get("selection") == BEST_ON_TEST:
+        names.append(BEST_ON_TEST)  # kept beside the run that reports its last checkpoint, never in its place
     return "-".join([*names, f"seed{record['seed']}", digest])
 
 
 def _safe(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{what} name {name!r} cannot be a file name: use letters, digits and . _ + -, a letter or digit first, "
-            "no double underscore"
+            f"{what} name {name!r} cannot be a file name: use letters, digits and . _ + - @, a letter or digit first, "
+            "no double underscore",
+            code="name.unsafe",
+            what=what,
+            name=name,
         )
     return name
 

@@ -1,30 +1,34 @@
-"""Regression baselines: what was measured once, how far it may move, and what has moved.
+"""Regression baselines: accepted values, how far each may move, and which moved.
 
-Tiers and the entries that belong to them:
+Tiers and their entries:
 
 - ``exact``: tokens, GMACs and parameters (``exact/``), which may not move at all, and signatures (``signature/``:
-  what a tiny model computes), which may move by rounding.
+  the outputs of a tiny model), which may move by rounding.
 - ``tight``: R@k on the embedded stand-in (``standin/``): within the interval over queries and a practical margin.
 - ``loose``: time and memory (``loose/``) as ratios to one method in the same run; only a rise is a regression.
-- ``real``: R@k on MSR-VTT (``real/``), for those who have it; judged like ``tight``.
+- ``real``: R@k on real data (``real/``), for those who have it; judged like ``tight``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, NotRequired
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.core.validation import first_error
 
 Value = float | list[list[int]] | None
 Tier = Literal["exact", "tight", "loose", "real"]
+Section = Literal["standin", "real"]
+"""The fields of a baseline that say which runs a tier is measured on."""
+State = Literal["same", "within", "better", "moved", "missing"]
 
 PREFIXES: Mapping[Tier, tuple[str, ...]] = {
     "exact": ("exact", "signature"),
@@ -32,91 +36,71 @@ PREFIXES: Mapping[Tier, tuple[str, ...]] = {
     "loose": ("loose",),
     "real": ("real",),
 }
-"""What the entries of a tier begin with."""
+"""First part of the keys of a tier's entries."""
 
-_RUNS: dict[str, Any] = {
-    "type": ["object", "null"],
-    "additionalProperties": False,
-    "required": ["protocol", "hash", "seed", "methods"],
-    "properties": {
-        "protocol": {"type": "string"},
-        "hash": {"type": "string"},
-        "seed": {"type": "integer"},
-        "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
-    },
-}
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["schema_version", "device", "standin", "entries", "accepted"],
-    "properties": {
-        "schema_version": {"const": 1},
-        "device": {"type": "string", "minLength": 1},
-        "standin": _RUNS,
-        "real": _RUNS,
-        "loose": {
-            "type": ["object", "null"],
-            "additionalProperties": False,
-            "required": ["reference"],
-            "properties": {"reference": {"type": "string"}},
-        },
-        "entries": {
-            "type": "object",
-            "minProperties": 1,
-            "propertyNames": {"pattern": "^(exact|signature|standin|loose|real)/[^/]+/[^/]+$"},
-            "additionalProperties": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["value", "margin"],
-                "properties": {
-                    "value": {"type": ["number", "array"]},
-                    "margin": {"type": "number", "minimum": 0},
-                    "interval": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
-                },
-            },
-        },
-        "accepted": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["date", "reason", "git_sha"],
-                "additionalProperties": False,
-                "properties": {
-                    "date": {"type": "string"},
-                    "reason": {"type": "string", "minLength": 1},
-                    "git_sha": {"type": ["string", "null"]},
-                },
-            },
-        },
-    },
-}
+_Text = Annotated[str, Field(min_length=1)]
+_Key = Annotated[str, Field(pattern="^(exact|signature|standin|loose|real)/[^/]+/[^/]+$")]
+_closed = with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
 
+@_closed
+class Entry(TypedDict):
+    """An accepted value, its margin, and the interval over queries where there is one.
+
+    The margin of signatures and of ``loose`` is relative; the others' is in the metric's unit.
+    """
+
+    value: int | float | list[list[int]]
+    margin: Annotated[int | float, Field(ge=0)]
+    interval: NotRequired[Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
+@_closed
+class Acceptance(TypedDict):
+    """Date, reason and git revision of an update."""
+
+    date: str
+    reason: _Text
+    git_sha: str | None
+
+
+@_closed
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The runs that a section's entries are measured on."""
+
+    protocol: str
+    hash: str
+    seed: int
+    methods: Annotated[list[str], Field(min_length=1)]
+
+
+@_closed
+class Loose(TypedDict):
+    """``reference``: the method that time and memory are ratios to."""
+
+    reference: str
+
+
+@_closed
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A baseline file.
 
     Attributes:
-        device: what it was measured on (``cpu`` or a GPU's name).
-        standin: protocol, hash, seed and methods of the stand-in's runs, or None without them.
-        entries: ``prefix/subject/metric`` -> value and margin, and the interval over queries where there is one; the
-            margin of signatures and of ``loose`` is relative, the others' in the metric's unit.
-        accepted: when, why and at which revision the values were taken over.
-        real: like ``standin``, of the runs on real data.
-        loose: ``reference``, the method that time and memory are ratios to.
+        device: ``cpu`` or a GPU's name.
+        standin, real: the runs on the stand-in and on real data, or None.
+        entries: by ``prefix/subject/metric``.
+        accepted: every update, oldest first.
     """
 
-    device: str
-    standin: dict[str, Any] | None
-    entries: dict[str, dict[str, Any]]
-    accepted: list[dict[str, Any]]
-    real: dict[str, Any] | None = None
-    loose: dict[str, Any] | None = None
-
-
-State = Literal["same", "within", "better", "moved", "missing"]
+    schema_version: Literal[1] = 1
+    device: _Text
+    standin: Runs | None
+    real: Runs | None = None
+    loose: Loose | None = None
+    entries: Annotated[dict[_Key, Entry], Field(min_length=1)]
+    accepted: Annotated[list[Acceptance], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +108,8 @@ class Row:
     """One metric compared.
 
     Attributes:
-        state: ``missing`` means that the baseline has it and this measurement does not; ``better`` that a ratio fell
-            by more than its margin, which is no regression and calls for a new baseline.
+        state: ``missing``: in the baseline, but not measured now. ``better``: a ratio fell by more than its margin,
+            which is no regression and calls for an update.
     """
 
     key: str
@@ -136,28 +120,40 @@ class Row:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read and check a baseline file; UsageError names the file and what is wrong with it."""
+    """Read and check a baseline file.
+
+    Raises:
+        UsageError: names the file and what is wrong with it.
+    """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"baseline {path} cannot be read: {error}") from None
-    problem = best_match(Draft202012Validator(SCHEMA).iter_errors(document))
-    if problem is not None:
-        raise UsageError(f"baseline {path} is not valid at {problem.json_path}: {problem.message[:200]}")
-    return Baseline(**{key: value for key, value in document.items() if key != "schema_version"})
+        return TypeAdapter(Baseline).validate_json(path.read_bytes())
+    except ValidationError as error:
+        at, message = first_error(error)
+        raise UsageError(
+            f"baseline {path} is not valid at {at}: {message}", code="baseline.invalid", path=str(path), at=at
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"baseline {path} cannot be read: {error.strerror}", code="baseline.read", path=str(path)
+        ) from None
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Write it whole or not at all."""
-    document = {"schema_version": 1} | {name: getattr(baseline, name) for name in Baseline.__dataclass_fields__}
-    atomic_write(path, (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    """Write the whole file or nothing."""
+    atomic_write(path, (json.dumps(asdict(baseline), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def compare(baseline: Baseline, measured: Mapping[str, Value], tiers: Sequence[Tier]) -> list[Row]:
-    """Every entry of the baseline in the given tiers against what was measured."""
+    """Compare every entry of the given tiers with the measured values."""
     prefixes = [prefix for tier in tiers for prefix in PREFIXES[tier]]
     return [
-        _row(key, entry, measured.get(key))
+        Row(
+            key=key,
+            baseline=entry["value"],
+            measured=measured.get(key),
+            margin=float(entry["margin"]),
+            state=_state(key, entry, measured.get(key)),
+        )
         for key, entry in baseline.entries.items()
         if key.partition("/")[0] in prefixes
     ]
@@ -169,22 +165,18 @@ def tiers_of(baseline: Baseline) -> list[Tier]:
     return [tier for tier, own in PREFIXES.items() if prefixes.intersection(own)]
 
 
-def _row(key: str, entry: Mapping[str, Any], got: Value) -> Row:
-    return Row(
-        key=key, baseline=entry["value"], measured=got, margin=float(entry["margin"]), state=_state(key, entry, got)
-    )
-
-
-def _state(key: str, entry: Mapping[str, Any], got: Value) -> State:
-    want, margin, prefix = entry["value"], float(entry["margin"]), key.partition("/")[0]
-    if got is None:
+def _state(key: str, entry: Entry, measured: Value) -> State:
+    expected, margin, prefix = entry["value"], float(entry["margin"]), key.partition("/")[0]
+    if measured is None:
         return "missing"
-    if got == want:
+    if measured == expected:
         return "same"
-    if isinstance(want, list) or isinstance(got, list):
+    if isinstance(expected, list) or isinstance(measured, list):
         return "moved"
     if prefix == "loose":
-        return "moved" if got > want * (1 + margin) else "better" if got < want / (1 + margin) else "within"
-    allowed = margin * abs(want) if prefix == "signature" else margin
-    low, high = entry.get("interval", (want - allowed, want + allowed))
-    return "within" if abs(got - want) <= allowed and low <= got <= high else "moved"
+        if measured > expected * (1 + margin):
+            return "moved"
+        return "better" if measured < expected / (1 + margin) else "within"
+    allowed = margin * abs(expected) if prefix == "signature" else margin
+    low, high = entry.get("interval", (expected - allowed, expected + allowed))
+    return "within" if abs(measured - expected) <= allowed and low <= measured <= high else "moved"

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import say
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import Device
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.regression.baseline import Value
+from tvrbench.harness.regression.baseline import Acceptance, Baseline, Entry, Loose, Runs, Section, Tier, Value
 from tvrbench.harness.regression.signature import TOLERANCE, signature
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.runs.suite import run_suite
+
+SECTIONS: Mapping[Tier, Section] = {"tight": "standin", "loose": "standin", "real": "real"}
+"""The runs that a tier is measured on."""
 
 _RATIOS: Mapping[str, tuple[str, str, bool]] = {
     "time_inference": ("throughput", "inference", True),
@@ -24,54 +33,143 @@ _RATIOS: Mapping[str, tuple[str, str, bool]] = {
     "memory_inference": ("peak_process_memory", "inference", False),
     "memory_training": ("peak_process_memory", "training", False),
 }
-"""Ratio -> measurement, what ran, and whether the measurement is a speed, so that the ratio of times is its inverse."""
+"""Ratio -> measurement, scenario, and True for a speed: the ratio of times is then its inverse."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """Where the records of a tier come from: ``prefix`` of its entries, and the protocol, hash, seed and methods."""
+class Measured:
+    """Values by key, and intervals over queries of those that have one."""
 
-    prefix: str
-    protocol: str
-    hash: str
-    seed: int
-    methods: tuple[str, ...]
+    values: dict[str, Value]
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, prefix: str, document: Mapping[str, Any]) -> Runs:
-        """From a baseline's section."""
-        return cls(prefix=prefix, **(dict(document) | {"methods": tuple(document["methods"])}))
+
+def with_current_protocols(baseline: Baseline, tiers: Sequence[Tier], *, update: bool) -> Baseline:
+    """The baseline with every section that the tiers need, at its protocol's present hash.
+
+    Args:
+        baseline: as read, or an empty one.
+        tiers: those to be checked.
+        update: the values are about to be replaced, so a section may be new and a protocol may have changed.
+
+    Raises:
+        UsageError: a protocol has changed since the baseline was made.
+    """
+    for section in {SECTIONS[tier] for tier in tiers if tier in SECTIONS}:
+        runs: Runs | None = getattr(baseline, section)
+        if runs is None and not update:
+            continue
+        runs = runs or Runs(hash="", **_new_baseline()[section])
+        current = load_protocol(runs.protocol).hash
+        if current != runs.hash and not update:
+            raise UsageError(
+                f"protocol {runs.protocol} has changed since the baseline was made ({runs.hash}, now {current}): "
+                "accept new values with --update-baseline 'why it changed'",
+                code="baseline.protocol-changed",
+                protocol=runs.protocol,
+            )
+        change: dict[str, Any] = {section: replace(runs, hash=current)}
+        baseline = replace(baseline, **change)
+    return baseline
+
+
+def measure(baseline: Baseline, tiers: Sequence[Tier], *, update: bool, data: Path | None) -> Measured:
+    """Measure the tiers now, in this process.
+
+    Args:
+        baseline: says what is measured.
+        tiers: those to be measured.
+        update: measure every registered method in the exact tier, also those that the baseline does not know.
+        data: folder of the data set of the real tier.
+    """
+    values: dict[str, Value] = {}
+    device = "cpu" if baseline.device == "cpu" else "cuda"
+    if "exact" in tiers:
+        names = registry.names("baselines", "methods") if update else []
+        subjects = {f"{name}@{backbone}" for name in names for backbone in _new_baseline()["backbones"]}
+        values |= measure_exact(sorted(subjects | _subjects(baseline, "exact")))
+        values |= measure_signatures(sorted(_subjects(baseline, "signature") | set(names)))
+    standin: list[Record] = []
+    real: list[Record] = []
+    if baseline.standin is not None and {"tight", "loose"}.intersection(tiers):
+        standin = run_again(baseline.standin, speed="loose" in tiers, device=device)
+    if baseline.real is not None and "real" in tiers:
+        real = run_again(baseline.real, speed=False, device=device, data=data)
+    trained = _of_records(baseline, tiers, standin, real)
+    return replace(trained, values=values | trained.values)
+
+
+def from_store(folder: Path, baseline: Baseline, tiers: Sequence[Tier]) -> Measured:
+    """Take the tiers from the records in a results folder.
+
+    Raises:
+        UsageError: no such folder, or a baseline that does not say which records to compare.
+    """
+    if not (folder / "records").is_dir():
+        raise UsageError(
+            f"--records {folder}: no results folder with a folder records in it",
+            code="check.records",
+            path=str(folder),
+        )
+    if baseline.standin is None and {"tight", "loose"}.intersection(tiers):
+        raise UsageError("the baseline has no stand-in tier to compare records with", code="check.no-standin")
+    store = RecordStore(folder)
+    standin, real = ([] if runs is None else matching(store, runs) for runs in (baseline.standin, baseline.real))
+    return _of_records(baseline, tiers, standin, real)
+
+
+def updated(baseline: Baseline, measured: Measured, note: Acceptance) -> Baseline:
+    """The baseline with the measured values; a value that was not measured stays, a new one comes in."""
+    entries = dict(baseline.entries)
+    for key, value in measured.values.items():
+        assert value is not None  # only a missing entry has none
+        entry = Entry(value=value, margin=entries[key]["margin"] if key in entries else default_margin(key))
+        if key in measured.intervals:
+            entry["interval"] = measured.intervals[key]
+        entries[key] = entry
+    loose = _reference(baseline) if any(key.startswith("loose/") for key in entries) else baseline.loose
+    return replace(baseline, entries=entries, accepted=[*baseline.accepted, note], loose=loose)
+
+
+def _of_records(
+    baseline: Baseline, tiers: Sequence[Tier], standin: Sequence[Record], real: Sequence[Record]
+) -> Measured:
+    """R@k and cost ratios of the records of both sections, as far as they belong to the tiers."""
+    values, intervals = retrieval_metrics("standin", standin if "tight" in tiers else ())
+    more, their_intervals = retrieval_metrics("real", real if "real" in tiers else ())
+    ratios = cost_ratios(standin, _reference(baseline)["reference"]) if "loose" in tiers else {}
+    return Measured(values=values | more | ratios, intervals=intervals | their_intervals)
 
 
 def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
-    """Tokens, GMACs and parameters of every ``method@backbone``: the same on every machine."""
+    """Count tokens, GMACs and parameters of every ``method@backbone``: the same on every machine."""
     measured: dict[str, Value] = {}
     for subject in subjects:
         method, _, backbone = subject.partition("@")
-        found = profile_by_name(method, backbone)
+        profile = profile_by_name(method, backbone)
         measured |= {
-            f"exact/{subject}/gmacs_video": found["gmacs"]["video"],
-            f"exact/{subject}/gmacs_text": found["gmacs"]["text"],
-            f"exact/{subject}/params_total": found["params"]["total"],
-            f"exact/{subject}/params_trainable": found["params"]["trainable"],
-            f"exact/{subject}/tokens": [list(pair) for pair in found["tokens"]],
-            f"exact/{subject}/output_tokens": found["output_tokens"],
+            f"exact/{subject}/gmacs_video": profile["gmacs"]["video"],
+            f"exact/{subject}/gmacs_text": profile["gmacs"]["text"],
+            f"exact/{subject}/params_total": profile["params"]["total"],
+            f"exact/{subject}/params_trainable": profile["params"]["trainable"],
+            f"exact/{subject}/tokens": [list(pair) for pair in profile["tokens"]],
+            f"exact/{subject}/output_tokens": profile["output_tokens"],
         }
         say(f"measured {subject}")
     return measured
 
 
 def measure_signatures(methods: Iterable[str]) -> dict[str, Value]:
-    """What each method computes on a tiny model; see ``tvrbench.harness.regression.signature``."""
+    """Run each method on a tiny model; see ``tvrbench.harness.regression.signature``."""
     return {f"signature/{method}/{name}": value for method in methods for name, value in signature(method).items()}
 
 
 def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None) -> list[Record]:
-    """The records of the runs, made now in a folder of their own."""
+    """Repeat the runs in a temporary folder and return their records."""
     with tempfile.TemporaryDirectory(prefix="tvrbench-check-") as folder:
         settings = RunSettings(
             protocol=runs.protocol,
-            methods=runs.methods,
+            methods=tuple(runs.methods),
             seeds=(runs.seed,),
             data=data,
             device=cast(Device, device),
@@ -85,7 +183,7 @@ def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None)
 
 
 def matching(store: RecordStore, runs: Runs) -> list[Record]:
-    """The records that a tier speaks of: those of runs that trained what they scored."""
+    """The stored records of the runs, without those that only scored a checkpoint."""
     return [
         record
         for record in store.find(runs.protocol, seed=runs.seed, status="completed")
@@ -94,16 +192,16 @@ def matching(store: RecordStore, runs: Runs) -> list[Record]:
 
 
 def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str, Value], dict[str, list[float]]]:
-    """R@k of both directions and the share of right orders, and the interval over queries of those that have one."""
+    """R@k of both directions and pair accuracy by key, and the intervals over queries by key."""
     measured: dict[str, Value] = {}
     intervals: dict[str, list[float]] = {}
     for record in records:
         name, metrics = f"{prefix}/{record['method']['name']}", record["metrics"]
         for direction in ("t2v", "v2t"):
-            found = metrics.get("intervals", {}).get(direction, {})
+            known = metrics.get("intervals", {}).get(direction, {})
             for k in ("R1", "R5", "R10"):
                 measured[f"{name}/{direction}_{k}"] = metrics[direction][k]
-                intervals |= {f"{name}/{direction}_{k}": found[k]} if k in found else {}
+                intervals |= {f"{name}/{direction}_{k}": known[k]} if k in known else {}
         if metrics.get("pair_accuracy") is not None:
             measured[f"{name}/pair_accuracy"] = metrics["pair_accuracy"]
     return measured, intervals
@@ -111,18 +209,20 @@ def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str,
 
 def cost_ratios(records: Iterable[Record], reference: str) -> dict[str, Value]:
     """Time and memory of each method as ratios to the reference's on the same device and batch; higher is worse."""
-    found = list(records)
-    base = next((record for record in found if record["method"]["name"] == reference), None)
-    measured: dict[str, Value] = {}
-    for record in found if base is not None else ():
-        for ratio, (name, what, is_speed) in _RATIOS.items():
-            one, other = _measurement(record, name, what), _measurement(base, name, what)
-            if record is base or one is None or other is None or not _alike(record, base, one, other):
+    everything = list(records)
+    base = next((record for record in everything if record["method"]["name"] == reference), None)
+    ratios: dict[str, Value] = {}
+    for record in everything:
+        for ratio, (name, scenario, is_speed) in _RATIOS.items():
+            if base is None or record is base:
                 continue
-            values = (other["value"], one["value"]) if is_speed else (one["value"], other["value"])
-            if values[0] and values[1]:
-                measured[f"loose/{record['method']['name']}/{ratio}"] = values[0] / values[1]
-    return measured
+            own, other = _measurement(record, name, scenario), _measurement(base, name, scenario)
+            if own is None or other is None or not _comparable(record, base, own, other):
+                continue
+            over, under = (other["value"], own["value"]) if is_speed else (own["value"], other["value"])
+            if over and under:
+                ratios[f"loose/{record['method']['name']}/{ratio}"] = over / under
+    return ratios
 
 
 def default_margin(key: str) -> float:
@@ -133,13 +233,26 @@ def default_margin(key: str) -> float:
     return {"exact": 0.0, "signature": TOLERANCE, "standin": 5.0, "real": 1.0}[prefix]
 
 
-def _measurement(record: Record | None, name: str, what: str) -> MeasurementDoc | None:
-    costs = record["cost"] if record is not None else []
-    return next((m for m in costs if m["name"] == name and m["conditions"].get("what") == what), None)
+def _subjects(baseline: Baseline, prefix: str) -> set[str]:
+    return {key.split("/")[1] for key in baseline.entries if key.startswith(f"{prefix}/")}
 
 
-def _alike(record: Record, base: Record | None, one: MeasurementDoc, other: MeasurementDoc) -> bool:
-    device = base is not None and record["environment"]["device"] == base["environment"]["device"]
-    return device and all(
-        one["conditions"].get(k) == other["conditions"].get(k) for k in ("batch", "precision", "threads")
+def _reference(baseline: Baseline) -> Loose:
+    """What ratios refer to: the baseline's own choice, or else the encoder without token reduction."""
+    return baseline.loose or Loose(reference=registry.matching("methods", "baselines", role="dense")[0])
+
+
+@cache
+def _new_baseline() -> dict[str, Any]:
+    file = resources.files("tvrbench.harness.regression").joinpath("new_baseline.toml")
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def _measurement(record: Record, name: str, scenario: str) -> MeasurementDoc | None:
+    return next((m for m in record["cost"] if m["name"] == name and m["conditions"].get("what") == scenario), None)
+
+
+def _comparable(record: Record, base: Record, own: MeasurementDoc, other: MeasurementDoc) -> bool:
+    return record["environment"]["device"] == base["environment"]["device"] and all(
+        own["conditions"].get(key) == other["conditions"].get(key) for key in ("batch", "precision", "threads")
     )

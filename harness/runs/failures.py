@@ -9,6 +9,7 @@ from torch import distributed as dist
 
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.core.io import without_folders
 
 RESUME_AFTER_FAILURE = "then run the same command with --resume"
 # Messages for which torch has no class: memory that the CPU's allocator did not get.
@@ -64,5 +65,4 @@ def _cause(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    line = next(iter(str(error).splitlines()), "")
-    return re.sub(r"(?:/[^/ :]+)+/", "", line)
+    return without_folders(next(iter(str(error).splitlines()), ""))

@@ -1,9 +1,9 @@
-"""Ranks a second and memory as the gallery grows: a script that prints a table, not a test.
+"""Ranks per second and memory as the gallery grows: a script that prints a table, not a test.
 
     python tests/bench/bench_ranks.py [--sizes 1000,10000,100000] [--width 512]
 
-Random unit embeddings, one caption a video; both directions. Memory is the process's peak resident size while ranking,
-less what it held before, the float32 embeddings among that.
+Random unit embeddings, one caption per video; both directions. Memory is the process's peak resident size while
+ranking minus its size before, which includes the float32 embeddings.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import time
 import numpy as np
 import torch
 
-from tvrbench.harness.evaluation.metrics import ranks_blockwise
+from tvrbench.harness.evaluation.metrics import cosine_rank_counts
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
 
 
 def resident_mib() -> float:
-    """The process's size before anything is measured, by the probe's own measure."""
+    """The process's size now, as the probe measures it."""
     with MemoryProbe(torch.device("cpu")) as probe:
         pass
     value = probe.measurements()[0].value
@@ -39,7 +39,7 @@ def main() -> None:
         before = resident_mib()
         start = time.perf_counter()
         with MemoryProbe(torch.device("cpu")) as probe:
-            ranks_blockwise(text, video)
+            cosine_rank_counts(text, video)
         seconds = time.perf_counter() - start
         peak = probe.measurements()[0].value
         assert peak is not None

@@ -11,6 +11,7 @@ import torch
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.core import registry
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.measure import measure_exact
 from tvrbench.methods.ops import matching
@@ -57,9 +58,7 @@ def test_one_merge_too_few_is_caught(
         return stream if index == 7 else whole(self, stream, keys, index)
 
     monkeypatch.setattr(TempMeReducer, "after_attention", lazy)
-    code = cli.main(["check", "--against", str(baseline)])
-    assert code == 1
-    assert "token plan" in capsys.readouterr().err
+    assert cli.main(["check", "--against", str(baseline)]) == 1
 
 
 def test_a_wrong_schedule_is_caught(
@@ -83,25 +82,40 @@ def test_a_metric_that_was_not_measured_fails(
     assert states["joules"] == "missing"
 
 
-def test_accepting_keeps_the_reason(
-    capsys: pytest.CaptureFixture[str], baseline: Path, document: dict[str, Any]
+def test_accepting_keeps_the_reason_and_takes_in_new_methods(
+    capsys: pytest.CaptureFixture[str], baseline: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counts = {key.rpartition("/")[2]: entry["value"] for key, entry in document["entries"].items()}
+    monkeypatch.setattr(
+        "tvrbench.harness.regression.measure.measure_exact",
+        lambda subjects: {f"exact/{subject}/{name}": value for subject in subjects for name, value in counts.items()},
+    )
+    monkeypatch.setattr("tvrbench.harness.regression.measure.signature", lambda method: {"loss": float(len(method))})
     entries = {key: entry | {"value": 1.0} if "gmacs" in key else entry for key, entry in document["entries"].items()}
     baseline.write_text(json.dumps(document | {"entries": entries}))
     assert rows(capsys, baseline)[0] == 1
-    assert rows(capsys, baseline, "--accept", "the counter was wrong")[0] == 0
+    assert rows(capsys, baseline, "--update-baseline", "the counter was wrong")[0] == 0
     assert rows(capsys, baseline)[0] == 0
-    assert json.loads(baseline.read_text())["accepted"][-1]["reason"] == "the counter was wrong"
-    assert cli.main(["check", "--against", str(baseline), "--accept", " "]) == 2
+    accepted = json.loads(baseline.read_text())
+    assert accepted["accepted"][-1]["reason"] == "the counter was wrong"
+    for name in registry.names("methods", "baselines"):
+        assert accepted["entries"][f"signature/{name}/loss"]["value"] == len(name)
+        assert {f"exact/{name}@{backbone}/tokens" for backbone in ("ViT-B-32", "ViT-B-16")} <= set(accepted["entries"])
+    assert cli.main(["check", "--against", str(baseline), "--update-baseline", " "]) == 2
+    assert "[check.reason]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"device": "NVIDIA H200"}, "made on NVIDIA H200"),
+        ({"device": "NVIDIA H200"}, "[baseline.device]"),
         ({"entries": {}}, "$.entries"),
-        ({"entries": {"speed": {"value": 1, "margin": 0}}}, "speed"),
-        ({"surprise": 1}, "surprise"),
+        ({"entries": {"speed": {"value": 1, "margin": 0}}}, "$.entries.speed"),
+        ({"entries": {"exact/a/b": {"value": "1", "margin": 0}}}, "$.entries['exact/a/b'].value"),
+        ({"accepted": []}, "$.accepted"),
+        ({"standin": {"protocol": "a", "hash": "b", "seed": 0, "methods": []}}, "$.standin.methods"),
+        ({"schema_version": 2}, "$.schema_version"),
+        ({"surprise": 1}, "$.surprise"),
     ],
 )
 def test_a_baseline_that_cannot_be_used_exits_with_2(
@@ -134,7 +148,7 @@ def test_the_standin_tier_compares_records(
     assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "nowhere")]) == 2
     baseline.write_text(json.dumps(document | {"standin": standin | {"hash": "0" * 16}, "entries": entries}))
     assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "results")]) == 2
-    assert "has changed since" in capsys.readouterr().err
+    assert "[baseline.protocol-changed]" in capsys.readouterr().err
 
 
 def test_a_swapped_split_of_sources_and_destinations_moves_features(

@@ -21,7 +21,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.baseline import Baseline, compare
-from tvrbench.harness.regression.measure import cost_ratios, default_margin, measure_exact, measure_signatures
+from tvrbench.harness.regression.measure import cost_ratios, default_margin, measure_signatures
 from tvrbench.methods.ops import matching
 from tvrbench.methods.tempme import TempMeReducer
 
@@ -51,16 +51,14 @@ def signature_baseline() -> Baseline:
 
 
 class TestSignatures:
-    def test_twenty_clean_reruns_raise_no_alarm(self, signature_baseline: Baseline) -> None:
-        exact = dict(measure_exact([f"{METHOD}@ViT-B-32"]))
+    def test_clean_reruns_on_one_and_two_threads_raise_no_alarm(self, signature_baseline: Baseline) -> None:
         threads = torch.get_num_threads()
         try:
-            for i in range(20):
-                torch.set_num_threads(1 + i % 2)
+            for count in (1, 2):
+                torch.set_num_threads(count)
                 assert moved(signature_baseline, dict(measure_signatures([METHOD])), "exact") == set()
         finally:
             torch.set_num_threads(threads)
-        assert moved(baseline_of(exact), dict(measure_exact([f"{METHOD}@ViT-B-32"])), "exact") == set()
 
     def test_one_merge_too_few(self, signature_baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = TempMeReducer.after_attention
@@ -120,7 +118,7 @@ class TestRatios:
         whole = TempMeReducer.after_attention
 
         def slow(self: TempMeReducer, *arguments: Any) -> Any:
-            time.sleep(0.25)  # 12 times: seconds, where the whole forward takes milliseconds
+            time.sleep(0.05)  # per block, where the whole forward takes milliseconds
             return whole(self, *arguments)
 
         monkeypatch.setattr(TempMeReducer, "after_attention", slow)
@@ -194,7 +192,7 @@ class TestCommand:
         path = tmp_path / "new.json"
         tiers = ("--records", results, "--tier", "tight,loose")
         assert self.check("--against", path, *tiers) == 2
-        assert self.check("--against", path, *tiers, "--accept", "first measurement") == 0
+        assert self.check("--against", path, *tiers, "--update-baseline", "first measurement") == 0
         document = json.loads(path.read_text())
         assert document["accepted"][0]["reason"] == "first measurement"
         assert document["loose"] == {"reference": "lora"}
@@ -207,29 +205,30 @@ class TestCommand:
         assert {key.partition("/")[0] for key in states} == {"standin", "loose"}
 
     @pytest.mark.parametrize(
-        ("arguments", "words"),
+        ("arguments", "code"),
         [
-            (("--tier", "fast"), "known are exact, tight, loose, real"),
-            (("--tier", "real"), "holds no tier real"),
-            (("--tier", "real", "--accept", "mine"), "give its folder with --data DIR"),
+            (("--tier", "fast"), "check.tier-unknown"),
+            (("--tier", "real"), "check.tier-absent"),
+            (("--tier", "real", "--update-baseline", "mine"), "check.data"),
+            (("--records", "/nowhere"), "check.records"),
         ],
     )
     def test_tiers_that_do_not_fit_exit_with_2(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: str
     ) -> None:
         entries = {"exact/tempme@ViT-B-32/gmacs_video": {"value": 1.0, "margin": 0}}
         path = tmp_path / "baseline.json"
         document = {"schema_version": 1, "device": "cpu", "standin": None, "entries": entries, "accepted": [NOTE]}
         path.write_text(json.dumps(document))
         assert self.check("--against", path, *arguments) == 2
-        assert words in capsys.readouterr().err
+        assert f"[{code}]" in capsys.readouterr().err
 
     def test_the_tier_real_compares_records_of_real_data(self, tmp_path: Path, capsys: Any) -> None:
         protocol = load_protocol("msrvtt-1ka-9k/uniform")
         record = TestRatios.record("zero_shot", 1.0) | {"protocol": {"name": protocol.name, "hash": protocol.hash}}
         RecordStore(tmp_path / "results").save(record, None)
         path, real = tmp_path / "mine.json", ("--records", tmp_path / "results", "--tier", "real")
-        assert self.check("--against", path, *real, "--accept", "my machine") == 0
+        assert self.check("--against", path, *real, "--update-baseline", "my machine") == 0
         assert self.check("--against", path, *real) == 0
         document = json.loads(path.read_text())
         assert document["real"]["methods"] == ["zero_shot"]

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
-from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
+from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.queries import Values, row_credits, why_not_paired

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
-from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
+from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.queries import Values, row_credits

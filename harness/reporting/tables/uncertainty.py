@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE
-from tvrbench.harness.evaluation.variance import SelectionGap, selection_gap, variance_parts
+from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL, EqualTime, Rival, frames_kept
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.queries import seed_credits

@@ -341,5 +341,5 @@ class TestWeights:
         scores = cosine_scores(text, video)
         chance = 100 * 5 / len(split.video_ids)
         assert retrieval_metrics(scores)["t2v"]["R5"] > 5 * chance
-        assert pair_accuracy(scores, None, split.scenes) == 50.0
+        assert pair_accuracy(text, video, None, split.scenes) == 50.0
         assert all(scores[i, i] == scores[i, i + 1] for i in split.subsets["order-only"][::2])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 import torch
+from errors import raises
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.embeddings import load_embeddings, save_embeddings, score_again
+from tvrbench.harness.evaluation.embeddings import load_embeddings, rescore, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation, score
 from tvrbench.harness.evaluation.metrics import (
     cosine_scores,
     pair_accuracy,
+    rank_counts,
     retrieval_metrics,
-    shared_hits,
     without_ranks,
 )
 
@@ -73,16 +72,18 @@ def test_metrics_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) 
     whole = retrieval_metrics(sim, split.caption_video)
     assert {key: found.metrics[key] for key in ("t2v", "v2t", "RSum")} == without_ranks(whole)
     assert all(np.array_equal(found.ranks[name], whole[name]["ranks"]) for name in ("t2v", "v2t"))
+    counts, _ = rank_counts(sim, split.caption_video)
     for k in (1, 5, 10):
-        assert found.metrics["ties_shared"]["t2v"][f"R{k}"] == 100 * shared_hits(sim, split.caption_video, k).mean()
-    assert found.metrics["pair_accuracy"] == pair_accuracy(sim, split.caption_video, split.scenes)
+        assert found.metrics["ties_shared"]["t2v"][f"R{k}"] == 100 * counts.hit_probability(k).mean()
+    whole_pairs = pair_accuracy(text, video, split.caption_video, split.scenes, block=len(text))
+    assert found.metrics["pair_accuracy"] == whole_pairs
     assert set(found.metrics["subsets"]) == {"even"}
 
 
 def test_saved_features_give_the_same_metrics_and_ranks(kept: tuple[Path, Evaluation]) -> None:
     path, found = kept
     saved = load_embeddings(path)
-    again = score_again(saved, path)
+    again = rescore(saved, path)
     assert saved.run == RUN
     assert again.metrics == found.metrics
     assert all(np.array_equal(again.ranks[name], found.ranks[name]) for name in ("t2v", "v2t"))
@@ -92,42 +93,44 @@ def test_saved_features_give_the_same_metrics_and_ranks(kept: tuple[Path, Evalua
 def test_how_the_checkpoint_was_chosen_stays_with_its_features(tmp_path: Path) -> None:
     split, path = split_of(5, 5), tmp_path / "e.safetensors"
     save_embeddings(path, score(*features(5, 5), split), split, RUN | {"selection": "best-on-test"})
-    assert score_again(load_embeddings(path), path).metrics["selection"] == "best-on-test"
+    assert rescore(load_embeddings(path), path).metrics["selection"] == "best-on-test"
 
 
-def test_a_run_keeps_what_it_was_scored_by(tiny_weights: Path, tmp_path: Path) -> None:
-    tool = Path(__file__).parents[2] / "tools" / "tiny_run.py"
-    command = [sys.executable, "-P", str(tool), "--weights", str(tiny_weights), "--results", str(tmp_path)]
-    subprocess.run([*command, "--method", "tempme", "--steps", "2", "--save-embeddings"], check=True)
+def test_a_run_keeps_what_it_was_scored_by(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--weights", str(tiny_weights), "--results", str(tmp_path), "--method", "tempme", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", ["tiny_run.py", *arguments, "--save-embeddings"])
+    tiny_run.main()
     (record,), (path,) = tmp_path.rglob("*.json"), (tmp_path / "embeddings").rglob("*.safetensors")
-    told, saved = json.loads(record.read_text()), load_embeddings(path)
-    again = json.loads(json.dumps(score_again(saved, path).metrics))
-    assert again == {key: value for key, value in told["metrics"].items() if key not in ("training", "merge_margin")}
+    recorded, saved = json.loads(record.read_text()), load_embeddings(path)
+    again = json.loads(json.dumps(rescore(saved, path).metrics))
+    assert again == {
+        key: value for key, value in recorded["metrics"].items() if key not in ("training", "merge_margin")
+    }
     (model,) = (tmp_path / "checkpoints").rglob("*.safetensors")
     assert saved.run["model_sha256"] == file_sha256(model)
-    assert saved.run["weights_sha256"] == told["weights_sha256"]
+    assert saved.run["weights_sha256"] == recorded["weights_sha256"]
     for key in ("split_fingerprint", "frames_fingerprint"):
-        assert saved.run["data"][key] == told["data"][key]
+        assert saved.run["data"][key] == recorded["data"][key]
     (ranks,) = tmp_path.rglob("*.npz")
-    assert np.array_equal(np.load(ranks)["t2v"], score_again(saved, path).ranks["t2v"].astype(np.float32))
+    assert np.array_equal(np.load(ranks)["t2v"], rescore(saved, path).ranks["t2v"].astype(np.float32))
 
 
 def test_the_command_prints_metrics_and_writes_ranks(
     kept: tuple[Path, Evaluation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, found = kept
-    assert cli.main(["rank", str(path), "--ranks", str(tmp_path / "r.npz"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["run"] == RUN
-    assert told["metrics"] == json.loads(json.dumps(found.metrics))
+    assert cli.main(["rescore", str(path), "--ranks", str(tmp_path / "r.npz"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["run"] == RUN
+    assert printed["metrics"] == json.loads(json.dumps(found.metrics))
     with np.load(tmp_path / "r.npz", allow_pickle=False) as ranks:
         assert all(np.array_equal(ranks[name], found.ranks[name].astype(np.float32)) for name in ("t2v", "v2t"))
-    assert cli.main(["rank", str(path)]) == 0
+    assert cli.main(["rescore", str(path)]) == 0
     out = capsys.readouterr().out
     assert "lora seed 3 under p/q, checkpoint: last" in out
     assert f"{found.metrics['t2v']['R1']:.1f}".rstrip("0").rstrip(".") in out
-    assert cli.main(["rank", str(path), "--ranks", "r.txt"]) == 2
-    assert "ends in .npz" in capsys.readouterr().err
+    assert cli.main(["rescore", str(path), "--ranks", "r.txt"]) == 2
+    assert "[rescore.ranks-suffix]" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_full_keeps_what_was_there(
@@ -140,7 +143,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UsageError, match=r"run\.safetensors cannot be written .*No space left"):
+    with raises("embeddings.write", path=str(path)):
         save_embeddings(path, replace(found, text=found.text + 1), split_of(40, 12), RUN)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -158,30 +161,30 @@ def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, said: dict[str
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "absent": (lambda path: path.unlink(), "there is no such file"),
-    "empty": (lambda path: path.write_bytes(b""), "not a safetensors file"),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:900]), "not a safetensors file"),
-    "other": (lambda path: save_file({"text": torch.ones(2, 2)}, path), "not embeddings that tvrbench run"),
-    "bit": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"), "another checksum"),
-    "no video": (lambda path: rewrite(path, tensors={"video": None}), "damaged at 'video'"),
-    "half": (lambda path: rewrite(path, tensors={"text": torch.ones(40, 8).half()}), "damaged at 'text'"),
-    "flat": (lambda path: rewrite(path, tensors={"text": torch.ones(320)}), "damaged at 'text'"),
-    "stranger": (lambda path: rewrite(path, tensors={"code": torch.ones(3)}), "damaged at 'code'"),
-    "nan": (lambda path: rewrite(path, tensors={"video": torch.full((12, 8), torch.nan)}), "NaN"),
-    "width": (lambda path: rewrite(path, tensors={"video": torch.ones(12, 9)}), "8 wide and video 9"),
-    "videos": (lambda path: rewrite(path, tensors={"video": torch.ones(2, 8)}), "videos from 0 to 1"),
-    "captions": (lambda path: rewrite(path, tensors={"caption_video": torch.zeros(3).long()}), "cannot be ranked"),
+    "absent": (lambda path: path.unlink(), "embeddings.missing"),
+    "empty": (lambda path: path.write_bytes(b""), "embeddings.format"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:900]), "embeddings.format"),
+    "other": (lambda path: save_file({"text": torch.ones(2, 2)}, path), "embeddings.format"),
+    "bit": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"), "embeddings.checksum"),
+    "no video": (lambda path: rewrite(path, tensors={"video": None}), "embeddings.damaged"),
+    "half": (lambda path: rewrite(path, tensors={"text": torch.ones(40, 8).half()}), "embeddings.damaged"),
+    "flat": (lambda path: rewrite(path, tensors={"text": torch.ones(320)}), "embeddings.damaged"),
+    "stranger": (lambda path: rewrite(path, tensors={"code": torch.ones(3)}), "embeddings.damaged"),
+    "nan": (lambda path: rewrite(path, tensors={"video": torch.full((12, 8), torch.nan)}), "embeddings.unrankable"),
+    "width": (lambda path: rewrite(path, tensors={"video": torch.ones(12, 9)}), "embeddings.unrankable"),
+    "videos": (lambda path: rewrite(path, tensors={"video": torch.ones(2, 8)}), "embeddings.unrankable"),
+    "captions": (lambda path: rewrite(path, tensors={"caption_video": torch.zeros(3).long()}), "embeddings.unrankable"),
     "no rows": (
         lambda path: rewrite(path, tensors={"text": torch.ones(0, 8), "subset.even": None}),
-        "at least one row",
+        "embeddings.unrankable",
     ),
-    "subset": (lambda path: rewrite(path, tensors={"subset.x": torch.tensor([40])}), "a subset names a caption"),
-    "scenes": (lambda path: rewrite(path, tensors={"scenes": torch.tensor([1])}), "scenes must have one number"),
-    "run": (lambda path: rewrite(path, said={"run": "{"}), "do not say which run"),
-    "nested": (lambda path: rewrite(path, said={"run": "[" * 100_000}), "do not say which run"),
+    "subset": (lambda path: rewrite(path, tensors={"subset.x": torch.tensor([40])}), "embeddings.subset"),
+    "scenes": (lambda path: rewrite(path, tensors={"scenes": torch.tensor([1])}), "embeddings.unrankable"),
+    "run": (lambda path: rewrite(path, said={"run": "{"}), "embeddings.run"),
+    "nested": (lambda path: rewrite(path, said={"run": "[" * 100_000}), "embeddings.run"),
     "escape": (
         lambda path: rewrite(path, said={"run": json.dumps(RUN | {"method": {"name": "\x1b[31m"}})}),
-        "do not say which run",
+        "embeddings.run",
     ),
 }
 
@@ -190,11 +193,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_wrong_file_is_refused_in_one_sentence(
     wrong: str, kept: tuple[Path, Evaluation], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, (spoil, words) = kept[0], WRONG[wrong]
+    path, (spoil, code) = kept[0], WRONG[wrong]
     spoil(path)
-    assert cli.main(["rank", str(path)]) == 2
+    assert cli.main(["rescore", str(path)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
     assert path.name in line
-    assert words in line
+    assert line.endswith(f"[{code}]")

@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrbench.harness.evaluation.metrics import (
+    cosine_rank_counts,
     cosine_scores,
     direction_metrics,
     metrics_from_ranks,
     pair_accuracy,
-    pair_credits,
-    ranks_blockwise,
+    rank_counts,
     retrieval_metrics,
-    shared_hits,
     without_ranks,
 )
 
@@ -106,16 +105,15 @@ def test_only_the_order_of_scores_matters(case: Any) -> None:
 
 @few
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 45), st.integers(0, 2**32 - 1))
-def test_blockwise_equals_the_full_matrix(texts: int, videos: int, block: int, seed: int) -> None:
+def test_blocks_of_cosines_give_the_ranks_of_the_full_matrix(texts: int, videos: int, block: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     text = generator.standard_normal((texts, 24)).astype(np.float32)
     video = generator.standard_normal((videos, 24)).astype(np.float32)
     video[generator.integers(videos)] = video[0] * 2  # a tie in exact arithmetic
     relevance = generator.integers(0, videos, texts)
-    full = retrieval_metrics(cosine_scores(text, video), relevance)
-    t2v, v2t = ranks_blockwise(text, video, relevance, block)
-    np.testing.assert_array_equal(t2v, full["t2v"]["ranks"])
-    np.testing.assert_array_equal(v2t, full["v2t"]["ranks"])
+    t2v, v2t = by_hand(cosine_scores(text, video), relevance)
+    counts = cosine_rank_counts(text, video, relevance, block)
+    assert [side.ranks().tolist() for side in counts] == [t2v, v2t]
 
 
 @few
@@ -125,14 +123,14 @@ def test_blockwise_equals_the_full_matrix(texts: int, videos: int, block: int, s
     st.integers(0, 99),
     st.sampled_from(["expected", "optimistic", "pessimistic"]),
 )
-def test_blockwise_in_one_pass_where_every_video_has_one_caption(count: int, block: int, seed: int, ties: Any) -> None:
+def test_blocks_where_every_video_has_one_caption(count: int, block: int, seed: int, ties: Any) -> None:
     generator = np.random.default_rng(seed)
     text, video = (generator.integers(-1, 2, (count, 3)) + np.array([5, 0, 0]) for _ in range(2))  # many ties
     relevance = generator.permutation(count)
     full = retrieval_metrics(cosine_scores(text, video), relevance, ties)
-    t2v, v2t = ranks_blockwise(text, video, relevance, block, ties)
-    np.testing.assert_array_equal(t2v, full["t2v"]["ranks"])
-    np.testing.assert_array_equal(v2t, full["v2t"]["ranks"])
+    t2v, v2t = cosine_rank_counts(text, video, relevance, block)
+    np.testing.assert_array_equal(t2v.ranks(ties), full["t2v"]["ranks"])
+    np.testing.assert_array_equal(v2t.ranks(ties), full["v2t"]["ranks"])
 
 
 def test_cosine_scores_do_not_depend_on_blocking_or_order_of_sums() -> None:
@@ -225,7 +223,7 @@ def test_unknown_tie_rule() -> None:
 )
 def test_embeddings_that_cannot_be_ranked_are_refused(text: Any, video: Any, block: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ranks_blockwise(text, video, block=block)
+        cosine_rank_counts(text, video, block=block)
 
 
 @pytest.mark.parametrize("ranks", [[], [0.5], [float("nan")], [[1.0]]])
@@ -234,39 +232,37 @@ def test_ranks_that_are_none(ranks: Any) -> None:
         direction_metrics(ranks)
 
 
-def test_pair_accuracy_counts_wins_whole_and_ties_half() -> None:
-    # Videos 0 and 1 are twins, 2 stands alone, 3, 4 and 5 are triplets.
-    sim = np.zeros((5, 6))
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_pair_accuracy_counts_wins_whole_and_ties_half(block: int | None) -> None:
+    # Videos 0 and 1 are twins, 2 has none, 3, 4 and 5 are triplets. With unit vectors as videos, texts are the scores.
+    sim, videos = np.zeros((5, 6)), np.eye(6)
     sim[0, 0], sim[1, 0], sim[2, 5] = 1.0, 1.0, 9.0
     sim[3, [3, 4]] = [2.0, 2.0]
     sim[4, [3, 4]] = [1.0, 2.0]
     relevance, scenes = [0, 1, 2, 3, 3], [7, 7, 1, 4, 4, 4]
-    credits_of_captions = pair_credits(sim, relevance, scenes)
-    assert credits_of_captions is not None
-    assert credits_of_captions.tolist() == [1.0, 0.0, 0.75, 0.5]
-    assert pair_accuracy(sim, relevance, scenes) == pytest.approx(56.25)
+    single = [pair_accuracy(sim[[i]], videos, [own], scenes) for i, own in enumerate(relevance)]
+    assert single == [100.0, 0.0, None, 75.0, 50.0]
+    assert pair_accuracy(sim, videos, relevance, scenes, block) == pytest.approx(56.25)
 
 
 def test_pair_accuracy_of_constant_scores_is_chance() -> None:
-    assert pair_accuracy(np.ones((4, 4)), None, [0, 0, 1, 1]) == 50.0
+    assert pair_accuracy(np.ones((4, 4)), np.eye(4), None, [0, 0, 1, 1]) == 50.0
 
 
 @pytest.mark.parametrize("scenes", [None, [0, 1, 2]])
 def test_pair_accuracy_without_twins_is_missing(scenes: Any) -> None:
-    assert pair_accuracy(np.eye(3), None, scenes) is None
+    assert pair_accuracy(np.eye(3), np.eye(3), None, scenes) is None
 
 
 def test_pair_accuracy_needs_a_scene_for_every_video() -> None:
-    with pytest.raises(ValueError, match="each of the 3 videos"):
-        pair_accuracy(np.eye(3), None, [0, 0])
+    with pytest.raises(ValueError, match="scenes"):
+        pair_accuracy(np.eye(3), np.eye(3), None, [0, 0])
 
 
-def test_shared_hits_break_ties_at_random_in_expectation() -> None:
-    sim = np.array([[0.9, 0.9, 0.1], [0.5, 0.5, 0.5], [0.1, 0.2, 0.9]])
-    assert shared_hits(sim, None, 1).tolist() == pytest.approx([0.5, 1 / 3, 1.0])
-    assert shared_hits(sim, None, 2).tolist() == pytest.approx([1.0, 2 / 3, 1.0])
-    rng = np.random.default_rng(0)
-    untied = rng.normal(size=(20, 20))
-    ranks = retrieval_metrics(untied)["t2v"]["ranks"]
+def test_hit_probability_breaks_ties_at_random_in_expectation() -> None:
+    counts, _ = rank_counts(np.array([[0.9, 0.9, 0.1], [0.5, 0.5, 0.5], [0.1, 0.2, 0.9]]))
+    assert counts.hit_probability(1).tolist() == pytest.approx([0.5, 1 / 3, 1.0])
+    assert counts.hit_probability(2).tolist() == pytest.approx([1.0, 2 / 3, 1.0])
+    untied, _ = rank_counts(np.random.default_rng(0).normal(size=(20, 20)))
     for k in (1, 5, 10):
-        assert shared_hits(untied, None, k).tolist() == (ranks <= k).astype(float).tolist()
+        assert untied.hit_probability(k).tolist() == (untied.ranks() <= k).astype(float).tolist()
