@@ -1,4 +1,4 @@
-"""Data sets: where each one's adapter lives. Nothing is imported until a name is asked for."""
+"""Data sets: the adapter of each name. A module is imported when its name is looked up."""
 
 DATASETS: dict[str, str] = {
     "msrvtt": "tvrbench.datasets.msrvtt:MSRVTT",

@@ -1,6 +1,6 @@
-"""ActivityNet Captions (Krishna et al., ICCV 2017), paragraph retrieval: a video's sentences, joined, are its query.
+"""ActivityNet Captions (Krishna et al., ICCV 2017), paragraph retrieval: the joined sentences of a video are its query.
 
-Splits: ``val1`` (4,917 videos, what the field reports as its test) and ``train`` (10,009).
+Splits: ``val1`` (4,917 videos, used as the test split in the literature) and ``train`` (10,009).
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tvrbench.datasets.annotations import (
-    AnnotationSource,
     checked_caption,
     checked_id,
     checked_seconds,
+    malformed,
     paragraph,
     parse_json,
 )
-from tvrbench.datasets.published import PublishedDataset, make_split
-from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.types import Source, Split
+from tvrbench.datasets.published import PublishedDataset
+from tvrbench.harness.data.types import Source
 
-_FILES = {"val1": "val_1.json", "train": "train.json"}
-_ORIGIN = "its authors give out captions.zip with train.json and val_1.json, see `tvrbench data download activitynet`"
 _PUBLISHED = MappingProxyType(
     {
         "val1": "b5c717c0ba77ca54be160ed72fc0dcbad0bfc8d7172dbdde2c9eee568ee0c606",
@@ -35,30 +32,33 @@ _PUBLISHED = MappingProxyType(
 class ActivityNet(PublishedDataset):
     """ActivityNet Captions under one folder: ``captions.zip``, ``captions/*`` or the files, and ``videos/**``.
 
-    A video may be named with or without the ``v_`` that its id begins with.
+    A video's file may be named with or without the ``v_`` of its id.
     """
 
     name: ClassVar[str] = "activitynet"
     summary: ClassVar[str] = "ActivityNet Captions: paragraph retrieval, 4,917 videos of val_1 as the test"
-    wanted: ClassVar[str] = f"train.json, val_1.json, and a folder videos with v_ID.mp4 or ID.mp4 ({_ORIGIN})"
+    origin: ClassVar[str] = "its authors publish captions.zip, see `tvrbench data download activitynet`"
+    wanted: ClassVar[str] = f"train.json, val_1.json, and a folder videos with v_ID.mp4 or ID.mp4 ({origin})"
     sources: ClassVar[tuple[Source, ...]] = (
         Source(url="https://cs.stanford.edu/people/ranjaykrishna/densevid/captions.zip"),
     )
     access: ClassVar[str] = (
-        "the videos are on YouTube, and some are gone: http://activity-net.org/download.html has a form by which its "
-        "authors give access to all of them; put them below the folder videos as v_ID.mp4 or ID.mp4"
+        "The videos are on YouTube, and some were removed. Request access to all of them with the form on "
+        "http://activity-net.org/download.html, and put them into the folder videos as v_ID.mp4 or ID.mp4."
     )
-    split_names: ClassVar[tuple[str, ...]] = tuple(_FILES)
+    files: ClassVar[Mapping[str, str]] = MappingProxyType({"val1": "val_1.json", "train": "train.json"})
+    split_names: ClassVar[tuple[str, ...]] = tuple(files)
+    folder: ClassVar[str] = "captions"
+    archive: ClassVar[str | None] = "captions.zip"
+    disjoint: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({"train": ("val1",)})
     expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 
     def __init__(self, root: Path, *, expected: Mapping[str, str] | None = None) -> None:
         super().__init__(root, expected=expected)
-        self._source = AnnotationSource(root=root, folder="captions", archive="captions.zip", origin=_ORIGIN)
-        self._read: dict[str, dict[str, str]] = {}
         self._seconds: dict[str, float] = {}
 
     def file_stems(self, video_id: str) -> tuple[str, ...]:
-        """``v_ID``, or ``ID`` as YouTube has it."""
+        """``v_ID``, or ``ID`` as on YouTube."""
         bare = video_id.removeprefix("v_")
         return (video_id, bare) if bare and bare != video_id else (video_id,)
 
@@ -67,46 +67,35 @@ class ActivityNet(PublishedDataset):
         seconds = self._seconds.get(video_id)
         return None if seconds is None else (seconds, seconds)
 
-    def _build(self, name: str) -> Split:
-        paragraphs = self._file(name)
-        if name == "train":
-            leaked = [v for v in self._file("val1") if v in paragraphs]
-            if leaked:
-                message = f"{len(leaked)} videos, {leaked[0]} first, are in {_FILES['val1']}"
-                raise UsageError(f"{_FILES[name]} under {self.root}: {message}")
-        return make_split(name, {video_id: [text] for video_id, text in paragraphs.items()})
-
-    def _file(self, name: str) -> dict[str, str]:
+    def _captions(self, name: str) -> dict[str, list[str]]:
         """The paragraph of each video, in file order."""
-        if name in self._read:
-            return self._read[name]
-        where = f"{_FILES[name]} under {self.root}"
-        records = parse_json(self._source.read(_FILES[name]), where)
+        where = self._where(self.files[name])
+        records = parse_json(self._source.read(self.files[name]), where)
         if not isinstance(records, dict) or not records:
-            raise UsageError(f"{where} should be an object with an entry for each video id")
-        found: dict[str, str] = {}
+            raise malformed(where, "structure", "not an object with an entry for each video id")
+        paragraphs: dict[str, list[str]] = {}
         for video_id, record in records.items():
-            place = f"{where}, {checked_id(video_id, where)}"
-            self._seconds[video_id], found[video_id] = _parse(record, place)
-        return self._read.setdefault(name, found)
+            self._seconds[video_id], text = _parse(record, f"{where}, {checked_id(video_id, where)}")
+            paragraphs[video_id] = [text]
+        return paragraphs
 
 
 def _parse(record: object, place: str) -> tuple[float, str]:
-    """Length in seconds and paragraph of one video.
+    """Return the length in seconds and the paragraph of one video.
 
-    The published training file has two moments that end before they begin. Moments are not used here, so their order
-    is left alone, but each must be a pair of times.
+    Two moments of the published training file end before they begin. Moments are not used, so their order is not
+    checked, but each must be a pair of times.
     """
     if not isinstance(record, dict):
-        raise UsageError(f"{place}: an entry should be an object, not {record!r:.50}")
+        raise malformed(place, "structure", f"an entry should be an object, not {record!r:.50}")
     sentences, moments = record.get("sentences"), record.get("timestamps")
     if not isinstance(sentences, list) or not sentences:
-        raise UsageError(f"{place}: 'sentences' should be a list of texts, not {sentences!r:.50}")
+        raise malformed(place, "sentences", f"'sentences' should be a list of texts, not {sentences!r:.50}")
     if not isinstance(moments, list) or len(moments) != len(sentences):
-        raise UsageError(f"{place}: 'timestamps' should be a list of one pair for each sentence, not {moments!r:.50}")
+        raise malformed(place, "moments", f"'timestamps' should have one pair per sentence, not {moments!r:.50}")
     for moment in moments:
         if not isinstance(moment, list) or len(moment) != 2:
-            raise UsageError(f"{place}: a moment should be a pair of times, not {moment!r:.50}")
+            raise malformed(place, "moments", f"a moment should be a pair of times, not {moment!r:.50}")
         for time in moment:
             checked_seconds(time, place)
     seconds = checked_seconds(record.get("duration"), place)

@@ -1,4 +1,4 @@
-"""Reading annotation files that may be anything: size limits, encodings, JSON, CSV and lists, ids and captions."""
+"""Reads untrusted annotation files: size limits, encodings, JSON, CSV and lists, ids and captions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class AnnotationSource:
     Attributes:
         root: the data set's folder.
         folder: sub-folder that the published archive unpacks to; also the prefix of names inside the archive.
-        archive: file name of the published zip archive, which is read in place and never unpacked; None: there is none.
-        origin: where people get the files, for the error message.
+        archive: file name of the published zip archive, which is read in place, never unpacked; None if there is none.
+        origin: where to get the files, for the error message.
     """
 
     root: Path
@@ -36,19 +36,22 @@ class AnnotationSource:
     origin: str
 
     def read(self, name: str) -> str:
-        """The text of one annotation file, from the first place that has it.
+        """Return the text of an annotation file, from the first place that has it.
 
         Raises:
-            UsageError: the file is nowhere, too large, not UTF-8, or the archive is damaged.
+            UsageError: the file is missing, too large, not UTF-8, or the archive is damaged.
         """
         data, where = self.read_bytes(name)
-        return _text(data, where)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise malformed(where, "encoding", f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
     def read_bytes(self, name: str) -> tuple[bytes, str]:
-        """The bytes of one annotation file and where they were found, for error messages.
+        """Return the bytes of an annotation file, and their place for error messages.
 
         Raises:
-            UsageError: the file is nowhere or too large, or the archive is damaged.
+            UsageError: the file is missing or too large, or the archive is damaged.
         """
         for path in (self.root / self.folder / name, self.root / name):
             if path.is_file():
@@ -56,110 +59,122 @@ class AnnotationSource:
         archive = self.root / self.archive if self.archive else None
         data = self._member(archive, name) if archive is not None and archive.is_file() else None
         if data is None:
-            zipped = f", or in {archive}" if archive is not None else ""
-            raise UsageError(f"{name} is wanted in {self.root / self.folder}, in {self.root}{zipped}; {self.origin}")
+            places = [str(place) for place in (self.root / self.folder, self.root, archive) if place is not None]
+            raise UsageError(
+                f"{name} is missing; put it in one of {', '.join(places)} ({self.origin})",
+                code="annotation.missing",
+                file=name,
+                places=places,
+            )
         return data, f"{archive}: {name}"
 
     def _member(self, archive: Path, name: str) -> bytes | None:
         try:
             with zipfile.ZipFile(archive) as files:
-                held = set(files.namelist())
-                member = next((m for m in (f"{self.folder}/{name}", name) if m in held), None)
+                names = set(files.namelist())
+                member = next((m for m in (f"{self.folder}/{name}", name) if m in names), None)
                 if member is None:
                     return None
                 with files.open(member) as file:
-                    data = file.read(_MAX_BYTES + 1)  # what it says of its size is not to be trusted
+                    data = file.read(_MAX_BYTES + 1)  # the size that the archive states is not trusted
         except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise UsageError(
-                f"{archive} cannot be read ({error}); put an intact copy of {archive.name} there"
-            ) from error
+            raise malformed(archive, "archive", f"cannot be read ({error}); replace it with an intact copy") from error
         return _limited(data, f"{archive}: {name}")
 
 
+def malformed(where: str | Path, problem: str, message: str) -> UsageError:
+    """Return the error for a broken annotation file.
+
+    Args:
+        where: the file, and the place in it.
+        problem: one word for the kind of fault, for programs.
+        message: the same for people.
+    """
+    return UsageError(f"{where}: {message}", code="annotation.malformed", where=str(where), problem=problem)
+
+
 def parse_json(text: str, where: str) -> object:
-    """The JSON document, or UsageError naming the file; NaN, Infinity and a key that stands twice are refused."""
+    """Parse JSON; UsageError naming the file, also for NaN, Infinity and a repeated key."""
     try:
-        document: object = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_key_once)
+        document: object = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not valid JSON ({error or 'nested too deeply'})") from error
+        raise malformed(where, "json", f"not valid JSON ({error or 'nested too deeply'})") from error
     return document
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Of a key that stands twice, Python's reader silently keeps the last value: a caption would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
-    return found
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse a repeated key: Python's reader silently keeps its last value, and a caption would be lost."""
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {key!r:.60} is repeated in an object")
+    return unique
 
 
 def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows with the columns wanted, or UsageError naming the file and the column or line."""
+    """Return the given columns of each row; UsageError naming the file and the column or line."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, str]] = []
     try:
         missing = [c for c in columns if c not in (reader.fieldnames or ())]
         if missing:
-            raise UsageError(
-                f"{where} lacks the column {missing[0]!r}; it needs {', '.join(columns)} in its first line"
-            )
+            raise malformed(where, "column", f"the first line lacks the column {missing[0]!r}")
         for row in reader:
             if any(row[c] is None for c in columns):
-                raise UsageError(f"{where}, line {reader.line_num}: the row is shorter than the header")
+                raise malformed(f"{where}, line {reader.line_num}", "row", "the row is shorter than the header")
             rows.append({c: row[c] for c in columns})
     except csv.Error as error:
-        raise UsageError(f"{where}, after line {reader.line_num}: not valid CSV ({error})") from error
+        raise malformed(f"{where}, after line {reader.line_num}", "csv", f"not valid CSV ({error})") from error
     return rows
 
 
 def parse_ids(values: Iterable[object], where: str) -> list[str]:
-    """A list of video ids, each safe as a file name and each once; UsageError names the line."""
+    """Return video ids, each once and safe as a file name; UsageError naming the entry."""
     ids: dict[str, None] = {}
     for number, value in enumerate(values, start=1):
         video_id = checked_id(value, f"{where}, entry {number}")
         if video_id in ids:
-            raise UsageError(f"{where}, entry {number}: {video_id} is listed twice")
+            raise malformed(f"{where}, entry {number}", "duplicate", f"{video_id} is listed twice")
         ids[video_id] = None
     if not ids:
-        raise UsageError(f"{where} lists no video")
+        raise malformed(where, "empty", "it lists no video")
     return list(ids)
 
 
 def checked_seconds(value: object, where: str) -> float:
-    """A time in seconds, from 0 to 10 million; UsageError for anything else, NaN included."""
+    """Return a time in seconds, from 0 to 10 million; UsageError for anything else, including NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e7:
-        raise UsageError(f"{where}: a time should be a number of seconds, not {value!r:.50}")
+        raise malformed(where, "seconds", f"a time should be a number of seconds, not {value!r:.50}")
     return float(value)
 
 
 def paragraph(sentences: Iterable[str]) -> str:
-    """Sentences as one query: each without the spaces around it, joined by one space, in the order given."""
+    """Join stripped sentences by spaces, in the order given, into one query."""
     return " ".join(text.strip() for text in sentences)
 
 
 def checked_id(value: object, where: str) -> str:
-    """A video id that is safe as a file name, or UsageError naming the file and place it came from."""
+    """Return a video id that is safe as a file name; UsageError naming its place."""
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{where}: a video id should be text, not {value!r:.50}")
+        raise malformed(where, "video-id", f"a video id should be text, not {value!r:.50}")
     unsafe = not value.isprintable() or value[0] in ". " or any(c in value for c in "/\\:")
     if unsafe or len(value.encode()) > _MAX_ID_BYTES:
-        raise UsageError(f"{where}: {value!r:.50} cannot be a video id; ids are plain file names such as video7010")
+        raise malformed(where, "video-id", f"the video id {value!r:.50} is not a plain file name such as video7010")
     return value
 
 
 def checked_caption(value: object, where: str) -> str:
-    """A caption as it stands in the file, or UsageError: not text, empty, or too long to be one."""
+    """Return a caption unchanged; UsageError if it is not text, empty, or too long."""
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{where}: a caption should be text, not {value!r:.50}")
+        raise malformed(where, "caption", f"a caption should be text, not {value!r:.50}")
     if len(value) > _MAX_CAPTION:
-        raise UsageError(f"{where}: a caption of {len(value):,} characters; {_MAX_CAPTION:,} are allowed")
+        raise malformed(where, "caption", f"a caption has {len(value):,} characters; {_MAX_CAPTION:,} are allowed")
     if any("\ud800" <= c <= "\udfff" for c in value):
-        raise UsageError(f"{where}: a caption holds half a surrogate pair, which is no character")
+        raise malformed(where, "caption", "a caption contains half a surrogate pair, which is not a character")
     return value
 
 
@@ -168,17 +183,10 @@ def _file_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return _limited(file.read(_MAX_BYTES + 1), str(path))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); it should be a readable file") from error
+        raise malformed(path, "unreadable", f"cannot be read ({error.strerror}); make the file readable") from error
 
 
 def _limited(data: bytes, where: str) -> bytes:
     if len(data) > _MAX_BYTES:
-        raise UsageError(f"{where} is larger than {_MAX_BYTES // 1024**2} MiB, which no annotation file is")
+        raise malformed(where, "size", f"larger than {_MAX_BYTES // 1024**2} MiB, the limit for annotation files")
     return data
-
-
-def _text(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})") from error

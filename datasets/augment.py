@@ -1,4 +1,4 @@
-"""Training augmentations of a whole clip: drawn once, applied alike to every frame at native resolution."""
+"""Training augmentations: drawn once per clip, applied identically to every frame."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ Picture = Image.Image
 # TempMe (Shen et al., ICLR 2025): RandAugment of timm, magnitude 7 +- 0.5, four operations, each applied half the
 # time, bicubic.
 _POLICIES = {"tempme-randaugment": "rand-m7-n4-mstd0.5-inc1"}
-# timm draws from Python's global generator, which one thread at a time may borrow.
-_borrowing = threading.Lock()
+# timm draws from Python's global generator, which one thread at a time may use.
+_random_state_lock = threading.Lock()
 
 
 def draw(name: str, seed: int) -> Callable[[Picture], Picture]:
-    """Draw one augmentation; the result is deterministic in ``seed`` and changes every frame in the same way.
+    """Draw one augmentation; the result depends on ``seed`` alone and changes every frame in the same way.
 
-    Python's global random state is as before when this returns; only while it draws, for microseconds, does another
-    thread that uses that generator see a different state.
+    Python's global random state is restored before returning. For the microseconds of drawing, other threads that use
+    that generator see a different state.
 
     Raises:
         UsageError: there is no augmentation of this name.
     """
     if name not in _POLICIES:
-        raise UsageError(f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}")
+        raise UsageError(
+            f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}",
+            code="augmentation.unknown",
+            augmentation=name,
+        )
     policy = rand_augment_transform(_POLICIES[name], {"interpolation": Image.Resampling.BICUBIC})
-    with _borrowing:
+    with _random_state_lock:
         state = random.getstate()
         try:
             random.seed(seed)
@@ -52,17 +56,17 @@ def _apply(edits: list[Callable[[Picture], Picture]], picture: Picture) -> Pictu
 
 
 def _draw_edit(op: AugmentOp) -> Callable[[Picture], Picture] | None:
-    """What the operation would do to a picture: its function with the drawn strength, or None if it would do nothing.
+    """Return the operation's function with its drawn strength, or None if it would do nothing.
 
-    The operation runs on no picture with a function that only notes its arguments, so that timm's own code decides
-    on chance, strength and sign, and decides once.
+    The operation runs on no picture, with a function that only records its arguments. timm's own code thus decides on
+    chance, strength and sign, and decides once.
     """
 
-    def note(_: None, *strength: Any, **settings: Any) -> Callable[[Picture], Picture]:
+    def record(_: None, *strength: Any, **settings: Any) -> Callable[[Picture], Picture]:
         return lambda picture: apply(picture, *strength, **settings)
 
     apply = cast("Callable[..., Picture]", op.aug_fn)
-    noting = copy.copy(op)
-    noting.aug_fn = note
-    edit: Callable[[Picture], Picture] | None = noting(None)
+    recording = copy.copy(op)
+    recording.aug_fn = record
+    edit: Callable[[Picture], Picture] | None = recording(None)
     return edit

@@ -1,4 +1,4 @@
-"""What data sets of video files under one root folder have in common."""
+"""The base class of data sets of video files under one root folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tvrbench.datasets.annotations import checked_id
 from tvrbench.datasets.decoders.select import versions
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.sampling import check_sampler
-from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbs
+from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbnails
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import (
     VIDEO_SUFFIXES,
@@ -52,77 +52,88 @@ class VideoFolderDataset(ABC):
     notice: ClassVar[str | None] = None
     stands_for: ClassVar[str | None] = None
     split_names: ClassVar[tuple[str, ...]]
-    sources: ClassVar[tuple[Source, ...]] = ()  # what `tvrbench data download` fetches
-    access: ClassVar[str] = ""  # what is left to be done by hand to get the data set
-    first_seconds: ClassVar[float | None] = None  # where only the beginning of every video belongs to the data set
+    sources: ClassVar[tuple[Source, ...]] = ()  # the files that `tvrbench data download` fetches
+    access: ClassVar[str] = ""  # the steps to get the data set that must be done by hand
+    first_seconds: ClassVar[float | None] = None  # set where only the start of each video belongs to the data set
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise UsageError(f"the data folder {root} is not a folder; it should hold annotations and a folder videos")
+            raise UsageError(
+                f"the data folder {root} is not a folder; name one with the annotations and a folder videos",
+                code="dataset.root",
+                root=str(root),
+            )
         self.root = root
 
     @abstractmethod
     def split(self, name: str) -> Split:
-        """The named split; UsageError for an unknown name or a broken annotation file."""
+        """Return the named split; UsageError for an unknown name or a broken annotation file."""
 
     def file_stems(self, video_id: str) -> tuple[str, ...]:
-        """Hook: the names, less folder and suffix, that the file of a video may have."""
+        """Hook: the names without folder and suffix that the file of a video may have."""
         return (video_id,)
 
     def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
-        """Hook: the shortest and the longest that the annotation says the video may last; None: it says nothing."""
+        """Hook: the shortest and longest length that the annotation allows, in seconds; None if it states none."""
         del video_id
         return None
 
     def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
-        """Pixels uint8 [T, 3, size, size] and mask [T] (False = padding).
+        """Return pixels uint8 [T, 3, size, size] and mask [T] (False = padding).
 
-        The draw of a sampler or augmentation depends on both ``seed`` and the video, so that one seed for a whole
-        epoch still treats each video differently.
+        Random samplers and augmentations depend on both ``seed`` and the video, so that one seed for a whole epoch
+        still treats each video differently.
 
         Raises:
-            VideoError: (a UsageError) the file is missing or cannot be decoded; it is named.
+            VideoError: (a UsageError) the file is missing or cannot be decoded.
         """
         return self.numbered_frames(video_id, spec, seed)[:2]
 
     def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
-        """What ``frames`` gives, and the numbers of the frames that were picked; errors as ``frames``."""
+        """Return the result of ``frames`` and the numbers of the picked frames; errors as ``frames``."""
         seed = _own_seed(seed, video_id)
         return load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
-        """The frames to keep under ``spec``, which draws nothing: uint8 [t, 3, H, W]; errors as ``frames``."""
+        """Return the frames to cache under a deterministic ``spec``: uint8 [t, 3, H, W]; errors as ``frames``."""
         return stored_frames(self.video_path(video_id), spec, first_seconds=self.first_seconds)
 
     def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
-        """From kept frames to what ``frames`` gives, bit for bit."""
+        """Turn cached frames into the result of ``frames``, bit for bit."""
         return finish_clip(stored, spec, _own_seed(seed, video_id))
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
-        """The libraries that decide the pixels; UsageError for an unknown sampler, and where the decoder is absent."""
+        """Return the versions of the libraries that decide the pixels; UsageError for a bad sampler or decoder."""
         check_sampler(spec.sampler)
         return versions(spec.decoder)
 
     def video_path(self, video_id: str) -> Path:
-        """The file of a video.
+        """Return the file of a video.
 
         Raises:
-            VideoError: there is none, or the id stands for several.
+            VideoError: there is none, or more than one.
             UsageError: the id cannot be a file name.
         """
         checked_id(video_id, "video id")
         paths = [path for stem in self.file_stems(video_id) for path in self._files.get(stem, ())]
         if not paths:
             path = self.root / "videos" / f"{video_id}.mp4"
-            raise VideoError(f"there is no video file {path}, nor elsewhere below videos", kind="missing")
+            raise VideoError(
+                f"there is no video file {path}, nor elsewhere below videos", code="video.missing", video=str(path)
+            )
         if len(paths) > 1:
-            raise VideoError(f"video {video_id} is there more than once: {paths[0]} and {paths[1]}; keep one")
+            raise VideoError(
+                f"video {video_id} has more than one file: {paths[0]} and {paths[1]}; keep one",
+                code="video.unreadable",
+                video=video_id,
+                paths=[str(path) for path in paths],
+            )
         return paths[0]
 
     def check_videos(
         self, video_ids: Sequence[str], *, progress: Progress | None = None, workers: int | None = None
     ) -> list[VideoFault]:
-        """Decode every frame of each video; returns the faults, in the order given.
+        """Decode every frame of each video; return the faults in the order given.
 
         Args:
             video_ids: the videos.
@@ -140,11 +151,11 @@ class VideoFolderDataset(ABC):
     def examine_videos(
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
     ) -> Iterator[VideoReport]:
-        """Decode every frame of each video, in parallel threads; reports come in the order given.
+        """Decode every frame of each video in parallel threads; yield reports in the order given.
 
         Args:
             video_ids: the videos.
-            spec: the frames to take a fingerprint of.
+            spec: the frames to fingerprint.
             workers: threads; all cores by default.
         """
         return _parallel(lambda video_id: self._examine(video_id, spec), video_ids, workers)
@@ -155,10 +166,8 @@ class VideoFolderDataset(ABC):
             path = self.video_path(video_id)
             info, (pixels, mask) = examine(path, spec, first_seconds=self.first_seconds)
             size = path.stat().st_size
-        except VideoError as error:
-            return VideoReport(video_id=video_id, path=path, fault=_fault(video_id, path, error.kind, error))
         except (UsageError, OSError) as error:
-            return VideoReport(video_id=video_id, path=path, fault=_fault(video_id, path, "unreadable", error))
+            return VideoReport(video_id=video_id, path=path, fault=VideoFault.of(video_id, path, error))
         return VideoReport(
             video_id=video_id,
             path=path,
@@ -166,7 +175,7 @@ class VideoFolderDataset(ABC):
             size_bytes=size,
             facts=asdict(info),
             frames_sha256=clip_sha256(pixels, mask),
-            thumbs=thumbs(pixels),
+            thumbs=thumbnails(pixels),
         )
 
     def _check(self, video_id: str) -> VideoFault | None:
@@ -175,48 +184,44 @@ class VideoFolderDataset(ABC):
             path = self.video_path(video_id)
             probe(path)
         except VideoError as error:
-            return _fault(video_id, path, error.kind, error)
+            return VideoFault.of(video_id, path, error)
         return None
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
-        """Every video file below ``root/videos`` by its id, linked folders included, each once."""
-        found: dict[str, list[Path]] = {}
+        """Video files below ``root/videos`` by file stem; linked folders are followed, each once."""
+        files: dict[str, list[Path]] = {}
         visited: set[str] = set()
         videos = self.root / "videos"
         if not videos.is_dir():
-            return found
+            return files
         for folder, subfolders, names in os.walk(videos, followlinks=True, onerror=_unreadable_folder):
             real = os.path.realpath(folder)
-            if real in visited:  # a link back up would never end
+            if real in visited:  # a link to a parent folder
                 subfolders.clear()
                 continue
             visited.add(real)
             subfolders.sort()
             for path in (Path(folder, name) for name in sorted(names)):
                 if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                    found.setdefault(_stem(path), []).append(path)
-        return found
+                    files.setdefault(_stem(path), []).append(path)
+        return files
 
 
 def _parallel(work: Callable[[str], T], video_ids: Sequence[str], workers: int | None) -> Iterator[T]:
-    pool = ThreadPoolExecutor(workers or os.cpu_count())  # decoding leaves Python's lock
+    pool = ThreadPoolExecutor(workers or os.cpu_count())  # decoding releases Python's global lock
     try:
         yield from pool.map(work, video_ids)
     finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for thousands of videos
+        pool.shutdown(cancel_futures=True)  # so that an interrupt does not wait for thousands of videos
 
 
 def _own_seed(seed: int, video_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:8], "big")
 
 
-def _fault(video_id: str, path: Path, kind: str, error: Exception) -> VideoFault:
-    return VideoFault(video_id=video_id, path=path, kind=kind, detail=str(error))
-
-
 def _off_by(seconds: float, expected: tuple[float, float] | None) -> float | None:
-    """How far a length is outside what is expected, if by more than 2 seconds and a tenth of it."""
+    """Seconds outside the expected range, if more than 2 seconds and a tenth of the expected length; else None."""
     if expected is None:
         return None
     low, high = expected
@@ -227,10 +232,14 @@ def _off_by(seconds: float, expected: tuple[float, float] | None) -> float | Non
 
 
 def _stem(path: Path) -> str:
-    """The name less its suffix; a re-encode is often named after the original, suffix and all (X.mov.mp4)."""
+    """Remove the suffix, or two: a re-encoded file often keeps the original's suffix (X.mov.mp4)."""
     path = path.with_name(path.stem)
     return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 def _unreadable_folder(error: OSError) -> None:
-    raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror}); videos in it would go missing")
+    raise UsageError(
+        f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it away",
+        code="io.read",
+        path=error.filename,
+    )

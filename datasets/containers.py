@@ -1,7 +1,6 @@
-"""Does a video file end before its own container says it does?
+"""Detects truncated video files by the sizes that MP4, AVI and Matroska (WebM) containers state.
 
-MP4, AVI and Matroska (WebM) files state their sizes. A download that broke off leaves a file shorter than that,
-which tells a truncated video from one that never was a video, and without guessing from durations.
+This tells an interrupted download from a file that never was a video, without a guess from durations.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ _EBML_SEGMENT = bytes.fromhex("18538067")
 
 
 def ends_early(path: Path) -> bool:
-    """True if the file is an MP4, AVI or Matroska file that is shorter than it says, or an MP4 without its index."""
+    """True for an MP4, AVI or Matroska file shorter than it states, and for an MP4 without its index."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
         if head[4:8] == b"ftyp":
             return _mp4_ends_early(file, size)
         if head[:4] == b"RIFF":
-            # Odd chunks are padded to even length, and some writers count that last byte without writing it.
+            # Odd chunks are padded to even length, and some writers count that last byte but do not write it.
             return int.from_bytes(head[4:8], "little") + 8 > size + 1
         if head[:4] == _EBML_HEADER:
             return _matroska_ends_early(file, size)
@@ -41,14 +40,14 @@ def _mp4_ends_early(file: BinaryIO, size: int) -> bool:
         elif length == 0:  # the box runs to the end of the file
             length = size - at
         if length < header_length:
-            return False  # damage, not shortness
+            return False  # damaged, not truncated
         indexed = indexed or header[4:8] == b"moov"
         at += length
     return at > size or not indexed
 
 
 def _matroska_ends_early(file: BinaryIO, size: int) -> bool:
-    """The segment after the header says how long it is (RFC 8794, section 4), unless it was written as a stream."""
+    """Compare with the length of the segment after the header (RFC 8794, section 4); a stream states none."""
     file.seek(len(_EBML_HEADER))
     header_length = _ebml_length(file)
     if header_length is None:
@@ -61,7 +60,7 @@ def _matroska_ends_early(file: BinaryIO, size: int) -> bool:
 
 
 def _ebml_length(file: BinaryIO) -> int | None:
-    """A variable-length integer: leading zeros of the first byte count the bytes to follow; all ones mean unknown."""
+    """Read a variable-length integer; leading zeros of the first byte count further bytes, all ones mean unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None

@@ -1,9 +1,8 @@
-"""From decoded pictures to pixels: RGB, turned as the file says; CLIP's resize and center crop.
+"""Decoded pictures to pixels: RGB, rotated as the file says; CLIP's resize and center crop.
 
-Pixels are FFmpeg's RGB of the decoded picture, 8 bits a channel whatever the depth of the video. Pixel aspect ratios
-other than square are left alone and the two fields of an interlaced picture stay woven, as the published loaders leave
-them. Resizing and cropping are CLIP's preprocessing (Radford et al., 2021): bicubic on the short side, then a center
-crop, rounded as torchvision rounds.
+Pixels are FFmpeg's RGB of the decoded picture, 8 bits per channel whatever the depth of the video. As in the published
+loaders, pixels that are not square stay so, and interlaced pictures keep both fields. Resizing and cropping are CLIP's
+preprocessing (Radford et al., 2021): bicubic on the short side, then a center crop, rounded as in torchvision.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from tvrbench.datasets.decoding import VideoError
 RGB = npt.NDArray[np.uint8]
 Picture = Image.Image
 
-# A picture far longer than wide has no sensible square crop, and resizing its short side up would fill the memory.
+# Resizing the short side of a very long picture would fill the memory.
 _MAX_ASPECT = 50
 
 
 def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> RGB:
-    """A decoded frame as RGB uint8 [H, W, 3] as it is to be shown; VideoError where it cannot be.
+    """Convert a decoded frame to RGB uint8 [H, W, 3] as displayed; VideoError if it cannot be displayed.
 
-    Setting up a reformatter for each frame costs 25 times the conversion itself, so the caller keeps one for the clip.
+    Creating a reformatter costs 25 times the conversion itself, so the caller keeps one per clip.
     """
     check_aspect(frame.width, frame.height, path)
     rgb: RGB = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
@@ -37,21 +36,29 @@ def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> R
 
 
 def check_aspect(width: int, height: int, path: Path) -> None:
-    """VideoError for a strip, which has no square crop."""
+    """Raise VideoError for a picture too long for a square crop."""
     if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise VideoError(f"video {path} has frames of {width} x {height} pixels, too long for a square crop")
+        raise VideoError(
+            f"video {path} has frames of {width} x {height} pixels, too long for a square crop; replace it",
+            code="video.unreadable",
+            video=str(path),
+        )
 
 
 def quarter_turns(frame: av.VideoFrame, path: Path) -> int:
-    """How often the file wants the picture turned by 90 degrees, counter-clockwise."""
+    """Return how many times to rotate the picture by 90 degrees, counter-clockwise."""
     turns, rest = divmod(frame.rotation, 90)
     if rest:
-        raise VideoError(f"video {path} is to be turned by {frame.rotation} degrees; only quarter turns can be shown")
+        raise VideoError(
+            f"video {path} declares a rotation by {frame.rotation} degrees; re-encode it with a multiple of 90",
+            code="video.unreadable",
+            video=str(path),
+        )
     return turns
 
 
 def resize_and_crop(picture: Picture, size: int) -> npt.NDArray[np.uint8]:
-    """Short side to ``size`` by antialiased bicubic, then the middle square: uint8 [3, size, size]."""
+    """Resize the short side to ``size`` (antialiased bicubic), then crop the center: uint8 [3, size, size]."""
     width, height = picture.size
     short, long = min(width, height), max(width, height)
     if short != size:

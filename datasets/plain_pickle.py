@@ -1,8 +1,8 @@
-"""Read a pickle that holds nothing but dictionaries, lists, tuples and strings, and run nothing in it.
+"""Reads a pickle that contains only dictionaries, lists, tuples and strings, without running it.
 
-A pickle is a program. Here its instructions are read one by one (`pickletools` only takes them apart), and those few
-that build plain containers and strings are carried out; any other, above all the ones that import or call something,
-is refused by name. Nothing is allocated by what the file only claims.
+A pickle is a program. `pickletools` takes its instructions apart; the few that build plain containers and strings are
+carried out here, and any other, such as those that import or call, is refused by name. Sizes that the file only claims
+allocate nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
+from tvrbench.datasets.annotations import malformed
 from tvrbench.harness.core.errors import UsageError
 
-_MAX_STEPS = 10_000_000  # the published captions take 1.5 million; each may cost 64 bytes of memory
-_MARK = object()  # what `(` puts on the stack, to be found again by the instruction that gathers what follows
+_MAX_STEPS = 10_000_000  # the published captions need 1.5 million; each may cost 64 bytes of memory
+_MARK = object()  # pushed by the instruction `(`; a later instruction collects everything above it
 
 
 class _Machine:
-    """The stack and the memory of a pickle."""
+    """Stack and memory of a pickle."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -29,7 +30,7 @@ class _Machine:
 
     def take(self, count: int) -> list[Any]:
         if count > len(self.stack):
-            raise ValueError("it takes more from its stack than is there")
+            raise ValueError("it pops an empty stack")
         taken = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return taken
@@ -46,18 +47,18 @@ class _Machine:
     def fill_list(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise ValueError("it appends to what is no list")
+            raise ValueError("it appends to something other than a list")
         target.extend(values)
 
     def fill_dict(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(values) % 2:
-            raise ValueError("it sets items of what is no dictionary")
+            raise ValueError("it sets items of something other than a dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
-                raise ValueError("a key of a dictionary is no string")
+                raise ValueError("a key of a dictionary is not a string")
             if key in target:
-                raise ValueError(f"the key {key!r:.60} stands twice")
+                raise ValueError(f"the key {key!r:.60} is repeated")
             target[key] = value
 
 
@@ -82,7 +83,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEM": lambda m, _: m.fill_dict(m.take(2)),
     "SETITEMS": lambda m, _: m.fill_dict(m.since_mark()),
     "MEMOIZE": lambda m, _: m.remember(len(m.memory)),
-    # Python 2 wrote its strings as bytes, which pickletools hands over as Latin-1.
+    # Python 2 wrote its strings as bytes, which pickletools returns as Latin-1.
     **{name: lambda *_: None for name in ("PROTO", "FRAME")},
     **{name: lambda m, text: m.push(text) for name in ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")},
     **{
@@ -95,34 +96,35 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def parse_plain_pickle(data: bytes, where: str) -> object:
-    """What the pickle holds: dictionaries with string keys, lists, tuples and strings in each other.
+    """Return the pickle's content: nested dictionaries with string keys, lists, tuples and strings.
 
-    One container may stand in many places of the result, or in itself: walk it to a fixed depth only.
+    A container may occur in many places of the result, or in itself: walk it to a fixed depth only.
 
     Raises:
-        UsageError: the pickle is damaged, or holds anything else; nothing in it has been run.
+        UsageError: the pickle is damaged or contains anything else; nothing in it has been run.
     """
     machine = _Machine()
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if step > _MAX_STEPS:
-                raise UsageError(f"{where} is too long a pickle ({_MAX_STEPS:,} instructions) for captions")
+                raise malformed(where, "pickle", f"the pickle has more than {_MAX_STEPS:,} instructions")
             if opcode.name == "STOP":
                 (result,) = machine.stack
                 return result
             action = _ACTIONS.get(opcode.name)
             if action is None:
                 raise UsageError(
-                    f"{where} holds more than plain containers and strings (the instruction {opcode.name}), so it is "
-                    f"not opened; put the published file there"
+                    f"{where} contains the instruction {opcode.name}, which builds no plain container or string; "
+                    "replace it with the published file",
+                    code="annotation.unsafe-pickle",
+                    where=where,
+                    instruction=opcode.name,
                 )
             action(machine, argument)
     except UsageError:
         raise
     except KeyError as error:
-        raise UsageError(
-            f"{where} is not a valid pickle (it takes {error} from its memory, which holds none)"
-        ) from error
+        raise malformed(where, "pickle", f"not a valid pickle (it reads the empty memory place {error})") from error
     except (ValueError, IndexError, StopIteration, RuntimeError, UnicodeError, MemoryError) as error:
-        raise UsageError(f"{where} is not a valid pickle ({error or type(error).__name__})") from error
-    raise UsageError(f"{where} is not a valid pickle (it does not end)")
+        raise malformed(where, "pickle", f"not a valid pickle ({error or type(error).__name__})") from error
+    raise malformed(where, "pickle", "not a valid pickle (it does not end)")

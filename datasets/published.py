@@ -1,16 +1,17 @@
-"""Data sets whose annotation was published once: the split that is read must be that one."""
+"""The base class of data sets with a published annotation: each split must be the published one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
+from tvrbench.datasets.annotations import AnnotationSource
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Split
@@ -18,12 +19,12 @@ from tvrbench.harness.data.types import Split
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What is known of a published split whose annotation could not be had whole when its adapter was written.
+    """Known facts of a published split whose whole annotation was not available to the adapter's author.
 
     Attributes:
-        videos: how many it has; None: not known for sure.
-        captions: how many those have in all; None: not known for sure.
-        ids_sha256: `ids_fingerprint` of its videos; None: not known.
+        videos: their number; None if not known for sure.
+        captions: their number; None if not known for sure.
+        ids_sha256: `ids_fingerprint` of the videos; None if unknown.
     """
 
     videos: int | None = None
@@ -34,8 +35,15 @@ class Content:
 class PublishedDataset(VideoFolderDataset):
     """A data set of video files whose splits have known contents.
 
-    A subclass gives ``name``, ``split_names``, ``expected_fingerprints`` (`Split.fingerprint` by split) or, where only
-    less is known, ``expected_contents``, and ``_build``.
+    A subclass defines ``name``, ``summary``, ``wanted``, ``files``, ``folder``, ``origin``, ``expected_fingerprints``
+    (`Split.fingerprint` by split) or, if less is known, ``expected_contents``, and ``_captions``.
+
+    Attributes:
+        files: the annotation file of each split.
+        folder: sub-folder of the annotation files; they may also be in the root.
+        archive: zip archive with the annotation files; None if there is none.
+        origin: where to get the annotation files.
+        disjoint: for each split, the splits with which it must not share a video.
 
     Args:
         root: the data set's folder.
@@ -43,48 +51,93 @@ class PublishedDataset(VideoFolderDataset):
             empty mapping for no check.
     """
 
+    files: ClassVar[Mapping[str, str]]
+    folder: ClassVar[str]
+    archive: ClassVar[str | None] = None
+    origin: ClassVar[str]
+    disjoint: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     expected_fingerprints: ClassVar[Mapping[str, str]] = MappingProxyType({})
     expected_contents: ClassVar[Mapping[str, Content]] = MappingProxyType({})
 
     def __init__(self, root: Path, *, expected: Mapping[str, str] | None = None) -> None:
         super().__init__(root)
+        self._source = AnnotationSource(root=root, folder=self.folder, archive=self.archive, origin=self.origin)
         self._expected = self.expected_fingerprints if expected is None else expected
         self._contents = self.expected_contents if expected is None else {}
+        self._parsed: dict[str, dict[str, list[str]]] = {}
         self._splits: dict[str, Split] = {}
 
     def split(self, name: str) -> Split:
-        """The named split, with captions in the order of its videos and, for one video, of the annotation file.
+        """Return the named split, with captions in the order of its videos and, per video, of the annotation file.
 
         Raises:
             UsageError: unknown name; a file missing, malformed or contradicting another; train and test not disjoint;
                 or a split other than the published one.
         """
         if name not in self.split_names:
-            raise UsageError(f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}")
+            raise UsageError(
+                f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}",
+                code="split.unknown",
+                split=name,
+            )
         if name not in self._splits:
             self._splits[name] = self._checked(self._build(name))
         return self._splits[name]
 
     @abstractmethod
+    def _captions(self, name: str) -> dict[str, list[str]]:
+        """Read the captions of each video of a split, in file order; UsageError if the annotation is broken."""
+
     def _build(self, name: str) -> Split:
-        """The split as it stands in the annotation files; UsageError where they are broken."""
+        captions = self._cached_captions(name)
+        for other in self.disjoint.get(name, ()):
+            shared = sorted(set(captions) & set(self._ids(other)))
+            if shared:
+                raise UsageError(
+                    f"{self.files[name]} and {self.files[other]} under {self.root} share {len(shared)} videos, "
+                    f"{shared[0]} first; replace them with the published files",
+                    code="split.overlap",
+                    splits=(name, other),
+                    videos=shared,
+                )
+        return Split(
+            name=name,
+            video_ids=tuple(captions),
+            captions=tuple(text for texts in captions.values() for text in texts),
+            caption_video=tuple(i for i, texts in enumerate(captions.values()) for _ in texts),
+        )
+
+    def _ids(self, name: str) -> Collection[str]:
+        """Hook: the videos of a split, where they can be read without its captions."""
+        return self._cached_captions(name)
+
+    def _cached_captions(self, name: str) -> dict[str, list[str]]:
+        if name not in self._parsed:
+            self._parsed[name] = self._captions(name)
+        return self._parsed[name]
+
+    def _where(self, file: str) -> str:
+        return f"{file} under {self.root}"
 
     def _checked(self, split: Split) -> Split:
         content = self._contents.get(split.name, Content())
-        # Fingerprints are taken only where one is known: of 100,000 captions each takes a second.
-        tests: list[tuple[str, str | int | None, Callable[[], str | int]]] = [
+        # Computed only where an expected value is known: fingerprints of 100,000 captions take a second each.
+        checks: list[tuple[str, str | int | None, Callable[[], str | int]]] = [
             ("fingerprint", self._expected.get(split.name), lambda: split.fingerprint),
             ("number of videos", content.videos, lambda: len(split.video_ids)),
             ("number of captions", content.captions, lambda: len(split.captions)),
             ("fingerprint of ids", content.ids_sha256, lambda: ids_fingerprint(split.video_ids)),
         ]
-        for what, wanted, take in tests:
-            found = take() if wanted is not None else None
-            if found != wanted:
-                held = f"{len(split.video_ids):,} videos and {len(split.captions):,} captions"
+        for name, expected, compute in checks:
+            actual = compute() if expected is not None else None
+            if actual != expected:
+                counts = f"{len(split.video_ids):,} videos and {len(split.captions):,} captions"
                 raise UsageError(
-                    f"{self.name} {split.name} under {self.root} ({held}) is not the published split: its {what} is "
-                    f"{_short(found)}, not {_short(wanted)}; put the unchanged annotation files there"
+                    f"{self.name} {split.name} under {self.root} ({counts}) is not the published split: its {name} is "
+                    f"{_short(actual)}, not {_short(expected)}; use the unchanged annotation files",
+                    code="split.not-published",
+                    split=split.name,
+                    check=name,
                 )
         return split
 
@@ -92,16 +145,6 @@ class PublishedDataset(VideoFolderDataset):
 def ids_fingerprint(video_ids: tuple[str, ...]) -> str:
     """SHA-256 over the sorted video ids alone."""
     return hashlib.sha256(json.dumps(sorted(video_ids), separators=(",", ":")).encode()).hexdigest()
-
-
-def make_split(name: str, captions: Mapping[str, list[str]]) -> Split:
-    """A split from the captions of each of its videos, in the order given."""
-    return Split(
-        name=name,
-        video_ids=tuple(captions),
-        captions=tuple(text for texts in captions.values() for text in texts),
-        caption_video=tuple(i for i, texts in enumerate(captions.values()) for _ in texts),
-    )
 
 
 def _short(value: str | int | None) -> str:

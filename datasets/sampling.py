@@ -1,7 +1,7 @@
-"""Which frames of a video each recipe looks at.
+"""Frame samplers: pure functions of the frame count and the frame rate.
 
-Every sampler is a pure function of the frame count and the frame rate. It returns at most ``frames`` indices in
-ascending order; where it returns fewer, the rest of the clip is padding (zeros with mask False).
+A sampler returns at most ``frames`` indices in ascending order. If it returns fewer, the rest of the clip is padding
+(zeros with mask False).
 """
 
 from __future__ import annotations
@@ -25,62 +25,84 @@ def frame_indices(
     end: float | None = None,
     seed: int | None = None,
 ) -> list[int]:
-    """The frame indices that a sampler picks.
+    """Return the frame indices that a sampler picks.
 
     Args:
         sampler: ``tempme`` (Shen et al., ICLR 2025), ``clip4clip`` (Luo et al., arXiv 2104.08860), ``centerclip``
             (Zhao et al., SIGIR 2022, as at test time) or ``centerclip-train`` (a random frame of each segment).
         n_frames: frames in the video.
         fps: frames per second, the average over the video.
-        frames: T, the most that may be picked.
-        start: where the moment to sample begins, in seconds; ``tempme`` only.
-        end: where it ends, in seconds; ``tempme`` only.
-        seed: decides the draw of ``centerclip-train``, which needs it; the other samplers draw nothing.
+        frames: T, the maximum number of indices.
+        start: of the moment to sample, in seconds; ``tempme`` only.
+        end: of the moment, in seconds; ``tempme`` only.
+        seed: of ``centerclip-train``, which needs one; the other samplers are deterministic.
 
     Returns:
-        At most ``frames`` indices in ascending order, each in [0, n_frames). Repeats mean that a short video is
-        stretched; a shorter list means padding.
+        At most ``frames`` indices in ascending order, each in [0, n_frames). Repeats stretch a short video;
+        a shorter list means padding.
 
     Raises:
         UsageError: unknown sampler, no frames, a frame rate too low for the sampler, or an empty moment.
     """
     if n_frames < 1 or frames < 1:
-        raise UsageError(f"sampling needs at least one frame to pick from and to pick, got {n_frames} and {frames}")
+        raise UsageError(
+            f"cannot sample {frames} of {n_frames} frames; both must be at least 1",
+            code="sampling.frames",
+            n_frames=n_frames,
+            frames=frames,
+        )
     if not (math.isfinite(fps) and fps > 0):
-        raise UsageError(f"the frame rate {fps} is not a positive number of frames per second")
+        raise UsageError(f"the frame rate {fps} is not a positive number", code="sampling.frame-rate", fps=fps)
     if sampler == "tempme":
         return _one_a_second_stretched(n_frames, fps, frames, start, end)
     if start is not None or end is not None:
-        raise UsageError(f"sampler {sampler} takes no start and end second; use tempme for moments of a video")
+        raise UsageError(
+            f"sampler {sampler} accepts no start and end; use tempme for moments of a video",
+            code="sampling.moment",
+            sampler=sampler,
+        )
     if sampler == "clip4clip":
         return _one_a_second(n_frames, fps, frames)
     if sampler == "centerclip":
         return _segment_middles(n_frames, frames)
     if sampler == "centerclip-train":
         if seed is None:
-            raise UsageError("sampler centerclip-train draws at random and needs a seed")
+            raise UsageError(
+                "sampler centerclip-train is random; give it a seed", code="sampling.seed", sampler=sampler
+            )
         return _segment_draws(n_frames, frames, seed)
     check_sampler(sampler)
-    raise AssertionError(f"sampler {sampler} is named and not written")
+    raise AssertionError(f"sampler {sampler} is listed but not implemented")
 
 
 def check_sampler(name: str) -> None:
-    """UsageError for a sampler that there is not."""
+    """Raise UsageError for an unknown sampler."""
     if name not in SAMPLERS:
-        raise UsageError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+        raise UsageError(
+            f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}", code="sampler.unknown", sampler=name
+        )
 
 
 def _one_a_second_stretched(
     n_frames: int, fps: float, frames: int, start: float | None, end: float | None
 ) -> list[int]:
-    """TempMe: one frame a second, thinned evenly when there are too many; a short video is spread, never padded."""
-    stride = round(fps)  # half to even, as the recipe's own rounding
+    """TempMe: one frame per second, evenly thinned if too many; a short video is stretched, never padded."""
+    stride = round(fps)  # half to even, as the released code rounds
     if stride < 1:
-        raise UsageError(f"sampler tempme takes one frame a second and cannot at {fps:g} fps; it needs more than 0.5")
+        raise UsageError(
+            f"sampler tempme takes one frame per second and needs more than 0.5 fps, not {fps:g}",
+            code="sampling.frame-rate",
+            fps=fps,
+        )
     begin = 0.0 if start is None else start * fps
     stop = float(n_frames - 1) if end is None else min(end * fps, n_frames - 1)
     if not 0 <= begin < n_frames or not int(begin) <= stop:  # NaN fails these too
-        raise UsageError(f"the moment from {start} s to {end} s holds no frame of {n_frames} at {fps:g} fps")
+        raise UsageError(
+            f"the moment from {start} s to {end} s contains none of {n_frames} frames at {fps:g} fps",
+            code="sampling.moment",
+            start=start,
+            end=end,
+        )
     first, last = int(begin), int(stop)
     seconds = range(first, last + 1, stride)
     if len(seconds) >= frames:
@@ -89,25 +111,29 @@ def _one_a_second_stretched(
 
 
 def _one_a_second(n_frames: int, fps: float, frames: int) -> list[int]:
-    """CLIP4Clip: one frame a second by the whole-number rate, thinned evenly; a short video is left short."""
+    """CLIP4Clip: one frame per second at the truncated rate, evenly thinned; a short video stays short."""
     stride = int(fps)
     if stride < 1:
-        raise UsageError(f"sampler clip4clip takes one frame a second and cannot at {fps:g} fps; it needs 1 or more")
+        raise UsageError(
+            f"sampler clip4clip takes one frame per second and needs at least 1 fps, not {fps:g}",
+            code="sampling.frame-rate",
+            fps=fps,
+        )
     seconds = range(0, n_frames, stride)
     return _thin(seconds, frames) if len(seconds) > frames else list(seconds)
 
 
 def _segment_middles(n_frames: int, frames: int) -> list[int]:
-    """CenterCLIP at test: the middle frame of each of ``frames`` equal segments of the video."""
+    """CenterCLIP at test time: the middle frame of each of ``frames`` equal segments."""
     if n_frames <= frames:
         return list(range(n_frames))
     tick = n_frames / float(frames)
-    # This float expression is the definition: exact whole-number arithmetic floors differently for some lengths.
+    # This float expression is the definition: exact integer arithmetic floors differently for some lengths.
     return [int(tick / 2.0 + tick * x) for x in range(frames)]
 
 
 def _segment_draws(n_frames: int, frames: int, seed: int) -> list[int]:
-    """CenterCLIP in training: one frame of each equal segment, uniformly at random."""
+    """CenterCLIP in training: one uniformly random frame of each equal segment."""
     if n_frames <= frames:
         return list(range(n_frames))
     edges = [x * n_frames // frames for x in range(frames + 1)]
@@ -115,5 +141,5 @@ def _segment_draws(n_frames: int, frames: int, seed: int) -> list[int]:
 
 
 def _thin(seconds: range, frames: int) -> list[int]:
-    """``frames`` of the positions, evenly from the first to the last, truncated to whole places."""
+    """Pick ``frames`` positions evenly from the first to the last, truncated to integers."""
     return [seconds[i] for i in np.linspace(0, len(seconds) - 1, frames).astype(int)]

@@ -1,4 +1,4 @@
-"""One video file as a clip: look it over, or pick, decode, augment, resize and crop its frames."""
+"""One video file as a clip: probe it, or pick, decode, augment, resize and crop its frames."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from tvrbench.datasets.decoders.select import Pick, gather, naming
+from tvrbench.datasets.decoders.base import Pick, naming
+from tvrbench.datasets.decoders.select import read_picked
 from tvrbench.datasets.decoding import PacketIndex, check_count, decode, scan
 from tvrbench.datasets.pictures import RGB, Picture, quarter_turns, resize_and_crop, to_rgb
 from tvrbench.datasets.sampling import frame_indices
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
-_GRID = 4  # thumbnails, by which two copies of a video are compared
+_GRID = 4  # side of the thumbnails by which two copies of a video are compared
 _HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a whole decode of a file found.
+    """Facts from decoding a whole file.
 
     Attributes:
         n_frames: frames that decode.
         fps: average frames per second.
-        duration_s: n_frames / fps, in seconds; at a variable rate from the first frame's time to the last one's, and
-            one frame more.
-        width: pixels across the first frame as shown, after rotation.
-        height: pixels down the first frame as shown.
+        duration_s: n_frames / fps, in seconds; at a variable rate, last frame time minus first, plus 1 / fps.
+        width: of the first frame as displayed, after rotation, in pixels.
+        height: of the first frame as displayed.
         codec: FFmpeg's name of the video codec.
-        notes: what is unusual and was dealt with, e.g. ``10-bit`` or ``interlaced``; see docs/data.md.
+        notes: unusual properties that decoding handles, e.g. ``10-bit`` or ``interlaced``; see docs/data.md.
     """
 
     n_frames: int
@@ -50,29 +50,29 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Decode the whole file and say what it holds; nothing but a decode proves a file good.
+    """Decode the whole file and return its facts; only a full decode proves a file intact.
 
     Raises:
-        VideoError: missing, empty, truncated or unreadable; a frame damaged; or more than a tenth of the frames lost.
+        VideoError: missing, empty, truncated or unreadable; a damaged frame; or over a tenth of the frames lost.
     """
-    return _look_over(path, scan(path), (), np.array)[0]
+    return _decode_all(path, scan(path), (), np.array)[0]
 
 
 def examine(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> tuple[VideoInfo, Clip]:
-    """``probe`` and ``load_clip`` in one, from one decode of the file where that is possible.
+    """Do ``probe`` and ``load_clip`` with a single decode where possible.
 
     Raises:
         VideoError: as ``probe``.
         UsageError: as ``load_clip``.
     """
-    info, crops = _whole(
+    info, crops = _probe_and_pick(
         path, spec, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size), first_seconds=first_seconds
     )
     return info, padded(np.stack(crops), spec)
 
 
 def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) -> list[RGB]:
-    """Frames as RGB uint8 [H, W, 3] at native resolution, in the order wanted.
+    """Return frames as RGB uint8 [H, W, 3] at native resolution, in the order of ``wanted``.
 
     Args:
         path: the video file.
@@ -80,42 +80,42 @@ def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) ->
         seed: for a sampler that draws.
 
     Raises:
-        VideoError: the file cannot be decoded as far as the last frame wanted.
+        VideoError: the file cannot be decoded up to the last frame wanted.
         UsageError: a frame number that the video does not have, or a sampler that does not fit it.
     """
     decoder = wanted.decoder if isinstance(wanted, FrameSpec) else "pyav"
-    return gather(decoder, path, _picker(wanted, seed), lambda rgb: rgb)[1]
+    return read_picked(decoder, path, _picker(wanted, seed), lambda rgb: rgb)[1]
 
 
 def load_clip(
     path: Path, spec: FrameSpec, seed: int = 0, *, first_seconds: float | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[int]]:
-    """The clip a model sees, but for CLIP's mean and standard deviation.
+    """Return the clip a model sees, before CLIP's normalization.
 
     Args:
         path: the video file.
         spec: sampler, number of frames T, side S of the crop, training augmentation and decoder.
-        seed: decides a drawing sampler's frames and the augmentation, which is one and the same for all frames.
-        first_seconds: the video is treated as if it ended there; None: all of it counts.
+        seed: of a random sampler and of the augmentation, which is the same for all frames.
+        first_seconds: sample only this many seconds from the start; None: the whole video.
 
     Returns:
         Pixels uint8 [T, 3, S, S], mask bool [T] (False = padding, whose pixels are 0) and the frame numbers used.
 
     Raises:
-        VideoError: the file cannot be decoded as far as the last frame picked.
+        VideoError: the file cannot be decoded up to the last frame picked.
         UsageError: unknown sampler or augmentation, or a frame rate too low for the sampler; names the file.
     """
     edit = _editor(spec, seed)
-    numbers, pictures = gather(
+    numbers, pictures = read_picked(
         spec.decoder, path, _picker(spec, seed, first_seconds), lambda rgb: edit(Image.fromarray(rgb))
     )
     return *padded(np.stack(pictures), spec), numbers
 
 
 def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> Frames:
-    """The frames to keep of a video: uint8 [t, 3, H, W], resized unless the spec's size is native, padding left out.
+    """Return frames to cache: uint8 [t, 3, H, W] without padding, resized unless the spec's size is native.
 
-    All of the file is decoded, so that what is kept needs no second look.
+    The whole file is decoded, so that cached videos need no further check.
 
     Raises:
         VideoError: as ``probe``.
@@ -125,11 +125,11 @@ def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = 
     def use(rgb: RGB) -> Frames:
         return rgb.transpose(2, 0, 1) if spec.size == NATIVE else resize_and_crop(Image.fromarray(rgb), spec.size)
 
-    return np.stack(_whole(path, spec, use, first_seconds=first_seconds)[1])
+    return np.stack(_probe_and_pick(path, spec, use, first_seconds=first_seconds)[1])
 
 
 def finish_clip(stored: Frames, spec: FrameSpec, seed: int) -> Clip:
-    """The clip that ``load_clip`` gives, from frames kept under ``spec.plain`` or, if native, ``spec.native``."""
+    """Return the clip of ``load_clip`` from frames cached under ``spec.plain`` or, if native, ``spec.native``."""
     if spec.augment == "none" and stored.shape[2:] == (spec.size, spec.size):
         return padded(stored, spec)
     edit = _editor(spec, seed)
@@ -137,7 +137,7 @@ def finish_clip(stored: Frames, spec: FrameSpec, seed: int) -> Clip:
 
 
 def padded(frames: Frames, spec: FrameSpec) -> Clip:
-    """Frames [t, 3, S, S] and the mask [T], with black frames up to T; the array itself where none are wanted."""
+    """Pad frames [t, 3, S, S] with black frames up to T; returns them and the mask [T]. A full clip is not copied."""
     mask = np.arange(spec.frames) < len(frames)
     if len(frames) == spec.frames:
         return frames, mask
@@ -146,45 +146,45 @@ def padded(frames: Frames, spec: FrameSpec) -> Clip:
     return clip, mask
 
 
-def thumbs(pixels: Frames) -> str:
-    """Gray levels of each frame on a 4 x 4 grid, base64 of T x 16 bytes."""
+def thumbnails(pixels: Frames) -> str:
+    """Return the gray levels of each frame on a 4 x 4 grid: T x 16 bytes in base64."""
     side = pixels.shape[-1] // _GRID * _GRID
     cells = pixels[..., :side, :side].reshape(len(pixels), 3, _GRID, side // _GRID, _GRID, side // _GRID)
     return base64.b64encode(np.rint(cells.mean(axis=(1, 3, 5))).astype(np.uint8).tobytes()).decode()
 
 
-def _whole(
+def _probe_and_pick(
     path: Path, spec: FrameSpec, use: Callable[[RGB], Frames], *, first_seconds: float | None
 ) -> tuple[VideoInfo, list[Frames]]:
-    """``probe``, and what ``use`` makes of the frames that the spec picks; one decode if the packets tell their count.
+    """Probe, and apply ``use`` to the frames that the spec picks; a single decode if the packets give their count.
 
-    PyAV looks the file over whatever the decoder, because only it sees damage.
+    PyAV checks the file whatever the decoder, because only PyAV detects damage.
     """
     index, pick = scan(path), _picker(spec, 0, first_seconds)
     numbers: list[int] = []
     if index.times is not None and spec.decoder == "pyav":
         numbers = list(naming(path, pick)(index.count, index.fps))
-    info, made = _look_over(path, index, numbers, use)
-    if made is None or not numbers:
-        return info, gather(spec.decoder, path, pick, use)[1]
-    return info, [made[i] for i in numbers]
+    info, results = _decode_all(path, index, numbers, use)
+    if results is None or not numbers:
+        return info, read_picked(spec.decoder, path, pick, use)[1]
+    return info, [results[i] for i in numbers]
 
 
-def _look_over(
+def _decode_all(
     path: Path, index: PacketIndex, numbers: Sequence[int], use: Callable[[RGB], Frames]
 ) -> tuple[VideoInfo, dict[int, Frames] | None]:
-    """Decode all of the file, and use some frames on the way; None for them if a frame is not where its packet said."""
-    wanted, made = set(numbers), dict[int, Frames]()
+    """Decode the whole file and apply ``use`` to some frames; None for these if frame and packet times differ."""
+    picked, results = set(numbers), dict[int, Frames]()
     reformatter = VideoReformatter()
-    n_frames, first, placed = 0, None, True
+    n_frames, first, consistent = 0, None, True
     for number, frame in enumerate(decode(path)):
         n_frames = number + 1
         first = first or frame
-        placed = placed and (index.times is None or index.times[number:n_frames] == (frame.pts,))
-        if number in wanted:
-            made[number] = use(to_rgb(frame, reformatter, path))
+        consistent = consistent and (index.times is None or index.times[number:n_frames] == (frame.pts,))
+        if number in picked:
+            results[number] = use(to_rgb(frame, reformatter, path))
     check_count(path, n_frames, index)
-    assert first is not None, "a count of zero was refused above"
+    assert first is not None, "check_count refuses a file without frames"
     sideways = quarter_turns(first, path) % 2
     info = VideoInfo(
         n_frames=n_frames,
@@ -195,12 +195,12 @@ def _look_over(
         codec=index.codec,
         notes=tuple(_notes(first, index)),
     )
-    return info, made if placed and n_frames == index.count else None
+    return info, results if consistent and n_frames == index.count else None
 
 
 def _notes(frame: av.VideoFrame, index: PacketIndex) -> list[str]:
     depth = max(component.bits for component in frame.format.components)
-    found = {
+    notes = {
         f"{depth}-bit": depth > 8,
         "high dynamic range": frame.color_trc in _HDR,
         "interlaced": frame.interlaced_frame,
@@ -209,7 +209,7 @@ def _notes(frame: av.VideoFrame, index: PacketIndex) -> list[str]:
         "no duration in its header": index.duration_s is None,
         "odd size": frame.width % 2 or frame.height % 2,
     }
-    return [note for note, holds in found.items() if holds]
+    return [note for note, holds in notes.items() if holds]
 
 
 def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float | None = None) -> Pick:
@@ -227,17 +227,22 @@ def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float |
     def fixed(n_frames: int, _fps: float) -> Sequence[int]:
         beyond = [i for i in numbers if not 0 <= i < n_frames]
         if beyond:
-            raise UsageError(f"there is no frame {beyond[0]} among {n_frames}")
+            raise UsageError(
+                f"there is no frame {beyond[0]}; choose from 0 to {n_frames - 1}",
+                code="video.frame-index",
+                frame=beyond[0],
+                n_frames=n_frames,
+            )
         return numbers
 
     return fixed
 
 
 def _editor(spec: FrameSpec, seed: int) -> Callable[[Picture], Frames]:
-    """From a picture at native resolution (or one that is a crop already) to the crop a model sees."""
+    """Return a function from a picture, native or already cropped, to the crop a model sees."""
     if spec.augment == "none":
         return lambda picture: resize_and_crop(picture, spec.size)
-    from tvrbench.datasets.augment import draw  # timm takes seconds to import, and evaluation does without
+    from tvrbench.datasets.augment import draw  # timm takes seconds to import, and evaluation does not need it
 
     augment = draw(spec.augment.removesuffix("-resized"), seed)
     if spec.augments_native:

@@ -1,7 +1,8 @@
-"""The optional decoder torchcodec: seeks to the frames wanted instead of decoding up to them.
+"""The optional decoder torchcodec: seeks to the picked frames instead of decoding up to them.
 
-It needs FFmpeg's shared libraries (versions 4 to 9) on the machine, which its wheels do not bring along. It does not
-say when a picture is damaged; whether a file is whole is checked through PyAV either way.
+Its wheels do not include FFmpeg's shared libraries (version 4 to 9), which must be installed. Each frame must have the
+time that its packet states, so that both decoders give the same frames. torchcodec does not report damaged pictures;
+PyAV checks whether a file is whole in either case.
 """
 
 from __future__ import annotations
@@ -9,52 +10,48 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from tvrbench.datasets.decoders.select import Pick
+from tvrbench.datasets.decoders.base import Pick, T
 from tvrbench.datasets.decoding import PacketIndex, VideoError, count_frames
 from tvrbench.datasets.pictures import RGB, check_aspect
 from tvrbench.harness.core.errors import UsageError
 
-T = TypeVar("T")
 
-
-def version() -> str:
-    """The installed version; UsageError where torchcodec is absent or does not load."""
-    return str(_package().__version__)
-
-
-def read_torchcodec(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
-    """See `tvrbench.datasets.decoders.select.Reader`; every frame's time must be the one that its packet states."""
+def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
+    """See `tvrbench.datasets.decoders.base.Decoder.read`."""
     _package()
-    decoders = import_module("torchcodec.decoders")
     n_frames = index.count if index.times is not None else count_frames(path, index)
     numbers = list(pick(n_frames, index.fps))
     if not numbers:
         return [], []
+    unique = sorted(set(numbers))
     try:
-        decoder = decoders.VideoDecoder(
+        decoder = import_module("torchcodec.decoders").VideoDecoder(
             str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
         )
-        if len(decoder) != n_frames:
-            raise VideoError(f"torchcodec finds {len(decoder)} frames in {path}, not {n_frames}; use the decoder pyav")
-        picked = sorted(set(numbers))
-        batch = decoder.get_frames_at(picked)
+        found = len(decoder)
+        batch = decoder.get_frames_at(unique) if found == n_frames else None
     except (RuntimeError, ValueError, IndexError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise VideoError(f"video {path} cannot be read by torchcodec ({_first_line(error)})") from error
+        raise _fault(path, _first_line(error)) from error
+    if batch is None:
+        raise _fault(path, f"it finds {found} frames, not {n_frames}")
     if index.times is not None:
-        stated = np.array([float(index.times[i] * index.time_base) for i in picked])
+        stated = np.array([float(index.times[i] * index.time_base) for i in unique])
         off = np.abs(batch.pts_seconds.numpy() - stated).max()
         if off > 0.5 / index.fps:
-            raise VideoError(f"torchcodec is {off:.2f} s off in {path}; use the decoder pyav")
+            raise _fault(path, f"its frame times are off by {off:.2f} s")
     pixels = batch.data.numpy()
     check_aspect(pixels.shape[2], pixels.shape[1], path)
-    made = {number: use(rgb) for number, rgb in zip(picked, pixels, strict=True)}
-    return numbers, [made[i] for i in numbers]
+    results = {number: use(rgb) for number, rgb in zip(unique, pixels, strict=True)}
+    return numbers, [results[i] for i in numbers]
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version; UsageError if torchcodec is absent or does not load."""
+    return {"torchcodec": str(_package().__version__)}
 
 
 def _package() -> Any:
@@ -65,8 +62,20 @@ def _package() -> Any:
         reason = "is not installed" if absent else f"does not load ({_first_line(error)})"
         raise UsageError(
             f"the decoder torchcodec {reason}; install torchcodec and FFmpeg's shared libraries (version 4 to 9), or "
-            f"use the decoder pyav"
+            "use the decoder pyav",
+            code="decoder.unavailable",
+            decoder="torchcodec",
+            installed=not absent,
         ) from error
+
+
+def _fault(path: Path, reason: str) -> VideoError:
+    return VideoError(
+        f"video {path} cannot be read by torchcodec ({reason}); use the decoder pyav",
+        code="video.unreadable",
+        video=str(path),
+        decoder="torchcodec",
+    )
 
 
 def _first_line(error: Exception) -> str:

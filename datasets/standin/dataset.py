@@ -23,7 +23,7 @@ _GENERATED = MappingProxyType(
 
 
 def cache_folder() -> Path:
-    """Where generated data goes: ``$TVRBENCH_CACHE``, else ``$XDG_CACHE_HOME/tvrbench``, else ``~/.cache/tvrbench``.
+    """The folder for generated data: ``$TVRBENCH_CACHE``, ``$XDG_CACHE_HOME/tvrbench``, or ``~/.cache/tvrbench``.
 
     Raises:
         UsageError: none of the three is known.
@@ -35,29 +35,31 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "tvrbench"
     except RuntimeError as error:
-        raise UsageError("there is no home folder to keep generated data in; set TVRBENCH_CACHE to a folder") from error
+        raise UsageError(
+            "there is no home folder for generated data; set TVRBENCH_CACHE to a folder", code="standin.no-cache-folder"
+        ) from error
 
 
 class StandIn(MSRVTT):
-    """Generated clips in MSR-VTT's layout; says nothing about MSR-VTT itself.
+    """Generated clips in MSR-VTT's layout; results do not transfer to MSR-VTT.
 
-    Two events follow each other in every clip, and each caption names both in order. ``test-1ka`` has two subsets of
-    captions: ``order-free``, whose scene is shown in one order only, and ``order-only``, whose scene is shown in both
-    orders by two videos with the very same frames. Clips of one scene share a number in ``Split.scenes``.
+    Every clip shows two events, and its caption names both in order. ``test-1ka`` has two subsets of captions:
+    ``order-free``, whose scene is shown in one order, and ``order-only``, whose scene is shown in both orders by two
+    videos with the same frames. Clips of one scene share a number in ``Split.scenes``.
 
     Args:
-        root: an empty or new folder, or one that holds the stand-in already; None for the user's cache folder.
+        root: an empty or new folder, or one that already contains the stand-in; None for the user's cache folder.
         settings: how much to generate; anything but the default is for tests.
 
     Raises:
-        UsageError: the folder holds something else, or cannot be written.
+        UsageError: the folder contains something else, or cannot be written.
     """
 
     name: ClassVar[str] = "standin"
     summary: ClassVar[str] = (
-        "the embedded stand-in: small generated clips in MSR-VTT's layout; says nothing about MSR-VTT"
+        "the embedded stand-in: small generated clips in MSR-VTT's layout; results do not transfer to MSR-VTT"
     )
-    wanted: ClassVar[str] = "an empty or new folder, or one that holds the stand-in already"
+    wanted: ClassVar[str] = "an empty or new folder, or one that already contains the stand-in"
     generated: ClassVar[bool] = True
     notice: ClassVar[str | None] = "Embedded stand-in, not MSR-VTT: no ranking here carries over to MSR-VTT."
     stands_for: ClassVar[str | None] = "msrvtt"
@@ -72,7 +74,7 @@ class StandIn(MSRVTT):
         self.settings = settings
 
     def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
-        """Captions of the test split that need no order, and those that nothing but order tells apart."""
+        """Captions of the test split that need no order, and those that only the order distinguishes."""
         if split_name != "test-1ka":
             return {}
         order_only = {clip.key for clip in self._clips.values() if clip.order_only}
@@ -82,11 +84,15 @@ class StandIn(MSRVTT):
         }
 
     def scenes(self, split_name: str, videos: Sequence[Record]) -> tuple[int, ...]:
-        """The scene that each video shows, in one order or the other."""
+        """The scene that each video shows, in either order."""
         ids = [str(video["video_id"]) for video in videos]
-        strange = [video_id for video_id in ids if video_id not in self._clips]
-        if strange:
-            raise UsageError(f"{self.root}: {strange[0]} of {split_name} is no generated clip; remove the folder")
+        unknown = [video_id for video_id in ids if video_id not in self._clips]
+        if unknown:
+            raise UsageError(
+                f"{unknown[0]} of {split_name} is not a generated clip; remove the folder {self.root}",
+                code="standin.foreign-folder",
+                root=str(self.root),
+            )
         return tuple(self._clips[video_id].scene_number for video_id in ids)
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Writes the stand-in to disk as MSR-VTT is laid out: three annotation files and ``videos/videoN.mp4``.
+"""Writes the stand-in to disk in MSR-VTT's layout: three annotation files and ``videos/videoN.mp4``.
 
-A swapped clip holds the same frames in another order. So that this still holds after lossy coding, every
-frame is coded by itself: all of them IDR, one constant quantizer, one thread, nothing that looks at neighbors.
+A swapped clip has the same frames in another order, also after lossy coding, because every frame is coded
+independently: IDR frames only, a constant quantizer, one thread, no lookahead.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tvrbench.datasets.standin.render import EVENT_FRAMES, SIDE, render, swap
 from tvrbench.datasets.standin.scenes import Scene, draw_scenes
 from tvrbench.harness.core.errors import UsageError
 
-VERSION = 1  # raise it whenever a change to this package changes what is generated
+VERSION = 1  # increase it with every change that affects the generated data
 MARKER = "standin.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much to generate; with ``VERSION`` it decides every byte but the encoder's own.
+    """Size and seed of the generated data; with ``VERSION`` they decide every byte but the encoder's.
 
     Attributes:
         train_scenes: scenes in the training split, two clips each (both orders).
-        test_pairs: test scenes shown in both orders, so that only order tells their clips apart.
+        test_pairs: test scenes shown in both orders, so that only the order distinguishes their clips.
         test_singles: test scenes shown in one order.
         seed: of scenes, backgrounds and positions.
         quantizer: H.264's constant quantization parameter.
@@ -59,7 +59,7 @@ DEFAULT = Settings()
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One video file to write: a scene in one of its two orders; ``key`` is that of its row in the test CSV."""
+    """One video file to write: a scene in one of its two orders; ``key`` is its key in the test CSV."""
 
     video_id: str
     scene_number: int
@@ -71,31 +71,31 @@ class Clip:
 
     @property
     def caption(self) -> str:
-        """The one sentence that describes the clip."""
+        """The sentence that describes the clip."""
         return self.scene.caption(self.swapped)
 
 
 def clips(settings: Settings) -> list[Clip]:
-    """All clips in the order of their numbers: training, swapped test pairs, test singles."""
+    """Return all clips in order: training, swapped test pairs, test singles."""
     paired = settings.train_scenes + settings.test_pairs
-    found: list[Clip] = []
+    result: list[Clip] = []
     for number, scene in enumerate(draw_scenes(paired + settings.test_singles, settings.seed)):
         for swapped in (False, True) if number < paired else (False,):
             clip = Clip(
-                video_id=f"video{len(found)}",
+                video_id=f"video{len(result)}",
                 scene_number=number,
                 scene=scene,
                 swapped=swapped,
                 split="train" if number < settings.train_scenes else "test",
                 order_only=settings.train_scenes <= number < paired,
-                key=f"ret{len(found) - 2 * settings.train_scenes}" if number >= settings.train_scenes else "",
+                key=f"ret{len(result) - 2 * settings.train_scenes}" if number >= settings.train_scenes else "",
             )
-            found.append(clip)
-    return found
+            result.append(clip)
+    return result
 
 
 def encode(path: Path, frames: npt.NDArray[np.uint8], quantizer: int) -> None:
-    """Write frames [T, H, W, 3] as an H.264 MP4 at one frame a second, each frame coded on its own."""
+    """Write frames [T, H, W, 3] as an H.264 MP4 at one frame per second, each frame coded independently."""
     options = {"preset": "veryfast", "qp": str(quantizer), "x264-params": "keyint=1:scenecut=0:bframes=0:threads=1"}
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(1), options=options)
@@ -145,7 +145,8 @@ def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
 def _write_all(folder: Path, settings: Settings) -> None:
     if "libx264" not in av.codecs_available:
         raise UsageError(
-            "this build of PyAV has no H.264 encoder libx264, which the stand-in needs; use the one on PyPI"
+            "this build of PyAV lacks the H.264 encoder libx264, which the stand-in needs; install PyAV from PyPI",
+            code="standin.no-encoder",
         )
     wanted = clips(settings)
     _write_videos(folder / "videos", wanted, settings.quantizer)
@@ -155,25 +156,33 @@ def _write_all(folder: Path, settings: Settings) -> None:
 
 
 def _finished(root: Path, settings: Settings) -> bool:
-    """Whether ``root`` holds the wanted stand-in; UsageError if it holds anything else."""
+    """True if ``root`` contains this stand-in, False if it is empty; UsageError if it contains anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
         digest = json.loads((root / MARKER).read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise UsageError(f"{root} is not empty and holds no stand-in; give an empty or a new folder") from None
+        raise UsageError(
+            f"{root} is not empty and not a stand-in; give an empty or new folder",
+            code="standin.foreign-folder",
+            root=str(root),
+        ) from None
     if digest != settings.digest:
-        raise UsageError(f"{root} holds a stand-in of another version; remove it or give another folder")
+        raise UsageError(
+            f"{root} contains another version of the stand-in; remove it or give another folder",
+            code="standin.other-version",
+            root=str(root),
+        )
     return True
 
 
 def generate(root: Path, settings: Settings) -> None:
-    """Bring the stand-in into ``root`` unless it is there; all of it appears at once, or nothing.
+    """Generate the stand-in in ``root`` unless it is there; all of it appears at once, or nothing.
 
-    Safe with several processes at once: one writes, the others wait. about 13 MB with the default settings.
+    Safe with several processes: one writes, the others wait. The default settings take about 13 MB.
 
     Raises:
-        UsageError: ``root`` holds something else, or cannot be written.
+        UsageError: ``root`` contains something else, or cannot be written.
     """
     root = root.absolute()
     try:
@@ -184,7 +193,7 @@ def generate(root: Path, settings: Settings) -> None:
             if _finished(root, settings):
                 return
             partial = root.with_name(f".{root.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
             partial.mkdir()
             try:
                 _write_all(partial, settings)
@@ -194,4 +203,8 @@ def generate(root: Path, settings: Settings) -> None:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UsageError(f"cannot write the stand-in data set to {root}: {error.strerror or error}") from error
+        raise UsageError(
+            f"cannot write the stand-in to {root} ({error.strerror or error}); give another folder",
+            code="io.write",
+            path=str(root),
+        ) from error

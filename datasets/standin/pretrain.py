@@ -1,7 +1,7 @@
-"""Makes the stand-in's small pre-trained CLIP: ``python -m tvrbench.datasets.standin.pretrain --out FILE``.
+"""Pre-trains the stand-in's small CLIP: ``python -m tvrbench.datasets.standin.pretrain --out FILE``.
 
-It learns objects, attributes and relations from single images, and never sees a verb, a clip or a test caption:
-what happens in time is left for fine-tuning. About six minutes on two CPU cores.
+It learns objects, attributes and relations from single images, never from a verb, a clip or a test caption: events in
+time are left for fine-tuning. Takes about six minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
 from tvrbench.harness.models.backbone.weights import initialize
-from tvrbench.harness.training.optimizers import warmup_cosine
 
 ARCHITECTURE = Architecture(
     image_size=SIDE,
@@ -43,7 +42,7 @@ ARCHITECTURE = Architecture(
     vocab_size=len(VOCABULARY) + 3,
     embed_dim=128,
 )
-LONGEST = 12  # tokens of the longest caption here; a full context of padding would double the cost
+LONGEST = 12  # tokens of the longest caption here; padding to the whole context would double the cost
 PLACES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
@@ -53,12 +52,12 @@ class Pretraining:
 
     Attributes:
         out: the safetensors file to write; ``vocab.txt`` goes beside it.
-        images: captioned images to draw, all before the first step.
+        images: captioned images, all drawn before the first step.
         steps: optimizer steps.
-        batch: images a step.
+        batch: images per step.
         lr: peak learning rate of AdamW.
         seed: of images, initial weights and batches.
-        threads: CPU threads; another number may give other last digits.
+        threads: CPU threads; another number may change the last digits.
     """
 
     out: Path
@@ -71,13 +70,13 @@ class Pretraining:
 
 
 def _name(size: str, color: str, shape: str, rng: Random) -> str:
-    """Words for an object: all attributes, or one or both left out."""
+    """Describe an object by all attributes, or without one or both."""
     keep_size, keep_color = draw(rng, ((True, True), (True, True), (False, True), (True, False), (False, False)))
     return " ".join(word for word in ("a", size * keep_size, color * keep_color, shape) if word)
 
 
 def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
-    """One image [SIDE, SIDE, 3] of one or two objects, and its caption."""
+    """Draw an image [SIDE, SIDE, 3] of one or two objects; return it and its caption."""
     rng, pixels = Random(seed), np.random.default_rng(seed)
     canvas = background(pixels)
     relation = draw(rng, RELATIONS) if rng.random() < 0.6 else ""
@@ -95,7 +94,7 @@ def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
 
 
 def multi_positive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: list[str]) -> Tensor:
-    """Symmetric cross-entropy of features [B, E], every pair with the same caption sharing the target evenly."""
+    """Symmetric cross-entropy of features [B, E]; pairs with the same caption share the target evenly."""
     number = {caption: i for i, caption in enumerate(captions)}
     group_B = torch.tensor([number[caption] for caption in captions])
     same_BB = (group_B[:, None] == group_B[None, :]).float()
@@ -105,7 +104,7 @@ def multi_positive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: li
 
 
 def draw_images(count: int, seed: int, console: Console) -> tuple[Tensor, list[str]]:
-    """Pixels uint8 [count, 3, SIDE, SIDE] and captions; no two seeds share an image."""
+    """Draw pixels uint8 [count, 3, SIDE, SIDE] and captions; no two seeds share an image."""
     pixels = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
     captions = []
     for i in track(range(count), description="Drawing images", console=console):
@@ -115,8 +114,14 @@ def draw_images(count: int, seed: int, console: Console) -> tuple[Tensor, list[s
     return torch.from_numpy(pixels), captions
 
 
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over the first 5 % of the steps, then half a cosine to 0."""
+    warmup = int(0.05 * steps)
+    return step / warmup if step < warmup else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
 def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
-    """Train from scratch; progress goes to stderr."""
+    """Train from scratch; progress is shown on stderr."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
@@ -124,7 +129,7 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     model = CLIP(ARCHITECTURE)
     initialize(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: warmup_cosine(t, options.steps, 0.05, 1.0))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: learning_rate_factor(t, options.steps))
     for step in track(range(options.steps), description="Pre-training", console=console):
         rows = torch.randint(options.images, (options.batch,))
         batch = [captions[i] for i in rows.tolist()]
@@ -144,10 +149,10 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     return model
 
 
-def main(options: Pretraining) -> None:
-    """Write the vocabulary, train, write the weights in float16 with the command that makes them again."""
+def write_weights(options: Pretraining) -> None:
+    """Write the vocabulary, train, and write the weights in float16 with the command that reproduces them."""
     if min(options.images, options.steps, options.batch, options.threads) < 1:
-        raise UsageError("--images, --steps, --batch and --threads must each be at least 1")
+        raise UsageError("--images, --steps, --batch and --threads must each be at least 1", code="option.range")
     vocabulary = options.out.parent / "vocab.txt"
     try:
         vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
@@ -158,12 +163,19 @@ def main(options: Pretraining) -> None:
         command += "".join(f" --{key} {value}" for key, value in settings.items())
         options.out.write_bytes(save(state, metadata={"format": "pt", "command": command, **settings}))
     except OSError as error:
-        raise UsageError(f"--out {options.out}: cannot write there ({error.strerror})") from error
+        raise UsageError(
+            f"--out {options.out}: cannot write ({error.strerror})", code="io.write", path=str(options.out)
+        ) from error
+
+
+def main() -> None:
+    """Run the command line; exit with 2 for bad input."""
+    try:
+        write_weights(tyro.cli(Pretraining, description=__doc__))
+    except UsageError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Pretraining, description=__doc__))
-    except UsageError as error:
-        print(f"pretrain: {error}", file=sys.stderr)
-        sys.exit(2)
+    main()

@@ -1,4 +1,4 @@
-"""Pixels of the stand-in: shapes on dim textured backgrounds, and the clips made of them."""
+"""Renders the stand-in's clips: shapes on dim textured backgrounds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _star(x: Pixels, y: Pixels) -> Pixels:
 
 
 def _outside(shape: str, x: Pixels, y: Pixels) -> Pixels:
-    """How far each point is outside a shape of radius 1 (negative inside); y points down."""
+    """Distance of each point to a shape of radius 1 (negative inside); y points down."""
     radius = np.hypot(x, y)
     match shape:
         case "circle":
@@ -63,7 +63,7 @@ def _outside(shape: str, x: Pixels, y: Pixels) -> Pixels:
 
 
 def paint(canvas: Pixels, shape: str, color: str, center: Point, radius: float) -> Pixels:
-    """The canvas [SIDE, SIDE, 3] with one object on it, edges smoothed over one pixel."""
+    """Paint an object on the canvas [SIDE, SIDE, 3], with edges smoothed over one pixel."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
     cover = np.clip(0.5 - radius * _outside(shape, (x - center[0]) / radius, (y - center[1]) / radius), 0, 1)[..., None]
     return np.asarray(canvas * (1 - cover) + cover * np.asarray(RGB[color], dtype=np.float64))
@@ -98,7 +98,7 @@ def _path(event: Event, rng: np.random.Generator) -> tuple[list[Point], list[flo
 
 
 def render(scene: Scene) -> npt.NDArray[np.uint8]:
-    """The scene's frames [2 * EVENT_FRAMES, SIDE, SIDE, 3], RGB, its events in order."""
+    """Render a scene's frames [2 * EVENT_FRAMES, SIDE, SIDE, 3], RGB, its events in order."""
     rng = np.random.default_rng(scene.seed)
     behind = background(rng)
     frames = []
@@ -109,5 +109,5 @@ def render(scene: Scene) -> npt.NDArray[np.uint8]:
 
 
 def swap(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The same frames with the second event first."""
+    """Return the same frames with the second event first."""
     return np.roll(frames, EVENT_FRAMES, axis=0)

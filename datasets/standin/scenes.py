@@ -1,7 +1,7 @@
-"""What happens in the stand-in's clips, in words: objects, events, scenes and their captions.
+"""Content of the stand-in's clips in words: objects, events, scenes and their captions.
 
-Draws use nothing but ``random.Random.random``, the one stream that Python promises never to change,
-so that a seed gives the same captions, and so the same split fingerprints, everywhere.
+Draws use only ``random.Random.random``, the one stream that Python guarantees never to change, so that a seed gives
+the same captions and split fingerprints everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def draw(rng: Random, choices: Sequence[T]) -> T:
-    """One of ``choices``, uniformly."""
+    """Draw one of ``choices`` uniformly."""
     return choices[int(rng.random() * len(choices))]
 
 
@@ -47,7 +47,7 @@ class Event:
 
     @property
     def without_direction(self) -> tuple[str, str, str, str]:
-        """The event with all four slides taken as one: direction of motion is not promised to be learnable."""
+        """The event without the direction of a slide, which a model may not be able to learn."""
         return self.size, self.color, self.shape, self.verb.split()[0]
 
 
@@ -57,7 +57,7 @@ class Scene:
 
     Attributes:
         events: the two, in the order of the scene's first clip.
-        seed: of everything that words do not say (background, positions).
+        seed: of everything that the caption omits (background, positions).
     """
 
     events: tuple[Event, Event]
@@ -70,14 +70,14 @@ class Scene:
 
 
 def draw_event(rng: Random) -> Event:
-    """An event with every attribute drawn uniformly."""
+    """Draw every attribute of an event uniformly."""
     verb = draw(rng, VERBS)
     size = "" if verb in RESIZES else draw(rng, SIZES)
     return Event(size=size, color=draw(rng, COLORS), shape=draw(rng, SHAPES), verb=verb)
 
 
 def draw_scenes(count: int, seed: int) -> list[Scene]:
-    """``count`` scenes, no two of them alike in their events, whatever the order and the direction of slides.
+    """Draw ``count`` scenes with distinct events, regardless of order and of the direction of slides.
 
     The two objects of a scene differ in color and in shape.
     """

@@ -238,8 +238,7 @@ def _job(dataset: VideoFiles, spec: FrameSpec, entry: Entry | None, video_id: st
         if _look(path) != look:
             raise UsageError(f"video {path} changed while it was read; run the command again")
     except (UsageError, OSError) as error:
-        kind = getattr(error, "kind", "unreadable")
-        return VideoFault(video_id=video_id, path=path, kind=kind, detail=str(error))
+        return VideoFault.of(video_id, path, error)
     return _Result(what="new", video=video_id, source=source, frames=frames, sha256=_sha256(frames))
 
 

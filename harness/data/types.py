@@ -1,4 +1,4 @@
-"""What the harness asks of a data set (the third seam of the design)."""
+"""The interface of data sets, and the types they exchange with the harness."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ import numpy.typing as npt
 
 from tvrbench.harness.core.errors import UsageError
 
-Progress = Callable[[int, int], None]  # hears (done, all)
+Progress = Callable[[int, int], None]  # called with (done, total)
 Frames = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Clip = tuple[Frames, Mask]
-DECODER = "TVRBENCH_DECODER"  # environment variable that names another decoder than PyAV
+DECODER = "TVRBENCH_DECODER"  # environment variable that names the decoder; PyAV by default
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".webm", ".mkv", ".m4v", ".mov", ".3gp", ".3g2", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts"}
 )
-NATIVE = 0  # a frame size: as the video has it
+NATIVE = 0  # a frame size: that of the video
+FAULT_KINDS = ("missing", "empty", "truncated", "unreadable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class Split:
     Attributes:
         name: e.g. ``test-1ka`` or ``train-9k``.
         video_ids: the videos, each once.
-        captions: the queries; a video may have any number of them.
+        captions: the queries; any number per video.
         caption_video: for each caption, its video's index in ``video_ids`` (the sparse relevance).
-        subsets: named groups of captions (indices), reported apart, e.g. ``order-only``.
-        scenes: optional group number per video; a sampler may put a group in one batch.
+        subsets: named groups of captions (indices) that are also scored separately, e.g. ``order-only``.
+        scenes: optional group number per video; a recipe may keep a group in one batch.
     """
 
     name: str
@@ -49,17 +50,23 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(set(self.video_ids)) != len(self.video_ids):
-            raise UsageError(f"split {self.name}: a video id stands twice")
+            raise UsageError(f"split {self.name} lists a video id twice", code="split.duplicate", split=self.name)
         if len(self.captions) != len(self.caption_video):
             raise UsageError(
-                f"split {self.name}: {len(self.captions)} captions, {len(self.caption_video)} videos for them"
+                f"split {self.name} has {len(self.captions)} captions, and videos for {len(self.caption_video)}",
+                code="split.captions",
+                split=self.name,
             )
         if self.caption_video and not 0 <= min(self.caption_video) <= max(self.caption_video) < len(self.video_ids):
-            raise UsageError(f"split {self.name}: a caption names a video that is not in the split")
+            raise UsageError(
+                f"a caption of split {self.name} names a video outside the split",
+                code="split.captions",
+                split=self.name,
+            )
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the sorted (video id, caption) pairs, so a swapped split or changed file shows."""
+        """SHA-256 over the sorted (video id, caption) pairs; any change of the annotation changes it."""
         pairs = sorted(
             [self.video_ids[v], caption] for v, caption in zip(self.caption_video, self.captions, strict=True)
         )
@@ -67,9 +74,9 @@ class Split:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def without(self, video_ids: Sequence[str]) -> Split:
-        """The split less some videos and their captions (``--skip-bad-videos``)."""
-        gone = set(video_ids)
-        kept = [i for i, v in enumerate(self.video_ids) if v not in gone]
+        """Return the split without some videos and their captions (``--skip-bad-videos``)."""
+        removed = set(video_ids)
+        kept = [i for i, v in enumerate(self.video_ids) if v not in removed]
         new_index = {old: new for new, old in enumerate(kept)}
         captions = [i for i, v in enumerate(self.caption_video) if v in new_index]
         caption_index = {old: new for new, old in enumerate(captions)}
@@ -87,15 +94,15 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSpec:
-    """Which frames of a video, and how large.
+    """Specification of the frames of a video.
 
     Attributes:
-        sampler: ``tempme``, ``clip4clip``, ``centerclip``, or ``centerclip-train``, which draws.
-        frames: T, the number of frames that come back.
-        size: side of the square crop in pixels; 0 (``NATIVE``) in a cache of frames as they are in the video.
-        augment: ``none``, or the name of a training augmentation: of the native-resolution frames, or, where the name
-            ends in ``-resized``, of the crops.
-        decoder: ``pyav`` or ``torchcodec``; by default what the environment variable ``TVRBENCH_DECODER`` says.
+        sampler: ``tempme``, ``clip4clip``, ``centerclip``, or ``centerclip-train``, which is random.
+        frames: T, the number of frames, padding included.
+        size: side of the square crop in pixels; 0 (``NATIVE``) in a cache of uncropped frames.
+        augment: ``none``, or the name of a training augmentation, applied to native-resolution frames, or to the crops
+            if the name ends in ``-resized``.
+        decoder: ``pyav`` or ``torchcodec``; by default the value of the environment variable ``TVRBENCH_DECODER``.
     """
 
     sampler: str = "tempme"
@@ -106,17 +113,17 @@ class FrameSpec:
 
     @property
     def random(self) -> bool:
-        """Whether the seed changes what comes back."""
+        """True if the frames depend on the seed."""
         return self.augment != "none" or self.draws
 
     @property
     def draws(self) -> bool:
-        """Whether the seed changes which frames are picked, so that nothing can be kept."""
+        """True if the seed decides which frames are picked, so that they cannot be cached."""
         return self.sampler.endswith("-train")
 
     @property
     def augments_native(self) -> bool:
-        """Whether frames are augmented before they are resized."""
+        """True if frames are augmented before they are resized."""
         return self.augment != "none" and not self.augment.endswith("-resized")
 
     @property
@@ -126,18 +133,18 @@ class FrameSpec:
 
     @property
     def native(self) -> FrameSpec:
-        """The same frames without augmentation and as large as they are in the video."""
+        """The same frames without augmentation and resizing."""
         return replace(self, augment="none", size=NATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file of a data set that can be fetched.
+    """A downloadable file of a data set.
 
     Attributes:
-        url: where it is published.
-        videos: whether it is an archive of videos, to be unpacked.
-        sha256: its checksum, where one is known.
+        url: of the published file.
+        videos: True for an archive of videos to unpack.
+        sha256: its checksum; None if unknown.
     """
 
     url: str
@@ -146,34 +153,40 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file's name in the address."""
+        """The file name in the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFault:
-    """A video that cannot be used and why: ``missing``, ``empty``, ``truncated`` or ``unreadable``."""
+    """A video that cannot be used; ``kind`` is one of ``FAULT_KINDS``."""
 
     video_id: str
     path: Path
     kind: str
     detail: str
 
+    @classmethod
+    def of(cls, video_id: str, path: Path, error: Exception) -> VideoFault:
+        """Describe an error; its kind is the end of a code such as ``video.missing``, else ``unreadable``."""
+        kind = getattr(error, "code", "").removeprefix("video.")
+        known = kind in FAULT_KINDS
+        return cls(video_id=video_id, path=path, kind=kind if known else "unreadable", detail=str(error))
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoReport:
-    """What a look at one video found.
+    """The result of examining one video.
 
     Attributes:
         video_id: the video.
-        path: its file, or where one was looked for.
+        path: its file, or where it should be.
         fault: why it cannot be used; None if it can.
         off_by_s: seconds by which it is longer (or, negative, shorter) than its annotation allows; None if it is not.
-        size_bytes: of the file; None where there is none.
-        facts: what a whole decode found: ``n_frames, fps, duration_s, width, height, codec`` and ``notes``.
+        size_bytes: of the file; None if there is none.
+        facts: from decoding the whole file: ``n_frames, fps, duration_s, width, height, codec`` and ``notes``.
         frames_sha256: of the frames and mask that the spec picks, see `clip_sha256`.
-        thumbs: gray levels of the picked frames on a 4 x 4 grid, base64, so that two sites can tell a re-encode from
-            another video.
+        thumbs: gray levels of the picked frames on a 4 x 4 grid, base64; distinguish a re-encode from another video.
     """
 
     video_id: str
@@ -186,7 +199,7 @@ class VideoReport:
     thumbs: str | None = None
 
 
-def clip_sha256(pixels: Frames, mask: npt.NDArray[np.bool_]) -> str:
+def clip_sha256(pixels: Frames, mask: Mask) -> str:
     """SHA-256 of one clip: shape, pixels and mask."""
     digest = hashlib.sha256(f"{pixels.shape}\n".encode())
     digest.update(np.ascontiguousarray(pixels).data)
@@ -195,16 +208,16 @@ def clip_sha256(pixels: Frames, mask: npt.NDArray[np.bool_]) -> str:
 
 
 class RetrievalDataset(Protocol):
-    """A text-video data set on disk. ``check_videos`` names every fault; ``frames`` never invents one.
+    """A text-video data set on disk. ``check_videos`` names every fault; ``frames`` never substitutes a frame.
 
     Attributes:
         name: as registered.
         summary: one line for lists.
-        wanted: which files its folder should hold, for error messages.
-        generated: whether it makes itself where no folder is given.
-        notice: what every report and console run on it must say; None for a data set of its own right.
-        stands_for: the data set in whose place it runs, whose published numbers are asked for; None without one.
-        split_names: the splits it has.
+        wanted: the files that its folder should contain, for error messages.
+        generated: True if it generates itself when no folder is given.
+        notice: shown in every report and console run on it; None for an ordinary data set.
+        stands_for: the data set it replaces, whose published numbers it is compared with; None for none.
+        split_names: its splits.
         root: its folder.
     """
 
@@ -218,48 +231,46 @@ class RetrievalDataset(Protocol):
     root: Path
 
     def split(self, name: str) -> Split:
-        """The named split; raises UsageError for an unknown name or a broken annotation file."""
+        """Return the named split; UsageError for an unknown name or a broken annotation file."""
         ...
 
-    def frames(
-        self, video_id: str, spec: FrameSpec, seed: int = 0
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Pixels uint8 [T, 3, size, size], mask [T] (False = padding); UsageError names the file it cannot decode."""
+    def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
+        """Return pixels uint8 [T, 3, size, size] and mask [T] (False = padding); UsageError for a bad file."""
         ...
 
     def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
-        """Decode every frame of each video; returns the faults, in the order given."""
+        """Decode every frame of each video; return the faults in the order given."""
         ...
 
 
 @runtime_checkable
 class VideoFiles(RetrievalDataset, Protocol):
-    """A data set whose videos are files: they can be looked at one by one, and their frames kept in a cache."""
+    """A data set whose videos are files: they can be examined one by one, and their frames cached."""
 
     first_seconds: ClassVar[float | None]
 
     def video_path(self, video_id: str) -> Path:
-        """The file of a video; UsageError where there is none."""
+        """Return the file of a video; UsageError if there is none."""
         ...
 
     def examine_videos(
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
     ) -> Iterator[VideoReport]:
-        """Decode every frame of each video, in parallel; reports come in the order given."""
+        """Decode every frame of each video in parallel; yield reports in the order given."""
         ...
 
     def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
-        """What ``frames`` gives, and the numbers of the frames that were picked."""
+        """Return the result of ``frames`` and the numbers of the picked frames."""
         ...
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
-        """The frames to keep under ``spec.plain`` or ``spec.native``: uint8 [t, 3, H, W], padding left out."""
+        """Return the frames to cache under ``spec.plain`` or ``spec.native``: uint8 [t, 3, H, W] without padding."""
         ...
 
     def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
-        """From kept frames to what ``frames`` gives, bit for bit: augmented, resized, padded."""
+        """Turn cached frames into the result of ``frames``, bit for bit: augment, resize, pad."""
         ...
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
-        """The libraries that decide the pixels, with their versions; UsageError for an unknown sampler or decoder."""
+        """Return the versions of the libraries that decide the pixels; UsageError for an unknown sampler or decoder."""
         ...

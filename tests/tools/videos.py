@@ -74,3 +74,45 @@ def noise(count: int, size: tuple[int, int] = (64, 48), block: int = 1, seed: in
     rng = np.random.default_rng(seed)
     shape = (size[1] // block, size[0] // block, 3)
     return [rng.integers(0, 256, shape, dtype=np.uint8).repeat(block, 0).repeat(block, 1) for _ in range(count)]
+
+
+def encode(
+    path: Path,
+    pictures: Iterable[npt.NDArray[np.uint8]],
+    *,
+    rate: Fraction | int = 10,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    **container: str,
+) -> Path:
+    """Write pictures [H, W, 3], all of one size, as one video; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = None
+    with av.open(str(path), "w", options=container) as file:
+        for picture in pictures:
+            if stream is None:
+                stream = file.add_stream(codec, rate=rate, options=options or {})
+                (stream.height, stream.width), stream.pix_fmt = picture.shape[:2], pixels
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        assert stream is not None, "a video needs a picture"
+        file.mux(stream.encode())
+    return path
+
+
+def encode_sound(path: Path, cover: npt.NDArray[np.uint8] | None = None) -> Path:
+    """Write a sound file without video, with a cover picture if one is given."""
+    with av.open(str(path), "w") as file:
+        sound = file.add_stream("aac", rate=16000)
+        if cover is not None:
+            picture = file.add_stream("mjpeg", rate=1)
+            (picture.height, picture.width), picture.pix_fmt = cover.shape[:2], "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), "fltp", "mono")
+        frame.sample_rate = 16000
+        file.mux(sound.encode(frame))
+        if cover is not None:
+            file.mux(picture.encode(av.VideoFrame.from_ndarray(cover, "rgb24").reformat(format="yuvj420p")))
+            file.mux(picture.encode())
+        file.mux(sound.encode())
+    return path

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
+from tests.tools.errors import raises
 from tvrbench.datasets.augment import draw
-from tvrbench.harness.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -56,5 +56,5 @@ def test_random_states_are_left_alone(picture: Image.Image) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UsageError, match="no augmentation 'flip'; choose none or one of tempme-randaugment"):
+    with raises("augmentation.unknown", augmentation="flip"):
         draw("flip", 0)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tools.errors import raises
 from tvrbench.datasets.activitynet import ActivityNet
 from tvrbench.datasets.base import VideoFolderDataset
+from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.didemo import DiDeMo
 from tvrbench.datasets.lsmdc import LSMDC
 from tvrbench.datasets.msvd import MSVD
 from tvrbench.datasets.published import PublishedDataset
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos, evaluate
@@ -140,95 +141,98 @@ def test_annotations_say_how_long_a_video_is(tmp_path: Path, name: str, split: s
 @pytest.mark.parametrize("name", CLASSES)
 def test_other_annotation_than_the_published_one_is_refused(tmp_path: Path, name: str) -> None:
     split = dataset(tmp_path, name).split_names[0]
-    with pytest.raises(UsageError, match=rf"{name} {split} under .* is not the published split: its"):
+    with raises("split.not-published", split=split):
         CLASSES[name](tmp_path).split(split)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_an_empty_folder_says_what_is_wanted_and_an_unknown_split_what_there_is(tmp_path: Path, name: str) -> None:
+def test_missing_files_and_an_unknown_split(tmp_path: Path, name: str) -> None:
     data = CLASSES[name](tmp_path)
-    with pytest.raises(UsageError, match=r" is wanted in "):
+    with raises("annotation.missing"):
         data.split(data.split_names[0])
-    with pytest.raises(UsageError, match="no split 'x'; choose one of"):
+    with raises("split.unknown", split="x"):
         data.split("x")
 
 
 BIG = "x" * 2**20
 LSMDC_TEST, ACTIVITY = "LSMDC16_challenge_1000_publictect.csv", "val_1.json"
 BROKEN: list[tuple[str, str, bytes, str]] = [
-    ("msvd", "test_list.txt", b"b_1_2\n../../etc/passwd\n", r"entry 2: '../../etc/passwd' cannot be a video id"),
-    ("msvd", "test_list.txt", b"b_1_2\nb_1_2\n", "entry 2: b_1_2 is listed twice"),
-    ("msvd", "test_list.txt", b"", "test_list.txt under .* lists no video"),
-    ("msvd", "test_list.txt", b"b_1_2\nzz_1_2\n", "no caption for zz_1_2 of test_list.txt"),
-    ("msvd", "test_list.txt", b"b_1_2\nd_3_4\n", "test_list.txt and train_list.txt under .* share 1 videos, d_3_4"),
-    ("msvd", "test_list.txt", b"caf\xe9", "is not UTF-8 text"),
-    ("msvd", "raw-captions.pkl", b"", "is not a valid pickle"),
-    ("msvd", "raw-captions.pkl", pickle.dumps(["a"]), "should hold a dictionary"),
-    ("msvd", "raw-captions.pkl", pickle.dumps({"a/b": ["x"]}), "'a/b' cannot be a video id"),
-    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [[BIG]], "-x_5_15": ["x"]}), "caption of 1,048,576 characters"),
-    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [{}], "-x_5_15": ["x"]}), "list of words, not dict"),
-    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [], "-x_5_15": ["x"]}), "list of up to 1,000 captions"),
-    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [["x"] * 9999], "-x_5_15": ["x"]}), "9,999 words"),
-    ("lsmdc", LSMDC_TEST, line("1_F", "a").encode() * 2, "line 2: 1_F is listed twice"),
-    ("lsmdc", LSMDC_TEST, b"1_F\ta\n", "line 1: 2 fields between tabs; there should be 6"),
-    ("lsmdc", LSMDC_TEST, line("../1_F", "a").encode(), "'../1_F' cannot be a video id"),
-    ("lsmdc", LSMDC_TEST, line("1_F", BIG).encode(), "caption of 1,048,576 characters"),
-    ("lsmdc", LSMDC_TEST, line("1_F", " ").encode(), "caption should be text"),
-    ("lsmdc", LSMDC_TEST, line("1_F", "a", "NaN\t00.00.00.001").encode(), "'NaN' is no time of the form"),
-    ("lsmdc", LSMDC_TEST, line("1_F", "a", "00.00.02.000\t00.00.01.000").encode(), "should end after it starts"),
-    ("lsmdc", LSMDC_TEST, line("1_F", "caf\xe9").encode("latin-1"), "is not UTF-8 text"),
-    ("didemo", "test_data.json", b"{}", "should be a list of objects"),
-    ("didemo", "test_data.json", b"[NaN]", "NaN is no number"),
-    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x")] * 2), "used once, not 1"),
-    ("didemo", "test_data.json", dumped([moment(1, "a/b.mov", "x")]), "'a/b.mov' cannot be a video id"),
-    ("didemo", "test_data.json", dumped([moment(1, "...", "x")]), "cannot be a video id"),
-    ("didemo", "test_data.json", dumped([moment(1, "a.mov", BIG)]), "caption of 1,048,576 characters"),
-    ("didemo", "test_data.json", dumped([moment(1, "a.mov", None)]), "caption should be text, not None"),
-    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x", times=[[0]])]), "should be a list of pairs"),
-    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x", times=[[0, 10**400]])]), "a time should be a number"),
-    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x", num_segments=-1)]), "'num_segments' should be"),
-    ("activitynet", ACTIVITY, b"[]", "should be an object with an entry for each video id"),
-    ("activitynet", ACTIVITY, b'{"v_a": {}, "v_a": {}}', "the key 'v_a' stands twice"),
-    ("activitynet", ACTIVITY, dumped({"v_a": []}), "an entry should be an object"),
-    ("activitynet", ACTIVITY, dumped({"v_a/b": record("x")}), "'v_a/b' cannot be a video id"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("x", duration=float("nan"))}), "NaN is no number"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("x", duration="9")}), "should be a number of seconds, not '9'"),
-    ("activitynet", ACTIVITY, b'{"v_a": {"duration": 1e999}}', "'sentences' should be a list of texts"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("x", duration=True)}), "not True"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("x", timestamps=[[1]])}), "should be a pair of times"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("x", timestamps=[])}), "one pair for each sentence"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("x", timestamps=[[0, -1]])}), "not -1"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record(BIG)}), "caption of 1,048,576 characters"),
-    ("activitynet", ACTIVITY, dumped({"v_a": record("\ud800")}), "half a surrogate"),
-    ("activitynet", ACTIVITY, b'{"v_a": "caf\xe9"}', "is not UTF-8 text"),
+    ("msvd", "test_list.txt", b"b_1_2\n../../etc/passwd\n", "video-id"),
+    ("msvd", "test_list.txt", b"b_1_2\nb_1_2\n", "duplicate"),
+    ("msvd", "test_list.txt", b"", "empty"),
+    ("msvd", "test_list.txt", b"b_1_2\nzz_1_2\n", "no-caption"),
+    ("msvd", "test_list.txt", b"caf\xe9", "encoding"),
+    ("msvd", "raw-captions.pkl", b"", "pickle"),
+    ("msvd", "raw-captions.pkl", pickle.dumps(["a"]), "structure"),
+    ("msvd", "raw-captions.pkl", pickle.dumps({"a/b": ["x"]}), "video-id"),
+    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [[BIG]], "-x_5_15": ["x"]}), "caption"),
+    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [{}], "-x_5_15": ["x"]}), "caption"),
+    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [], "-x_5_15": ["x"]}), "captions"),
+    ("msvd", "raw-captions.pkl", pickle.dumps({"b_1_2": [["x"] * 9999], "-x_5_15": ["x"]}), "caption"),
+    ("lsmdc", LSMDC_TEST, line("1_F", "a").encode() * 2, "duplicate"),
+    ("lsmdc", LSMDC_TEST, b"1_F\ta\n", "row"),
+    ("lsmdc", LSMDC_TEST, line("../1_F", "a").encode(), "video-id"),
+    ("lsmdc", LSMDC_TEST, line("1_F", BIG).encode(), "caption"),
+    ("lsmdc", LSMDC_TEST, line("1_F", " ").encode(), "caption"),
+    ("lsmdc", LSMDC_TEST, line("1_F", "a", "NaN\t00.00.00.001").encode(), "seconds"),
+    ("lsmdc", LSMDC_TEST, line("1_F", "a", "00.00.02.000\t00.00.01.000").encode(), "seconds"),
+    ("lsmdc", LSMDC_TEST, line("1_F", "caf\xe9").encode("latin-1"), "encoding"),
+    ("didemo", "test_data.json", b"{}", "structure"),
+    ("didemo", "test_data.json", b"[NaN]", "json"),
+    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x")] * 2), "key"),
+    ("didemo", "test_data.json", dumped([moment(1, "a/b.mov", "x")]), "video-id"),
+    ("didemo", "test_data.json", dumped([moment(1, "...", "x")]), "video-id"),
+    ("didemo", "test_data.json", dumped([moment(1, "a.mov", BIG)]), "caption"),
+    ("didemo", "test_data.json", dumped([moment(1, "a.mov", None)]), "caption"),
+    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x", times=[[0]])]), "moments"),
+    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x", times=[[0, 10**400]])]), "seconds"),
+    ("didemo", "test_data.json", dumped([moment(1, "a.mov", "x", num_segments=-1)]), "pieces"),
+    ("activitynet", ACTIVITY, b"[]", "structure"),
+    ("activitynet", ACTIVITY, b'{"v_a": {}, "v_a": {}}', "json"),
+    ("activitynet", ACTIVITY, dumped({"v_a": []}), "structure"),
+    ("activitynet", ACTIVITY, dumped({"v_a/b": record("x")}), "video-id"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("x", duration=float("nan"))}), "json"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("x", duration="9")}), "seconds"),
+    ("activitynet", ACTIVITY, b'{"v_a": {"duration": 1e999}}', "sentences"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("x", duration=True)}), "seconds"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("x", timestamps=[[1]])}), "moments"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("x", timestamps=[])}), "moments"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("x", timestamps=[[0, -1]])}), "seconds"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record(BIG)}), "caption"),
+    ("activitynet", ACTIVITY, dumped({"v_a": record("\ud800")}), "caption"),
+    ("activitynet", ACTIVITY, b'{"v_a": "caf\xe9"}', "encoding"),
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "data", "message"), BROKEN, ids=[f"{b[0]}-{i}" for i, b in enumerate(BROKEN)])
-def test_a_broken_file_is_named(tmp_path: Path, name: str, file: str, data: bytes, message: str) -> None:
+@pytest.mark.parametrize(("name", "file", "data", "problem"), BROKEN, ids=[f"{b[0]}-{i}" for i, b in enumerate(BROKEN)])
+def test_a_broken_file_is_named(tmp_path: Path, name: str, file: str, data: bytes, problem: str) -> None:
     broken = dataset(tmp_path, name, {file: data})
-    with pytest.raises(UsageError, match=message) as caught:
+    with raises("annotation.malformed", problem=problem) as caught:
         broken.split(broken.split_names[0])
     assert file in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "data", "message"),
+    ("name", "splits", "file", "data", "video"),
     [
         (
             "lsmdc",
+            ("train", "test"),
             "LSMDC16_annos_training.csv",
             line("1_FILM_0-1", "a").encode(),
-            "1 clips, 1_FILM_0-1 first, are test",
+            "1_FILM_0-1",
         ),
-        ("didemo", "train_data.json", dumped([moment(1, "7@N_1_a.wmv", "x")]), "1 videos, 7@N_1_a first, are valid"),
-        ("activitynet", "train.json", dumped({"v_a": record("x")}), "1 videos, v_a first, are in val_1.json"),
+        ("didemo", ("train", "test"), "train_data.json", dumped([moment(1, "7@N_1_a.wmv", "x")]), "7@N_1_a"),
+        ("activitynet", ("train", "val1"), "train.json", dumped({"v_a": record("x")}), "v_a"),
+        ("msvd", ("test", "train"), "test_list.txt", b"b_1_2\nd_3_4\n", "d_3_4"),
     ],
 )
-def test_training_videos_that_are_test_videos(tmp_path: Path, name: str, file: str, data: bytes, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        dataset(tmp_path, name, {file: data}).split("train")
+def test_splits_that_share_a_video_are_refused(
+    tmp_path: Path, name: str, splits: tuple[str, str], file: str, data: bytes, video: str
+) -> None:
+    with raises("split.overlap", splits=splits, videos=[video]):
+        dataset(tmp_path, name, {file: data}).split(splits[0])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +256,7 @@ def test_two_names_of_one_video_are_refused(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     for file in ("a.mp4", "v_a.mp4"):
         (tmp_path / "videos" / file).touch()
-    with pytest.raises(UsageError, match="v_a is there more than once"):
+    with raises("video.unreadable", VideoError, video="v_a"):
         dataset(tmp_path, "activitynet").video_path("v_a")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +18,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tools.errors import raises
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.datasets.standin import generate as generator
+from tvrbench.datasets.standin import pretrain
 from tvrbench.datasets.standin.dataset import StandIn, cache_folder
 from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
 from tvrbench.datasets.standin.pretrain import ARCHITECTURE, LONGEST, captioned_image, multi_positive_loss
 from tvrbench.datasets.standin.render import EVENT_FRAMES, RGB, render, swap
 from tvrbench.datasets.standin.scenes import COLORS, SHAPES, SIZES, VERBS, VOCABULARY, Event, Scene, draw_scenes
 from tvrbench.harness import load_model
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.evaluation.metrics import cosine_scores, pair_accuracy, retrieval_metrics
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import load_weights
+from tvrbench.harness.training.schedules import warmup_cosine
 
 pytestmark = pytest.mark.unit
 
@@ -199,19 +200,19 @@ class TestFiles:
 
     def test_a_folder_with_something_else_is_refused_and_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(UsageError, match="holds no stand-in"):
+        with raises("standin.foreign-folder", root=str(tmp_path)):
             StandIn(tmp_path, settings=SMALL)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
     def test_a_stand_in_of_other_settings_is_refused(self, small: StandIn) -> None:
-        with pytest.raises(UsageError, match="another version"):
+        with raises("standin.other-version"):
             StandIn(small.root)
 
-    def test_a_file_in_the_way_is_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("root", "code"), [("file", "standin.foreign-folder"), ("file/below", "io.write")])
+    def test_a_file_in_the_way_is_refused(self, tmp_path: Path, root: str, code: str) -> None:
         (tmp_path / "file").touch()
-        for root in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(UsageError, match="file"):
-                StandIn(root, settings=SMALL)
+        with raises(code):
+            StandIn(tmp_path / root, settings=SMALL)
 
 
 class TestAdapter:
@@ -252,11 +253,11 @@ class TestAdapter:
         file = tmp_path / "copy" / "MSRVTT_data.json"
         file.write_text(file.read_text().replace('"video0"', '"video9000"'))
         (tmp_path / "copy" / "MSRVTT_train.9k.csv").write_text("video_id\nvideo9000\n")
-        with pytest.raises(UsageError, match="video9000"):
+        with raises("standin.foreign-folder"):
             StandIn(tmp_path / "copy", settings=SMALL).split("train-9k")
 
     def test_splits_that_msrvtt_alone_has_are_refused(self, small: StandIn) -> None:
-        with pytest.raises(UsageError, match="test-1ka"):
+        with raises("split.unknown", split="train-7k"):
             small.split("train-7k")
 
     def test_the_cache_folder_follows_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,20 +293,30 @@ class TestPretraining:
         loss = multi_positive_loss(feature, feature, torch.tensor(50.0).log(), ["a star", "a star", "a ring"])
         assert loss.item() == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
 
-    def test_the_command_writes_weights_that_load(self, tmp_path: Path) -> None:
+    def test_the_command_writes_weights_that_load(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         out = tmp_path / "w.safetensors"
-        command = [sys.executable, "-m", "tvrbench.datasets.standin.pretrain", "--out", str(out)]
-        command += ["--images", "8", "--steps", "1", "--batch", "4", "--threads", "1"]
-        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=120)
+        small = ["--images", "8", "--steps", "1", "--batch", "4", "--threads", "1"]
+        monkeypatch.setattr(sys, "argv", ["pretrain", "--out", str(out), *small])
+        with torch.random.fork_rng(devices=[]):
+            pretrain.main()
         assert load_weights(out).arch == ARCHITECTURE
         assert (tmp_path / "vocab.txt").read_bytes() == StandIn.weights_path.with_name("vocab.txt").read_bytes()
 
-    def test_the_command_refuses_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "tvrbench.datasets.standin.pretrain", "--out", str(tmp_path / "no" / "w")]
-        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2
-        assert "--out" in done.stderr
-        assert "Traceback" not in done.stderr
+    def test_the_learning_rate_is_the_warmup_cosine_of_the_recipes(self) -> None:
+        wanted = [warmup_cosine(step, 1800, 0.05, 1.0) for step in range(1801)]
+        assert [pretrain.learning_rate_factor(step, 1800) for step in range(1801)] == wanted
+
+    def test_the_command_refuses_a_missing_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = str(tmp_path / "no" / "w")
+        with raises("io.write", path=out):
+            pretrain.write_weights(pretrain.Pretraining(out=Path(out)))
+        monkeypatch.setattr(sys, "argv", ["pretrain", "--out", out])
+        with pytest.raises(SystemExit) as caught:
+            pretrain.main()
+        assert caught.value.code == 2
+        assert "--out" in capsys.readouterr().err
 
 
 class TestWeights:
