@@ -1,6 +1,6 @@
-"""Progress of a whole command: a live bar with the time left on a terminal, plain lines elsewhere.
+"""Progress of a whole command on stderr: a live bar on a terminal, plain lines elsewhere.
 
-It goes to stderr, and of several processes the first one alone shows it.
+Only the first of several processes shows it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PLAIN_EVERY_S = 15.0
 
 
 class Bar:
-    """Counts work over all runs of a command; see ``running.ProgressReporter``.
+    """Progress in units of work, over all runs of a command.
 
     Args:
-        total: all the work that is planned.
+        total: the planned work.
     """
 
     def __init__(self, total: int = 1, console: Console | None = None) -> None:
@@ -48,24 +48,24 @@ class Bar:
         self._live.stop()
 
     def begin(self, title: str) -> None:
-        """Another run starts."""
+        """Start another run."""
         self._title, self._note = title, ""
         self._show(force=True)
 
     def advance(self, work: int, note: str = "") -> None:
-        """``work`` more is done."""
+        """Add ``work`` to the finished work."""
         self._done += work
         self._note = note or self._note
         self._show()
 
     def reach(self, done: int, total: int) -> None:
-        """``done`` of ``total`` is done."""
+        """Set the finished and the total work."""
         self._total = total
         self._live.update(self._task, total=total)
         self.advance(done - self._done)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, force: bool = False) -> None:
