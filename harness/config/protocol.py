@@ -15,29 +15,28 @@ from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
-# A renamed field keeps its old name inside the hash, so that existing records keep their protocol.
-_HASHED_AS = {"optimizer": "optimiser"}
+_CONFIG = resources.files("tvrbench.harness.config")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One protocol; two runs may stand in one table only if their protocols have the same hash.
+    """One protocol; a table may hold two runs only if their protocols have the same hash.
 
     Attributes:
-        name: e.g. ``msrvtt-1ka-9k/uniform``.
+        name: path of its file without the suffix, ``DATA/KIND``.
         kind: ``uniform`` (one recipe, methods are compared) or ``published`` (each paper's own, for verdicts).
         dataset: a registered data set.
-        backbone: preset name, or None where the weights tell.
-        weights: as ``load_model`` takes them, or ``dataset``: the ones that the data set ships.
-        frames, words: T frames a video, L tokens a caption.
-        recipe: the recipe of a uniform protocol; a published one takes each method's own.
+        backbone: preset name, or None to read the architecture from the weights.
+        weights: as for ``load_model``, or ``dataset`` for the weights that ship with the data set.
+        frames, words: T frames per video, L tokens per caption.
+        recipe: the recipe of a uniform protocol; a published one uses each method's own.
         recipe_overrides: single fields of that recipe.
-        recipes_replaced: recipes of a published protocol that others stand in for, e.g. with float16 weights.
-        held_out: training videos kept apart to choose the learning rate on.
-        lr_factors: each method tries these multiples of its rate, the same for all.
-        seeds: run by default.
+        recipes_replaced: replacements of recipes in a published protocol, e.g. with float16 weights.
+        held_out: number of training videos set aside for choosing the learning rate.
+        lr_factors: multiples of its rate that each method tries.
+        seeds: the default seeds.
         weights_sha256: of weights given in place of the protocol's own.
-        small: methods run with the options that they declare for small models.
+        small: methods run with their options for small models.
         train_pairs, test_videos: sizes of the full splits, so that a plan needs no data.
     """
 
@@ -64,12 +63,20 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if (self.kind == "uniform") != (self.recipe is not None):
-            raise UsageError(f"protocol {self.name}: a uniform protocol names its recipe, a published one does not")
+            raise UsageError(
+                f"protocol {self.name}: a uniform protocol names its recipe, a published one does not",
+                code="protocol.recipe",
+                protocol=self.name,
+            )
         if len(self.lr_factors) > 1 and self.held_out < 1:
-            raise UsageError(f"protocol {self.name}: several lr_factors need held_out training videos to choose on")
+            raise UsageError(
+                f"protocol {self.name}: several lr_factors need held_out training videos to choose on",
+                code="protocol.held-out",
+                protocol=self.name,
+            )
 
     def recipe_for(self, method_recipe: str) -> Recipe:
-        """The recipe that a method whose own is ``method_recipe`` runs with."""
+        """The recipe for a method whose own recipe is ``method_recipe``."""
         own = self.recipes_replaced.get(method_recipe, method_recipe)
         return load_recipe(self.recipe or own, self.recipe_overrides)
 
@@ -77,13 +84,13 @@ class Protocol:
     def hash(self) -> str:
         """SHA-256 (16 hex digits) over the protocol and the recipes it can use.
 
-        Seeds may be added without a change, and so may fields that stand at their default: a new field of a later
-        version does not part old records from new ones.
+        Seeds and fields at their default do not count, so a field that a later version adds keeps the hash. See
+        ``hash.toml`` for renamed fields.
         """
         recipes = [self.recipe] if self.recipe else recipe_names()
         content = {
-            "protocol": {key: value for key, value in _stated(self).items() if key not in ("seeds", "title")},
-            "recipes": {name: _stated(self.recipe_for(name)) for name in recipes if name},
+            "protocol": {key: value for key, value in _hashed(self).items() if key not in ("seeds", "title")},
+            "recipes": {name: _hashed(self.recipe_for(name)) for name in recipes if name},
         }
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -95,15 +102,16 @@ class Protocol:
         return replace(self, name=f"{self.name}@{backbone.replace('/', '-')}", backbone=backbone)
 
     def with_weights(self, sha256: str | None) -> Protocol:
-        """The protocol on weights of this content, wherever they lie; None for random ones."""
+        """The protocol on weights of this content, at any path; None for random ones."""
         return replace(self, weights_sha256=sha256 or "random")
 
 
-def _stated(config: Protocol | Recipe) -> dict[str, Any]:
-    """The fields that differ from their default, under the names that records' hashes are made of."""
-    values = asdict(config)
-    plain = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
-    return {_HASHED_AS.get(name, name): value for name, value in values.items() if value != plain[name]}
+def _hashed(config: Protocol | Recipe) -> dict[str, Any]:
+    """The fields that differ from their default, under the names that they have in hashes."""
+    rules = tomllib.loads(_CONFIG.joinpath("hash.toml").read_text(encoding="utf-8"))
+    defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
+    defaults |= rules["omitted"]
+    return {rules["names"].get(key, key): value for key, value in asdict(config).items() if value != defaults[key]}
 
 
 def _walk(folder: Traversable, prefix: str = "") -> list[str]:
@@ -117,13 +125,17 @@ def _walk(folder: Traversable, prefix: str = "") -> list[str]:
 
 
 def protocol_names() -> list[str]:
-    """The protocols that ship."""
-    return _walk(resources.files("tvrbench.harness.config.protocols"))
+    """The names of the shipped protocols."""
+    return _walk(_CONFIG.joinpath("protocols"))
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name; UsageError lists the known ones."""
+    """Load a protocol by name; UsageError lists the known ones."""
     if name not in protocol_names():
-        raise UsageError(f"unknown protocol {name!r}: known are {', '.join(protocol_names())}")
-    file = resources.files("tvrbench.harness.config.protocols").joinpath(f"{name}.toml")
-    return validated(Protocol, {"name": name} | tomllib.loads(file.read_text(encoding="utf-8")), f"protocol {name}")
+        raise UsageError(
+            f"unknown protocol {name!r}: known are {', '.join(protocol_names())}",
+            code="protocol.unknown",
+            protocol=name,
+        )
+    text = _CONFIG.joinpath(f"protocols/{name}.toml").read_text(encoding="utf-8")
+    return validated(Protocol, {"name": name} | tomllib.loads(text), f"protocol {name}")

@@ -1,4 +1,4 @@
-"""Training recipes: what a step does, read from ``recipes/*.toml``."""
+"""Training recipes: optimizer, rates, schedule and sampling, read from ``recipes/*.toml``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, Literal
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
+_RECIPES = resources.files("tvrbench.harness.config.recipes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -19,23 +21,23 @@ class Recipe:
 
     Attributes:
         optimizer: ``adamw`` (decay first), ``adamw-decay-after`` (decay on the stepped value) or ``bertadam``.
-        lr: peak rate of new parameters; None where ``tuning_lr`` gives it by tuning.
+        lr: peak rate of new parameters; None if it depends on the tuning, see ``tuning_lr``.
         tuning_lr: peak rate by tuning.
         clip_lr_scale: pre-trained CLIP parameters learn at ``lr`` times this.
-        decay: what is decayed: ``all``, ``not-bias`` (names without "bias") or ``matrices`` (two axes or more).
+        decay: the decayed parameters: ``all``, ``not-bias`` (names without "bias") or ``matrices`` (two axes or more).
         schedule: a name in ``tvrbench.harness.training.optimizers``.
-        warmup: share of the steps spent warming up.
+        warmup: share of the steps for warm-up.
         clip_norm: bound of the global gradient norm.
         clip_norm_scale: multiplies ``clip_norm``; the released codes' gradient on W devices is the exact one / W.
         clip_each: bound of each tensor's gradient norm after that, or None.
         logit_scale_min, logit_scale_max: bounds of the logarithm of the temperature.
         epochs: passes over the training pairs; ``steps`` overrides it.
         weights: ``float16`` holds convolution, linear and attention weights in float16 without a master copy, as the
-            released CLIP4Clip and CenterCLIP do; on any device, activations then run under float16 autocast.
+            code of some papers does; on any device, activations then run under float16 autocast.
         precision: ``float32``, or autocast to ``bfloat16`` / ``float16`` on a GPU (a CPU always runs float32).
-        sampler: how frames are picked at test time, and in training unless ``train_sampler`` says otherwise.
-        augment: of training frames, at their native resolution.
-        pair_scenes: put all videos of a scene into one batch, where the data set has scenes.
+        sampler: frame sampler at test time, and in training unless ``train_sampler`` names another.
+        augment: augmentation of training frames, at their native resolution.
+        pair_scenes: put all videos of a scene into one batch, if the data set has scenes.
     """
 
     optimizer: Literal["adamw", "adamw-decay-after", "bertadam"]
@@ -58,17 +60,19 @@ class Recipe:
     batch_size: int = 128
     weights: Literal["float32", "float16"] = "float32"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    sampler: str = "tempme"
+    sampler: str
     train_sampler: str | None = None
     augment: str = "none"
     pair_scenes: bool = False
 
     def for_tuning(self, tuning: str, factor: float = 1.0) -> Recipe:
-        """The recipe with its rate fixed for one tuning, times ``factor``; UsageError where it has none."""
+        """The recipe with its rate fixed for one tuning, times ``factor``; UsageError if it has none."""
         lr = self.tuning_lr.get(tuning, self.lr)
         if lr is None:
             raise UsageError(
-                f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}"
+                f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}",
+                code="recipe.tuning",
+                tuning=tuning,
             )
         return replace(self, lr=lr * factor, tuning_lr={})
 
@@ -78,28 +82,33 @@ class Recipe:
             return self.steps
         per_epoch = pairs // self.batch_size
         if per_epoch == 0:
-            raise UsageError(f"{pairs} training pairs do not fill one batch of {self.batch_size}")
+            raise UsageError(
+                f"{pairs} training pairs do not fill one batch of {self.batch_size}",
+                code="recipe.batch-size",
+                pairs=pairs,
+                batch_size=self.batch_size,
+            )
         return self.epochs * per_epoch
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship."""
-    folder = resources.files("tvrbench.harness.config.recipes")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    """The names of the shipped recipes."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _RECIPES.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by name, with single fields overridden; UsageError for an unknown name or field.
+    """Load a recipe by name, with single fields overridden; UsageError for an unknown name or field.
 
-    A recipe file may name another one as its ``base`` and hold only what differs.
+    A recipe file may name another one as its ``base`` and hold only the differences.
     """
     return validated(Recipe, _fields(name) | dict(overrides or {}), f"recipe {name}")
 
 
 def _fields(name: str) -> dict[str, Any]:
     if name not in recipe_names():
-        raise UsageError(f"unknown recipe {name!r}: known are {', '.join(recipe_names())}")
-    text = resources.files("tvrbench.harness.config.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    own = tomllib.loads(text)
+        raise UsageError(
+            f"unknown recipe {name!r}: known are {', '.join(recipe_names())}", code="recipe.unknown", recipe=name
+        )
+    own = tomllib.loads(_RECIPES.joinpath(f"{name}.toml").read_text(encoding="utf-8"))
     base = own.pop("base", None)
     return own if base is None else _fields(base) | own

@@ -1,4 +1,4 @@
-"""Where commands print: results on stdout, everything else on stderr."""
+"""Output of commands: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tabulate import tabulate
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
-    """A plain table on stdout; a missing value shows as a dash."""
+    """Print a plain table on stdout; a missing value is a dash."""
     print(tabulate(rows, headers=headers, tablefmt="simple", missingval="–"))
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)

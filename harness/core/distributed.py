@@ -1,8 +1,8 @@
 """Several processes as one: features gathered with exact gradients, gradients summed, results collected.
 
 Nothing here wraps the model. Every process holds a share of the batch and of the loss; the gradient of the whole loss
-is the sum of what the processes find, so it is the same for any number of them (and not 1 / W of it, as where each
-keeps its own slice alone).
+is the sum over the processes, so the number of processes does not change it. (It becomes 1 / W of the gradient if
+each process keeps the gradient of its own slice only.)
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from torch import distributed as dist
 
 from tvrbench.harness.core.errors import UsageError
 
-TIMEOUT = timedelta(minutes=10)  # after which a rank that does not answer counts as lost
+TIMEOUT = timedelta(minutes=10)  # a rank that does not answer for this long counts as lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistInfo:
-    """This process among all of them."""
+    """Rank of this process and number of processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks for all: it alone prints and writes."""
+        """True for the one process that prints and writes."""
         return self.rank == 0
 
     def seed(self, base: int) -> int:
-        """What this process seeds its random generators with: ``base`` in the first, in others a number of their own.
+        """The seed of this process: ``base`` in the first, another number in every other one.
 
-        A method that draws at random then draws anew for every share of a batch. torch keeps 32 bits of a seed.
+        A method with random draws then draws independently for every share of a batch. torch keeps 32 bits of a seed.
         """
         return base if self.first else int(np.random.SeedSequence([base, self.rank]).generate_state(1)[0])
 
     def share(self, count: int) -> slice:
-        """This process's part of ``count`` items in order; parts differ by one at most."""
-        least, more = divmod(count, self.size)
-        start = self.rank * least + min(self.rank, more)
-        return slice(start, start + least + (self.rank < more))
+        """This process's part of ``count`` items in order; the sizes of parts differ by one at most."""
+        quotient, rest = divmod(count, self.size)
+        start = self.rank * quotient + min(self.rank, rest)
+        return slice(start, start + quotient + (self.rank < rest))
 
 
 def dist_info() -> DistInfo:
-    """This process among those of its group; alone where it has joined none."""
+    """This process in its group; rank 0 of 1 without a group."""
     if not (dist.is_available() and dist.is_initialized()):
         return DistInfo()
     return DistInfo(rank=dist.get_rank(), size=dist.get_world_size())
@@ -59,10 +59,10 @@ def dist_info() -> DistInfo:
 
 @contextmanager
 def process_group(device: str) -> Iterator[DistInfo]:
-    """Join the processes that ``torchrun`` started, for the duration of the block; alone without it.
+    """Join the processes of ``torchrun`` for the duration of the block; without torchrun, run alone.
 
     Raises:
-        UsageError: torchrun's variables are incomplete, or a GPU is asked of a machine that lacks one.
+        UsageError: torchrun's variables are incomplete, or it started more processes than the machine has GPUs.
     """
     if "RANK" not in os.environ:
         yield DistInfo()
@@ -71,13 +71,17 @@ def process_group(device: str) -> Iterator[DistInfo]:
     if device.startswith("cuda"):
         if local >= torch.cuda.device_count():
             raise UsageError(
-                f"torchrun started process {local} of this machine, which has {torch.cuda.device_count()} GPUs"
+                f"torchrun started process {local} on a machine with {torch.cuda.device_count()} GPUs: "
+                "start one process per GPU",
+                code="torchrun.gpus",
+                process=local,
+                gpus=torch.cuda.device_count(),
             )
         torch.cuda.set_device(local)
     try:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     except ValueError as error:
-        raise UsageError(f"torchrun's environment is incomplete: {error}") from None
+        raise UsageError(f"torchrun's environment is incomplete: {error}", code="torchrun.environment") from None
     try:
         yield dist_info()
     finally:
@@ -85,7 +89,7 @@ def process_group(device: str) -> Iterator[DistInfo]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes in order of rank; backwards, the sum of everybody's gradient of this process's rows."""
+    """Rows of all processes in order of rank; backwards, all processes' gradients of this one's rows, summed."""
 
     @staticmethod
     def forward(ctx: Any, rows_bE: Tensor) -> Tensor:
@@ -111,18 +115,18 @@ def gather_rows(rows_bE: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over all processes; a parameter that one process did not reach counts 0."""
+    """Replace every gradient by its sum over all processes; a parameter without gradient in a process counts 0."""
     if dist_info().size == 1:
         return
-    by_kind: dict[torch.dtype, list[nn.Parameter]] = {}
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        by_kind.setdefault(parameter.dtype, []).append(parameter)
-    for same in by_kind.values():
-        flat = torch.cat([p.grad.flatten() for p in same if p.grad is not None])
+        by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    for group in by_dtype.values():
+        flat = torch.cat([p.grad.flatten() for p in group if p.grad is not None])
         dist.all_reduce(flat)
-        for parameter, part in zip(same, torch.split(flat, [p.numel() for p in same]), strict=True):
+        for parameter, part in zip(group, torch.split(flat, [p.numel() for p in group]), strict=True):
             parameter.grad = part.view_as(parameter)
 
 
@@ -137,22 +141,18 @@ def sum_over_processes(value: float, device: torch.device) -> float:
 
 def gather_shares(own: Tensor) -> Tensor:
     """Shares [n_r, ...] of any length -> all of them in order of rank, on every process; no gradients."""
-    if dist_info().size == 1:
-        return own
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own.cpu())
-    return torch.cat(found)
+    return own if dist_info().size == 1 else torch.cat(all_gather_object(own.cpu()))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True in every process where it is true in any."""
+    """True in every process if it is true in any."""
     return flag if dist_info().size == 1 else sum_over_processes(float(flag), device) > 0
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """The values (anything that can be pickled) of all processes, in order of rank."""
+    """The values of all processes (any type that pickles), in order of rank."""
     if dist_info().size == 1:
         return [value]
-    found: list[Any] = [None] * dist_info().size
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * dist_info().size
+    dist.all_gather_object(values, value)
+    return values

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one sentence where it ends in an error that is the user's to mend."""
+"""Exit codes of commands, and one message without traceback for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tvrbench.harness.core.signals import Interrupted
 
 
 def run_guarded(command: Callable[[], object]) -> int:
-    """Run a command; where it ends in an error that is the user's to mend, print one sentence and no traceback.
+    """Run a command; for an error that the user can fix, print ``message [code]`` and no traceback.
 
     Returns:
         The exit code: 0 good, 1 a check or a run failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
     try:
         command()
-    except BrokenPipeError:  # the reader of a pipe went away
+    except BrokenPipeError:  # the reader of a pipe is gone
         sys.stderr.close()
         return 1
     except OSError as error:
@@ -33,9 +33,9 @@ def run_guarded(command: Callable[[], object]) -> int:
     return 0
 
 
-def _end(sentence: str, code: int) -> int:
-    """Say why the command ended; several processes of one run say which of them it was."""
+def _end(message: str, exit_code: int) -> int:
+    """Print why the command ended, with the rank if it is not the first process of a run."""
     rank = os.environ.get("RANK", "0")
-    who = "tvrbench" if rank == "0" else f"tvrbench (process {rank})"
-    print(f"{who}: {sentence}", file=sys.stderr)
-    return code
+    program = "tvrbench" if rank == "0" else f"tvrbench (process {rank})"
+    print(f"{program}: {message}", file=sys.stderr)
+    return exit_code

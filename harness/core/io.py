@@ -15,17 +15,17 @@ from tvrbench.harness.core.errors import UsageError
 
 @contextmanager
 def atomic_path(path: Path, *, draft_name: str | None = None) -> Iterator[Path]:
-    """Yield a draft beside ``path`` to write to; it replaces ``path`` when the block ends, and is removed if it fails.
+    """Yield a draft file beside ``path``; it replaces ``path`` at the end of the block, or is removed on failure.
 
-    A reader sees the old content or the new one, never a part, and the content is on the disk before the name is.
+    A reader sees the old content or the new one, never a part; the content reaches the disk before the name does.
     The folder is made.
 
     Args:
         path: the file.
-        draft_name: of the draft; unique by default. A fixed name leaves one file at most behind a kill.
+        draft_name: name of the draft; unique by default. A fixed name leaves at most one file after a kill.
 
     Raises:
-        OSError: the folder cannot be written to; what was there stays.
+        OSError: the folder cannot be written to; the old file stays.
     """
     draft = path.with_name(draft_name or f".{path.name}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     """Write a whole file through ``atomic_path``.
 
     Raises:
-        UsageError: the folder cannot be written to; what was there stays.
+        UsageError: the folder cannot be written to; the old file stays.
     """
     try:
         with atomic_path(path) as draft:

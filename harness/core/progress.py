@@ -1,6 +1,6 @@
-"""Progress of a whole command: a live bar with the time left on a terminal, plain lines elsewhere.
+"""Progress of a whole command on stderr: a live bar on a terminal, plain lines elsewhere.
 
-It goes to stderr, and of several processes the first one alone shows it.
+Only the first of several processes shows it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Bar:
     """A ``ProgressReporter`` over all runs of a command.
 
     Args:
-        total: all the work that is planned.
+        total: the planned work.
     """
 
     def __init__(self, total: int = 1, console: Console | None = None) -> None:
@@ -61,7 +61,7 @@ class Bar:
         self._live.stop()
 
     def begin(self, title: str) -> None:
-        """Another run starts."""
+        """Start another run."""
         self._title, self._note = title, ""
         self._show(force=True)
 
@@ -72,7 +72,7 @@ class Bar:
         self._show()
 
     def reach(self, done: int, total: int) -> None:
-        """``done`` of ``total`` is done."""
+        """Set the finished and the total work."""
         self._total = total
         self._live.update(self._task, total=total)
         self.update(done - self._done)

@@ -19,13 +19,16 @@ KINDS = ("methods", "baselines", "datasets")
 
 
 def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
-    """Join (provider, name -> "module:Class") tables; a name given twice raises UsageError naming both places."""
+    """Join (provider, name -> "module:Class") tables; UsageError names both places of a duplicate name."""
     merged: dict[str, str] = {}
     for provider, table in tables:
         for name, target in table.items():
             if name in merged:
                 raise UsageError(
-                    f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider})"
+                    f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider}): rename one",
+                    code="registry.duplicate",
+                    kind=kind,
+                    name=name,
                 )
             merged[name] = target
     return merged
@@ -35,11 +38,16 @@ def table(kind: str) -> Mapping[str, str]:
     """All registered names of a kind with their targets, built-in ones first.
 
     Raises:
-        UsageError: a name is registered twice, also once as a method and once as a baseline: commands look up both.
+        UsageError: a name is registered twice, or as a method and as a baseline, which commands look up together.
     """
     both = sorted(set(_table("methods")) & set(_table("baselines")))
     if both:
-        raise UsageError(f"{both[0]!r} is registered as a method and as a baseline: rename one of them")
+        raise UsageError(
+            f"{both[0]!r} is registered as a method and as a baseline: rename one",
+            code="registry.duplicate",
+            kind="methods",
+            name=both[0],
+        )
     return _table(kind)
 
 
@@ -68,7 +76,7 @@ def matching(*kinds: str, **attributes: Any) -> list[str]:
 
 
 def lookup(name: str, *kinds: str) -> Any:
-    """The class registered under ``name`` in one of the kinds; UsageError lists what is known."""
+    """The class registered under ``name`` in one of the kinds; UsageError lists the known names."""
     for kind in kinds:
         target = table(kind).get(name)
         if target is not None:
@@ -78,4 +86,6 @@ def lookup(name: str, *kinds: str) -> Any:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     what = " or ".join(kind.removesuffix("s") for kind in kinds)
-    raise UsageError(f"unknown {what} {name!r}{hint}: known are {', '.join(known)}")
+    raise UsageError(
+        f"unknown {what} {name!r}{hint}: known are {', '.join(known)}", code="registry.unknown", what=what, name=name
+    )

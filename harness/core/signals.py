@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: they stop at once, or where work would be lost after the step, with the state saved."""
+"""SIGTERM and Ctrl-C: stop at once, or during training after the step, with the state saved."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-RESUME_HINT = "finished records stay, and the same command with --resume goes on from what was saved"
+RESUME_HINT = "finished records are kept; the same command with --resume continues from the saved state"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the command; the message says what was kept and how to go on."""
+    """A signal ended the command; the message says how to resume."""
 
     def __init__(self, number: int, where: str = "", how: str = RESUME_HINT) -> None:
         self.number = number
@@ -22,15 +22,15 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that this signal ended."""
+        """The shell's exit code for a process ended by this signal."""
         return 128 + self.number
 
 
 class SignalHandler:
-    """Handles both signals inside ``with SignalHandler() as interrupts:``; in another than the main thread, neither.
+    """Handles both signals inside ``with SignalHandler() as interrupts:``, in the main thread only.
 
-    Inside ``with interrupts.deferred():`` the first signal is only noted, in ``pending``, and whoever runs there ends
-    at a good moment; a second one stops at once.
+    Inside ``with interrupts.deferred():`` the first signal is only stored in ``pending``, and the code there stops at
+    a safe point; a second signal stops at once.
     """
 
     def __init__(self) -> None:
@@ -49,14 +49,14 @@ class SignalHandler:
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
-        """Let no first signal break in: for the writing down of a fault that ends the command anyway."""
+        """Hold back the first signal while the record of a failure is written."""
         self._deferred = True
         yield
         self._deferred = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Note a signal instead of stopping; one that was noted and not acted on stops at the end of the block."""
+        """Store a signal instead of stopping; a signal still pending stops at the end of the block."""
         self._deferred = True
         try:
             yield
@@ -66,16 +66,18 @@ class SignalHandler:
             self.stop()
 
     def stop(self, where: str = "") -> NoReturn:
-        """Act on the signal that was noted.
+        """Act on the pending signal.
 
         Args:
-            where: after which point, for the message.
+            where: the point in the run, for the message.
         """
-        # Another process of the same run may have had the signal in our place.
+        # Another process of the same run may have received the signal instead of this one.
         raise Interrupted(self.pending if self.pending is not None else signal.SIGTERM, where)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred or self.pending is not None:
             raise Interrupted(number)
         self.pending = number
-        os.write(2, b"tvrbench: stopping after this step; a second signal stops at once\n")  # print() may be under way
+        os.write(
+            2, b"tvrbench: finishing this step and saving; press Ctrl-C again to quit now\n"
+        )  # print() is not reentrant

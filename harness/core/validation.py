@@ -1,4 +1,4 @@
-"""Plain data (TOML, ``--set``, keywords) into frozen dataclasses, with errors a user can act on."""
+"""Plain data (TOML, ``--set``, keywords) into frozen dataclasses, with errors that name the place."""
 
 from __future__ import annotations
 
@@ -25,14 +25,21 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     unknown = [key for key in values if key not in known]
     if unknown:
-        raise UsageError(f"{what} {unknown[0]!r} is not known: known are {', '.join(known)}")
+        raise UsageError(
+            f"{what} {unknown[0]!r} is not known: known are {', '.join(known)}",
+            code="option.unknown",
+            what=what,
+            option=unknown[0],
+        )
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or cls.__name__
         got = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        raise UsageError(f"{what} {place!r}: {first['msg']}{got}") from None
+        raise UsageError(
+            f"{what} {place!r}: {first['msg']}{got}", code="option.invalid", what=what, option=place
+        ) from None
 
 
 def json_path(location: Iterable[str | int]) -> str:
@@ -71,12 +78,18 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"--set {text!r}: write it as key=value, for example --set r=2")
+            raise UsageError(
+                f"--set {text!r}: write it as key=value, for example --set r=2", code="option.assignment", value=text
+            )
         try:
             values[key.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[key.strip()] = value.strip()
     reserved = sorted(set(values) & RESERVED)
     if reserved:
-        raise UsageError(f"--set {reserved[0]}=...: that is no method option; use the command's own option for it")
+        raise UsageError(
+            f"--set {reserved[0]}=...: not a method option; use the command's own option for it",
+            code="option.reserved",
+            option=reserved[0],
+        )
     return values

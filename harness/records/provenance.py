@@ -1,4 +1,4 @@
-"""Where a number comes from: device, versions, source revision, command. No machine path, user or host name in it."""
+"""Provenance of a number: device, versions, source revision, command; no machine path, user or host name."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tvrbench.harness.records.record import Environment, MeasurementDoc
 
 _PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
-# What runs write themselves does not make the sources differ from their commit.
+# The outputs of runs do not count as changed sources.
 _OUTPUTS = (":(exclude)results/records", ":(exclude)reports")
 _VOLATILE_KEYS = ("environment", "command", "started", "duration_s")
 _TIME = r"[numµ]?s|sec|seconds?|min|minutes?|h|hours?"
 _MEMORY = r"[KMGT]?i?B|bytes?"
 _ENERGY = r"[kMm]?(J|W|Wh)"
-# Times alone, shared or set against each other: speed-ups, cores that others kept busy, clocks.
+# Times and their ratios: speed-ups, cores kept busy by other processes, clocks.
 _VOLATILE_UNIT = re.compile(rf"(^|[\s/*-])({_TIME}|{_MEMORY}|{_ENERGY}|x|cores|[kMG]?Hz)($|[\s/*-])")
-# Per cent of counts repeat; these are per cent of times.
+# Percentages of counts repeat; these are percentages of times.
 _VOLATILE_SHARES = ("share_of_peak", "speedup_reached")
 
 
 def environment(device: torch.device | str) -> Environment:
-    """The machine and software a run ran on, with nothing in it that names a person, a host or a folder.
+    """The machine and software of a run, without the name of a person, a host or a folder.
 
     ``device`` is the GPU's or the CPU's model name; ``driver`` the GPU driver's version, None on a CPU;
     ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout.
@@ -51,17 +51,17 @@ def environment(device: torch.device | str) -> Environment:
 
 
 def cpu_model() -> str:
-    """The CPU's model name, e.g. ``AMD EPYC 7763 64-Core Processor``; the architecture where none is given."""
+    """The CPU's model name, e.g. ``AMD EPYC 7763 64-Core Processor``; else its architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(\S.*)$", text, flags=re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(\S.*)$", text, flags=re.MULTILINE)
+    return model.group(1).strip() if model else platform.processor() or platform.machine()
 
 
 def gpu_driver() -> str | None:
-    """The NVIDIA driver's version; None where there is no driver to ask."""
+    """The NVIDIA driver's version; None without a driver."""
     try:
         pynvml.nvmlInit()
         try:
@@ -73,9 +73,9 @@ def gpu_driver() -> str | None:
 
 
 def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]:
-    """Commit of the checkout whose top is ``root``, and whether its sources differ from it; (None, None) elsewhere.
+    """Commit of the checkout at ``root``, and True if its sources differ from it; (None, None) elsewhere.
 
-    A repository that merely contains ``root`` (an environment inside someone's project) is not asked.
+    A repository that merely contains ``root`` (an environment inside another project) does not count.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
     sha = _git(root, "rev-parse", "--verify", "HEAD")
@@ -89,7 +89,7 @@ def command_line(arguments: Sequence[str]) -> str:
     """The command as typed, quoted for a shell, every path made portable.
 
     Args:
-        arguments: what follows the program's name.
+        arguments: without the program's name.
     """
     return shlex.join(["tvrbench", *(_portable_argument(argument) for argument in arguments)])
 
@@ -105,10 +105,10 @@ def portable_path(path: str) -> str:
 
 
 def canonical(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record less what may differ between two runs with the same seed on one machine.
+    """The record without everything that may differ between two runs with the same seed on one machine.
 
-    Left out are the time and provenance keys; costs in units of time, memory, energy or power, ratios of times and
-    shares of them keep only their name and unit.
+    Time and provenance keys are left out. Costs in units of time, memory, energy or power, and ratios and shares of
+    times, keep only their name and unit.
     """
     kept = {key: value for key, value in record.items() if key not in _VOLATILE_KEYS}
     return kept | {"cost": [_repeatable(measurement) for measurement in record["cost"]]}
@@ -122,7 +122,7 @@ def _repeatable(measurement: MeasurementDoc) -> dict[str, Any]:
 
 
 def _portable_argument(argument: str) -> str:
-    # A path may stand behind any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
+    # A path may follow any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
     return "".join(portable_path(piece) for piece in re.split(r"""([=,;:'"()\[\]{}\s])""", argument))
 
 
@@ -140,7 +140,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails or is not there. Variables such as GIT_DIR must not point it elsewhere."""
+    """Git's output; None if it fails or is not installed. Variables such as GIT_DIR must not point it elsewhere."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(

@@ -130,7 +130,7 @@ def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
     monkeypatch.setattr(Trainer, "step", step)
     assert cli.main(command) == 143
     err = capsys.readouterr().err
-    assert "interrupted by SIGTERM after step 2 of 3 of lora seed 0: finished records stay" in err
+    assert "interrupted by SIGTERM after step 2 of 3 of lora seed 0" in err
     assert len(RecordStore(Path("results")).load_all("standin/uniform")) == 1
     assert cli.main([*command, "--set", "rank=4", "--resume"]) == 2
     assert "with options" in capsys.readouterr().err

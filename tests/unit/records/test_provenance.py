@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.records.provenance import (
     canonical,
@@ -118,7 +118,7 @@ def test_file_sha256(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"abc" * 100_000)
     assert file_sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
-    with pytest.raises(UsageError, match="gone: cannot be read: No such file"):
+    with raises("io.read", path=str(tmp_path / "gone")):
         file_sha256(tmp_path / "gone")
 
 
