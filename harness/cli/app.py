@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.cli.arguments import Device, pick_device, pick_extent, split_names, split_numbers
 from tvrbench.harness.cli.data_options import DataCommand
+from tvrbench.harness.cli.list_names import list_names
 from tvrbench.harness.cli.reading_options import rank, report
 from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.validation import parse_assignments, parse_bytes
@@ -24,17 +25,7 @@ Set = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=V
 Json = Annotated[bool, arg(name="json")]
 
 
-@app.command(name="list")
-def list_(kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]], /, as_json: Json = False) -> None:
-    """List what is registered, plug-ins included.
-
-    Args:
-        kind: What to list.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.list_names import list_names
-
-    list_names(kind, as_json)
+app.command(list_names, name="list")
 
 
 @app.command
