@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
 from tvrbench.harness.cli.check import Check
 from tvrbench.harness.cli.data_options import DataCommand
+from tvrbench.harness.cli.list_names import list_names
 from tvrbench.harness.cli.reading_options import report, rescore
 from tvrbench.harness.cli.run import run
 from tvrbench.harness.cli.sweep import sweep
@@ -27,17 +28,7 @@ Set = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=V
 Json = Annotated[bool, arg(name="json")]
 
 
-@app.command(name="list")
-def list_(kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]], /, as_json: Json = False) -> None:
-    """List what is registered, plug-ins included.
-
-    Args:
-        kind: What to list.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.list_names import list_names
-
-    list_names(kind, as_json)
+app.command(list_names, name="list")
 
 
 @app.command

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
 
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table
 
 
-def list_names(kind: str, as_json: bool) -> None:
-    """Print the registered methods, baselines, datasets or the protocols with a line on each."""
+def list_names(
+    kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]],
+    /,
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """List what is registered, including plug-ins.
+
+    Args:
+        kind: What to list.
+        as_json: Print one JSON document.
+    """
     rows: list[dict[str, Any]]
     if kind == "protocols":
         rows = [{"name": name, "summary": load_protocol(name).title} for name in protocol_names()]
