@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.catalogue import fixed, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     Bench,
     backbone,
@@ -25,7 +26,7 @@ from tvrbench.harness.reporting.data.bench_rows import (
 )
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, significant, words
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, number, words
 
 _WHAT = ("speedup", "comparison")
 

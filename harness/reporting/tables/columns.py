@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.catalogue import fixed, significant
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.table import Best, Cell, Column, fixed, links, number, significant, words
+from tvrbench.harness.reporting.tables.table import Best, Cell, Column, links, number, words
 
 ARROWS: Mapping[str, str] = {"t2v": "t→v", "v2t": "v→t"}
 METRICS: Mapping[str, str] = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "MdR", "MnR": "MnR", "RSum": "R-Sum"}

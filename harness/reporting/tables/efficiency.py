@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.catalogue import fixed, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     Bench,
     batches,
@@ -21,7 +22,7 @@ from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.columns import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.tables.markdown import brief
-from tvrbench.harness.reporting.tables.table import MISSING, Best, Cell, Column, Table, fixed, links, significant, words
+from tvrbench.harness.reporting.tables.table import MISSING, Best, Cell, Column, Table, links, words
 
 METERS: Mapping[str, str] = {
     "peak_process_memory": "process",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tvrbench.harness.reporting.catalogue import fixed, significant
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
@@ -16,7 +17,7 @@ from tvrbench.harness.reporting.tables.columns import (
     record_field,
     text_field,
 )
-from tvrbench.harness.reporting.tables.table import Table, fixed, significant
+from tvrbench.harness.reporting.tables.table import Table
 
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}

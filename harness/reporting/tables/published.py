@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tvrbench.harness.reporting.catalogue import fixed, significant
 from tvrbench.harness.reporting.data.context import COST_NOTICE, ReportContext, disturbed, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
@@ -19,7 +20,7 @@ from tvrbench.harness.reporting.tables.columns import (
     record_field,
     text_field,
 )
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, number, significant, words
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, number, words
 
 _MEASURES = {
     "gmacs_video": GMACS_HEADER,

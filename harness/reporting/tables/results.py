@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
+from tvrbench.harness.reporting.catalogue import fixed, significant
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, disturbed, setting
 from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, ties_matter
 from tvrbench.harness.reporting.data.rows import MethodRow
@@ -22,7 +23,7 @@ from tvrbench.harness.reporting.tables.columns import (
     spread_field,
     text_field,
 )
-from tvrbench.harness.reporting.tables.table import Column, Table, fixed, number, significant, words
+from tvrbench.harness.reporting.tables.table import Column, Table, number, words
 
 PAIR_CHANCE = 50.0
 

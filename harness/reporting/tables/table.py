@@ -116,21 +116,6 @@ def links(targets: Sequence[tuple[str, str | None]]) -> Cell:
     return Cell(text=shown, value="; ".join(paths), links=tuple(targets), rankable=False)
 
 
-def fixed(decimals: int) -> Callable[[float], str]:
-    """Formats with so many digits after the point."""
-    return lambda value: f"{value:,.{decimals}f}"
-
-
-def significant(digits: int) -> Callable[[float], str]:
-    """Formats with so many significant digits, every digit before the point kept: 34.76, 121.4, 0.05312, 12,381."""
-
-    def show(value: float) -> str:
-        exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
-        return f"{value:,.{max(0, digits - 1 - exponent)}f}" if value else "0"
-
-    return show
-
-
 def _plain(cell: Cell) -> float | str | None:
     if not isinstance(cell.value, str):
         return cell.value

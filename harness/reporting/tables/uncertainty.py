@@ -8,12 +8,13 @@ from typing import Any
 from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE
 from tvrbench.harness.evaluation.variance import SelectionGap, selection_gap, variance_parts
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL, EqualTime, Rival, frames_kept
+from tvrbench.harness.reporting.catalogue import fixed
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.queries import seed_credits
 from tvrbench.harness.reporting.data.recall import by_recall, expected_recall
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, difference_cells
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, words
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, number, words
 
 
 def equal_time_table(entries: Sequence[EqualTime], scope: ReportContext) -> Table | None:

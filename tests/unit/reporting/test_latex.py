@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvrbench.harness.reporting.catalogue import fixed
 from tvrbench.harness.reporting.tables.latex import document, fragment, latex
-from tvrbench.harness.reporting.tables.table import Column, Table, fixed, links, number, words
+from tvrbench.harness.reporting.tables.table import Column, Table, links, number, words
 
 pytestmark = pytest.mark.unit
 
