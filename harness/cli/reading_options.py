@@ -1,4 +1,4 @@
-"""The options of ``tvrbench report`` and ``tvrbench rank``, which only read what runs left. Imports nothing heavy."""
+"""The options of ``tvrbench rank``, which only reads embeddings that runs left. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,26 +8,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 Json = Annotated[bool, arg(name="json")]
-
-
-def report(
-    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
-    /,
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
-    as_json: Json = False,
-) -> None:
-    """Make the report of a protocol again from its records alone.
-
-    Args:
-        protocol: The protocol's name as it stands in the records.
-        results: Folder of the records.
-        reports: Folder of the reports.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.report import report_protocol
-
-    report_protocol(protocol, results, reports, as_json)
 
 
 def rank(

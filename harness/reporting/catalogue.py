@@ -112,9 +112,11 @@ def retrieval(direction: str) -> list[Metric]:
     return [_retrieval(direction, name) for name in _RANKED]
 
 
-def subset_metric(subset: str, name: str) -> Metric:
-    """Describe a text-to-video metric on a named subset of the queries."""
+def subset_metric(subset: str | None, name: str) -> Metric:
+    """Describe a text-to-video metric on a named subset of the queries, or on all of them."""
     short, unit, better = _RANKED[name]
+    path = ("t2v", name) if subset is None else ("subsets", subset, "t2v", name)
+    subset = subset or "all"
     return Metric(
         name=f"{subset}_{name}",
         label=f"{subset}: t→v {short}{_in(unit)}",
@@ -123,7 +125,7 @@ def subset_metric(subset: str, name: str) -> Metric:
         better=better,
         show=fixed(1),
         kind="retrieval",
-        path=("subsets", subset, "t2v", name),
+        path=path,
     )
 
 
@@ -197,7 +199,7 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
     "count": (
         ("gmacs_video", _INFER, "GMACs (papers' GFLOPs)", "GMACs per video (papers' GFLOPs)", "GMACs", "min", _4),
         ("gmacs_text", _INFER, "text GMACs", "GMACs per caption", "GMACs", "min", _4),
-        ("gmacs_reduction", _INFER, "reduction's GMACs", "GMACs of the reduction itself", "GMACs", "min", _3),
+        ("gmacs_reduction", _INFER, "reduction GMACs", "GMACs of the reduction itself", "GMACs", "min", _3),
         ("output_tokens", _INFER, "tokens out", "tokens that leave the video encoder", "tokens", "min", fixed(0)),
         ("params_trainable", _INFER, "trainable params (M)", "trainable parameters (M)", "parameters", "min", _3, 1e-6),
         ("params_total", _INFER, "params (M)", "parameters (M)", "parameters", "min", _4, 1e-6),

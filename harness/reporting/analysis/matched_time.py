@@ -15,9 +15,7 @@ from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
 from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.queries import Values, row_credits, why_not_paired
-from tvrbench.harness.reporting.data.recall import expected_recall
-from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.data.rows import MethodRow, Values, expected_recall, row_credits, why_not_paired
 
 RIVAL = "frame_subsample"
 SPEED = ("speedup", "comparison")

@@ -14,14 +14,14 @@ from deviations import DEVIATIONS, Deviation, MethodOption, RecipeField, RunOpti
 from generate import deviations_page, documents, stale
 from readme_table import BEGIN, END, with_results
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.cli.report import report_protocol
+from tvrbench.harness.cli.report import report
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.pages.report import write_report
 
@@ -96,7 +96,7 @@ def test_the_readme_shows_the_records_results(tmp_path: Path, monkeypatch: pytes
     assert readme.endswith(f"{END}after\n")
     assert "an old table" not in readme
     assert "| tempme " in readme
-    assert STANDIN_NOTICE in readme
+    assert StandIn.notice in readme
     assert with_results(readme, tmp_path / "results") == readme
     for broken in ("no marks", END + BEGIN, BEGIN + BEGIN + END):
         with pytest.raises(UsageError, match=r"README.md must hold"):
@@ -111,7 +111,7 @@ def test_the_readme_shows_the_records_results(tmp_path: Path, monkeypatch: pytes
 def test_the_report_of_costs_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("generate.documents", dict)
     save(tmp_path / "results", "lora", counts(200.0, 2364))
-    report_protocol("efficiency", tmp_path / "results", tmp_path / "reports", as_json=True)
+    report("efficiency", tmp_path / "results", tmp_path / "reports", as_json=True)
     assert list(stale(tmp_path)) == []
     (tmp_path / "reports" / "efficiency" / "page.html").write_text("old", encoding="utf-8")
     (found,) = stale(tmp_path)
