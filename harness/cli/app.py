@@ -15,7 +15,8 @@ from tvrbench.harness.cli.arguments import Device, pick_device, split_names, spl
 from tvrbench.harness.cli.check import Check
 from tvrbench.harness.cli.data_options import DataCommand
 from tvrbench.harness.cli.list_names import list_names
-from tvrbench.harness.cli.reading_options import report, rescore
+from tvrbench.harness.cli.report import report
+from tvrbench.harness.cli.rescore import rescore
 from tvrbench.harness.cli.run import run
 from tvrbench.harness.cli.sweep import sweep
 from tvrbench.harness.core.exit_codes import run_guarded

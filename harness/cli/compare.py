@@ -13,9 +13,9 @@ from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import read_record
 from tvrbench.harness.reporting.analysis.compare_records import RecordComparison, compare_records
+from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief, one_line
-from tvrbench.harness.reporting.tables.table import significant
 
 _NAMED = 5
 

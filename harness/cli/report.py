@@ -1,25 +1,42 @@
-"""``tvrbench report``: the report again, from records alone."""
+"""``tvrbench report``: write a report again, from records alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.bench_rows import NAME as EFFICIENCY
-from tvrbench.harness.reporting.pages.efficiency import write_efficiency
-from tvrbench.harness.reporting.pages.report import write_report
 
 
-def report_protocol(protocol: str, results: Path, reports: Path, as_json: bool) -> None:
-    """Write the report of a protocol, or of ``efficiency``: what methods cost; UsageError where nothing is recorded."""
-    pages = written(protocol, RecordStore(results), reports)
+def report(
+    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
+    /,
+    results: Path = Path("results"),
+    reports: Path = Path("reports"),
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Write the report of a protocol, or of efficiency, again from its records alone.
+
+    Args:
+        protocol: Name of the protocol in the records; efficiency for the cost of methods.
+        results: Folder of the records.
+        reports: Folder of the reports.
+        as_json: Print one JSON document.
+    """
+    files = written(protocol, RecordStore(results), reports)
     if as_json:
-        print_json([str(page) for page in pages])
+        print_json([str(file) for file in files])
     else:
-        say(f"report: {pages[0]}")
+        say(f"report: {files[0]}")
 
 
 def written(protocol: str, store: RecordStore, reports: Path) -> list[Path]:
-    """Write the report of a protocol or of ``efficiency``; its files, ``README.md`` first."""
-    return write_efficiency(store, reports) if protocol == EFFICIENCY else write_report(protocol, store, reports)
+    """Write the report of a protocol or of efficiency, and return its files, ``README.md`` first."""
+    from tvrbench.harness.reporting.data.bench_rows import NAME
+    from tvrbench.harness.reporting.pages.efficiency import write_efficiency
+    from tvrbench.harness.reporting.pages.report import write_report
+
+    return write_efficiency(store, reports) if protocol == NAME else write_report(protocol, store, reports)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.evaluation.embeddings import load_embeddings, rescore
+from tvrbench.harness.core.options import Json
 
 _COLUMNS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "median rank", "MnR": "mean rank", "RSum": "R-Sum"}
 _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 
 
-def rescore_embeddings(file: Path, ranks: Path | None, as_json: bool) -> None:
-    """Print the metrics, and write the rank of every query to ``ranks``.
+def rescore(
+    file: Annotated[Positional[Path], arg(metavar="FILE")], /, ranks: Path | None = None, as_json: Json = False
+) -> None:
+    """Compute metrics again from the embeddings of tvrbench run --save-embeddings; needs no model and no data.
 
-    Raises:
-        UsageError: the file is not one of saved embeddings, or ``ranks`` cannot be written.
+    Args:
+        file: results/embeddings/PROTOCOL/RUN.safetensors.
+        ranks: Write the rank of every query to this .npz file: t2v of the captions, v2t of the videos.
     """
+    from tvrbench.harness.evaluation.embeddings import load_embeddings
+    from tvrbench.harness.evaluation.embeddings import rescore as metrics_of
+
     if ranks is not None and ranks.suffix != ".npz":
         raise UsageError(
             f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz",
@@ -29,7 +37,7 @@ def rescore_embeddings(file: Path, ranks: Path | None, as_json: bool) -> None:
             path=str(ranks),
         )
     saved = load_embeddings(file)
-    result = rescore(saved, file)
+    result = metrics_of(saved, file)
     if ranks is not None:
         archive = io.BytesIO()
         np.savez_compressed(archive, **{name: result.ranks[name].astype(np.float32) for name in _DIRECTIONS})

@@ -21,8 +21,8 @@ from tvrbench.harness.evaluation.statistics import (
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
 from tvrbench.harness.reporting.data.context import compares_methods
-from tvrbench.harness.reporting.data.queries import Values, run_credits
 from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.reporting.data.rows import Values, run_credits
 
 COUNTED_UNITS = ("GMACs", "tokens", "parameters")
 """Units of what the model alone decides, the same on every machine."""

@@ -15,17 +15,13 @@ from itertools import pairwise
 
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.data.bench_rows import (
-    Bench,
-    backbone,
     figure,
     rounds_interval,
     shared_batch,
     value_of,
     why_not,
 )
-from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, significant, words
 
 _WHAT = ("speedup", "comparison")
 
@@ -132,38 +128,6 @@ def at_equal_time(rows: Sequence[MethodRow], frames: int) -> EqualTimes | None:
     )
 
 
-def equal_time_table(found: EqualTimes, bench: Bench, name: str, scope: ReportContext) -> Table:
-    """Each method's time, the frames that fit into it, and what those cost."""
-    columns = (
-        Column(key="method", header="method", left=True),
-        Column(key="time", header="time, plain encoder = 1 (95 %)"),
-        Column(key="frames", header="plain frames in that time (95 %)"),
-        Column(key="gmacs", header="GMACs"),
-        Column(key="rival_gmacs", header="GMACs of those frames"),
-        Column(key="output_tokens", header="tokens out"),
-        Column(key="rival_tokens", header="tokens out of those frames"),
-        Column(key="verdict", header="at equal time", left=True),
-        Column(key="records", header="records", left=True),
-    )
-    line = "; ".join(f"{t.frames:g} frames {t.share:.2f}" for t in found.line)
-    caption = scope.caption(
-        f"No accuracy in it. {RIVAL}, fewer frames encoded plainly, at the measured time of each method, "
-        f"interpolated linearly in time between its points: {line}.",
-        f"Time: over that of {found.against} with all frames, both in one process, in turn; the median of "
-        f"{found.rounds} rounds and a 95 % interval (Student's t).",
-        "Slower than all frames: by more than the intervals overlap.",
-        f"Measured on {bench.name}, batch {found.batch}, {bench.dates}.",
-        "Figures that are not valid are left out.",
-    )
-    return Table(
-        name=name,
-        title=f"Cost at equal measured time on {backbone(found.line[0].row)}, {bench.name}",
-        caption=caption,
-        columns=columns,
-        rows=tuple(_cells(entry, found, scope) for entry in found.entries),
-    )
-
-
 def verdict(entry: Equal, found: EqualTimes) -> str:
     """In words."""
     if entry.slower:
@@ -174,28 +138,6 @@ def verdict(entry: Equal, found: EqualTimes) -> str:
     percent = f"{abs(100 * (share - 1)):.0f} % {'more' if share > 1 else 'less'} work"
     work = "as much work" if abs(share - 1) < 0.005 else percent
     return f"takes the time of {entry.rival.frames:.1f} of {found.all_frames} frames and does {work} in it"
-
-
-def _cells(entry: Equal, found: EqualTimes, scope: ReportContext) -> tuple[Cell, ...]:
-    timed, rival = entry.timed, entry.rival
-    return (
-        words(entry.row.label),
-        _ranged(None if timed is None else timed.share, (None, None) if timed is None else timed.spread, 2),
-        _ranged(None if rival is None else rival.frames, entry.span, 1),
-        number(None if timed is None else timed.gmacs, significant(4), rankable=False),
-        number(None if rival is None else rival.gmacs, significant(4), rankable=False),
-        number(None if timed is None else timed.tokens, fixed(0), rankable=False),
-        number(None if rival is None else rival.tokens, fixed(0), rankable=False),
-        words(verdict(entry, found)),
-        links(scope.links(entry.row.runs)),
-    )
-
-
-def _ranged(value: float | None, ends: tuple[float | None, float | None], decimals: int) -> Cell:
-    if value is None:
-        return words(None)
-    low, high = ("beyond" if end is None else f"{end:.{decimals}f}" for end in ends)
-    return Cell(text=f"{value:.{decimals}f} ({low} to {high})", value=value, rankable=False)
 
 
 def _unreduced(row: MethodRow, frames: int) -> bool:

@@ -14,9 +14,7 @@ from itertools import pairwise
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.queries import Values, row_credits, why_not_paired
-from tvrbench.harness.reporting.data.recall import expected_recall
-from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.data.rows import MethodRow, Values, expected_recall, row_credits, why_not_paired
 
 RIVAL = "frame_subsample"
 SPEED = ("speedup", "comparison")

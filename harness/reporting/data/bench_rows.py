@@ -95,7 +95,9 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
             key = (run.record["protocol"]["hash"], run.record["environment"]["device"], on)
             groups.setdefault(key, []).append(run)
     if not groups:
-        raise UsageError("no method's cost is recorded: measure them with 'tvrbench bench' or 'nox -s efficiency'")
+        raise UsageError(
+            "no cost is recorded; measure methods with 'tvrbench bench' or 'nox -s efficiency'", code="report.no-cost"
+        )
     largest: dict[tuple[Any, ...], list[StoredRecord]] = {}
     for (_, device, on), runs in groups.items():
         table = (device, *_way(runs), on)

@@ -1,28 +1,23 @@
-"""What a report is about and what must be said wherever one of its numbers stands."""
+"""The subject of a report, and what every table and figure of it must say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tvrbench.harness.core import registry
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table
+from tvrbench.harness.reporting.tables.table import Column, Table, link_column, make_table
 
-STANDIN = "standin"
-STANDIN_FOR = "msrvtt"
-STANDIN_NOTICE = "Embedded stand-in, not MSR-VTT: no ranking here carries over to MSR-VTT."
-COST_NOTICE = (
-    "Costs of full-size models, measured without data. The rest of this report is on the embedded stand-in: "
-    "no ranking there carries over to MSR-VTT."
-)
 SEEDS_FOR_A_CLAIM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportContext:
-    """One protocol's report.
+    """The protocol that a report is about.
 
     Attributes:
         protocol: its name.
@@ -36,26 +31,32 @@ class ReportContext:
 
     @property
     def standin(self) -> bool:
-        """Whether the runs are on the embedded stand-in."""
-        return self.dataset == STANDIN
+        """True if the data set runs in place of another one."""
+        return self.stands_for != self.dataset
 
     @property
     def stands_for(self) -> str:
-        """The data set whose published numbers are asked after."""
-        return STANDIN_FOR if self.standin else self.dataset
-
-    @property
-    def compares(self) -> bool:
-        """Whether rows may be compared with each other: never under each paper's own recipe."""
-        return compares_methods(self.protocol)
+        """The data set whose published numbers apply."""
+        return self._declared("stands_for") or self.dataset
 
     @property
     def notice(self) -> str | None:
-        """What every title, caption and figure says."""
-        return STANDIN_NOTICE if self.standin else None
+        """The data set's notice, for every title, caption and figure."""
+        return self._declared("notice")
+
+    @property
+    def title(self) -> str:
+        """The protocol's name, with the start of the notice."""
+        notice = self.notice
+        return f"{self.protocol}: {notice[0].lower()}{notice[1:].partition(':')[0]}" if notice else self.protocol
+
+    @property
+    def compares(self) -> bool:
+        """True if rows may be compared with each other: never under each paper's own recipe."""
+        return compares_methods(self.protocol)
 
     def caption(self, *sentences: str | None) -> str:
-        """The sentences that there are, and the notice."""
+        """Join the sentences that are not None, and the notice."""
         return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
 
     def table(
@@ -64,53 +65,46 @@ class ReportContext:
         title: str,
         sentences: Sequence[str | None],
         columns: Sequence[Column],
-        rows: Sequence[tuple[Cell, ...]],
+        items: Iterable[Any],
+        **options: Any,
     ) -> Table:
-        """A table of this protocol: its title names the protocol, its caption (the sentences) and CSV the notice."""
-        return Table(
-            name=name,
-            title=f"{title}, {self.protocol}",
-            caption=self.caption(*sentences),
-            columns=tuple(columns),
-            rows=tuple(rows),
-            note=self.notice,
-        )
+        """Fill a table of this protocol: its title names the protocol, its caption and CSV hold the notice."""
+        caption = self.caption(*sentences)
+        return make_table(name, f"{title}, {self.protocol}", caption, columns, items, note=self.notice, **options)
+
+    def record_column(self) -> Column:
+        """Return the column of links to a row's records, one per seed."""
+        return link_column("records", "records", lambda row: self.links(row.runs))
+
+    def link(self, run: StoredRecord) -> tuple[str, str | None]:
+        """Return a link to a run's record, named for people."""
+        return run.name, run.link_from(self.folder)
 
     def links(self, runs: Sequence[StoredRecord]) -> tuple[tuple[str, str | None], ...]:
-        """A link to each run's record, named by its seed; costs alone and scored checkpoints have none that matters."""
+        """Return a link to each run's record, named by its seed; costs alone and scored checkpoints have none."""
         seeded = (run.record["metrics"] and not run.scored for run in runs)
         return tuple(
             (f"seed {run.record['seed']}" if named else "record", run.link_from(self.folder))
             for run, named in zip(runs, seeded, strict=True)
         )
 
+    def _declared(self, attribute: str) -> str | None:
+        """Return what the data set's class declares; None for a data set that is not registered."""
+        if self.dataset not in registry.table("datasets"):
+            return None
+        value: str | None = getattr(registry.lookup(self.dataset, "datasets"), attribute, None)
+        return value
+
 
 def compares_methods(protocol: str) -> bool:
-    """Whether a protocol runs every method with one recipe: ``published`` and its variants run each paper's own."""
+    """Return True if a protocol runs every method with one recipe; ``published`` runs each paper's own."""
     return not protocol.rpartition("/")[2].startswith("published")
 
 
-def disturbed(rows: Sequence[MethodRow]) -> str | None:
-    """What a "!" in a table of rows stands for; None where every figure is valid."""
-    reasons = dict.fromkeys(
-        str(m["conditions"]["invalid"])
-        for row in rows
-        for run in row.runs
-        for m in run.record["cost"]
-        if "invalid" in m["conditions"]
-    )
-    return f"! not valid, and counted for nothing: {'; '.join(reasons)}." if reasons else None
-
-
 def setting(rows: Sequence[MethodRow]) -> str:
-    """What time and memory of rows were measured on and with: devices, then videos a call and precision."""
-    runs = [run.record for row in rows for run in row.runs]
-    found = [record["environment"]["device"] for record in runs]
-    for key, words in (("batch", "batch {}"), ("precision", "{}")):
-        found += [
-            words.format(m["conditions"][key])
-            for record in runs
-            for m in record["cost"]
-            if m["name"] == "throughput" and key in m["conditions"]
-        ]
-    return ", ".join(dict.fromkeys(found))
+    """Return the conditions of time and memory: devices, batch sizes and precisions."""
+    conditions = [m["conditions"] for row in rows for m in row.measurements if m["name"] == "throughput"]
+    words = [run.record["environment"]["device"] for row in rows for run in row.runs]
+    words += [f"batch {c['batch']}" for c in conditions if "batch" in c]
+    words += [c["precision"] for c in conditions if "precision" in c]
+    return ", ".join(dict.fromkeys(words))

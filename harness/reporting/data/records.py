@@ -1,4 +1,4 @@
-"""Records on disk as a report reads them: each with its file, those of one protocol hash apart from the rest."""
+"""Records on disk as a report reads them: each with its file, and those of one protocol hash selected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StoredRecord:
     Attributes:
         record: as read.
         path: the file.
-        label: what its row is called where the method's name does not tell it apart.
+        label: of its row, where the method's name is not unique.
     """
 
     record: Record
@@ -32,12 +32,12 @@ class StoredRecord:
 
     @property
     def scored(self) -> bool:
-        """Whether a checkpoint was scored: nothing was trained under the protocol, so no row compares with it."""
+        """True if a checkpoint was scored: nothing was trained under the protocol, so no row compares with it."""
         return "checkpoint" in self.record
 
     @property
     def name(self) -> str:
-        """Method and seed, for people; method and file of a scored checkpoint; with the backbone for cost alone."""
+        """The run for people: method and seed, scored checkpoint or, for cost alone, backbone."""
         method = self.record["method"]
         if self.scored:
             return f"{method['name']}, scored checkpoint {self.record['checkpoint']['file']}"
@@ -46,33 +46,33 @@ class StoredRecord:
         return f"{method['name']} on {method['options'].get('backbone', 'an unnamed backbone')}"
 
     def link_from(self, folder: Path) -> str | None:
-        """The file's path relative to ``folder``; None where only the file system's root is common to both."""
+        """Return the file's path relative to ``folder``; None where only the file system's root is common to both."""
         path, start = self.path.resolve(), folder.resolve()
         if Path(os.path.commonpath([path, start])) == Path(path.anchor):
             return None
         return Path(os.path.relpath(path, start)).as_posix()
 
     def ranks(self) -> Mapping[str, npt.NDArray[Any]] | None:
-        """Per-query ranks of both directions; None where the record keeps none."""
+        """Load the per-query ranks of both directions; None where the record keeps none."""
         if self.record["per_query_ranks_path"] is None:
             return None
         return RecordStore(self.path.parents[2]).load_ranks(self.record)
 
 
 def stored_records(store: RecordStore, protocol: str) -> list[StoredRecord]:
-    """Every record of a protocol, checked, in the order of file names; UsageError for a file that is no record."""
+    """Read and check a protocol's records, in the order of file names; UsageError for a file that is no record."""
     paths = sorted(store.folder(protocol).glob("*.json"))
     return [StoredRecord(record=read_record(path), path=path) for path in paths]
 
 
 def newest(stored: Iterable[StoredRecord]) -> StoredRecord:
-    """The record of the run that was started last."""
+    """Return the record of the run that was started last."""
     return max(stored, key=lambda s: (datetime.datetime.fromisoformat(s.record["started"]), s.path.name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """The records of one protocol hash, and the rest."""
+    """The completed and failed records of one protocol hash, and those of other hashes."""
 
     completed: tuple[StoredRecord, ...]
     failed: tuple[StoredRecord, ...]
@@ -80,21 +80,38 @@ class Selected:
 
 
 def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | None) -> Selected:
-    """Split the records by protocol hash and status; UsageError where no completed one is left."""
+    """Split the records by protocol hash and status.
+
+    Args:
+        stored: all records of the protocol.
+        protocol: its name.
+        protocol_hash: the hash to report; that of the latest completed run by default.
+
+    Raises:
+        UsageError: no completed record is left.
+    """
     completed = [s for s in stored if s.record["status"] == "completed" and s.record["metrics"]]
     if not completed:
-        failures = [s for s in stored if s.record["status"] == "failed"]
-        told = f"; {len(failures)} runs failed, see {failures[0].path.name}" if failures else ""
-        raise UsageError(f"no completed run of {protocol!r} is recorded{told}: make one with 'tvrbench run {protocol}'")
-    chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
-    kept = tuple(s for s in completed if s.record["protocol"]["hash"] == chosen)
-    if not kept:
-        known = sorted({s.record["protocol"]["hash"] for s in completed})
+        failed = [s.path.name for s in stored if s.record["status"] == "failed"]
+        seen = f"; {len(failed)} failed, see {failed[0]}" if failed else ""
         raise UsageError(
-            f"no completed run of {protocol!r} has protocol hash {chosen}: recorded are {', '.join(known)}"
+            f"{protocol}: no completed run is recorded{seen}; make one with 'tvrbench run {protocol}'",
+            code="report.no-run",
+            protocol=protocol,
+            failed=failed,
+        )
+    hashes = sorted({s.record["protocol"]["hash"] for s in completed})
+    chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
+    if chosen not in hashes:
+        raise UsageError(
+            f"{protocol}: no completed run has protocol hash {chosen}; recorded are {', '.join(hashes)}",
+            code="report.no-such-hash",
+            protocol=protocol,
+            protocol_hash=chosen,
+            recorded=hashes,
         )
     return Selected(
-        completed=kept,
+        completed=tuple(s for s in completed if s.record["protocol"]["hash"] == chosen),
         failed=tuple(s for s in stored if s.record["status"] == "failed" and s.record["protocol"]["hash"] == chosen),
         left_out=tuple(s for s in stored if s.record["protocol"]["hash"] != chosen),
     )

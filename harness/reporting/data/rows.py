@@ -1,4 +1,7 @@
-"""The runs of one method with one set of options (its seeds) as one row of a table."""
+"""The runs of one method with one set of options (its seeds) as one row of a table, and the R@1 that rows compare by.
+
+Rows are ordered, plotted and tested by R@1, text to video, with exact ties broken at random, in expectation.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
+Values = npt.NDArray[np.float64]
+
 CONFIDENCE = 0.95
+_RANK_PRECISION = 1e-3  # points: ranks are stored in float32
 # Metrics that are means over queries, so that seeds can be averaged query by query before queries are resampled.
 _PER_QUERY: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
     "R1": lambda ranks: 100.0 * (ranks <= 1),
@@ -29,14 +35,14 @@ _PER_QUERY: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A measurement, averaged over a row's runs.
+    """A measurement, averaged over runs.
 
     Attributes:
-        value: None where it was not made in every run.
+        value: None where a run lacks it.
         unit: of the value.
         lower_bound: the value is at least this.
-        reason: why there is none.
-        invalid: why it is not to be trusted, where some run was disturbed or its outputs strayed.
+        reason: why there is no value.
+        invalid: why the value is excluded, for example a disturbed run.
     """
 
     value: float | None
@@ -47,13 +53,25 @@ class Cost:
 
     @property
     def valid(self) -> float | None:
-        """The value, where there is one to be trusted."""
+        """The value unless it is excluded."""
         return None if self.invalid is not None else self.value
+
+    @classmethod
+    def mean(cls, measurements: Sequence[MeasurementDoc], runs: int = 1) -> Cost:
+        """Average the measurements that so many runs have."""
+        conditions, unit = [m["conditions"] for m in measurements], measurements[0]["unit"]
+        values = [m["value"] for m in measurements if m["value"] is not None]
+        if len(values) < runs:
+            reasons = [str(c["reason"]) for c in conditions if "reason" in c]
+            return cls(value=None, unit=unit, reason=reasons[0] if reasons else "not measured in every run")
+        invalid = next((str(c["invalid"]) for c in conditions if "invalid" in c), None)
+        bound = any(c.get("lower_bound") is True for c in conditions)
+        return cls(value=fmean(values), unit=unit, lower_bound=bound, invalid=invalid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """The runs of one method with the same options, weights, split and selection; one run a seed, in order of seed."""
+    """The runs of one method with the same options, weights, split and selection: one per seed, in order of seed."""
 
     label: str
     runs: tuple[StoredRecord, ...]
@@ -74,44 +92,49 @@ class MethodRow:
         return self.record["method"]["options"]
 
     @property
+    def measurements(self) -> list[MeasurementDoc]:
+        """Every measurement of every run."""
+        return [m for run in self.runs for m in run.record["cost"]]
+
+    @property
     def selection(self) -> str:
-        """Which checkpoint the metrics are of: ``last``, ``best-on-test`` or ``unknown``."""
+        """The checkpoint that the metrics are of: ``last``, ``best-on-test`` or ``unknown``."""
         return str(self.record["metrics"].get("selection", "last"))
 
     @property
     def encodes(self) -> bool:
-        """Whether an encoder runs: what does no multiply-adds beats nobody in time or memory."""
+        """True unless no encoder runs: a method without multiply-adds wins nothing in time or memory."""
         cost = self.cost("gmacs_video")
         return cost is None or cost.value != 0
 
     def values(self, *path: str) -> list[float] | None:
-        """A metric by its path in the record, e.g. ("t2v", "R1"), one a run; None unless every run has it."""
-        found = [_at(run.record["metrics"], path) for run in self.runs]
-        numbers = [value for value in found if value is not None]
-        return numbers if len(numbers) == len(found) else None
+        """Return a metric of each run by its path in the record, e.g. ("t2v", "R1"); None unless every run has it."""
+        values = [_at(run.record["metrics"], path) for run in self.runs]
+        numbers = [value for value in values if value is not None]
+        return numbers if len(numbers) == len(values) else None
 
     def metric(self, *path: str) -> float | None:
-        """The metric's mean over seeds."""
+        """Return the metric's mean over seeds."""
         values = self.values(*path)
         return None if values is None else mean_and_sd_over_seeds(values).mean
 
     def sd(self, *path: str) -> float | None:
-        """The metric's standard deviation over seeds; None for a single one."""
+        """Return the metric's standard deviation over seeds; None for a single one."""
         values = self.values(*path)
         return None if values is None else mean_and_sd_over_seeds(values).sd
 
     def interval(self, direction: str, metric: str) -> tuple[float, float] | None:
-        """95 % bootstrap interval over queries: one run's as recorded; of several seeds' mean, from their ranks.
+        """Return the 95 % bootstrap interval over queries: recorded, or of several seeds' mean from their ranks.
 
-        None where neither is there, and for the median rank of several seeds, which is no mean over queries.
+        None where neither exists, and for the median rank of several seeds, which is no mean over queries.
 
         Raises:
             UsageError: a record's file of ranks is missing or broken.
         """
         if len(self.runs) == 1:
             intervals = self.record["metrics"].get("intervals", {})
-            found = intervals.get(direction, {}).get(metric) if intervals.get("confidence") == CONFIDENCE else None
-            return None if found is None else (found[0], found[1])
+            ends = intervals.get(direction, {}).get(metric) if intervals.get("confidence") == CONFIDENCE else None
+            return None if ends is None else (ends[0], ends[1])
         if metric not in _PER_QUERY:
             return None
         ranks = [run.ranks() for run in self.runs]
@@ -122,34 +145,28 @@ class MethodRow:
         return interval.low, interval.high
 
     def cost(self, name: str, what: str = "inference") -> Cost | None:
-        """A measurement by name; None where no run mentions it.
+        """Return a measurement by name, averaged over the runs; None where no run mentions it.
 
         Args:
             name: as in the records.
-            what: ``inference`` or ``training``; a measurement that does not say counts as either.
+            what: the scenario; a measurement that names none counts for any.
         """
-        found = [_measurement(run.record["cost"], name, what) for run in self.runs]
-        there = [measurement for measurement in found if measurement is not None]
-        if not there:
-            return None
-        unit = there[0]["unit"]
-        values = [m["value"] for m in there if m["value"] is not None]
-        if len(values) < len(found):
-            reasons = [str(m["conditions"]["reason"]) for m in there if m["value"] is None]
-            return Cost(value=None, unit=unit, reason=reasons[0] if reasons else "not measured in every run")
-        bound = any(m["conditions"].get("lower_bound") is True for m in there)
-        invalid = next((str(m["conditions"]["invalid"]) for m in there if "invalid" in m["conditions"]), None)
-        return Cost(value=fmean(values), unit=unit, lower_bound=bound, invalid=invalid)
+        per_run = [
+            [m for m in run.record["cost"] if m["name"] == name and m["conditions"].get("what", what) == what]
+            for run in self.runs
+        ]
+        first = [measurements[0] for measurements in per_run if measurements]
+        return Cost.mean(first, len(self.runs)) if first else None
 
 
 def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) -> list[MethodRow]:
-    """Completed runs as rows, in order of method name.
+    """Group completed runs into rows, in order of method name.
 
-    A method that stands in several rows is labeled with the options that tell them apart.
+    The label of a method with several rows names the options that differ.
 
     Args:
         stored: the records.
-        apart: options that the table shows in columns of their own, so that labels need not.
+        apart: options that the table shows in columns of their own; labels leave them out.
     """
     groups: dict[str, list[StoredRecord]] = {}
     for run in stored:
@@ -162,34 +179,100 @@ def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) 
 
 
 def with_unique_labels(stored: Sequence[StoredRecord]) -> tuple[StoredRecord, ...]:
-    """The same runs, each named as its row is."""
+    """Return the same runs, each labeled as its row."""
     labels = {run.path: row.label for row in method_rows([s for s in stored if not s.scored]) for run in row.runs}
     return tuple(replace(run, label=labels.get(run.path)) for run in stored)
 
 
+def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
+    """Sort rows from the lowest expected R@1 to the highest, as papers print them."""
+    return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
+
+
+def expected_recall(row: MethodRow) -> float | None:
+    """Return R@1 with ties broken at random, in expectation; the plain R@1 where the record does not hold it."""
+    expected = row.metric("ties_shared", "t2v", "R1")
+    return row.metric("t2v", "R1") if expected is None else expected
+
+
+def ties_matter(rows: Sequence[MethodRow]) -> bool:
+    """Return True if exact ties change the R@1 of any row."""
+    return any(expected_recall(row) != row.metric("t2v", "R1") for row in rows)
+
+
+def expected_interval(row: MethodRow) -> tuple[float, float] | None:
+    """Return the recorded 95 % interval of the expected R@1; of several seeds only where no tie matters."""
+    if not ties_matter([row]):
+        return row.interval("t2v", "R1")
+    ends = row.record["metrics"]["ties_shared"]["t2v"]["R1_interval"] if len(row.runs) == 1 else None
+    return None if ends is None else (ends[0], ends[1])
+
+
+def run_credits(run: StoredRecord) -> Values | None:
+    """Return each query's share of the expected R@1, in percent [Q]; None where the run's ranks cannot give it.
+
+    Rank 1 earns 100. Rank 1.5 can only be a tie of two at the top, which earns 50. A higher rank earns nothing unless
+    three or more tie at the top; then the mean differs from the recorded one, and the ranks cannot give the shares.
+
+    Raises:
+        UsageError: the record's file of ranks is missing or broken.
+    """
+    ranks = run.ranks()
+    if ranks is None:
+        return None
+    t2v = np.asarray(ranks["t2v"], dtype=np.float64)
+    recorded = run.record["metrics"].get("ties_shared", {}).get("t2v", {}).get("R1")
+    if recorded is None:
+        return np.where(t2v <= 1, 100.0, 0.0)
+    earned = np.select([t2v <= 1, t2v == 1.5], [100.0, 50.0], 0.0)
+    return earned if abs(float(earned.mean()) - recorded) <= _RANK_PRECISION else None
+
+
+def seed_credits(row: MethodRow) -> Values | None:
+    """Return ``run_credits`` of every seed [S, Q]; None where one has none or seeds were tested on other queries."""
+    per_seed = [run_credits(run) for run in row.runs]
+    usable = [values for values in per_seed if values is not None]
+    return np.stack(usable) if len(usable) == len(per_seed) and len({len(v) for v in usable}) == 1 else None
+
+
+def row_credits(row: MethodRow) -> Values | None:
+    """Return ``run_credits`` averaged over seeds, query by query [Q]."""
+    seeds_SQ = seed_credits(row)
+    return None if seeds_SQ is None else seeds_SQ.mean(axis=0)
+
+
+def why_not_paired(a: MethodRow, b: MethodRow) -> str | None:
+    """Return the reason why the queries of two rows cannot be paired; None where they can."""
+    one, other = a.record["data"]["split_fingerprint"], b.record["data"]["split_fingerprint"]
+    if one is None or one != other:
+        return "not tested on the same queries"
+    values = [row_credits(row) for row in (a, b)]
+    for row, credits in zip((a, b), values, strict=True):
+        if credits is None:
+            return f"the records of {row.label} hold no usable ranks of single queries"
+    return None if len({len(v) for v in values if v is not None}) == 1 else "not tested on the same queries"
+
+
 def _identity(record: Record) -> dict[str, Any]:
-    """What makes two runs two rows; what stands under "" goes into every label."""
-    scored = record.get("checkpoint")
+    """Return what makes two runs two rows; the value under "" goes into every label."""
+    checkpoint = record.get("checkpoint")
     return {
-        "": record["method"]["name"] + (f", scored checkpoint {scored['file']}" if scored else ""),
+        "": record["method"]["name"] + (f", scored checkpoint {checkpoint['file']}" if checkpoint else ""),
         **record["method"]["options"],
         "tuning": record["tuning"],
         "selection": record["metrics"].get("selection", "last"),
-        "weights": (scored["sha256"] if scored else record["weights_sha256"] or "")[:8],
+        "weights": (checkpoint["sha256"] if checkpoint else record["weights_sha256"] or "")[:8],
         "split": (record["data"]["split_fingerprint"] or "")[:8],
     }
 
 
 def _labels(identities: Sequence[Mapping[str, Any]], apart: tuple[str, ...]) -> list[str]:
-    def rivals(identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        return [other for other in identities if all(other.get(key) == identity.get(key) for key in ("", *apart))]
-
     labels = []
     for identity in identities:
-        others = rivals(identity)
+        others = [o for o in identities if all(o.get(key) == identity.get(key) for key in ("", *apart))]
         differing = [key for key in identity if any(other.get(key) != identity[key] for other in others)]
-        told = ", ".join(f"{key}={_short(identity[key])}" for key in differing)
-        labels.append(f"{identity['']} ({told})" if told else str(identity[""]))
+        options = ", ".join(f"{key}={_short(identity[key])}" for key in differing)
+        labels.append(f"{identity['']} ({options})" if options else str(identity[""]))
     return labels
 
 
@@ -202,7 +285,3 @@ def _at(metrics: Mapping[str, Any], path: Sequence[str]) -> float | None:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return None if value is None else float(value)
-
-
-def _measurement(cost: Sequence[MeasurementDoc], name: str, what: str) -> MeasurementDoc | None:
-    return next((m for m in cost if m["name"] == name and m["conditions"].get("what", what) == what), None)

@@ -9,11 +9,16 @@ import numpy as np
 
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
-from tvrbench.harness.reporting.data.queries import row_credits
-from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, shared_interval, ties_matter
-from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.catalogue import DIRECTIONS, recorded, retrieval
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    by_recall,
+    expected_interval,
+    expected_recall,
+    row_credits,
+    ties_matter,
+)
 from tvrbench.harness.reporting.figures.points import Better, Point, Span
-from tvrbench.harness.reporting.tables.columns import ARROWS, LOW_IS_GOOD, MEMORY_UNITS, METRICS
 
 _SAMPLES = 4  # fewer have no quartiles to speak of
 
@@ -104,27 +109,17 @@ class AccuracyAxis:
 def cost_axes(rows: Sequence[MethodRow]) -> list[CostAxis]:
     """The costs that at least one row has a number of: known ones first, then each kind of memory and latency."""
     known = [CostAxis(name=n, what=w, label=label, better=b, scale=s) for n, w, label, b, s in _KNOWN]
-    memory = {
-        (m["name"], str(m["conditions"].get("what", "inference")), m["unit"]): None
-        for row in rows
-        for run in row.runs
-        for m in run.record["cost"]
-        if m["unit"] in MEMORY_UNITS or m["name"].startswith("latency")
-    }
-    found = [
-        CostAxis(name=n, what=w, label=f"{n.replace('_', ' ')}, {w} ({unit})", better="min") for n, w, unit in memory
-    ]
+    measurements = [m for row in rows for m in row.measurements]
+    kinds = [*recorded(measurements, "memory"), *recorded(measurements, "latency")]
+    found = [CostAxis(name=m.name, what=m.what, label=m.label, better="min") for m in kinds]
     return [axis for axis in (*known, *found) if any(axis.value(row) for row in rows)]
 
 
 def accuracy_axes(rows: Sequence[MethodRow]) -> list[AccuracyAxis]:
     """The metrics that at least one row has; R@1 with ties shared leads where ties matter."""
     axes = [AccuracyAxis(path=("t2v", "R1"), label="t→v R@1, ties shared (%)", shared=True)] * ties_matter(rows)
-    for direction, arrow in ARROWS.items():
-        for metric, name in METRICS.items():
-            low = metric in LOW_IS_GOOD
-            label = f"{arrow} {name}{'' if low else ' (%)'}"
-            axes.append(AccuracyAxis(path=(direction, metric), label=label, better="min" if low else "max"))
+    for direction in DIRECTIONS:
+        axes += [AccuracyAxis(path=m.path, label=m.label, better=m.better or "max") for m in retrieval(direction)]
     subsets = dict.fromkeys(name for row in rows for name in row.record["metrics"].get("subsets", {}))
     axes += [AccuracyAxis(path=("subsets", s, "t2v", "R1"), label=f"{s}: t→v R@1 (%)") for s in subsets]
     axes.append(AccuracyAxis(path=("pair_accuracy",), label="right order picked (%, chance 50)"))
@@ -144,7 +139,7 @@ def styles(rows: Sequence[MethodRow]) -> Mapping[str, int]:
 
 def recall_interval(row: MethodRow) -> Span | None:
     """95 % interval of R@1 with ties shared: as recorded, or of several seeds from what each query earned them."""
-    recorded = shared_interval(row)
+    recorded = expected_interval(row)
     values = None if recorded is not None else row_credits(row)
     if values is None:
         return recorded

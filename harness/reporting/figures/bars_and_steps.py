@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.figures.points import Span
 from tvrbench.harness.reporting.figures.style import (
     COLORS,
@@ -24,7 +25,6 @@ from tvrbench.harness.reporting.figures.style import (
     png,
 )
 from tvrbench.harness.reporting.tables.markdown import brief
-from tvrbench.harness.reporting.tables.table import significant
 
 _ROW = 0.34  # inches a method
 _HEAD = 1.75  # inches for heading, axis and legend

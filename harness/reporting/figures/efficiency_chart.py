@@ -10,11 +10,11 @@ import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.catalogue import metric, recorded
 from tvrbench.harness.reporting.data.bench_rows import figure, rounds_interval, shared_batch, value_of
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.points import Better
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
-from tvrbench.harness.reporting.tables.columns import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.tables.markdown import one_line
 
 _QUARTILES = (25, 75)
@@ -144,18 +144,12 @@ def _methods(group: Group, measures: Sequence[Measure]) -> list[dict[str, Any]]:
 
 def _measures(rows: Sequence[MethodRow]) -> list[Measure]:
     """Every axis that can be asked for: counted, timed, and each kind of memory by its meter."""
-    memory = {
-        (m["name"], str(m["conditions"].get("what", "inference")), m["unit"]): None
-        for row in rows
-        for run in row.runs
-        for m in run.record["cost"]
-        if m["unit"] in MEMORY_UNITS
-    }
+    memory = recorded((m for row in rows for m in row.measurements), "memory")
     batch = shared_batch(rows, "throughput", "inference")
     ratios = [m for row in rows if (m := figure(row, "speedup")) is not None and value_of(m)]
     against = " or ".join(dict.fromkeys(str(m["conditions"].get("against")) for m in ratios))
     return [
-        Measure(name="gmacs_video", label=GMACS_HEADER),
+        Measure(name="gmacs_video", label=metric("gmacs_video").label),
         Measure(
             name="throughput",
             what="inference",
@@ -165,10 +159,7 @@ def _measures(rows: Sequence[MethodRow]) -> list[Measure]:
             batched=True,
         ),
         Measure(name="speedup", what="comparison", label=f"speed-up over {against} (x)", better="max", batched=True),
-        *(
-            Measure(name=name, what=what, label=f"{name.replace('_', ' ')}, {what} ({unit})", batched=True)
-            for name, what, unit in memory
-        ),
+        *(Measure(name=m.name, what=m.what, label=m.label, batched=True) for m in memory),
         Measure(name="output_tokens", label="tokens that leave the video encoder"),
         Measure(name="params_trainable", label="trainable parameters (M)", scale=1e-6),
         Measure(name="latency_median", what="inference", label="latency of one video, median (ms)"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.tables.html import data_uri, html_templates, source_hash
+from tvrbench.harness.reporting.pages.html import data_uri, html_templates, source_hash
 
 GALLERY = "gallery.html"
 _TOP = 5

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvrbench.harness.reporting.data.recall import expected_recall
-from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.data.rows import MethodRow, expected_recall
 from tvrbench.harness.reporting.figures.axes import plotted, recall_interval, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import Curve, Spread, Stages
 

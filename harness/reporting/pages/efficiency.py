@@ -1,73 +1,44 @@
-"""``reports/efficiency``: what methods cost on each device, from the records of ``tvrbench bench`` alone."""
+"""``reports/efficiency``: the cost of methods on each device, from the records of ``tvrbench bench`` alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.efficiency_rival import at_equal_time, equal_time_table
-from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbone, benches
+from tvrbench.harness.reporting.analysis.efficiency_rival import at_equal_time
+from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, benches
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import StoredRecord, stored_records
+from tvrbench.harness.reporting.data.records import stored_records
+from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
-from tvrbench.harness.reporting.pages.html_page import PAGE, rendered
+from tvrbench.harness.reporting.pages.layout import Block, Report, Section, Text, bullets, provenance, write
 from tvrbench.harness.reporting.papers.claim_verdicts import Papers, judge
 from tvrbench.harness.reporting.papers.claims import load_claims, load_variants, table_claims
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
-from tvrbench.harness.reporting.tables.claims import claims_table
-from tvrbench.harness.reporting.tables.efficiency import TableWithFootnotes, cost_table, further_table
-from tvrbench.harness.reporting.tables.efficiency_targets import targets_table
-from tvrbench.harness.reporting.tables.latex import document, fragment
-from tvrbench.harness.reporting.tables.markdown import Markdown, escaped, link, listed, templates
-from tvrbench.harness.reporting.tables.provenance import origins, provenance_table
-from tvrbench.harness.reporting.tables.table import Table
+from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
+from tvrbench.harness.reporting.tables.markdown import Code
+from tvrbench.harness.reporting.tables.provenance import provenance_table
+from tvrbench.harness.reporting.tables.published import claims_table
 
-LATEX = "tables.tex"
-_PICTURE_CAPTION = (
-    "Left: a method below the dashed line does fewer multiply-adds than plain frames do in the same time. Right: the "
-    "gray bar is the number of plain frames that its multiply-adds pay for, the colored mark the number that its "
-    'measured time pays for; the gap is what the machine does not give back. The dotted line is all frames; "more" and '
-    '"fewer" say that a time lies beyond the line that was measured.'
+_NO_GPU = (
+    "No GPU in these records.",
+    "Times below are a CPU's: ratios may be set beside a paper's, times may not. What needs a GPU is marked as not "
+    "measured, with the command that measures it.",
 )
-# What a report may hold; files of an earlier one that this one lacks are removed.
-_PATTERNS = tuple(
-    f"{stem}.{kind}"
-    for stem in ("cost-*", "training-*", "equal-time-*", "claims", "claims-centerclip-tables", "targets", "provenance")
-    for kind in ("md", "csv", "tex", "png")
+_LEAD = (
+    "Measured with random weights on synthetic videos, so without accuracy: for that see the reports of the protocols. "
+    "“!” marks an invalid measurement (a disturbed run, or outputs that differ from the reference): it is shown, with "
+    "the reason in a footnote, and excluded from every best and every claim. A dash has the number of the footnote "
+    "with its reason.",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One backbone of one bench; ``frames`` are those of each point of the line of fewer frames, by label."""
-
-    backbone: str
-    cost: TableWithFootnotes
-    further: TableWithFootnotes | None
-    equal: Table | None
-    picture: str | None
-    png: bytes
-    frames: Mapping[str, float]
-
-    @property
-    def tables(self) -> list[Table]:
-        """As they go into files, notes included."""
-        noted = [part.with_notes for part in (self.cost, self.further) if part is not None]
-        return [*noted, *([] if self.equal is None else [self.equal])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One bench, backbone by backbone."""
-
-    bench: Bench
-    parts: tuple[Part, ...]
+_FIGURE_CAPTION = (
+    "Left: a method below the dashed line does fewer multiply-adds than dense frames do in the same time. Right: the "
+    "gray bar is the number of dense frames that its multiply-adds pay for, the colored mark the number that its "
+    'measured time pays for; the gap is lost on this machine. The dotted line is all frames; "more" and "fewer" mark '
+    "times beyond the measured line."
+)
 
 
 def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
@@ -76,122 +47,72 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
     """
-    found, left_out = benches(stored_records(store, NAME), load_variants())
-    scope = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
-    sections = [_section(bench, scope) for bench in found]
+    measured, left_out = benches(stored_records(store, NAME), load_variants())
+    context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
+    runs = [run for bench in measured for run in bench.runs]
+    groups: list[Group] = []
+    figures: list[Picture] = []
+    sections = [Section(title="Cost against cost", blocks=[], chart=True)]
+    for bench in measured:
+        about = ("Measured ", bench.dates, "; measurement settings ", Code(", ".join(bench.hashes)), ".")
+        sections.append(Section(title=bench.name, blocks=[Text(about)]))
+        for name in bench.backbones:
+            sections += _backbone(bench, name, context, groups, figures)
     papers = Papers(numbers=load_published(), configurations=load_configurations())
-    claims = claims_table(
-        judge(load_claims(), found, papers), "claims", "The papers' claims about cost, and what was measured", scope
-    )
-    printed = claims_table(
-        judge(table_claims(papers.numbers), found, papers),
-        "claims-centerclip-tables",
-        "CenterCLIP's milliseconds and gigabytes as shares of its own baseline",
-        scope,
-    )
-    targets = targets_table(found, scope)
-    provenance = provenance_table([run for bench in found for run in bench.runs], scope)
-    tables = [table for section in sections for part in section.parts for table in part.tables]
-    tables += [claims.with_notes, printed.with_notes, targets, provenance]
-    shared = {
-        "sections": sections,
-        "claims": claims,
-        "centerclip": printed,
-        "gpu": any(bench.on_gpu for bench in found),
-        "picture_caption": _PICTURE_CAPTION,
-        "report_command": command_line(["report", NAME]),
-    }
-    content = _content(sections, left_out, scope) | {
-        "targets": targets.to_markdown(),
-        "provenance": provenance.to_markdown(),
-    }
-    page = _page(sections, left_out, scope) | {"targets": targets, "provenance": provenance}
-    files = {
-        "README.md": templates().get_template("efficiency.md.j2").render(shared | content).encode(),
-        PAGE: rendered("efficiency.html.j2", **shared, **page).encode(),
-    }
-    for table in tables:
-        made = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": fragment(table)}
-        files |= {f"{table.name}.{kind}": text.encode() for kind, text in made.items()}
-    files[LATEX] = document(tables).encode()
-    files |= {part.picture: part.png for section in sections for part in section.parts if part.picture}
-    for name, data in files.items():
-        atomic_write(scope.folder / name, data)
-    for old in {path.name for pattern in _PATTERNS for path in scope.folder.glob(pattern)} - set(files):
-        (scope.folder / old).unlink(missing_ok=True)
-    return [scope.folder / name for name in files]
-
-
-def _section(bench: Bench, scope: ReportContext) -> Section:
-    return Section(bench=bench, parts=tuple(_part(bench, name, scope) for name in bench.backbones))
-
-
-def _part(bench: Bench, name: str, scope: ReportContext) -> Part:
-    cost = cost_table(bench, name, scope)
-    stem = cost.table.name.replace("cost-", "equal-time-", 1)
-    equal = at_equal_time(bench.on(name), bench.frames)
-    drawn = equal is not None and any(entry.timed is not None for entry in equal.entries)
-    title = f"Cost at equal measured time, {backbone(bench.on(name)[0])}, {bench.name}"
-    return Part(
-        backbone=name,
-        cost=cost,
-        further=further_table(bench, name, scope),
-        equal=None if equal is None else equal_time_table(equal, bench, stem, scope),
-        picture=f"{stem}.png" if drawn else None,
-        png=equal_time_picture(equal, title) if equal is not None and drawn else b"",
-        frames={} if equal is None else {timed.row.label: timed.frames for timed in equal.line},
-    )
-
-
-def _content(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: ReportContext) -> dict[str, Any]:
-    """What ``README.md`` alone prints; strings that are not Markdown are escaped there."""
-
-    def named(run: StoredRecord) -> Markdown:
-        target = run.link_from(scope.folder)
-        return escaped(run.name) if target is None else link(run.name, target)
-
-    runs = [run for section in sections for run in section.bench.runs]
-    return {
-        "noted": lambda noted: noted.table.to_markdown(),
-        "files": _files,
-        "commands": [
-            {"line": origin.value, "links": listed([named(run) for run in origin.runs])}
-            for origin in origins(runs, lambda record: record["command"])
-        ],
-        "left_out": [{"link": named(run), "hash": run.record["protocol"]["hash"]} for run in left_out],
-    }
-
-
-def _page(sections: Sequence[Section], left_out: Sequence[StoredRecord], scope: ReportContext) -> dict[str, Any]:
-    """What ``page.html`` alone shows; everything is escaped there."""
-
-    def named(run: StoredRecord) -> tuple[str, str | None]:
-        return run.name, run.link_from(scope.folder)
-
-    groups = [
-        Group(
-            name=f"{part.backbone}, {section.bench.name}",
-            table=part.cost.table.name,
-            rows=section.bench.on(part.backbone),
-            frames=part.frames,
+    claims = [
+        claims_table(judge(stated, measured, papers), name, title, context)
+        for stated, name, title in (
+            (load_claims(), "claims", "The papers' claims about cost, and what was measured"),
+            (
+                table_claims(papers.numbers),
+                "claims-tables",
+                "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline",
+            ),
         )
-        for section in sections
-        for part in section.parts
     ]
-    runs = [run for section in sections for run in section.bench.runs]
-    return {
-        "title": "What methods cost",
-        "notice": None,
-        "chart": efficiency_chart(groups),
-        "pinned": {},
-        "row_ids": {group.table: group.ids for group in groups},
-        "commands": [
-            (origin.value, [named(run) for run in origin.runs])
-            for origin in origins(runs, lambda record: record["command"])
-        ],
-        "left_out": [(named(run), run.record["protocol"]["hash"]) for run in left_out],
-    }
+    sections.append(Section(title="The papers' claims", blocks=claims))
+    sections += provenance(provenance_table(runs, context), runs, context, ["report", NAME])
+    sections += bullets(
+        "Records left out",
+        [(context.link(run), ": measurement settings ", Code(run.record["protocol"]["hash"])) for run in left_out],
+        "Measured on the same device with other settings, or not completed; no table mixes them with these:",
+    )
+    report = Report(
+        title="Cost of methods",
+        lead=_LEAD,
+        warnings=[] if any(bench.on_gpu for bench in measured) else [_NO_GPU],
+        sections=sections,
+        figures=figures,
+        chart=efficiency_chart(groups),
+        costs_only=True,
+    )
+    return write(report, context.folder)
 
 
-def _files(name: str) -> Markdown:
-    return Markdown(f"This table alone: [Markdown]({name}.md), [CSV]({name}.csv), [LaTeX]({name}.tex).")
+def _backbone(
+    bench: Bench, name: str, context: ReportContext, groups: list[Group], figures: list[Picture]
+) -> list[Section]:
+    """Return the sections of one backbone; add its group of the chart and its figure."""
+    rows = bench.on(name)
+    cost, further = cost_table(bench, name, context), further_table(bench, name, context)
+    stem = cost.name.replace("cost-", "equal-time-", 1)
+    equal = at_equal_time(rows, bench.frames)
+    frames = {} if equal is None else {timed.row.label: timed.frames for timed in equal.line}
+    groups.append(Group(name=f"{name}, {bench.name}", table=cost.name, rows=rows, frames=frames))
+    compared: list[Block] = [Text(("Not compared: fewer than two points of ", Code(RIVAL), " were timed."))]
+    if equal is not None:
+        compared = [equal_time_table(equal, bench, stem, context)]
+        if any(entry.timed is not None for entry in equal.entries):
+            figure = Picture(
+                file=f"{stem}.png",
+                data=equal_time_picture(equal, f"Cost at equal measured time, {name}, {bench.name}"),
+                alternative=f"Time per video against its multiply-adds, and both in dense frames, on {name}",
+                caption=_FIGURE_CAPTION,
+                kind="equal-time",
+            )
+            figures.append(figure)
+            compared.insert(0, figure)
+    return [
+        Section(title=name, level=3, blocks=[cost, *([further] if further else [])]),
+        Section(title=f"{name} against fewer frames at equal measured time", level=4, blocks=compared),
+    ]

@@ -1,4 +1,4 @@
-"""A protocol's report: ``README.md``, its tables as Markdown, CSV and LaTeX, its picture; same records, same bytes."""
+"""The report of a protocol, from its records alone."""
 
 from __future__ import annotations
 
@@ -7,63 +7,49 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
-from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, pair_table
+from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.recall import by_recall
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
-from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, with_unique_labels
-from tvrbench.harness.reporting.figures.all_figures import PICTURES, Picture, pictures
+from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
+from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, pictures
+from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.series import STAGES
+from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
-from tvrbench.harness.reporting.pages.html_page import PAGE, html_page
+from tvrbench.harness.reporting.pages.layout import (
+    Block,
+    Bullets,
+    Report,
+    Section,
+    Text,
+    bullets,
+    provenance,
+    write,
+)
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import compare
-from tvrbench.harness.reporting.tables.eval_checkpoints import scored_table
-from tvrbench.harness.reporting.tables.latex import document, fragment
-from tvrbench.harness.reporting.tables.markdown import Markdown, escaped, link, listed, templates
-from tvrbench.harness.reporting.tables.provenance import (
-    not_measured,
-    origins,
-    provenance_table,
-    skipped_videos,
-    warnings,
-)
+from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
+from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, skipped_videos, warnings
 from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
-from tvrbench.harness.reporting.tables.results import main_table, subset_table
+from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
 from tvrbench.harness.reporting.tables.table import Table
-from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, selection_table, spread_table
+from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, pair_table, selection_table, spread_table
 
 PAPER_SCALE = "paper-scale"
 BENCHED = "efficiency"
-_TABLES = (
-    "main",
-    "scored",
-    "equal-time",
-    "pairs",
-    "spread",
-    "selection",
-    "subsets",
-    "verdicts",
-    "not-comparable",
-    "paper-scale",
-    "provenance",
-)
-_KINDS = ("md", "csv", "tex")
-LATEX = "tables.tex"
 BESIDE = (TOKENS, GALLERY)
-"""What ``tvrbench picture`` makes beside a report, which tells of it where it is there."""
+"""Files that ``tvrbench visualize`` writes beside a report; the report shows those that exist."""
 
 
 def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_hash: str | None = None) -> list[Path]:
     """Write a protocol's report from its records, and return its files, ``README.md`` first.
 
     Args:
-        protocol: its name as it stands in the records; the report's folder is ``reports/<protocol>``.
+        protocol: its name in the records; the report's folder is ``reports/<protocol>``.
         store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
         reports: the folder of all reports.
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
@@ -75,34 +61,86 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     selected = replace(selected, completed=with_unique_labels(selected.completed))
     folder = reports.joinpath(*protocol.split("/"))
     dataset = selected.completed[0].record["data"]["dataset"]
-    scope = ReportContext(protocol=protocol, dataset=dataset, folder=folder)
+    context = ReportContext(protocol=protocol, dataset=dataset, folder=folder)
     rows = method_rows([run for run in selected.completed if not run.scored])
     full_size, outdated = _full_size(store)
-    left_out = [*selected.left_out, *outdated]
-    tables, elsewhere = _tables(rows, full_size, selected, scope)
-    drawn = pictures(rows, scope, _benched(store))
-    content = _content(rows, full_size, tables, elsewhere, selected, left_out, scope, drawn)
-    files: dict[str, bytes] = {"README.md": templates().get_template("README.md.j2").render(content).encode()}
-    files |= {picture.file: picture.data for picture in drawn}
-    missing = content["missing_points"]
-    page = html_page(
-        rows, full_size, tables, selected, left_out, drawn, scope, missing=missing, beside=content["beside"]
+    figures = pictures(rows, context, _benched(store))
+    sections = [
+        *_results(rows, selected, figures, context),
+        *_published(rows, full_size, context),
+        *_origins(rows, full_size, selected, outdated, context),
+    ]
+    lead = (
+        "It shows that the whole job works: real video files, training, evaluation, cost. "
+        f"For {context.stands_for} itself run ",
+        Code(f"nox -s reproduce-{context.stands_for} -- --data DIR"),
+        ".",
     )
-    files[PAGE] = page.encode()
-    for table in tables.values():
-        made = (table.to_markdown(), table.to_csv(), fragment(table))
-        files |= {f"{table.name}.{kind}": text.encode() for kind, text in zip(_KINDS, made, strict=True)}
-    files[LATEX] = document(tables.values()).encode()
-    for name, data in files.items():
-        atomic_write(folder / name, data)
-    known = {f"{table}.{kind}" for table in _TABLES for kind in _KINDS}
-    for old in {*known, *(path.name for pattern in PICTURES for path in folder.glob(pattern))} - set(files):
-        (folder / old).unlink(missing_ok=True)  # of an earlier report
-    return [folder / name for name in files]
+    report = Report(
+        title=context.title,
+        notice=context.notice,
+        lead=lead if context.standin else (),
+        warnings=[("Note.", text) for text in warnings(selected.completed, context)],
+        sections=sections,
+        figures=figures,
+        chart=chart_data(rows, context),
+    )
+    return write(report, folder)
+
+
+def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
+    """Return what the interactive chart draws; None where there is nothing to draw.
+
+    For each axis a method has [value, low, high, lower bound]; low and high are null where they are not known.
+    """
+    shown = plotted(rows)
+    costs, accuracies = cost_axes(shown), accuracy_axes(shown)
+    if not shown or not costs or not accuracies:
+        return None
+    style, order = styles(shown), [row.label for row in by_recall(rows)]
+    levels = {f"{d}_{n}": v for d, ls in zip(("t2v", "v2t"), chance_levels(rows), strict=True) for n, v in ls.items()}
+    methods = [
+        {
+            "label": one_line(row.label),
+            "row": f"row-main-{order.index(row.label)}",
+            "style": style[row.label],
+            "line": line_of(row),
+            "keep": row.options.get("keep") if line_of(row) else None,
+            "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
+            "costs": {
+                a.key: [a.value(row), *(a.spread(row) or (None, None)), a.lower_bound(row)]
+                for a in costs
+                if a.value(row) is not None
+            },
+            "accuracies": {
+                a.key: [a.value(row), *(a.interval(row) or (None, None)), False]
+                for a in accuracies
+                if a.value(row) is not None
+            },
+        }
+        for row in shown
+    ]
+    return {
+        "protocol": context.protocol,
+        "notice": context.notice or "",
+        "frontier": context.compares,
+        "colors": COLORS,
+        "markers": MARKERS,
+        "chance": levels | ({"t2v_R1_shared": levels["t2v_R1"]} if "t2v_R1" in levels else {}),
+        "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],
+        "accuracies": [{"key": a.key, "label": a.label, "better": a.better} for a in accuracies],
+        "words": {
+            "interval": "95 % interval",
+            "bars": "Upright bars: 95 % intervals over queries; level bars: quartiles of the samples, or the seeds.",
+            "warning": None if context.compares else RECIPES_NOTICE,
+            "cost": costs[0].key,
+        },
+        "groups": [{"name": context.protocol, "methods": methods}],
+    }
 
 
 def _full_size(store: RecordStore) -> tuple[list[MethodRow], list[StoredRecord]]:
-    """The costs at paper scale, of the latest run's protocol hash, and the records of other hashes."""
+    """Return the costs at paper scale, of the latest run's protocol hash, and the records of other hashes."""
     completed = [s for s in stored_records(store, PAPER_SCALE) if s.record["status"] == "completed"]
     if not completed:
         return [], []
@@ -112,7 +150,7 @@ def _full_size(store: RecordStore) -> tuple[list[MethodRow], list[StoredRecord]]
 
 
 def _benched(store: RecordStore) -> list[MethodRow]:
-    """What ``tvrbench bench`` measured last with the stages of a video's time in it."""
+    """Return what ``tvrbench bench`` measured last with the stages of a video's time."""
     runs = [s for s in stored_records(store, BENCHED) if s.record["status"] == "completed"]
     staged = [s for s in runs if any(m["name"] in STAGES for m in s.record["cost"])]
     if not staged:
@@ -121,88 +159,102 @@ def _benched(store: RecordStore) -> list[MethodRow]:
     return method_rows([s for s in staged if s.record["protocol"]["hash"] == current])
 
 
-def _tables(
-    rows: Sequence[MethodRow], full_size: Sequence[MethodRow], selected: Selected, scope: ReportContext
-) -> tuple[dict[str, Table], list[str]]:
-    """The tables by name, and the methods that have published numbers and no run here."""
-    numbers, configurations = load_published(), load_configurations()
-    comparisons = compare(numbers, configurations, rows, full_size, scope)
-    pairs = compared_pairs(rows, scope)
-    made = [
-        main_table(rows, pairs, scope) if rows else None,
-        scored_table([run for run in selected.completed if run.scored], scope),
-        equal_time_table(against_fewer_frames(by_recall(rows), scope), scope),
-        pair_table(pairs, scope),
-        spread_table(rows, scope),
-        selection_table(rows, scope),
-        subset_table(rows, scope),
-        verdict_table(comparisons, scope),
-        apart_table(comparisons, scope),
-        paper_scale_table(full_size, comparisons, numbers, configurations, scope) if full_size else None,
-        provenance_table(selected.completed, scope),
+def _results(
+    rows: Sequence[MethodRow], selected: Selected, figures: Sequence[Picture], context: ReportContext
+) -> list[Section]:
+    pairs = compared_pairs(rows, context)
+    nothing = Text(("Nothing was trained under this protocol yet.",))
+    scored = scored_table([run for run in selected.completed if run.scored], context)
+    first = [figure for figure in figures if figure.kind == "pareto"][:1]
+    print_links = [Text(("For print: ", *((f.file, f.file) for f in first), "."))] if first else []
+    others = [replace(f, data=b"") if f.kind == "pareto" else f for f in figures if f not in first]
+    equal = equal_time_table(against_fewer_frames(by_recall(rows), context), context)
+    commands = missing_points(rows, context)
+    equal_time: list[Block] = []
+    if equal is not None or commands:
+        equal_time = [equal or Text(("No method is compared with fewer frames at its own speed: no run is recorded.",))]
+    if commands:
+        equal_time.append(Text(("These commands make the points of the line of fewer frames that are not recorded:",)))
+        equal_time.append(Bullets([(Code(line),) for line in commands]))
+    return [
+        Section(title="Accuracy against cost", blocks=[*first, *print_links], chart=True),
+        Section(title="Results", blocks=[main_table(rows, pairs, context) if rows else nothing]),
+        Section(title="Scored checkpoints", blocks=[scored] if scored else []),
+        Section(title="Pictures", blocks=[*_visualized(context), *others]),
+        Section(title="Accuracy at equal measured time", blocks=equal_time),
+        Section(
+            title="Significance of the differences",
+            blocks=_there(pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context)),
+        ),
+        Section(title="Order in time", blocks=_there(subset_table(rows, context))),
     ]
+
+
+def _visualized(context: ReportContext) -> list[Block]:
+    """Return what ``tvrbench visualize`` left beside the report."""
+    commands = {
+        name: Code(command_line(["visualize", kind, context.protocol]))
+        for name, kind in ((TOKENS, "tokens"), (GALLERY, "gallery"))
+        if (context.folder / name).is_file()
+    }
+    blocks: list[Block] = []
+    if TOKENS in commands:
+        title = "Patches of a clip that share a token, method by method"
+        blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
+        blocks.append(Text((f"{title} (", commands[TOKENS], "). ", context.notice or "")))
+    if GALLERY in commands:
+        text = "Queries on which two methods disagree most, with the videos that each finds: "
+        blocks.append(Text((text, (GALLERY, GALLERY), " (", commands[GALLERY], ").")))
+    return blocks
+
+
+def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], context: ReportContext) -> list[Section]:
+    numbers, configurations = load_published(), load_configurations()
+    comparisons = compare(numbers, configurations, rows, full_size, context)
     here = {row.method for row in (*rows, *full_size)}
-    elsewhere = sorted({n.method for n in numbers if n.dataset == scope.stands_for} - here)
-    return {table.name: table for table in made if table is not None}, elsewhere
+    elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
+    costs: Block = Text(("Not measured: there is no record of the full-size models beside these.",))
+    if full_size:
+        costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
+    return [
+        Section(
+            title="Published and measured",
+            blocks=[
+                verdict_table(comparisons, context) or Text(("No published number is comparable with this report's.",)),
+                *_there(apart_table(comparisons, context)),
+                *([Text((f"Published for this data set, of methods without a run: {elsewhere}.",))] * bool(elsewhere)),
+            ],
+        ),
+        Section(title="Cost at paper scale", blocks=[costs]),
+    ]
 
 
-def _content(
+def _origins(
     rows: Sequence[MethodRow],
     full_size: Sequence[MethodRow],
-    tables: dict[str, Table],
-    elsewhere: Sequence[str],
     selected: Selected,
-    left_out: Sequence[StoredRecord],
-    scope: ReportContext,
-    drawn: Sequence[Picture],
-) -> dict[str, Any]:
-    """What the template prints; strings that are not Markdown are escaped there."""
-
-    def named(run: StoredRecord) -> Markdown:
-        target = run.link_from(scope.folder)
-        return escaped(run.name) if target is None else link(run.name, target)
-
-    printed = {name: table.to_markdown() for name, table in tables.items()}
+    outdated: Sequence[StoredRecord],
+    context: ReportContext,
+) -> list[Section]:
     every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
-    return {
-        "title": f"{scope.protocol}: embedded stand-in, not MSR-VTT" if scope.standin else scope.protocol,
-        "notice": scope.notice,
-        "real_command": "nox -s reproduce-msrvtt -- --data DIR",
-        "warnings": warnings(selected.completed, scope),
-        "figures": drawn,
-        "beside": [name for name in BESIDE if (scope.folder / name).is_file()],
-        "picture_commands": {
-            name: command_line(["picture", kind, scope.protocol])
-            for name, kind in ((TOKENS, "tokens"), (GALLERY, "gallery"))
-        },
-        "files": _files,
-        "main": printed.get("main"),
-        "scored": printed.get("scored"),
-        "equal_time": printed.get("equal-time"),
-        "missing_points": missing_points(rows, scope),
-        "pairs": printed.get("pairs"),
-        "spread": printed.get("spread"),
-        "selection": printed.get("selection"),
-        "subsets": printed.get("subsets"),
-        "verdicts": printed.get("verdicts"),
-        "apart": printed.get("not-comparable"),
-        "paper_scale": printed.get("paper-scale"),
-        "provenance": printed["provenance"],
-        "elsewhere": ", ".join(elsewhere),
-        "commands": [
-            {"line": origin.value, "links": listed([named(run) for run in origin.runs])}
-            for origin in origins(every_run, lambda record: record["command"])
-        ],
-        "report_command": command_line(["report", scope.protocol]),
-        "failed": [{"link": named(run), "reason": run.record["failure"]} for run in selected.failed],
-        "skipped": [
-            {"value": origin.value, "runs": "; ".join(run.name for run in origin.runs)}
-            for origin in skipped_videos(selected.completed)
-        ],
-        "unmeasured": not_measured([*rows, *full_size]),
-        "left_out": [{"link": named(run), "hash": run.record["protocol"]["hash"]} for run in left_out],
-    }
+    failed = [(context.link(run), f": {brief(run.record['failure'])}") for run in selected.failed]
+    skipped = [(f"{ids} ({names(runs)})",) for ids, runs in skipped_videos(every_run).items()]
+    left_out = [
+        (context.link(run), f": protocol hash {run.record['protocol']['hash']}")
+        for run in (*selected.left_out, *outdated)
+    ]
+    return [
+        *provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
+        *bullets("Runs that failed", failed),
+        *bullets("Videos left out", skipped),
+        *bullets("Not measured", [(brief(line),) for line in not_measured([*rows, *full_size])]),
+        *bullets(
+            "Records left out",
+            left_out,
+            "Made under another version of their protocol (its hash differs), which no table mixes with the latest:",
+        ),
+    ]
 
 
-def _files(name: str) -> Markdown:
-    return Markdown(f"This table alone: [Markdown]({name}.md), [CSV]({name}.csv), [LaTeX]({name}.tex).")
+def _there(*tables: Table | None) -> list[Table]:
+    return [table for table in tables if table is not None]

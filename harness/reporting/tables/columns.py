@@ -1,138 +1,170 @@
-"""The columns that tables are put together from: each knows its header and its cell in a row."""
+"""Columns over the rows of methods, made from the catalogue's metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+from tvrbench.harness.evaluation.statistics import PairedDifference
 from tvrbench.harness.records.record import MeasurementDoc
-from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.table import Best, Cell, Column, fixed, links, number, significant, words
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, Metric, fixed, metric, recorded, retrieval
+from tvrbench.harness.reporting.data.bench_rows import UNMEASURED
+from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_recall
+from tvrbench.harness.reporting.tables.markdown import brief
+from tvrbench.harness.reporting.tables.table import (
+    NOTHING,
+    Cell,
+    Column,
+    missing_cell,
+    number_cell,
+    number_column,
+    text_column,
+)
 
-ARROWS: Mapping[str, str] = {"t2v": "t→v", "v2t": "v→t"}
-METRICS: Mapping[str, str] = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "MdR", "MnR": "MnR", "RSum": "R-Sum"}
-LOW_IS_GOOD = ("MdR", "MnR")
-MEMORY_UNITS = ("B", "KiB", "MiB", "GiB", "kB", "MB", "GB")
-GMACS_HEADER = "GMACs (papers' GFLOPs)"
-_NOTHING = number(None, str)
-
-Show = Callable[[float], str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """A column, how a row fills it, and what the chance level's row holds in it."""
-
-    column: Column
-    cell: Callable[[MethodRow], Cell]
-    chance: Cell = _NOTHING
+Find = Callable[[MethodRow], MeasurementDoc | None]
 
 
-def text_field(key: str, header: str, text: Callable[[MethodRow], str | None]) -> Field:
-    """A column of words."""
-    return Field(column=Column(key=key, header=header, left=True), cell=lambda row: words(text(row)))
-
-
-def record_field(scope: ReportContext) -> Field:
-    """Links to the records, one a seed."""
-    return Field(
-        column=Column(key="records", header="records", left=True), cell=lambda row: links(scope.links(row.runs))
+def label_column() -> Column:
+    """Return the column of the rows' labels."""
+    return Column(
+        key="method",
+        header="method",
+        cell=lambda row: Cell(text=row.label, value=row.label),
+        left=True,
+        chance=Cell(text="chance", value="chance"),
     )
 
 
-def metric_field(*path: str, key: str, header: str, chance: float | None = None) -> Field:
-    """A metric by its path in the record, the mean over seeds."""
-    end: Best = "min" if path[-1] in LOW_IS_GOOD else "max"
-    return Field(
-        column=Column(key=key, header=header, best=end),
-        cell=lambda row: number(row.metric(*path), fixed(1)),
-        chance=number(chance, fixed(1), rankable=False),
-    )
-
-
-def interval_field(direction: str, metric: str) -> Field:
-    """The 95 % interval of a metric."""
+def metric_column(shown: Metric, chance: float | None = None) -> Column:
+    """Return the column of a retrieval metric, the mean over seeds, with its chance level."""
 
     def cell(row: MethodRow) -> Cell:
-        found = row.interval(direction, metric)
-        if found is None:
-            return _NOTHING
-        low, high = found
-        return Cell(text=f"{low:.1f} to {high:.1f}", value=f"{low:.4f} to {high:.4f}", rankable=False)
+        value = expected_recall(row) if shown is EXPECTED_R1 else row.metric(*shown.path)
+        return NOTHING if value is None else Cell(text=shown.text(value), value=value, rankable=True)
 
-    key = f"{direction}_{metric}_interval"
-    return Field(column=Column(key=key, header=f"{METRICS[metric]} 95 % interval"), cell=cell)
+    level = number_cell(chance, shown.show)
+    return Column(key=shown.name, header=shown.short, cell=cell, better=shown.better, chance=level)
 
 
-def spread_field(direction: str, metric: str) -> Field:
-    """The standard deviation of a metric over seeds."""
-    return Field(
-        column=Column(key=f"{direction}_{metric}_sd", header=f"{METRICS[metric]} sd over seeds"),
-        cell=lambda row: number(row.sd(direction, metric), fixed(1)),
+def direction_columns(direction: str, chance: Mapping[str, float]) -> list[Column]:
+    """Return the columns of R@1, R@5, R@10, median rank, mean rank and R-Sum."""
+    return [metric_column(shown, chance.get(shown.path[-1])) for shown in retrieval(direction)]
+
+
+def interval_column(direction: str, name: str) -> Column:
+    """Return the column of a metric's 95 % interval."""
+    header = f"{metric(f'{direction}_{name}').short.split()[-1]} 95 % interval"
+    return Column(
+        key=f"{direction}_{name}_interval",
+        header=header,
+        cell=lambda row: interval_cell(row.interval(direction, name), "{:.1f} to {:.1f}"),
     )
 
 
-def direction_fields(direction: str, chance: Mapping[str, float]) -> list[Field]:
-    """R@1/5/10, median and mean rank, R-Sum."""
-    return [
-        metric_field(
-            direction,
-            metric,
-            key=f"{direction}_{metric}",
-            header=f"{ARROWS[direction]} {name}",
-            chance=chance.get(metric),
-        )
-        for metric, name in METRICS.items()
-    ]
+def cost_column(shown: Metric, *, key: str | None = None, best: bool = True) -> Column:
+    """Return the column of a cost, averaged over seeds.
+
+    Args:
+        shown: from the catalogue.
+        key: in CSV; the metric's own by default.
+        best: mark the best of the column.
+    """
+    return Column(
+        key=key or shown.key,
+        header=shown.label if shown.kind == "memory" or shown.name.startswith("latency") else shown.short,
+        cell=lambda row: cost_cell(row.cost(shown.name, shown.what), row, shown.text),
+        better=shown.better if best else None,
+    )
 
 
-def cost_field(
-    name: str,
+def recorded_columns(rows: Sequence[MethodRow], kind: Any) -> list[Column]:
+    """Return one column per recorded kind of memory or latency, each scenario apart."""
+    return [cost_column(shown) for shown in recorded((m for row in rows for m in row.measurements), kind)]
+
+
+def measured_column(
+    key: str,
     header: str,
-    show: Show,
+    find: Find,
+    show: Callable[[MeasurementDoc], str],
     *,
-    best: Best = None,
-    what: str = "inference",
-    scale: float = 1.0,
-) -> Field:
-    """A measurement, printed ``scale`` times; a lower bound says so and a figure that is not valid bears a "!". Neither
-    rankable for the best, nor does a 0 or a method that encodes nothing.
+    better: Any = None,
+    value: Callable[[MeasurementDoc], float | None] = lambda m: m["value"],
+    instead: Find | None = None,
+) -> Column:
+    """Return a column of single measurements, each missing one with its reason.
+
+    Args:
+        key, header, better: of the column.
+        find: the measurement of a row.
+        show: prints it.
+        value: for CSV and ranking; the measurement's own by default.
+        instead: the measurement whose absence explains that of this one.
     """
 
     def cell(row: MethodRow) -> Cell:
-        cost = row.cost(name, what)
-        if cost is None or cost.value is None:
-            return _NOTHING
-        shown = show(cost.value * scale)
-        text = f"≥ {shown}" if cost.lower_bound else shown
-        if cost.invalid is not None:
-            return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", rankable=False)
-        return Cell(text=text, value=cost.value, rankable=row.encodes and cost.value > 0 and not cost.lower_bound)
+        found = find(row)
+        if found is None or found["value"] is None:
+            cause = found if found is not None or instead is None else instead(row)
+            return missing_cell(UNMEASURED if cause is None else Cost.mean([cause]).reason)
+        return cost_cell(Cost.mean([found | {"value": value(found)}]), row, lambda _: show(found))
 
-    key = name if what == "inference" else f"{name}_{what}"
-    return Field(column=Column(key=key, header=header, best=best), cell=cell)
+    return Column(key=key, header=header, cell=cell, better=better)
 
 
-def memory_fields(rows: Sequence[MethodRow]) -> list[Field]:
-    """One column for each kind of memory that was measured, named by its meter and by what ran."""
-    return _found_fields(rows, lambda m: m["unit"] in MEMORY_UNITS)
+def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -> Cell:
+    """Return the cell of a cost.
+
+    Missing and excluded values name the reason in a footnote, and lower bounds are marked. Neither is ranked, nor is
+    a 0 or a method that encodes nothing.
+    """
+    if cost is None or cost.value is None:
+        return missing_cell(None if cost is None else cost.reason)
+    text = f"{'≥ ' * cost.lower_bound}{show(cost.value)}"
+    if cost.invalid is not None:
+        note = f"! Excluded from every best and every claim: {brief(cost.invalid)}."
+        return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", note=note)
+    return Cell(text=text, value=cost.value, rankable=row.encodes and cost.value > 0 and not cost.lower_bound)
 
 
-def latency_fields(rows: Sequence[MethodRow]) -> list[Field]:
-    """One column for each measurement whose name begins with ``latency``."""
-    return _found_fields(rows, lambda m: m["name"].startswith("latency"))
+def difference_columns(
+    of: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str]
+) -> list[Column]:
+    """Return difference, interval, corrected p-value and verdict of a paired test; blank where nothing was tested."""
 
+    def tested(item: Any) -> PairedDifference | None:
+        difference, p_value = of(item)
+        return None if p_value is None else difference
 
-def _found_fields(rows: Sequence[MethodRow], chosen: Callable[[MeasurementDoc], bool]) -> list[Field]:
-    kinds = {
-        (m["name"], str(m["conditions"].get("what", "inference")), m["unit"]): None
-        for row in rows
-        for run in row.runs
-        for m in run.record["cost"]
-        if chosen(m)
-    }
+    def ends(item: Any) -> tuple[float, float] | None:
+        return None if (d := tested(item)) is None else (d.low, d.high)
+
     return [
-        cost_field(name, f"{name.replace('_', ' ')}, {what} ({unit})", significant(3), best="min", what=what)
-        for name, what, unit in kinds
+        number_column(
+            "difference",
+            "difference, points",
+            lambda item: None if (d := tested(item)) is None else d.difference,
+            lambda value: f"{value:+.1f}",
+        ),
+        Column(
+            key="interval", header="95 % interval", cell=lambda item: interval_cell(ends(item), "{:+.1f} to {:+.1f}")
+        ),
+        number_column(
+            "p_value",
+            "p, corrected",
+            lambda item: of(item)[1],
+            lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001",
+        ),
+        text_column("verdict", "verdict", verdict),
     ]
+
+
+def interval_cell(ends: tuple[float, float] | None, form: str) -> Cell:
+    """Return the cell of an interval."""
+    return NOTHING if ends is None else Cell(text=form.format(*ends), value="{:.4f} to {:.4f}".format(*ends))
+
+
+def spread_column(direction: str, name: str) -> Column:
+    """Return the column of a metric's standard deviation over seeds."""
+    header = f"{metric(f'{direction}_{name}').short.split()[-1]} sd over seeds"
+    return number_column(f"{direction}_{name}_sd", header, lambda row: row.sd(direction, name), fixed(1))

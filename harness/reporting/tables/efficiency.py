@@ -1,289 +1,226 @@
-"""What every method and baseline costs, as tables: one of encoding for each backbone, one of all that goes beyond."""
+"""The cost of every method and baseline: encoding, training and stages, and frames at equal measured time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.analysis.efficiency_rival import Equal, EqualTimes, verdict
+from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.catalogue import Show, fixed, metric, recorded, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     Bench,
+    backbone,
     batches,
     figure,
     rounds_interval,
     shared_batch,
     value_of,
-    why_not,
 )
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.columns import GMACS_HEADER, MEMORY_UNITS
-from tvrbench.harness.reporting.tables.markdown import brief
-from tvrbench.harness.reporting.tables.table import MISSING, Best, Cell, Column, Table, fixed, links, significant, words
+from tvrbench.harness.reporting.tables.columns import Find, label_column, measured_column
+from tvrbench.harness.reporting.tables.table import (
+    NOTHING,
+    Cell,
+    Column,
+    Table,
+    link_column,
+    make_table,
+    number_column,
+    range_cell,
+    text_column,
+)
 
-METERS: Mapping[str, str] = {
-    "peak_process_memory": "process",
-    "peak_memory_nvml": "NVML, process",
-    "peak_memory_allocated": "allocator, allocated",
-    "peak_memory_reserved": "allocator, reserved",
-}
-Find = Callable[[MethodRow], MeasurementDoc | None]
-Show = Callable[[MeasurementDoc], str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableWithFootnotes:
-    """A table and the notes that its marks refer to."""
-
-    table: Table
-    notes: tuple[str, ...]
-
-    @property
-    def with_notes(self) -> Table:
-        """The table with the notes in its caption, for a file of its own."""
-        return replace(self.table, caption=" ".join([self.table.caption, *self.notes]))
+_show = significant(3)
 
 
-@dataclass
-class Footnotes:
-    """Reasons, each numbered once in the order in which a table first needs it."""
-
-    numbers: dict[str, int] = field(default_factory=dict)
-
-    def mark(self, reason: str) -> str:
-        """The number that stands in a cell."""
-        return f"({self.numbers.setdefault(reason, len(self.numbers) + 1)})"
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The notes."""
-        return tuple(f"({number}) {reason}" for reason, number in self.numbers.items())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A column of measurements.
-
-    Attributes:
-        column: its header, and which end of the scale is best.
-        find: the measurement of a row.
-        show: how it is written.
-        value: what the CSV holds; the measurement's value by default.
-        instead: the measurement whose absence explains this one's.
-    """
-
-    column: Column
-    find: Find
-    show: Show
-    value: Callable[[MeasurementDoc], float | None] = lambda m: m["value"]
-    instead: Find | None = None
-
-    def cell(self, row: MethodRow, notes: Footnotes) -> Cell:
-        """The figure; a dash with the number of the reason where there is none, a mark where it is not valid."""
-        found = self.find(row)
-        if found is None or found["value"] is None:
-            missing = found if found is not None or self.instead is None else self.instead(row)
-            return Cell(text=f"{MISSING} {notes.mark(f'{brief(why_not(missing))}.')}", value=None, rankable=False)
-        text, value = self.show(found), self.value(found)
-        if "invalid" in found["conditions"]:
-            reason = brief(found["conditions"]["invalid"])
-            mark = notes.mark(f"! not valid, and left out of every best and every claim: {reason}.")
-            return Cell(text=f"{text} ! {mark}", value=f"{value} (not valid)", rankable=False)
-        bound = found["conditions"].get("lower_bound") is True
-        rankable = row.encodes and bool(value) and not bound
-        return Cell(text=f"≥ {text}" if bound else text, value=value, rankable=rankable)
-
-
-def cost_table(bench: Bench, backbone: str, scope: ReportContext) -> TableWithFootnotes:
-    """Encoding: what is counted, speed, memory, share of the machine's peak, speed-up."""
-    rows = bench.on(backbone)
-    caption = scope.caption(
-        f"{_where(bench, rows)} Every method and baseline with random weights unless its label says more.",
-        "GMACs, tokens and parameters are counted; all else is measured on made-up videos that lie in memory.",
-        _speedup_words(rows, "speedup", "Speed-up"),
+def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
+    """Make the table of encoding on one backbone: counts, speed, memory, share of the machine's peak, speed-up."""
+    rows = bench.on(name)
+    caption = context.caption(
+        f"{_where(bench, rows)} Every method and baseline has random weights unless its label says more.",
+        "GMACs, tokens and parameters are counted; the rest is measured on synthetic videos in memory.",
+        _speedup_sentence(rows, "speedup", "Speed-up"),
         "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
-        _peak_words(rows),
-        _pace_words(rows),
-        "The best of a column is bold, of valid figures of methods that encode.",
+        _peak_sentence(rows),
+        _pace_sentence(rows),
+        "Bold: best of a column, of valid measurements of methods that encode.",
     )
-    return _table(
-        f"cost-{_slug(backbone)}-{bench.slug}",
-        f"Cost of encoding on {backbone}, {bench.name}",
-        caption,
-        _cost_figures(rows),
-        rows,
-        scope,
-    )
-
-
-def further_table(bench: Bench, backbone: str, scope: ReportContext) -> TableWithFootnotes | None:
-    """Training steps, stages from files to a ranking, energy; None where none was asked for."""
-    rows = bench.on(backbone)
-    figures = _further_figures(rows)
-    if not figures:
-        return None
-    caption = scope.caption(
-        _where(bench, rows),
-        "A training step runs in the precision of the method's own recipe unless the command named one.",
-        _speedup_words(rows, "training_speedup", "Training speed-up"),
-        "Energy: joules above idling, from the GPU's counter.",
-    )
-    return _table(
-        f"training-{_slug(backbone)}-{bench.slug}",
-        f"Training, stages and energy on {backbone}, {bench.name}",
-        caption,
-        figures,
-        rows,
-        scope,
-    )
-
-
-def ranged(m: MeasurementDoc) -> str:
-    """A ratio with the interval that its rounds give."""
-    low, high = rounds_interval(m)
-    return f"{m['value']:.2f}x ({low:.2f} to {high:.2f})"
-
-
-def _table(
-    name: str, title: str, caption: str, figures: Sequence[Figure], rows: Sequence[MethodRow], scope: ReportContext
-) -> TableWithFootnotes:
-    notes = Footnotes()
-    lines = [(words(row.label), *(f.cell(row, notes) for f in figures), links(scope.links(row.runs))) for row in rows]
-    columns = (
-        Column(key="method", header="method", left=True),
-        *(f.column for f in figures),
-        Column(key="records", header="records", left=True),
-    )
-    table = Table(name=name, title=title, caption=caption, columns=columns, rows=tuple(lines)).with_best()
-    return TableWithFootnotes(table=table, notes=notes.lines)
-
-
-def _cost_figures(rows: Sequence[MethodRow]) -> list[Figure]:
-    failed = _named("throughput", "inference")
-    no_ratio = _named("speedup")
+    failed, no_ratio = _find("throughput", "inference"), _find("speedup")
     text_batch = shared_batch(rows, "text_throughput", "inference")
-    return [
-        _plain("gmacs_video", GMACS_HEADER, significant(4), best="min"),
-        _plain("gmacs_reduction", "of it reduction", significant(3)),
-        _plain("gmacs_text", "text GMACs", significant(4)),
-        _plain("output_tokens", "tokens out", fixed(0), best="min"),
-        _plain("params_trainable", "trainable params", fixed(0)),
-        *(_throughput(batch) for batch in batches(rows, "throughput", "inference")),
-        Figure(
-            column=Column(key="throughput_best", header="best videos/s (quartiles), batch", best="max"),
-            find=_best_throughput,
-            show=_quartiles,
+    columns = [
+        _column("gmacs_video"),
+        _column("gmacs_reduction", best=False),
+        _column("gmacs_text", best=False),
+        _column("output_tokens"),
+        _column("params_trainable", best=False),
+        *(_at_batch("throughput", "inference", batch) for batch in batches(rows, "throughput", "inference")),
+        measured_column(
+            "throughput_best",
+            f"{metric('throughput_best').short} (quartiles), batch",
+            _best_throughput,
+            _quartiles,
+            better="max",
             instead=failed,
         ),
-        Figure(
-            column=Column(key="share_of_peak", header="% of peak, at the best batch", best="max"),
-            find=lambda row: figure(row, "share_of_peak", batch=_best_batch(row)),
-            show=_shown(fixed(0)),
+        measured_column(
+            "share_of_peak",
+            f"{metric('share_of_peak').short}, at the best batch",
+            lambda row: figure(row, "share_of_peak", batch=_best_batch(row)),
+            _shown(fixed(0)),
+            better="max",
             instead=failed,
         ),
-        _plain("latency_median", "latency, median ms", significant(3), best="min", instead=failed),
-        _plain("latency_p95", "latency, p95 ms", significant(3), best="min", instead=failed),
-        Figure(
-            column=Column(key="text_throughput", header=f"captions/s, batch {text_batch}", best="max"),
-            find=_named("text_throughput", "inference", text_batch),
-            show=_shown(significant(3)),
-            instead=failed,
-        ),
-        *_memory_figures(rows, "inference", failed),
-        _plain("speedup", "speed-up (95 %)", None, best="max"),
-        Figure(
-            column=Column(key="speedup_allowed", header="allowed by GMACs"),
-            find=_named("speedup_reached"),
-            show=lambda m: f"{m['conditions']['allowed']:.2f}x",
+        _column("latency_median", instead=failed),
+        _column("latency_p95", instead=failed),
+        _at_batch("text_throughput", "inference", text_batch, key="text_throughput", instead=failed),
+        *_memory_columns(rows, "inference", failed),
+        _ratio_column("speedup"),
+        measured_column(
+            "speedup_allowed",
+            "allowed by GMACs",
+            _find("speedup_reached"),
+            lambda m: f"{m['conditions']['allowed']:.2f}x",
             value=lambda m: m["conditions"]["allowed"],
             instead=no_ratio,
         ),
-        _plain("speedup_reached", "% reached", fixed(0), best="max", instead=no_ratio),
+        _column("speedup_reached", instead=no_ratio),
     ]
+    title = f"Cost of encoding on {name}, {bench.name}"
+    return _table(f"cost-{_slug(name)}-{bench.slug}", title, caption, columns, rows, context)
 
 
-def _further_figures(rows: Sequence[MethodRow]) -> list[Figure]:
-    no_step = _named("step_time", "training")
-    stages = _named("end_to_end_throughput")
-    found = [
-        Figure(
-            column=Column(key=f"step_time_{batch}", header=f"step ms, batch {batch}", best="min"),
-            find=_named("step_time", "training", batch),
-            show=_shown(significant(3)),
-        )
-        for batch in batches(rows, "step_time", "training")
+def further_table(bench: Bench, name: str, context: ReportContext) -> Table | None:
+    """Make the table of training steps, stages from files to a ranking, and energy; None where none was measured."""
+    rows = bench.on(name)
+    columns = _further_columns(rows)
+    if not columns:
+        return None
+    caption = context.caption(
+        _where(bench, rows),
+        "A training step runs in the precision of the method's own recipe unless the command named one.",
+        _speedup_sentence(rows, "training_speedup", "Training speed-up"),
+        "Energy: joules above idling, from the GPU's counter.",
+    )
+    title = f"Training, stages and energy on {name}, {bench.name}"
+    return _table(f"training-{_slug(name)}-{bench.slug}", title, caption, columns, rows, context)
+
+
+def equal_time_table(equal: EqualTimes, bench: Bench, name: str, context: ReportContext) -> Table:
+    """Make the table of each method's time, the frames that fit into it, and the cost of those frames.
+
+    Args:
+        equal: the methods of one backbone.
+        bench: where they were measured.
+        name: of the table.
+        context: of the report.
+    """
+
+    def timed(get: Callable[[Any], float]) -> Callable[[Equal], float | None]:
+        return lambda entry: None if entry.timed is None else get(entry.timed)
+
+    def frames(get: Callable[[Any], float]) -> Callable[[Equal], float | None]:
+        return lambda entry: None if entry.rival is None else get(entry.rival)
+
+    columns = [
+        text_column("method", "method", lambda entry: entry.row.label),
+        Column(key="time", header="time, dense encoder = 1 (95 %)", cell=_time_cell),
+        Column(key="frames", header="frames in that time (95 %)", cell=_frames_cell),
+        number_column("gmacs", "GMACs", timed(lambda t: t.gmacs), significant(4)),
+        number_column("rival_gmacs", "GMACs of those frames", frames(lambda f: f.gmacs), significant(4)),
+        number_column("output_tokens", "tokens out", timed(lambda t: t.tokens), fixed(0)),
+        number_column("rival_tokens", "tokens out of those frames", frames(lambda f: f.tokens), fixed(0)),
+        text_column("verdict", "at equal time", lambda entry: verdict(entry, equal)),
+        link_column("records", "records", lambda entry: context.links(entry.row.runs)),
     ]
-    if any(figure(row, "step_time", "training") for row in rows):
-        found.append(_plain("training_speedup", "training speed-up (95 %)", None, best="max", instead=no_step))
-        found += _memory_figures(rows, "training", no_step)
-    further = [
-        _plain("decode_time", "decode, ms/video", significant(3), instead=stages),
-        _plain("preprocess_time", "preprocess, ms/video", significant(3), instead=stages),
-        _plain("encode_time", "encode, ms/video", significant(3), best="min", instead=stages),
-        _plain("end_to_end_throughput", "videos/s from files", significant(3), best="max"),
-        _plain("search_time", "search, ms for 1,000 queries", significant(3), instead=stages),
-        _plain("energy_video", "J/video", significant(3), best="min"),
-        _plain("energy_queries", "J/1000 captions", significant(3), best="min", instead=_named("energy_video")),
-    ]
-    return found + [f for f in further if any(_mentioned(f, row) for row in rows)]
+    line = "; ".join(f"{t.frames:g} frames {t.share:.2f}" for t in equal.line)
+    caption = context.caption(
+        f"{RIVAL}, fewer frames without reduction, at the measured time of each method, without accuracy. It is "
+        f"interpolated linearly in time between its points: {line}.",
+        f"Time: over that of {equal.against} with all frames, both timed in turn in one process; the median of "
+        f"{equal.rounds} rounds and a 95 % interval (Student's t).",
+        "Slower than all frames: by more than the intervals overlap.",
+        f"Measured on {bench.name}, batch {equal.batch}, {bench.dates}. Invalid measurements are excluded.",
+    )
+    title = f"Cost at equal measured time on {backbone(equal.line[0].row)}, {bench.name}"
+    return make_table(name, title, caption, columns, equal.entries)
 
 
-def _mentioned(shown: Figure, row: MethodRow) -> bool:
-    return shown.find(row) is not None or (shown.instead is not None and shown.instead(row) is not None)
+def _table(
+    name: str, title: str, caption: str, columns: Sequence[Column], rows: Sequence[MethodRow], context: ReportContext
+) -> Table:
+    columns = [label_column(), *columns, context.record_column()]
+    return make_table(name, title, caption, columns, rows, best=True)
 
 
-def _named(name: str, what: str | None = None, batch: int | None = None) -> Find:
+def _further_columns(rows: Sequence[MethodRow]) -> list[Column]:
+    no_step, stages = _find("step_time", "training"), _find("end_to_end_throughput")
+    columns = [_at_batch("step_time", "training", batch) for batch in batches(rows, "step_time", "training")]
+    if any(no_step(row) for row in rows):
+        columns.append(_ratio_column("training_speedup", instead=no_step))
+        columns += _memory_columns(rows, "training", no_step)
+    energy = _find("energy_video")
+    for name, instead, best in (
+        ("decode_time", stages, False),
+        ("preprocess_time", stages, False),
+        ("encode_time", stages, True),
+        ("end_to_end_throughput", stages, True),
+        ("search_time", stages, False),
+        ("energy_video", energy, True),
+        ("energy_queries", energy, True),
+    ):
+        if any(_find(name)(row) or instead(row) for row in rows):
+            columns.append(_column(name, best=best, instead=instead))
+    return columns
+
+
+def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
     return lambda row: figure(row, name, what, batch)
 
 
-def _plain(
-    name: str, header: str, show: Callable[[float], str] | None, *, best: Best = None, instead: Find | None = None
-) -> Figure:
-    """A column of one measurement by its name; a ratio with its range where ``show`` is None."""
-    return Figure(
-        column=Column(key=name, header=header, best=best),
-        find=_named(name),
-        show=ranged if show is None else _shown(show),
-        instead=instead,
+def _column(name: str, *, best: bool = True, instead: Find | None = None) -> Column:
+    """Return the column of a measurement by its name."""
+    shown = metric(name)
+    better = shown.better if best else None
+    return measured_column(name, shown.short, _find(name), _shown(shown.text), better=better, instead=instead)
+
+
+def _at_batch(
+    name: str, what: str, batch: int | None, *, key: str | None = None, instead: Find | None = None
+) -> Column:
+    shown = metric(name)
+    find, header = _find(name, what, batch), f"{shown.short}, batch {batch}"
+    return measured_column(
+        key or f"{name}_{batch}", header, find, _shown(shown.text), better=shown.better, instead=instead
     )
 
 
-def _throughput(batch: int) -> Figure:
-    return Figure(
-        column=Column(key=f"throughput_{batch}", header=f"videos/s, batch {batch}", best="max"),
-        find=_named("throughput", "inference", batch),
-        show=_shown(significant(3)),
-    )
+def _ratio_column(name: str, *, instead: Find | None = None) -> Column:
+    """Return the column of a ratio with the interval of its rounds."""
+
+    def show(m: MeasurementDoc) -> str:
+        low, high = rounds_interval(m)
+        return f"{m['value']:.2f}x ({low:.2f} to {high:.2f})"
+
+    shown = metric(name)
+    return measured_column(name, f"{shown.short} (95 %)", _find(name), show, better=shown.better, instead=instead)
 
 
-def _memory_figures(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Figure]:
-    """One column for each meter, all at the largest batch that every method could do."""
-    kinds = {
-        m["name"]: m["unit"]
-        for row in rows
-        for run in row.runs
-        for m in run.record["cost"]
-        if m["unit"] in MEMORY_UNITS and m["conditions"].get("what", "inference") == what
-    }
-    found = []
-    for name, unit in kinds.items():
-        batch = shared_batch(rows, name, what)
-        at = "" if batch is None else f", batch {batch}"
-        found.append(
-            Figure(
-                column=Column(
-                    key=name if what == "inference" else f"{name}_{what}",
-                    header=f"{'training ' if what == 'training' else ''}{unit} ({METERS.get(name, name)}){at}",
-                    best="min",
-                ),
-                find=_named(name, what, batch),
-                show=_shown(significant(3)),
-                instead=instead,
-            )
-        )
-    return found
+def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Column]:
+    """Return one column per meter, each at the largest batch that every method could do."""
+    columns = []
+    for shown in recorded((m for row in rows for m in row.measurements), "memory"):
+        if shown.what == what:
+            batch = shared_batch(rows, shown.name, what)
+            at = "" if batch is None else f", batch {batch}"
+            header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short}){at}"
+            find = _find(shown.name, what, batch)
+            columns.append(measured_column(shown.key, header, find, _shown(shown.text), better="min", instead=instead))
+    return columns
 
 
 def _best_batch(row: MethodRow) -> int | None:
@@ -292,74 +229,78 @@ def _best_batch(row: MethodRow) -> int | None:
 
 
 def _best_throughput(row: MethodRow) -> MeasurementDoc | None:
-    """The measurement behind the best throughput, which has the samples."""
+    """Return the measurement behind the best throughput, which has the samples."""
     batch = _best_batch(row)
     return figure(row, "throughput_best") if batch is None else figure(row, "throughput", "inference", batch)
 
 
 def _quartiles(m: MeasurementDoc) -> str:
-    show = significant(3)
-    batch = f"batch {m['conditions'].get('batch')}"
-    if not m["samples"] or m["value"] is None:
-        return f"{show(m['value'] or 0.0)}, {batch}"
-    low, high = (show(float(end)) for end in np.percentile(m["samples"], (25, 75)))
-    return f"{show(m['value'])} ({low} to {high}), {batch}"
+    value, batch = _show(m["value"] or 0.0), f"batch {m['conditions'].get('batch')}"
+    if not m["samples"]:
+        return f"{value}, {batch}"
+    low, high = (_show(float(end)) for end in np.percentile(m["samples"], (25, 75)))
+    return f"{value} ({low} to {high}), {batch}"
 
 
-def _shown(show: Callable[[float], str]) -> Show:
+def _shown(show: Show) -> Callable[[MeasurementDoc], str]:
     return lambda m: show(m["value"] or 0.0)
 
 
+def _time_cell(entry: Equal) -> Cell:
+    if entry.timed is None:
+        return NOTHING
+    low, high = entry.timed.spread
+    return range_cell(entry.timed.share, f"{low:.2f}", f"{high:.2f}", fixed(2))
+
+
+def _frames_cell(entry: Equal) -> Cell:
+    low, high = ("beyond" if end is None else f"{end:.1f}" for end in entry.span)
+    return range_cell(None if entry.rival is None else entry.rival.frames, low, high, fixed(1))
+
+
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:
-    runs = [run.record for row in rows for run in row.runs]
-    cores = "" if bench.on_gpu else f", {runs[0]['environment'].get('cpu_count')} cores"
+    record = rows[0].record
+    cores = "" if bench.on_gpu else f", {record['environment'].get('cpu_count')} cores"
     return f"Measured on {bench.device}{cores}, {bench.dates}, {bench.name.removeprefix(bench.device).strip(', ')}."
 
 
-def _speedup_words(rows: Sequence[MethodRow], name: str, title: str) -> str | None:
-    found = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
-    if not found:
+def _speedup_sentence(rows: Sequence[MethodRow], name: str, title: str) -> str | None:
+    ratios = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
+    if not ratios:
         return None
-    over = dict.fromkeys(str(m["conditions"].get("against")) for m in found)
-    at = dict.fromkeys(str(m["conditions"].get("batch")) for m in found)
-    rounds = dict.fromkeys(str(len(m["samples"])) for m in found)
+    over, at = (", ".join(dict.fromkeys(str(m["conditions"].get(key)) for m in ratios)) for key in ("against", "batch"))
+    rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
     return (
-        f"{title}: over {', '.join(over)}{tuning}, both in one process, in turn; the median of "
-        f"{' or '.join(rounds)} rounds and a 95 % interval (Student's t); batch {', '.join(at)}."
+        f"{title}: over {over}{tuning}, both timed in turn in one process; the median of {rounds} rounds and a 95 % "
+        f"interval (Student's t); batch {at}."
     )
 
 
-def _peak_words(rows: Sequence[MethodRow]) -> str | None:
-    """The machine's own limits, as each measuring process found them."""
-    peaks = [v for row in rows if (v := value_of(figure(row, "matmul_peak"))) is not None]
-    copies = [v for row in rows if (v := value_of(figure(row, "copy_bandwidth"))) is not None]
+def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:
+    """Describe the machine's own limits, as each measuring process found them."""
+    values = ([value_of(figure(row, name)) for row in rows] for name in ("matmul_peak", "copy_bandwidth"))
+    peaks, copies = ([value for value in group if value is not None] for group in values)
     if not peaks or not copies:
         return None
-    show = significant(3)
     return (
-        f"Peak: square matrix products in the same process, {show(min(peaks))} to {show(max(peaks))} GMACs/s; copies "
-        f"ran at {show(min(copies))} to {show(max(copies))} GB/s."
+        f"Peak: square matrix products in the same process, {_show(min(peaks))} to {_show(max(peaks))} GMACs/s; copies "
+        f"ran at {_show(min(copies))} to {_show(max(copies))} GB/s."
     )
 
 
-def _pace_words(rows: Sequence[MethodRow]) -> str | None:
-    """How much the machine itself differed between the processes; None where it was not watched."""
-    paces = [
-        float(pace)
-        for row in rows
-        for run in row.runs
-        for m in run.record["cost"]
-        for pace in m["conditions"].get("pace_gmacs_per_s", {}).values()
-    ]
+def _pace_sentence(rows: Sequence[MethodRow]) -> str | None:
+    """Describe how much the machine differed between processes; None where it was not watched."""
+    conditions = [m["conditions"] for row in rows for m in row.measurements]
+    paces = [float(pace) for c in conditions for pace in c.get("pace_gmacs_per_s", {}).values()]
     if not paces:
         return None
     low, middle, high = np.percentile(paces, (5, 50, 95))
     return (
-        f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in nine "
-        "of ten): figures of different processes compare no better than that, speed-ups do."
+        f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in 90 % "
+        "of the cases): measurements of different processes are no more comparable than that, speed-ups are."
     )
 
 
-def _slug(backbone: str) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in backbone.lower())[:40]
+def _slug(name: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())[:40]

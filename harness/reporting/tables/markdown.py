@@ -1,16 +1,17 @@
-"""GitHub-flavoured Markdown in which captions, names and messages of others are text and nothing else."""
+"""GitHub-flavored Markdown in which captions, names and messages of others are text and nothing else."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from urllib.parse import quote
 
 import jinja2
 
 _INLINE = re.compile(r"[\\`*|~\[\]$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|#(?=#*$)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-# What starts a list, a heading or a rule when it stands first on a line; a signed number starts none.
+# Starts a list, a heading or a rule at the beginning of a line; a signed number does not.
 _BLOCK = re.compile(r"^(?:(?=[-+=#])(?![-+]\d)|(\d{1,9})(?=[.)](?:\s|$)))")
 _BARE_LINK = re.compile(r"(?i)(://|\bwww(?=\.))")
 
@@ -21,19 +22,29 @@ class Markdown(str):
     __slots__ = ()
 
 
+class Code(str):
+    """Text shown as code, for example a shell command."""
+
+    __slots__ = ()
+
+
+Inline = str | Code | tuple[str, str | None]
+"""A piece of a line: text, code, or a link (text, relative path; None: no link)."""
+
+
 def one_line(value: object) -> str:
-    """The value as one line, without control, direction or surrogate characters."""
+    """Return the value as one line, without control, direction or surrogate characters."""
     return " ".join("".join(" " if _unprintable(c) else c for c in str(value)).split())
 
 
 def brief(value: object, longest: int = 300) -> str:
-    """One line of at most so many characters; what is too long ends in an ellipsis."""
+    """Return one line of at most ``longest`` characters; longer text ends in an ellipsis."""
     text = one_line(value)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def escaped(value: object) -> Markdown:
-    """Text that shows as it is, in a paragraph, a list item or a table cell."""
+    """Escape text so that it shows as it is, in a paragraph, a list item or a table cell."""
     if isinstance(value, Markdown):
         return value
     text = "".join(_HTML.get(c, c) for c in one_line(value))
@@ -43,7 +54,7 @@ def escaped(value: object) -> Markdown:
 
 
 def code(value: object) -> Markdown:
-    """A code span, fenced by more backticks than the text holds anywhere; not for table cells."""
+    """Return a code span, fenced by more backticks than the text holds in a row; not for table cells."""
     text = one_line(value)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -51,22 +62,22 @@ def code(value: object) -> Markdown:
 
 
 def link(text: object, target: str) -> Markdown:
-    """A link to a relative path."""
+    """Return a link to a relative path."""
     return Markdown(f"[{escaped(text)}]({quote(target)})")
 
 
 def bold(text: object) -> Markdown:
-    """Bold text."""
+    """Return bold text."""
     return Markdown(f"**{escaped(text)}**")
 
 
-def listed(items: list[Markdown]) -> Markdown:
-    """Items separated by commas."""
-    return Markdown(", ".join(items))
+def inline(parts: Iterable[Inline] | str) -> Markdown:
+    """Join the pieces of a line, each escaped for what it is."""
+    return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
 
 
 def templates() -> jinja2.Environment:
-    """The report's templates; what they print is escaped unless it is Markdown already."""
+    """Return the report's templates. They escape what is not Markdown already."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
         autoescape=False,  # HTML's rules; ``finalize`` applies Markdown's
@@ -76,8 +87,17 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": code, "brief": brief}
+    environment.filters |= {"inline": inline}
     return environment
+
+
+def _piece(part: Inline) -> Markdown:
+    if isinstance(part, tuple):
+        return escaped(part[0]) if part[1] is None else link(part[0], part[1])
+    if isinstance(part, Code):
+        return code(part)
+    ends = [" " if end.isspace() else "" for end in (part[:1], part[1:][-1:])]
+    return Markdown(f"{ends[0]}{escaped(part)}{ends[1]}")
 
 
 def _unprintable(character: str) -> bool:

@@ -1,89 +1,76 @@
-"""Where a report's numbers come from: protocol, data, weights, machine, commands; and what is missing and why."""
+"""The origin of a report's numbers: protocol, data, weights, machine, commands; and what is missing and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.table import Column, Table, words
+from tvrbench.harness.reporting.tables.table import Table, text_column
 
 Runs = Sequence[StoredRecord]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SharedValue:
-    """A value and the runs that share it."""
-
-    value: str
-    runs: tuple[StoredRecord, ...]
-
-
-def origins(runs: Runs, value: Callable[[Record], str | None]) -> list[SharedValue]:
-    """The values that runs have, each with its runs, in order of first appearance; runs without one are left out."""
+def shared_values(runs: Runs, value: Callable[[Record], str | None]) -> dict[str, Runs]:
+    """Group runs by a value, in order of first appearance; runs without one are left out."""
     groups: dict[str, list[StoredRecord]] = {}
     for run in runs:
-        found = value(run.record)
-        if found is not None:
-            groups.setdefault(found, []).append(run)
-    return [SharedValue(value=found, runs=tuple(members)) for found, members in groups.items()]
+        if (own := value(run.record)) is not None:
+            groups.setdefault(own, []).append(run)
+    return dict(groups)
 
 
-def provenance_table(runs: Runs, scope: ReportContext) -> Table:
-    """What made the numbers, one line for each value that runs differ in."""
-    rows = []
-    for what, value in _FACTS.items():
-        found = origins(runs, value)
-        for origin in found:
-            shared = "all runs" if len(origin.runs) == len(runs) else "; ".join(run.name for run in origin.runs)
-            rows.append((words(what), words(origin.value), words(shared)))
-    columns = [Column(key=key, header=key, left=True) for key in ("what", "value", "runs")]
-    return scope.table("provenance", "Where the numbers come from", ("Read from the records.",), columns, rows)
+def names(runs: Runs) -> str:
+    """Join the runs' names."""
+    return "; ".join(run.name for run in runs)
 
 
-def warnings(runs: Runs, scope: ReportContext) -> list[str]:
-    """What a reader must know before comparing rows."""
-    return list(_warnings(runs, scope))
+def provenance_table(runs: Runs, context: ReportContext) -> Table:
+    """Make the table of what produced the numbers, one line per value that runs differ in."""
+    lines = [
+        (what, value, "all runs" if len(members) == len(runs) else names(members))
+        for what, fact in _FACTS.items()
+        for value, members in shared_values(runs, fact).items()
+    ]
+    columns = [text_column(key, key, itemgetter(i)) for i, key in enumerate(("what", "value", "runs"))]
+    return context.table("provenance", "Origin of the numbers", ("Read from the records.",), columns, lines)
 
 
 def not_measured(rows: Sequence[MethodRow]) -> list[str]:
-    """Measurements that a record names without a value, and the reason it gives, each once."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """List measurements without a value, each once with the recorded reason and the methods."""
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
-        for run in row.runs:
-            for m in run.record["cost"]:
-                if m["value"] is None:
-                    what = str(m["conditions"].get("what", ""))
-                    labels = found.setdefault((m["name"], what, str(m["conditions"]["reason"])), [])
-                    labels += [] if row.label in labels else [row.label]
+        for m in row.measurements:
+            if m["value"] is None:
+                key = (m["name"], str(m["conditions"].get("what", "")), str(m["conditions"]["reason"]))
+                found.setdefault(key, {})[row.label] = None
     return [
         f"{name.replace('_', ' ')}{f' ({what})' if what else ''}: {reason} ({', '.join(labels)})"
         for (name, what, reason), labels in found.items()
     ]
 
 
-def skipped_videos(runs: Runs) -> list[SharedValue]:
-    """Videos left out with ``--skip-bad-videos``, as a list of ids for each set of runs."""
-    return origins(runs, lambda record: ", ".join(record["data"]["skipped"]) or None)
+def skipped_videos(runs: Runs) -> Mapping[str, Runs]:
+    """Group runs by the ids of the videos that ``--skip-bad-videos`` left out."""
+    return shared_values(runs, lambda record: ", ".join(record["data"]["skipped"]) or None)
 
 
-def _warnings(runs: Runs, scope: ReportContext) -> Iterator[str]:
+def warnings(runs: Runs, context: ReportContext) -> Iterator[str]:
+    """Yield what a reader must know before comparing rows."""
     if len({run.record["data"]["split_fingerprint"] for run in runs}) > 1:
         yield "The runs were not all tested on the same videos and captions: rows of different splits do not compare."
     if len({run.record["weights_sha256"] for run in runs if not run.scored}) > 1:
         yield "The runs did not all start from the same weights."
     if len({run.record["environment"]["device"] for run in runs}) > 1:
         yield "The runs were not all made on one device: throughput, latency and memory do not compare across devices."
-    dirty = [run.name for run in runs if run.record["environment"]["dirty"]]
-    if dirty:
-        yield f"Made from sources with changes that are in no commit: {'; '.join(dirty)}."
-    chosen = [run.name for run in runs if run.record["metrics"].get("selection") == "best-on-test"]
-    if chosen:
-        yield f"Checkpoint chosen on the test set, which flatters the number: {'; '.join(chosen)}."
-    if scope.compares and len({run.record["data"]["frames_fingerprint"] for run in runs}) > 1:
+    if dirty := [run for run in runs if run.record["environment"]["dirty"]]:
+        yield f"Made from sources with uncommitted changes: {names(dirty)}."
+    if chosen := [run for run in runs if run.record["metrics"].get("selection") == "best-on-test"]:
+        yield f"Checkpoint chosen on the test set, which flatters the number: {names(chosen)}."
+    if context.compares and len({run.record["data"]["frames_fingerprint"] for run in runs}) > 1:
         yield "The runs did not all see the same decoded frames (frames fingerprint)."
 
 
@@ -97,8 +84,8 @@ def _commit(record: Record) -> str:
 
 
 def _checkpoint(record: Record) -> str | None:
-    scored = record.get("checkpoint")
-    return None if scored is None else f"{scored['sha256']} ({scored['file']}, {scored['format']})"
+    checkpoint = record.get("checkpoint")
+    return None if checkpoint is None else f"{checkpoint['sha256']} ({checkpoint['file']}, {checkpoint['format']})"
 
 
 def _backbone(record: Record) -> str | None:
@@ -107,7 +94,7 @@ def _backbone(record: Record) -> str | None:
     return ", ".join(parts) or None
 
 
-_FACTS: dict[str, Callable[[Record], str | None]] = {
+_FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "protocol hash": lambda record: record["protocol"]["hash"],
     "backbone": _backbone,
     "weights, SHA-256": lambda record: record["weights_sha256"],

@@ -1,107 +1,100 @@
-"""The tables that set the papers' numbers beside ours: verdicts, what cannot be compared, cost at paper scale."""
+"""The papers' numbers and claims beside what was measured: verdicts, what is not comparable, costs at full size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
-from tvrbench.harness.reporting.data.context import COST_NOTICE, ReportContext, disturbed, setting
+from tvrbench.harness.reporting.catalogue import fixed, metric
+from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.papers.claim_verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, ClaimResult
+from tvrbench.harness.reporting.papers.claims import ABSOLUTE
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import GMACS_TOLERANCE, MARGINS, MODEL_COSTS, Comparison, partners
-from tvrbench.harness.reporting.tables.columns import (
-    ARROWS,
-    GMACS_HEADER,
-    METRICS,
-    Field,
-    cost_field,
-    latency_fields,
-    memory_fields,
-    record_field,
-    text_field,
+from tvrbench.harness.reporting.tables.columns import cost_column, label_column, recorded_columns
+from tvrbench.harness.reporting.tables.table import (
+    NOTHING,
+    Cell,
+    Column,
+    Table,
+    link_column,
+    make_table,
+    number_cell,
+    text_cell,
+    text_column,
 )
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, number, significant, words
 
-_MEASURES = {
-    "gmacs_video": GMACS_HEADER,
-    "output_tokens": "tokens out",
-    "params_trainable": "trainable params",
-    "train_memory_gb": "training memory",
-    "train_memory_mb_per_gpu": "training memory",
-    "infer_memory_mb_per_gpu": "inference memory",
-    "infer_ms_per_video": "inference time a video",
-    "train_speedup": "training speed-up",
-}
 _UNITS = {"percent": "%", "points": "points", "rank": "", "GMACs": "", "tokens": ""}
+_FULL_SIZE_NOTICE = "Costs of full-size models, measured without data. The rest of this report:"
 
 
-def measure_name(metric: str) -> str:
-    """A published metric for people, e.g. ``t→v R@1``."""
-    direction, _, name = metric.partition("_")
-    return f"{ARROWS[direction]} {METRICS[name]}" if direction in ARROWS else _MEASURES.get(metric, metric)
-
-
-def printed(found: PublishedNumber) -> str:
-    """The number with the digits that the paper prints."""
-    return f"{found.value:,.{found.decimals}f}"
-
-
-def configuration(found: PublishedNumber) -> str:
-    """The paper's words for the variant, and its frames where they are stated."""
-    frames = f"{found.frames} frames" if found.frames is not None else ""
-    return ", ".join(part for part in (found.config, frames) if part)
-
-
-def verdict_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Table | None:
-    """Published, measured, difference, verdict; None where nothing is comparable."""
+def verdict_table(comparisons: Sequence[Comparison], context: ReportContext) -> Table | None:
+    """Make the table of published and measured numbers with verdicts; None where nothing is comparable."""
     comparable = [c for c in comparisons if c.verdict != "not comparable"]
     if not comparable:
         return None
     columns = (
-        *_text_columns("method", "backbone", "paper's configuration", "measure"),
-        Column(key="published", header="published"),
-        Column(key="measured", header="measured"),
-        Column(key="difference", header="difference"),
-        *_text_columns("verdict", "source", "read from", "records"),
+        text_column("method", "method", lambda c: c.row.label if c.row else c.number.method),
+        text_column("backbone", "backbone", lambda c: _backbone(c.row) if c.row else c.number.backbone),
+        text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number)),
+        text_column("measure", "measure", lambda c: _measure(c.number)),
+        Column(
+            key="published",
+            header="published",
+            cell=lambda c: number_cell(c.number.value, lambda _: _as_printed(c.number)),
+        ),
+        Column(key="measured", header="measured", cell=_measured_cell),
+        Column(key="difference", header="difference", cell=_difference_cell),
+        text_column("verdict", "verdict", lambda c: c.verdict + (f" ({c.reason})" if c.reason else "")),
+        text_column("source", "source", lambda c: c.number.cited),
+        text_column("read_from", "read from", lambda c: c.number.read_from),
+        link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ()),
     )
-    verdicts = [c.verdict for c in comparable]
-    counted = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
+    counted = Counter(c.verdict for c in comparable)
     sentences = (
-        f"Of {len(comparable)} published numbers that can be compared: {', '.join(counted)}.",
+        f"Of {len(comparable)} comparable published numbers: {_counts(counted)}.",
         "Costs of the model alone are of full-size models with random weights; their difference is in percent. "
-        f"Reproduced: GMACs within {100 * GMACS_TOLERANCE:g} %, other costs when the measured value, rounded or cut, "
+        f"Reproduced: GMACs within {100 * GMACS_TOLERANCE:g} %, other costs if the measured value, rounded or cut, "
         "prints as the published one.",
         "Metrics: difference in the metric's unit; reproduced within "
-        + ", ".join(f"{margin:g} ({METRICS[name]})" for name, margin in MARGINS.items())
-        + "; within noise when the published value lies in the measured 95 % interval. "
-        "The papers choose their checkpoint on the test set; the runs here keep the last unless they say otherwise."
+        + ", ".join(f"{margin:g} ({metric(f't2v_{name}').short.split()[-1]})" for name, margin in MARGINS.items())
+        + "; within noise if the published value is in the measured 95 % interval. "
+        "The papers choose their checkpoint on the test set; the runs here keep the last unless the verdict says so."
         if any(c.number.metric not in MODEL_COSTS for c in comparable)
         else None,
     )
-    rows = [_verdict_row(c, scope) for c in comparable]
-    return scope.table("verdicts", "Published and measured", sentences, columns, rows)
+    return context.table("verdicts", "Published and measured", sentences, columns, comparable)
 
 
-def apart_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Table | None:
-    """Published numbers that cannot be compared here, and why; None where there is none."""
-    groups: dict[tuple[str, ...], list[PublishedNumber]] = {}
+def apart_table(comparisons: Sequence[Comparison], context: ReportContext) -> Table | None:
+    """Make the table of published numbers that are not comparable here, with reasons; None where there is none."""
+    groups: dict[tuple[str | None, ...], list[PublishedNumber]] = {}
     for c in comparisons:
         if c.verdict == "not comparable":
             n = c.number
-            key = (n.method, n.backbone or "", configuration(n), n.cited, n.read_from, c.reason or "")
+            key = (n.method, n.backbone, _configuration(n), c.reason or "", n.cited, n.read_from)
             groups.setdefault(key, []).append(n)
     if not groups:
         return None
-    rows = []
-    for (method, backbone, config, cited, read_from, why), found in groups.items():
-        values = ", ".join(f"{measure_name(n.metric)} {printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in found)
-        cells = (method, backbone or None, config or None, values, why, cited, read_from)
-        rows.append(tuple(words(cell) for cell in cells))
-    return scope.table(
+
+    lines = []
+    for (*variant, why, cited, read_from), found in groups.items():
+        values = (f"{_measure(n)} {_as_printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in found)
+        lines.append((*variant, ", ".join(values), why, cited, read_from))
+    headers = ("method", "backbone", "paper's configuration", "published", "why not", "source", "read from")
+    columns = [
+        text_column(text.replace("'s", "").replace(" ", "_"), text, itemgetter(i)) for i, text in enumerate(headers)
+    ]
+    return context.table(
         "not-comparable",
-        "Published numbers that cannot be compared here",
+        "Published numbers that are not comparable here",
         ("Each with the reason; nothing is concluded from them.",),
-        _text_columns("method", "backbone", "paper's configuration", "published", "why not", "source", "read from"),
-        rows,
+        columns,
+        lines,
+        folded=True,
     )
 
 
@@ -110,100 +103,128 @@ def paper_scale_table(
     comparisons: Sequence[Comparison],
     numbers: Sequence[PublishedNumber],
     configurations: Sequence[Configuration],
-    scope: ReportContext,
+    context: ReportContext,
 ) -> Table:
-    """What each method costs on full-size backbones, beside what the papers print."""
+    """Make the table of costs on full-size backbones, beside what the papers print."""
 
-    def published(metric: str) -> Field:
+    def published(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
-            found = [n for n in numbers if n.metric == metric and row in partners(n, configurations, full_size).rows]
-            return _joined([f"{printed(n)}{_device(n)}" for n in found], [n.value for n in found])
+            found = [n for n in numbers if n.metric == name and row in partners(n, configurations, full_size).rows]
+            return _joined([f"{_as_printed(n)}{_device(n)}" for n in found], [n.value for n in found])
 
-        return Field(column=Column(key=f"{metric}_published", header="published"), cell=cell)
+        return Column(key=f"{name}_published", header="published", cell=cell)
 
-    def difference(metric: str) -> Field:
+    def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
-            of_row = [c.difference for c in comparisons if c.row is row and c.number.metric == metric]
+            of_row = [c.difference for c in comparisons if c.row is row and c.number.metric == name]
             found = [value for value in of_row if value is not None]
             return _joined([_signed_percent(value) for value in found], found)
 
-        return Field(column=Column(key=f"{metric}_difference_percent", header="difference"), cell=cell)
+        return Column(key=f"{name}_difference_percent", header="difference", cell=cell)
 
-    fields = [
-        text_field("backbone", "backbone", _backbone),
-        text_field("method", "method", lambda row: row.label),
-        cost_field("gmacs_video", GMACS_HEADER, significant(4)),
-        published("gmacs_video"),
-        difference("gmacs_video"),
-        cost_field("gmacs_text", "text GMACs", significant(4)),
-        cost_field("gmacs_reduction", "reduction GMACs", significant(3)),
-        cost_field("output_tokens", "tokens out", fixed(0)),
-        published("output_tokens"),
-        difference("output_tokens"),
-        cost_field("params_trainable", "trainable params (M)", fixed(3), scale=1e-6),
-        published("params_trainable"),
-        difference("params_trainable"),
-        cost_field("throughput", "videos/s", significant(3)),
-        published("throughput"),
-        *latency_fields(full_size),
-        *memory_fields(full_size),
-        record_field(scope),
+    def cost(name: str) -> Column:
+        return cost_column(metric(name), best=False)
+
+    columns = [
+        text_column("backbone", "backbone", _backbone),
+        label_column(),
+        *(cost("gmacs_video"), published("gmacs_video"), difference("gmacs_video")),
+        *(cost("gmacs_text"), cost("gmacs_reduction")),
+        *(cost("output_tokens"), published("output_tokens"), difference("output_tokens")),
+        *(cost("params_trainable"), published("params_trainable"), difference("params_trainable")),
+        *(cost("throughput"), published("throughput")),
+        *recorded_columns(full_size, "latency"),
+        *recorded_columns(full_size, "memory"),
+        context.record_column(),
     ]
+    note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
     caption = (
         f"Full-size models with random weights. Time and memory: {setting(full_size)}. "
-        "Published: in the same unit as the column before it; difference: of ours from it, in percent. "
-        "Time and memory belong to the device, so no difference is given for them."
+        "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
+        "Time and memory depend on the device, so they have no difference."
     )
-    caption = " ".join(filter(None, (caption, disturbed(full_size))))
-    return Table(
-        name="paper-scale",
-        title="Cost at paper scale",
-        caption=f"{caption} {COST_NOTICE}" if scope.standin else caption,
-        columns=tuple(field.column for field in fields),
-        rows=tuple(tuple(field.cell(row) for field in fields) for row in _by_size(full_size)),
-        note=COST_NOTICE if scope.standin else None,
-    )
+    caption = " ".join(filter(None, (caption, note)))
+    return make_table("paper-scale", "Cost at paper scale", caption, columns, _by_size(full_size), note=note)
 
 
-def _text_columns(*headers: str) -> list[Column]:
-    return [Column(key=header.replace("'s", "").replace(" ", "_"), header=header, left=True) for header in headers]
+def claims_table(results: Sequence[ClaimResult], name: str, title: str, context: ReportContext) -> Table:
+    """Make the table of claims about cost, one line per claim, baseline and device.
+
+    Its footnotes are the commands that measure what was not measured on a GPU.
+    """
+    columns = (
+        text_column("claim", "claim", lambda r: r.claim.text),
+        text_column("of", "of", lambda r: _subject(r.claim.number)),
+        text_column("against", "baseline", _baseline),
+        Column(
+            key="claimed",
+            header="claimed",
+            cell=lambda r: number_cell(r.claim.number.value, lambda v: _with_unit(v, r.claim.number, 0)),
+        ),
+        Column(
+            key="measured",
+            header="measured",
+            cell=lambda r: number_cell(r.measured, lambda v: _with_unit(v, r.claim.number, 1)),
+        ),
+        text_column("verdict", "verdict", lambda r: r.verdict),
+        Column(key="reason", header="how, or why not (command)", cell=_reason_cell, left=True),
+        text_column("device", "device", lambda r: r.bench.name if r.bench else None),
+        text_column("source", "source (read from)", lambda r: f"{r.claim.number.cited} ({r.claim.number.read_from})"),
+        link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
+    )
+    caption = context.caption(
+        f"{_counts(Counter(result.verdict for result in results)).capitalize()}.",
+        "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
+        "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
+        f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "
+        f"claimed one is in the 95 % interval of the rounds. Memory: within {100 * MEMORY_TOLERANCE:g} points.",
+        "Times of different devices are never compared, and a ratio measured on a CPU gets no verdict. "
+        "Invalid measurements are excluded.",
+    )
+    return make_table(name, title, caption, columns, results, commands=True)
+
+
+def _counts(counted: Mapping[Any, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+
+
+def _measure(number: PublishedNumber) -> str:
+    return metric(number.metric, unit=number.unit).short
+
+
+def _as_printed(number: PublishedNumber) -> str:
+    return f"{number.value:,.{number.decimals}f}"
+
+
+def _configuration(number: PublishedNumber) -> str | None:
+    """Return the paper's words for the variant, and its frames where they are stated."""
+    frames = f"{number.frames} frames" if number.frames is not None else ""
+    return ", ".join(part for part in (number.config, frames) if part) or None
+
+
+def _measured_cell(comparison: Comparison) -> Cell:
+    number = comparison.number
+    return number_cell(comparison.measured, fixed(number.decimals + (number.metric != "output_tokens")))
+
+
+def _difference_cell(comparison: Comparison) -> Cell:
+    cost = comparison.number.metric in MODEL_COSTS
+    show: Callable[[float], str] = _signed_percent if cost else lambda value: f"{value:+.1f}"
+    return number_cell(comparison.difference, show)
 
 
 def _joined(texts: Sequence[str], values: Sequence[float]) -> Cell:
-    """One cell of several values, each different one once."""
-    if not texts:
-        return words(None)
+    """Return one cell of several values, each different one once."""
     text = "; ".join(dict.fromkeys(texts))
-    return Cell(text=text, value=values[0] if len(set(values)) == 1 else text, rankable=False)
-
-
-def _verdict_row(comparison: Comparison, scope: ReportContext) -> tuple[Cell, ...]:
-    n, row = comparison.number, comparison.row
-    cost = n.metric in MODEL_COSTS
-    show: Callable[[float], str] = _signed_percent if cost else lambda value: f"{value:+.1f}"
-    digits = fixed(n.decimals + (n.metric != "output_tokens"))
-    verdict = comparison.verdict + (f" ({comparison.reason})" if comparison.reason else "")
-    return (
-        words(row.label if row else n.method),
-        words(_backbone(row) if row else n.backbone),
-        words(configuration(n) or None),
-        words(f"{measure_name(n.metric)}{f' ({n.unit})' if n.unit == 'M' else ''}"),
-        Cell(text=printed(n), value=n.value, rankable=False),
-        number(comparison.measured, digits, rankable=False),
-        number(comparison.difference, show, rankable=False),
-        words(verdict),
-        words(n.cited),
-        words(n.read_from),
-        Cell(text="", value=None, links=scope.links(row.runs) if row else (), rankable=False),
-    )
+    return Cell(text=text, value=values[0] if len(set(values)) == 1 else text) if texts else NOTHING
 
 
 def _signed_percent(value: float) -> str:
     return f"{value:+.1f} %"
 
 
-def _device(found: PublishedNumber) -> str:
-    _, on, device = found.unit.partition(" on ")
+def _device(number: PublishedNumber) -> str:
+    _, on, device = number.unit.partition(" on ")
     return f"{on}{device}"
 
 
@@ -213,10 +234,30 @@ def _backbone(row: MethodRow) -> str | None:
 
 
 def _by_size(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """Small backbones first, methods in order within one."""
+    """Sort small backbones first, and methods in order within one."""
     heaviest: dict[str | None, float] = {}
     for row in rows:
         cost = row.cost("gmacs_video")
-        value = cost.value if cost is not None and cost.value is not None else 0.0
-        heaviest[_backbone(row)] = max(value, heaviest.get(_backbone(row), 0.0))
+        heaviest[_backbone(row)] = max((cost and cost.value) or 0.0, heaviest.get(_backbone(row), 0.0))
     return sorted(rows, key=lambda row: (heaviest[_backbone(row)], _backbone(row) or "", row.method, row.label))
+
+
+def _subject(number: PublishedNumber) -> str:
+    return f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"
+
+
+def _baseline(result: ClaimResult) -> str:
+    against = ", ".join(part for part in (result.claim.against, result.claim.against_config) if part)
+    return f"{against} ({result.claim.reading})" if against else "no baseline needed"
+
+
+def _reason_cell(result: ClaimResult) -> Cell:
+    if result.command is None:
+        return text_cell(result.reason)
+    full = f"{result.reason}; measure it with: {result.command}"
+    return Cell(text=result.reason, value=full, note=result.command)
+
+
+def _with_unit(value: float, number: PublishedNumber, more_decimals: int) -> str:
+    unit = {"x faster": "x", ABSOLUTE: " M"}.get(number.unit, f" {number.unit}")
+    return f"{value:,.{number.decimals + more_decimals}f}{unit}"

@@ -1,4 +1,4 @@
-"""The tables of a protocol's own runs: retrieval and cost of each method, and what order in time does to it."""
+"""The tables of a protocol's own runs: retrieval and cost, queries by subset, and scored checkpoints."""
 
 from __future__ import annotations
 
@@ -6,65 +6,38 @@ from collections.abc import Mapping, Sequence
 
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
-from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, disturbed, setting
-from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, ties_matter
-from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.columns import (
-    GMACS_HEADER,
-    METRICS,
-    Field,
-    cost_field,
-    direction_fields,
-    interval_field,
-    memory_fields,
-    metric_field,
-    record_field,
-    spread_field,
-    text_field,
+from tvrbench.harness.reporting.catalogue import (
+    EXPECTED_R1,
+    PAIR_ACCURACY,
+    Metric,
+    fixed,
+    metric,
+    subset_metric,
 )
-from tvrbench.harness.reporting.tables.table import Column, Table, fixed, number, significant, words
+from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
+from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, ties_matter
+from tvrbench.harness.reporting.tables.columns import (
+    cost_column,
+    direction_columns,
+    interval_column,
+    label_column,
+    metric_column,
+    recorded_columns,
+    spread_column,
+)
+from tvrbench.harness.reporting.tables.table import Table, number_column, text_column
 
 PAIR_CHANCE = 50.0
-
-
-TIES_SENTENCE = (
-    "R@1, ties shared: a tie of two at the top counts half, as if it were broken at random; plain R@k counts it as a "
-    "miss (rank 1.5), so a method whose scores tie exactly looks worse there than one that tosses a coin. Rows are "
-    "ordered and plotted by the former."
-)
-
-
-RANK_SENTENCE = (
-    "Rank: 1 + the methods whose R@1 is higher beyond doubt, so methods that cannot be told apart share one (see "
-    "below)."
-)
-LINE_SENTENCE = (
-    f"{RIVAL} with several numbers of frames is a line and no method: it has no rank and is judged at equal time."
-)
-
-
-def _rank_field(pairs: Sequence[Pair]) -> Field:
-    """Ranks that methods share where they cannot be told apart."""
-    return Field(
-        column=Column(key="rank", header="rank"),
-        cell=lambda row: number(rank(row, pairs), fixed(0), rankable=False),
-    )
-
-
-def shared_recall_field(chance: float | None) -> Field:
-    """R@1 with ties shared."""
-    return Field(
-        column=Column(key="t2v_R1_ties_shared", header=f"t→v {METRICS['R1']}, ties shared", best="max"),
-        cell=lambda row: number(expected_recall(row), fixed(1)),
-        chance=number(chance, fixed(1), rankable=False),
-    )
+_SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
+_CHOSEN = {"last": "last of its training", "unknown": "not known"}
 
 
 def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str, float]]:
-    """What random scores give, text to video and video to text, by metric: R@k = 100 k / N among N candidates.
+    """Return the metrics of random scores, text to video and video to text: R@k = 100 k / N among N candidates.
 
-    Empty where the records do not say how many videos were searched, or rows differ in it; video to text also where
-    videos do not have one caption each, for then the best of several counts.
+    Empty where the records do not give the number of videos, or rows differ in it; video to text also where videos do
+    not have one caption each, because then the best of several counts.
     """
     counts = {(row.record["data"].get("test_videos"), row.record["data"].get("test_captions")) for row in rows}
     videos, captions = counts.pop() if len(counts) == 1 else (None, None)
@@ -76,123 +49,150 @@ def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str
     return levels, levels if captions == videos else {}
 
 
-def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: ReportContext) -> Table:
-    """Both directions and cost, one row a method, the chance level first; ranks from the compared pairs."""
+def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext) -> Table:
+    """Make the table of both directions and cost, one row per method, the chance level first.
+
+    Args:
+        rows: in any order.
+        pairs: compared pairs, for the ranks.
+        context: of the report.
+    """
     t2v, v2t = chance_levels(rows)
-    several = any(len(row.runs) > 1 for row in rows)
+    recall, *rest = direction_columns("t2v", t2v)
     paired = any(row.cost("speedup", "comparison") for row in rows)
-    recall, *rest = direction_fields("t2v", t2v)
-    fields = [
-        text_field("method", "method", lambda row: row.label),
-        text_field("checkpoint", "checkpoint", _checkpoint),
-        text_field("seeds", "seeds", lambda row: str(len(row.runs))),
-        *([_rank_field(pairs)] * bool(pairs)),
-        *([shared_recall_field(t2v.get("R1"))] * ties_matter(rows)),
+    columns = [
+        label_column(),
+        text_column("checkpoint", "checkpoint", _selection),
+        text_column("seeds", "seeds", lambda row: str(len(row.runs))),
+        *([number_column("rank", "rank", lambda row: rank(row, pairs), fixed(0))] * bool(pairs)),
+        *([metric_column(EXPECTED_R1, t2v.get("R1"))] * ties_matter(rows)),
         recall,
-        interval_field("t2v", "R1"),
-        *([spread_field("t2v", "R1")] * several),
+        interval_column("t2v", "R1"),
+        *([spread_column("t2v", "R1")] * any(len(row.runs) > 1 for row in rows)),
         *rest,
-        *direction_fields("v2t", v2t),
-        cost_field("gmacs_video", GMACS_HEADER, significant(4), best="min"),
-        cost_field("output_tokens", "tokens out", fixed(0), best="min"),
-        cost_field("params_trainable", "trainable params (M)", significant(3), best="min", scale=1e-6),
-        *([cost_field("speedup", "speed-up", fixed(2), best="max", what="comparison")] * paired),
-        cost_field("throughput", "videos/s", significant(3), best="max"),
-        *memory_fields(rows),
-        record_field(scope),
+        *direction_columns("v2t", v2t),
+        *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
+        *([cost_column(metric("speedup"))] * paired),
+        cost_column(metric("throughput")),
+        *recorded_columns(rows, "memory"),
+        context.record_column(),
     ]
     sentences = (
         _data_sentence(rows),
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
-        TIES_SENTENCE if ties_matter(rows) else None,
+        "R@1, expected over ties: ties count as broken at random; plain R@k counts a tie at the top as a miss. The "
+        "expected R@1 orders rows and figures."
+        if ties_matter(rows)
+        else None,
         "Interval: 95 % bootstrap over queries.",
-        RANK_SENTENCE if pairs else None,
-        LINE_SENTENCE if pairs and sum(row.method == RIVAL for row in rows) > 1 else None,
-        "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
+        "Rank: 1 + the methods whose R@1 is significantly higher; methods that do not differ significantly share one."
+        if pairs
+        else None,
+        f"{RIVAL} with several numbers of frames has no rank: it is judged at equal time."
+        if pairs and sum(row.method == RIVAL for row in rows) > 1
+        else None,
+        "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
         f"Time and memory: {setting(rows)}.",
-        "Speed-up: over the plain encoder, both in one process, in turn; videos/s are of separate processes, between "
-        "which a machine may change its pace."
+        "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
+        "between which the speed of a machine may change."
         if paired
         else None,
-        disturbed(rows),
-        "Chance: what random scores give, in closed form." if t2v else None,
+        "Chance: expectation of random scores." if t2v else None,
         _seeds_sentence(rows),
-        _bold_sentence(scope),
+        _bold_sentence(context),
     )
-    return _table("main", "Retrieval and cost", sentences, fields, rows, scope, bool(t2v))
+    best = context.compares
+    return context.table("main", "Retrieval and cost", sentences, columns, by_recall(rows), chance=bool(t2v), best=best)
 
 
-def subset_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
-    """All queries, each named subset, and how often the right order was picked; None where no record has either."""
+def subset_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
+    """Make the table of all queries, each named subset, and the pair accuracy; None where no record has either."""
     names = dict.fromkeys(name for row in rows for name in row.record["metrics"].get("subsets", {}))
-    pairs = any(row.metric("pair_accuracy") is not None for row in rows)
+    pairs = any(row.metric(*PAIR_ACCURACY.path) is not None for row in rows)
     if not names and not pairs:
         return None
     chance, _ = chance_levels(rows)
-    fields = [text_field("method", "method", lambda row: row.label), *_recall_fields("all", ("t2v",), chance)]
-    for name in names:
-        fields += _recall_fields(name, ("subsets", name, "t2v"), chance)
-    if pairs:
-        header = "right order picked, % (chance 50)"
-        fields.append(metric_field("pair_accuracy", key="pair_accuracy", header=header, chance=PAIR_CHANCE))
-    fields.append(record_field(scope))
+    shown: list[Metric] = [subset_metric(name, k) for name in (None, *names) for k in ("R1", "R5")]
+    columns = [label_column(), *(metric_column(m, chance.get(m.path[-1])) for m in shown)]
+    columns += [metric_column(PAIR_ACCURACY, PAIR_CHANCE)] * pairs
+    columns.append(context.record_column())
     sentences = (
-        "Text to video, percent. Every query searches all test videos, whichever subset it is in.",
-        "Right order picked: of two videos that differ only in what happens first, how often the query's own scores "
-        "higher, a tie counting half. A method that averages frames cannot tell the two apart, and as a two-way tie at "
-        "the top has rank 1.5, it cannot be right at 1 on such a query either."
+        "Text to video, percent. Every query searches all test videos, whichever subset it belongs to.",
+        "Correct order picked: share of pairs of videos that differ only in the order of events in which the query's "
+        "own video scores higher; a tie counts half. A method that averages frames cannot distinguish the two, so it "
+        "is never correct at rank 1 on such a query."
         if pairs
         else None,
-        _bold_sentence(scope),
+        _bold_sentence(context),
     )
-    return _table("subsets", "Queries with and without order in time", sentences, fields, rows, scope, bool(chance))
+    return context.table(
+        "subsets",
+        "Queries with and without order in time",
+        sentences,
+        columns,
+        by_recall(rows),
+        chance=bool(chance),
+        best=context.compares,
+    )
 
 
-def _recall_fields(name: str, path: tuple[str, ...], chance: Mapping[str, float]) -> list[Field]:
-    return [
-        metric_field(*path, k, key=f"{name}_{k}", header=f"{name}: {METRICS[k]}", chance=chance.get(k))
-        for k in ("R1", "R5")
+def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table | None:
+    """Make the table of checkpoints that were scored and not trained under the protocol; None where there is none.
+
+    Args:
+        runs: completed runs that scored a checkpoint.
+        context: of the report.
+    """
+    rows = method_rows(runs)
+    if not rows:
+        return None
+    recall, *rest = direction_columns("t2v", {})
+    columns = [
+        label_column(),
+        text_column("saved_by", "saved by", _saved_by),
+        text_column("checkpoint", "chosen", lambda row: _CHOSEN.get(row.selection, row.selection)),
+        metric_column(EXPECTED_R1),
+        recall,
+        *rest,
+        interval_column("t2v", "R1"),
+        *direction_columns("v2t", {}),
+        *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "throughput")),
+        context.record_column(),
     ]
+    sentences = (
+        "Models trained elsewhere and only scored here, on the protocol's test videos and frames. Their training is "
+        "not known, so they are compared with no row of this report and with no published number. "
+        "Interval: 95 % bootstrap over queries.",
+    )
+    return context.table("scored", "Scored checkpoints", sentences, columns, rows)
 
 
-def _table(
-    name: str,
-    title: str,
-    sentences: Sequence[str | None],
-    fields: Sequence[Field],
-    rows: Sequence[MethodRow],
-    scope: ReportContext,
-    chance: bool,
-) -> Table:
-    label, *others = fields
-    first = (words("chance"), *(field.chance for field in others))
-    body = [tuple(field.cell(row) for field in fields) for row in by_recall(rows)]
-    columns = [field.column for field in (label, *others)]
-    table = scope.table(name, title, sentences, columns, [*([first] * chance), *body])
-    return table.with_best() if scope.compares else table
-
-
-def _checkpoint(row: MethodRow) -> str:
+def _selection(row: MethodRow) -> str:
     return "last" if row.selection == "last" else f"⚠ {row.selection.replace('-', ' ')}"
 
 
+def _saved_by(row: MethodRow) -> str | None:
+    checkpoint = row.record.get("checkpoint")
+    return None if checkpoint is None else _SAVED_BY[checkpoint["format"]]
+
+
 def _data_sentence(rows: Sequence[MethodRow]) -> str:
-    data = rows[0].record["data"]
+    data: Mapping[str, object] = rows[0].record["data"]
     counts = (("test_videos", "videos"), ("test_captions", "queries"))
-    sizes = [f"{data[key]:,} {what}" for key, what in counts if key in data]
-    tested = f"Tested on {data.get('test_split', 'the test split')} of {data['dataset']}"
+    sizes = ", ".join(f"{data[key]:,} {what}" for key, what in counts if key in data)
     trained = f", trained on {data['train_split']}" if "train_split" in data else ""
-    return f"{tested}{' (' + ', '.join(sizes) + ')' if sizes else ''}{trained}."
+    split = data.get("test_split", "the test split")
+    return f"Tested on {split} of {data['dataset']}{f' ({sizes})' if sizes else ''}{trained}."
 
 
-def _seeds_sentence(rows: Sequence[MethodRow]) -> str | None:
+def _seeds_sentence(rows: Sequence[MethodRow]) -> str:
     fewest = min((len(row.runs) for row in rows if row.record["tuning"] != "frozen"), default=SEEDS_FOR_A_CLAIM)
     if fewest >= SEEDS_FOR_A_CLAIM:
         return "Metrics are means over seeds."
-    return f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: differences between methods are no claim."
+    return f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: differences between methods support no claim."
 
 
-def _bold_sentence(scope: ReportContext) -> str:
-    if scope.compares:
-        return "Best in bold, ties shared; of costs, the best of those that encode."
-    return "Each method runs with its own paper's recipe: rows are not to be compared, so nothing is bold."
+def _bold_sentence(context: ReportContext) -> str:
+    if context.compares:
+        return "Bold: best of a column, ties shared; of costs, among methods that encode."
+    return "Each method runs with its own paper's recipe: rows are not comparable, so nothing is bold."

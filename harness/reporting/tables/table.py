@@ -1,82 +1,102 @@
-"""A table as data, independent of what it is printed as: cells, columns, the best of a column, Markdown and CSV."""
+"""A table as data: columns that fill cells from items, the best of a column, numbered footnotes, Markdown and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from tvrbench.harness.reporting.tables.markdown import Markdown, bold, escaped, link, listed, one_line
+from tvrbench.harness.reporting.catalogue import Better, Show
+from tvrbench.harness.reporting.tables.markdown import Inline, Markdown, bold, brief, code, escaped, inline, one_line
 
 MISSING = "\N{EN DASH}"
-Best = Literal["max", "min"] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column: ``key`` names it in CSV; ``best`` says which end of the scale is bold, if any."""
-
-    key: str
-    header: str
-    best: Best = None
-    left: bool = False
+Links = Sequence[tuple[str, str | None]]
+"""Texts, each with a relative path or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell: what is printed, the unrounded value behind it, and links that stand in its place where given."""
+    """One cell.
+
+    Attributes:
+        text: as printed.
+        value: unrounded, for CSV and sorting.
+        links: shown in place of the text.
+        rankable: may be the best of its column.
+        bold: is the best of its column.
+        note: reason why the value is missing or excluded; the table numbers it.
+    """
 
     text: str
     value: float | str | None
     links: tuple[tuple[str, str | None], ...] = ()
-    rankable: bool = True
+    rankable: bool = False
     bold: bool = False
+    note: str | None = None
 
     @property
     def markdown(self) -> Markdown:
         """The cell, escaped; a link without a target is its text."""
         if self.links:
-            return listed([escaped(text) if target is None else link(text, target) for text, target in self.links])
+            return inline(_joined(self.links))
         return bold(self.text) if self.bold else escaped(self.text)
+
+
+NOTHING = Cell(text=MISSING, value=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: its name in CSV.
+        header: as printed.
+        cell: fills a cell from an item of the table, for example a MethodRow.
+        better: the end of the scale that is printed in bold; None for none.
+        left: align to the left, for text.
+        chance: cell of the chance level.
+    """
+
+    key: str
+    header: str
+    cell: Callable[[Any], Cell]
+    better: Better | None = None
+    left: bool = False
+    chance: Cell = NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with a caption; ``name`` is its file's, ``note`` goes along with each line of the CSV."""
+    """A table with its caption.
+
+    Attributes:
+        name: of its files.
+        title, caption: above the table.
+        columns, rows: its content.
+        footnotes: the texts that the numbers in cells refer to, in order.
+        commands: the footnotes are shell commands.
+        pinned: rows at the top that are not sorted.
+        folded: shown on demand only.
+        note: repeated in each line of the CSV.
+    """
 
     name: str
     title: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    footnotes: tuple[str, ...] = ()
+    commands: bool = False
+    pinned: int = 0
+    folded: bool = False
     note: str | None = None
 
-    def with_best(self) -> Table:
-        """The same table with the best of each column bold, ties shared; none where all contenders print alike."""
-        best = [self._best(index) for index in range(len(self.columns))]
-        rows = tuple(
-            tuple(
-                replace(cell, bold=text is not None and cell.rankable and cell.text == text)
-                for cell, text in zip(row, best, strict=True)
-            )
-            for row in self.rows
-        )
-        return replace(self, rows=rows)
-
-    def _best(self, index: int) -> str | None:
-        column = self.columns[index]
-        cells = [row[index] for row in self.rows if row[index].rankable]
-        numbers = {cell.text: cell.value for cell in cells if isinstance(cell.value, int | float)}
-        if column.best is None or len(numbers) < 2:
-            return None
-        pick: Callable[..., str] = max if column.best == "max" else min
-        return pick(numbers, key=lambda text: numbers[text])
-
     def to_markdown(self) -> Markdown:
-        """Caption and table in GitHub-flavoured Markdown."""
+        """Return caption, table and footnotes in GitHub-flavored Markdown."""
         body = tabulate(
             [[cell.markdown for cell in row] for row in self.rows],
             headers=[escaped(column.header) for column in self.columns],
@@ -84,10 +104,12 @@ class Table:
             disable_numparse=True,
             colalign=["left" if column.left else "right" for column in self.columns],
         )
-        return Markdown(f"{bold(self.title)}. {escaped(self.caption)}\n\n{body}\n")
+        show = code if self.commands else escaped
+        notes = "".join(f"- ({number}) {show(note)}\n" for number, note in enumerate(self.footnotes, 1))
+        return Markdown(f"{bold(self.title)}. {escaped(self.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
 
     def to_csv(self) -> str:
-        """The unrounded values, empty where nothing was measured."""
+        """Return the unrounded values, empty where nothing was measured."""
         frame = pd.DataFrame(
             [[_plain(cell) for cell in row] for row in self.rows],
             columns=[column.key for column in self.columns],
@@ -98,42 +120,110 @@ class Table:
         return frame.to_csv(index=False, lineterminator="\n")
 
 
-def words(value: str | None) -> Cell:
-    """A cell of text."""
-    return Cell(text=MISSING if value is None else value, value=value, rankable=False)
+def make_table(
+    name: str,
+    title: str,
+    caption: str,
+    columns: Sequence[Column],
+    items: Iterable[Any],
+    *,
+    chance: bool = False,
+    best: bool = False,
+    **attributes: Any,
+) -> Table:
+    """Fill a table.
+
+    Args:
+        name, title, caption, attributes: of the table.
+        columns: each fills its cell from an item.
+        items: one per row.
+        chance: start with the chance level.
+        best: print the best of each column in bold. Ties share it; it is left out where all rankable cells print alike.
+    """
+    rows = [[column.chance for column in columns]] * chance
+    rows += [[column.cell(item) for column in columns] for item in items]
+    notes: dict[str, int] = {}
+    for row in rows:
+        row[:] = [
+            cell
+            if cell.note is None
+            else replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
+            for cell in row
+        ]
+    for index, column in enumerate(columns if best else ()):
+        text = _best(column, [row[index] for row in rows])
+        for row in rows:
+            row[index] = replace(row[index], bold=row[index].rankable and row[index].text == text)
+    return Table(
+        name=name,
+        title=title,
+        caption=caption,
+        columns=tuple(columns),
+        rows=tuple(tuple(row) for row in rows),
+        footnotes=tuple(notes),
+        pinned=int(chance),
+        **attributes,
+    )
 
 
-def number(value: float | None, show: Callable[[float], str], *, rankable: bool = True) -> Cell:
-    """A cell of a number; a missing one shows as a dash, never as 0."""
-    text = MISSING if value is None else show(value)
-    return Cell(text=text, value=value, rankable=rankable and value is not None)
+def text_cell(value: str | None) -> Cell:
+    """Return a cell of text."""
+    return NOTHING if value is None else Cell(text=value, value=value)
 
 
-def links(targets: Sequence[tuple[str, str | None]]) -> Cell:
-    """A cell of links, each a text and a relative path (None: no link)."""
-    paths = [target if target is not None else text for text, target in targets]
-    shown = ", ".join(text for text, _ in targets)
-    return Cell(text=shown, value="; ".join(paths), links=tuple(targets), rankable=False)
+def number_cell(value: float | None, show: Show) -> Cell:
+    """Return a cell of a number that is not ranked; a missing one shows as a dash, never as 0."""
+    return NOTHING if value is None else Cell(text=show(value), value=value)
 
 
-def fixed(decimals: int) -> Callable[[float], str]:
-    """Formats with so many digits after the point."""
-    return lambda value: f"{value:,.{decimals}f}"
+def range_cell(value: float | None, low: str, high: str, show: Show) -> Cell:
+    """Return a cell of a number with its range."""
+    return NOTHING if value is None else Cell(text=f"{show(value)} ({low} to {high})", value=value)
 
 
-def significant(digits: int) -> Callable[[float], str]:
-    """Formats with so many significant digits, every digit before the point kept: 34.76, 121.4, 0.05312, 12,381."""
+def missing_cell(reason: str | None) -> Cell:
+    """Return a dash with its reason as a footnote, where one is known."""
+    return replace(NOTHING, note=None if reason is None else f"{brief(reason)}.")
 
-    def show(value: float) -> str:
-        exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
-        return f"{value:,.{max(0, digits - 1 - exponent)}f}" if value else "0"
 
-    return show
+def text_column(key: str, header: str, text: Callable[[Any], str | None], *, left: bool = True) -> Column:
+    """Return a column of text."""
+    return Column(key=key, header=header, cell=lambda item: text_cell(text(item)), left=left)
+
+
+def number_column(key: str, header: str, value: Callable[[Any], float | None], show: Show) -> Column:
+    """Return a column of numbers that are not ranked."""
+    return Column(key=key, header=header, cell=lambda item: number_cell(value(item), show))
+
+
+def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Column:
+    """Return a column of links."""
+
+    def cell(item: Any) -> Cell:
+        found = tuple(targets(item))
+        if not found:
+            return NOTHING
+        paths = [text if target is None else target for text, target in found]
+        return Cell(text=", ".join(text for text, _ in found), value="; ".join(paths), links=found)
+
+    return Column(key=key, header=header, cell=cell, left=True)
+
+
+def _joined(links: Links) -> list[Inline]:
+    return [part for link in links for part in (", ", link)][1:]
+
+
+def _best(column: Column, cells: Sequence[Cell]) -> str | None:
+    numbers = {cell.text: cell.value for cell in cells if cell.rankable and isinstance(cell.value, int | float)}
+    if column.better is None or len(numbers) < 2:
+        return None
+    pick: Callable[..., str] = max if column.better == "max" else min
+    return pick(numbers, key=lambda text: numbers[text])
 
 
 def _plain(cell: Cell) -> float | str | None:
     if not isinstance(cell.value, str):
         return cell.value
     text = one_line(cell.value)
-    # A spreadsheet would run a text that starts like a formula.
+    # A spreadsheet runs a text that starts like a formula.
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -1,158 +1,151 @@
-"""Tables of what may be concluded: accuracy at equal time, seeds and queries apart, what choosing on test adds."""
+"""Tables of significance: pairs of methods, accuracy at equal time, seeds and queries, checkpoints chosen on test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from statistics import fmean
 
-from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
+from tvrbench.harness.evaluation.statistics import (
+    SIGNIFICANCE,
+    SelectionGap,
+    VarianceParts,
+    selection_gap,
+    variance_parts,
+)
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL, EqualTime, Rival, frames_kept
+from tvrbench.harness.reporting.analysis.pairwise import Pair
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
-from tvrbench.harness.reporting.data.queries import seed_credits
-from tvrbench.harness.reporting.data.recall import by_recall, expected_recall
-from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, difference_cells
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, words
+from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
+from tvrbench.harness.reporting.tables.columns import difference_columns
+from tvrbench.harness.reporting.tables.table import Links, Table, link_column, number_column, text_column
+
+_FEW_SEEDS = f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges these trained models; another training may differ."
 
 
-def equal_time_table(entries: Sequence[EqualTime], scope: ReportContext) -> Table | None:
-    """Each method beside fewer frames at its speed; None where there is nothing to compare with."""
+def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
+    """Make the table of all compared pairs; None where there is none."""
+    if not pairs:
+        return None
+    trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
+    fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
+    significant = sum(pair.better is not None for pair in pairs)
+    columns = (
+        text_column("a", "method", lambda pair: pair.a.label),
+        text_column("b", "against", lambda pair: pair.b.label),
+        *difference_columns(
+            lambda pair: (pair.difference, pair.p_value),
+            lambda pair: "no significant difference" if pair.better is None else f"{pair.better.label} is better",
+        ),
+        link_column("records_a", "its records", lambda pair: context.links(pair.a.runs)),
+        link_column("records_b", "the other's", lambda pair: context.links(pair.b.runs)),
+    )
+    sentences = (
+        f"Expected R@1, text to video, on the same queries: {significant} of {len(pairs)} pairs differ significantly.",
+        "Interval: 95 % paired bootstrap over queries, per pair.",
+        f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; significant below {SIGNIFICANCE:g}.",
+        "Seeds are averaged query by query." if fewest >= SEEDS_FOR_A_CLAIM else _FEW_SEEDS,
+    )
+    return context.table("pairs", "Every pair of methods", sentences, columns, pairs, folded=True)
+
+
+def equal_time_table(entries: Sequence[EqualTime], context: ReportContext) -> Table | None:
+    """Make the table of each method beside fewer frames at its speed; None where nothing can be compared."""
     if not entries:
         return None
     compared = [entry for entry in entries if entry.difference is not None]
-    beaten = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
+    better = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
     sentences = (
-        f"R@1, text to video, ties shared, of each method and of {RIVAL} (fewer frames, encoded plainly) that "
-        "takes the same time.",
-        f"Of {len(compared)} methods that can be compared, {beaten} are better than fewer frames."
+        f"Expected R@1, text to video, of each method and of {RIVAL} (fewer frames, no reduction) in the same time.",
+        f"Of {len(compared)} comparable methods, {better} {'is' if better == 1 else 'are'} better than fewer frames."
         if compared
-        else "No method can be compared yet; the verdicts say why.",
-        "Between two measured points the rival is interpolated query by query, linearly in the time a video takes: "
-        "a mixture of the two that takes the method's time. A method that is slower than all frames is compared with "
-        "all frames.",
+        else "No method can be compared yet; the verdicts give the reasons.",
+        "Between two measured points, fewer frames are interpolated query by query, linearly in the time per video: a "
+        "mixture of the two that takes the method's time. A method slower than all frames is compared with all frames.",
         f"Interval: 95 % paired bootstrap over queries; p corrected by Holm for all methods; better below "
-        f"{SIGNIFICANCE:g}. The spread of the speed measurements is not in it.",
-        "Speed-up: over the plain encoder with all frames, both in one process, in turn; it ends the line of fewer "
-        f"frames. {setting([entry.row for entry in entries])}.",
-        None
-        if all(len(e.row.runs) >= SEEDS_FOR_A_CLAIM for e in compared)
-        else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods.",
+        f"{SIGNIFICANCE:g}. The spread of the speed measurements is not included.",
+        "Speed-up: over the dense encoder with all frames, both timed in turn in one process; it ends the line of "
+        f"fewer frames. {setting([entry.row for entry in entries])}.",
+        None if all(len(e.row.runs) >= SEEDS_FOR_A_CLAIM for e in compared) else _FEW_SEEDS,
     )
     columns = (
-        Column(key="method", header="method", left=True),
-        Column(key="speedup", header="speed-up"),
-        Column(key="t2v_R1_ties_shared", header="t→v R@1, ties shared"),
-        Column(key="rival", header="fewer frames", left=True),
-        Column(key="rival_R1", header="their R@1"),
-        *DIFFERENCE_COLUMNS,
-        Column(key="records", header="records", left=True),
-        Column(key="rival_records", header="fewer frames' records", left=True),
+        text_column("method", "method", lambda e: e.row.label),
+        number_column("speedup", metric("speedup").short, lambda e: e.speed, fixed(2)),
+        number_column(EXPECTED_R1.name, EXPECTED_R1.short, lambda e: expected_recall(e.row), fixed(1)),
+        text_column("rival", "fewer frames", lambda e: None if e.rival is None else _mixture(e.rival)),
+        number_column("rival_R1", "their R@1", lambda e: None if e.rival is None else e.rival.recall, fixed(1)),
+        *difference_columns(lambda e: (e.difference, e.p_value), lambda e: e.verdict),
+        link_column("records", "records", lambda e: context.links(e.row.runs)),
+        link_column("rival_records", "fewer frames' records", lambda e: _rival_links(e.rival, context)),
     )
-    cells = [_equal_time_cells(entry, scope) for entry in entries]
-    return scope.table("equal-time", "Accuracy at equal measured time", sentences, columns, cells)
+    return context.table("equal-time", "Accuracy at equal measured time", sentences, columns, entries)
 
 
-def spread_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
-    """Doubt from seeds and doubt from queries, kept apart; None where no method has two seeds with usable ranks."""
-    lines = []
-    for row in by_recall(rows):
-        seeds_SQ = seed_credits(row)
-        if seeds_SQ is None or len(seeds_SQ) < 2:
-            continue
-        parts = variance_parts(seeds_SQ)
-        values = (parts.mean, parts.seed_sd, parts.training_sd, parts.query_se, parts.total_se)
-        cells = [number(value, fixed(2), rankable=False) for value in values]
-        lines.append((words(row.label), words(str(parts.seeds)), *cells, links(scope.links(row.runs))))
+def spread_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
+    """Make the table of variance from seeds and from queries; None where no method has two seeds with usable ranks."""
+    credits = [(row, seed_credits(row)) for row in by_recall(rows)]
+    lines: list[tuple[MethodRow, VarianceParts]] = [
+        (row, variance_parts(seeds_SQ)) for row, seeds_SQ in credits if seeds_SQ is not None and len(seeds_SQ) > 1
+    ]
     if not lines:
         return None
     columns = (
-        Column(key="method", header="method", left=True),
-        Column(key="seeds", header="seeds"),
-        Column(key="mean", header="t→v R@1, ties shared, mean"),
-        Column(key="seed_sd", header="sd over seeds"),
-        Column(key="training_sd", header="of it training's"),
-        Column(key="query_se", header="standard error over queries"),
-        Column(key="total_se", header="standard error over both"),
-        Column(key="records", header="records", left=True),
+        text_column("method", "method", lambda line: line[0].label),
+        text_column("seeds", "seeds", lambda line: str(line[1].seeds), left=False),
+        number_column("mean", f"{EXPECTED_R1.short}, mean", lambda line: line[1].mean, fixed(2)),
+        number_column("seed_sd", "sd over seeds", lambda line: line[1].seed_sd, fixed(2)),
+        number_column("training_sd", "sd of training alone", lambda line: line[1].training_sd, fixed(2)),
+        number_column("query_se", "standard error over queries", lambda line: line[1].query_se, fixed(2)),
+        number_column("total_se", "standard error over both", lambda line: line[1].total_se, fixed(2)),
+        link_column("records", "records", lambda line: context.links(line[0].runs)),
     )
     sentences = (
-        "Points of R@1. Sd over seeds: what another training changes on these queries, as observed; of it training's: "
-        "without what the accidents of these queries add (two-way analysis of variance). Standard error over queries: "
-        "what another draw of test queries would change in the mean of these trainings; over both: what another draw "
-        "of queries and other trainings would.",
+        "Points of R@1. Sd over seeds: effect of another training on these queries, as observed; of training alone: "
+        "without the part that these queries add by chance (two-way analysis of variance). Standard error over "
+        "queries: effect of another draw of test queries on the mean of these trainings; over both: of another draw of "
+        "queries and other trainings.",
     )
-    return scope.table("spread", "Seeds and queries", sentences, columns, lines)
+    return context.table("spread", "Seeds and queries", sentences, columns, lines)
 
 
-def selection_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
-    """What choosing the checkpoint on the test set adds; None where no record scored several checkpoints."""
-    lines = []
+def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
+    """Make the table of gains from choosing the checkpoint on test; None where no record scored several checkpoints."""
+    lines: list[tuple[MethodRow, str, list[SelectionGap]]] = []
     for row in by_recall(rows):
-        gaps = [_gaps(run.record["metrics"]) for run in row.runs]
-        for metric in ("R1", "RSum"):
-            found = [gap[metric] for gap in gaps if metric in gap]
-            if found and len(found) == len(gaps):
-                lines.append(_selection_cells(row, metric, found, scope))
+        scores = [run.record["metrics"].get("checkpoints", {}).get("scores", []) for run in row.runs]
+        if all(len(scored) > 1 for scored in scores):
+            gaps = {n: [selection_gap([float(s[n]) for s in scored]) for scored in scores] for n in ("R1", "RSum")}
+            lines += [(row, name, found) for name, found in gaps.items()]
     if not lines:
         return None
     columns = (
-        Column(key="method", header="method", left=True),
-        Column(key="metric", header="t→v metric", left=True),
-        Column(key="checkpoints", header="checkpoints scored"),
-        Column(key="last", header="last"),
-        Column(key="best", header="best on test"),
-        Column(key="gap", header="gap"),
-        Column(key="records", header="records", left=True),
+        text_column("method", "method", lambda line: line[0].label),
+        text_column("metric", "t→v metric", lambda line: metric(f"t2v_{line[1]}").short.split()[-1]),
+        text_column(
+            "checkpoints",
+            "checkpoints scored",
+            lambda line: ", ".join(dict.fromkeys(str(gap.checkpoints) for gap in line[2])),
+            left=False,
+        ),
+        number_column("last", "last", lambda line: fmean(gap.last for gap in line[2]), fixed(1)),
+        number_column("best", "best on test", lambda line: fmean(gap.best for gap in line[2]), fixed(1)),
+        number_column("gap", "gap", lambda line: fmean(gap.gap for gap in line[2]), fixed(1)),
+        link_column("records", "records", lambda line: context.links(line[0].runs)),
     )
     sentences = (
-        "The released code of TempMe and CLIP4Clip reports the checkpoint that scores best on the test set. The gap is "
-        "what that adds to the last checkpoint; it is never negative, even where training changes nothing. "
+        "The released code of some papers reports the checkpoint that scores best on the test set. The gap is its gain "
+        "over the last checkpoint; it is never negative, even where training changes nothing. "
         "Each metric at the checkpoint that is best in it; means over seeds.",
     )
-    return scope.table("selection", "What choosing the checkpoint on the test set adds", sentences, columns, lines)
+    return context.table("selection", "Gain from choosing the checkpoint on the test set", sentences, columns, lines)
 
 
-def _equal_time_cells(entry: EqualTime, scope: ReportContext) -> tuple[Cell, ...]:
-    rival = entry.rival
-    return (
-        words(entry.row.label),
-        number(entry.speed, fixed(2), rankable=False),
-        number(expected_recall(entry.row), fixed(1), rankable=False),
-        words(None if rival is None else _rival_words(rival)),
-        number(None if rival is None else rival.recall, fixed(1), rankable=False),
-        *difference_cells(entry.difference, entry.p_value, entry.verdict),
-        links(scope.links(entry.row.runs)),
-        links([link for point in rival.points for link in _named(point, scope)]) if rival is not None else words(None),
-    )
-
-
-def _rival_words(rival: Rival) -> str:
+def _mixture(rival: Rival) -> str:
     keeps = " and ".join(str(frames_kept(point)) for point in rival.points)
     mixed = f", {100 * rival.share:.0f} % of the latter" if len(rival.points) == 2 else ""
     return f"keep {keeps}{mixed}, {rival.points[0].record['tuning']}"
 
 
-def _named(point: MethodRow, scope: ReportContext) -> list[tuple[str, str | None]]:
-    return [(f"keep {frames_kept(point)}, {text}", target) for text, target in scope.links(point.runs)]
-
-
-def _gaps(metrics: Mapping[str, Any]) -> dict[str, SelectionGap]:
-    """The gap of each metric, from the scored checkpoints of one run in the order of training."""
-    scored = metrics.get("checkpoints", {}).get("scores", [])
-    if len(scored) < 2:
-        return {}
-    return {metric: selection_gap([float(score[metric]) for score in scored]) for metric in ("R1", "RSum")}
-
-
-def _selection_cells(
-    row: MethodRow, metric: str, found: Sequence[SelectionGap], scope: ReportContext
-) -> tuple[Cell, ...]:
-    count = len(found)
-    means = (sum(g.last for g in found) / count, sum(g.best for g in found) / count, sum(g.gap for g in found) / count)
-    return (
-        words(row.label),
-        words({"R1": "R@1", "RSum": "R-Sum"}[metric]),
-        words(", ".join(dict.fromkeys(str(gap.checkpoints) for gap in found))),
-        *(number(value, fixed(1), rankable=False) for value in means),
-        links(scope.links(row.runs)),
-    )
+def _rival_links(rival: Rival | None, context: ReportContext) -> Links:
+    points = rival.points if rival is not None else ()
+    return [(f"keep {frames_kept(p)}, {text}", target) for p in points for text, target in context.links(p.runs)]

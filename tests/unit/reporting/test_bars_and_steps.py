@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE, ReportContext
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.figures.all_figures import pictures
@@ -155,8 +156,8 @@ class TestPictures:
         ]
 
     def test_they_are_printable_say_the_notice_and_are_the_same_tomorrow(self) -> None:
-        first = self.drawn(STANDIN_NOTICE)
-        assert first == self.drawn(STANDIN_NOTICE)
+        first = self.drawn(StandIn.notice)
+        assert first == self.drawn(StandIn.notice)
         for with_notice, without in zip(first, self.drawn(None), strict=True):
             image = Image.open(io.BytesIO(with_notice)).convert("RGB")
             assert Image.open(io.BytesIO(with_notice)).info["dpi"][0] == pytest.approx(220, abs=1)

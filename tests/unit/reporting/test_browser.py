@@ -21,9 +21,9 @@ from chromium import (
     watched,
 )
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.records.record import normalized
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
 from tvrbench.harness.reporting.figures.points import Point, frontier
 from tvrbench.harness.reporting.pages.report import write_report
 
@@ -160,7 +160,7 @@ class TestChart:
         text = tip.inner_text()
         assert "46.1, 95 % interval 43.1 to 49.1" in text
         assert "34.76" in text
-        assert STANDIN_NOTICE in text
+        assert StandIn.notice in text
         page.keyboard.press("Escape")
         assert not tip.is_visible()
         page.mouse.move(0, 0)

@@ -17,7 +17,7 @@ from chromium import Open, assert_names_apart, color_of, column, contrast, label
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
-from tvrbench.harness.reporting.tables.html import source_hash
+from tvrbench.harness.reporting.pages.html import source_hash
 
 pytestmark = pytest.mark.unit
 

@@ -1,39 +1,31 @@
-"""EvalCheckpoint checkpoints in records and reports: marked wherever they stand, and compared with nothing."""
+"""Scored checkpoints in records and reports: marked wherever they appear, and compared with nothing."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import report_records
+from records import csv_rows, make_record
+from report_records import STANDIN, msrvtt_record
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import dumps
 from tvrbench.harness.records.store import RecordStore, run_name
-from tvrbench.harness.reporting.pages.report import write_report
 
 pytestmark = pytest.mark.unit
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "standin_record.json"
-STANDIN, PUBLISHED = "standin/uniform", "msrvtt-1ka-9k/published"
+PUBLISHED = "msrvtt-1ka-9k/published"
 FILE = {"file": "best|of_*many*.bin", "sha256": "c" * 64, "format": "released"}
 
 
-def make_record(r1: float, protocol: str = STANDIN, **changes: Any) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
-    record["protocol"]["name"] = protocol
-    record["metrics"]["t2v"]["R1"] = r1
-    record["metrics"]["intervals"]["t2v"]["R1"] = [r1 - 5, r1 + 5]
-    if protocol != STANDIN:
-        record["data"] |= {"dataset": "msrvtt", "test_videos": 1000, "test_captions": 1000}
-    return record | changes
+def trained(r1: float, protocol: str = STANDIN) -> dict[str, Any]:
+    return make_record(r1=r1) if protocol == STANDIN else msrvtt_record("tempme", r1)
 
 
 def make_scored(r1: float, protocol: str = STANDIN, **changes: Any) -> dict[str, Any]:
-    record = make_record(r1, protocol, checkpoint=FILE, weights_sha256=FILE["sha256"])
+    record = trained(r1, protocol) | {"checkpoint": FILE, "weights_sha256": FILE["sha256"]}
     record["metrics"]["selection"] = "unknown"
     record["data"] = {key: value for key, value in record["data"].items() if not key.startswith("train_")}
     return record | changes
@@ -52,23 +44,19 @@ def _points(points: Any, **_: Any) -> bytes:
 def report(store: RecordStore, tmp_path: Path, *records: dict[str, Any]) -> Path:
     for record in records:
         store.save(record)
-    return write_report(records[0]["protocol"]["name"], store, tmp_path / "reports")[0].parent
-
-
-def rows(folder: Path, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text())))
+    return report_records.report(store, tmp_path, records[0]["protocol"]["name"])
 
 
 def test_it_stands_in_a_table_of_its_own(store: RecordStore, tmp_path: Path) -> None:
-    folder = report(store, tmp_path, make_record(50.0), make_scored(93.4))
-    assert [row["method"] for row in rows(folder, "main")] == ["chance", "tempme"]
-    (scored,) = rows(folder, "scored")
+    folder = report(store, tmp_path, trained(50.0), make_scored(93.4))
+    assert [row["method"] for row in csv_rows(folder, "main")] == ["chance", "tempme"]
+    (scored,) = csv_rows(folder, "scored")
     assert scored["method"] == f"tempme, scored checkpoint {FILE['file']}"
     assert (scored["t2v_R1"], scored["saved_by"], scored["checkpoint"]) == ("93.4", "other code", "not known")
     assert (folder / "pareto.png").read_text() == "tempme"
     page = (folder / "README.md").read_text()
-    assert "## EvalCheckpoint checkpoints" in page
-    assert "did not all start from the same weights" not in page
+    assert "## Scored checkpoints" in page
+    assert "> **Note.**" not in page
     assert FILE["sha256"] in (folder / "provenance.md").read_text()
     assert "93.4" not in (folder / "main.md").read_text()
     assert "**" not in (folder / "scored.md").read_text().split("\n\n", 1)[1]
@@ -79,41 +67,40 @@ def test_no_published_number_is_judged_by_it(store: RecordStore, tmp_path: Path)
     assert not (folder / "verdicts.md").exists()
     assert not (folder / "main.md").exists()
     page = (folder / "README.md").read_text()
-    assert "Nothing was trained under this protocol yet." in page
-    assert "tempme" in page.split("of methods with no run here: ")[1].splitlines()[0]
+    assert "tempme" in page.split("of methods without a run: ")[1].splitlines()[0]
 
 
 def test_it_does_not_change_a_verdict(store: RecordStore, tmp_path: Path) -> None:
-    folder = report(store, tmp_path, make_record(46.1, PUBLISHED))
-    before = rows(folder, "verdicts")
+    folder = report(store, tmp_path, trained(46.1, PUBLISHED))
+    before = csv_rows(folder, "verdicts")
     assert "46.1" in [row["measured"] for row in before]
     report(store, tmp_path, make_scored(93.4, PUBLISHED))
-    assert rows(folder, "verdicts") == before
+    assert csv_rows(folder, "verdicts") == before
 
 
 def test_the_table_goes_when_nothing_is_scored(store: RecordStore, tmp_path: Path) -> None:
-    folder = report(store, tmp_path, make_record(50.0), make_scored(90.0))
+    folder = report(store, tmp_path, trained(50.0), make_scored(90.0))
     (record,) = (path for path in store.folder(STANDIN).glob("*.json") if "checkpoint" in path.name)
     record.unlink()
-    report(store, tmp_path, make_record(50.0))
+    report(store, tmp_path, trained(50.0))
     assert not (folder / "scored.md").exists()
-    assert "EvalCheckpoint checkpoints" not in (folder / "README.md").read_text()
+    assert "Scored checkpoints" not in (folder / "README.md").read_text()
 
 
 def test_files_of_one_name_are_told_apart(store: RecordStore, tmp_path: Path) -> None:
     other = FILE | {"sha256": "d" * 64}
     scored = make_scored(40.0), make_scored(41.0, checkpoint=other, weights_sha256=other["sha256"])
     folder = report(store, tmp_path, *scored)
-    assert sorted(row["method"].partition(" (")[2] for row in rows(folder, "scored")) == [
+    assert sorted(row["method"].partition(" (")[2] for row in csv_rows(folder, "scored")) == [
         "weights=cccccccc)",
         "weights=dddddddd)",
     ]
 
 
 def test_it_has_a_record_of_its_own() -> None:
-    trained, scored = make_record(50.0), make_scored(50.0)
-    same_weights = scored | {"weights_sha256": trained["weights_sha256"]}
-    names = {run_name(trained), run_name(scored), run_name(same_weights)}
+    own, scored = trained(50.0), make_scored(50.0)
+    same_weights = scored | {"weights_sha256": own["weights_sha256"]}
+    names = {run_name(own), run_name(scored), run_name(same_weights)}
     assert len(names) == 3
     assert "checkpoint" in run_name(scored)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,29 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import csv_rows, make_record
+from report_records import STANDIN, msrvtt_record, report, write_unchecked
 
-from tvrbench.harness.records.record import normalized
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
 from tvrbench.harness.reporting.figures.all_figures import Picture
-from tvrbench.harness.reporting.pages.html_page import sort_value
+from tvrbench.harness.reporting.pages.html import sort_value
 from tvrbench.harness.reporting.pages.report import write_report
 from tvrbench.harness.reporting.tables.table import Cell
 
 pytestmark = pytest.mark.unit
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "standin_record.json"
-STANDIN = "standin/uniform"
 HOSTILE = "a</script><script>alert(1)</script><img src=x onerror=alert(1)> \u202e\"'{{ 7 * 7 }} & b"
 STILL = Picture(file="pareto.png", data=b"png", alternative="<i>R@1</i>", caption="said", kind="pareto")
-
-
-def make_record(method: str = "tempme", r1: float | None = None, **changes: Any) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
-    record["method"]["name"] = method
-    if r1 is not None:
-        record["metrics"]["t2v"]["R1"] = r1
-    return record | changes
 
 
 class Page(HTMLParser):
@@ -67,11 +56,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordStore:
 
 
 def write(store: RecordStore, tmp_path: Path, *records: dict[str, Any]) -> Path:
-    for i, record in enumerate(records):
-        folder = store.folder(record["protocol"]["name"])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i}.json").write_text(json.dumps(normalized(record, "a record")))
-    return write_report(records[0]["protocol"]["name"], store, tmp_path / "reports")[0].parent
+    write_unchecked(store, *records)
+    return report(store, tmp_path, records[0]["protocol"]["name"])
 
 
 def text_of(folder: Path) -> str:
@@ -135,7 +121,7 @@ class TestHostileText:
 class TestNumbers:
     def test_cells_are_those_of_the_tables(self, store: RecordStore, tmp_path: Path) -> None:
         folder = write(store, tmp_path, make_record("tempme", 61.23456), make_record("lora", 12.0))
-        rows = {row["method"]: row for row in csv.DictReader(io.StringIO((folder / "main.csv").read_text()))}
+        rows = {row["method"]: row for row in csv_rows(folder)}
         text = text_of(folder)
         for method in ("tempme", "lora"):
             line = next(part for part in text.split("<tr") if f">{method}</th>" in part)
@@ -177,19 +163,17 @@ class TestNumbers:
 class TestNotice:
     def test_the_stand_in_is_named_wherever_a_number_stands(self, store: RecordStore, tmp_path: Path) -> None:
         text = text_of(write(store, tmp_path, make_record(), make_record("lora")))
-        assert "<title>standin/uniform: embedded stand-in, not MSR-VTT</title>" in text
+        assert f"<title>{STANDIN}: embedded stand-in, not MSR-VTT</title>" in text
         captions = re.findall(r'<p class="caption">(.*?)</p>', text, re.DOTALL)
         tables = re.findall(r'<table id="table-', text)
-        assert len([c for c in captions if STANDIN_NOTICE in c]) >= len(tables) >= 3
-        assert json.loads(Page(text).scripts[0])["notice"] == STANDIN_NOTICE
-        assert f'<p class="notice" role="note">{STANDIN_NOTICE}</p>' in text
+        assert len([c for c in captions if StandIn.notice in c]) >= len(tables) >= 3
+        assert json.loads(Page(text).scripts[0])["notice"] == StandIn.notice
+        assert f'<p class="notice" role="note">{StandIn.notice}</p>' in text
 
     def test_real_data_has_no_such_notice(self, store: RecordStore, tmp_path: Path) -> None:
-        record = make_record(protocol={"name": "msrvtt-1ka-9k/published", "hash": "0123456789abcdef"})
-        record["data"]["dataset"] = "msrvtt"
-        text = text_of(write(store, tmp_path, record))
+        text = text_of(write(store, tmp_path, msrvtt_record("tempme", 46.0)))
         assert "stand-in" not in text
         data = json.loads(Page(text).scripts[0])
         assert data["frontier"] is False
-        assert "not a comparison" in data["words"]["warning"]
+        assert data["words"]["warning"]
         assert data["notice"] == ""

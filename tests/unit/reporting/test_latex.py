@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrbench.harness.reporting.tables.latex import document, fragment, latex
-from tvrbench.harness.reporting.tables.table import Column, Table, fixed, links, number, words
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, link_column, make_table, text_column
 
 pytestmark = pytest.mark.unit
 
@@ -23,15 +23,18 @@ HOSTILE = (
 ENGINES = ("tectonic", "pdflatex")
 
 
-def table(text: str = "plain", rows: int = 3, **changes: object) -> Table:
+def table(text: str = "plain", rows: int = 3) -> Table:
     columns = (
-        Column(key="method", header=text, left=True),
-        Column(key="r1", header="t→v R@1", best="max"),
-        Column(key="records", header="records", left=True),
+        text_column("method", text, lambda _: text),
+        Column(
+            key="r1",
+            header="t→v R@1",
+            cell=lambda i: Cell(text=f"{10 + i:.1f}", value=10.0 + i, rankable=True),
+            better="max",
+        ),
+        link_column("records", "records", lambda _: [("seed 0", "../x.json")]),
     )
-    cells = [(words(text), number(10.0 + i, fixed(1)), links([("seed 0", "../x.json")])) for i in range(rows)]
-    made = Table(name="main", title=text[:150], caption=text[:400], columns=columns, rows=tuple(cells))
-    return made.with_best()
+    return make_table("main", text[:150], text[:400], columns, range(rows), best=True)
 
 
 KNOWN = re.compile(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.tables.markdown import Markdown, brief, code, escaped, one_line, templates
-from tvrbench.harness.reporting.tables.table import significant
 
 pytestmark = pytest.mark.unit
 

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from matplotlib import colors
 from PIL import Image
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE, ReportContext
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.gallery import Frames, Searched, Strips, disagreements, gallery_page, strip
 from tvrbench.harness.reporting.figures.style import COLORS
 from tvrbench.harness.reporting.figures.token_map import Merged, token_picture
-from tvrbench.harness.reporting.tables.html import source_hash
+from tvrbench.harness.reporting.pages.html import source_hash
 
 pytestmark = pytest.mark.unit
 
@@ -71,7 +72,7 @@ class TestTokenPicture:
         assert self.share(picture[:, half + 40 :], COLORS[1]) == 0
 
     def test_every_method_adds_a_strip_and_the_notice_is_red(self) -> None:
-        one, two = self.draw(merged()), self.draw(merged("a"), merged("b"), notice=STANDIN_NOTICE)
+        one, two = self.draw(merged()), self.draw(merged("a"), merged("b"), notice=StandIn.notice)
         assert two.shape[0] > 1.3 * one.shape[0]
         assert self.share(two, "#B3261E") > 300
         assert self.share(one, "#B3261E") == 0
@@ -165,7 +166,7 @@ class TestGallery:
 
     def test_the_stand_in_is_named_at_every_query(self) -> None:
         page = gallery(self.ONE, self.OTHER)
-        assert page.count(STANDIN_NOTICE) == 1 + page.count("<article")
+        assert page.count(StandIn.notice) == 1 + page.count("<article")
         assert "stand-in" not in gallery(self.ONE, self.OTHER, standin=False)
 
     def test_where_nothing_differs_the_page_says_so(self) -> None:

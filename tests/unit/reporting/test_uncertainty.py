@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from pathlib import Path
@@ -12,21 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from records import FIXTURE, csv_rows, make_record
+from report_records import STANDIN
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, rank
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.queries import row_credits
 from tvrbench.harness.reporting.data.records import stored_records
-from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
+from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, row_credits
 from tvrbench.harness.reporting.pages.report import write_report
 
 pytestmark = pytest.mark.unit
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "standin_record.json"
-STANDIN = "standin/uniform"
 QUERIES = 400
 LUCK = np.random.default_rng(0).random(QUERIES)  # how hard each query is, the same for every method
 
@@ -54,7 +51,7 @@ def save(
     options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    record: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    record = make_record()
     r1 = 50.0 if ranks is None else 100 * float(np.mean(ranks <= 1))
     costs = [Measurement("gmacs_video", 34.76, "GMACs"), *([throughput] if throughput else [])]
     tuning = changes.get("tuning", "lora")
@@ -87,10 +84,6 @@ def scope_of(tmp_path: Path, kind: str = STANDIN) -> ReportContext:
     return ReportContext(protocol=kind, dataset="standin", folder=tmp_path / "reports" / kind)
 
 
-def csv_rows(folder: Path, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text(encoding="utf-8"))))
-
-
 class TestPairs:
     def test_what_cannot_be_told_apart_shares_a_rank(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, "good", ranks_of(0.8))
@@ -105,7 +98,6 @@ class TestPairs:
         assert {(p["method"], p["verdict"]) for p in _renamed(csv_rows(folder, "pairs"))} >= {
             ("good", "good is better")
         }
-        assert "Of 3 pairs 2 can be told apart" in (folder / "pairs.md").read_text()
 
     def test_p_values_are_corrected_for_the_number_of_pairs(self, store: RecordStore, tmp_path: Path) -> None:
         for i in range(6):
@@ -213,7 +205,6 @@ class TestEqualTime:
         assert row["rival"].startswith("keep 8 and 12, ")
         ranks = {line["method"]: line["rank"] for line in csv_rows(folder, "main") if line["method"] != "chance"}
         assert {name for name, rank in ranks.items() if not rank} == {f"frame_subsample (keep={k})" for k in (4, 8)}
-        assert "is a line and no method" in (folder / "main.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(
         ("throughput", "reason"),
@@ -250,7 +241,6 @@ class TestEqualTime:
         )
         page = write_report(STANDIN, store, tmp_path / "reports")[0].read_text()
         assert f"- `{command}`" in page
-        assert "No method can be compared yet" in page
 
     def test_never_under_published_recipes(self, store: RecordStore, tmp_path: Path) -> None:
         published = "standin/published"

@@ -1,0 +1,95 @@
+"""HTML pages: text of others is escaped, and a content security policy lets nothing but the page's own script run.
+
+Text is escaped by jinja2 in HTML and by ``tojson`` in the embedded data. The script writes text and never HTML. The
+policy names script and style by their hashes, so the page fetches nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, one_line
+from tvrbench.harness.reporting.tables.table import MISSING, Cell, Table
+
+_LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
+
+
+def html_templates() -> jinja2.Environment:
+    """Return the report's templates, escaped for HTML; control and direction characters become spaces."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"inline": inline, "data_uri": data_uri, "sort_value": sort_value}
+    environment.tests |= {"missing": is_missing}
+    environment.globals |= {"is_number": is_number}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    return environment
+
+
+def html_page(template: str, *, sheet: str, script: str = "", **content: Any) -> str:
+    """Render a page with its style sheet, its script, and a policy that names both."""
+    inline_sources = {"sheet": Markup(sheet), "sheet_hash": source_hash(sheet)}
+    if script:
+        inline_sources |= {"script": Markup(script), "script_hash": source_hash(script)}
+    return html_templates().get_template(template).render(content | inline_sources)
+
+
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    """Return a picture as an address that needs no file."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def source_hash(text: str) -> str:
+    """Return the name that a content security policy has for an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
+
+
+def inline(parts: Iterable[Inline] | str) -> Markup:
+    """Join the pieces of a line, each escaped for what it is."""
+    return Markup().join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts))
+
+
+def sort_value(cell: Cell) -> str:
+    """Return what a cell sorts by: its unrounded number, the first one of an interval; empty for text."""
+    if isinstance(cell.value, int | float):
+        return repr(float(cell.value))
+    number = _LEADING_NUMBER.match(cell.text) if isinstance(cell.value, str) else None
+    return number[1].replace(",", "").replace("−", "-") if number else ""
+
+
+def is_number(table: Table, column: int) -> bool:
+    """Return True if a column sorts by number: it has cells that are not missing, each with a number."""
+    cells = [row[column] for row in table.rows if not is_missing(row[column])]
+    return bool(cells) and all(sort_value(cell) for cell in cells)
+
+
+def is_missing(cell: Cell) -> bool:
+    """Return True if nothing was measured; a footnote may give the reason."""
+    return cell.value is None and not cell.links and cell.text.startswith(MISSING)
+
+
+def _piece(part: Inline) -> Markup:
+    if isinstance(part, Code):
+        return Markup("<code>{}</code>").format(one_line(part))
+    if isinstance(part, tuple):
+        text, target = part
+        return (
+            Markup('<a href="{}">{}</a>').format(quote(target), one_line(text))
+            if target
+            else Markup.escape(one_line(text))
+        )
+    ends = [" " if end.isspace() else "" for end in (part[:1], part[1:][-1:])]
+    return Markup("{}{}{}").format(ends[0], one_line(part), ends[1])

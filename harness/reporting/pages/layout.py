@@ -1,0 +1,171 @@
+"""A report as data, and the files made from it: ``README.md``, ``page.html``, tables, figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.reporting.data.context import ReportContext
+from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.reporting.figures.all_figures import Picture
+from tvrbench.harness.reporting.pages.html import html_page, html_templates
+from tvrbench.harness.reporting.tables.latex import document, fragment
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, templates
+from tvrbench.harness.reporting.tables.provenance import shared_values
+from tvrbench.harness.reporting.tables.table import Table
+
+PAGE, LATEX = "page.html", "tables.tex"
+# Files that a report may hold; those that the current one lacks are removed.
+_TABLES = (
+    *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
+    *("paper-scale", "provenance", "cost-*", "training-*", "claims*"),
+)
+_FIGURES = ("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*")
+_OWNED = (
+    *(f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")),
+    *(f"{stem}.png" for stem in _FIGURES),
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    parts: tuple[Inline, ...]
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list, one line of pieces per item."""
+
+    items: Sequence[Sequence[Inline]]
+
+
+Block = Table | Picture | Text | Bullets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading and what follows it, in order.
+
+    Attributes:
+        title: of the heading.
+        blocks: tables, figures, paragraphs, lists. A figure without data is linked in the page and not embedded.
+        level: of the heading, 2 to 4.
+        chart: the page draws its interactive chart here.
+    """
+
+    title: str
+    blocks: Sequence[Block]
+    level: int = 2
+    chart: bool = False
+
+    @property
+    def name(self) -> str:
+        """The anchor."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    @property
+    def heading(self) -> Markdown:
+        """The heading in Markdown."""
+        return Markdown(f"{'#' * self.level} {escaped(self.title)}")
+
+    @property
+    def content(self) -> list[tuple[str, Block]]:
+        """The blocks, each with the name of its kind."""
+        return [(type(block).__name__, block) for block in self.blocks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole report.
+
+    Attributes:
+        title: of the page.
+        sections: in order.
+        notice: shown above everything.
+        lead: paragraph below the title.
+        warnings: each a title and a text.
+        figures: files to write.
+        chart: data of the interactive chart; None where there is nothing to draw.
+        costs_only: both axes of the chart are costs.
+    """
+
+    title: str
+    sections: Sequence[Section]
+    notice: str | None = None
+    lead: Sequence[Inline] = ()
+    warnings: Sequence[tuple[str, str]] = ()
+    figures: Sequence[Picture] = ()
+    chart: Mapping[str, Any] | None = None
+    costs_only: bool = False
+    tables: tuple[Table, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tables = [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
+        object.__setattr__(self, "tables", tuple(tables))
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write a report's files and remove those of an earlier one; the same report gives the same bytes.
+
+    Returns:
+        The files, ``README.md`` first.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    environment = html_templates()
+    script, sheet = (environment.get_template(name).render() for name in ("page.js.j2", "page.css.j2"))
+    content = {"report": report, "title": report.title, "notice": report.notice, "chart": report.chart}
+    page = html_page("report.html.j2", sheet=sheet, script=script, **content)
+    files = {"README.md": templates().get_template("report.md.j2").render(report=report), PAGE: page}
+    for table in report.tables:
+        files |= {
+            f"{table.name}.md": table.to_markdown(),
+            f"{table.name}.csv": table.to_csv(),
+            f"{table.name}.tex": fragment(table),
+        }
+    files[LATEX] = document(report.tables)
+    encoded = {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
+    for name, data in encoded.items():
+        atomic_write(folder / name, data)
+    for old in {path.name for pattern in _OWNED for path in folder.glob(pattern)} - set(encoded):
+        (folder / old).unlink(missing_ok=True)
+    return [folder / name for name in encoded]
+
+
+def provenance(
+    table: Table, runs: Sequence[StoredRecord], context: ReportContext, command: Sequence[str]
+) -> list[Section]:
+    """Return the section of origins: the table, the commands that made the records, and the report's own command."""
+    commands = shared_values(runs, lambda record: record["command"])
+    return [
+        Section(
+            title="Provenance",
+            blocks=[
+                table,
+                Text(("Commands that made the records:",)),
+                Bullets(
+                    [(Code(line), " made ", *record_links(members, context)) for line, members in commands.items()]
+                ),
+                Text(("This report is made from the records alone: ", Code(command_line(command)), ".")),
+            ],
+        )
+    ]
+
+
+def bullets(title: str, items: Sequence[Sequence[Inline]], intro: str | None = None) -> list[Section]:
+    """Return a subsection of one list; nothing for an empty one."""
+    blocks: list[Block] = [] if intro is None else [Text((intro,))]
+    return [Section(title=title, level=3, blocks=[*blocks, Bullets(items)])] if items else []
+
+
+def record_links(runs: Sequence[StoredRecord], context: ReportContext) -> list[Inline]:
+    """Return links to the runs' records, separated by commas."""
+    return [part for run in runs for part in (", ", context.link(run))][1:]
