@@ -39,7 +39,10 @@ class FrameSubsampleReducer(TokenReducer):
         super().__init__(arch, frames)
         if not 1 <= options.keep <= frames:
             raise UsageError(
-                f"frame_subsample: option 'keep' is {options.keep}, but must lie from 1 to {frames} frames"
+                f"frame_subsample: option 'keep' must be from 1 to {frames} frames, not {options.keep}",
+                code="option.range",
+                option="keep",
+                value=options.keep,
             )
         self.keep = options.keep
 

@@ -47,7 +47,7 @@ class RandomModel(RetrievalModel):
             UsageError: wrong shapes, or a trace is asked for: there are no tokens to follow.
         """
         if trace:
-            raise UsageError("random: no vision tower runs, so there are no tokens to trace")
+            raise UsageError("random: no vision tower runs, so there are no tokens to trace", code="trace.no-tokens")
         self._check_video(frames, mask)
         items = [self._feature("video", video[valid].float()) for video, valid in zip(frames, mask.bool(), strict=True)]
         return torch.stack(items).to(frames.device)
@@ -55,7 +55,10 @@ class RandomModel(RetrievalModel):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L], mask [B, L] -> [B, E] gaussian; padding is no content."""
         if ids.ndim != 2 or ids.shape != mask.shape:
-            raise UsageError(f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]")
+            raise UsageError(
+                f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]",
+                code="text.shape",
+            )
         items = [self._feature("text", words[valid].long()) for words, valid in zip(ids, mask.bool(), strict=True)]
         return torch.stack(items).to(ids.device)
 

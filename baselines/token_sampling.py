@@ -36,7 +36,12 @@ class TokenSamplingOptions(MethodOptions):
 def _kept(mode: str, tokens: int, join: int, patches: int, block: int) -> int:
     """As many as asked for, at most all there are; one frame's worth where frames are averaged."""
     if tokens < 1:
-        raise UsageError(f"token_sampling: option 'schedule' must keep at least 1 token at block {block}, not {tokens}")
+        raise UsageError(
+            f"token_sampling: option 'schedule' must keep at least 1 token at block {block}, not {tokens}",
+            code="option.range",
+            option="schedule",
+            block=block,
+        )
     return patches if mode == "pooling" else min(tokens, join * patches)
 
 

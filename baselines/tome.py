@@ -33,7 +33,12 @@ class ToMeReducer(TokenReducer):
     def __init__(self, options: ToMeOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
         if options.r < 0:
-            raise UsageError(f"tome: option 'r' must be at least 0, not {options.r}")
+            raise UsageError(
+                f"tome: option 'r' must be at least 0, not {options.r}",
+                code="option.range",
+                option="r",
+                value=options.r,
+            )
         self.options = options
 
     def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:

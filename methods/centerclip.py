@@ -64,7 +64,10 @@ def _kept(clusters: int, join: int, patches: int, block: int) -> int:
     if not 1 <= clusters <= join * patches:
         raise UsageError(
             f"centerclip: option 'schedule' asks for {clusters} clusters at block {block}, "
-            f"where a segment has {join * patches} patch tokens: give 1 to {join * patches}"
+            f"where a segment has {join * patches} patch tokens: give 1 to {join * patches}",
+            code="option.range",
+            option="schedule",
+            block=block,
         )
     return clusters
 
@@ -77,14 +80,22 @@ class CenterCLIPReducer(SegmentReducer):
             plan_stages("centerclip", options.schedule, arch, frames, _kept), arch, frames, options.segment_mask
         )
         if not options.p >= 1:
-            raise UsageError(f"centerclip: option 'p' must be at least 1, not {options.p}")
+            raise UsageError(
+                f"centerclip: option 'p' must be at least 1, not {options.p}",
+                code="option.range",
+                option="p",
+                value=options.p,
+            )
         self.options = options
         embedded = self.stages if options.cluster_embedding else {}
         for block, stage in embedded.items():
             if stage.kept > arch.patches:
                 raise UsageError(
                     f"centerclip: option 'cluster_embedding' starts from the {arch.patches} patch positions of a "
-                    f"frame, so 'schedule' can have no {stage.kept} clusters at block {block}"
+                    f"frame, so 'schedule' cannot have {stage.kept} clusters at block {block}",
+                    code="option.range",
+                    option="schedule",
+                    block=block,
                 )
         self.cluster_embeddings = nn.ParameterDict(
             {str(block): nn.Parameter(torch.zeros(s.kept, arch.vision_width)) for block, s in embedded.items()}

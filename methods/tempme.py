@@ -75,7 +75,10 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
         if sequences % k:
             raise UsageError(
                 f"tempme: {frames} frames cannot be joined by merge_frames {options.merge_frames}: "
-                f"block {index} joins {k} neighbors but {sequences} sequences reach it"
+                f"block {index} joins {k} neighbors but {sequences} sequences reach it",
+                code="option.frames",
+                option="merge_frames",
+                block=index,
             )
         cross = min((n - c) * k // 2, int(n * k * options.clip_ratio)) if index in joins else 0
         after, classes = n * k - cross, c * k
@@ -84,7 +87,10 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
             sources = (n - c + 1 - c % 2) // 2
             if not 0 <= intra <= sources:
                 raise UsageError(
-                    f"tempme: option 'r' is {intra}, but block {index} has only {sources} patches to merge"
+                    f"tempme: option 'r' is {intra}, but block {index} has only {sources} patches to merge",
+                    code="option.range",
+                    option="r",
+                    value=intra,
                 )
         else:
             intra = min((after - classes) // 2, int(after * options.intra_ratio))
@@ -95,14 +101,30 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
 def _check(options: TempMeOptions, layers: int) -> None:
     blocks, joins = options.merge_blocks, options.merge_frames
     if len(blocks) != len(joins):
-        raise UsageError(f"tempme: merge_blocks {blocks} and merge_frames {joins} must have one entry for each merge")
+        raise UsageError(
+            f"tempme: merge_blocks {blocks} and merge_frames {joins} must have one entry for each merge",
+            code="option.length",
+            option="merge_frames",
+        )
     if list(blocks) != sorted(set(blocks)) or any(not 0 <= b < layers for b in blocks):
-        raise UsageError(f"tempme: merge_blocks {blocks} must be ascending block numbers from 0 to {layers - 1}")
+        raise UsageError(
+            f"tempme: merge_blocks {blocks} must be ascending block numbers from 0 to {layers - 1}",
+            code="option.blocks",
+            option="merge_blocks",
+            blocks=list(blocks),
+        )
     if any(k < 1 for k in joins):
-        raise UsageError(f"tempme: merge_frames {joins} must all be at least 1")
+        raise UsageError(
+            f"tempme: merge_frames {joins} must all be at least 1",
+            code="option.range",
+            option="merge_frames",
+            value=joins,
+        )
     for name in ("clip_ratio", "intra_ratio"):
-        if not 0.0 <= getattr(options, name) < 1.0:
-            raise UsageError(f"tempme: {name} must lie in [0, 1), not {getattr(options, name)}")
+        if not 0.0 <= (ratio := getattr(options, name)) < 1.0:
+            raise UsageError(
+                f"tempme: {name} must be in [0, 1), not {ratio}", code="option.range", option=name, value=ratio
+            )
 
 
 def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:

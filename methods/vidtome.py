@@ -59,24 +59,48 @@ class VidToMeOptions(MethodOptions):
 
 def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames: int) -> None:
     if any(not 0 <= b < layers for b in blocks) or len(set(blocks)) < len(blocks):
-        raise UsageError(f"vidtome: blocks {blocks} must be different block numbers from 0 to {layers - 1}")
+        raise UsageError(
+            f"vidtome: blocks {blocks} must be different block numbers from 0 to {layers - 1}",
+            code="option.blocks",
+            option="blocks",
+            blocks=list(blocks),
+        )
     if options.chunk < 1 or frames % options.chunk:
-        raise UsageError(f"vidtome: option 'chunk' is {options.chunk}, but must divide the {frames} frames of a video")
+        raise UsageError(
+            f"vidtome: option 'chunk' must divide the {frames} frames of a video; {options.chunk} does not",
+            code="option.frames",
+            option="chunk",
+            value=options.chunk,
+        )
     for name in ("ratio", "global_ratio"):
-        if not 0.0 <= (getattr(options, name) or 0.0) <= 1.0:
-            raise UsageError(f"vidtome: {name} must lie in [0, 1], not {getattr(options, name)}")
+        if not 0.0 <= (ratio := getattr(options, name) or 0.0) <= 1.0:
+            raise UsageError(
+                f"vidtome: {name} must be in [0, 1], not {ratio}", code="option.range", option=name, value=ratio
+            )
     try:
         strides(options.chunk, options.target_stride)
     except ValueError:
         raise UsageError(
             f"vidtome: target_stride {options.target_stride} must be at least 2 and divide the chunk of "
-            f"{options.chunk} frames, and then the target frames left, until one is left"
+            f"{options.chunk} frames, and then the target frames left, until one is left",
+            code="option.range",
+            option="target_stride",
+            value=options.target_stride,
         ) from None
     if options.mode == "persistent":
         if len(blocks) != 1:
-            raise UsageError(f"vidtome: mode 'persistent' merges before one block, so blocks {blocks} must name one")
+            raise UsageError(
+                f"vidtome: mode 'persistent' merges before one block, so blocks {blocks} must name one",
+                code="option.blocks",
+                option="blocks",
+                blocks=list(blocks),
+            )
         if options.global_ratio:
-            raise UsageError("vidtome: global_ratio needs mode 'unmerge': the bank holds un-merged tokens")
+            raise UsageError(
+                "vidtome: global_ratio needs mode 'unmerge': the bank holds un-merged tokens",
+                code="option.conflict",
+                option="global_ratio",
+            )
 
 
 class VidToMeReducer(TokenReducer):

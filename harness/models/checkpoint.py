@@ -73,7 +73,11 @@ def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) ->
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise UsageError(f"checkpoint {path.name} cannot be written ({error}): choose another output folder") from None
+        raise UsageError(
+            f"checkpoint {path.name} cannot be written ({error}): choose another output folder",
+            code="checkpoint.write",
+            file=path.name,
+        ) from None
 
 
 def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
@@ -104,31 +108,46 @@ def method_in(path: Path) -> str | None:
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise UsageError(f"checkpoint {path}: there is no such file")
+        raise UsageError(f"checkpoint {path}: there is no such file", code="checkpoint.missing", file=path.name)
     if path.suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as handle:
             return dict(handle.metadata() or {})
     except SafetensorError as error:
-        raise UsageError(f"{path.name}: not a readable safetensors file ({error})") from None
+        raise UsageError(
+            f"{path.name}: not a readable safetensors file ({error})", code="weights.unreadable", file=path.name
+        ) from None
 
 
 def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
     if meta.get("method") != method:
-        raise UsageError(f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}")
+        raise UsageError(
+            f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}",
+            code="checkpoint.method",
+            saved_by=meta.get("method"),
+            method=method,
+        )
     try:
         options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
     except (KeyError, ValueError, RecursionError):
         options, shape, frames = None, None, 0
     selection = meta.get("selection", LAST)
     if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
-        raise UsageError(f"{path.name}: its description (options, architecture, frames) is damaged")
+        raise UsageError(
+            f"{path.name}: its description (options, architecture, frames) is damaged",
+            code="checkpoint.description",
+            file=path.name,
+        )
     state = _float(read_state_dict(path))
     clip = _clip_state(state)
     arch = validated(Architecture, shape, f"{path.name} architecture")
-    if from_state_dict(clip, arch.activation) != arch:  # before anything of a size that only the description tells
-        raise UsageError(f"{path.name}: its description tells another architecture than its tensors have")
+    if from_state_dict(clip, arch.activation) != arch:  # before anything is made by the description
+        raise UsageError(
+            f"{path.name}: its description and its tensors have different architectures",
+            code="checkpoint.architecture",
+            file=path.name,
+        )
     base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
     return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
 

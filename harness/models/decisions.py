@@ -53,7 +53,9 @@ class Replay:
 
     def __call__(self, decision: D) -> Any:
         if not self._left:
-            raise CheckFailed("more decisions were taken than were recorded: the two calls do not match")
+            raise CheckFailed(
+                "more decisions were taken than were recorded: the two calls do not match", code="decisions.count"
+            )
         return self._left.pop()
 
 
@@ -94,7 +96,9 @@ def agreement(one: Sequence[Decision], other: Sequence[Decision]) -> float | Non
     None where no token does. Raises CheckFailed where the calls took different numbers of decisions.
     """
     if len(one) != len(other):
-        raise CheckFailed(f"{len(one)} decisions against {len(other)}: the two calls do not match")
+        raise CheckFailed(
+            f"{len(one)} decisions against {len(other)}: the two calls do not match", code="decisions.count"
+        )
     alike = moved = 0
     for a, b in zip(one, other, strict=True):
         first, second = a.representative, b.representative

@@ -47,7 +47,7 @@ def load_model(
         UsageError: an unknown name, an option that does not fit, or weights with missing or unexpected keys.
     """
     if frames < 1:
-        raise UsageError(f"frames must be at least 1, not {frames}")
+        raise UsageError(f"frames must be at least 1, not {frames}", code="frames.range", frames=frames)
     cls = method_class(method)
     if str(device) == "meta":
         with torch.device("meta"):
@@ -100,8 +100,10 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
 def _check_prompts(name: str, clip: CLIP, reducer: TokenReducer) -> None:
     if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
         raise UsageError(
-            f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not say that it "
-            f"leaves them in place (TokenReducer.carries_prompts); tuning 'prompts' goes with every method"
+            f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not declare that "
+            f"it keeps them in place (TokenReducer.carries_prompts); tuning 'prompts' works with every method",
+            code="tuning.prompts-not-carried",
+            method=name,
         )
 
 
@@ -110,7 +112,9 @@ def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone
         return saved.base
     if weights is None:
         what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
-        raise UsageError(f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)")
+        raise UsageError(
+            f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)", code="weights.missing"
+        )
     return load_weights(weights, backbone)
 
 
@@ -120,8 +124,17 @@ def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *
     wanted = set(own) if complete else {n for n, p in module.named_parameters() if p.requires_grad}
     missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
-        raise UsageError(f"{what}: missing keys {missing or 'none'}, unexpected keys {unexpected or 'none'}")
+        raise UsageError(
+            f"{what}: missing keys {missing or 'none'}, unexpected keys {unexpected or 'none'}",
+            code="weights.keys",
+            missing=missing,
+            unexpected=unexpected,
+        )
     for key, tensor in state.items():
         if own[key].shape != tensor.shape:
-            raise UsageError(f"{what}: {key} has shape {list(tensor.shape)}, the model wants {list(own[key].shape)}")
+            raise UsageError(
+                f"{what}: {key} has shape {list(tensor.shape)}, the model needs {list(own[key].shape)}",
+                code="weights.shape",
+                key=key,
+            )
     module.load_state_dict(state, strict=False)

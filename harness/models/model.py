@@ -51,11 +51,23 @@ class RetrievalModel(nn.Module):
         side = self.clip.arch.image_size
         want = f"[batch, {self.frames}, 3, {side}, {side}]"
         if frames.ndim != 5 or tuple(frames.shape[1:]) != (self.frames, 3, side, side):
-            raise UsageError(f"video: frames have shape {list(frames.shape)}, expected {want}")
+            raise UsageError(
+                f"video: frames have shape {list(frames.shape)}, expected {want}",
+                code="video.shape",
+                shape=list(frames.shape),
+            )
         if not frames.is_floating_point():
-            raise UsageError(f"video: frames are {frames.dtype}, expected CLIP-normalized floating point {want}")
+            raise UsageError(
+                f"video: frames are {frames.dtype}, expected CLIP-normalized floating point {want}",
+                code="video.dtype",
+                dtype=str(frames.dtype),
+            )
         if tuple(mask.shape) != tuple(frames.shape[:2]):
-            raise UsageError(f"video: the mask has shape {list(mask.shape)}, expected {list(frames.shape[:2])}")
+            raise UsageError(
+                f"video: the mask has shape {list(mask.shape)}, expected {list(frames.shape[:2])}",
+                code="video.mask-shape",
+                shape=list(mask.shape),
+            )
 
     def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
         """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""

@@ -33,7 +33,7 @@ class TokenTrace:
 def token_trace(stream: TokenStream, frames: int) -> TokenTrace:
     """The trace of a stream that left the tower; UsageError where none was asked for."""
     if stream.origin is None:
-        raise UsageError("this stream was not traced: ask for it with trace=True")
+        raise UsageError("this stream was not traced: ask for it with trace=True", code="trace.missing")
     videos = stream.origin.shape[0]
     return TokenTrace(
         token_BTP=stream.origin.view(videos, frames, -1), sequences=stream.per_video, tokens=stream.x.shape[1]

@@ -54,7 +54,9 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 def _lora(clip: CLIP, rank: int) -> None:
     """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
     if rank < 1:
-        raise UsageError(f"option 'rank' must be at least 1, not {rank}")
+        raise UsageError(
+            f"option 'rank' must be at least 1, not {rank}", code="option.range", option="rank", value=rank
+        )
     clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.attn.lora = LowRank(width, rank)
@@ -105,5 +107,5 @@ TUNINGS: dict[str, Callable[[CLIP, int], None]] = {
 def apply_tuning(clip: CLIP, name: str, rank: int) -> None:
     """Set ``requires_grad`` and add the modules that the tuning needs; UsageError lists the known names."""
     if name not in TUNINGS:
-        raise UsageError(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}")
+        raise UsageError(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}", code="tuning.unknown", tuning=name)
     TUNINGS[name](clip, rank)

@@ -57,7 +57,10 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
     if blocks != sorted(set(blocks)) or any(not 0 <= block < arch.vision_layers for block in blocks):
         raise UsageError(
             f"{name}: option 'schedule' names blocks {blocks}, "
-            f"but they must ascend and lie from 0 to {arch.vision_layers - 1}"
+            f"but they must ascend, from 0 to {arch.vision_layers - 1}",
+            code="option.blocks",
+            option="schedule",
+            blocks=blocks,
         )
     stages: dict[int, Stage] = {}
     sequences, patches = frames, arch.patches
@@ -65,7 +68,10 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
         if segments < 1 or sequences % segments:
             raise UsageError(
                 f"{name}: option 'schedule' asks for {segments} segments at block {block}, "
-                f"but the {sequences} sequences there do not split into so many equal parts"
+                f"but the {sequences} sequences there do not split into that many equal parts",
+                code="option.frames",
+                option="schedule",
+                block=block,
             )
         join = sequences // segments
         stay = kept(clusters, join, patches, block)

@@ -33,22 +33,34 @@ class Architecture:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "activation" and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"architecture: {field.name} must be a positive whole number, not {value!r}")
+                raise UsageError(
+                    f"architecture: {field.name} must be a positive whole number, not {value!r}",
+                    code="architecture.size",
+                    field=field.name,
+                )
         if self.image_size % self.patch_size:
             raise UsageError(
-                f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+                f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}",
+                code="architecture.size",
+                field="image_size",
             )
         for name in ("vision_width", "text_width"):
             if getattr(self, name) % HEAD_WIDTH:
                 raise UsageError(
-                    f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)"
+                    f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)",
+                    code="architecture.size",
+                    field=name,
                 )
         if self.activation not in ("quick_gelu", "gelu"):
-            raise UsageError(f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}")
+            raise UsageError(
+                f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}",
+                code="architecture.activation",
+                activation=self.activation,
+            )
 
     @property
     def patches(self) -> int:
-        """P, patch tokens a frame."""
+        """P, patch tokens per frame."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -88,12 +100,14 @@ def preset(name: str) -> Architecture:
     """The named architecture; ``ViT-B/32`` is accepted for ``ViT-B-32``. Raises UsageError for an unknown name."""
     key = name.replace("/", "-")
     if key not in PRESETS:
-        raise UsageError(f"unknown backbone {name!r}: known are {', '.join(PRESETS)}")
+        raise UsageError(
+            f"unknown backbone {name!r}: known are {', '.join(PRESETS)}", code="backbone.unknown", backbone=name
+        )
     return PRESETS[key]
 
 
 def vision_name(arch: Architecture) -> str:
-    """The preset with this vision tower, else a name that spells its shape: method presets go by the vision tower."""
+    """The preset with this vision tower, by which method presets are found; otherwise a name made of its shape."""
     for name, known in PRESETS.items():
         same = all(
             getattr(known, f) == getattr(arch, f) for f in ("image_size", "patch_size", "vision_width", "vision_layers")
@@ -105,12 +119,14 @@ def vision_name(arch: Architecture) -> str:
 
 def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"resblocks\.(\d+)\.ln_1\.weight")
-    found = {int(m.group(1)) for key in state if (m := pattern.fullmatch(key))}
-    if found != set(range(len(found))) or not found:
+    numbers = {int(m.group(1)) for key in state if (m := pattern.fullmatch(key))}
+    if numbers != set(range(len(numbers))) or not numbers:
         raise UsageError(
-            f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict"
+            f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict",
+            code="weights.not-clip",
+            key=f"{prefix}resblocks",
         )
-    return len(found)
+    return len(numbers)
 
 
 def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_gelu") -> Architecture:
@@ -128,14 +144,24 @@ def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_
     }
     for key, rank in ranks.items():
         if key not in state:
-            raise UsageError(f"weights: {key} is missing, so this is not a CLIP ViT state dict")
+            raise UsageError(
+                f"weights: {key} is missing, so this is not a CLIP ViT state dict", code="weights.not-clip", key=key
+            )
         if state[key].ndim != rank:
-            raise UsageError(f"weights: {key} has shape {tuple(state[key].shape)}, expected {rank} dimensions")
+            raise UsageError(
+                f"weights: {key} has shape {tuple(state[key].shape)}, expected {rank} dimensions",
+                code="weights.not-clip",
+                key=key,
+            )
     width, _, patch, _ = state["visual.conv1.weight"].shape
     patches = state["visual.positional_embedding"].shape[0] - 1
     side = round(patches**0.5)
     if side * side != patches:
-        raise UsageError(f"weights: visual.positional_embedding has {patches} patch rows, which is no square")
+        raise UsageError(
+            f"weights: visual.positional_embedding has {patches} patch rows, which is not a square number",
+            code="weights.not-clip",
+            key="visual.positional_embedding",
+        )
     return Architecture(
         image_size=side * patch,
         patch_size=patch,

@@ -39,9 +39,16 @@ class CLIP(nn.Module):
         included, from reaching that feature, so no padding mask enters attention.
         """
         if ids.ndim != 2 or ids.shape != mask.shape:
-            raise UsageError(f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]")
+            raise UsageError(
+                f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]",
+                code="text.shape",
+            )
         if ids.shape[1] > self.arch.context_length:
-            raise UsageError(f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}")
+            raise UsageError(
+                f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}",
+                code="text.length",
+                length=ids.shape[1],
+            )
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         end = ids.masked_fill(~mask.bool(), -1).argmax(dim=1)
         if self.prompts is not None:  # after the start token, without positions, so that captions lose none

@@ -52,17 +52,17 @@ class BytePairTokenizer:
 
 
 class WordTokenizer:
-    """One id a word: 0 is padding, the list's words follow, then start and end (the largest id)."""
+    """One id per word: 0 is padding, the words of the list follow, then start and end (the largest id)."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._ids = {word: i + 1 for i, word in enumerate(words)}
         if len(self._ids) != len(words):
-            raise UsageError("vocab.txt: a word stands twice")
+            raise UsageError("vocab.txt lists a word twice", code="vocabulary.duplicate")
         self.vocab_size = len(words) + 3
 
     @classmethod
     def from_file(cls, path: Path) -> WordTokenizer:
-        """Read one word a line."""
+        """Read one word per line."""
         return cls(path.read_text(encoding="utf-8").split())
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,9 @@ class WordTokenizer:
 
     def _id(self, word: str) -> int:
         if word not in self._ids:
-            raise UsageError(f"caption word {word!r} is not in the vocabulary of these weights")
+            raise UsageError(
+                f"caption word {word!r} is not in the vocabulary of these weights", code="vocabulary.word", word=word
+            )
         return self._ids[word]
 
 
@@ -82,7 +84,7 @@ def _byte_pair() -> BytePairTokenizer:
 
 
 def tokenizer_for(weights: Weights) -> Tokenizer:
-    """The tokenizer that goes with weights: ``vocab.txt`` beside them, else CLIP's byte pairs.
+    """The tokenizer of weights: ``vocab.txt`` beside them, else CLIP's byte pairs.
 
     Raises:
         UsageError: the vocabulary sizes do not agree.
@@ -91,11 +93,18 @@ def tokenizer_for(weights: Weights) -> Tokenizer:
     if words is not None and words.is_file():
         tokenizer = WordTokenizer.from_file(words)
         if tokenizer.vocab_size != weights.arch.vocab_size:
-            raise UsageError(f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}")
+            raise UsageError(
+                f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}",
+                code="vocabulary.size",
+                words=tokenizer.vocab_size,
+                weights=weights.arch.vocab_size,
+            )
         return tokenizer
     if weights.arch.vocab_size != CLIP_VOCABULARY:
         raise UsageError(
             f"the weights hold {weights.arch.vocab_size} token embeddings, CLIP's byte-pair encoding has "
-            f"{CLIP_VOCABULARY}: put the word list vocab.txt beside the weights"
+            f"{CLIP_VOCABULARY}: put the word list vocab.txt beside the weights",
+            code="vocabulary.missing",
+            weights=weights.arch.vocab_size,
         )
     return _byte_pair()

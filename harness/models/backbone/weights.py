@@ -33,7 +33,7 @@ class Weights:
         state: name -> tensor.
         arch: the shape, read from the file where it can be.
         sha256: of the file, or None for random weights.
-        folder: where a tokenizer vocabulary may lie beside the weights, or None.
+        folder: may hold a tokenizer vocabulary beside the weights; None for other sources.
     """
 
     state: dict[str, Tensor]
@@ -57,17 +57,19 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
         return random_weights(text, backbone)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
     if path.exists():
-        found = _from_path(path)
+        weights = _from_path(path)
     elif "/" in text or path.suffix or not backbone:
         raise UsageError(
             f"weights {text!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
-            "together with a backbone)"
+            "together with a backbone)",
+            code="weights.missing",
+            weights=text,
         )
     else:
-        found = _from_open_clip(text, backbone)
+        weights = _from_open_clip(text, backbone)
     if backbone:
-        _compare(found.arch, preset(backbone), text, backbone)
-    return found
+        _compare(weights.arch, preset(backbone), text, backbone)
+    return weights
 
 
 def _compare(arch: Architecture, wanted: Architecture, text: str, backbone: str) -> None:
@@ -75,7 +77,10 @@ def _compare(arch: Architecture, wanted: Architecture, text: str, backbone: str)
         if getattr(arch, name) != getattr(wanted, name):
             raise UsageError(
                 f"weights {text!r} have {name} {getattr(arch, name)}, "
-                f"but backbone {backbone} has {getattr(wanted, name)}"
+                f"but backbone {backbone} has {getattr(wanted, name)}",
+                code="weights.backbone",
+                field=name,
+                backbone=backbone,
             )
 
 
@@ -83,9 +88,15 @@ def random_weights(spec: str, backbone: str | None) -> Weights:
     """``random:SEED`` weights with OpenAI's initialization, the same on every machine."""
     seed = spec.removeprefix("random:")
     if not seed.isdigit():
-        raise UsageError(f"weights {spec!r}: the seed after 'random:' must be a whole number, for example random:0")
+        raise UsageError(
+            f"weights {spec!r}: the seed after 'random:' must be a whole number, for example random:0",
+            code="weights.seed",
+            weights=spec,
+        )
     if not backbone:
-        raise UsageError(f"weights {spec!r} need a backbone, for example ViT-B-32")
+        raise UsageError(
+            f"weights {spec!r} need a backbone, for example ViT-B-32", code="weights.no-backbone", weights=spec
+        )
     arch = preset(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
@@ -126,18 +137,26 @@ def _from_path(path: Path) -> Weights:
 
 def _file_in_folder(folder: Path) -> Path:
     for pattern in ("model.safetensors", "open_clip_model.safetensors", "*.safetensors", "pytorch_model.bin", "*.pt"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            raise UsageError(f"weights folder {folder.name}: several files match {pattern}; name the one to load")
-        if found:
-            return found[0]
-    raise UsageError(f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it")
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            raise UsageError(
+                f"weights folder {folder.name}: several files match {pattern}; name the one to load",
+                code="weights.ambiguous",
+                folder=folder.name,
+            )
+        if files:
+            return files[0]
+    raise UsageError(
+        f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it",
+        code="weights.missing",
+        folder=folder.name,
+    )
 
 
 def _activation_beside(path: Path) -> str:
-    """What the config beside a weights file says; OpenAI's QuickGELU where there is none.
+    """The activation in the config beside a weights file; OpenAI's QuickGELU where there is none.
 
-    A state dict does not tell its activation, so open_clip's and Hugging Face's own config files are read.
+    A state dict does not name its activation, so open_clip's and Hugging Face's own config files are read.
     """
     hub, open_clip = path.with_name("config.json"), path.with_name("open_clip_config.json")
     try:
@@ -147,7 +166,11 @@ def _activation_beside(path: Path) -> str:
         if hub.is_file():
             return str(json.loads(hub.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(f"weights {path.name}: the config beside it is not a CLIP config ({error!r})") from None
+        raise UsageError(
+            f"weights {path.name}: the config beside it is not a CLIP config ({error!r})",
+            code="weights.config",
+            file=path.name,
+        ) from None
     return "quick_gelu"
 
 
@@ -162,13 +185,17 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as handle:
                 return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise UsageError(f"{path.name}: not a readable safetensors file ({error})") from None
+            raise UsageError(
+                f"{path.name}: not a readable safetensors file ({error})", code="weights.unreadable", file=path.name
+            ) from None
     if _is_torchscript(path):
         digest = sha256 or file_sha256(path)
         if digest not in OPENAI_ARCHIVES:
             raise UsageError(
                 f"{path.name} is a TorchScript archive, which can run code, and its SHA-256 is not one of OpenAI's "
-                "published ViT-B/32 or ViT-B/16: save a plain state dict instead"
+                "published ViT-B/32 or ViT-B/16: save a plain state dict instead",
+                code="weights.torchscript",
+                file=path.name,
             )
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
     try:
@@ -176,12 +203,14 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})"
+            f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})",
+            code="weights.unreadable",
+            file=path.name,
         ) from None
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     named = isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
     if not named or not data:
-        raise UsageError(f"{path.name}: holds no flat dict of named tensors")
+        raise UsageError(f"{path.name}: holds no flat dict of named tensors", code="weights.no-tensors", file=path.name)
     return dict(data)
 
 
@@ -200,15 +229,21 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
     config = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))
-        raise UsageError(f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})")
+        raise UsageError(
+            f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})",
+            code="weights.missing",
+            weights=tag,
+        )
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user
         wanted = config.get("hf_hub") or config.get("url", tag)
         raise UsageError(
             f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded "
-            f"({type(error).__name__}): fetch {wanted} elsewhere and pass its file as --weights FILE"
+            f"({type(error).__name__}): fetch {wanted} elsewhere and pass its file as --weights FILE",
+            code="weights.download",
+            source=wanted,
         ) from None
-    found = _from_path(path)
+    weights = _from_path(path)
     activation = "quick_gelu" if config.get("quick_gelu") or tag == "openai" else "gelu"
-    return Weights(state=found.state, arch=from_state_dict(found.state, activation), sha256=found.sha256)
+    return Weights(state=weights.state, arch=from_state_dict(weights.state, activation), sha256=weights.sha256)
