@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.cli.arguments import Device, pick_device, pick_extent, split_names, split_numbers
-from tvrbench.harness.cli.data_options import DataCommand
+from tvrbench.harness.cli.data import DataCommand
 from tvrbench.harness.cli.reading_options import rank, report
 from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.validation import parse_assignments, parse_bytes

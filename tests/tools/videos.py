@@ -1,14 +1,28 @@
-"""Write small video files for tests."""
+"""Small video files for tests, and a data set of the videos of a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
 import numpy.typing as npt
+
+from tvrbench.datasets.base import VideoFolderDataset
+from tvrbench.harness.data.types import Split
+
+
+class Folder(VideoFolderDataset):
+    """The videos of a folder; each one's id is its only caption."""
+
+    name, summary, wanted, split_names = "folder", "videos of a folder", "videos", ("all",)
+    ids: ClassVar[tuple[str, ...]]
+
+    def split(self, name: str) -> Split:
+        return Split(name=name, video_ids=self.ids, captions=self.ids, caption_video=tuple(range(len(self.ids))))
 
 
 def encode(
