@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
 from tvrbench.harness.cli.check import Check
-from tvrbench.harness.cli.data_options import DataCommand
+from tvrbench.harness.cli.data import DataCommand
 from tvrbench.harness.cli.list_names import list_names
 from tvrbench.harness.cli.report import report
 from tvrbench.harness.cli.rescore import rescore

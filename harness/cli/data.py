@@ -1,195 +1,345 @@
-"""``tvrbench data``: verify a data folder, compare two verifications, keep frames, fetch files."""
+"""``tvrbench data``: download and verify data sets, compare two copies or two decoders, cache decoded frames.
+
+Heavy modules are imported where they are used, so that ``--help`` does not wait for torch.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import Interrupted
-from tvrbench.harness.data.cache import fill_cache
-from tvrbench.harness.data.compare import compare_reports, read_report
-from tvrbench.harness.data.download import fetch
-from tvrbench.harness.data.open import open_dataset
-from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, Source
-from tvrbench.harness.data.unpack import is_archive, unpack_videos
-from tvrbench.harness.data.verify import VerifyReport, check_place, verify, write_report
+from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, Source, VideoFiles
 
-SHOWN = 20  # differing videos that are printed one by one; --json has all
-RESUME_AFTER_FAILURE = "what was fetched or decoded is kept, and the same command goes on from there"
-UNTRIED = (
-    "the addresses are copied from the projects' pages and were never tried when this was written: pages move, and "
-    "--url takes another address; what comes is held against the published splits"
+if TYPE_CHECKING:
+    from tvrbench.harness.core.progress import Bar
+
+SHOWN = 20  # differing videos that are printed; --json prints all
+RESUME_HINT = "finished videos and downloaded bytes are kept; run the same command to resume"
+UNTESTED = (
+    "the URLs are copied from the projects' pages and untested: if one has moved, set another with --url; the "
+    "annotation is compared with the published splits"
 )
-MOST_FRAMES, LARGEST = 1_024, 2_048
+MAX_FRAMES, MAX_SIZE = 1_024, 2_048
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
-def verify_dataset(
-    name: str,
-    root: Path | None,
-    *,
-    splits: tuple[str, ...],
-    spec: FrameSpec,
-    missing_list: Path,
-    report_path: Path | None,
-    as_json: bool,
-) -> None:
-    """Decode every video of the splits, name each corrupt file, count the absent ones and list them in a file.
+@dataclass(frozen=True, kw_only=True)
+class _OnDataset:
+    """Options of the commands that open a data set.
 
-    Raises:
-        UsageError: no such data set or split, or broken annotations.
-        CheckFailed: a video is absent, broken, or lasts too long or too short.
+    Attributes:
+        dataset: A data set (tvrbench list datasets).
+        root: Its folder, with annotations and a folder videos.
     """
-    dataset = open_dataset(name, root)
-    if report_path is not None:
-        check_place(report_path)
-    with _stoppable("nothing was written; the same command begins anew"), Bar() as bar:
-        bar.begin(f"decoding videos of {name}")
-        report = verify(dataset, splits or dataset.split_names, spec=spec, list_path=missing_list, progress=bar.reach)
-    if report_path is not None:
-        write_report(report, report_path)
-    if as_json:
-        print_json(report.summary())
-    else:
-        _print(report)
-    if report_path is not None:
-        say(f"every video is in {report_path}; tvrbench data compare explains two such reports")
-    if not report.ok:
-        counts = f"{len(report.corrupt)} corrupt, {report.missing} missing and {len(report.wrong_duration)} too long or"
-        raise CheckFailed(f"{name}: {counts} too short of {report.videos} videos")
+
+    dataset: Annotated[Positional[str], arg(metavar="DATASET")]
+    root: Path | None = None
+
+    def open(self) -> RetrievalDataset:
+        """Return the data set; UsageError for an unknown name or a wrong folder."""
+        from tvrbench.harness.data.open import open_dataset
+
+        return open_dataset(self.dataset, self.root)
 
 
-def compare_data(a: Path, b: Path, as_json: bool) -> None:
-    """Explain how the videos of two verify reports differ.
+@dataclass(frozen=True, kw_only=True)
+class _OnFrames(_OnDataset):
+    """Options of the commands that decode frames.
 
-    Raises:
-        UsageError: a file is no report, or they are of different data sets.
+    Attributes:
+        splits: Only this split; may be repeated.
+        sampler: Frame sampler: tempme, clip4clip or centerclip.
+        frames: Frames per video; DiDeMo and ActivityNet use 64.
+        size: Side of the square crop in pixels.
+        as_json: Print one JSON document.
     """
-    found = compare_reports(read_report(a), read_report(b))
-    if as_json:
-        print_json(asdict(found))
-        return
-    print_table(
-        [[s["name"], _same(s["annotation"]), _same(s["frames"])] for s in found.splits],
-        ["split", "annotation", "frames"],
-    )
-    for sentence in found.findings:
-        print(f"- {sentence}")
-    for video in found.differences[:SHOWN]:
-        levels = "" if video.gray_levels is None else f", {video.gray_levels:.1f} gray levels apart"
-        print(f"{video.video_id}: {video.kind}: {video.detail}{levels}")
-    if len(found.differences) > SHOWN:
-        say(f"{len(found.differences) - SHOWN} more videos differ; --json names them all")
+
+    splits: Annotated[UseAppendAction[tuple[str, ...]], arg(name="split", metavar="SPLIT")] = ()
+    sampler: str = "tempme"
+    frames: int = 12
+    size: int = 224
+    as_json: Annotated[bool, arg(name="json")] = False
+
+    def spec(self, *, native: bool = False, decoder: str | None = None) -> FrameSpec:
+        """Return the frames; UsageError for numbers that would fill the memory."""
+        if not 1 <= self.frames <= MAX_FRAMES or not 1 <= self.size <= MAX_SIZE:
+            raise UsageError(
+                f"--frames {self.frames} --size {self.size} is out of range: use 1 to {MAX_FRAMES:,} frames of 1 to "
+                f"{MAX_SIZE:,} pixels",
+                code="option.range",
+                frames=self.frames,
+                size=self.size,
+            )
+        chosen = {} if decoder is None else {"decoder": decoder}
+        return FrameSpec(sampler=self.sampler, frames=self.frames, size=NATIVE if native else self.size, **chosen)
+
+    def video_ids(self, dataset: RetrievalDataset) -> list[str]:
+        """Return the videos of the splits, each once."""
+        parts = [dataset.split(name) for name in self.splits or dataset.split_names]
+        return list(dict.fromkeys(video_id for part in parts for video_id in part.video_ids))
 
 
-def cache_frames(name: str, root: Path | None, *, splits: tuple[str, ...], spec: FrameSpec, as_json: bool) -> None:
-    """Decode every video of the splits once and keep the frames; goes on where it was interrupted.
+@dataclass(frozen=True, kw_only=True)
+class Verify(_OnFrames):
+    """Decode every video: report missing and broken ones, wrong durations, and the fingerprint of the frames.
 
-    Raises:
-        UsageError: no such data set or split, frames that cannot be kept, or too small a disk.
-        CheckFailed: a video is absent or broken; the others are kept.
+    Attributes:
+        decoder: pyav or torchcodec; by default TVRBENCH_DECODER, or pyav.
+        missing_list: File for the ids of missing videos.
+        report: JSON file for the facts of each video, for tvrbench data compare.
     """
-    dataset = open_dataset(name, root)
-    parts = [dataset.split(split) for split in splits or dataset.split_names]
-    video_ids = list(dict.fromkeys(v for part in parts for v in part.video_ids))
-    with _stoppable(RESUME_AFTER_FAILURE), Bar() as bar:
-        bar.begin(f"keeping frames of {name}")
-        report = fill_cache(dataset, spec, video_ids, progress=bar.reach)
-    faults = [asdict(fault) | {"path": str(fault.path)} for fault in report.faults]
-    if as_json:
-        print_json(asdict(report) | {"folder": str(report.folder), "faults": faults})
-    else:
-        mean = (report.bytes - report.wasted) / max(1, report.added + report.kept)
-        print(
-            f"{report.folder}: {report.added} videos decoded, {report.kept} were there, {report.bytes / 2**30:.2f} GiB"
-        )
-        print(f"{mean / 2**20:.2f} MiB a video" + (f", {report.wasted / 2**30:.2f} GiB replaced" * bool(report.wasted)))
-        if spec.size == NATIVE:
-            print("frames are kept as large as they are in the videos: what is read is augmented and resized each time")
-        for fault in report.faults:
-            if fault.kind != "missing":
+
+    decoder: str | None = None
+    missing_list: Path = Path("missing-videos.txt")
+    report: Path | None = None
+
+    def run(self) -> None:
+        """Raise CheckFailed if a video is missing, broken, or has a wrong duration."""
+        from tvrbench.harness.data.verify import check_writable, verify, write_report
+
+        spec, dataset = self.spec(decoder=self.decoder), self.open()
+        if self.report is not None:
+            check_writable(self.report)
+        splits = self.splits or dataset.split_names
+        hint = "nothing was written; run the same command to start again"
+        with _bar(f"decoding videos of {self.dataset}", hint) as bar:
+            result = verify(dataset, splits, spec=spec, list_path=self.missing_list, progress=bar.reach)
+        if self.report is not None:
+            write_report(result, self.report)
+        if self.as_json:
+            print_json(result.summary())
+        else:
+            columns = ["split", "videos", "captions", "present", "missing", "corrupt", "wrong duration"]
+            rows = [
+                [*list(asdict(s).values())[:7], s.fingerprint[:12], s.frames_fingerprint and s.frames_fingerprint[:12]]
+                for s in result.splits
+            ]
+            print_table(rows, [*columns, "annotation", "frames"])
+            for fault in result.corrupt:
                 print(f"{fault.path}: {fault.kind}: {fault.detail}")
-    if report.faults:
-        missing = sum(fault.kind == "missing" for fault in report.faults)
-        raise CheckFailed(f"{name}: {missing} videos are missing and {len(faults) - missing} cannot be decoded")
+            for late in result.wrong_duration:
+                off = late.off_by_s or 0.0
+                than = "longer" if off > 0 else "shorter"
+                seconds = late.facts["duration_s"]
+                print(f"{late.path}: duration: {seconds:.1f} s, {abs(off):.1f} s {than} than annotated")
+            if result.missing:
+                count, folder = len(result.missing), dataset.root / "videos"
+                say(f"{count} videos are missing below {folder}; their ids are in {result.missing_list}")
+        if self.report is not None:
+            say(f"{self.report} describes every video; tvrbench data compare explains two such reports")
+        if not result.ok:
+            counts = {name: len(getattr(result, name)) for name in ("corrupt", "missing", "wrong_duration")}
+            raise CheckFailed(
+                f"{self.dataset}: of {len(result.reports)} videos, {counts['corrupt']} are corrupt, "
+                f"{counts['missing']} missing and {counts['wrong_duration']} of a wrong duration",
+                code="data.unusable-videos",
+                dataset=self.dataset,
+                **counts,
+            )
 
 
-def download_data(
-    name: str, root: Path | None, *, url: str | None, sha256: str | None, file: str | None, unpack: bool, videos: bool
-) -> None:
-    """Fetch the files that a data set is published in, or one given by its address; goes on where it broke off.
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Explain why two copies of a data set give different frames.
 
-    Args:
-        name: the data set.
-        root: its folder, made if need be.
-        url: an address in place of the published ones.
-        sha256, file: what the file at ``url`` must have, and its name here.
-        unpack: take the videos out of the archive at ``url``.
-        videos: of the published files, fetch the videos too.
-
-    Raises:
-        UsageError: nothing is published that could be fetched (the message says what to do), or it cannot be had.
-        CheckFailed: the annotation that was fetched is not the published one.
+    Attributes:
+        a: A report that tvrbench data verify --report wrote.
+        b: A report of another copy of the same data set.
+        as_json: Print one JSON document.
     """
-    cls = registry.lookup(name, "datasets")
-    sources: tuple[Source, ...] = getattr(cls, "sources", ())
-    if url is None and (sha256 or file or unpack):
-        raise UsageError("--sha256, --name and --unpack go with --url")
-    if url is not None:
-        sources = (Source(url=url, sha256=sha256, videos=unpack),)
-    if not sources:
-        raise UsageError(getattr(cls, "access", "") or f"data set {name} has nothing to fetch; give --url")
-    if root is None:
-        raise UsageError(f"--root DIR is wanted: the folder that the files of {name} go to")
-    if url is None:
-        say(UNTRIED)
-    with _stoppable(RESUME_AFTER_FAILURE):
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    b: Annotated[Positional[Path], arg(metavar="B")]
+    as_json: Annotated[bool, arg(name="json")] = False
+
+    def run(self) -> None:
+        """Print the comparison."""
+        from tvrbench.harness.data.compare import compare_reports, read_report
+
+        comparison = compare_reports(read_report(self.a), read_report(self.b))
+        if self.as_json:
+            print_json(asdict(comparison))
+            return
+        words = {None: None, True: "same", False: "DIFFERENT"}
+        rows = [[s["name"], words[s["annotation"]], words[s["frames"]]] for s in comparison.splits]
+        print_table(rows, ["split", "annotation", "frames"])
+        for sentence in comparison.findings:
+            print(f"- {sentence}")
+        for video in comparison.differences[:SHOWN]:
+            levels = "" if video.gray_levels is None else f", {video.gray_levels:.1f} gray levels"
+            print(f"{video.video_id}: {video.kind}: {video.detail}{levels}")
+        if (hidden := len(comparison.differences) - SHOWN) > 0:
+            say(f"{hidden} more videos differ; --json lists them all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoders(_OnFrames):
+    """Compare frame numbers, pixels and speed of PyAV and torchcodec.
+
+    Attributes:
+        limit: Number of existing videos to decode.
+    """
+
+    limit: int = 50
+
+    def run(self) -> None:
+        """Print the comparison."""
+        from tvrbench.harness.data.compare_decoders import compare_decoders
+
+        if self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: at least one video is needed", code="option.range")
+        spec, dataset = self.spec(decoder="pyav"), self.open()
+        if not isinstance(dataset, VideoFiles):
+            raise UsageError(
+                f"the videos of data set {self.dataset} are not files, so they need no decoder",
+                code="dataset.no-files",
+                dataset=self.dataset,
+            )
+        dataset.pixel_versions(spec)
+        existing = [v for v in self.video_ids(dataset) if _exists(dataset, v)][: self.limit]
+        with _bar(f"decoding {len(existing)} videos of {self.dataset} twice") as bar:
+            result = compare_decoders(dataset, spec, existing, progress=bar.reach)
+        if self.as_json:
+            print_json(asdict(result))
+            return
+        speeds = {name: round(speed) for name, speed in result.frames_per_s.items()}
+        rows = [[name, speeds.get(name), _listed(result.versions[name])] for name in result.decoders]
+        print_table(rows, ["decoder", "frames/s", "libraries"])
+        print(f"of {result.videos} videos, {result.same_indices} have the same frame numbers in both, and ", end="")
+        print(f"{result.same_pixels} the same pixels")
+        print(f"pixel difference: mean {result.mean:.4f}, maximum {result.largest}, of 255")
+        for reason in result.refused:
+            say(f"refused by {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache(_OnFrames):
+    """Decode every video once and cache its frames; an interrupted command resumes.
+
+    Attributes:
+        native: Cache frames at native resolution, for augmentations that need it.
+        decoder: pyav or torchcodec; by default TVRBENCH_DECODER, or pyav.
+    """
+
+    native: bool = False
+    decoder: str | None = None
+
+    def run(self) -> None:
+        """Raise CheckFailed if a video is missing or broken; the others are cached."""
+        from tvrbench.harness.data.cache import fill_cache
+
+        spec, dataset = self.spec(native=self.native, decoder=self.decoder), self.open()
+        with _bar(f"caching frames of {self.dataset}", RESUME_HINT) as bar:
+            result = fill_cache(dataset, spec, self.video_ids(dataset), progress=bar.reach)
+        if self.as_json:
+            faults = [asdict(fault) | {"path": str(fault.path)} for fault in result.faults]
+            print_json(asdict(result) | {"folder": str(result.folder), "faults": faults})
+        else:
+            mean = (result.bytes - result.wasted) / max(1, result.added + result.kept)
+            size = f"{result.bytes / 2**30:.2f} GiB, {mean / 2**20:.2f} MiB per video"
+            print(f"{result.folder}: {result.added} videos decoded, {result.kept} already cached, {size}")
+            if result.wasted:
+                print(f"{result.wasted / 2**30:.2f} GiB belong to replaced clips")
+            if self.native:
+                print("frames have native resolution: they are augmented and resized whenever they are read")
+            for fault in result.faults:
+                if fault.kind != "missing":
+                    print(f"{fault.path}: {fault.kind}: {fault.detail}")
+        if result.faults:
+            missing = sum(fault.kind == "missing" for fault in result.faults)
+            corrupt = len(result.faults) - missing
+            raise CheckFailed(
+                f"{self.dataset}: {missing} videos are missing and {corrupt} cannot be decoded",
+                code="data.unusable-videos",
+                dataset=self.dataset,
+                missing=missing,
+                corrupt=corrupt,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download(_OnDataset):
+    """Download the published files of a data set, and print the steps that must be done by hand.
+
+    An interrupted download resumes. The published URLs are untested, and the checksums of those files are unknown: the
+    annotation is compared with the published splits, and tvrbench data verify checks the videos.
+
+    Attributes:
+        videos: Download and unpack the videos too, where they are published.
+        url: Download this instead of the published files.
+        sha256: Expected checksum of the file at --url.
+        file: Name for the file at --url.
+        unpack: Unpack the videos of the archive at --url.
+    """
+
+    videos: bool = False
+    url: str | None = None
+    sha256: str | None = None
+    file: Annotated[str | None, arg(name="name")] = None
+    unpack: bool = False
+
+    def run(self) -> None:
+        """Raise CheckFailed if the downloaded annotation is not the published one."""
+        cls = registry.lookup(self.dataset, "datasets")
+        sources: tuple[Source, ...] = getattr(cls, "sources", ())
+        access: str = getattr(cls, "access", "")
+        if self.url is not None:
+            sources = (Source(url=self.url, sha256=self.sha256, videos=self.unpack),)
+        elif self.sha256 or self.file or self.unpack:
+            raise UsageError("--sha256, --name and --unpack need --url", code="option.needs-url")
+        if not sources:
+            raise UsageError(
+                access or f"data set {self.dataset} has no file to download; set one with --url",
+                code="download.by-hand",
+                dataset=self.dataset,
+            )
+        if self.root is None:
+            raise UsageError(f"set --root DIR, the folder for the files of {self.dataset}", code="option.missing-root")
+        if self.url is None:
+            say(UNTESTED)
         for source in sources:
-            if source.videos and not (videos or url):
-                say(f"the videos are left out: give --videos to fetch {source.url}")
-                continue
-            _fetch(source, root, file)
-    if url is None:
-        if access := getattr(cls, "access", ""):
-            say(access)
-        _check_splits(open_dataset(name, root), [source.name for source in sources if not source.videos])
+            if source.videos and not (self.videos or self.url):
+                say(f"the videos are left out: give --videos to download {source.url}")
+            else:
+                _download(source, self.root, self.file)
+        if self.url is None:
+            if access:
+                say(access)
+            _check_splits(self.open(), [source.name for source in sources if not source.videos])
 
 
-def _fetch(source: Source, root: Path, file: str | None) -> None:
-    with Bar() as bar:
-        bar.begin(f"fetching {source.url}")
-        packed = source.videos or (file or source.name).endswith(ARCHIVES)
-        fetched = fetch(
-            source.url,
-            root,
-            name=file,
-            sha256=source.sha256,
-            progress=bar.reach,
-            refuse=_no_archive if packed else lambda _: None,
-        )
-    known = "the one wanted" if fetched.checked else "NOT VERIFIED: no checksum of it is known"
-    print(f"{fetched.path}: {fetched.size:,} bytes, SHA-256 {fetched.sha256} ({known})")
+def _download(source: Source, root: Path, file: str | None) -> None:
+    from tvrbench.harness.data.download import download
+    from tvrbench.harness.data.unpack import is_archive, unpack_videos
+
+    packed = source.videos or (file or source.name).endswith(ARCHIVES)
+
+    def reject(path: Path) -> str | None:
+        return "not an archive (perhaps a web page)" if packed and not is_archive(path) else None
+
+    with _bar(f"downloading {source.url}", RESUME_HINT) as bar:
+        result = download(source.url, root, name=file, sha256=source.sha256, progress=bar.reach, reject=reject)
+    known = "as expected" if result.checked else "NOT VERIFIED: its checksum is unknown"
+    print(f"{result.path}: {result.size:,} bytes, SHA-256 {result.sha256} ({known})")
     if source.videos:
-        with Bar() as bar:
-            bar.begin(f"unpacking {fetched.path}")
-            count = unpack_videos(fetched.path, root / "videos", bar.reach)
-        print(f"{root / 'videos'}: {count} videos; {fetched.path.name} is not needed any more")
-        say("whether they are the videos wanted, and whole, tvrbench data verify tells")
+        with _bar(f"unpacking {result.path}", RESUME_HINT) as bar:
+            count = unpack_videos(result.path, root / "videos", bar.reach)
+        print(f"{root / 'videos'}: {count} videos; {result.path.name} is no longer needed")
+        say("run tvrbench data verify to check the videos")
 
 
-def _no_archive(path: Path) -> str | None:
-    return None if is_archive(path) else "no archive (a web page, perhaps)"
-
-
-def _check_splits(dataset: RetrievalDataset, files: list[str]) -> None:
-    """Open every split; CheckFailed where one is not as published."""
+def _check_splits(dataset: RetrievalDataset, files: Sequence[str]) -> None:
+    """Open every split; CheckFailed if one is not as published."""
     wrong = []
     for name in dataset.split_names:
         try:
@@ -200,48 +350,45 @@ def _check_splits(dataset: RetrievalDataset, files: list[str]) -> None:
         else:
             print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
     if wrong:
-        fetched = ", ".join(files)
         raise CheckFailed(
-            f"{dataset.name}: {', '.join(wrong)} cannot be read from {fetched} in {dataset.root}; remove what is "
-            f"wrong there, for the same command keeps files that it finds"
+            f"{dataset.name}: {', '.join(wrong)} cannot be read from {', '.join(files)} in {dataset.root}; remove the "
+            "wrong files before you run the same command, which keeps existing files",
+            code="data.wrong-splits",
+            dataset=dataset.name,
+            splits=wrong,
         )
 
 
 @contextmanager
-def _stoppable(how: str) -> Iterator[None]:
-    """Ctrl-C ends the command with a word on how to go on."""
+def _bar(title: str, hint: str | None = None) -> Iterator[Bar]:
+    """Show progress; Ctrl-C ends the command with a hint on how to continue."""
+    from tvrbench.harness.core.progress import Bar
+
     try:
-        yield
+        with Bar() as bar:
+            bar.begin(title)
+            yield bar
     except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, how=how) from None
+        if hint is None:
+            raise
+        raise Interrupted(signal.SIGINT, how=hint) from None
 
 
-def frame_spec(sampler: str, frames: int, size: int, native: bool, decoder: str | None) -> FrameSpec:
-    """The frames that the options name; UsageError for a number out of all proportion, which would fill the memory."""
-    if not 1 <= frames <= MOST_FRAMES or not 1 <= size <= LARGEST:
-        raise UsageError(
-            f"--frames {frames} --size {size}: frames must be 1 to {MOST_FRAMES:,}, the size 1 to {LARGEST:,}"
-        )
-    chosen = {} if decoder is None else {"decoder": decoder}
-    return FrameSpec(sampler=sampler, frames=frames, size=NATIVE if native else size, **chosen)
+def _exists(dataset: VideoFiles, video_id: str) -> bool:
+    try:
+        return dataset.video_path(video_id).is_file()
+    except UsageError:  # missing or ambiguous, which data verify reports
+        return False
 
 
-def _same(value: bool | None) -> str | None:
-    return None if value is None else "same" if value else "DIFFERENT"
+def _listed(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _print(report: VerifyReport) -> None:
-    columns = ["split", "videos", "captions", "present", "missing", "corrupt", "wrong duration", "annotation", "frames"]
-    rows = [
-        [*counts, annotation[:12], frames and frames[:12]]
-        for *counts, annotation, frames in (astuple(split) for split in report.splits)
-    ]
-    print_table(rows, columns)
-    for video in report.corrupt:
-        print(f"{video.path}: {video.kind}: {video.detail}")
-    for late in report.wrong_duration:
-        than = "longer" if late.off_by_s > 0 else "shorter"
-        print(f"{late.path}: duration: {late.duration_s:.1f} s, {abs(late.off_by_s):.1f} s {than} than annotated")
-    if report.missing:
-        where = Path(report.root) / "videos"
-        say(f"{report.missing} videos are missing below {where}; their ids are in {report.missing_list}")
+DataCommand = (
+    Annotated[Verify, subcommand("verify")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Decoders, subcommand("decoders")]
+    | Annotated[Cache, subcommand("cache")]
+    | Annotated[Download, subcommand("download")]
+)

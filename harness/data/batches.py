@@ -1,4 +1,4 @@
-"""Which captions make up each training batch: a pure function of the seed and the step, so runs can resume."""
+"""The captions of each training batch: a pure function of the seed and the step, so that runs can resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tvrbench.harness.data.types import Split
 
 
 def epoch_units(split: Split, pair_scenes: bool) -> list[list[int]]:
-    """Captions that stay together: one caption each, or with ``pair_scenes`` one caption of every video of a scene."""
+    """Group captions that stay together: single ones, or with ``pair_scenes`` one per video of a scene."""
     if not pair_scenes or split.scenes is None:
         return [[i] for i in range(len(split.captions))]
     by_scene: dict[int, list[int]] = {}
@@ -23,20 +23,31 @@ def epoch_units(split: Split, pair_scenes: bool) -> list[list[int]]:
     return list(by_scene.values())
 
 
+def steps_per_epoch(split: Split, batch_size: int, pair_scenes: bool) -> int:
+    """Return the number of whole batches in one pass over the captions; UsageError if there is none."""
+    steps = sum(map(len, epoch_units(split, pair_scenes))) // batch_size
+    if steps < 1:
+        raise UsageError(
+            f"split {split.name} has {len(split.captions)} captions, fewer than a batch of {batch_size}",
+            code="batch.too-large",
+            split=split.name,
+            captions=len(split.captions),
+            batch_size=batch_size,
+        )
+    return steps
+
+
 def batches(
     split: Split, batch_size: int, seed: int, steps: int, *, pair_scenes: bool = False, start: int = 0
 ) -> Iterator[list[int]]:
-    """Caption indices of the batches of steps ``start`` .. ``steps`` - 1.
+    """Yield the caption indices of the batches of steps ``start`` to ``steps`` - 1.
 
-    Every epoch is a fresh permutation drawn from (seed, epoch); its last incomplete batch is dropped.
+    Every epoch is a new permutation drawn from (seed, epoch); its last incomplete batch is dropped.
 
     Raises:
         UsageError: the split does not fill one batch.
     """
-    units = epoch_units(split, pair_scenes)
-    per_epoch = sum(len(unit) for unit in units) // batch_size
-    if per_epoch < 1:
-        raise UsageError(f"split {split.name}: {len(split.captions)} captions do not fill a batch of {batch_size}")
+    units, per_epoch = epoch_units(split, pair_scenes), steps_per_epoch(split, batch_size, pair_scenes)
     epoch, order = -1, np.empty(0, dtype=np.int64)
     for step in range(start, steps):
         if step // per_epoch != epoch:

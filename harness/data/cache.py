@@ -1,8 +1,8 @@
-"""The frame cache of a data set: filled once by ``tvrbench data cache``, then read in place of decoding.
+"""The frame cache of a data set: filled once by ``tvrbench data cache``, then read instead of decoding.
 
-What is kept are the frames that a sampler picks, resized and cropped, or, for augmentations of native-resolution
-frames, as they are in the video. A clip is served only while its video file is the one it was decoded from, and a
-store only to the sampler, size, decoder and library versions that it was made with.
+It stores the frames that a sampler picks, resized and cropped or, for augmentations at native resolution, unchanged. A
+clip is used only while its video file is unchanged, and a store only with its own sampler, size, decoder and library
+versions.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.cache_store import (
     FORMAT,
-    Entry,
+    ClipEntry,
+    FileStamp,
     FrameStore,
-    Stamp,
-    StoreWriter,
-    check_space,
+    open_writer,
     read_key,
-    writing,
 )
+from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import (
     NATIVE,
     Clip,
@@ -40,19 +40,19 @@ from tvrbench.harness.data.types import (
     VideoFiles,
 )
 
-FOLDER = "TVRBENCH_FRAME_CACHE"  # environment variable: where caches are, if not beside the videos
+FOLDER = "TVRBENCH_FRAME_CACHE"  # environment variable: the folder of caches, by default in the data set's root
 
 
 @dataclass(frozen=True, kw_only=True)
 class FillReport:
-    """What filling a cache did.
+    """The result of filling a cache.
 
     Attributes:
-        folder: the store.
-        added: clips decoded, those of changed videos among them.
-        kept: clips that were there already.
-        faults: videos that cannot be decoded, by name.
-        bytes: size of the pixels in the store; ``wasted`` of them are of clips that were replaced.
+        folder: of the store.
+        added: decoded clips, including those of changed videos.
+        kept: clips that were already cached.
+        faults: videos that cannot be decoded.
+        bytes: size of the pixels in the store; ``wasted`` of them belong to replaced clips.
     """
 
     folder: Path
@@ -68,73 +68,78 @@ class CachedFrames:
 
     Args:
         dataset: the data set, which finishes clips (augments, resizes, pads).
-        spec: what ``clip`` gives.
+        spec: the frames that ``clip`` returns.
         store: frames under ``spec.plain`` or ``spec.native``.
     """
 
     def __init__(self, dataset: VideoFiles, spec: FrameSpec, store: FrameStore) -> None:
         self._dataset, self._spec, self._store = dataset, spec, store
-        self._sound: set[str] = set()
-        self._files: dict[str, tuple[tuple[int, int, int], bool]] = {}
+        self._verified: set[str] = set()
+        self._compared: dict[str, tuple[tuple[int, int, int], bool]] = {}
 
     def clip(self, video_id: str, seed: int) -> Clip | None:
-        """The clip, bit for bit as the data set's ``frames`` gives it; None if it is not there, or its video changed.
+        """Return the clip, bit for bit as the data set's ``frames``; None if it is not cached, or its video changed.
 
         Raises:
-            UsageError: the video file is gone, or the cache is damaged.
+            UsageError: the video file is missing, or the cache is damaged.
         """
         entry = self._store.entries.get(video_id)
-        if entry is None or not self._fresh(video_id, entry):
+        if entry is None or not self._unchanged(video_id, entry):
             return None
         frames = self._store.frames(entry)
-        if video_id not in self._sound:
+        if video_id not in self._verified:
             if _sha256(frames) != entry.sha256:
-                raise UsageError(f"the frame cache {self._store.folder} is damaged at {video_id}; remove the folder")
-            self._sound.add(video_id)
+                raise UsageError(
+                    f"the frame cache {self._store.folder} is damaged at {video_id}; remove the folder",
+                    code="cache.damaged",
+                    folder=str(self._store.folder),
+                    video=video_id,
+                )
+            self._verified.add(video_id)
         return self._dataset.finish(video_id, frames, self._spec, seed)
 
-    def _fresh(self, video_id: str, entry: Entry) -> bool:
-        """Whether the video file is the one that was decoded; a file with other times is read to find out."""
+    def _unchanged(self, video_id: str, entry: ClipEntry) -> bool:
+        """True if the video file is the one that was decoded; a file with other times is hashed to find out."""
         path = self._dataset.video_path(video_id)
-        look = _look(path)
-        if look == entry.source.look:
+        stat = _stat(path)
+        if stat == entry.source.stat:
             return True
-        known = self._files.get(video_id)
-        if known is None or known[0] != look:
-            same = look[0] == entry.source.size and _file_sha256(path) == entry.source.sha256
-            self._files[video_id] = known = (look, same)
+        compared = self._compared.get(video_id)
+        if compared is None or compared[0] != stat:
+            same = stat[0] == entry.source.size and file_sha256(path) == entry.source.sha256
+            self._compared[video_id] = compared = (stat, same)
             if not same:
-                warnings.warn(f"{path} is not the file in the frame cache and is decoded anew", stacklevel=2)
-        return known[1]
+                warnings.warn(f"{path} changed since it was cached; it is decoded again", stacklevel=2)
+        return compared[1]
 
 
 def open_cache(dataset: RetrievalDataset, spec: FrameSpec) -> CachedFrames | None:
-    """The cache that serves ``spec``, or None where none was filled or none can serve it."""
+    """Return the cache that can serve ``spec``; None if there is none."""
     if not isinstance(dataset, VideoFiles) or spec.draws:
         return None
-    for kept in (spec.native,) if spec.augments_native else (spec.plain, spec.native):
-        folder, key = _place(dataset, kept)
+    for stored in (spec.native,) if spec.augments_native else (spec.plain, spec.native):
+        folder, key = _place(dataset, stored)
         if (folder / "key.json").is_file():
             return CachedFrames(dataset, spec, FrameStore(folder, key))
     return None
 
 
 def whole_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> set[str]:
-    """Those of the videos that filling some cache found whole, and whose file has the size and times it had then.
+    """Return the videos that were found whole when some cache was filled, and whose file has the same size and times.
 
-    Filling decodes all of a file, so that these need no check before a run, whichever frames the run takes.
+    Filling decodes whole files, so these videos need no check before a run, whichever frames the run uses.
     """
     if not isinstance(dataset, VideoFiles):
         return set()
-    checked_with = dataset.pixel_versions(FrameSpec(decoder="pyav"))  # which looks files over, whatever the decoder
-    looks: dict[str, set[tuple[int, int, int]]] = {}
+    checked_with = dataset.pixel_versions(FrameSpec(decoder="pyav"))  # PyAV checks files, whatever the decoder
+    stats: dict[str, set[tuple[int, int, int]]] = {}
     for path in sorted(_base(dataset).glob("*/key.json")):
         key = read_key(path.parent)
         versions = key.get("versions") if isinstance(key, dict) and key.get("dataset") == dataset.name else None
         if isinstance(versions, dict) and key.get("format") == FORMAT and checked_with.items() <= versions.items():
             for entry in FrameStore(path.parent, key).entries.values():
-                looks.setdefault(entry.video, set()).add(entry.source.look)
-    return {video for video in video_ids if _present_look(dataset, video) in looks.get(video, ())}
+                stats.setdefault(entry.video, set()).add(entry.source.stat)
+    return {video for video in video_ids if _stat_or_none(dataset, video) in stats.get(video, ())}
 
 
 def fill_cache(
@@ -145,40 +150,51 @@ def fill_cache(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> FillReport:
-    """Decode the videos that are not in the store yet, in parallel; may be interrupted at any time and run again.
+    """Decode the videos that are not yet cached, in parallel; may be interrupted at any time and run again.
 
     Args:
         dataset: the data set.
-        spec: what to keep: without augmentation, its size a crop's or ``NATIVE``.
+        spec: the frames to cache: without augmentation, of a crop's size or ``NATIVE``.
         video_ids: the videos.
         progress: called with (done, all) after each video.
         workers: threads; all cores by default.
 
     Raises:
-        UsageError: the frames of this sampler change with the seed, the data set's videos are no files, the disk is too
-            small, or another process is filling the same store.
+        UsageError: the sampler is random, the data set's videos are not files, the disk is too small, or another
+            process is filling the same store.
     """
     if spec.draws:
-        raise UsageError(f"sampler {spec.sampler} draws other frames in every epoch, so there is nothing to keep")
+        raise UsageError(
+            f"sampler {spec.sampler} picks other frames in every epoch, which cannot be cached; choose another sampler",
+            code="cache.random-sampler",
+            sampler=spec.sampler,
+        )
     if not isinstance(dataset, VideoFiles):
-        raise UsageError(f"the videos of data set {dataset.name} are no files, so their frames cannot be kept")
+        raise UsageError(
+            f"the videos of data set {dataset.name} are not files, so their frames cannot be cached",
+            code="dataset.no-files",
+            dataset=dataset.name,
+        )
     folder, key = _place(dataset, spec)
     clip_bytes = None if spec.size == NATIVE else spec.frames * 3 * spec.size**2
     added, kept, faults, new_bytes = 0, 0, list[VideoFault](), 0
-    with writing(folder, key) as (store, writer):
+    with open_writer(folder, key) as (store, writer):
         absent = sum(v not in store.entries for v in video_ids)
-        check_space(folder, absent * (clip_bytes or 0))
-        jobs = _jobs(dataset, spec, store, video_ids, workers or os.cpu_count() or 1)
-        for done, result in enumerate(jobs, start=1):
+        _check_space(folder, absent * (clip_bytes or 0))
+        results = _decode_all(dataset, spec, store, video_ids, workers or os.cpu_count() or 1)
+        for done, (video_id, result) in enumerate(zip(video_ids, results, strict=True), start=1):
             if isinstance(result, VideoFault):
                 faults.append(result)
-            elif result.what == "kept":
+            elif result is None or result.frames is None:
                 kept += 1
+                if result is not None:
+                    writer.renew(store.entries[video_id], result.source)
             else:
-                new_bytes += result.write(writer)
-                kept, added = kept + (result.what == "same"), added + (result.what == "new")
-                if clip_bytes is None and result.what == "new" and added % 32 == 1:
-                    check_space(folder, (len(video_ids) - done) * new_bytes // added)
+                added += 1
+                new_bytes += result.frames.nbytes
+                writer.add(video_id, result.frames, _sha256(result.frames), result.source)
+                if clip_bytes is None and added % 32 == 1:
+                    _check_space(folder, (len(video_ids) - done) * new_bytes // added)
             if progress is not None:
                 progress(done, len(video_ids))
     store = FrameStore(folder, key)
@@ -186,64 +202,61 @@ def fill_cache(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Result:
-    """What looking at one video came to: ``kept``, ``same`` (content, with other times) or ``new`` frames."""
+class _Decoded:
+    """A video file and its frames; None if the cached ones are still right and only the file's times are new."""
 
-    what: Literal["kept", "same", "new"]
-    video: str
-    entry: Entry | None = None
-    source: Stamp | None = None
+    source: FileStamp
     frames: Frames | None = None
-    sha256: str = ""
-
-    def write(self, writer: StoreWriter) -> int:
-        """Put it into the store; the bytes added."""
-        assert self.source is not None, "only kept clips have none, and they are not written"
-        if self.frames is None:
-            assert self.entry is not None, "the clip of a file with other times is in the store"
-            writer.renew(self.entry, self.source)
-            return 0
-        writer.add(self.video, self.frames, self.sha256, self.source)
-        return self.frames.nbytes
 
 
-def _jobs(
+def _decode_all(
     dataset: VideoFiles, spec: FrameSpec, store: FrameStore, video_ids: Sequence[str], workers: int
-) -> Iterator[_Result | VideoFault]:
-    """Results in the order of the videos; only a few more are in memory than there are threads."""
-    waiting: deque[Future[_Result | VideoFault]] = deque()
+) -> Iterator[_Decoded | VideoFault | None]:
+    """Yield results in the order of the videos; at most a few more than there are threads are in memory."""
+    pending: deque[Future[_Decoded | VideoFault | None]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
         for video_id in video_ids:
-            waiting.append(pool.submit(_job, dataset, spec, store.entries.get(video_id), video_id))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(_decode, dataset, spec, store.entries.get(video_id), video_id))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _job(dataset: VideoFiles, spec: FrameSpec, entry: Entry | None, video_id: str) -> _Result | VideoFault:
+def _decode(
+    dataset: VideoFiles, spec: FrameSpec, entry: ClipEntry | None, video_id: str
+) -> _Decoded | VideoFault | None:
+    """Decode a video; None if it is cached and its file is unchanged."""
     path = Path(f"{video_id}.mp4")
     try:
         path = dataset.video_path(video_id)
-        look = _look(path)
-        if entry is not None and look == entry.source.look:
-            return _Result(what="kept", video=video_id)
-        source = Stamp(size=look[0], mtime_ns=look[1], ctime_ns=look[2], sha256=_file_sha256(path))
+        stat = _stat(path)
+        if entry is not None and stat == entry.source.stat:
+            return None
+        source = FileStamp(size=stat[0], mtime_ns=stat[1], ctime_ns=stat[2], sha256=file_sha256(path))
         if entry is not None and source.sha256 == entry.source.sha256:
-            return _Result(what="same", video=video_id, entry=entry, source=source)
+            return _Decoded(source=source)
         frames = dataset.stored_frames(video_id, spec)
-        if _look(path) != look:
-            raise UsageError(f"video {path} changed while it was read; run the command again")
+        if _stat(path) != stat:
+            raise UsageError(
+                f"video {path} changed while it was read; run the command again",
+                code="video.changed",
+                video=str(path),
+            )
     except (UsageError, OSError) as error:
         return VideoFault.of(video_id, path, error)
-    return _Result(what="new", video=video_id, source=source, frames=frames, sha256=_sha256(frames))
+    return _Decoded(source=source, frames=frames)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    check_space(folder, needed, "the frame cache", f"free some space, or set another folder in {FOLDER}")
 
 
 def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any]]:
-    """The folder of the store for a spec, and its key."""
+    """Return the folder of the store for a spec, and its key."""
     key = {
         "format": FORMAT,
         "dataset": dataset.name,
@@ -259,31 +272,26 @@ def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any
 
 
 def _base(dataset: VideoFiles) -> Path:
-    """The folder that holds the stores of a data set."""
+    """Return the folder of a data set's stores."""
     own = os.environ.get(FOLDER)
     return Path(own).expanduser() / dataset.name if own else dataset.root / "frame-cache"
 
 
-def _present_look(dataset: VideoFiles, video_id: str) -> tuple[int, int, int] | None:
-    """What the video's file looks like now; None where there is none, which is for the check to say."""
+def _stat_or_none(dataset: VideoFiles, video_id: str) -> tuple[int, int, int] | None:
+    """Return the size and times of the video's file; None if there is none, which the check reports."""
     try:
-        return _look(dataset.video_path(video_id))
+        return _stat(dataset.video_path(video_id))
     except (UsageError, OSError):
         return None
 
 
-def _look(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _stat(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _sha256(frames: Frames) -> str:
     digest = hashlib.sha256(f"{frames.shape}\n".encode())
-    for frame in frames:  # one after the other: a native clip is not copied whole
+    for frame in frames:  # frame by frame, so that a native clip is not copied as a whole
         digest.update(frame.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Why two copies of a data set do not give the same frames: two reports of ``tvrbench data verify`` explained."""
+"""Explains why two copies of a data set give different frames, from two reports of ``tvrbench data verify``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.verify import REPORT_VERSION
 
 _MAX_BYTES = 2**30
-# Difference of two clips' 4 x 4 thumbnails, each frame with the nearest of the other clip, in gray levels. Measured on
-# 44 clips: re-encodes at 3 frames a second lie 0.3 to 15 apart (median 2), two different videos 7.8 and more, of which
-# 1 in 100 below 19 (docs/data.md).
+# Difference of two clips' 4 x 4 thumbnails in gray levels, each frame compared with the nearest of the other clip.
+# Measured on 44 clips: re-encodes at 3 frames per second differ by 0.3 to 15 (median 2), different videos by at least
+# 7.8, 99 % of them by at least 19 (docs/data.md).
 OTHER_PICTURES = 16.0
 CELLS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDifference:
-    """One video that is not the same in both.
+    """One video that differs.
 
     Attributes:
         video_id: the video.
-        kind: ``only in A``, ``only in B`` (the other's is missing or broken), ``re-encoded`` (another file of the same
-            pictures), ``other pictures``, or ``decoded otherwise`` (to all appearances the same file).
-        detail: what differs, in words.
-        gray_levels: difference of the thumbnails, of 255; None where one has no frames.
+        kind: ``only in A``, ``only in B`` (the other is missing or broken), ``re-encoded`` (another file of the same
+            pictures), ``other pictures``, or ``decoded otherwise`` (apparently the same file).
+        detail: the difference in words.
+        gray_levels: difference of the thumbnails, of 255; None if one has no frames.
     """
 
     video_id: str
@@ -44,14 +44,14 @@ class VideoDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class DataComparison:
-    """What `compare_reports` found.
+    """The result of `compare_reports`.
 
     Attributes:
-        same: whether both have the same videos and all frames are the same.
+        same: True if both have the same videos and the same frames.
         findings: sentences, the most important first.
-        splits: for each split in both: name, whether the annotation and whether the frames are the same.
-        videos: how many videos are in either.
-        usable: how many of them are there and sound in both.
+        splits: for each split in both: its name, and whether the annotation and the frames are the same.
+        videos: number of videos in either.
+        usable: number of videos that are usable in both.
         differences: every video that differs.
     """
 
@@ -64,42 +64,54 @@ class DataComparison:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that ``tvrbench data verify`` wrote.
+    """Read a report that ``tvrbench data verify`` wrote.
 
     Raises:
-        UsageError: the file cannot be read or is no such report.
+        UsageError: the file cannot be read or is not such a report.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is too large for a report of tvrbench data verify")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); give a report of tvrbench data verify") from error
+        raise _invalid(path, f"it cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON; give a report that tvrbench data verify wrote") from error
+        raise _invalid(path, "it is not JSON") from error
     if not isinstance(document, dict) or document.get("report_version") != REPORT_VERSION:
-        raise UsageError(f"{path} is no report of this version of tvrbench data verify")
+        raise _invalid(path, "it is another file, of another version, or too large")
     if not _well_formed(document):
-        raise UsageError(f"{path} is a damaged report of tvrbench data verify; write it again")
+        raise _invalid(path, "it is damaged")
     return document
+
+
+def _invalid(path: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"{path} is not a report of tvrbench data verify ({reason}); write one with --report",
+        code="verify-report.invalid",
+        path=str(path),
+        reason=reason,
+    )
 
 
 def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataComparison:
     """Explain what differs between the videos of two reports, called A and B.
 
     Raises:
-        UsageError: they are of different data sets.
+        UsageError: they describe different data sets.
     """
     if a["dataset"] != b["dataset"]:
-        raise UsageError(f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set")
+        raise UsageError(
+            f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set",
+            code="verify-report.other-dataset",
+            a=a["dataset"],
+            b=b["dataset"],
+        )
     each_a, each_b = ({v["video_id"]: v for v in report["each"]} for report in (a, b))
     differences = [
-        found
+        difference
         for video_id in dict.fromkeys([*each_a, *each_b])
-        if (found := _difference(video_id, each_a.get(video_id), each_b.get(video_id))) is not None
+        if (difference := _difference(video_id, each_a.get(video_id), each_b.get(video_id))) is not None
     ]
     settings = _changes(a["frames"], b["frames"], ("sampler", "frames", "size"))
-    sound_a, sound_b = ({v for v, video in each.items() if video["state"] == "ok"} for each in (each_a, each_b))
+    usable_a, usable_b = ({v for v, video in each.items() if video["state"] == "ok"} for each in (each_a, each_b))
     annotations = {s["name"]: s["fingerprint"] for s in b["splits"]}
     frames = {s["name"]: s["frames_fingerprint"] for s in b["splits"]}
     splits = tuple(
@@ -111,12 +123,12 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
         for s in a["splits"]
         if s["name"] in annotations
     )
-    videos, either, both = set(each_a) | set(each_b), sound_a | sound_b, sound_a & sound_b
+    videos, either, both = set(each_a) | set(each_b), usable_a | usable_b, usable_a & usable_b
     neither = len(videos) - len(either)
     findings = [
         *_of_settings(a, b, settings, splits),
         *_of_videos(differences, len(either), len(both)),
-        *([f"{neither} of {len(videos)} videos can be used in neither"] if neither else []),
+        *([f"{neither} of {len(videos)} videos are usable in neither"] if neither else []),
         *_of_libraries(a, b),
     ]
     return DataComparison(
@@ -132,10 +144,10 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
 def _of_settings(
     a: Mapping[str, Any], b: Mapping[str, Any], settings: str, splits: tuple[dict[str, Any], ...]
 ) -> list[str]:
-    found = []
-    if settings:
-        found.append(f"the reports are of different frames ({settings}), so fingerprints say nothing: verify alike")
-    return found + [
+    frames = (
+        f"the reports describe different frames ({settings}); verify both with the same options to compare fingerprints"
+    )
+    return [frames] * bool(settings) + [
         f"the annotation of split {s['name']} differs: one of the two is not the published one"
         for s in splits
         if not s["annotation"]
@@ -144,31 +156,31 @@ def _of_settings(
 
 def _of_videos(differences: list[VideoDifference], either: int, both: int) -> list[str]:
     differ = [d for d in differences if d.kind != "in neither"]
-    found = []
+    findings = []
     for kind, count in Counter(d.kind for d in differ).most_common():
         details = Counter(d.detail for d in differ if d.kind == kind).most_common(3)
         most = "; ".join(f"{detail} ({n})" if n > 1 else detail for detail, n in details)
-        found.append(f"{count} of {either} videos: {kind}: {most}")
-    alike = both - sum(d.kind not in ("only in A", "only in B") for d in differ)
-    found.append(f"{alike} of {either} videos are there in both, with the same frames")
+        findings.append(f"{count} of {either} videos: {kind}: {most}")
+    same = both - sum(d.kind not in ("only in A", "only in B") for d in differ)
+    findings.append(f"{same} of {either} videos have the same frames in both")
     if differ:
-        found.append("results on A and on B are of different pixels: name the copy wherever they stand side by side")
-    return found
+        findings.append("results on A and B come from different pixels: state the copy wherever both are shown")
+    return findings
 
 
 def _of_libraries(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Where the frames may have been made otherwise."""
+    """Describe differences in decoder and libraries."""
     decoder = _changes(a["frames"], b["frames"], ("decoder",))
     libraries = _changes(a["libraries"], b["libraries"], sorted(set(a["libraries"]) | set(b["libraries"])))
-    found = [f"what makes the pixels differs: {', '.join(c for c in (decoder, libraries) if c)}"]
-    return found if decoder or libraries else []
+    changes = ", ".join(c for c in (decoder, libraries) if c)
+    return [f"the software that decides the pixels differs: {changes}"] if changes else []
 
 
 def _difference(video_id: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> VideoDifference | None:
     usable = [video is not None and video["state"] == "ok" for video in (a, b)]
     if a is None or b is None or not all(usable):
         if a is not None and b is not None and a["state"] == b["state"]:
-            return None  # missing, or broken alike, in both
+            return None  # missing in both, or broken in the same way
         states = [video["state"] if video is not None else "not in the report" for video in (a, b)]
         kind = "only in A" if usable[0] else "only in B" if usable[1] else "in neither"
         return VideoDifference(video_id=video_id, kind=kind, detail=f"{states[0]} -> {states[1]}", gray_levels=None)
@@ -182,7 +194,7 @@ def _difference(video_id: str, a: Mapping[str, Any] | None, b: Mapping[str, Any]
         kind = "re-encoded"
     else:
         kind = "decoded otherwise"
-    if kind == "re-encoded":  # so that videos re-encoded alike are counted together
+    if kind == "re-encoded":  # so that videos re-encoded in the same way are counted together
         changes = _changes(a["facts"], b["facts"], ("codec", "fps", "width", "height")) or "to another size in bytes"
     return VideoDifference(video_id=video_id, kind=kind, detail=changes or "no fact differs", gray_levels=levels)
 
@@ -197,8 +209,10 @@ def _short(value: Any) -> str:
 
 
 def _gray_levels(a: str | None, b: str | None) -> float | None:
-    """Mean difference of each frame's thumbnail from the nearest one of the other clip, so that small shifts in time
-    count little; None where one has no thumbnails."""
+    """Mean difference of each thumbnail to the nearest one of the other clip, robust to small shifts in time.
+
+    None if a clip has no thumbnails.
+    """
     try:
         raw = [np.frombuffer(base64.b64decode(t or "", validate=True), dtype=np.uint8) for t in (a, b)]
     except (binascii.Error, ValueError):
@@ -206,8 +220,8 @@ def _gray_levels(a: str | None, b: str | None) -> float | None:
     if any(len(cells) == 0 or len(cells) % CELLS for cells in raw):
         return None
     one, other = (cells.astype(np.int16).reshape(-1, CELLS) for cells in raw)
-    apart = np.abs(one[:, None] - other[None]).mean(axis=2)
-    return float(apart.min(axis=0).mean() + apart.min(axis=1).mean()) / 2
+    difference = np.abs(one[:, None] - other[None]).mean(axis=2)
+    return float(difference.min(axis=0).mean() + difference.min(axis=1).mean()) / 2
 
 
 def _well_formed(document: Mapping[str, Any]) -> bool:

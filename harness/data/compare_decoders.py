@@ -1,4 +1,4 @@
-"""Two decoders side by side on the videos at hand: do they pick and give the same frames, and how fast."""
+"""Compares two decoders on existing videos: frame numbers, pixels and speed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tvrbench.harness.data.types import FrameSpec, Progress, VideoFiles
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderComparison:
-    """What `compare_decoders` found.
+    """The result of `compare_decoders`.
 
     Attributes:
         decoders: the two names.
-        versions: the libraries that decide the pixels, for each decoder.
-        videos: how many were decoded by both.
-        same_indices: of how many both picked the same frame numbers.
-        same_pixels: of how many every pixel is the same.
-        largest: the largest difference of a pixel, of 255; 0 where no video was decoded by both.
-        mean: the mean difference over all pixels of those videos.
-        frames_per_s: of each decoder, in one thread, resizing included.
+        versions: of the libraries that decide the pixels, per decoder.
+        videos: number of videos decoded by both.
+        same_indices: number of videos with the same frame numbers.
+        same_pixels: number of videos with the same pixels.
+        largest: largest difference of a pixel, of 255.
+        mean: mean difference over all pixels.
+        frames_per_s: per decoder, in one thread, with resizing.
         refused: ``decoder: reason`` of each video that one of them refuses.
     """
 
@@ -47,11 +47,11 @@ def compare_decoders(
     decoders: tuple[str, str] = ("pyav", "torchcodec"),
     progress: Progress | None = None,
 ) -> DecoderComparison:
-    """Decode each video with both, in turns and in one thread; which goes first alternates.
+    """Decode each video with both in one thread; the first one alternates.
 
     Args:
         dataset: the data set.
-        spec: the frames; its decoder is not used.
+        spec: the frames; its decoder is ignored.
         video_ids: the videos.
         decoders: the two.
         progress: called with (done, all) after each video.
@@ -64,25 +64,30 @@ def compare_decoders(
     seconds = dict.fromkeys(decoders, 0.0)
     frames, differences, refused = 0, list[tuple[bool, int, float]](), list[str]()
     for done, video_id in enumerate(video_ids, start=1):
-        found, taken = {}, {}
+        clips, taken = {}, {}
         for name in decoders if done % 2 else reversed(decoders):
             start = time.perf_counter()
             try:
-                found[name] = dataset.numbered_frames(video_id, specs[name])
+                clips[name] = dataset.numbered_frames(video_id, specs[name])
             except UsageError as error:
                 refused.append(f"{name}: {error}")
             taken[name] = time.perf_counter() - start
-        if len(found) == len(decoders):
-            (a, _, numbers_a), (b, _, numbers_b) = found[decoders[0]], found[decoders[1]]
-            apart = np.abs(a.astype(np.int16) - b.astype(np.int16))
-            differences.append((numbers_a == numbers_b, int(apart.max()), float(apart.mean())))
-            if len(differences) > 1:  # the first one also loads libraries
+        if len(clips) == len(decoders):
+            (a, _, numbers_a), (b, _, numbers_b) = clips[decoders[0]], clips[decoders[1]]
+            difference = np.abs(a.astype(np.int16) - b.astype(np.int16))
+            differences.append((numbers_a == numbers_b, int(difference.max()), float(difference.mean())))
+            if len(differences) > 1:  # the first video also loads libraries
                 frames += len(numbers_a)
                 seconds = {name: seconds[name] + taken[name] for name in decoders}
         if progress is not None:
             progress(done, len(video_ids))
     if not differences:
-        raise UsageError(f"no video of {dataset.name} under {dataset.root} is decoded by both {' and '.join(decoders)}")
+        raise UsageError(
+            f"no video of {dataset.name} under {dataset.root} can be decoded by both {' and '.join(decoders)}",
+            code="decoder.nothing-to-compare",
+            dataset=dataset.name,
+            refused=refused,
+        )
     return DecoderComparison(
         decoders=decoders,
         versions=versions,

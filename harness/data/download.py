@@ -1,46 +1,34 @@
-"""Fetch one file over HTTP: goes on where it broke off, and is only there under its name once it is whole and right."""
+"""Downloads one file over HTTP: resumes after an interruption, and names the file once it is complete and correct."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from email.message import Message
-from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-)
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
 
+import requests
 from filelock import FileLock, Timeout
+from tenacity import RetryError, Retrying, retry_if_exception_type
+from urllib3.exceptions import HTTPError
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import atomic_write, file_sha256
+from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import Progress
 
 BLOCK = 2**18
 TIMEOUT_S = 60.0
-ATTEMPTS = 6  # in a row that bring nothing new
-RESERVE = 256 * 2**20  # bytes of the disk that stay free
-_TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+ATTEMPTS = 6  # in a row without a new byte
+_RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """A whole file: where it is, its size and its SHA-256; ``checked`` if that is the one that was wanted."""
+class Download:
+    """A complete file; ``checked`` if its SHA-256 was compared with an expected one."""
 
     path: Path
     size: int
@@ -50,18 +38,18 @@ class Fetched:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What a broken-off download is a part of: the address, how the server named that version, and its size."""
+    """The origin of a partial file: the URL, the server's name of that version, and the size of the whole."""
 
     url: str
     version: str | None = None
     total: int | None = None
 
 
-class _Fault(Exception):
-    """Something that another attempt may mend."""
+class _TransientError(Exception):
+    """A problem that another attempt may solve."""
 
 
-def fetch(
+def download(
     url: str,
     folder: Path,
     *,
@@ -69,220 +57,229 @@ def fetch(
     sha256: str | None = None,
     progress: Progress | None = None,
     pause_s: float = 1.0,
-    refuse: Callable[[Path], str | None] = lambda _: None,
-) -> Fetched:
-    """Download ``url`` into ``folder``, or take up again the download of it that broke off.
+    reject: Callable[[Path], str | None] = lambda _: None,
+) -> Download:
+    """Download ``url`` into ``folder``, or resume its interrupted download.
 
     Args:
-        url: an http or https address; redirects to anything else are refused.
-        folder: where to; made if need be.
-        name: of the file; the last part of the address by default.
-        sha256: what the file must have; without it, only its length is checked.
-        progress: called with (bytes there, all bytes) where the server tells how many there will be.
+        url: an http or https URL; redirects to anything else are refused.
+        folder: the destination, created if needed.
+        name: of the file; by default the last part of the URL.
+        sha256: expected checksum; without it, only the length is checked.
+        progress: called with (bytes so far, all bytes) if the server states the size.
         pause_s: before the second attempt; doubled before each further one.
-        refuse: looks at a whole file before it gets its name, and says what it is if it is not what was wanted.
+        reject: called with the complete file before it gets its name; returns what the file is if it is not wanted.
 
     Raises:
-        UsageError: a bad address or name, a disk that is too small, a server that refuses or does not send what it
-            announces, a file of another SHA-256 or one that ``refuse`` refuses; nothing is left under the file's name.
+        UsageError: a bad URL or name, too small a disk, a server that refuses or does not send what it announces, a
+            file with another SHA-256 or one that ``reject`` rejects. No file of that name is left then.
     """
-    _check_address(url)
+    _check_url(url)
     target = folder / safe_name(name or unquote(urlsplit(url).path.rsplit("/", 1)[-1]), url)
-    wanted = _checked_sha256(sha256)
+    expected = _checked_sha256(sha256)
     if target.is_file():
-        found = _sha256(target)
-        if wanted not in (None, found):
-            raise UsageError(f"{target} is there already with SHA-256 {found}, not {wanted}; move it away")
-        return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
+        actual = file_sha256(target)
+        if expected not in (None, actual):
+            raise UsageError(
+                f"{target} exists with SHA-256 {actual}, not {expected}; move it away",
+                code="download.exists",
+                path=str(target),
+            )
+        return Download(path=target, size=target.stat().st_size, sha256=actual, checked=expected is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
+        raise UsageError(
+            f"cannot create the folder {folder} ({error.strerror}); choose another one",
+            code="io.write",
+            path=str(folder),
+        ) from error
     part = target.with_name(f".{target.name}.part")
     lock = FileLock(part.with_suffix(".lock"), timeout=0)
     try:
         with lock:
             try:
-                _fetch_part(url, part, wanted, progress, pause_s)
-                found = _kept(url, part, target, wanted, refuse)
+                _download_part(url, part, expected is not None, progress, pause_s)
+                actual = _accept(url, part, target, expected, reject)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
-        raise UsageError(f"another process is fetching {target}; wait for it to end") from None
-    return Fetched(path=target, size=target.stat().st_size, sha256=found, checked=wanted is not None)
+        raise UsageError(
+            f"another process is downloading {target}; wait for it to end", code="download.busy", path=str(target)
+        ) from None
+    return Download(path=target, size=target.stat().st_size, sha256=actual, checked=expected is not None)
 
 
-def _kept(url: str, part: Path, target: Path, wanted: str | None, refuse: Callable[[Path], str | None]) -> str:
-    """Give a whole file its name; its SHA-256, or UsageError, and nothing kept, where it is not what was wanted."""
-    found, size = _sha256(part), part.stat().st_size
-    if wanted not in (None, found):
-        _forget(part)
-        raise UsageError(f"{url} gave {size:,} bytes of SHA-256 {found}, not {wanted}: another file; nothing was kept")
-    if other := refuse(part):
-        _forget(part)
-        raise UsageError(f"{url} gave {size:,} bytes that are {other}; nothing was kept")
+def _accept(url: str, part: Path, target: Path, expected: str | None, reject: Callable[[Path], str | None]) -> str:
+    """Check the complete file, give it its name, and return its SHA-256; a wrong file is removed."""
+    actual, size = file_sha256(part), part.stat().st_size
+    if expected not in (None, actual):
+        _discard(part)
+        raise UsageError(
+            f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum",
+            code="download.wrong-checksum",
+            url=url,
+            size=size,
+            sha256=actual,
+        )
+    if content := reject(part):
+        _discard(part)
+        raise UsageError(
+            f"{url} sent {size:,} bytes that are {content}; check the URL",
+            code="download.wrong-content",
+            url=url,
+            size=size,
+        )
     part.replace(target)
     _note(part).unlink(missing_ok=True)
-    return found
+    return actual
 
 
-def safe_name(name: str, where: str) -> str:
-    """The name of a file that cannot leave its folder, or UsageError."""
+def safe_name(name: str, origin: str) -> str:
+    """Return ``name`` if it is a plain file name that cannot leave its folder; UsageError otherwise."""
     unsafe = not name.isprintable() or any(c in name for c in "/\\:") or name.startswith(".") or not name.strip()
     if unsafe or len(name.encode()) > 200:
-        raise UsageError(f"{where}: {name!r:.80} is no plain file name; give one with --name")
+        raise UsageError(
+            f"{origin}: {name!r:.80} is not a plain file name; set one with --name", code="download.name", name=name
+        )
     return name
 
 
-def _fetch_part(url: str, part: Path, wanted: str | None, progress: Progress | None, pause_s: float) -> None:
-    """Fill the partial file, in as many attempts as bring it forward and a few that do not."""
-    failures, best = 0, _size(part)
-    while True:
-        try:
-            _attempt(url, part, wanted is not None, progress)
-            return
-        except (_Fault, URLError, HTTPException, OSError) as error:
-            reason = str(getattr(error, "reason", None) or error or type(error).__name__)
-            failures, best = (0, _size(part)) if _size(part) > best else (failures + 1, best)
-            if failures >= ATTEMPTS:
-                raise UsageError(f"{url} could not be fetched ({reason}); {_left(_size(part))}") from error
-            time.sleep(pause_s * 2**failures if failures else 0)
+def _download_part(url: str, part: Path, checked: bool, progress: Progress | None, pause_s: float) -> None:
+    """Fill the partial file; give up after ``ATTEMPTS`` attempts in a row without a new byte."""
+    best, stalled = _size(part), 0
+
+    def count(_: object) -> None:
+        nonlocal best, stalled
+        size = _size(part)
+        best, stalled = max(best, size), 0 if size > best else stalled + 1
+
+    retrying = Retrying(
+        retry=retry_if_exception_type((_TransientError, HTTPError, OSError)),  # requests raises OSErrors
+        after=count,
+        wait=lambda _: pause_s * 2**stalled if stalled else 0.0,
+        stop=lambda _: stalled >= ATTEMPTS,
+    )
+    try:
+        with _Session() as session:
+            retrying(_attempt, session, url, part, checked, progress)
+    except RetryError as error:
+        cause, size = error.last_attempt.exception(), _size(part)
+        remedy = (
+            f"{size:,} bytes are kept: run the same command to resume"
+            if size
+            else "if the page has moved, set its new URL with --url, or download the file by other means"
+        )
+        raise UsageError(
+            f"{url} cannot be downloaded ({str(cause) or type(cause).__name__}); {remedy}",
+            code="download.failed",
+            url=url,
+            kept=size,
+        ) from cause
 
 
-def _left(size: int) -> str:
-    if size:
-        return f"{size:,} bytes are kept, and the same command goes on from there"
-    return "nothing came: if the page has moved, give its new address with --url, or fetch the file by other means"
-
-
-def _attempt(url: str, part: Path, checked: bool, progress: Progress | None) -> None:
+def _attempt(session: requests.Session, url: str, part: Path, checked: bool, progress: Progress | None) -> None:
     known = _read_note(part, url)
     have = _size(part)
     headers = {"User-Agent": "tvrbench", "Accept-Encoding": "identity"}
-    # Without a name for the version, only a checksum could tell that two halves belong together.
+    # Without a name of the version, only a checksum could tell whether two halves belong together.
     if have and (known.version is not None or checked):
         headers["Range"] = f"bytes={have}-"
         if known.version is not None:
             headers["If-Range"] = known.version
-    try:
-        response = _opener().open(Request(url, headers=headers), timeout=TIMEOUT_S)
-    except HTTPError as error:
-        with error:
-            if error.code == 416 and have:  # there is nothing from there on
-                if have == (known.total or _total(error.headers)):
-                    return
-                _forget(part)
-                raise _Fault("the file got shorter") from error
-            if error.code in _TRY_AGAIN:
-                raise _Fault(f"HTTP {error.code} {error.reason}") from error
+    with session.get(url, headers=headers, timeout=TIMEOUT_S, stream=True) as response:
+        status = f"HTTP {response.status_code} {response.reason}"
+        if response.status_code == 416 and have:  # no bytes from there on
+            if have == (known.total or _content_range(response)[1]):
+                return
+            _discard(part)
+            raise _TransientError("the file got shorter")
+        if response.status_code in _RETRY_STATUS:
+            raise _TransientError(status)
+        if response.status_code not in (200, 206):
             raise UsageError(
-                f"{url} cannot be had (HTTP {error.code} {error.reason}); is the address right?"
-            ) from error
-    with response:
-        _take(response, response.headers, response.status == 206, part, known, url, progress)
+                f"{url} cannot be downloaded ({status}); check the URL",
+                code="download.refused",
+                url=url,
+                status=response.status_code,
+            )
+        _receive(response, part, known, progress)
 
 
-def _take(
-    body: IO[bytes], headers: Message, continues: bool, part: Path, known: _Part, url: str, progress: Progress | None
-) -> None:
-    """Append what the server sends to the partial file, or begin anew where it sends the whole file."""
-    have = _size(part)
-    if continues:
-        begin, total = _range(headers)
+def _receive(response: requests.Response, part: Path, known: _Part, progress: Progress | None) -> None:
+    """Append the body to the partial file, or start again where the server sends the whole file."""
+    have, resumes = _size(part), response.status_code == 206
+    if resumes:
+        begin, total = _content_range(response)
         if begin != have or (known.total is not None and total not in (None, known.total)):
-            _forget(part)
-            raise _Fault("the server goes on with another file")
+            _discard(part)
+            raise _TransientError("the server continues with another file")
     else:
-        begin, length = 0, headers.get("Content-Length", "")
+        begin, length = 0, response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
-    _check_space(part, (total or 0) - begin)
-    if not continues:
-        _forget(part)  # before the note is of the new version: a kill between the two must not leave old bytes under it
-    version = headers.get("ETag", "")
-    if not version or version.startswith("W/"):  # a weak one names no exact bytes
-        version = headers.get("Last-Modified", "")
-    _note(part).write_text(json.dumps(asdict(_Part(url=url, version=version or None, total=total))), encoding="utf-8")
-    with part.open("ab" if continues else "wb") as file:
-        there = begin
-        while block := body.read(BLOCK):
+    check_space(part.parent, (total or 0) - begin, "the rest of the download")
+    if not resumes:
+        _discard(part)  # before the note names the new version: a kill in between must not leave old bytes under it
+    version = response.headers.get("ETag", "")
+    if not version or version.startswith("W/"):  # a weak one identifies no exact bytes
+        version = response.headers.get("Last-Modified", "")
+    note = _Part(url=known.url, version=version or None, total=total)
+    atomic_write(_note(part), json.dumps(asdict(note)).encode())
+    with part.open("ab" if resumes else "wb") as file:
+        received = begin
+        for block in response.raw.stream(BLOCK, decode_content=False):
             file.write(block)
-            there += len(block)
+            received += len(block)
             if progress is not None and total:
-                progress(there, total)
+                progress(received, total)
         file.flush()
         os.fsync(file.fileno())  # before it can get its name
-    if total is not None and there < total:
-        raise _Fault(f"the connection ended after {there:,} of {total:,} bytes")
-    if total is not None and there > total:
-        _forget(part)
-        raise _Fault(f"{there:,} bytes came where {total:,} were announced")
+    if total is not None and received < total:
+        raise _TransientError(f"the connection ended after {received:,} of {total:,} bytes")
+    if total is not None and received > total:
+        _discard(part)
+        raise _TransientError(f"received {received:,} bytes where {total:,} were announced")
 
 
-def _range(headers: Message) -> tuple[int, int | None]:
-    """Where the answer begins and how large the whole file is: ``bytes 100-199/200``."""
-    unit, _, rest = headers.get("Content-Range", "").partition(" ")
+def _content_range(response: requests.Response) -> tuple[int, int | None]:
+    """Parse ``bytes 100-199/200``: the first byte, -1 if not given, and the size of the whole file."""
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, total = rest.partition("/")
     begin = span.partition("-")[0]
-    if unit != "bytes" or not begin.isdigit():
-        return -1, None
-    return int(begin), int(total) if total.isdigit() else None
+    known = int(total) if total.isdigit() else None
+    return (int(begin) if unit == "bytes" and begin.isdigit() else -1), known
 
 
-def _total(headers: Message) -> int | None:
-    total = headers.get("Content-Range", "").rpartition("/")[2]
-    return int(total) if total.isdigit() else None
+class _Session(requests.Session):
+    """Follows redirects to http and https only, and never from https to http."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where the response redirects to; UsageError if that is not allowed."""
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            url = urljoin(resp.url, target)
+            _check_url(url)
+            if urlsplit(resp.url).scheme == "https" and urlsplit(url).scheme == "http":
+                raise UsageError(
+                    f"{resp.url} redirects to the unencrypted {url}; set that with --url if you trust the network",
+                    code="download.downgrade",
+                    url=url,
+                )
+        return target
 
 
-class _OnlyWeb(HTTPRedirectHandler):
-    """Follows redirects to http and https, and none from https to http."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> Request | None:
-        _check_address(newurl)
-        if req.type == "https" and urlsplit(newurl).scheme == "http":
-            raise UsageError(
-                f"{req.full_url} leads to {newurl}, which anybody on the way can change; give that with --url"
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-
-
-def _opener() -> OpenerDirector:
-    """Opens http and https alone: no file:, no ftp:, no data:."""
-    opener = OpenerDirector()
-    for handler in (
-        ProxyHandler(),
-        HTTPHandler(),
-        HTTPSHandler(),
-        _OnlyWeb(),
-        HTTPErrorProcessor(),
-        HTTPDefaultErrorHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _check_address(url: str) -> None:
+def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"{url!r:.200} is no http or https address")
+        raise UsageError(f"{url!r:.200} is not an http or https URL", code="download.url", url=url)
 
 
 def _checked_sha256(text: str | None) -> str | None:
     if text is None:
         return None
     if len(text) != 64 or not all(c in "0123456789abcdef" for c in text.lower()):
-        raise UsageError(f"--sha256 {text!r:.80}: a SHA-256 is 64 hexadecimal digits")
+        raise UsageError(f"--sha256 {text!r:.80}: a SHA-256 has 64 hexadecimal digits", code="option.sha256")
     return text.lower()
-
-
-def _check_space(part: Path, wanted: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if wanted + RESERVE > free:
-        raise UsageError(
-            f"{part.parent} has {free / 2**30:.2f} GiB free and the rest of the file takes {wanted / 2**30:.2f} GiB; "
-            f"make room"
-        )
 
 
 def _note(part: Path) -> Path:
@@ -290,27 +287,22 @@ def _note(part: Path) -> Path:
 
 
 def _read_note(part: Path, url: str) -> _Part:
-    """What the partial file is a part of; it is thrown away where that is not known, or another address."""
+    """Return the origin of the partial file; discard the file if its origin is unknown or another URL."""
     try:
-        held: Mapping[str, Any] = json.loads(_note(part).read_text(encoding="utf-8"))
-        known = _Part(**held)
+        fields: Mapping[str, Any] = json.loads(_note(part).read_text(encoding="utf-8"))
+        known = _Part(**fields)
     except (OSError, ValueError, TypeError):
         known = _Part(url="")
     if known.url != url:
-        _forget(part)
+        _discard(part)
         return _Part(url=url)
     return known
 
 
-def _forget(part: Path) -> None:
+def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _note(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

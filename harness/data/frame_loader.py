@@ -1,4 +1,4 @@
-"""Frames for the model: read from a cache or decoded, in threads ahead of use; kept in memory where all of them fit."""
+"""Frames for the model: cached or decoded, in threads ahead of use, and kept in memory if all of them fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AHEAD = 2
 
 
 def normalize(pixels: Tensor, mask: Tensor, device: torch.device | str) -> Tensor:
-    """uint8 [B, T, 3, H, W] and mask [B, T] -> CLIP-normalized float32 on ``device``; padding frames are zero."""
+    """Return uint8 [B, T, 3, H, W] as CLIP-normalized float32 on ``device``; padding by mask [B, T] is zero."""
     x = pixels.to(device).float().div_(255)
     mean = torch.tensor(CLIP_MEAN, device=x.device).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, device=x.device).view(3, 1, 1)
@@ -33,11 +33,11 @@ class FrameLoader:
     """Loads clips of one data set under one FrameSpec.
 
     Args:
-        dataset: where the clips come from.
+        dataset: the source of the clips.
         spec: frames, size, sampler, augmentation.
-        videos: how many different videos will be asked for; decides whether decoded pixels are kept.
-        memory_limit: bytes of decoded pixels that may be kept; a clip that depends on the seed is never kept.
-        cached: where clips come from that need no decoding (``frame_cache.open_cache``).
+        videos: number of different videos; decides whether decoded pixels are kept.
+        memory_limit: maximum bytes of decoded pixels kept; a clip that depends on the seed is never kept.
+        cached: the frame cache (``cache.open_cache``); None to decode every clip.
     """
 
     def __init__(
@@ -66,38 +66,41 @@ class FrameLoader:
         return clip if clip is not None else self.dataset.frames(video_id, self.spec, seed)
 
     def batches(self, requests: Iterable[Sequence[tuple[str, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each request, a list of (video id, seed), the pixels uint8 [B, T, 3, H, W] and masks [B, T].
+        """Yield pixels uint8 [B, T, 3, H, W] and masks [B, T] for each request, a list of (video id, seed).
 
-        Clips are decoded in threads, at most ``AHEAD`` requests before they are used. Faults raise here as UsageError.
+        Clips are decoded in threads, at most ``AHEAD`` requests ahead.
+
+        Raises:
+            UsageError: a video cannot be decoded.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting: deque[list[Future[Clip]]] = deque()
+            pending: deque[list[Future[Clip]]] = deque()
             try:
                 for request in requests:
-                    waiting.append([pool.submit(self._clip, video, seed) for video, seed in request])
-                    if len(waiting) > AHEAD:
-                        yield _stack(waiting.popleft())
-                while waiting:
-                    yield _stack(waiting.popleft())
+                    pending.append([pool.submit(self._clip, video, seed) for video, seed in request])
+                    if len(pending) > AHEAD:
+                        yield _stack(pending.popleft())
+                while pending:
+                    yield _stack(pending.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
 def frames_fingerprint(loader: FrameLoader, video_ids: Sequence[str]) -> str:
-    """One figure for the decoded pixels of videos in the order given, so that sites can compare what they ran on.
+    """Return one hash of the decoded pixels of videos in the order given, so that sites can compare their data.
 
     Raises:
         UsageError: a video cannot be decoded.
     """
     clips = loader.batches([(v, 0)] for v in video_ids)
-    taken = (clip_sha256(pixels[0].numpy(), mask[0].numpy()) for pixels, mask in clips)
-    return fingerprint_of(loader.spec, zip(video_ids, taken, strict=True))
+    hashes = (clip_sha256(pixels[0].numpy(), mask[0].numpy()) for pixels, mask in clips)
+    return fingerprint_of(loader.spec, zip(video_ids, hashes, strict=True))
 
 
 def fingerprint_of(spec: FrameSpec, clips: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over what the frames are and, in the order given, (video id, `clip_sha256`) of each video.
+    """SHA-256 over the spec and, in the order given, (video id, `clip_sha256`) of each video.
 
-    The decoder is left out: two that give the same pixels give the same fingerprint.
+    The decoder is left out, so that two decoders with the same pixels give the same fingerprint.
     """
     digest = hashlib.sha256(f"{spec.sampler} {spec.frames} {spec.size} {spec.augment}".encode())
     for video_id, sha256 in clips:

@@ -8,8 +8,7 @@ from itertools import tee
 
 from torch import Tensor
 
-from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.batches import batches, epoch_units
+from tvrbench.harness.data.batches import batches, steps_per_epoch
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
 
@@ -67,15 +66,7 @@ class PairLoader:
     ) -> None:
         self._split, self._frames, self._tokenizer, self._words = split, frames, tokenizer, words
         self._batch_size, self._seed, self._pair_scenes, self._share = batch_size, seed, pair_scenes, share
-        self.steps_per_epoch = sum(map(len, epoch_units(split, pair_scenes))) // batch_size
-        if self.steps_per_epoch < 1:
-            raise UsageError(
-                f"split {split.name} has {len(split.captions)} captions, fewer than a batch of {batch_size}",
-                code="batch.too-large",
-                split=split.name,
-                captions=len(split.captions),
-                batch_size=batch_size,
-            )
+        self.steps_per_epoch = steps_per_epoch(split, batch_size, pair_scenes)
 
     def batches(self, start: int, stop: int) -> Iterator[PairBatch]:
         """Yield the batches of steps ``start`` to ``stop`` - 1, decoded a few steps ahead of use.

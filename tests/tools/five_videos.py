@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
+import numpy as np
 import videos
 
-from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.harness.data.cache import FillReport, fill_cache
-from tvrbench.harness.data.types import FrameSpec, Split
+from tvrbench.harness.data.types import FrameSpec
 
 SPEC = FrameSpec(frames=4, size=16)
 IDS = [f"video{i}" for i in range(5)]
 
 
-class Folder(VideoFolderDataset):
-    """Five videos of a folder."""
+class Folder(videos.Folder):
+    """The five videos."""
 
-    name, summary, wanted = "folder", "five videos", "videos"
-    split_names: ClassVar[tuple[str, ...]] = ("all",)
-
-    def split(self, name: str) -> Split:
-        return Split(name=name, video_ids=tuple(IDS), captions=tuple(IDS), caption_video=tuple(range(len(IDS))))
+    ids = tuple(IDS)
 
 
 def write_video(path: Path, seed: int, frames: int = 10, size: tuple[int, int] = (40, 24)) -> None:
-    """A video of colored blocks, two frames per second; each seed gives another one."""
-    videos.write_video(path, videos.noise(frames, size, 8, seed), fps=2, options={"preset": "ultrafast"})
+    """Write noise in blocks of 8 x 8 pixels."""
+    noise = np.random.default_rng(seed).integers(0, 256, (frames, size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    pictures = noise.repeat(8, axis=1).repeat(8, axis=2)
+    videos.encode(path, pictures, rate=2, options={"preset": "ultrafast"})
 
 
 def with_videos(root: Path) -> Path:
-    """The folder, the videos now below it."""
+    """Write the five videos below ``root``, and return it."""
     for i, name in enumerate(IDS):
         write_video(root / "videos" / f"{name}.mp4", i, frames=10 - 2 * i)
     return root
 
 
 def fill(root: Path, spec: FrameSpec = SPEC) -> FillReport:
+    """Fill the frame cache of the five videos."""
     return fill_cache(Folder(root), spec, IDS, workers=2)

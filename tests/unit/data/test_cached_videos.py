@@ -13,8 +13,7 @@ from five_videos import IDS, SPEC, Folder, fill, with_videos, write_video
 
 from tvrbench.datasets import base
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data import cache as frame_cache
-from tvrbench.harness.data import cache_store as frame_store
+from tvrbench.harness.data import cache, cache_store
 from tvrbench.harness.data.cache import fill_cache, open_cache, whole_videos
 from tvrbench.harness.data.types import NATIVE
 from tvrbench.harness.runs.context import RunContext, with_checked_videos
@@ -117,7 +116,7 @@ def test_a_cache_of_other_libraries_or_another_data_set_vouches_for_nothing(
     assert whole_videos(Folder(root), IDS) == set()
     monkeypatch.undo()
     assert whole_videos(Folder(root), [*IDS, "no-such-video"]) == set(IDS)
-    monkeypatch.setattr(frame_cache, "FORMAT", frame_store.FORMAT + 1)
+    monkeypatch.setattr(cache, "FORMAT", cache_store.FORMAT + 1)
     assert whole_videos(Folder(root), IDS) == set()
     assert open_cache(Folder(root), SPEC) is None
     monkeypatch.undo()

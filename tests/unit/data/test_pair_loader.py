@@ -9,9 +9,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from torch import Tensor
 
-from tests.tools.errors import raises
 from tvrbench.harness.core.distributed import DistInfo
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader

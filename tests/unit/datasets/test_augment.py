@@ -4,10 +4,10 @@ import random
 
 import numpy as np
 import pytest
+from errors import raises
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
-from tests.tools.errors import raises
 from tvrbench.datasets.augment import draw
 
 pytestmark = pytest.mark.unit

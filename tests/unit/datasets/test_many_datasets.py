@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from errors import raises
 
-from tests.tools.errors import raises
 from tvrbench.datasets.activitynet import ActivityNet
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.datasets.decoding import VideoError

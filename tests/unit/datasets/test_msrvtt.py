@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from errors import raises
 
-from tests.tools.errors import raises
 from tvrbench.datasets import annotations
 from tvrbench.datasets.msrvtt import MSRVTT
 

@@ -14,9 +14,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from errors import raises
+from videos import encode_sound
 
-from tests.tools.errors import raises
-from tests.tools.videos import encode_sound
 from tvrbench.datasets.decoders import select as decoders
 from tvrbench.datasets.decoders import torchcodec
 from tvrbench.datasets.decoding import VideoError, scan

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from errors import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.errors import raises
 from tvrbench.datasets import plain_pickle
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
 from tvrbench.harness.core.errors import UsageError

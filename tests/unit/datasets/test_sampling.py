@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from errors import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.errors import raises
 from tvrbench.datasets.sampling import SAMPLERS, frame_indices
 
 pytestmark = pytest.mark.unit

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from errors import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.errors import raises
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.datasets.standin import generate as generator
 from tvrbench.datasets.standin import pretrain

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from errors import raises
 from PIL import Image
 from torchvision.transforms import functional as tv
+from videos import encode, encode_sound
 
-from tests.tools.errors import raises
-from tests.tools.videos import encode, encode_sound
 from tvrbench.datasets import decoding
 from tvrbench.datasets.decoders import select as decoders
 from tvrbench.datasets.decoding import VideoError
