@@ -37,39 +37,37 @@ _closed = with_config(ConfigDict(extra="forbid", strict=True))
 _open = with_config(ConfigDict(extra="allow", strict=True))
 
 
-def _reject(at: tuple[str, ...], kind: str, message: str, value: Any) -> NoReturn:
+def _reject(message: str, *at: str) -> NoReturn:
     """Fail like pydantic does, at a place below the value that a validator is given."""
-    error = InitErrorDetails(type=PydanticCustomError(kind, message), loc=at, input=value)
+    error = InitErrorDetails(type=PydanticCustomError("record", message), loc=at, input=None)
     raise ValidationError.from_exception_data("record", [error])
 
 
 def _unique(items: list[T]) -> list[T]:
-    if len(set(items)) < len(items):
-        _reject((), "unique", "names an item twice", items)
-    return items
+    return items if len(set(items)) == len(items) else _reject("an item is named twice")
 
 
 def _with_reason(measurement: Any) -> Any:
-    conditions = measurement["conditions"]
-    if measurement["value"] is None and not (isinstance(conditions.get("reason"), str) and conditions["reason"]):
-        _reject(("conditions", "reason"), "reason", "a missing value needs its reason", conditions)
+    reason = measurement["conditions"].get("reason")
+    if measurement["value"] is None and not (isinstance(reason, str) and reason):
+        _reject("a missing value needs its reason", "conditions", "reason")
     return measurement
 
 
 def _known_metrics(metrics: Any) -> Any:
     for key, value in metrics.items():
         if key not in _Metrics.__annotations__ and not isinstance(value, dict):
-            _reject((key,), "section", "an unlisted key may hold a section, never a bare value", value)
+            _reject("an unlisted key may hold a section, never a bare value", key)
     return metrics
 
 
 def _consistent(record: Any) -> Any:
-    completed, failure, metrics = record["status"] == "completed", record["failure"], record["metrics"]
-    if completed != (failure is None):
-        _reject(("failure",), "failure", "a failed run says why, a completed one has nothing to say", failure)
+    completed, metrics = record["status"] == "completed", record["metrics"]
+    if completed != (record["failure"] is None):
+        _reject("a failed run needs a reason, a completed run has none", "failure")
     absent = [key for key in ("t2v", "v2t", "RSum", "selection") if key not in metrics]
-    if completed and metrics and absent:  # a run that measures cost alone has none
-        _reject(("metrics", absent[0]), "missing", "Field required", metrics)
+    if completed and metrics and absent:  # a run that measures cost alone has no metrics
+        _reject("Field required", "metrics", absent[0])
     return record
 
 
