@@ -40,7 +40,8 @@ def rescore(
     result = metrics_of(saved, file)
     if ranks is not None:
         archive = io.BytesIO()
-        np.savez_compressed(archive, **{name: result.ranks[name].astype(np.float32) for name in _DIRECTIONS})
+        t2v, v2t = (result.ranks[name].astype(np.float32) for name in _DIRECTIONS)
+        np.savez_compressed(archive, t2v=t2v, v2t=v2t)
         atomic_write(ranks, archive.getvalue())
         say(f"ranks: {ranks}")
     if as_json:

@@ -78,6 +78,5 @@ class SignalHandler:
         if not self._deferred or self.pending is not None:
             raise Interrupted(number)
         self.pending = number
-        os.write(
-            2, b"tvrbench: finishing this step and saving; press Ctrl-C again to quit now\n"
-        )  # print() is not reentrant
+        # print() is not reentrant.
+        os.write(2, b"tvrbench: finishing this step and saving; press Ctrl-C again to quit now\n")

@@ -103,51 +103,33 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
     Raises:
         UsageError: no such file, a damaged one, or one of another kind.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file of embeddings", code="embeddings.missing", path=str(path))
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = dict(handle.metadata() or {})
             if metadata.get("format") != FORMAT:
-                raise UsageError(
-                    f"{path}: not a file of tvrbench run --save-embeddings", code="embeddings.format", path=str(path)
-                )
+                raise ValueError("not a file of tvrbench run --save-embeddings")
             names = set(handle.keys())
-            wrong = sorted(name for name in names if not _fits(handle, name)) or sorted(_REQUIRED - names)
-            if wrong:
-                raise UsageError(
-                    f"{path}: the embeddings are damaged at {wrong[0]!r}: save them again",
-                    code="embeddings.damaged",
-                    path=str(path),
-                    tensor=wrong[0],
-                )
+            if wrong := sorted(name for name in names if not _fits(handle, name)) or sorted(_REQUIRED - names):
+                raise ValueError(f"the tensor {wrong[0]!r} is missing or damaged")
             tensors = {name: handle.get_tensor(name) for name in sorted(names)}
+        if _checksum(tensors) != metadata.get("checksum"):
+            raise ValueError("another checksum than when it was written")
+        run = _run(metadata)
     except OSError as error:
         raise UsageError(
             f"{path}: the embeddings cannot be read: {error.strerror or error}", code="embeddings.read", path=str(path)
         ) from None
-    except SafetensorError:
+    except (SafetensorError, ValueError) as error:
         raise UsageError(
-            f"{path}: not a safetensors file, or cut off: save the embeddings again",
-            code="embeddings.format",
-            path=str(path),
+            f"{path}: damaged, or not embeddings ({error}): save them again", code="embeddings.damaged", path=str(path)
         ) from None
-    if _checksum(tensors) != metadata.get("checksum"):
-        raise UsageError(
-            f"{path}: the embeddings have another checksum than when they were written: save them again",
-            code="embeddings.checksum",
-            path=str(path),
-        )
+    subsets = {n.removeprefix(_SUBSET): tuple(t.tolist()) for n, t in tensors.items() if n.startswith(_SUBSET)}
     return SavedEmbeddings(
-        run=_run(metadata, path),
+        run=run,
         text=tensors["text"],
         video=tensors["video"],
         caption_video=tuple(tensors["caption_video"].tolist()),
-        subsets={
-            name.removeprefix(_SUBSET): tuple(tensor.tolist())
-            for name, tensor in tensors.items()
-            if name.startswith(_SUBSET)
-        },
+        subsets=subsets,
         scenes=tuple(tensors["scenes"].tolist()) if "scenes" in tensors else None,
     )
 
@@ -158,12 +140,9 @@ def rescore(saved: SavedEmbeddings, path: Path) -> Evaluation:
     Raises:
         UsageError: they cannot be ranked.
     """
-    count = len(saved.text)
-    if any(not 0 <= row < count for rows in saved.subsets.values() for row in rows):
-        raise UsageError(
-            f"{path}: a subset names a caption that is not in the file", code="embeddings.subset", path=str(path)
-        )
     try:
+        if any(not 0 <= row < len(saved.text) for rows in saved.subsets.values() for row in rows):
+            raise ValueError("a subset names a caption that is not in the file")
         result = score(saved.text, saved.video, saved)
     except ValueError as error:
         raise UsageError(
@@ -180,16 +159,14 @@ def _fits(handle: Any, name: str) -> bool:
     return part.get_dtype() == kind and len(part.get_shape()) == axes
 
 
-def _run(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def _run(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         run: dict[str, Any] = json.loads(metadata.get("run", ""))
         names = [run["protocol"]["name"], run["method"]["name"], run["selection"], str(int(run["seed"]))]
     except (ValueError, KeyError, TypeError, RecursionError):
         names = [None]
     if not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise UsageError(
-            f"{path}: the embeddings do not name their run: save them again", code="embeddings.run", path=str(path)
-        )
+        raise ValueError("it does not name its run")
     return run
 
 

@@ -141,11 +141,7 @@ def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
 
 
 def pair_accuracy(
-    text: Scores,
-    video: Scores,
-    relevance: Relevance | None,
-    scenes: Sequence[int] | None,
-    block: int | None = None,
+    text: Scores, video: Scores, relevance: Relevance | None, scenes: Sequence[int] | None, block: int | None = None
 ) -> float | None:
     """Percent of comparisons with a scene twin that the right video wins by cosine, ties half; chance is 50.
 
@@ -250,19 +246,12 @@ class _Captions:
         order_T = np.argsort(video_T, kind="stable")
         videos_G, starts_G = np.unique(video_T[order_T], return_index=True)
         return cls(
-            videos=videos,
-            video_T=video_T.astype(np.int64),
-            order_T=order_T,
-            starts_G=starts_G,
-            videos_G=videos_G,
+            videos=videos, video_T=video_T.astype(np.int64), order_T=order_T, starts_G=starts_G, videos_G=videos_G
         )
 
 
 def _count(
-    score: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
-    own_T: npt.NDArray[Any],
-    captions: _Captions,
-    block: int,
+    score: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]], own_T: npt.NDArray[Any], captions: _Captions, block: int
 ) -> tuple[RankCounts, RankCounts]:
     """Both directions in one pass over blocks of scores.
 
@@ -284,10 +273,7 @@ def _count(
         if groups.stop - groups.start < len(rows):
             best = np.maximum.reduceat(best, captions.starts_G[groups] - texts.start, axis=0)
         v2t += np.stack([np.count_nonzero(best > own_G, axis=0), np.count_nonzero(best == own_G, axis=0)])
-    return (
-        RankCounts(higher_Q=t2v[0], tied_Q=t2v[1] - 1),
-        RankCounts(higher_Q=v2t[0], tied_Q=v2t[1] - 1),
-    )
+    return (RankCounts(higher_Q=t2v[0], tied_Q=t2v[1] - 1), RankCounts(higher_Q=v2t[0], tied_Q=v2t[1] - 1))
 
 
 def _block_size(text_TE: npt.NDArray[Any], video_VE: npt.NDArray[Any], block: int | None) -> int:

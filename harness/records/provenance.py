@@ -7,28 +7,19 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import pynvml
 import torch
 
-from tvrbench.harness.records.record import Environment, MeasurementDoc
+from tvrbench.harness.records.record import Environment
 
 _PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 # The outputs of runs do not count as changed sources.
 _OUTPUTS = (":(exclude)results/records", ":(exclude)reports")
-_VOLATILE_KEYS = ("environment", "command", "started", "duration_s")
-_TIME = r"[numµ]?s|sec|seconds?|min|minutes?|h|hours?"
-_MEMORY = r"[KMGT]?i?B|bytes?"
-_ENERGY = r"[kMm]?(J|W|Wh)"
-# Times and their ratios: speed-ups, cores kept busy by other processes, clocks.
-_VOLATILE_UNIT = re.compile(rf"(^|[\s/*-])({_TIME}|{_MEMORY}|{_ENERGY}|x|cores|[kMG]?Hz)($|[\s/*-])")
-# Percentages of counts repeat; these are percentages of times.
-_VOLATILE_SHARES = ("share_of_peak", "speedup_reached")
 
 
 def environment(device: torch.device | str) -> Environment:
@@ -102,23 +93,6 @@ def portable_path(path: str) -> str:
     if path.startswith(("\\", "~")) or ".." in re.split(r"[\\/]", path):
         return _last_part(path)
     return path
-
-
-def canonical(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without everything that may differ between two runs with the same seed on one machine.
-
-    Time and provenance keys are left out. Costs in units of time, memory, energy or power, and ratios and shares of
-    times, keep only their name and unit.
-    """
-    kept = {key: value for key, value in record.items() if key not in _VOLATILE_KEYS}
-    return kept | {"cost": [_repeatable(measurement) for measurement in record["cost"]]}
-
-
-def _repeatable(measurement: MeasurementDoc) -> dict[str, Any]:
-    name, unit = measurement["name"], measurement["unit"]
-    if _VOLATILE_UNIT.search(unit) or (unit == "%" and name in _VOLATILE_SHARES):
-        return {"name": name, "unit": unit}
-    return dict(measurement)
 
 
 def _portable_argument(argument: str) -> str:

@@ -31,44 +31,43 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Rank = Annotated[float, Field(ge=1)]
 Sum = Annotated[float, Field(ge=0, le=300)]
-Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+MetricName = Literal["R1", "R5", "R10", "MdR", "MnR", "RSum"]
 _closed = with_config(ConfigDict(extra="forbid", strict=True))
 _open = with_config(ConfigDict(extra="allow", strict=True))
 
 
-def _reject(at: tuple[str, ...], kind: str, message: str, value: Any) -> NoReturn:
+def _reject(message: str, *at: str) -> NoReturn:
     """Fail like pydantic does, at a place below the value that a validator is given."""
-    error = InitErrorDetails(type=PydanticCustomError(kind, message), loc=at, input=value)
+    error = InitErrorDetails(type=PydanticCustomError("record", message), loc=at, input=None)
     raise ValidationError.from_exception_data("record", [error])
 
 
 def _unique(items: list[T]) -> list[T]:
-    if len(set(items)) < len(items):
-        _reject((), "unique", "names an item twice", items)
-    return items
+    return items if len(set(items)) == len(items) else _reject("an item is named twice")
 
 
 def _with_reason(measurement: Any) -> Any:
-    conditions = measurement["conditions"]
-    if measurement["value"] is None and not (isinstance(conditions.get("reason"), str) and conditions["reason"]):
-        _reject(("conditions", "reason"), "reason", "a missing value needs its reason", conditions)
+    reason = measurement["conditions"].get("reason")
+    if measurement["value"] is None and not (isinstance(reason, str) and reason):
+        _reject("a missing value needs its reason", "conditions", "reason")
     return measurement
 
 
 def _known_metrics(metrics: Any) -> Any:
     for key, value in metrics.items():
         if key not in _Metrics.__annotations__ and not isinstance(value, dict):
-            _reject((key,), "section", "an unlisted key may hold a section, never a bare value", value)
+            _reject("an unlisted key may hold a section, never a bare value", key)
     return metrics
 
 
 def _consistent(record: Any) -> Any:
-    completed, failure, metrics = record["status"] == "completed", record["failure"], record["metrics"]
-    if completed != (failure is None):
-        _reject(("failure",), "failure", "a failed run says why, a completed one has nothing to say", failure)
+    completed, metrics = record["status"] == "completed", record["metrics"]
+    if completed != (record["failure"] is None):
+        _reject("a failed run needs a reason, a completed run has none", "failure")
     absent = [key for key in ("t2v", "v2t", "RSum", "selection") if key not in metrics]
-    if completed and metrics and absent:  # a run that measures cost alone has none
-        _reject(("metrics", absent[0]), "missing", "Field required", metrics)
+    if completed and metrics and absent:  # a run that measures cost alone has no metrics
+        _reject("Field required", "metrics", absent[0])
     return record
 
 
@@ -141,16 +140,6 @@ class _Direction(TypedDict):
 
 
 @_closed
-class _DirectionIntervals(TypedDict, total=False):
-    R1: Bounds
-    R5: Bounds
-    R10: Bounds
-    MdR: Bounds
-    MnR: Bounds
-    RSum: Bounds
-
-
-@_closed
 class _Subset(TypedDict, total=False):
     t2v: _Direction
     v2t: _Direction
@@ -159,9 +148,9 @@ class _Subset(TypedDict, total=False):
 
 @_closed
 class _SubsetIntervals(TypedDict, total=False):
-    t2v: _DirectionIntervals
-    v2t: _DirectionIntervals
-    pair_accuracy: Bounds
+    t2v: dict[MetricName, Interval]
+    v2t: dict[MetricName, Interval]
+    pair_accuracy: Interval
 
 
 @_closed
@@ -221,11 +210,11 @@ class Measurement:
     """One number of an instrument.
 
     Attributes:
-        name: what was measured, e.g. ``video_gmacs`` or ``latency``.
-        value: the number, in ``unit``; None when it is not available (never 0 for that).
+        name: e.g. ``gmacs_video`` or ``latency``.
+        value: in ``unit``; None if it is not available (never 0 for that).
         unit: e.g. ``GMACs``, ``videos/s``, ``ms``, ``MiB``.
         samples: the raw samples behind ``value``, in ``unit``.
-        conditions: what the number depends on; where ``value`` is None, ``reason`` says why.
+        conditions: everything that the number depends on; a missing value has its ``reason`` here.
 
     Raises:
         ValueError: a value or sample that is not finite, or a missing value without a reason.
@@ -246,25 +235,18 @@ class Measurement:
 
     @classmethod
     def missing(cls, name: str, unit: str, reason: str, **conditions: Any) -> Measurement:
-        """A measurement that could not be made, and why."""
+        """A measurement that could not be made, and the reason."""
         return cls(name, None, unit, conditions={**conditions, "reason": reason})
 
     def to_json(self) -> MeasurementDoc:
         """The measurement as plain data."""
-        return MeasurementDoc(
-            name=self.name,
-            value=self.value,
-            unit=self.unit,
-            samples=list(self.samples),
-            conditions=dict(self.conditions),
-        )
+        samples, conditions = list(self.samples), dict(self.conditions)
+        return MeasurementDoc(name=self.name, value=self.value, unit=self.unit, samples=samples, conditions=conditions)
 
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
-        """The measurement that ``to_json`` gave."""
-        return cls(
-            document["name"], document["value"], document["unit"], tuple(document["samples"]), document["conditions"]
-        )
+        """Undo ``to_json``."""
+        return cls(**(document | {"samples": tuple(document["samples"])}))
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:

@@ -107,9 +107,7 @@ def from_store(folder: Path, baseline: Baseline, tiers: Sequence[Tier]) -> Measu
     """
     if not (folder / "records").is_dir():
         raise UsageError(
-            f"--records {folder}: no results folder with a folder records in it",
-            code="check.records",
-            path=str(folder),
+            f"--records {folder}: no results folder with a folder records in it", code="check.records", path=str(folder)
         )
     if baseline.standin is None and {"tight", "loose"}.intersection(tiers):
         raise UsageError("the baseline has no stand-in tier to compare records with", code="check.no-standin")

@@ -60,11 +60,7 @@ def signature(method: str) -> dict[str, float]:
         if cls.card.trains:
             trainer = Trainer(model, _recipe(), total_steps=2 * _STEPS)
             steps = [trainer.step(video, video_mask, ids, text_mask) for _ in range(_STEPS)]
-            found = {
-                "loss": steps[0]["loss"],
-                "grad_norm": steps[0]["grad_norm"],
-                "loss_trained": steps[-1]["loss"],
-            }
+            found = {"loss": steps[0]["loss"], "grad_norm": steps[0]["grad_norm"], "loss_trained": steps[-1]["loss"]}
         model.eval()
         with torch.no_grad():
             features_VE = model.encode_video(video, video_mask)

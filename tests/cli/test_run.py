@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canonical import canonical
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.config.protocol import Protocol, load_protocol
-from tvrbench.harness.records.provenance import canonical
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs import suite as run_command

@@ -161,11 +161,11 @@ def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, said: dict[str
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "absent": (lambda path: path.unlink(), "embeddings.missing"),
-    "empty": (lambda path: path.write_bytes(b""), "embeddings.format"),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:900]), "embeddings.format"),
-    "other": (lambda path: save_file({"text": torch.ones(2, 2)}, path), "embeddings.format"),
-    "bit": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"), "embeddings.checksum"),
+    "absent": (lambda path: path.unlink(), "embeddings.read"),
+    "empty": (lambda path: path.write_bytes(b""), "embeddings.damaged"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:900]), "embeddings.damaged"),
+    "other": (lambda path: save_file({"text": torch.ones(2, 2)}, path), "embeddings.damaged"),
+    "bit": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"), "embeddings.damaged"),
     "no video": (lambda path: rewrite(path, tensors={"video": None}), "embeddings.damaged"),
     "half": (lambda path: rewrite(path, tensors={"text": torch.ones(40, 8).half()}), "embeddings.damaged"),
     "flat": (lambda path: rewrite(path, tensors={"text": torch.ones(320)}), "embeddings.damaged"),
@@ -178,13 +178,13 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: rewrite(path, tensors={"text": torch.ones(0, 8), "subset.even": None}),
         "embeddings.unrankable",
     ),
-    "subset": (lambda path: rewrite(path, tensors={"subset.x": torch.tensor([40])}), "embeddings.subset"),
+    "subset": (lambda path: rewrite(path, tensors={"subset.x": torch.tensor([40])}), "embeddings.unrankable"),
     "scenes": (lambda path: rewrite(path, tensors={"scenes": torch.tensor([1])}), "embeddings.unrankable"),
-    "run": (lambda path: rewrite(path, said={"run": "{"}), "embeddings.run"),
-    "nested": (lambda path: rewrite(path, said={"run": "[" * 100_000}), "embeddings.run"),
+    "run": (lambda path: rewrite(path, said={"run": "{"}), "embeddings.damaged"),
+    "nested": (lambda path: rewrite(path, said={"run": "[" * 100_000}), "embeddings.damaged"),
     "escape": (
         lambda path: rewrite(path, said={"run": json.dumps(RUN | {"method": {"name": "\x1b[31m"}})}),
-        "embeddings.run",
+        "embeddings.damaged",
     ),
 }
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from canonical import canonical
 from errors import raises
 
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.records.provenance import (
-    canonical,
     command_line,
     environment,
     gpu_driver,
