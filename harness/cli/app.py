@@ -29,7 +29,7 @@ Set = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=V
 Json = Annotated[bool, arg(name="json")]
 
 
-app.command(list_names, name="list")
+app.command(name="list")(list_names)
 
 
 @app.command

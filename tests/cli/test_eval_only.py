@@ -7,7 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from standin import short, shorten_runs
 from torch import Tensor, nn
 
 from tvrbench.harness import load_model
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.config.protocol import Protocol, load_protocol
+from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.evaluation.evaluate import evaluate
 from tvrbench.harness.models.checkpoint import save_checkpoint
@@ -27,27 +28,18 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs import suite as run_command
 from tvrbench.harness.runs.context import RunContext, prepare, weights_of
-from tvrbench.harness.runs.runner import RunConfig
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 NAME = "standin/uniform"
 QUICK = ("--device", "cpu", "--paper-scale", "none")
 
 
-def short(name: str) -> Protocol:
-    """The protocol with a handful of training steps."""
-    protocol = load_protocol(name)
-    return replace(protocol, recipe_overrides=dict(protocol.recipe_overrides) | {"steps": 3, "batch_size": 8})
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _short_runs(standin_cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TVRBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(run_command, "load_protocol", short)
-        patch.setattr(run_command, "RunConfig", lambda **values: RunConfig(**(values | {"measure_speed": False})))
+        patch.setenv("TVRBENCH_CACHE", str(standin_cache))
+        shorten_runs(patch)
         yield
 
 

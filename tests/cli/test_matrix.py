@@ -18,16 +18,9 @@ from tvrbench.harness.runs.suite import Request
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def _here(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVRBENCH_CACHE", str(cache))
+def _here(standin_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_matrix_runs_what_has_no_record(capsys: pytest.CaptureFixture[str]) -> None:

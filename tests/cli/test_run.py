@@ -9,45 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from canonical import canonical
+from standin import STEPS, shorten_runs
 
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs import suite as run_command
-from tvrbench.harness.runs.runner import RunConfig
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
-STEPS = 3
-
-
-def short(name: str) -> Protocol:
-    """The stand-in's protocol with a handful of steps and a search over two rates."""
-    protocol = load_protocol(name)
-    overrides = dict(protocol.recipe_overrides) | {"steps": STEPS, "batch_size": 8}
-    return replace(protocol, recipe_overrides=overrides, lr_factors=(0.5, 1.0), held_out=20)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def _short_runs(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("TVRBENCH_CACHE", str(cache))
-    monkeypatch.setattr(run_command, "load_protocol", short)
-    monkeypatch.setattr(run_command, "RunConfig", lambda **values: RunConfig(**(values | {"measure_speed": False})))
-    monkeypatch.chdir(tmp_path)
-    return
+def _short_runs(standin_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_runs(monkeypatch, lr_factors=(0.5, 1.0), held_out=20)
 
 
 def run(*arguments: str) -> list[Record]:
@@ -80,10 +59,10 @@ def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixtu
 
 
 def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
-    capsys: pytest.CaptureFixture[str], cache: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], standin_cache: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(next(cache.glob("standin-*")), data)
+    shutil.copytree(next(standin_cache.glob("standin-*")), data)
     videos = sorted((data / "videos").glob("*.mp4"))
     videos[0].unlink()
     videos[1].write_bytes(videos[1].read_bytes()[:300])
@@ -144,7 +123,7 @@ def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_in_one_sentence(standin_cache: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -161,7 +140,7 @@ def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
             "cpu",
         ],
         cwd=tmp_path,
-        env=os.environ | {"TVRBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TVRBENCH_CACHE": str(standin_cache), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )

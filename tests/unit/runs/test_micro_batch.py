@@ -53,7 +53,8 @@ torch.set_num_threads(1)
 weights, pairs = sys.argv[1], int(sys.argv[2])
 
 def choose(limit):
-    return choose_micro_batch(lambda: load_model("clip4clip", weights=weights), load_recipe("uniform"), pairs, int(limit))
+    make = lambda: load_model("clip4clip", weights=weights)
+    return choose_micro_batch(make, load_recipe("uniform"), pairs, int(limit))
 
 roomy = choose(1000 * 2**30)
 middle = choose((roomy.peaks_mib[1] + roomy.peaks_mib[pairs]) / 2 * 2**20)
