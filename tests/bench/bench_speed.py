@@ -20,8 +20,8 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.profiling.counts.formula import analytic_macs
+from tvrbench.harness.profiling.launcher.allocator import restart_measuring
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
-from tvrbench.harness.profiling.trackers.allocator import restart_measuring
 from tvrbench.harness.profiling.trackers.interleaved import alternate
 
 BACKBONES = {"ViT-B-32": 4, "ViT-B-16": 1}  # and the videos a call that the released code was timed with

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.launcher.job import Job
-from tvrbench.harness.profiling.trackers.allocator import (
+from tvrbench.harness.profiling.launcher.allocator import (
     KEEPING,
     keeps_freed_memory,
     measuring_environment,
     restart_measuring,
 )
+from tvrbench.harness.profiling.launcher.isolated import measure
+from tvrbench.harness.profiling.launcher.job import Job
 
 pytestmark = pytest.mark.unit
 FAULTS = """
