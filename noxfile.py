@@ -106,7 +106,7 @@ def efficiency(session: nox.Session) -> None:
         session.run("tvrbench", "bench", "all", *rows, "--backbone", ",".join(CPU_BATCHES), *extent, *session.posargs)
         return
     for backbone, batch in CPU_BATCHES.items():
-        extent = ("--backbone", backbone, "--batches", batch, "--rounds", "3")
+        extent = ("--backbone", backbone, "--batches", batch, "--repeats", "3")
         session.run("tvrbench", "bench", "all", *EFFICIENCY_ROWS, *extent, *session.posargs)
 
 

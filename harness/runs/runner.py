@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.flops import profile
-from tvrbench.harness.profiling.launcher.job import Job
-from tvrbench.harness.profiling.measure import counted, timed
+from tvrbench.harness.profiling.measure import count_costs, time_costs
+from tvrbench.harness.profiling.plan import Job, Timing
 from tvrbench.harness.records.provenance import environment
 from tvrbench.harness.records.record import SCHEMA_VERSION, Measurement
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, run_name
@@ -186,7 +186,7 @@ class _Run:
         if dist_info().first and self.session.save_embeddings:
             self._keep(result)
         if dist_info().first:
-            costs = counted(profile(model))
+            costs = count_costs(profile(model))
             del model  # the measuring process wants the memory
             record["cost"] = [cost.to_json() for cost in (*costs, *self._timed(recipe))]
         self.session.listener.advance(COST_WORK)
@@ -264,7 +264,7 @@ class _Run:
         if not self.config.measure_speed:
             return []
         trains = method_class(self.config.method).trains and self.config.checkpoint is None
-        return timed(self._job(recipe), trains=trains)
+        return time_costs(self._job(recipe), trains=trains)
 
     def _job(self, recipe: Recipe) -> Job:
         """The speed measurement of a run: its own shape and batch, on noise."""
@@ -278,6 +278,6 @@ class _Run:
             options=options_of(protocol, config),
             device=config.device,
             batch=min(recipe.batch_size, SPEED_BATCH),
-            recipe=asdict(recipe),
-            min_seconds=1.0,
+            recipe=recipe,
+            timing=Timing(min_seconds=1.0),
         )

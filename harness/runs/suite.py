@@ -19,7 +19,7 @@ from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size as paper_scale
-from tvrbench.harness.profiling.full_size import Extent
+from tvrbench.harness.profiling.full_size import CostDetail
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
@@ -72,7 +72,7 @@ class Request:
     results: Path
     reports: Path
     skip_bad_videos: bool = False
-    paper_scale: Extent | None = "counted"
+    paper_scale: CostDetail | None = "count"
     measure_speed: bool = True
     resume: bool = False
     strict: bool = True

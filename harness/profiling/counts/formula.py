@@ -1,8 +1,8 @@
 """Multiply-adds by formula, from the token plan of a method and the shape of its towers.
 
-The counting rules are those of the papers' tool (fvcore), so the numbers stand beside theirs: convolutions, linear
+The counting rules are those of the papers' tool (fvcore), so the numbers compare with theirs: convolutions, linear
 layers and every matrix product (attention, token matching) count one multiply-add per term, LayerNorm counts 5 per
-element, all else is free. LoRA is folded into the weights, as at inference.
+element, everything else is free. LoRA is folded into the weights, as at inference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import BlockTokens
 
 TEXT_TOKENS = 32  # the papers' caption length
-_NORM = 5  # multiply-adds that fvcore books for an element of a LayerNorm with weight and bias
+_NORM = 5  # fvcore's multiply-adds per element of a LayerNorm with weight and bias
 
 
 def analytic_macs(model: RetrievalModel) -> dict[str, int]:
@@ -29,12 +29,12 @@ def analytic_macs(model: RetrievalModel) -> dict[str, int]:
 
 
 def reduction_macs(model: RetrievalModel) -> int:
-    """The part of a video's multiply-adds that the token reduction itself costs (matching, clustering)."""
+    """Multiply-adds per video of the token reduction itself (matching, clustering)."""
     return sum(block.overhead_macs for block in model.reducer.plan())
 
 
 def text_length(arch: Architecture) -> int:
-    """Ids in the caption that is counted: 32, or the context length of a model that holds fewer."""
+    """Ids in the counted caption: 32, or the context length if that is smaller."""
     return min(TEXT_TOKENS, arch.context_length)
 
 
@@ -46,7 +46,7 @@ def _video_macs(model: RetrievalModel) -> int:
     carried = 0 if visual.prompts is None else len(visual.prompts)
     plan = model.reducer.plan()
     inside = sum(_block_macs(_with(work, carried), block, width) for work, block in zip(plan, blocks, strict=True))
-    # Only the class tokens that leave are normalized, projected and pooled; the mask says how many there are.
+    # Only the class tokens that leave are normalized, projected and pooled; the mask gives their number.
     classes = model.reducer.output_mask(torch.ones(1, model.frames, dtype=torch.bool)).shape[1]
     return stem + inside + _projection_macs(classes, width, arch.embed_dim) + model.head.macs(classes)
 
@@ -60,7 +60,7 @@ def _text_macs(clip: CLIP) -> int:
 
 
 def _with(work: BlockTokens, prompts: int) -> BlockTokens:
-    """The work where every sequence holds so many more tokens."""
+    """The work with this number of prompts added to every sequence."""
 
     def more(tokens: tuple[int, int]) -> tuple[int, int]:
         return tokens[0], tokens[1] + prompts
@@ -72,7 +72,7 @@ def _with(work: BlockTokens, prompts: int) -> BlockTokens:
 def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction.
 
-    Prompts of the block are normalized and projected once a call, and then are further keys; an adapter is two more
+    Prompts of the block are normalized and projected once per call, and then are further keys. An adapter is two more
     layers beside the MLP.
     """
     prompts = 0 if block.prompts is None else len(block.prompts)

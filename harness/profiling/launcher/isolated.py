@@ -23,8 +23,8 @@ from filelock import FileLock
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling.launcher.allocator import in_measuring_environment, measuring_environment
-from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.records.record import Measurement
 
 TIMEOUT_S = 1800.0
@@ -47,7 +47,7 @@ def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
         CheckFailed: the process died (out of memory, for example) or took too long; holds its last lines of stderr.
     """
     with FileLock(lock_path(job.device)):
-        return call(f"the {job.what} measurement of {job.method} on {job.device}", timeout_s, run_job, job)
+        return call(f"the {job.scenario} measurement of {job.method} on {job.device}", timeout_s, run_job, job)
 
 
 def lock_path(device: str) -> Path:

@@ -13,18 +13,18 @@ import torch
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.allocator import keeps_freed_memory
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.plan import Job, Scenario
+from tvrbench.harness.profiling.scenarios.encoders import job_device, job_model
 from tvrbench.harness.profiling.scenarios.end_to_end import measure_end_to_end
 from tvrbench.harness.profiling.scenarios.energy import measure_energy
 from tvrbench.harness.profiling.scenarios.inference import measure_inference
-from tvrbench.harness.profiling.scenarios.models import job_device, job_model, measured_precision
 from tvrbench.harness.profiling.scenarios.speedup import compare_encoding, compare_training
 from tvrbench.harness.profiling.scenarios.training_step import measure_training
-from tvrbench.harness.profiling.trackers.interference import watch
+from tvrbench.harness.profiling.trackers.interference import interference_monitor
 from tvrbench.harness.profiling.trackers.memory import UNIT as MEMORY_UNIT
 from tvrbench.harness.records.record import Measurement
 
-_JOBS: Mapping[str, Callable[[RetrievalModel, Job, torch.device], list[Measurement]]] = {
+_SCENARIOS: Mapping[Scenario, Callable[[RetrievalModel, Job, torch.device], list[Measurement]]] = {
     "inference": measure_inference,
     "training": measure_training,
     "comparison": compare_encoding,
@@ -35,36 +35,36 @@ _JOBS: Mapping[str, Callable[[RetrievalModel, Job, torch.device], list[Measureme
 
 
 def run_job(job: Job) -> list[Measurement]:
-    """Do the job in this process.
+    """Run the job in this process.
 
     Raises:
-        UsageError: the job asks for what the method, the weights or this machine cannot do.
+        UsageError: the method, the weights or this machine cannot do it.
     """
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32; a GPU would round the stem's products
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     device = job_device(job.device)
-    with watch(device) as seen:
-        found = _JOBS[job.what](job_model(job, device), job, device)
-    found = [*_marked(found, seen.disturbance()), seen.measurement()]
+    with interference_monitor(device) as monitor:
+        measurements = _SCENARIOS[job.scenario](job_model(job, device), job, device)
+    measurements = [*mark_invalid(measurements, monitor.interference()), monitor.measurement()]
     common = {
-        "what": job.what,
-        "precision": measured_precision(job),
+        "what": job.scenario,
+        "precision": job.precision,
         "compile": job.compile,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
         "keeps_freed_memory": keeps_freed_memory(),
     }
-    return [replace(m, conditions=common | dict(m.conditions)) for m in found]
+    return [replace(m, conditions=common | dict(m.conditions)) for m in measurements]
 
 
-def _marked(found: list[Measurement], disturbance: str | None) -> list[Measurement]:
-    """Every figure but memory marked as invalid where something disturbed the run; what was wrong before stays."""
-    if disturbance is None:
-        return found
+def mark_invalid(measurements: list[Measurement], reason: str | None) -> list[Measurement]:
+    """Mark every measurement but memory as invalid for this reason; an earlier reason is kept."""
+    if reason is None:
+        return measurements
     return [
         m
         if m.unit == MEMORY_UNIT or m.value is None
-        else replace(m, conditions={"invalid": disturbance} | dict(m.conditions))
-        for m in found
+        else replace(m, conditions={"invalid": reason} | dict(m.conditions))
+        for m in measurements
     ]

@@ -23,7 +23,7 @@ from filelock import FileLock
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling.launcher import isolated
 from tvrbench.harness.profiling.launcher.isolated import call, lock_path, measure
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.plan import Job, Timing
 
 pytestmark = pytest.mark.unit
 SCRIPT = f"""
@@ -36,7 +36,11 @@ from {isolated.__name__} import call
 @pytest.fixture
 def job(tiny_weights: Path) -> Job:
     return Job(
-        method="lora", weights=str(tiny_weights), batch=1, threads=1, min_iterations=1, min_seconds=0.0, warmup=0
+        method="lora",
+        weights=str(tiny_weights),
+        batch=1,
+        threads=1,
+        timing=Timing(min_iterations=1, min_seconds=0.0, warmup=0),
     )
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from errors import raises
 
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.plan import Job, MethodChoice, Timing
 from tvrbench.harness.profiling.trackers import timing as throughput
 from tvrbench.harness.profiling.trackers.timing import measure_latency, measure_step, measure_throughput, time_calls
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
-ONCE: dict[str, Any] = {"min_iterations": 4, "min_seconds": 0.0, "warmup": 0}
+ONCE = Timing(min_iterations=4, min_seconds=0.0, warmup=0)
 
 
 @pytest.fixture
@@ -43,15 +44,15 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_both_minima_hold_and_warm_up_does_not_count(seconds: list[float]) -> None:
     calls = itertools.count()
-    settings = {"min_iterations": 3, "min_seconds": 5.0, "warmup": 2}
-    assert time_calls(lambda: next(calls), CPU, **settings) == [1.0] * 5
+    timing = Timing(min_iterations=3, min_seconds=5.0, warmup=2)
+    assert time_calls(lambda: next(calls), CPU, timing) == [1.0] * 5
     assert next(calls) == 7
-    assert time_calls(lambda: None, CPU, **settings | {"min_iterations": 9}) == [1.0] * 9
+    assert time_calls(lambda: None, CPU, replace(timing, min_iterations=9)) == [1.0] * 9
 
 
 def test_throughput_is_the_median_rate_with_its_samples(seconds: list[float]) -> None:
     seconds[:] = [1.0, 2.0, 4.0, 8.0]
-    found = measure_throughput(lambda: None, 8, CPU, **ONCE)
+    found = measure_throughput(lambda: None, 8, CPU, ONCE)
     assert (found.name, found.value, found.unit) == ("throughput", 3.0, "videos/s")
     assert list(found.samples) == [8.0, 4.0, 2.0, 1.0]
     assert found.conditions["iqr"] == pytest.approx(5.0 - 1.75)
@@ -62,7 +63,7 @@ def test_throughput_is_the_median_rate_with_its_samples(seconds: list[float]) ->
 
 def test_latency_median_and_p95(seconds: list[float]) -> None:
     seconds[:] = [0.001, 0.002, 0.003, 0.010]
-    median, p95 = measure_latency(lambda: None, CPU, **ONCE)
+    median, p95 = measure_latency(lambda: None, CPU, ONCE)
     assert (median.name, p95.name, median.unit) == ("latency_median", "latency_p95", "ms")
     assert median.value == pytest.approx(2.5)
     assert p95.value == pytest.approx(3 + 0.85 * 7)
@@ -70,7 +71,7 @@ def test_latency_median_and_p95(seconds: list[float]) -> None:
 
 
 def test_step_time(seconds: list[float]) -> None:
-    found = measure_step(lambda: None, 16, CPU, **ONCE)
+    found = measure_step(lambda: None, 16, CPU, ONCE)
     assert (found.name, found.value, found.unit, found.conditions["batch"]) == ("step_time", 1000.0, "ms", 16)
 
 
@@ -99,7 +100,7 @@ def test_a_gpu_is_timed_between_events_and_kept_busy(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device", Device)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
     found = measure_throughput(
-        lambda: log.append("call"), 3, torch.device("cuda:1"), min_iterations=2, min_seconds=1.5, warmup=1
+        lambda: log.append("call"), 3, torch.device("cuda:1"), Timing(min_iterations=2, min_seconds=1.5, warmup=1)
     )
     chunk = ["wait", "event", "call", "event", "call", "event", "wait"]
     assert log == ["call", *chunk, *chunk]
@@ -116,9 +117,7 @@ def job(tiny_weights: Path) -> Job:
         options=options,
         batch=2,
         threads=1,
-        min_iterations=2,
-        min_seconds=0.0,
-        warmup=1,
+        timing=Timing(min_iterations=2, min_seconds=0.0, warmup=1),
     )
 
 
@@ -140,43 +139,53 @@ def test_inference_round_trip(job: Job) -> None:
 
 @pytest.mark.slow
 def test_training_round_trip(job: Job) -> None:
-    recipe = asdict(load_recipe("tempme"))
-    found = {m.name: m for m in measure(replace(job, what="training", recipe=recipe))}
+    recipe = load_recipe("tempme")
+    found = {m.name: m for m in measure(replace(job, scenario="training", recipe=recipe))}
     assert list(found) == ["step_time", "peak_process_memory", "other_load"]
     assert all(m.value is not None and m.conditions["what"] == "training" for m in found.values())
     assert found["step_time"].conditions["tuning"] == "lora"
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code"),
     [
-        ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"device": "meta"}, "device 'meta' cannot be measured"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
-        ({"method": "zero_shot", "options": {}, "what": "training"}, "leaves nothing to train"),
-        ({"what": "training", "recipe": {"lr": 1.0}}, "recipe 'optimizer'"),
+        ({"device": "gpu"}, "device.unknown"),
+        ({"device": "meta"}, "device.unknown"),
+        ({"device": "cuda:99"}, "device.missing"),
     ],
 )
-def test_what_cannot_be_measured_is_bad_input(job: Job, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_a_device_that_cannot_be_measured(job: Job, changes: dict[str, Any], code: str) -> None:
+    with raises(code, device=changes["device"]):
         run_job(replace(job, **changes))
 
 
+def test_nothing_to_train(job: Job) -> None:
+    with pytest.raises(UsageError):
+        run_job(replace(job, method="zero_shot", options={}, scenario="training"))
+
+
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"threads": 0}, {"repeats": 0}, {"frames": 0}])
+def test_a_job_out_of_range(changes: dict[str, int]) -> None:
+    with raises("option.range", option=next(iter(changes))):
+        Job(method="lora", **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"min_iterations": 0}, {"warmup": -1}])
+def test_a_timing_out_of_range(changes: dict[str, int]) -> None:
+    with raises("option.range", option=next(iter(changes))):
+        Timing(**changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code"),
     [
-        ({"batch": 0}, "batch"),
-        ({"threads": 0}, "threads"),
-        ({"min_iterations": 0}, "min_iterations"),
-        ({"warmup": -1}, "warm"),
-        ({"rounds": 0}, "rounds"),
-        ({"what": "comparison"}, "compare against"),
-        ({"against": "lora"}, "compare against"),
-        ({"what": "training", "compile": True}, "without compilation"),
+        ({"scenario": "comparison"}, "measurement.baseline"),
+        ({"baseline": MethodChoice(method="lora")}, "measurement.baseline"),
+        ({"scenario": "training", "compile": True}, "measurement.compile"),
     ],
 )
-def test_a_job_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_a_job_that_makes_no_sense(changes: dict[str, Any], code: str) -> None:
+    with raises(code):
         Job(method="lora", **changes)
 
 
