@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tvrbench.harness.cli import app as cli
+from tvrbench.harness.profiling import plan
+from tvrbench.harness.profiling.plan import Timing
 from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.cli
@@ -20,7 +22,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, out, err
 
 
-def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path, tmp_path: Path) -> None:
+def test_json_and_records(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_weights: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(plan._TIMING, "cpu", Timing(min_iterations=2, min_seconds=0.0, warmup=0))  # type: ignore[index]
     small = ("--weights", str(tiny_weights), "--batches", "2", "--repeats", "2", "--threads", "1", "--device", "cpu")
     code, out, err = call(capsys, TEMPME, *small, "--results", str(tmp_path), "--no-report", "--json")
     assert code == 0, err

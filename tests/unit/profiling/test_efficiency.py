@@ -182,4 +182,4 @@ def test_the_table_shows_the_largest_batch_and_gives_reasons(capsys: pytest.Capt
     assert header.split() == ["method", "process", "(MiB)"]
     assert a.split() == ["a", "71.00"]
     assert b.split() == ["b", "53.00", "!"]
-    assert [note.strip() for note in notes] == ["! busy (b)", "no energy_video: no counter (b)"]
+    assert [note.strip() for note in notes] == ["no energy_video: no counter (b)", "! busy (b)"]
