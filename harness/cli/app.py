@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,16 +10,18 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
+from tvrbench.harness.cli.arguments import Device, pick_device
+from tvrbench.harness.cli.bench import bench
 from tvrbench.harness.cli.check import Check
 from tvrbench.harness.cli.data import DataCommand
+from tvrbench.harness.cli.doctor import doctor
 from tvrbench.harness.cli.list_names import list_names
+from tvrbench.harness.cli.profile import profile
 from tvrbench.harness.cli.report import report
 from tvrbench.harness.cli.rescore import rescore
 from tvrbench.harness.cli.run import run
 from tvrbench.harness.cli.sweep import sweep
 from tvrbench.harness.core.exit_codes import run_guarded
-from tvrbench.harness.core.validation import parse_assignments
 
 # Commands import their module when they run, so that --help does not wait for torch.
 
@@ -32,117 +33,8 @@ Json = Annotated[bool, arg(name="json")]
 app.command(name="list")(list_names)
 
 
-@app.command
-def profile(
-    method: Annotated[Positional[str], arg(metavar="METHOD")],
-    /,
-    backbone: str = "ViT-B-32",
-    frames: int = 12,
-    assignments: Set = (),
-    as_json: Json = False,
-) -> None:
-    """Cost that needs no data: GMACs, parameters and tokens of a method.
-
-    Args:
-        method: A method or baseline (tvrbench list methods).
-        backbone: ViT-B-32, ViT-B-16 or ViT-L-14.
-        frames: Frames a video.
-        assignments: A method option, for example --set r=2; may be repeated.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.profile import profile_method
-
-    profile_method(method, backbone, frames, parse_assignments(assignments), as_json)
-
-
-@app.command
-def bench(
-    methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD")] = (),
-    /,
-    against: str = "lora",
-    backbone: str | None = None,
-    weights: str = "random:0",
-    frames: int = 12,
-    batches: str | None = None,
-    device: Device = "auto",
-    threads: int | None = None,
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
-    compile: Annotated[bool, arg(name="compile")] = False,
-    training: bool = False,
-    training_batches: str | None = None,
-    end_to_end: bool = False,
-    dataset: str = "standin",
-    data: Path | None = None,
-    energy: bool = False,
-    rounds: int = 5,
-    assignments: Set = (),
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
-    no_report: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Throughput, latency, memory and speed-up of methods on this device, on made-up videos.
-
-    Each measurement runs in a process of its own; a speed-up runs both sides in one process, in alternating order.
-
-    Args:
-        methods: Methods or baselines, each with options of its own if wanted: METHOD or "METHOD:key=value;key=value";
-            all stands for every registered one, which is the default.
-        against: The baseline of the speed-ups, written like a method; in training it takes the tuning of the method
-            it is compared with unless it is given one. lora is the plain encoder without token reduction.
-        backbone: Presets separated by commas: ViT-B-32 (the default for random weights), ViT-B-16, ViT-L-14.
-        weights: CLIP weights: random:0, openai, an open_clip tag, a file or a folder. Time does not ask for trained
-            ones.
-        frames: Frames a video.
-        batches: Videos a call, separated by commas; 1,8,32,128 on a GPU and 1,4 on a CPU by default.
-        device: Where to run; auto takes a GPU where there is one.
-        threads: Of torch on a CPU.
-        precision: Of encoding: float32, or autocast to another. A training step then takes it too instead of the
-            precision of the method's recipe.
-        compile: Encode through torch.compile.
-        training: Measure training steps as well.
-        training_batches: Pairs a training step, separated by commas; 128,64,32,16 on a GPU and 2 on a CPU by default.
-        end_to_end: Measure the stages from video files to a ranking: decode, preprocess, encode, search.
-        dataset: Whose video files; the stand-in makes its own.
-        data: Their folder.
-        energy: Joules a video and for 1,000 captions, by the GPU's own counter.
-        rounds: Rounds of a speed-up.
-        assignments: A method option for every method, for example --set tuning=full; may be repeated.
-        results: Folder of the records.
-        reports: Folder of the reports; the report is reports/efficiency.
-        no_report: Leave the report as it is.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.bench import Request, run_bench
-    from tvrbench.harness.profiling.plan import RANDOM, plan_for
-
-    presets = split_names(backbone, "backbone") or (("ViT-B-32",) if weights == RANDOM else (None,))
-    request = Request(
-        methods=methods,
-        options=parse_assignments(assignments),
-        backbones=presets,
-        plan=plan_for(
-            pick_device(device),
-            against=against,
-            frames=frames,
-            weights=weights,
-            end_to_end=end_to_end,
-            dataset=dataset,
-            data=None if data is None else str(data),
-            energy=energy,
-            batches=split_numbers(batches, "batches"),
-            training_batches=split_numbers(training_batches, "training-batches"),
-            trains=training,
-            threads=threads,
-            precision=precision,
-            compile=compile,
-            rounds=rounds,
-        ),
-        results=results,
-        reports=None if no_report else reports,
-        arguments=tuple(sys.argv[1:]),
-    )
-    run_bench(request, as_json)
+app.command(profile)
+app.command(bench)
 
 
 app.command(run)
@@ -237,17 +129,7 @@ def data(command: Annotated[DataCommand, arg(name="")]) -> None:
     command.run()
 
 
-@app.command
-def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
-    """Say what this machine has and lacks.
-
-    Args:
-        results: Folder that records would go to.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.doctor import doctor as examine
-
-    examine(results, as_json)
+app.command(doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,8 +37,9 @@ def pick_device(wanted: Device) -> str:
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pick_extent(wanted: Extent, device: str) -> Literal["counted", "timed"] | None:
+def pick_extent(wanted: Extent, device: str) -> Literal["count", "time"] | None:
     """How far costs at paper scale are measured; ``auto`` times on a GPU and counts on a CPU."""
     if wanted == "auto":
-        return "timed" if device == "cuda" else "counted"
-    return wanted if wanted != "none" else None
+        return "time" if device == "cuda" else "count"
+    details: dict[Extent, Literal["count", "time"]] = {"counted": "count", "timed": "time"}
+    return details.get(wanted)

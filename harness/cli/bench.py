@@ -1,105 +1,188 @@
-"""``tvrbench bench``: what methods cost on this device, each held against a baseline in one process."""
+"""``tvrbench bench``: costs of methods on this device, each compared with a baseline. Imports no torch by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from tvrbench.harness.cli.bench_table import print_rows
+from tyro.conf import Positional, UseAppendAction, arg
+
+from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.console import print_json, say
+from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.backbone.architecture import vision_name
-from tvrbench.harness.models.backbone.weights import load_weights
-from tvrbench.harness.profiling.plan import RANDOM, Entry, Plan, parse_entry
-from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
-from tvrbench.harness.profiling.suite import NAME, load, measure_method
-from tvrbench.harness.profiling.to_record import StartTime, store_costs
-from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.record import Measurement
-from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.pages.efficiency import write_efficiency
-
-ALL = "all"
+from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.profiling.plan import (
+    RANDOM,
+    MeasurementSettings,
+    MethodChoice,
+    Plan,
+    parse_method_choice,
+    plan_for,
+)
+from tvrbench.harness.records.record import Measurement, ProtocolRef
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the command line asked for.
+class BenchSettings(MeasurementSettings):
+    """Options of ``tvrbench bench``.
 
-    No ``methods``, or ``all`` among them, means every registered one; without ``reports`` no report is written.
+    Attributes:
+        methods: Methods or baselines, each with options of its own if wanted: METHOD or "METHOD:key=value;key=value".
+            all means every registered one, which is the default.
+        baseline: Baseline of the speed-ups, written like a method; the dense encoder by default. In training it takes
+            the tuning of the method it is compared with, unless it has one of its own.
+        backbone: Presets separated by commas: ViT-B-32 (the default for random weights), ViT-B-16, ViT-L-14.
+        device: Where to run; auto takes a GPU where there is one.
+        batches: Videos per call, separated by commas; by default 1,8,32,128 on a GPU and 1,4 on a CPU.
+        training: Measure training steps too.
+        training_batches: Pairs per training step, separated by commas; by default 128,64,32,16 on a GPU and 2 on a CPU.
+        end_to_end: Measure the stages from video files to a ranking too: decode, preprocess, encode, search.
+        energy: Measure joules per video and per 1,000 captions too, by the GPU's own counter.
+        assignments: Method option for every method, for example --set tuning=full; may be repeated.
+        results: Folder of the records.
+        reports: Folder of the reports; the report is reports/efficiency.
+        no_report: Write no report.
+        as_json: Print one JSON document.
     """
 
-    methods: tuple[str, ...]
-    options: dict[str, Any]
-    backbones: tuple[str | None, ...]
-    plan: Plan
-    results: Path
-    reports: Path | None = None
-    arguments: tuple[str, ...] = ()
+    methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD")] = ()
+    baseline: str | None = None
+    backbone: str | None = None
+    weights: str = RANDOM
+    device: Device = "auto"
+    batches: str | None = None
+    training: bool = False
+    training_batches: str | None = None
+    end_to_end: bool = False
+    energy: bool = False
+    assignments: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = ()
+    results: Path = Path("results")
+    reports: Path = Path("reports")
+    no_report: bool = False
+    as_json: Annotated[bool, arg(name="json")] = False
+
+    def plan(self) -> Plan:
+        """The plan that these options ask for."""
+        return plan_for(
+            baseline=None if self.baseline is None else parse_method_choice(self.baseline),
+            batches=split_numbers(self.batches, "batches"),
+            training_batches=split_numbers(self.training_batches, "training-batches"),
+            training=self.training,
+            end_to_end=self.end_to_end,
+            energy=self.energy,
+            **self.shared | {"device": pick_device(self.device)},
+        )
+
+    def choices(self) -> list[MethodChoice]:
+        """The methods, with the options for all of them below their own."""
+        shared, everything = parse_assignments(self.assignments), registry.names("baselines", "methods")
+        texts = [text for given in self.methods or ("all",) for text in (everything if given == "all" else [given])]
+        given = [parse_method_choice(text) for text in texts]
+        choices = [MethodChoice(method=each.method, options=shared | each.options) for each in given]
+        labels = [choice.label for choice in choices]
+        if len(set(labels)) < len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            message = f"duplicate method {twice}: list each method with the same options only once"
+            raise UsageError(message, code="option.duplicate", method=twice)
+        return choices
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method on one backbone, measured."""
+def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
+    """Throughput, latency, memory and speed-up of methods on this device, on synthetic videos.
 
-    entry: Entry
-    backbone: str
-    found: Sequence[Measurement]
-    record: Path
+    Each measurement runs in a fresh process; a speed-up runs both methods in one process, interleaved.
+    """
+    from tvrbench.harness.models.backbone.architecture import vision_name
+    from tvrbench.harness.models.backbone.weights import load_weights
+    from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
+    from tvrbench.harness.profiling.suite import NAME, load, measure_method
+    from tvrbench.harness.profiling.to_record import record_costs
+    from tvrbench.harness.records.provenance import command_line
+    from tvrbench.harness.records.store import RecordStore
+    from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 
-
-def run_bench(request: Request, as_json: bool) -> None:
-    """Do what ``tvrbench bench`` promises; see ``tvrbench bench --help``."""
-    registered = registry.names("baselines", "methods")
-    texts = [text for given in request.methods or (ALL,) for text in (registered if given == ALL else [given])]
-    entries = [parse_entry(text) for text in texts]
-    entries = [Entry(method=e.method, options=request.options | e.options) for e in entries]
-    if len({entry.label for entry in entries}) < len(entries):
-        raise UsageError("bench: a method stands twice with the same options; name it once")
-    store, plan = RecordStore(request.results), request.plan
-    for backbone in request.backbones:
-        for entry in (*entries, plan.against):
-            load(plan, entry, backbone)  # an option that does not fit is found before minutes of measuring
+    plan, choices, store = settings.plan(), settings.choices(), RecordStore(settings.results)
+    backbones = split_names(settings.backbone, "backbone") or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
+    for backbone in backbones:
+        for choice in (*choices, plan.baseline):
+            load(plan, choice, backbone)  # an option that does not fit is found before minutes of measuring
     if plan.end_to_end:
-        open_videos(plan.dataset, plan.data)
+        open_videos(plan)
     store.check_writable(NAME)
-    command = command_line(request.arguments)
-    rows = [_measured(plan, entry, backbone, store, command) for backbone in request.backbones for entry in entries]
-    if request.reports is not None:
-        say(f"report: {write_efficiency(store, request.reports)[0]}")
-    if as_json:
-        print_json({"protocol": {"name": NAME, "hash": plan.hash}, "rows": [_document(row) for row in rows]})
+    protocol = ProtocolRef(name=NAME, hash=plan.hash)
+    rows = []
+    tables: dict[str, dict[str, Sequence[Measurement]]] = {}
+    for backbone in backbones:
+        sha256 = None if plan.weights == RANDOM else load_weights(settings.weights, backbone).sha256
+        for choice in choices:
+            model = load(plan, choice, backbone)
+            path, costs = record_costs(
+                store,
+                protocol,
+                model,
+                partial(measure_method, plan, choice, backbone, model, say),
+                device=plan.device,
+                command=command_line(sys.argv[1:]),
+                weights_sha256=sha256,
+            )
+            name = vision_name(model.clip.arch)
+            tables.setdefault(name, {})[choice.label] = costs
+            rows.append(
+                {
+                    "method": choice.method,
+                    "options": choice.options,
+                    "backbone": name,
+                    "record": str(path),
+                    "cost": [measurement.to_json() for measurement in costs],
+                }
+            )
+    if not settings.no_report:
+        say(f"report: {write_efficiency(store, settings.reports)[0]}")
+    if settings.as_json:
+        print_json({"protocol": protocol, "rows": rows})
         return
-    for backbone in dict.fromkeys(row.backbone for row in rows):
-        print_rows(backbone, plan, {row.entry.label: row.found for row in rows if row.backbone == backbone})
+    for name, table in tables.items():
+        compiled = ", compiled" if plan.compile else ""
+        print(f"\n{name}, {plan.frames} frames, {plan.device}, {plan.precision}{compiled}, over {plan.baseline.label}")
+        print_costs(table)
     say(f"records: {store.folder(NAME)}")
 
 
-def _measured(plan: Plan, entry: Entry, backbone: str | None, store: RecordStore, command: str) -> Row:
-    began, model = StartTime(), load(plan, entry, backbone)
-    found, name = measure_method(plan, entry, backbone, say), vision_name(model.clip.arch)
-    record = store_costs(
-        store,
-        {"name": NAME, "hash": plan.hash},
-        model,
-        name,
-        found,
-        device=plan.device,
-        command=command,
-        began=began,
-        weights_sha256=None if plan.weights == RANDOM else load_weights(plan.weights, backbone).sha256,
+COLUMNS = {
+    "gmacs_video": "GMACs",
+    "throughput_best": "videos/s",
+    "latency_median": "latency (ms)",
+    "speedup": "speed-up",
+    "peak_process_memory": "process (MiB)",
+    "peak_memory_allocated": "allocated (MiB)",
+    "step_time": "step (ms)",
+    "training_speedup": "training speed-up",
+    "end_to_end_throughput": "videos/s from files",
+    "energy_video": "J/video",
+}
+
+
+def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
+    """One row per method: its measurements at the largest batch, "!" where invalid; then the reasons, each once."""
+    rows: dict[str, dict[str, str]] = {}
+    notes: dict[str, dict[str, None]] = {}
+    for label, costs in table.items():
+        rows[label] = {}
+        for m in sorted(costs, key=lambda m: (m.conditions.get("what") != "training", m.conditions.get("batch", 0))):
+            invalid = m.conditions.get("invalid")
+            if m.value is not None and m.name in COLUMNS:
+                rows[label][m.name] = f"{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
+            if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
+                notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
+    filled = [name for name in COLUMNS if any(name in row for row in rows.values())]
+    print_table(
+        [[label, *(row.get(name) for name in filled)] for label, row in rows.items()],
+        ["method", *(COLUMNS[name] for name in filled)],
     )
-    return Row(entry=entry, backbone=name, found=found, record=record)
-
-
-def _document(row: Row) -> dict[str, Any]:
-    return {
-        "method": row.entry.method,
-        "options": row.entry.options,
-        "backbone": row.backbone,
-        "record": str(row.record),
-        "cost": [measurement.to_json() for measurement in row.found],
-    }
+    for note, labels in notes.items():
+        print(f"  {note} ({', '.join(labels)})")

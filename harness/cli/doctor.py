@@ -1,4 +1,4 @@
-"""``tvrbench doctor``: what this machine has and lacks."""
+"""``tvrbench doctor``: what this machine has and lacks. Imports no torch by itself."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import torch
+from tyro.conf import arg
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.records.provenance import environment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the doctor's: ``ok``, ``missing`` (something works less well) or ``broken`` (nothing runs)."""
+    """One finding: ``ok``, ``missing`` (something works less well) or ``broken`` (nothing runs)."""
 
     what: str
     state: Literal["ok", "missing", "broken"]
@@ -27,6 +26,8 @@ class Finding:
 
 
 def _device() -> Finding:
+    import torch
+
     if torch.cuda.is_available():
         return Finding(what="GPU", state="ok", detail=torch.cuda.get_device_name())
     return Finding(
@@ -77,19 +78,28 @@ def _weights() -> Finding:
         for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     )
     detail = "ViT-B-32 from OpenAI is in the hub's cache"
-    lacking = f"not downloaded yet ({repository}); a first full-size run fetches it, or give --weights FILE"
-    return Finding(what="CLIP weights", state="ok" if cached else "missing", detail=detail if cached else lacking)
+    missing = f"not downloaded yet ({repository}); a first full-size run fetches it, or give --weights FILE"
+    return Finding(what="CLIP weights", state="ok" if cached else "missing", detail=detail if cached else missing)
 
 
 def _folder(results: Path) -> Finding:
-    place = results if results.exists() else results.absolute().parent
-    if not os.access(place, os.W_OK):
+    folder = results if results.exists() else results.absolute().parent
+    if not os.access(folder, os.W_OK):
         return Finding(what="results folder", state="broken", detail=f"{results} cannot be written to")
-    return Finding(what="results folder", state="ok", detail=f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free")
+    return Finding(what="results folder", state="ok", detail=f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
 
 
-def doctor(results: Path, as_json: bool) -> None:
-    """Print the findings; CheckFailed where something is broken."""
+def doctor(results: Path = Path("results"), as_json: Annotated[bool, arg(name="json")] = False) -> None:
+    """Show what this machine has and lacks; exits with 1 where something is broken.
+
+    Args:
+        results: Folder of the records.
+        as_json: Print one JSON document.
+    """
+    import torch
+
+    from tvrbench.harness.records.provenance import environment
+
     versions = environment("cuda" if torch.cuda.is_available() else "cpu")["versions"]
     findings = [
         Finding(what="versions", state="ok", detail=", ".join(f"{k} {v}" for k, v in versions.items() if v)),
@@ -105,4 +115,6 @@ def doctor(results: Path, as_json: bool) -> None:
     else:
         print_table([[f.what, f.state, f.detail] for f in findings], ["what", "state", "detail"])
     if any(f.state == "broken" for f in findings):
-        raise CheckFailed("something is broken; see the lines above")
+        broken = [f.what for f in findings if f.state == "broken"]
+        message = f"broken: {', '.join(broken)}; see the details above"
+        raise CheckFailed(message, code="doctor.broken", broken=broken)

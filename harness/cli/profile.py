@@ -1,16 +1,35 @@
-"""``tvrbench profile``: cost that needs no data."""
+"""``tvrbench profile``: costs that need no data. Imports no torch by itself."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
 
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.profiling.counts.flops import profile_by_name
+from tvrbench.harness.core.validation import parse_assignments
 
 
-def profile_method(method: str, backbone: str, frames: int, options: dict[str, Any], as_json: bool) -> None:
-    """Count multiply-adds, parameters and tokens of a method on a preset backbone with random weights."""
-    result = profile_by_name(method, backbone, frames, **options)
+def profile(
+    method: Annotated[Positional[str], arg(metavar="METHOD")],
+    /,
+    backbone: str = "ViT-B-32",
+    frames: int = 12,
+    assignments: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = (),
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Costs that need no data: GMACs, parameters and tokens of a method on a backbone.
+
+    Args:
+        method: A method or baseline (tvrbench list methods).
+        backbone: ViT-B-32, ViT-B-16 or ViT-L-14.
+        frames: Frames per video.
+        assignments: A method option, for example --set r=2; may be repeated.
+        as_json: Print one JSON document.
+    """
+    from tvrbench.harness.profiling.counts.flops import profile_by_name
+
+    result = profile_by_name(method, backbone, frames, **parse_assignments(assignments))
     if as_json:
         print_json(result)
         return
@@ -20,4 +39,4 @@ def profile_method(method: str, backbone: str, frames: int, options: dict[str, A
     print(f"  parameters               total {params['total']:,}   trainable {params['trainable']:,}")
     print(f"  output tokens            {result['output_tokens']}")
     print("  tokens leaving blocks    " + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
-    say("GMACs are multiply-adds of one video and one 32-token caption, as fvcore counts them (docs/measurement.md)")
+    say("GMACs are multiply-adds per video and per 32-token caption, as fvcore counts them (docs/measurement.md)")

@@ -9,7 +9,7 @@ from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.models.checkpoint import method_in
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.plan import Entry
+from tvrbench.harness.profiling.plan import MethodChoice
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model, recipe_of
 from tvrbench.harness.runs.context import RunContext
@@ -25,7 +25,7 @@ class Shown:
     spec: FrameSpec
 
 
-def shown_model(prepared: RunContext, store: RecordStore, entry: Entry, seed: int, device: str) -> Shown:
+def shown_model(prepared: RunContext, store: RecordStore, entry: MethodChoice, seed: int, device: str) -> Shown:
     """The method as its run under the protocol trained it, or untrained where there is no checkpoint of this seed.
 
     Options of ``entry`` stand over those of the run.

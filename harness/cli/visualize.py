@@ -20,7 +20,7 @@ from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
 from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
-from tvrbench.harness.profiling.plan import parse_entry
+from tvrbench.harness.profiling.plan import parse_method_choice
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.all_figures import heading
@@ -76,7 +76,7 @@ def make_picture(request: Request, as_json: bool) -> None:
 def _models(request: Request, prepared: RunContext, default: tuple[str, ...]) -> list[Shown]:
     store = RecordStore(request.results)
     wanted = request.methods or default
-    shown = [shown_model(prepared, store, parse_entry(name), request.seed, request.device) for name in wanted]
+    shown = [shown_model(prepared, store, parse_method_choice(name), request.seed, request.device) for name in wanted]
     for one in shown:
         say(f"{one.label}: {one.origin}")
     return shown
@@ -141,7 +141,9 @@ def _searched(shown: Sequence[Shown], prepared: RunContext, request: Request) ->
             video_VE = encode_videos(one.model, test.video_ids, prepared.loader(one.spec), _BATCH, bar.update)
         scores_TV = cosine_scores(text_TE, video_VE)
         ranks_T = retrieval_metrics(scores_TV, test.caption_video)["t2v"]["ranks"]
-        told = beside_records(ranks_T, store, prepared.protocol.name, parse_entry(one.label).method, request.seed)
+        told = beside_records(
+            ranks_T, store, prepared.protocol.name, parse_method_choice(one.label).method, request.seed
+        )
         origin = "; ".join(part for part in (one.origin, told) if part)
         say(f"{one.label}: {told or 'no record holds ranks to hold these against'}")
         found.append(Searched(label=one.label, origin=origin, scores_TV=scores_TV, ranks_T=ranks_T))

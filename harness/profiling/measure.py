@@ -1,23 +1,23 @@
-"""The costs that go into a record: counted on the model, timed in fresh processes."""
+"""Costs of one method as measurements: counted on the model, or timed in fresh processes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.core.io import without_folders
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.launcher.job import DENSE, Job
+from tvrbench.harness.profiling.plan import Job, Scenario, dense_encoder
 from tvrbench.harness.records.record import Measurement
 
-ROUNDS = 3  # of the comparison that goes with each run
+RUN_REPEATS = 3  # of the speed-up that each run measures
 
-# The figure that stands for a job that broke off.
-_MAIN: Mapping[str, tuple[str, str]] = {
+# The measurement that is missing where a whole scenario fails.
+_MAIN: Mapping[Scenario, tuple[str, str]] = {
     "inference": ("throughput", "videos/s"),
     "training": ("step_time", "ms"),
     "comparison": ("speedup", "x"),
@@ -27,45 +27,46 @@ _MAIN: Mapping[str, tuple[str, str]] = {
 }
 
 
-def counted(found: Mapping[str, Any]) -> list[Measurement]:
-    """What ``profile`` found, as a record holds it: multiply-adds, parameters and tokens, the same on every machine."""
-    said = {"frames": found["frames"]}
+def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
+    """Multiply-adds, parameters and tokens from ``profile``, the same on every machine."""
+    frames, tokens = {"frames": profile["frames"]}, {"leaving_blocks": profile["tokens"]}
     return [
-        Measurement("gmacs_video", found["gmacs"]["video"], "GMACs", conditions=said),
-        Measurement("gmacs_text", found["gmacs"]["text"], "GMACs", conditions={"words": TEXT_TOKENS}),
-        Measurement("gmacs_reduction", found["reduction_gmacs"], "GMACs", conditions=said),
-        Measurement("output_tokens", found["output_tokens"], "tokens", conditions={"leaving_blocks": found["tokens"]}),
-        Measurement("params_total", found["params"]["total"], "parameters"),
-        Measurement("params_trainable", found["params"]["trainable"], "parameters"),
+        Measurement("gmacs_video", profile["gmacs"]["video"], "GMACs", conditions=frames),
+        Measurement("gmacs_text", profile["gmacs"]["text"], "GMACs", conditions={"words": TEXT_TOKENS}),
+        Measurement("gmacs_reduction", profile["reduction_gmacs"], "GMACs", conditions=frames),
+        Measurement("output_tokens", profile["output_tokens"], "tokens", conditions=tokens),
+        Measurement("params_total", profile["params"]["total"], "parameters"),
+        Measurement("params_trainable", profile["params"]["trainable"], "parameters"),
     ]
 
 
-def timed(job: Job, *, trains: bool) -> list[Measurement]:
-    """Speed and memory of encoding, the speed-up over the plain encoder, and where the method trains the time and
-    memory of a training step; a process each.
+def time_costs(job: Job, *, trains: bool) -> list[Measurement]:
+    """Speed and memory of encoding, the speed-up over the dense encoder, and for a method that trains the step time.
 
-    A measurement that breaks off (out of memory, say) is missing with its reason: hours of training before it count.
-    A checkpoint has no speed-up: it may be of another shape than the protocol's backbone.
+    A measurement that fails (out of memory, for example) is missing with its reason, because hours of training may
+    precede it. A checkpoint has no speed-up: its shape may differ from the protocol's backbone.
     """
-    wanted = [job]
+    jobs = [job]
     if method_class(job.method).card.encodes and job.checkpoint is None:
-        wanted.append(replace(job, what="comparison", latency=False, against=DENSE, rounds=ROUNDS, warmup=1))
+        timing = replace(job.timing, warmup=1)
+        speedup = replace(job, scenario="comparison", baseline=dense_encoder(), repeats=RUN_REPEATS, timing=timing)
+        jobs.append(replace(speedup, latency=False))
     if trains:
-        wanted.append(replace(job, what="training", latency=False))
-    return [measurement for one in wanted for measurement in attempt(one)]
+        jobs.append(replace(job, scenario="training", latency=False))
+    return [measurement for each in jobs for measurement in try_measure(each)]
 
 
-def attempt(job: Job) -> list[Measurement]:
-    """What the job measures; where it breaks off, its main figure without a value, and why."""
-    name, unit = _MAIN[job.what]
+def try_measure(job: Job) -> list[Measurement]:
+    """The job's measurements; where it fails, its main measurement without a value and with the reason."""
+    name, unit = _MAIN[job.scenario]
     try:
         return measure(job)
     except CheckFailed as error:
-        return [Measurement.missing(name, unit, brief_reason(error), what=job.what, batch=job.batch)]
+        return [Measurement.missing(name, unit, brief_reason(error), what=job.scenario, batch=job.batch)]
 
 
 def brief_reason(error: CheckFailed) -> str:
-    """What failed and the last thing it said, in one line, without folders of this machine."""
+    """The first and the last line of an error in one line, without folders of this machine."""
     first, *rest = str(error).splitlines()
     text = f"{first} {rest[-1].strip()}" if rest else first
-    return without_folders(text)
+    return re.sub(r"(?:/[^/ :]+)+/", "", text)

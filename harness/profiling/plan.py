@@ -1,22 +1,96 @@
-"""What one bench measures and how, with defaults that suit the device."""
+"""What is measured and how: settings shared by a whole table, one measurement (``Job``), all of a bench (``Plan``).
+
+Imports no torch, so that ``tvrbench --help`` need not either.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
 
+from tvrbench.harness.config.recipe import Recipe
+from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_assignments
-from tvrbench.harness.profiling.launcher.job import DENSE, Job, Precision
 
 RANDOM = "random:0"
+Precision = Literal["float32", "bfloat16", "float16"]
+Scenario = Literal["inference", "training", "comparison", "training-comparison", "end-to-end", "energy"]
+
+
+def _at_least(settings: object, **minima: int) -> None:
+    for name, minimum in minima.items():
+        value = getattr(settings, name)
+        if value is not None and value < minimum:
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be at least {minimum}, not {value}", code="option.range", option=name
+            )
+
+
+def settings_hash(document: Any) -> str:
+    """Short hash of plain data."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Timing:
+    """How often a call is timed.
+
+    Attributes:
+        min_iterations, min_seconds: timing continues until both are reached.
+        warmup: calls before the first timed one.
+    """
+
+    min_iterations: int = 5
+    min_seconds: float = 2.0
+    warmup: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least(self, min_iterations=1, warmup=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementSettings:
+    """Settings of every measurement in a table.
+
+    Attributes:
+        device: Where to run: cpu, cuda or cuda:N.
+        weights: CLIP weights: random:0, openai, an open_clip tag, a file or a folder. Times do not depend on training.
+        frames: Frames per video.
+        threads: Threads of torch on a CPU; its own default where left out.
+        precision: Precision of encoding: float32, or autocast to another. A training step takes another precision than
+            float32 too, in place of its recipe's.
+        compile: Encode through torch.compile.
+        repeats: Repeats of a speed-up; each runs both methods.
+        dataset: Data set whose video files are decoded; by default the one that generates its own.
+        data: Folder of that data set.
+    """
+
+    device: str = "cpu"
+    weights: str | None = RANDOM
+    frames: int = 12
+    threads: int | None = None
+    precision: Precision = "float32"
+    compile: bool = False
+    repeats: int = 5
+    dataset: str | None = None
+    data: Path | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, frames=1, threads=1, repeats=1)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """These settings alone, as keyword arguments."""
+        return {each.name: getattr(self, each.name) for each in fields(MeasurementSettings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodChoice:
     """A method with the options given for it."""
 
     method: str
@@ -24,134 +98,151 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """As it is written on the command line."""
+        """As written on the command line."""
         given = ";".join(f"{key}={value}" for key, value in self.options.items()).replace(" ", "")
         return f"{self.method}:{given}" if given else self.method
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How methods are measured, the same for all of one table.
-
-    Attributes:
-        against: the baseline of every ratio. In training it takes the tuning of the method that it is compared with
-            unless its options name one: that ratio then shows the token reduction, not the tuning.
-        device, frames, threads, precision, compile: of every measurement.
-        weights: as for ``load_model``.
-        batches: videos a call, ascending; the ratio is taken at the largest that fits.
-        training: pairs a training step, descending; none where training is not measured.
-        end_to_end: measure the stages from video files to a ranking.
-        dataset, data: whose video files, and their folder where the data set does not make them itself.
-        energy: measure it, where the device counts it.
-        rounds: of a comparison.
-        min_iterations, min_seconds, warmup: see ``tvrbench.harness.profiling.trackers.timing.time_calls``.
-    """
-
-    against: Entry
-    device: str
-    frames: int = 12
-    threads: int | None = None
-    precision: Precision = "float32"
-    compile: bool = False
-    weights: str = RANDOM
-    batches: tuple[int, ...]
-    training: tuple[int, ...] = ()
-    end_to_end: bool = False
-    dataset: str = "standin"
-    data: str | None = None
-    energy: bool = False
-    rounds: int = 5
-    min_iterations: int
-    min_seconds: float
-    warmup: int
-
-    @property
-    def hash(self) -> str:
-        """Of how it is measured: records that differ in it never stand in one table.
-
-        Folders do not count. Weights have their own place in a record, and what is measured besides, training say,
-        changes nothing about the rest.
-        """
-        besides = ("weights", "data", "dataset", "training", "end_to_end", "energy")
-        ways = {key: value for key, value in asdict(self).items() if key not in besides}
-        return hashlib.sha256(json.dumps(ways, sort_keys=True).encode()).hexdigest()[:16]
-
-    def job(self, entry: Entry, backbone: str | None) -> Job:
-        """The measurement of one method, to be told what and at which batch."""
-        return Job(
-            method=entry.method,
-            backbone=backbone,
-            weights=self.weights,
-            frames=self.frames,
-            options=entry.options,
-            device=self.device,
-            precision=self.precision,
-            compile=self.compile,
-            rounds=self.rounds,
-            dataset=self.dataset,
-            data=self.data,
-            threads=self.threads,
-            min_iterations=self.min_iterations,
-            min_seconds=self.min_seconds,
-            warmup=self.warmup,
-        )
-
-
-# A CPU encodes one ViT-B/16 video in seconds, so few calls, and the check of the features is the warm-up; a GPU is
-# busy only with full batches, and calls are cheap.
-_BATCHES = {"cpu": (1, 4), "cuda": (1, 8, 32, 128)}
-_TRAINING = {"cpu": (2,), "cuda": (128, 64, 32, 16)}
-_TIMES: Mapping[str, dict[str, Any]] = {
-    "cpu": {"min_iterations": 3, "min_seconds": 1.0, "warmup": 0},
-    "cuda": {"min_iterations": 20, "min_seconds": 2.0, "warmup": 3},
-}
-
-
-def parse_entry(text: str) -> Entry:
+def parse_method_choice(text: str) -> MethodChoice:
     """``METHOD`` or ``METHOD:key=value;key=value``.
 
     Raises:
-        UsageError: an assignment that is none.
+        UsageError: a part that is no assignment.
     """
     method, _, options = text.partition(":")
-    return Entry(method=method, options=parse_assignments(part for part in options.split(";") if part.strip()))
+    return MethodChoice(method=method, options=parse_assignments(part for part in options.split(";") if part.strip()))
+
+
+def dense_encoder() -> MethodChoice:
+    """The registered encoder without token reduction, the default baseline of speed-ups."""
+    return MethodChoice(method=registry.matching("methods", "baselines", role="dense")[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(MeasurementSettings):
+    """One measurement of one method, or of one method and a baseline.
+
+    Attributes:
+        method: a registered method or baseline.
+        backbone, checkpoint, options: as for ``load_model``.
+        scenario: ``inference`` (throughput of both encoders, peak memory, latency), ``training`` (step time, peak
+            memory), ``comparison`` or ``training-comparison`` (with the baseline, in one process), ``end-to-end`` (the
+            stages from video files to a ranking) or ``energy``.
+        batch: videos, captions or pairs per call.
+        latency: measure latency at batch 1 as well.
+        roofline: measure the machine's matrix-product peak and copy bandwidth as well.
+        baseline: of a comparison: the method in the denominator.
+        recipe: for training; the method's own by default.
+        timing: how often calls are timed.
+    """
+
+    method: str
+    backbone: str | None = None
+    checkpoint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    scenario: Scenario = "inference"
+    batch: int = 8
+    latency: bool = False
+    roofline: bool = False
+    baseline: MethodChoice | None = None
+    recipe: Recipe | None = None
+    timing: Timing = Timing()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, batch=1)
+        if self.scenario.endswith("comparison") != (self.baseline is not None):
+            raise UsageError(
+                "a comparison needs a baseline, and no other measurement takes one", code="measurement.baseline"
+            )
+        if self.compile and self.scenario.startswith("training"):
+            raise UsageError(
+                "a training step is measured as it is trained: leave out compilation", code="measurement.compile"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(MeasurementSettings):
+    """All that is measured of each method, the same for a whole table.
+
+    Attributes:
+        baseline: denominator of every ratio. In training it takes the tuning of the method that it is compared with,
+            unless its options name one: that ratio then shows the token reduction, not the tuning.
+        batches: videos per call, ascending; the ratio is taken at the largest that fits.
+        training: pairs per training step, descending; empty where training is not measured.
+        end_to_end: measure the stages from video files to a ranking.
+        energy: measure energy, where the device counts it.
+        timing: how often calls are timed.
+    """
+
+    baseline: MethodChoice
+    batches: tuple[int, ...]
+    training: tuple[int, ...] = ()
+    end_to_end: bool = False
+    energy: bool = False
+    timing: Timing
+
+    @property
+    def hash(self) -> str:
+        """Hash of how encoding is measured; records that differ in it are never in one table.
+
+        Weights have their own field in a record, and what else is measured changes nothing about encoding.
+        """
+        names = ("device", "frames", "threads", "precision", "compile", "batches")
+        how = {name: getattr(self, name) for name in names} | asdict(self.timing)
+        return settings_hash(how | {"against": asdict(self.baseline), "rounds": self.repeats})
+
+    def job(self, choice: MethodChoice, backbone: str | None, **changes: Any) -> Job:
+        """One measurement of a method under this plan."""
+        return Job(
+            method=choice.method,
+            options=choice.options,
+            backbone=backbone,
+            **{"timing": self.timing, **self.shared, **changes},
+        )
+
+
+# A CPU encodes one ViT-B/16 video in seconds: few calls, and the check of the features is the warm-up. A GPU is busy
+# only with full batches, and its calls are cheap.
+_BATCHES = {"cpu": (1, 4), "cuda": (1, 8, 32, 128)}
+_TRAINING = {"cpu": (2,), "cuda": (128, 64, 32, 16)}
+_TIMING: Mapping[str, Timing] = {
+    "cpu": Timing(min_iterations=3, min_seconds=1.0, warmup=0),
+    "cuda": Timing(min_iterations=20, min_seconds=2.0, warmup=3),
+}
 
 
 def plan_for(
     device: str,
     *,
-    against: str = DENSE,
+    baseline: MethodChoice | None = None,
     batches: tuple[int, ...] = (),
     training_batches: tuple[int, ...] = (),
-    trains: bool = False,
+    training: bool = False,
     **settings: Any,
 ) -> Plan:
-    """A plan with what suits a device where nothing was asked for.
+    """A plan, with defaults that suit the device.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        against: the baseline, as ``parse_entry`` reads it.
-        batches: videos a call.
-        training_batches: pairs a training step; giving some asks for training too.
-        trains: measure training.
+        baseline: the dense encoder by default.
+        batches: videos per call.
+        training_batches: pairs per training step; giving some asks for training too.
+        training: measure training.
         settings: other fields of the plan.
 
     Raises:
-        UsageError: a number that makes no sense.
+        UsageError: a number out of range.
     """
     kind = "cuda" if device.startswith("cuda") else "cpu"
-    wanted = training_batches or (_TRAINING[kind] if trains else ())
-    for name, numbers in (("batches", batches), ("training-batches", wanted)):
-        if 0 in numbers:
-            raise UsageError(f"--{name}: a batch holds at least 1, not 0")
-    for name in ("rounds", "threads"):
-        if settings.get(name) is not None and settings[name] < 1:
-            raise UsageError(f"--{name} must be at least 1, not {settings[name]}")
+    for option, numbers in (("batches", batches), ("training-batches", training_batches)):
+        if any(number < 1 for number in numbers):
+            raise UsageError(f"--{option}: a batch has at least 1 item", code="option.range", option=option)
     return Plan(
         device=device,
-        against=parse_entry(against),
+        baseline=baseline or dense_encoder(),
         batches=tuple(sorted(batches or _BATCHES[kind])),
-        training=tuple(sorted(wanted, reverse=True)),
-        **_TIMES[kind],
+        training=tuple(sorted(training_batches or (_TRAINING[kind] if training else ()), reverse=True)),
+        timing=_TIMING[kind],
         **settings,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.flops import profile
-from tvrbench.harness.profiling.launcher.job import Job
-from tvrbench.harness.profiling.measure import counted, timed
+from tvrbench.harness.profiling.measure import count_costs, time_costs
+from tvrbench.harness.profiling.plan import Job, Timing
 from tvrbench.harness.records.provenance import environment
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -107,7 +107,7 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             trained = files.checkpoint if steps else None
             about = embedded_run(record, result.metrics["selection"], trained)
             save_embeddings(files.embeddings, result, context.test, about)
-        costs = counted(profile(model))
+        costs = count_costs(profile(model))
         del model  # the measuring process needs the memory
         costs += _time_costs(context, config, recipe) if config.timing else []
         session.progress.update(COST_WORK)
@@ -217,10 +217,10 @@ def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[
         options=options_of(context.protocol, config),
         device=config.device,
         batch=min(recipe.batch_size, SPEED_BATCH),
-        recipe=asdict(recipe),
-        min_seconds=1.0,
+        recipe=recipe,
+        timing=Timing(min_seconds=1.0),
     )
-    return timed(job, trains=method_class(config.method).card.trains and scored is None)
+    return time_costs(job, trains=method_class(config.method).card.trains and scored is None)
 
 
 def _store(store: RecordStore, record: dict[str, Any], result: Evaluation) -> Path:

@@ -130,10 +130,10 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
     command = settings.command or command_line(sys.argv[1:])
-    extent = _full_size_extent(suite, settings)
+    detail = _full_size_detail(suite, settings)
     methods = list(dict.fromkeys(config.method for config in work.left))
-    costs = full_size.jobs(methods, settings.options, pick_device(settings.device)) if extent else []
-    each = full_size.WORK[extent] if extent else 0
+    costs = full_size.jobs(methods, settings.options, pick_device(settings.device)) if detail else []
+    each = full_size.WORK[detail] if detail else 0
     records: list[Path | None] = []
     with Bar(sum(planned_work(context, config) for config in work.left) + each * len(costs)) as bar:
         session = Session(settings=settings, store=store, progress=bar, signals=signals, command=command)
@@ -142,19 +142,20 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
             records.append(run(context, config, session))
         for job in costs:
             bar.begin(f"cost of {job.method} on {job.backbone}")
-            assert extent is not None
-            records.append(full_size.measure_and_store(job, extent, store, command))
+            assert detail is not None
+            records.append(full_size.measure_and_store(job, detail, store, command))
             bar.update(each)
     return [*work.done, *(path for path in records if path is not None)]
 
 
-def _full_size_extent(suite: Suite, settings: RunSettings) -> full_size.Extent | None:
-    """How far costs at full size are measured; by the first process alone."""
+def _full_size_detail(suite: Suite, settings: RunSettings) -> full_size.CostDetail | None:
+    """The detail in which costs at full size are measured; by the first process alone."""
     detail = settings.full_size_costs
     if detail == "off" or not dist_info().first or (detail == "auto" and suite.scored is not None):
         return None
-    on_gpu = pick_device(settings.device) == "cuda"
-    return "timed" if detail == "time" or (detail == "auto" and on_gpu) else "counted"
+    if detail == "auto":
+        return "time" if pick_device(settings.device) == "cuda" else "count"
+    return detail
 
 
 def _log(text: str | None) -> None:

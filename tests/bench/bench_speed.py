@@ -1,6 +1,6 @@
 """How much faster than the plain encoder TempMe and CenterCLIP are, and what clustering costs: ratios, not a test.
 
-    python tests/bench/bench_speed.py [--methods tempme] [--backbone ViT-B-16] [--batch 2] [--rounds 7] [--threads 2]
+    python tests/bench/bench_speed.py [--methods tempme] [--backbone ViT-B-16] [--batch 2] [--repeats 7] [--threads 2]
 
 Each round runs the plain encoder and the method, in alternating order, so that a busy machine slows both; the ratios
 are taken within rounds, and their median and range printed. What clustering costs is the time between entering and
@@ -20,9 +20,9 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.profiling.counts.formula import analytic_macs
+from tvrbench.harness.profiling.launcher.allocator import restart_measuring
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
-from tvrbench.harness.profiling.trackers.allocator import restart_measuring
-from tvrbench.harness.profiling.trackers.interleaved import alternate
+from tvrbench.harness.profiling.trackers.interleaved import interleave
 
 BACKBONES = {"ViT-B-32": 4, "ViT-B-16": 1}  # and the videos a call that the released code was timed with
 METHODS = ("tempme", "centerclip")
@@ -60,16 +60,16 @@ def bench(method: str, backbone: str, arguments: argparse.Namespace) -> None:
     if clusters:
         cluster = ours.reducer.cluster = Stopwatch(ours.reducer.cluster, device)
     with torch.inference_mode():
-        rounds = alternate(
+        timings = interleave(
             lambda: encode(inputs.frames, inputs.mask),
             lambda: plain.encode_video(inputs.frames, inputs.mask),
             device,
-            rounds=arguments.rounds,
+            repeats=arguments.repeats,
             warmup=1,
         )
     print(f"{method} {backbone}, batch {batch}, {device}, {torch.get_num_threads()} threads, float32")
-    report(f"plain encoder / {method} (GMACs allow {allowed:.2f}x)", rounds.ratios, "x")
-    report("a video", [1e3 * s / batch for s in rounds.ours], " ms")
+    report(f"plain encoder / {method} (GMACs allow {allowed:.2f}x)", timings.ratios, "x")
+    report("a video", [1e3 * s / batch for s in timings.candidate], " ms")
     if cluster:  # its first call warmed up
         report("clustering a video", [1e3 * s / batch for s in cluster.laps[1:]], " ms")
         shares = [100 * inner / outer for inner, outer in zip(cluster.laps, encode.laps, strict=True)]
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--clustering", choices=("kmedoids", "spectral"), default="kmedoids")
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--batch", type=int, help="4 on ViT-B/32 and 1 on ViT-B/16 if left out")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

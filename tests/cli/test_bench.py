@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tvrbench.harness.cli import app as cli
+from tvrbench.harness.profiling import plan
+from tvrbench.harness.profiling.plan import Timing
 from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.cli
@@ -20,8 +22,11 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, out, err
 
 
-def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path, tmp_path: Path) -> None:
-    small = ("--weights", str(tiny_weights), "--batches", "2", "--rounds", "2", "--threads", "1", "--device", "cpu")
+def test_json_and_records(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_weights: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(plan._TIMING, "cpu", Timing(min_iterations=2, min_seconds=0.0, warmup=0))  # type: ignore[index]
+    small = ("--weights", str(tiny_weights), "--batches", "2", "--repeats", "2", "--threads", "1", "--device", "cpu")
     code, out, err = call(capsys, TEMPME, *small, "--results", str(tmp_path), "--no-report", "--json")
     assert code == 0, err
     document = json.loads(out)
@@ -43,29 +48,29 @@ def test_json_and_records(capsys: pytest.CaptureFixture[str], tiny_weights: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (("temme",), "unknown method or baseline 'temme'"),
+        (("temme",), "temme"),
         (("tempme:r",), "key=value"),
         (("tempme:color=1",), "color"),
-        (("lora", "--against", "loraa"), "unknown method or baseline 'loraa'"),
+        (("lora", "--baseline", "loraa"), "loraa"),
         (("lora", "--batches", "0"), "--batches"),
         (("lora", "--batches", "one"), "--batches"),
-        (("lora", "--rounds", "0"), "--rounds"),
+        (("lora", "--repeats", "0"), "--repeats"),
         (("lora", "--backbone", "ViT-Z"), "ViT-Z"),
-        (("lora", "lora"), "twice"),
+        (("lora", "lora"), "option.duplicate"),
         (("lora", "--weights", "no/such/file"), "no/such/file"),
         (("lora", "--set", "color=1"), "color"),
-        (("lora", "--end-to-end", "--dataset", "msrvtt"), "--data DIR"),
-        (("lora", "--end-to-end", "--dataset", "msrvttt"), "did you mean msrvtt"),
+        (("lora", "--end-to-end", "--dataset", "msrvtt"), "dataset.folder"),
+        (("lora", "--end-to-end", "--dataset", "msrvttt"), "msrvtt"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], message: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], named: str
 ) -> None:
     code, out, err = call(capsys, *arguments, "--results", str(tmp_path / "results"))
     assert code == 2
     assert out == ""
-    assert message in err.strip().splitlines()[-1]
+    assert named in err.strip().splitlines()[-1]
     assert "Traceback" not in err
     assert not (tmp_path / "results").exists()

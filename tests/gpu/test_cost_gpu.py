@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.launcher.job import Job, Precision
+from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
 from tvrbench.harness.profiling.trackers.timing import time_calls
 
@@ -19,13 +19,15 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda")
 MIB = 2**20
+DENSE = MethodChoice(method="lora")
+SHORT = Timing(min_seconds=0.1)
 
 
 def test_events_time_the_work_and_not_its_launch() -> None:
     a = torch.randn(4096, 4096, device=CUDA)
-    settings = {"min_iterations": 5, "min_seconds": 0.0, "warmup": 2, "in_flight": 5}
-    one = sorted(time_calls(lambda: a @ a, CUDA, **settings))[2]
-    four = sorted(time_calls(lambda: [a @ a for _ in range(4)], CUDA, **settings))[2]
+    timing = Timing(min_iterations=5, min_seconds=0.0, warmup=2)
+    one = sorted(time_calls(lambda: a @ a, CUDA, timing, in_flight=5))[2]
+    four = sorted(time_calls(lambda: [a @ a for _ in range(4)], CUDA, timing, in_flight=5))[2]
     assert 0 < one < four
 
 
@@ -50,9 +52,16 @@ def test_memory_meters_see_a_known_allocation() -> None:
 
 def test_worker_round_trip(tiny_weights: Path) -> None:
     options = {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1}
-    job = Job(method="tempme", weights=str(tiny_weights), options=options, device="cuda", batch=4, min_seconds=0.1)
+    job = Job(
+        method="tempme",
+        weights=str(tiny_weights),
+        options=options,
+        device="cuda",
+        batch=4,
+        timing=Timing(min_seconds=0.1),
+    )
     inference = {m.name: m for m in measure(replace(job, latency=True))}
-    training = {m.name: m for m in measure(replace(job, what="training"))}
+    training = {m.name: m for m in measure(replace(job, scenario="training"))}
     assert inference["throughput"].conditions["clock"] == "cuda events"
     for found in (inference, training):
         assert {"peak_memory_nvml", "peak_memory_allocated", "peak_memory_reserved"} <= set(found)
@@ -65,7 +74,14 @@ def test_worker_round_trip(tiny_weights: Path) -> None:
 
 
 def test_a_comparison_with_itself_is_about_1(tiny_weights: Path) -> None:
-    job = Job(method="lora", weights=str(tiny_weights), device="cuda", batch=8, what="comparison", against="lora")
+    job = Job(
+        method="lora",
+        weights=str(tiny_weights),
+        device="cuda",
+        batch=8,
+        scenario="comparison",
+        baseline=DENSE,
+    )
     found = {m.name: m for m in measure(job)}
     assert found["speedup"].value == pytest.approx(1, abs=0.5)
     assert found["speedup_reached"].conditions["allowed"] == 1
@@ -84,13 +100,18 @@ def test_no_encoder_is_over_the_measured_peak(precision: Precision) -> None:
 
 
 def test_energy_has_a_value_or_a_reason(tiny_weights: Path) -> None:
-    for m in measure(Job(method="lora", weights=str(tiny_weights), device="cuda", batch=32, what="energy")):
+    for m in measure(Job(method="lora", weights=str(tiny_weights), device="cuda", batch=32, scenario="energy")):
         if m.name.startswith("energy"):
             assert (m.value or 0) > 0 or m.conditions["reason"]
 
 
 def test_training_steps_in_turn(tiny_weights: Path) -> None:
     job = Job(
-        method="lora", weights=str(tiny_weights), device="cuda", batch=8, what="training-comparison", against="lora"
+        method="lora",
+        weights=str(tiny_weights),
+        device="cuda",
+        batch=8,
+        scenario="training-comparison",
+        baseline=DENSE,
     )
-    assert len({m.name: m for m in measure(job)}["training_speedup"].samples) == job.rounds
+    assert len({m.name: m for m in measure(job)}["training_speedup"].samples) == job.repeats

@@ -1,4 +1,4 @@
-"""Multiply-adds by tracing with fvcore, the tool behind the "GFLOPs" of the papers, checked against the formula."""
+"""Multiply-adds traced with fvcore, the tool behind the papers' "GFLOPs", checked against the formula."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs, text_length
 from tvrbench.harness.profiling.counts.trace import Count, count_macs
 
-TOLERANCE = 0.005  # relative distance that traced and analytic multiply-adds may have
+TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
 
 
 def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     """Traced multiply-adds of encoding one video (``video``) and one caption (``text``), LoRA folded.
 
-    The trace runs on a copy in eval mode, so the model is left as it was. On the ``meta`` device nothing is computed
-    and no weight is copied: ViT-B/16 takes a second. A method whose control flow reads the values of tensors cannot
-    run there; it is traced with noise on a CPU, where the same operators give the same count.
+    The trace runs on a copy in eval mode, so the model does not change. On the ``meta`` device nothing is computed and
+    no weight is copied: ViT-B/16 takes a second. A method whose control flow reads tensor values cannot run there; it
+    is traced with noise on a CPU, where the same operators give the same count.
 
-    Where the reduction is an operator of its own (clustering), which a trace cannot look into, its multiply-adds come
-    from the method's plan, all of them: such a method leaves no other part of its reduction to plain operators.
+    A reduction that is an operator of its own (clustering) is opaque to the trace. All its multiply-adds then come from
+    the method's plan: such a method leaves no other part of its reduction to plain operators.
 
     Args:
         model: the model to count.
         device: ``meta``, or ``cpu`` to run every operator for real.
 
     Raises:
-        CheckFailed: an operator that multiplies matrices went uncounted.
+        CheckFailed: an operator that multiplies matrices is not counted.
     """
     if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
     if device == "meta":
         try:
             counts = _count_on_meta(model)
-        except (RuntimeError, TypeError):  # what torch raises for a value asked of a meta tensor
+        except (RuntimeError, TypeError):  # torch has no value for a meta tensor
             counts = _count(_copy(model, torch.device("cpu")), torch.device("cpu"))
     else:
         counts = _count(_copy(model, torch.device(device)), torch.device(device))
@@ -61,8 +61,8 @@ class _Call(nn.Module):
         return out
 
 
-class _Fixed(nn.Module):
-    """Gives the same tensor whatever comes in."""
+class _Constant(nn.Module):
+    """Returns one tensor, whatever the input."""
 
     def __init__(self, out: Tensor) -> None:
         super().__init__()
@@ -85,17 +85,17 @@ def _count(twin: RetrievalModel, device: torch.device) -> dict[str, Count]:
     for name, (method, *tensors) in inputs.items():
         call, moved = _Call(twin.eval(), method), [t.to(device) for t in tensors]
         with torch.no_grad():
-            call(*moved)  # folds LoRA, so that the trace meets the folded matrix as a constant
+            call(*moved)  # folds LoRA, so that the trace sees the folded matrix as a constant
         counts[name] = count_macs(call, *moved)
     return counts
 
 
 def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
-    """Trace on the meta device, but for the stem: torch's meta convolution does not run under its tracer."""
+    """Trace on the meta device except the stem: torch's meta convolution does not run under its tracer."""
     meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
     grid = arch.image_size // arch.patch_size
     twin = _copy(model, meta)
-    twin.clip.visual.conv1 = _Fixed(torch.empty(frames, arch.vision_width, grid, grid, device=meta))  # type: ignore[assignment]
+    twin.clip.visual.conv1 = _Constant(torch.empty(frames, arch.vision_width, grid, grid, device=meta))  # type: ignore[assignment]
     counts = _count(twin, meta)
     stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
@@ -103,38 +103,42 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
 
 
 def _copy(model: RetrievalModel, device: torch.device) -> RetrievalModel:
-    """A copy on ``device``, made there at once: the weights are never held twice where they came from."""
+    """A copy made directly on ``device``: the weights never exist twice on the original one."""
     moved: dict[int, Any] = {id(b): b.to(device) for b in model.buffers()}
     moved |= {id(p): nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, moved)
 
 
 def checked_macs(model: RetrievalModel) -> dict[str, int]:
-    """Traced multiply-adds that the formula confirms.
+    """Traced multiply-adds, confirmed by the formula.
 
     Raises:
-        CheckFailed: they differ from ``analytic_macs`` by more than 0.5 %; names both figures.
+        CheckFailed: they differ from ``analytic_macs`` by more than 0.5 %; the message gives both.
     """
     traced, expected = traced_macs(model), analytic_macs(model)
     for name, macs in traced.items():
         if abs(macs - expected[name]) > TOLERANCE * expected[name]:
             raise CheckFailed(
-                f"{model.name}: the {name} encoder is traced at {macs / 1e9:.3f} GMACs but its token plan gives "
-                f"{expected[name] / 1e9:.3f}: an operator goes uncounted, or the plan is wrong"
+                f"{model.name}: the {name} encoder is traced at {macs / 1e9:.3f} GMACs, but its token plan gives "
+                f"{expected[name] / 1e9:.3f}: add a handler for an uncounted operator, or correct the plan",
+                code="macs.mismatch",
+                encoder=name,
+                traced=macs,
+                planned=expected[name],
             )
     return traced
 
 
 def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
-    """``profile`` of a method on a preset backbone, without making its weights.
+    """``profile`` of a method on a preset backbone, without weights.
 
-    A method whose control flow reads the values of tensors gets random weights after all.
+    A method whose control flow reads tensor values gets random weights.
     """
     try:
         return profile(
             load_model(method, backbone=backbone, weights="random:0", frames=frames, device="meta", **options)
         )
-    except NotImplementedError:  # what torch raises for a copy out of the meta device
+    except NotImplementedError:  # torch cannot copy from the meta device
         return profile(load_model(method, backbone=backbone, weights="random:0", frames=frames, **options))
 
 
@@ -142,9 +146,9 @@ def profile(model: RetrievalModel) -> dict[str, Any]:
     """Cost that needs no data, as plain data.
 
     Returns:
-        ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable}, tokens: [[sequences, tokens a
-        sequence] leaving each block], output_tokens``, for one video; and ``reduction_gmacs``, the part of
-        ``gmacs.video`` that the token reduction itself costs. GMACs are 10^9 multiply-adds (papers' "GFLOPs").
+        ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable}, tokens: [[sequences, tokens per
+        sequence] leaving each block], output_tokens``, for one video; and ``reduction_gmacs``, the share of
+        ``gmacs.video`` of the token reduction itself. GMACs are 10^9 multiply-adds (papers' "GFLOPs").
 
     Raises:
         CheckFailed: trace and formula disagree.

@@ -1,4 +1,4 @@
-"""One traced call, its multiply-adds counted by fvcore's rules; nothing that multiplies matrices goes uncounted."""
+"""Multiply-adds of one traced call by fvcore's rules; every operator that multiplies matrices is counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tvrbench.harness.core.errors import CheckFailed
 
-# What an operator does is told by the words of its name: these multiply matrices, so none of them may go uncounted.
+# Words in the names of operators that multiply matrices: each such operator must be counted.
 _MATRIX_WORD = re.compile(
     "mm|addmm|bmm|baddbmm|addbmm|mv|addmv|matmul|dot|vdot|tensordot|inner|outer|ger|addr|kron|einsum|linear|bilinear|conv"
     "|convolution|cdist|pdist|cov|corrcoef|attention|transformer|rnn|lstm|gru|matrix|svd|eig|eigh|eigvals|eigvalsh|qr"
@@ -35,11 +35,11 @@ HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """What a trace saw.
+    """The result of a trace.
 
     Attributes:
         macs: multiply-adds of torch's own operators.
-        opaque: operators from outside torch (a method's custom operators), which a trace cannot look into.
+        opaque: operators from outside torch (a method's custom operators), which the trace cannot count.
     """
 
     macs: int
@@ -53,7 +53,7 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> Count:
         CheckFailed: an operator of torch that multiplies matrices has no handler; names it.
     """
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fvcore stands on torch.jit, which says it is deprecated
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore uses torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
@@ -62,7 +62,8 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> Count:
         uncounted = sorted(analysis.unsupported_ops())
     missed = [op for op in uncounted if _multiplies_matrices(op)]
     if missed:
-        raise CheckFailed(f"multiply-adds of {', '.join(missed)} are not counted: add a handler to {__name__}.HANDLERS")
+        message = f"multiply-adds of {', '.join(missed)} are not counted: add a handler to {__name__}.HANDLERS"
+        raise CheckFailed(message, code="macs.uncounted", operators=missed)
     return Count(macs=total, opaque=tuple(op for op in uncounted if not op.startswith(("aten::", "prim::"))))
 
 

@@ -1,64 +1,153 @@
-"""Measuring from outside: every measurement in a fresh process, one at a time on each device."""
+"""Each measurement in a fresh process, one at a time per device.
+
+The processes come from the standard library's fork server, which has imported torch and measured nothing: no allocator,
+thread pool, cache or CUDA context exists before a fork, and importing torch is paid once.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import signal
+import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.profiling.launcher.job import Job
-from tvrbench.harness.profiling.launcher.nursery import nursery
+from tvrbench.harness.profiling.launcher.allocator import in_measuring_environment, measuring_environment
+from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.records.record import Measurement
 
 TIMEOUT_S = 1800.0
 _STDERR_LINES = 15
+_EXIT_S = 10.0  # for a process that closed its pipe to end
+_CONTEXT = get_context("forkserver")
+_STARTING = threading.Lock()
+T = TypeVar("T")
 
 
 def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
-    """Run the job in a process of its own, as soon as no other measurement runs on its device.
+    """Run the job in a fresh process, as soon as no other measurement runs on its device.
 
     Args:
         job: what to measure.
-        timeout_s: time that the measurement itself may take; waiting for the device does not count.
+        timeout_s: limit of the measurement itself; waiting for the device does not count.
 
     Raises:
-        UsageError: the job asks for something that cannot be done; the worker's own sentence.
-        CheckFailed: the worker broke off (out of memory, say) or took too long; with the end of what it printed.
+        UsageError: the job cannot be done; the worker's own error.
+        CheckFailed: the process died (out of memory, for example) or took too long; holds its last lines of stderr.
     """
     with FileLock(lock_path(job.device)):
-        return _run(job, timeout_s)
+        return call(f"the {job.scenario} measurement of {job.method} on {job.device}", timeout_s, run_job, job)
 
 
 def lock_path(device: str) -> Path:
-    """The file whose lock a measurement on ``device`` holds: one for each user and device."""
+    """The file whose lock a measurement on ``device`` holds, one per user and device."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", _physical(device))
     return Path(tempfile.gettempdir()) / f"tvrbench-{os.getuid()}-{name}.lock"
 
 
 def _physical(device: str) -> str:
-    """The device behind CUDA_VISIBLE_DEVICES, under which each process may count its own way."""
+    """The device behind CUDA_VISIBLE_DEVICES: each process may number devices in its own way."""
     kind, _, index = device.partition(":")
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    place = int(index) if index.isdigit() else 0
+    number = int(index) if index.isdigit() else 0
     if kind != "cuda":
         return kind
-    return f"cuda-{visible[place] if place < len(visible) else place}"
+    return f"cuda-{visible[number] if number < len(visible) else number}"
 
 
-def _run(job: Job, timeout_s: float) -> list[Measurement]:
-    who = f"the {job.what} measurement of {job.method} on {job.device}"
+def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: Any) -> T:
+    """Call ``function`` in a fresh measuring process and return its result.
+
+    Args:
+        title: what runs, for messages.
+        timeout_s: after which the process is killed.
+        function: importable by name; it, its arguments and its result are pickled.
+
+    Raises:
+        UsageError: what the function raised.
+        CheckFailed: the process died or took too long.
+    """
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    with receiver, tempfile.NamedTemporaryFile() as log:
+        process = _CONTEXT.Process(target=_serve, args=(sender, log.name, function, arguments), daemon=True)
+        with sender, _fresh_start():
+            process.start()
+        assert process.pid is not None
+        try:
+            if not connection.wait([receiver, process.sentinel], timeout_s):
+                message = f"{title} did not end within {timeout_s:g} s"
+                raise CheckFailed(message, code="measurement.timeout", timeout_s=timeout_s)
+            with suppress(EOFError):
+                if receiver.poll():
+                    answer = receiver.recv()
+                    if isinstance(answer, UsageError):
+                        raise answer
+                    return answer  # type: ignore[no-any-return]
+            process.join(_EXIT_S)
+            lines = log.read().decode("utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:]
+            raise CheckFailed(
+                f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines),
+                code="measurement.died",
+                exit_code=process.exitcode,
+                stderr=lines,
+            )
+        finally:
+            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started
+
+
+@contextmanager
+def _fresh_start() -> Iterator[None]:
+    """Hide ``__main__`` from the new process, which would run it again, and give the fork server its environment."""
+    with _STARTING:
+        # The server runs as ``python -c``: the working directory must not come before installed packages.
+        environment = {"PYTHONSAFEPATH": "1", **measuring_environment()}
+        added = environment.keys() - os.environ.keys()
+        os.environ.update(environment)
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        _CONTEXT.set_forkserver_preload([__name__])
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            for name in added:
+                del os.environ[name]
+
+
+def _serve(sender: connection.Connection, log: str, function: Callable[..., object], arguments: Sequence[Any]) -> None:
+    """In the fresh process: call the function and send its result, or the UsageError that it raises."""
+    os.setsid()  # a Ctrl-C is for the process that waits, which then kills this one
+    threading.Thread(target=_end_with_parent, name="tvrbench-parent-watch", daemon=True).start()
+    with Path(os.devnull).open("rb") as nothing, Path(log).open("wb", buffering=0) as file:
+        for source, stream in ((nothing, 0), (file, 1), (file, 2)):
+            os.dup2(source.fileno(), stream)
     try:
-        answer = nursery().run(job.dumps(), timeout_s)
-    except TimeoutError:
-        raise CheckFailed(f"{who} did not end within {timeout_s:g} s") from None
-    lines = answer.errors.strip().splitlines()
-    if answer.code == 2 and lines:
-        raise UsageError(lines[-1])
-    if answer.code != 0:
-        raise CheckFailed(f"{who} ended with code {answer.code}:\n" + "\n".join(lines[-_STDERR_LINES:]))
-    return [Measurement.from_json(document) for document in json.loads(answer.result)]
+        if not in_measuring_environment():
+            raise UsageError(
+                "measurement: this program had started multiprocessing's fork server before, in another environment; "
+                "measure first, or use another start method",
+                code="measurement.environment",
+            )
+        sender.send(function(*arguments))
+    except UsageError as error:
+        sender.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process and what it started as soon as the one that asked for it is gone, even if killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)

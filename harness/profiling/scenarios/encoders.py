@@ -1,64 +1,91 @@
-"""The two encoders of a model as they are timed: under a precision, compiled or not; and whether they are right."""
+"""From a job to its device, its model and the encoders that are timed; and the check of their features."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.launcher.job import Job, Precision
-from tvrbench.harness.profiling.scenarios.models import measured_precision
+from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision
 from tvrbench.harness.profiling.scenarios.synthetic import Inputs
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Relative distance ||a - b|| / ||b|| of a feature from its float32 reference. Under half precision a merge that was
-# nearly tied falls the other way, so single features move by more than the rounding of the arithmetic; 0.14 is a
-# cosine of 0.99.
+# Relative distance ||a - b|| / ||b|| of a feature from its float32 reference. Under half precision a nearly tied merge
+# falls the other way, so single features move by more than the rounding of the arithmetic; 0.14 is a cosine of 0.99.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.14, "float16": 0.14}
-CHECKED = 2  # items of a batch that are held against the reference
+CHECKED = 2  # items of a batch that are compared with the reference
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoders:
-    """``video`` and ``text`` as they are timed."""
+def job_device(name: str) -> torch.device:
+    """The device of that name; UsageError where it is absent or cannot be measured."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        message = f"device {name!r} cannot be measured: give cpu, cuda or cuda:N"
+        raise UsageError(message, code="device.unknown", device=name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        message = f"device {name!r} is missing: this machine has {count} CUDA devices"
+        raise UsageError(message, code="device.missing", device=name)
+    return device
+
+
+def job_model(job: Job, device: torch.device, choice: MethodChoice | None = None) -> RetrievalModel:
+    """The model of the job, or another method on the same backbone, weights and frames."""
+    method, options = (job.method, job.options) if choice is None else (choice.method, choice.options)
+    return load_model(
+        method,
+        backbone=job.backbone,
+        weights=job.weights,
+        checkpoint=job.checkpoint if choice is None else None,
+        frames=job.frames,
+        device=device,
+        **options,
+    )
+
+
+class Encoders(NamedTuple):
+    """Both encoders, as they are timed."""
 
     video: Encode
     text: Encode
-    precision: Precision
-    compiled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """The largest relative error of features, and the one that is allowed."""
+class FeatureCheck:
+    """The largest relative error of the features, and its limit."""
 
     error: float
     tolerance: float
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What is said of every figure that these outputs gave."""
+        """Conditions of every measurement that these features belong to."""
         error = self.error if math.isfinite(self.error) else "not finite"
-        said: dict[str, Any] = {"largest_relative_error": error, "tolerance": self.tolerance}
-        return said if self.fault is None else said | {"invalid": self.fault}
+        conditions: dict[str, Any] = {"largest_relative_error": error, "tolerance": self.tolerance}
+        return conditions if self.fault is None else conditions | {"invalid": self.fault}
 
     @property
     def fault(self) -> str | None:
-        """Why the timed outputs are not to be trusted, or None."""
+        """Why the features are wrong, or None."""
         if self.error <= self.tolerance:  # false for NaN
             return None
         return f"features differ from the float32 reference by {self.error:.2g} of their length, over {self.tolerance}"
 
 
 def encoders(model: RetrievalModel, precision: Precision, compiled: bool) -> Encoders:
-    """The encoders of a model in eval mode, with autocast and ``torch.compile`` (fixed shapes) as asked for."""
+    """The encoders of a model in eval mode, under autocast and ``torch.compile`` (fixed shapes) as asked for."""
     device = model.clip.logit_scale.device
 
     def prepared(encode: Encode) -> Encode:
@@ -70,38 +97,36 @@ def encoders(model: RetrievalModel, precision: Precision, compiled: bool) -> Enc
 
         return run
 
-    return Encoders(
-        video=prepared(model.encode_video), text=prepared(model.encode_text), precision=precision, compiled=compiled
-    )
+    return Encoders(prepared(model.encode_video), prepared(model.encode_text))
 
 
-def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[Encoders, Check]:
-    """The encoders as the job wants them timed, and what holding their outputs against the plain model found.
+def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[Encoders, FeatureCheck]:
+    """The encoders as the job times them, and the check of their features against the plain model.
 
     The reference is eager and float32. It encodes each of the first items alone, so that it also shows a batch whose
-    items reach into each other. The calls of the timed encoders are their first ones, on the whole batch: what
-    compiles, compiles here. Where one item is timed in eager float32, the timed call is the reference itself and only
-    has to be finite. To be called without gradients.
+    items influence each other. The timed encoders run here for the first time, on the whole batch: what compiles,
+    compiles here. One item timed in eager float32 is its own reference and only has to be finite. Call this without
+    gradients.
     """
-    timed = encoders(model, measured_precision(job), job.compile)
+    timed = encoders(model, job.precision, job.compile)
     pairs = (
         (timed.video, model.encode_video, inputs.frames, inputs.mask),
         (timed.text, model.encode_text, inputs.ids, inputs.text_mask),
     )
     errors = []
     for fast, plain, items, mask in pairs:
-        if len(items) == 1 and timed.precision == "float32" and not timed.compiled:
-            found = fast(items, mask)
-            errors.append(relative_error(found, found))
+        if len(items) == 1 and job.precision == "float32" and not job.compile:
+            features = fast(items, mask)
+            errors.append(relative_error(features, features))
             continue
         rows = range(min(CHECKED, len(items)))
         # First, so that LoRA folds in float32 and not in the precision that is timed.
         reference = torch.cat([plain(items[i : i + 1], mask[i : i + 1]).float() for i in rows])
         errors.append(relative_error(fast(items, mask)[: len(rows)].float(), reference))
-    return timed, Check(error=max(errors), tolerance=TOLERANCES[timed.precision])
+    return timed, FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision])
 
 
-def relative_error(found: Tensor, reference: Tensor) -> float:
-    """The largest ||found - reference|| / ||reference|| over the rows of [B, E]; infinite where a row is not finite."""
-    distances = (found - reference).norm(dim=-1) / reference.norm(dim=-1)
+def relative_error(features: Tensor, reference: Tensor) -> float:
+    """The largest ||features - reference|| / ||reference|| over rows of [B, E]; infinite where one is not finite."""
+    distances = (features - reference).norm(dim=-1) / reference.norm(dim=-1)
     return float(distances.max()) if bool(distances.isfinite().all()) else float("inf")

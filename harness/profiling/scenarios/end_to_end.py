@@ -1,4 +1,4 @@
-"""From video files to a ranking: how long each stage takes, and what remains of a faster encoder behind a decoder.
+"""From video files to a ranking: the time of each stage, and what a faster encoder gains behind a decoder.
 
 Stages, for a batch of videos: ``decode`` (the data set's own work: open, decode, pick, resize, crop; in one thread),
 ``preprocess`` (normalize and move to the device), ``encode``, ``search`` (scores of a gallery for a set of queries and
@@ -11,69 +11,74 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice, pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader, normalize
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.plan import Job, MeasurementSettings
 from tvrbench.harness.profiling.scenarios.encoders import Encode, checked_encoders
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.timing import time_calls
 from tvrbench.harness.records.record import Measurement
 
 STAGES = ("decode_time", "preprocess_time", "encode_time")
-SAMPLER = "tempme"
+COMPARISON_RECIPE = "uniform"  # its sampler picks the frames, the same for all methods
 QUERIES = GALLERY = 1000  # the size of the 1k-A test split
-BEST = 10
+TOP = 10
 T = TypeVar("T")
 
 
 def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
-    """``decode_time``, ``preprocess_time``, ``encode_time`` in ms a video, ``end_to_end_throughput``, ``search_time``.
+    """``decode_time``, ``preprocess_time``, ``encode_time`` in ms/video, ``end_to_end_throughput``, ``search_time``.
 
     Raises:
         UsageError: an unknown data set, no folder for it, or a video that cannot be decoded.
     """
-    dataset = open_videos(job.dataset, job.data)
-    spec = FrameSpec(sampler=SAMPLER, frames=model.frames, size=model.clip.arch.image_size)
-    requests = _requests(dataset, job)
-    said: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": SAMPLER}
+    dataset, sampler = open_videos(job), load_recipe(COMPARISON_RECIPE).sampler
+    spec = FrameSpec(sampler=sampler, frames=model.frames, size=model.clip.arch.image_size)
+    batches = _batches(dataset, job)
+    where: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": sampler}
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, synthetic_batch(model, job.batch, device))
-        said |= check.conditions
-        passes = [_stages(dataset, spec, videos, timed.video, device) for videos in requests]
+        conditions = where | check.conditions
+        passes = [_stages(dataset, spec, videos, timed.video, device) for videos in batches]
         stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms the decoder up
-        found = [_per_video(name, seconds, job.batch, said) for name, seconds in stages]
-        rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), requests, timed.video, device)
-        search = _search(model, job, device)
-    return [*found, Measurement("end_to_end_throughput", median(rates), "videos/s", rates, said), search]
+        measurements = []
+        for name, seconds in stages:
+            samples = [1e3 * s / job.batch for s in seconds]
+            measurements.append(Measurement(name, median(samples), "ms/video", samples, conditions))
+        rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), batches, timed.video, device)
+        measurements.append(Measurement("end_to_end_throughput", median(rates), "videos/s", rates, conditions))
+        return [*measurements, _search(model, job, device)]
 
 
-def open_videos(name: str, folder: str | None) -> RetrievalDataset:
-    """The data set whose videos are decoded; one that makes its own does so now.
+def open_videos(settings: MeasurementSettings) -> RetrievalDataset:
+    """The data set whose videos are decoded; one that generates its own does so now.
 
     Raises:
         UsageError: an unknown name, no folder, or not the data set's folder.
     """
+    name = settings.dataset or registry.matching("datasets", generated=True)[0]
     cls = registry.lookup(name, "datasets")
-    if folder is None and not cls.generated:
-        raise UsageError(f"data set {name} needs its folder (--data DIR): {cls.wanted}")
-    dataset: RetrievalDataset = cls(None if folder is None else Path(folder))
+    if settings.data is None and not cls.generated:
+        message = f"data set {name} needs its folder (--data DIR): {cls.wanted}"
+        raise UsageError(message, code="dataset.folder", dataset=name)
+    dataset: RetrievalDataset = cls(settings.data)
     return dataset
 
 
-def _requests(dataset: RetrievalDataset, job: Job) -> list[list[str]]:
-    """One batch more than is measured, out of the first split, from its start again where it ends."""
+def _batches(dataset: RetrievalDataset, job: Job) -> list[list[str]]:
+    """One batch more than is measured, from the first split, which starts again where it ends."""
     videos = cycle(dataset.split(dataset.split_names[0]).video_ids)
-    return [list(islice(videos, job.batch)) for _ in range(1 + job.min_iterations)]
+    return [list(islice(videos, job.batch)) for _ in range(1 + job.timing.min_iterations)]
 
 
 def _stages(
@@ -96,20 +101,15 @@ def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return out, time.perf_counter() - start
 
 
-def _per_video(name: str, seconds: Sequence[float], batch: int, said: dict[str, Any]) -> Measurement:
-    samples = [1e3 * s / batch for s in seconds]
-    return Measurement(name, median(samples), "ms/video", samples, said)
-
-
 def _pipeline(
-    loader: FrameLoader, requests: Sequence[Sequence[str]], encode: Encode, device: torch.device
+    loader: FrameLoader, batches: Sequence[Sequence[str]], encode: Encode, device: torch.device
 ) -> list[float]:
-    """Videos a second from one batch's features to the next one's, decoded ahead in threads."""
+    """Videos per second from one batch's features to the next, decoded ahead in threads."""
     ends = []
-    for pixels, mask in loader.batches([(video, 0) for video in videos] for videos in requests):
+    for pixels, mask in loader.batches([(video, 0) for video in videos] for videos in batches):
         encode(normalize(pixels, mask, device), mask.to(device)).float().cpu()  # waits for a GPU
         ends.append(time.perf_counter())
-    return [len(requests[0]) / (after - before) for before, after in pairwise(ends)]
+    return [len(batches[0]) / (after - before) for before, after in pairwise(ends)]
 
 
 def _search(model: RetrievalModel, job: Job, device: torch.device) -> Measurement:
@@ -117,7 +117,7 @@ def _search(model: RetrievalModel, job: Job, device: torch.device) -> Measuremen
     noise = torch.Generator().manual_seed(0)
     width = model.clip.arch.embed_dim
     text, video = (torch.randn(count, width, generator=noise).to(device) for count in (QUERIES, GALLERY))
-    seconds = time_calls(lambda: model.similarity(text, video).topk(BEST), device, **job.timing)
+    seconds = time_calls(lambda: model.similarity(text, video).topk(TOP), device, job.timing)
     samples = [1e3 * s for s in seconds]
-    conditions = {"device": str(device), "queries": QUERIES, "gallery": GALLERY, "best": BEST}
+    conditions = {"device": str(device), "queries": QUERIES, "gallery": GALLERY, "best": TOP}
     return Measurement("search_time", median(samples), "ms", samples, conditions)

@@ -1,4 +1,4 @@
-"""Encoding: throughput of both encoders, memory, latency, the share of the machine's peak."""
+"""Encoding: throughput of both encoders, memory, latency, share of the machine's peak."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import analytic_macs
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
-from tvrbench.harness.profiling.scenarios.models import measured_precision
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe, peak_memory
 from tvrbench.harness.profiling.trackers.roofline import measure_roofline, share_of_peak
@@ -19,44 +18,42 @@ from tvrbench.harness.records.record import Measurement
 
 
 def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
-    """Everything about encoding one batch that the job asks for.
+    """All measurements of encoding one batch that the job asks for.
 
-    Measured on outputs that were checked: where the features of the timed configuration stray from those of the plain
-    float32 model, every figure is marked ``invalid`` with the reason.
+    Where the features of the timed encoders differ from those of the plain float32 model, every measurement is marked
+    ``invalid`` with the reason.
     """
-    inputs, precision = synthetic_batch(model, job.batch, device), measured_precision(job)
-    one, timing = inputs.first(1), job.timing
+    inputs = synthetic_batch(model, job.batch, device)
+    one = inputs.first(1)
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, inputs)
-
-        def videos() -> object:
-            return timed.video(inputs.frames, inputs.mask)
+        measurements = _videos(lambda: timed.video(inputs.frames, inputs.mask), job, device)
+        throughput = measurements[0]
+        if job.latency and job.batch == 1 and device.type == "cpu":  # a CPU finishes each call before the next
+            seconds = [1 / rate for rate in throughput.samples]
+            measurements += latency_of(seconds, device, job.timing.warmup)
+        elif job.latency:
+            timed.video(one.frames, one.mask)  # another batch size: what compiles, compiles again
+            measurements += measure_latency(lambda: timed.video(one.frames, one.mask), device, job.timing)
 
         def captions() -> object:
             return timed.text(inputs.ids, inputs.text_mask)
 
-        found = _videos(videos, job, device)
-        videos_rate = found[0]
-        if job.latency and job.batch == 1 and device.type == "cpu":  # a CPU finishes each call before the next
-            found += latency_of([1 / rate for rate in videos_rate.samples], device, job.warmup)
-        elif job.latency:
-            timed.video(one.frames, one.mask)  # another batch size: what compiles, compiles again
-            found += measure_latency(lambda: timed.video(one.frames, one.mask), device, **timing)
-        found.append(
-            measure_throughput(captions, job.batch, device, name="text_throughput", unit="queries/s", **timing)
-        )
+        text = measure_throughput(captions, job.batch, device, job.timing, "text_throughput", "queries/s")
+        measurements.append(text)
     machine: list[Measurement] = []
     if job.roofline:
-        machine = measure_roofline(device, precision)
-        found.append(share_of_peak(videos_rate, analytic_macs(model)["video"] / 1e9, machine[0]))
-    return [*(replace(m, conditions=dict(m.conditions) | check.conditions) for m in found), *machine]
+        machine = measure_roofline(device, job.precision)
+        measurements.append(share_of_peak(throughput, analytic_macs(model)["video"] / 1e9, machine[0]))
+    return [*(replace(m, conditions=dict(m.conditions) | check.conditions) for m in measurements), *machine]
 
 
 def _videos(encode: Call, job: Job, device: torch.device) -> list[Measurement]:
-    """``throughput``, and peak memory: of the timed calls on a CPU, which keeps the peak itself at no cost."""
+    """``throughput`` and peak memory; on a CPU that of the timed calls, as the system keeps the peak at no cost."""
     if device.type != "cpu":
-        rate = measure_throughput(encode, job.batch, device, **job.timing)
-        return [rate, *peak_memory(encode, device, batch=job.batch)]
+        throughput = measure_throughput(encode, job.batch, device, job.timing)
+        return [throughput, *peak_memory(encode, device, batch=job.batch)]
     with MemoryProbe(device) as probe:
-        rate = measure_throughput(encode, job.batch, device, **job.timing)
-    return [rate, *(replace(m, conditions=dict(m.conditions) | {"batch": job.batch}) for m in probe.measurements())]
+        throughput = measure_throughput(encode, job.batch, device, job.timing)
+    memory = (replace(m, conditions=dict(m.conditions) | {"batch": job.batch}) for m in probe.measurements())
+    return [throughput, *memory]

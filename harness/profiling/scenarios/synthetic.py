@@ -1,4 +1,4 @@
-"""What the instruments encode: made-up videos and captions, the same in every process."""
+"""Synthetic videos and captions for measurements, the same in every process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import text_length
 
-_DRIFT = 4  # pixels a frame
+_DRIFT = 4  # pixels per frame
 _BLOBS = 9  # of coarse noise along a side
 
 
@@ -25,7 +25,7 @@ class Inputs:
     text_mask: Tensor
 
     def first(self, count: int) -> Inputs:
-        """The first pairs alone."""
+        """The first pairs."""
         return Inputs(
             frames=self.frames[:count],
             mask=self.mask[:count],
@@ -51,8 +51,8 @@ def synthetic_batch(model: RetrievalModel, batch: int, device: torch.device) -> 
 def drifting_frames(videos: int, frames: int, side: int) -> Tensor:
     """[videos, frames, 3, side, side]: coarse noise with a little fine noise on it, moving by 4 pixels a frame.
 
-    Neighboring frames are alike and patches form groups, as in a video: how long clustering takes depends on it,
-    and independent noise would make every match and every cluster arbitrary.
+    Neighboring frames are alike and patches form groups, as in a video: the time of clustering depends on it, and
+    independent noise would make every match and every cluster arbitrary.
     """
     generator = torch.Generator().manual_seed(0)
     extent = side + _DRIFT * frames

@@ -1,16 +1,14 @@
-"""Training steps: their time and their memory."""
+"""Training steps: time and memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from tvrbench.harness.config.recipe import Recipe, load_recipe
-from tvrbench.harness.core.validation import validated
+from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import peak_memory
 from tvrbench.harness.profiling.trackers.timing import Call, measure_step
@@ -22,34 +20,31 @@ SCHEDULE_STEPS = 10_000  # of the learning rate's schedule, so that a measured s
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """One training step as a call, and how it is done."""
+    """One training step as a call, and the conditions that it runs under."""
 
     call: Call
-    precision: str
-    tuning: str
+    conditions: dict[str, str]
 
 
 def train_step_fn(model: RetrievalModel, job: Job, device: torch.device) -> TrainStep:
-    """Steps on a batch of made-up pairs, by the job's recipe or the method's own, in the job's precision if it has one.
+    """Steps on a synthetic batch, by the job's recipe or the method's own; float32 leaves the recipe its precision.
 
     Raises:
-        UsageError: an unknown recipe, or a model with nothing to train.
+        UsageError: a model with nothing to train.
     """
-    wanted = job.recipe if job.recipe is not None else model.spec.card.recipe
-    recipe = load_recipe(wanted) if isinstance(wanted, str) else validated(Recipe, wanted, "recipe")
-    trainer = Trainer(model, replace(recipe, precision=job.precision or recipe.precision), SCHEDULE_STEPS)
+    recipe = job.recipe or load_recipe(model.spec.card.recipe)
+    precision = recipe.precision if job.precision == "float32" else job.precision
+    trainer = Trainer(model, replace(recipe, precision=precision), SCHEDULE_STEPS)
     inputs = synthetic_batch(model, job.batch, device)
-
-    def step() -> object:
-        return trainer.step(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
-
-    return TrainStep(call=step, precision=trainer.precision, tuning=model.spec.options.tuning)
+    return TrainStep(
+        call=lambda: trainer.step(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask),
+        conditions={"precision": trainer.precision, "tuning": model.spec.options.tuning},
+    )
 
 
 def measure_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
     """``step_time`` and peak memory."""
     step = train_step_fn(model, job, device)
-    timed = measure_step(step.call, job.batch, device, **job.timing)
-    said: dict[str, Any] = {"precision": step.precision, "tuning": step.tuning}
-    found = [timed, *peak_memory(step.call, device, batch=job.batch)]
-    return [replace(m, conditions=dict(m.conditions) | said) for m in found]
+    measurements = [measure_step(step.call, job.batch, device, job.timing)]
+    measurements += peak_memory(step.call, device, batch=job.batch)
+    return [replace(m, conditions=dict(m.conditions) | step.conditions) for m in measurements]

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
@@ -18,58 +17,50 @@ from tvrbench.harness.profiling.trackers.peak_sampler import PeakSampler
 from tvrbench.harness.records.record import Measurement
 
 UNIT = "MiB"
-CALLS = {"cpu": 1, "cuda": 3}  # that are watched; a CPU keeps the peak itself, so that one shows it
+CALLS = {"cpu": 1, "cuda": 3}  # that are watched; one is enough on a CPU, where the system keeps the peak
 MAX_GAP_S = 0.05  # a peak sampled more thinly than this is a lower bound
 _MIB = 2**20
 _PROC = Path("/proc/self")
 
 
-class _Meter(Protocol):
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def measurements(self) -> list[Measurement]: ...
-
-
 class MemoryProbe:
     """Peak memory of what runs inside ``with MemoryProbe(device) as probe:``; then ``probe.measurements()``.
 
-    On ``cuda``: ``peak_memory_nvml`` (what the driver says the process holds, its context included),
+    On ``cuda``: ``peak_memory_nvml`` (the process by the driver, its context included),
     ``peak_memory_allocated`` and ``peak_memory_reserved`` (PyTorch's allocator). On ``cpu``: ``peak_process_memory``,
-    all that the process holds, libraries included. All in MiB; what cannot be measured has no value and a reason.
+    the whole process, libraries included. All in MiB; what cannot be measured has no value and a reason.
     """
 
     def __init__(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        self._meters: list[_Meter] = [NvmlMeter(device), AllocatorMeter(device)] if on_gpu else [ProcessMeter()]
+        self._meters: list[NvmlMeter | AllocatorMeter | ProcessMeter] = (
+            [NvmlMeter(device), AllocatorMeter(device)] if on_gpu else [ProcessMeter()]
+        )
 
     def __enter__(self) -> Self:
         for meter in reversed(self._meters):  # the one with a thread starts last and stops first
             meter.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for meter in self._meters:
             meter.stop()
 
     def measurements(self) -> list[Measurement]:
-        """What was measured, after the ``with`` block."""
+        """The peaks, after the ``with`` block."""
         return [m for meter in self._meters for m in meter.measurements()]
 
 
 def peak_memory(call: Callable[[], object], device: torch.device, **conditions: Any) -> list[Measurement]:
-    """Peak memory of a call that has run before; in calls of their own, so that sampling disturbs no timing.
+    """Peak memory of a call that has run before, in separate calls, so that sampling disturbs no timing.
 
     Args:
         call: the work.
         device: where it runs.
-        conditions: said of every figure.
+        conditions: of every measurement.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what an earlier, larger piece of work left in the allocator is not this one's
+        torch.cuda.empty_cache()  # what earlier work left in the allocator does not count
     with MemoryProbe(device) as probe:
         for _ in range(CALLS[device.type]):
             call()
@@ -90,7 +81,7 @@ class NvmlMeter:
         self._reason = "NVML lists no process of this id: nothing ran, or a container has process ids of its own"
 
     def start(self) -> None:
-        """Open NVML and begin sampling; where that cannot be done, the reason is kept."""
+        """Open NVML and start sampling; where that fails, the reason is kept."""
         try:
             nvml = Nvml(gpu_uuid(self._device))
         except NvmlUnavailable as error:
@@ -101,7 +92,7 @@ class NvmlMeter:
         self._sampler.start()
 
     def stop(self) -> None:
-        """End sampling and close NVML."""
+        """Stop sampling and close NVML."""
         if self._sampler is not None:
             self._sampler.stop()
         if self._nvml is not None:
@@ -120,14 +111,14 @@ class NvmlMeter:
 
 
 class AllocatorMeter:
-    """Peaks of PyTorch's caching allocator: bytes in tensors, and bytes taken from the driver for them."""
+    """Peaks of PyTorch's caching allocator: bytes in tensors, and bytes reserved from the driver."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._allocated = self._reserved = 0
 
     def start(self) -> None:
-        """Begin at the present level."""
+        """Reset both peaks to the present level."""
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def stop(self) -> None:
@@ -145,10 +136,10 @@ class AllocatorMeter:
 
 
 class ProcessMeter:
-    """The largest resident size of this process, from the operating system, so no peak slips through.
+    """The largest resident size of this process, from the operating system, so no peak is missed.
 
-    Linux keeps it per address space (VmHWM) and lets a process start it anew. ``ru_maxrss`` is no substitute there: a
-    child begins with the size of the parent that forked it. Elsewhere ``ru_maxrss`` is what there is.
+    Linux keeps it per address space (VmHWM) and lets a process reset it. ``ru_maxrss`` is no substitute there: a child
+    starts with the size of the parent that forked it. Elsewhere there is only ``ru_maxrss``.
     """
 
     name = "peak_process_memory"
@@ -158,7 +149,7 @@ class ProcessMeter:
         self._peak: int | None = None
 
     def start(self) -> None:
-        """Start the peak anew where the system allows it."""
+        """Reset the peak where the system allows it."""
         try:
             (_PROC / "clear_refs").write_text("5", encoding="ascii")
         except OSError:
@@ -173,17 +164,17 @@ class ProcessMeter:
         """The peak, with what it covers in ``scope``."""
         conditions = {"device": "cpu", "scope": self._scope}
         if self._peak is None:
-            return [Measurement.missing(self.name, UNIT, "this system tells no peak of a process", **conditions)]
+            return [Measurement.missing(self.name, UNIT, "this system gives no peak of a process", **conditions)]
         return [Measurement(self.name, self._peak / _MIB, UNIT, conditions=conditions)]
 
 
 def _peak_resident_bytes() -> int | None:
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", (_PROC / "status").read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", (_PROC / "status").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        found = None
-    if found:
-        return int(found.group(1)) * 1024
+        match = None
+    if match:
+        return int(match.group(1)) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""NVML through ``pynvml``: what the driver knows about a GPU, or the reason why it does not say."""
+"""NVML through ``pynvml``: the driver's facts about a GPU, or the reason why one is unavailable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# Bits of nvmlClocksEventReasons (NVML API reference); the first four slow a GPU below what it was set to do.
+# Bits of nvmlClocksEventReasons (NVML API reference); these slow a GPU below its setting.
 SLOWDOWNS: Mapping[int, str] = {
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
@@ -25,15 +25,15 @@ OTHER_REASONS: Mapping[int, str] = {
 
 
 class NvmlUnavailable(Exception):
-    """NVML cannot give a number here; the message says why."""
+    """NVML cannot give a value here; the message says why."""
 
 
 class Nvml:
-    """An open NVML session for one GPU; close it with ``close``. Every question can raise ``NvmlUnavailable``.
+    """An open NVML session for one GPU; close it with ``close``. Every method can raise ``NvmlUnavailable``.
 
     Args:
-        uuid: of the GPU, with its ``GPU-`` or ``MIG-`` prefix. An index would not do: NVML counts every GPU of the
-            machine, whatever CUDA_VISIBLE_DEVICES hides.
+        uuid: of the GPU, with its ``GPU-`` or ``MIG-`` prefix. Not an index: NVML counts every GPU of the machine,
+            whatever CUDA_VISIBLE_DEVICES hides.
 
     Raises:
         NvmlUnavailable: no package, no library, no driver, no permission, or no such GPU.
@@ -56,17 +56,17 @@ class Nvml:
             raise
 
     def close(self) -> None:
-        """End the session; an error of the driver at this point has no number to spoil."""
+        """End the session; an error of the driver at this point affects no value."""
         try:
             self._lib.nvmlShutdown()
         except self._lib.NVMLError:
             return
 
     def process_memory(self, pid: int) -> int | None:
-        """Bytes of GPU memory that a process holds; None while NVML lists no such process."""
+        """Bytes of GPU memory of a process; None while NVML lists no such process."""
         used = [process.usedGpuMemory for process in self._processes() if process.pid == pid]
         if None in used:
-            raise NvmlUnavailable("NVML lists this process without its memory (MIG, or a driver that keeps it back)")
+            raise NvmlUnavailable("NVML lists this process without its memory (MIG, or a driver that does not give it)")
         return sum(used) if used else None
 
     def process_ids(self) -> tuple[int, ...]:
@@ -82,11 +82,11 @@ class Nvml:
         return int(self._ask("nvmlDeviceGetMaxClockInfo", self._lib.NVML_CLOCK_SM))
 
     def temperature_c(self) -> int:
-        """Degrees Celsius of the chip."""
+        """Temperature of the chip in degrees Celsius."""
         return int(self._ask("nvmlDeviceGetTemperature", self._lib.NVML_TEMPERATURE_GPU))
 
     def busy_percent(self) -> int:
-        """Share of the last moments (up to a second) in which some kernel ran."""
+        """Percent of the last second in which some kernel ran."""
         return int(self._ask("nvmlDeviceGetUtilizationRates").gpu)
 
     def power_limit_w(self) -> float:
@@ -94,13 +94,13 @@ class Nvml:
         return float(self._ask("nvmlDeviceGetEnforcedPowerLimit")) / 1e3
 
     def energy_j(self) -> float:
-        """Joules that the GPU has used since the driver was loaded."""
+        """Joules used by the GPU since the driver was loaded."""
         if self.mig:
             raise NvmlUnavailable("a MIG slice has no energy counter of its own")
         return float(self._ask("nvmlDeviceGetTotalEnergyConsumption")) / 1e3
 
     def clock_reasons(self) -> tuple[str, ...]:
-        """Why the clock is no higher at present, in words."""
+        """What limits the clock at present, in words."""
         new, old = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
         bits = int(self._ask(new if hasattr(self._lib, new) else old))
         return tuple(name for bit, name in {**SLOWDOWNS, **OTHER_REASONS}.items() if bits & bit)

@@ -1,4 +1,4 @@
-"""Sampling a level in a thread, to find its peak and how much of it may have been missed."""
+"""Sampling of a level in a thread, to find its peak and the largest gap between samples."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ INTERVAL_S = 0.005
 class PeakSampler:
     """Reads a level every few milliseconds between ``start`` and ``stop`` and keeps the largest.
 
-    The thread is a daemon and ends with ``stop``, so it outlives neither the measurement nor the process.
+    The thread is a daemon and ends with ``stop``.
 
     Attributes:
-        peak: the largest level read, or None where none was.
+        peak: the largest level read, or None.
         gap_s: the longest time without a reading, start and stop included.
-        readings: how many levels were read.
-        failure: why reading ended early, or None.
+        readings: the number of levels read.
+        failure: why reading stopped early, or None.
     """
 
     def __init__(self, read: Callable[[], int | None], interval_s: float = INTERVAL_S) -> None:
@@ -32,12 +32,12 @@ class PeakSampler:
         self.failure: str | None = None
 
     def start(self) -> None:
-        """Begin; the first reading is taken at once."""
+        """Start; the first level is read at once."""
         self._last = time.perf_counter()
         self._thread.start()
 
     def stop(self) -> None:
-        """Take a last reading and end the thread."""
+        """Read a last level and end the thread."""
         self._stop.set()
         self._thread.join()
 
@@ -47,7 +47,7 @@ class PeakSampler:
             while not last_round:
                 last_round = self._stop.wait(self._interval_s if self.readings else 0.0)
                 self._take()
-        except Exception as error:  # noqa: BLE001 - whatever a driver raises in here must reach the record
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises must reach the record
             self.failure = str(error) or type(error).__name__
 
     def _take(self) -> None:

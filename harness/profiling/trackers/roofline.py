@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured in the same process: matrix products and copies.
+"""The machine's peak rates, measured in the same process: matrix products and copies.
 
 A multiply-add counts once, as everywhere in this benchmark: twice these figures are floating-point operations.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tvrbench.harness.profiling.launcher.job import Precision
+from tvrbench.harness.profiling.plan import Precision, Timing
 from tvrbench.harness.profiling.scenarios.encoders import DTYPES
 from tvrbench.harness.profiling.trackers.timing import Call, time_calls
 from tvrbench.harness.records.record import Measurement
@@ -20,16 +20,16 @@ COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes, far more than any cache holds
 
 
 def measure_roofline(device: torch.device, precision: Precision) -> list[Measurement]:
-    """``matmul_peak`` in ``precision`` and ``copy_bandwidth`` (bytes read plus bytes written): the fastest samples.
+    """``matmul_peak`` in ``precision`` and ``copy_bandwidth`` (bytes read plus bytes written).
 
-    A peak is what the machine can do, so the sample that was disturbed least counts.
+    The fastest sample counts, because it was disturbed least.
     """
     return [_matmul_peak(device, precision), _copy_bandwidth(device)]
 
 
 def _matmul_peak(device: torch.device, precision: Precision) -> Measurement:
-    found = {side: _product_rates(side, device, precision) for side in SIDES[device.type]}
-    side, rates = max(found.items(), key=lambda item: max(item[1]))
+    by_side = {side: _product_rates(side, device, precision) for side in SIDES[device.type]}
+    side, rates = max(by_side.items(), key=lambda item: max(item[1]))
     return Measurement(PEAK, max(rates), RATE_UNIT, rates, {"device": str(device), "side": side})
 
 
@@ -47,8 +47,8 @@ def _copy_bandwidth(device: torch.device) -> Measurement:
 
 
 def _rates(call: Call, work: int, device: torch.device) -> list[float]:
-    """``work`` a call, in 10^9 a second."""
-    seconds = time_calls(call, device, min_iterations=5, min_seconds=0.1, warmup=2, in_flight=5)
+    """Rates in 10^9 per second of calls that do ``work`` each."""
+    seconds = time_calls(call, device, Timing(min_iterations=5, min_seconds=0.1, warmup=2), in_flight=5)
     return [work / s / 1e9 for s in seconds]
 
 
@@ -56,9 +56,9 @@ def share_of_peak(throughput: Measurement, gmacs: float, peak: Measurement) -> M
     """The share of ``peak`` that an encoder reaches.
 
     Args:
-        throughput: items a second; it says the batch.
-        gmacs: 10^9 multiply-adds of one item.
-        peak: of the same process.
+        throughput: items per second; its conditions hold the batch.
+        gmacs: 10^9 multiply-adds per item.
+        peak: ``matmul_peak`` of the same process.
     """
     conditions = {"batch": throughput.conditions["batch"], "of": throughput.name}
     if not gmacs:

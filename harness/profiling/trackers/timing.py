@@ -1,4 +1,4 @@
-"""Throughput and latency: raw samples of timed calls, CUDA events on a GPU, the wall clock on a CPU."""
+"""Throughput and latency: raw samples of timed calls, by CUDA events on a GPU and the wall clock on a CPU."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from tvrbench.harness.profiling.plan import Timing
 from tvrbench.harness.records.record import Measurement
 
 Call = Callable[[], object]
-ENOUGH = 1000  # samples: a method that encodes nothing would fill its record with a second's worth of microseconds
+MAX_SAMPLES = 1000  # a method that encodes nothing would fill its record with a second's worth of microseconds
 
 
-def time_calls(
-    call: Call, device: torch.device, *, min_iterations: int, min_seconds: float, warmup: int, in_flight: int = 1
-) -> list[float]:
-    """Seconds of each call, after ``warmup`` calls that do not count.
+def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int = 1) -> list[float]:
+    """Seconds of each timed call.
 
     Args:
         call: does the work; it may return before a GPU has finished.
-        device: where the work runs; on ``cuda`` CUDA events take the time, else the wall clock.
-        min_iterations, min_seconds: timing goes on until both are reached; a thousand calls are enough of any.
-        warmup: calls before the first that is timed.
-        in_flight: calls queued on a GPU between two waits for it. 1 times each call alone, launching included; more
-            keep the GPU busy, as encoding a data set does.
+        device: where the work runs; CUDA events take the time on ``cuda``, the wall clock elsewhere.
+        timing: how often; a thousand calls are enough for any.
+        in_flight: calls queued on a GPU between two synchronizations. 1 times each call alone, its launch included;
+            more keep the GPU busy, as encoding a data set does.
     """
-    for _ in range(warmup):
+    for _ in range(timing.warmup):
         call()
     seconds: list[float] = []
-    while len(seconds) < min_iterations or (sum(seconds) < min_seconds and len(seconds) < ENOUGH):
+    while len(seconds) < timing.min_iterations or (sum(seconds) < timing.min_seconds and len(seconds) < MAX_SAMPLES):
         seconds += _time_on_gpu(call, device, in_flight) if device.type == "cuda" else [_time_on_cpu(call)]
     return seconds
 
@@ -56,58 +54,28 @@ def _time_on_gpu(call: Call, device: torch.device, calls: int) -> list[float]:
 
 
 def measure_throughput(
-    encode: Call,
-    batch: int,
-    device: torch.device,
-    *,
-    min_iterations: int = 10,
-    min_seconds: float = 2.0,
-    warmup: int = 3,
-    name: str = "throughput",
-    unit: str = "videos/s",
+    encode: Call, batch: int, device: torch.device, timing: Timing, name: str = "throughput", unit: str = "videos/s"
 ) -> Measurement:
-    """Median items a second.
+    """Median items per second.
 
     Args:
-        encode: encodes ``batch`` items that already lie on the device.
-        batch: items a call.
+        encode: encodes ``batch`` items that are on the device already.
+        batch: items per call.
         device: where it runs.
-        min_iterations, min_seconds, warmup: see ``time_calls``.
+        timing: how often.
         name, unit: of the measurement.
     """
-    seconds = time_calls(
-        encode,
-        device,
-        min_iterations=min_iterations,
-        min_seconds=min_seconds,
-        warmup=warmup,
-        in_flight=min_iterations,
-    )
-    rates = [batch / s for s in seconds]
-    return Measurement(name, float(np.median(rates)), unit, rates, _conditions(rates, batch, device, warmup))
+    rates = [batch / s for s in time_calls(encode, device, timing, in_flight=timing.min_iterations)]
+    return Measurement(name, float(np.median(rates)), unit, rates, _conditions(rates, batch, device, timing.warmup))
 
 
-def measure_latency(
-    encode: Call,
-    device: torch.device,
-    *,
-    min_iterations: int = 20,
-    min_seconds: float = 2.0,
-    warmup: int = 3,
-) -> tuple[Measurement, Measurement]:
-    """``latency_median`` and ``latency_p95`` of encoding one item, from the call to the finished result, in ms.
-
-    Args:
-        encode: encodes a batch of one.
-        device: where it runs.
-        min_iterations, min_seconds, warmup: see ``time_calls``.
-    """
-    seconds = time_calls(encode, device, min_iterations=min_iterations, min_seconds=min_seconds, warmup=warmup)
-    return latency_of(seconds, device, warmup)
+def measure_latency(encode: Call, device: torch.device, timing: Timing) -> tuple[Measurement, Measurement]:
+    """``latency_median`` and ``latency_p95`` of a batch of one, from the call to the finished result, in ms."""
+    return latency_of(time_calls(encode, device, timing), device, timing.warmup)
 
 
 def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> tuple[Measurement, Measurement]:
-    """The two figures of ``measure_latency`` from the seconds of single calls, each waited for."""
+    """Both measurements of ``measure_latency`` from the seconds of single calls, each waited for."""
     samples = [1e3 * s for s in seconds]
     conditions = _conditions(samples, 1, device, warmup)
     median, p95 = (float(np.percentile(samples, q)) for q in (50, 95))
@@ -117,19 +85,15 @@ def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> t
     )
 
 
-def measure_step(
-    step: Call, batch: int, device: torch.device, *, min_iterations: int = 5, min_seconds: float = 2.0, warmup: int = 2
-) -> Measurement:
+def measure_step(step: Call, batch: int, device: torch.device, timing: Timing) -> Measurement:
     """``step_time``, the median time of one training step on ``batch`` pairs, in ms."""
-    seconds = time_calls(step, device, min_iterations=min_iterations, min_seconds=min_seconds, warmup=warmup)
-    samples = [1e3 * s for s in seconds]
-    return Measurement(
-        "step_time", float(np.median(samples)), "ms", samples, _conditions(samples, batch, device, warmup)
-    )
+    samples = [1e3 * s for s in time_calls(step, device, timing)]
+    conditions = _conditions(samples, batch, device, timing.warmup)
+    return Measurement("step_time", float(np.median(samples)), "ms", samples, conditions)
 
 
 def _conditions(samples: Sequence[float], batch: int, device: torch.device, warmup: int) -> dict[str, Any]:
-    """How the samples were taken; ``iqr`` is the distance of their quartiles, in the measurement's unit."""
+    """How the samples were taken; ``iqr`` is their interquartile range, in the measurement's unit."""
     low, high = np.percentile(samples, (25, 75))
     return {
         "device": str(device),

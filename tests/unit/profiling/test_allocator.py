@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.launcher.job import Job
-from tvrbench.harness.profiling.trackers.allocator import (
+from tvrbench.harness.profiling.launcher.allocator import (
     KEEPING,
     keeps_freed_memory,
     measuring_environment,
     restart_measuring,
 )
+from tvrbench.harness.profiling.launcher.isolated import measure
+from tvrbench.harness.profiling.plan import Job, Timing
 
+ONCE = Timing(min_iterations=1, min_seconds=0.0, warmup=0)
 pytestmark = pytest.mark.unit
 FAULTS = """
 import platform, resource, torch
@@ -60,11 +61,13 @@ def test_a_program_restarts_itself_once(tmp_path: Path) -> None:
     )
     clean = {name: value for name, value in measuring_environment().items() if name not in KEEPING}
     ran = subprocess.run(
-        [sys.executable, "-P", str(program), "--rounds", "3"], env=clean, capture_output=True, text=True, check=True
+        [sys.executable, "-P", str(program), "--repeats", "3"], env=clean, capture_output=True, text=True, check=True
     )
-    assert ran.stdout.splitlines() == ["began", "began", "True ['--rounds', '3']"]
+    assert ran.stdout.splitlines() == ["began", "began", "True ['--repeats', '3']"]
 
 
 def test_records_say_so(tiny_weights: Path) -> None:
-    job = Job(method="lora", weights=str(tiny_weights), batch=1, min_iterations=1, min_seconds=0.0, warmup=0)
+    job = Job(
+        method="lora", weights=str(tiny_weights), batch=1, timing=Timing(min_iterations=1, min_seconds=0.0, warmup=0)
+    )
     assert all(m.conditions["keeps_freed_memory"] is True for m in measure(job))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from errors import raises
 
-from tvrbench.harness.cli.bench_table import print_rows
+from tvrbench.harness.cli.bench import print_costs
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.profiling import suite as efficiency
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.profiling import full_size, suite
 from tvrbench.harness.profiling.measure import brief_reason
-from tvrbench.harness.profiling.plan import Entry, Plan, parse_entry, plan_for
-from tvrbench.harness.profiling.suite import best_throughput, measure_method
+from tvrbench.harness.profiling.plan import Job, MethodChoice, Plan, parse_method_choice, plan_for
+from tvrbench.harness.profiling.suite import best_throughput, load, measure_method
 from tvrbench.harness.records.record import Measurement
 
 pytestmark = pytest.mark.unit
@@ -33,24 +33,25 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that are asked for; a batch of 64 and more does not fit."""
     asked: list[Job] = []
 
-    def attempt(job: Job) -> list[Measurement]:
+    def try_measure(job: Job) -> list[Measurement]:
         asked.append(job)
-        name = "step_time" if job.what == "training" else "throughput"
+        name = "step_time" if job.scenario == "training" else "throughput"
         if job.batch >= 64:
             return [Measurement.missing(name, "ms", "CUDA out of memory", batch=job.batch)]
-        return [Measurement(name, float(job.batch), "ms", conditions={"batch": job.batch, "what": job.what})]
+        return [Measurement(name, float(job.batch), "ms", conditions={"batch": job.batch, "what": job.scenario})]
 
-    monkeypatch.setattr(efficiency, "attempt", attempt)
-    monkeypatch.setattr(efficiency, "profile_by_name", lambda *_, **__: PROFILE)
+    monkeypatch.setattr(suite, "try_measure", try_measure)
+    monkeypatch.setattr(suite, "profile_by_name", lambda *_, **__: PROFILE)
     return asked
 
 
 def run(plan: Plan, method: str = "lora", **options: Any) -> list[Measurement]:
-    return measure_method(plan, Entry(method=method, options=options), "ViT-B-32", lambda text: None)
+    choice = MethodChoice(method=method, options=options)
+    return measure_method(plan, choice, "ViT-B-32", load(plan, choice, "ViT-B-32"), lambda text: None)
 
 
 def asked(jobs: list[Job]) -> list[tuple[str, int]]:
-    return [(job.what, job.batch) for job in jobs]
+    return [(job.scenario, job.batch) for job in jobs]
 
 
 def test_every_batch_and_a_comparison_at_the_largest_that_fits(jobs: list[Job]) -> None:
@@ -62,19 +63,18 @@ def test_every_batch_and_a_comparison_at_the_largest_that_fits(jobs: list[Job]) 
 
 
 def test_in_training_the_baseline_takes_the_tuning_of_the_method(jobs: list[Job]) -> None:
-    run(plan_for("cpu", trains=True), "centerclip")
-    encoding, training = (job for job in jobs if job.against is not None)
-    assert (encoding.against, encoding.against_options) == ("lora", {})
-    assert training.against == "lora"
-    assert training.against_options["tuning"] == "full"
+    run(plan_for("cpu", training=True), "centerclip")
+    encoding, training = (job.baseline for job in jobs if job.baseline is not None)
+    assert encoding == MethodChoice(method="lora")
+    assert (training.method, training.options["tuning"]) == ("lora", "full")
     jobs.clear()
-    run(plan_for("cpu", against="clip4clip:tuning=frozen", trains=True), "centerclip")
-    assert {job.against for job in jobs} == {None, "clip4clip"}
-    assert {job.against_options["tuning"] for job in jobs if job.against} == {"frozen"}
+    run(plan_for("cpu", baseline=parse_method_choice("clip4clip:tuning=frozen"), training=True), "centerclip")
+    baselines = [job.baseline for job in jobs if job.baseline is not None]
+    assert [(each.method, each.options["tuning"]) for each in baselines] == [("clip4clip", "frozen")] * 2
 
 
 def test_training_batches_and_half_the_smallest_until_one_fits(jobs: list[Job]) -> None:
-    run(plan_for("cuda", trains=True))
+    run(plan_for("cuda", training=True))
     training = [(what, batch) for what, batch in asked(jobs) if what.startswith("training")]
     assert training == [("training", b) for b in (128, 64, 32, 16)] + [("training-comparison", 16)]
     jobs.clear()
@@ -86,26 +86,26 @@ def test_training_batches_and_half_the_smallest_until_one_fits(jobs: list[Job]) 
 def test_what_breaks_for_another_reason_is_not_tried_at_every_size(
     jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def attempt(job: Job) -> list[Measurement]:
+    def try_measure(job: Job) -> list[Measurement]:
         jobs.append(job)
         return [Measurement.missing("step_time", "ms", "a bug", batch=job.batch)]
 
-    monkeypatch.setattr(efficiency, "attempt", attempt)
+    monkeypatch.setattr(suite, "try_measure", try_measure)
     run(plan_for("cuda", training_batches=(32,)))
     assert [batch for what, batch in asked(jobs) if what == "training"] == [32]
 
 
 def test_a_training_step_runs_uncompiled_in_the_recipes_precision(jobs: list[Job]) -> None:
-    run(plan_for("cpu", trains=True, compile=True))
-    training = next(job for job in jobs if job.what == "training")
-    assert (training.compile, training.precision) == (False, None)
+    run(plan_for("cpu", training=True, compile=True))
+    training = next(job for job in jobs if job.scenario == "training")
+    assert (training.compile, training.precision) == (False, "float32")
     jobs.clear()
-    run(plan_for("cpu", trains=True, precision="bfloat16"))
-    assert next(job for job in jobs if job.what == "training").precision == "bfloat16"
+    run(plan_for("cpu", training=True, precision="bfloat16"))
+    assert next(job for job in jobs if job.scenario == "training").precision == "bfloat16"
 
 
 def test_nothing_to_train_and_nothing_to_encode_say_so(jobs: list[Job]) -> None:
-    steps = [m for m in run(plan_for("cpu", trains=True), "zero_shot") if m.name == "step_time"]
+    steps = [m for m in run(plan_for("cpu", training=True), "zero_shot") if m.name == "step_time"]
     assert "nothing to train" in steps[0].conditions["reason"]
     ratio = [m for m in run(plan_for("cpu"), "random") if m.name == "speedup"]
     assert "no encoder" in ratio[0].conditions["reason"]
@@ -124,34 +124,43 @@ def test_the_best_throughput_is_a_valid_one_where_there_is_one() -> None:
     assert best_throughput([]).value is None
 
 
-def test_an_entry_with_options_of_its_own() -> None:
-    entry = parse_entry("tempme:merge_blocks=();r=2")
-    assert entry == Entry(method="tempme", options={"merge_blocks": (), "r": 2})
-    assert parse_entry(entry.label) == entry
-    assert parse_entry("lora").label == "lora"
-    with pytest.raises(UsageError, match="key=value"):
-        parse_entry("tempme:r")
+def test_a_choice_with_options_of_its_own() -> None:
+    choice = parse_method_choice("tempme:merge_blocks=();r=2")
+    assert choice == MethodChoice(method="tempme", options={"merge_blocks": (), "r": 2})
+    assert parse_method_choice(choice.label) == choice
+    assert parse_method_choice("lora").label == "lora"
+    with pytest.raises(UsageError):
+        parse_method_choice("tempme:r")
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("settings", "option"),
     [
-        (lambda: plan_for("cpu", batches=(0, 1)), "--batches"),
-        (lambda: plan_for("cpu", training_batches=(0,)), "--training-batches"),
-        (lambda: plan_for("cpu", rounds=0), "--rounds"),
-        (lambda: plan_for("cpu", threads=0), "--threads"),
+        ({"batches": (0, 1)}, "batches"),
+        ({"training_batches": (0,)}, "training-batches"),
+        ({"repeats": 0}, "repeats"),
+        ({"threads": 0}, "threads"),
+        ({"frames": 0}, "frames"),
     ],
 )
-def test_a_plan_that_makes_no_sense(make: Callable[[], Plan], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        make()
+def test_a_number_out_of_range(settings: dict[str, Any], option: str) -> None:
+    with raises("option.range", option=option):
+        plan_for("cpu", **settings)
+
+
+def test_hashes_are_those_of_earlier_records() -> None:
+    baseline = parse_method_choice("clip4clip:tuning=full")
+    other = plan_for("cuda:1", baseline=baseline, repeats=3, precision="bfloat16", threads=2, batches=(2, 4))
+    assert (plan_for("cpu").hash, other.hash) == ("5c74025f9576d689", "6ee5b1c81b64a9fc")
+    (job,) = full_size.jobs(["lora"], {}, "cpu")[:1]
+    assert full_size._hash(job, "count") == "31eb77cf8168be93"
 
 
 def test_only_how_things_are_timed_parts_tables() -> None:
     plan = plan_for("cpu")
-    for same in ({"weights": "openai"}, {"training": (4,)}, {"end_to_end": True}, {"data": "elsewhere"}):
+    for same in ({"weights": "openai"}, {"training": (4,)}, {"end_to_end": True}, {"data": Path("elsewhere")}):
         assert replace(plan, **same).hash == plan.hash
-    for other in ({"precision": "bfloat16"}, {"compile": True}, {"frames": 8}, {"device": "cuda"}, {"rounds": 9}):
+    for other in ({"precision": "bfloat16"}, {"compile": True}, {"frames": 8}, {"device": "cuda"}, {"repeats": 9}):
         assert replace(plan, **other).hash != plan.hash
 
 
@@ -161,19 +170,16 @@ def test_a_reason_is_one_line_without_folders() -> None:
 
 
 def test_the_table_shows_the_largest_batch_and_gives_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    def share(value: float, batch: int, **said: Any) -> Measurement:
-        return Measurement("share_of_peak", value, "%", conditions={"batch": batch, "what": "inference"} | said)
+    def memory(value: float, batch: int, what: str = "inference", **more: Any) -> Measurement:
+        return Measurement("peak_process_memory", value, "MiB", conditions={"batch": batch, "what": what} | more)
 
-    rows = {
-        "a": [share(71, 8), share(62, 1)],
-        "b": [share(53, 8, invalid="disturbed"), Measurement.missing("energy_video", "J/video", "no counter")],
+    table = {
+        "a": [memory(71, 8), memory(62, 1), memory(99, 16, "training")],
+        "b": [memory(53, 8, invalid="busy"), Measurement.missing("energy_video", "J/video", "no counter")],
     }
-    print_rows("ViT-B-32", plan_for("cpu", precision="bfloat16", compile=True), rows)
-    out = capsys.readouterr().out
-    assert "cpu, bfloat16, compiled" in out
-    assert "71" in out
-    assert "62" not in out
-    assert "53 !" in out
-    assert "not valid: disturbed (b)" in out
-    assert "no energy_video: no counter (b)" in out
-    assert "J/video" not in out.splitlines()[2]
+    print_costs(table)
+    header, _, a, b, *notes = capsys.readouterr().out.splitlines()
+    assert header.split() == ["method", "process", "(MiB)"]
+    assert a.split() == ["a", "71.00"]
+    assert b.split() == ["b", "53.00", "!"]
+    assert [note.strip() for note in notes] == ["no energy_video: no counter (b)", "! busy (b)"]

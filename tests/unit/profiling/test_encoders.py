@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness import load_model
+from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.launcher.job import Job, Precision
 from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
 from tvrbench.harness.profiling.scenarios import encoders as module
-from tvrbench.harness.profiling.scenarios.encoders import Check, Encoders, checked_encoders, relative_error
+from tvrbench.harness.profiling.scenarios.encoders import Encoders, FeatureCheck, checked_encoders, relative_error
 from tvrbench.harness.profiling.scenarios.synthetic import drifting_frames, synthetic_batch
 from tvrbench.harness.profiling.trackers.roofline import share_of_peak
 from tvrbench.harness.records.record import Measurement
 
 pytestmark = pytest.mark.unit
+DENSE = MethodChoice(method="lora")
 CPU = torch.device("cpu")
 
 
@@ -33,7 +35,11 @@ def model(tiny_weights: Path) -> RetrievalModel:
 @pytest.fixture
 def job(tiny_weights: Path) -> Job:
     return Job(
-        method="lora", weights=str(tiny_weights), batch=2, threads=1, min_iterations=1, min_seconds=0.0, warmup=0
+        method="lora",
+        weights=str(tiny_weights),
+        batch=2,
+        threads=1,
+        timing=Timing(min_iterations=1, min_seconds=0.0, warmup=0),
     )
 
 
@@ -46,10 +52,10 @@ def test_relative_error_is_the_largest_row() -> None:
 
 @pytest.mark.parametrize("error", [0.2, math.inf, math.nan])
 def test_an_error_over_the_tolerance_is_a_fault(error: float) -> None:
-    check = Check(error=error, tolerance=0.14)
+    check = FeatureCheck(error=error, tolerance=0.14)
     assert check.fault is not None
     assert "float32 reference" in check.conditions["invalid"]
-    assert Check(error=0.1, tolerance=0.14).fault is None
+    assert FeatureCheck(error=0.1, tolerance=0.14).fault is None
 
 
 @pytest.mark.parametrize(("precision", "low", "high"), [("float32", 0.0, 1e-5), ("bfloat16", 1e-5, 0.14)])
@@ -57,8 +63,7 @@ def test_the_error_is_that_of_the_precision(
     model: RetrievalModel, job: Job, precision: Precision, low: float, high: float
 ) -> None:
     with torch.inference_mode():
-        timed, check = checked_encoders(model, replace(job, precision=precision), synthetic_batch(model, 3, CPU))
-    assert timed.precision == precision
+        _, check = checked_encoders(model, replace(job, precision=precision), synthetic_batch(model, 3, CPU))
     assert low <= check.error <= high
     assert "invalid" not in check.conditions
 
@@ -113,7 +118,7 @@ def test_wrong_outputs_mark_every_figure_they_gave(job: Job, monkeypatch: pytest
             features = timed.video(frames, mask)
             return features + 0.01 * features.mean(dim=0)  # one video's feature depends on its batch
 
-        return replace(timed, video=video)
+        return timed._replace(video=video)
 
     monkeypatch.setattr(module, "encoders", leaking)
     found = {m.name: m for m in run_job(replace(job, roofline=True))}
@@ -151,7 +156,7 @@ def test_videos_drift_and_are_always_the_same() -> None:
 
 
 def compared(job: Job, **changes: Any) -> dict[str, Measurement]:
-    return {m.name: m for m in run_job(replace(job, what="comparison", against="lora", rounds=3, **changes))}
+    return {m.name: m for m in run_job(replace(job, scenario="comparison", baseline=DENSE, repeats=3, **changes))}
 
 
 def test_a_comparison_keeps_its_rounds_and_says_what_is_allowed(job: Job) -> None:
@@ -175,7 +180,10 @@ def test_what_runs_no_encoder_allows_no_speedup(job: Job) -> None:
 
 def test_training_steps_are_compared_under_one_recipe(job: Job) -> None:
     found = {
-        m.name: m for m in run_job(replace(job, what="training-comparison", against="lora", rounds=2, recipe="uniform"))
+        m.name: m
+        for m in run_job(
+            replace(job, scenario="training-comparison", baseline=DENSE, repeats=2, recipe=load_recipe("uniform"))
+        )
     }
     assert len(found["training_speedup"].samples) == 2
     assert found["training_speedup"].conditions["tuning"] == "lora"

@@ -16,8 +16,8 @@ from tvrbench.datasets.standin.generate import Settings
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.launcher.job import Job
 from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.plan import Job, Timing
 from tvrbench.harness.profiling.scenarios import end_to_end
 
 pytestmark = pytest.mark.unit
@@ -41,17 +41,17 @@ class FewClips(StandIn):
 @pytest.fixture
 def job(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     lookup = functools.partial(lambda name, kind: FewClips)
-    monkeypatch.setattr(end_to_end, "registry", SimpleNamespace(lookup=lookup))
+    monkeypatch.setattr(
+        end_to_end, "registry", SimpleNamespace(lookup=lookup, matching=lambda *_, generated: ["standin"])
+    )
     return Job(
         method="lora",
         weights=str(tiny_weights),
-        what="end-to-end",
+        scenario="end-to-end",
         batch=2,
         threads=1,
-        min_iterations=2,
-        min_seconds=0.0,
-        warmup=0,
-        data=str(tmp_path / "clips"),
+        timing=Timing(min_iterations=2, min_seconds=0.0, warmup=0),
+        data=tmp_path / "clips",
     )
 
 

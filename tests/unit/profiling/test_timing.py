@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from filelock import FileLock
+from errors import raises
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.profiling.launcher import isolated as bench
-from tvrbench.harness.profiling.launcher import nursery
-from tvrbench.harness.profiling.launcher.isolated import lock_path, measure
-from tvrbench.harness.profiling.launcher.job import Job
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.plan import Job, MethodChoice, Timing
 from tvrbench.harness.profiling.trackers import timing as throughput
 from tvrbench.harness.profiling.trackers.timing import measure_latency, measure_step, measure_throughput, time_calls
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
-ONCE: dict[str, Any] = {"min_iterations": 4, "min_seconds": 0.0, "warmup": 0}
+ONCE = Timing(min_iterations=4, min_seconds=0.0, warmup=0)
 
 
 @pytest.fixture
@@ -52,15 +44,15 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_both_minima_hold_and_warm_up_does_not_count(seconds: list[float]) -> None:
     calls = itertools.count()
-    settings = {"min_iterations": 3, "min_seconds": 5.0, "warmup": 2}
-    assert time_calls(lambda: next(calls), CPU, **settings) == [1.0] * 5
+    timing = Timing(min_iterations=3, min_seconds=5.0, warmup=2)
+    assert time_calls(lambda: next(calls), CPU, timing) == [1.0] * 5
     assert next(calls) == 7
-    assert time_calls(lambda: None, CPU, **settings | {"min_iterations": 9}) == [1.0] * 9
+    assert time_calls(lambda: None, CPU, replace(timing, min_iterations=9)) == [1.0] * 9
 
 
 def test_throughput_is_the_median_rate_with_its_samples(seconds: list[float]) -> None:
     seconds[:] = [1.0, 2.0, 4.0, 8.0]
-    found = measure_throughput(lambda: None, 8, CPU, **ONCE)
+    found = measure_throughput(lambda: None, 8, CPU, ONCE)
     assert (found.name, found.value, found.unit) == ("throughput", 3.0, "videos/s")
     assert list(found.samples) == [8.0, 4.0, 2.0, 1.0]
     assert found.conditions["iqr"] == pytest.approx(5.0 - 1.75)
@@ -71,7 +63,7 @@ def test_throughput_is_the_median_rate_with_its_samples(seconds: list[float]) ->
 
 def test_latency_median_and_p95(seconds: list[float]) -> None:
     seconds[:] = [0.001, 0.002, 0.003, 0.010]
-    median, p95 = measure_latency(lambda: None, CPU, **ONCE)
+    median, p95 = measure_latency(lambda: None, CPU, ONCE)
     assert (median.name, p95.name, median.unit) == ("latency_median", "latency_p95", "ms")
     assert median.value == pytest.approx(2.5)
     assert p95.value == pytest.approx(3 + 0.85 * 7)
@@ -79,7 +71,7 @@ def test_latency_median_and_p95(seconds: list[float]) -> None:
 
 
 def test_step_time(seconds: list[float]) -> None:
-    found = measure_step(lambda: None, 16, CPU, **ONCE)
+    found = measure_step(lambda: None, 16, CPU, ONCE)
     assert (found.name, found.value, found.unit, found.conditions["batch"]) == ("step_time", 1000.0, "ms", 16)
 
 
@@ -108,7 +100,7 @@ def test_a_gpu_is_timed_between_events_and_kept_busy(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device", Device)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
     found = measure_throughput(
-        lambda: log.append("call"), 3, torch.device("cuda:1"), min_iterations=2, min_seconds=1.5, warmup=1
+        lambda: log.append("call"), 3, torch.device("cuda:1"), Timing(min_iterations=2, min_seconds=1.5, warmup=1)
     )
     chunk = ["wait", "event", "call", "event", "call", "event", "wait"]
     assert log == ["call", *chunk, *chunk]
@@ -125,9 +117,7 @@ def job(tiny_weights: Path) -> Job:
         options=options,
         batch=2,
         threads=1,
-        min_iterations=2,
-        min_seconds=0.0,
-        warmup=1,
+        timing=Timing(min_iterations=2, min_seconds=0.0, warmup=1),
     )
 
 
@@ -149,153 +139,56 @@ def test_inference_round_trip(job: Job) -> None:
 
 @pytest.mark.slow
 def test_training_round_trip(job: Job) -> None:
-    recipe = asdict(load_recipe("tempme"))
-    found = {m.name: m for m in measure(replace(job, what="training", recipe=recipe))}
+    recipe = load_recipe("tempme")
+    found = {m.name: m for m in measure(replace(job, scenario="training", recipe=recipe))}
     assert list(found) == ["step_time", "peak_process_memory", "other_load"]
     assert all(m.value is not None and m.conditions["what"] == "training" for m in found.values())
     assert found["step_time"].conditions["tuning"] == "lora"
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code"),
     [
-        ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"device": "meta"}, "device 'meta' cannot be measured"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
-        ({"method": "zero_shot", "options": {}, "what": "training"}, "leaves nothing to train"),
-        ({"what": "training", "recipe": {"lr": 1.0}}, "recipe 'optimizer'"),
+        ({"device": "gpu"}, "device.unknown"),
+        ({"device": "meta"}, "device.unknown"),
+        ({"device": "cuda:99"}, "device.missing"),
     ],
 )
-def test_what_cannot_be_measured_is_bad_input(job: Job, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_a_device_that_cannot_be_measured(job: Job, changes: dict[str, Any], code: str) -> None:
+    with raises(code, device=changes["device"]):
         run_job(replace(job, **changes))
 
 
-def test_bad_input_of_the_worker_comes_back_in_its_own_words(job: Job) -> None:
-    with pytest.raises(UsageError, match=r"^unknown method or baseline 'temme' .did you mean tempme"):
-        measure(replace(job, method="temme"))
+def test_nothing_to_train(job: Job) -> None:
+    with pytest.raises(UsageError):
+        run_job(replace(job, method="zero_shot", options={}, scenario="training"))
 
 
-def test_a_worker_that_breaks_off_is_shown(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nursery, "WORKER", "tvrbench.harness.profiling.launcher.no_such_worker")
-    broken = nursery.Nursery()
-    monkeypatch.setattr(bench, "nursery", lambda: broken)
-    with pytest.raises(CheckFailed, match=r"inference measurement of tempme on cpu ended with code 1:(.|\n)*no_such"):
-        measure(job)
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"threads": 0}, {"repeats": 0}, {"frames": 0}])
+def test_a_job_out_of_range(changes: dict[str, int]) -> None:
+    with raises("option.range", option=next(iter(changes))):
+        Job(method="lora", **changes)  # type: ignore[arg-type]
 
 
-def test_a_measurement_that_dies_is_shown_and_the_next_one_runs(job: Job) -> None:
-    with pytest.raises(CheckFailed, match=r"ended with code 1:(.|\n)*Error"):
-        measure(replace(job, batch=2**40))  # more memory than there is
-    assert measure(job)
-
-
-def test_every_measurement_is_a_process_of_its_own(job: Job) -> None:
-    found = nursery.forked(lambda job, results: results.write(f"{os.getpid()} {job}".encode()) * 0, "one")
-    again = nursery.forked(lambda job, results: results.write(f"{os.getpid()} {job}".encode()) * 0, "two")
-    first, second = found.result.split(), again.result.split()
-    assert (first[1], second[1]) == ("one", "two")
-    assert len({first[0], second[0], str(os.getpid())}) == 3
-    assert found.code == again.code == 0
-
-
-def test_what_a_forked_process_raises_or_prints_comes_back() -> None:
-    def work(job: str, results: Any) -> int:
-        os.write(1, f"said {job}\n".encode())
-        raise ValueError("broke off")
-
-    answer = nursery.forked(work, "it")
-    assert answer.code == 1
-    assert "said it" in answer.errors
-    assert "ValueError: broke off" in answer.errors
-
-
-def test_a_worker_that_takes_too_long_is_ended(job: Job) -> None:
-    with pytest.raises(CheckFailed, match=r"did not end within 0\.01 s"):
-        measure(job, timeout_s=0.01)
+@pytest.mark.parametrize("changes", [{"min_iterations": 0}, {"warmup": -1}])
+def test_a_timing_out_of_range(changes: dict[str, int]) -> None:
+    with raises("option.range", option=next(iter(changes))):
+        Timing(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code"),
     [
-        ({"batch": 0}, "batch"),
-        ({"threads": 0}, "threads"),
-        ({"min_iterations": 0}, "min_iterations"),
-        ({"warmup": -1}, "warm"),
-        ({"rounds": 0}, "rounds"),
-        ({"what": "comparison"}, "compare against"),
-        ({"against": "lora"}, "compare against"),
-        ({"what": "training", "compile": True}, "without compilation"),
+        ({"scenario": "comparison"}, "measurement.baseline"),
+        ({"baseline": MethodChoice(method="lora")}, "measurement.baseline"),
+        ({"scenario": "training", "compile": True}, "measurement.compile"),
     ],
 )
-def test_a_job_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_a_job_that_makes_no_sense(changes: dict[str, Any], code: str) -> None:
+    with raises(code):
         Job(method="lora", **changes)
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"method": "lora", "color": 1}', '{"method": "lora", "what": "guess"}'])
-def test_a_job_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(UsageError, match="measurement"):
-        Job.loads(text)
-
-
-def test_a_job_survives_the_pipe(job: Job) -> None:
-    recipe = asdict(load_recipe("uniform"))
-    again = Job.loads(replace(job, recipe=recipe).dumps())
-    assert replace(again, options={}, recipe=None) == replace(job, options={})
-    assert isinstance(again.recipe, dict)
-    assert again.recipe["logit_scale_min"] == recipe["logit_scale_min"]
 
 
 def test_on_a_cpu_the_calls_of_batch_1_are_its_latency(job: Job) -> None:
     found = {m.name: m for m in run_job(replace(job, batch=1, latency=True))}
     assert list(found["latency_median"].samples) == pytest.approx([1e3 / r for r in found["throughput"].samples])
-
-
-def test_measurements_end_with_the_process_that_asked_for_them(job: Job) -> None:
-    script = (
-        "import sys\n"
-        "from tvrbench.harness.profiling.launcher.nursery import Nursery\n"
-        "nursery = Nursery()\n"
-        "print(nursery._process.pid, flush=True)\n"
-        f"nursery.run({replace(job, min_seconds=600.0).dumps()!r}, 900)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE)
-    try:
-        assert parent.stdout is not None
-        keeper = psutil.Process(int(parent.stdout.readline()))
-        for _ in range(600):
-            if children := keeper.children():
-                break
-            time.sleep(0.1)
-        assert len(children) == 1  # measuring
-        parent.kill()
-        parent.wait()
-        _, alive = psutil.wait_procs([keeper, *children], timeout=120)
-        assert not alive
-    finally:
-        parent.kill()
-
-
-def test_measurements_on_one_device_queue(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = threading.Event()
-    monkeypatch.setattr(bench, "_run", lambda job, timeout_s: running.set() or [])
-    monkeypatch.setattr(bench, "lock_path", lambda device: Path(job.weights or "").with_suffix(f".{device}.lock"))
-    waiting = threading.Thread(target=measure, args=(job,), daemon=True)
-    with FileLock(bench.lock_path("cpu")):
-        waiting.start()
-        assert not running.wait(0.3)
-        assert measure(replace(job, device="cuda")) == []  # another device is free
-        running.clear()
-    assert running.wait(30)
-    waiting.join(30)
-    assert not waiting.is_alive()
-
-
-def test_a_lock_belongs_to_the_device_behind_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-ab")
-    assert lock_path("cuda").name.endswith("-cuda-3.lock")
-    assert lock_path("cuda:1").name.endswith("-cuda-GPU-ab.lock")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert lock_path("cuda") == lock_path("cuda:0")
-    assert lock_path("cpu") != lock_path("cuda")
