@@ -96,4 +96,4 @@ def switch_text(switch: Mapping[str, Any]) -> str:
 
 def _options(method: str, **options: Any) -> Any:
     model = load_model(method, backbone="ViT-B-32", weights="random:0", device="meta", **options)
-    return model.method.options
+    return model.spec.options

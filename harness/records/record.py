@@ -246,7 +246,8 @@ class Measurement:
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
         """Undo ``to_json``."""
-        return cls(**(document | {"samples": tuple(document["samples"])}))
+        samples, conditions = tuple(document["samples"]), document["conditions"]
+        return cls(document["name"], document["value"], document["unit"], samples, conditions)
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:

@@ -51,7 +51,7 @@ def _measurements(
     timings: Timings, other: RetrievalModel, job: Job, conditions: Mapping[str, Any]
 ) -> list[Measurement]:
     ratios = timings.ratios
-    conditions = {"batch": job.batch, "against": other.name, "against_options": other.method.describe(), **conditions}
+    conditions = {"batch": job.batch, "against": other.name, "against_options": other.spec.describe(), **conditions}
     spread = {"low": min(ratios), "high": max(ratios)}
     name = SPEEDUP[job.scenario]
     measurements = [Measurement(name, median(ratios), "x", ratios, conditions | spread)]
