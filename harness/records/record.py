@@ -246,7 +246,8 @@ class Measurement:
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
         """Undo ``to_json``."""
-        return cls(**(document | {"samples": tuple(document["samples"])}))
+        name, value, unit = document["name"], document["value"], document["unit"]
+        return cls(name, value, unit, tuple(document["samples"]), document["conditions"])
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:
