@@ -246,8 +246,8 @@ class Measurement:
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
         """Undo ``to_json``."""
-        samples, conditions = tuple(document["samples"]), document["conditions"]
-        return cls(document["name"], document["value"], document["unit"], samples, conditions)
+        name, value, unit = document["name"], document["value"], document["unit"]
+        return cls(name, value, unit, tuple(document["samples"]), document["conditions"])
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:
