@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     with same_randomness():
         save_tiny_weights(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a CLIP with 3 blocks, for tests that train and need no more."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    with same_randomness():
+        save_tiny_weights(path, replace(TINY, vision_layers=3))
     return path
 
 

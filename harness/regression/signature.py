@@ -88,9 +88,9 @@ def same_randomness() -> Iterator[None]:
         yield
 
 
-def save_tiny_weights(path: Path) -> None:
-    """Write random weights of the tiny CLIP, drawn from torch's generator, as safetensors."""
-    model = CLIP(TINY)
+def save_tiny_weights(path: Path, arch: Architecture = TINY) -> None:
+    """Write random weights of a tiny CLIP, drawn from torch's generator, as safetensors."""
+    model = CLIP(arch)
     initialize(model)
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
 

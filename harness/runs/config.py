@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
+from tvrbench.harness.models.backbone.architecture import vision_name
+from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.factory import build, load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
@@ -64,12 +67,14 @@ class RunKey:
 
     @classmethod
     def of(cls, context: RunContext, config: RunConfig) -> RunKey:
-        """The key of a run; builds the method's reducer but no model.
+        """The key of a run; its model is built without values, so that every option is checked in milliseconds.
 
         Raises:
             UsageError: an option that does not fit.
         """
-        description = describe(context.protocol, context.weights.arch, config)
+        shapes = {name: tensor.to("meta") for name, tensor in context.weights.state.items()}
+        with torch.device("meta"):
+            description = describe(_untrained(context, replace(context.weights, state=shapes), config))
         head = {
             "schema_version": SCHEMA_VERSION,
             "protocol": {"name": context.protocol.name, "hash": context.protocol.hash},
@@ -152,16 +157,10 @@ def options_text(options: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(plain(options, "options").items()))
 
 
-def describe(protocol: Protocol, arch: Architecture, config: RunConfig) -> dict[str, Any]:
-    """The method's options as a record holds them (backbone and frames included), and its tuning.
-
-    Raises:
-        UsageError: an option that does not fit.
-    """
-    method = method_class(config.method).configure(config.method, arch, protocol.frames, options_of(protocol, config))
-    method.build_reducer()  # checks the options against the backbone's shape
-    shape = {"backbone": vision_name(arch), "frames": protocol.frames}
-    return {"options": shape | method.spec(config.method).describe(), "tuning": method.options.tuning}
+def describe(model: RetrievalModel) -> dict[str, Any]:
+    """The method's options as a record holds them (backbone and frames included), and its tuning."""
+    shape = {"backbone": vision_name(model.clip.arch), "frames": model.frames}
+    return {"options": shape | model.spec.describe(), "tuning": model.spec.options.tuning}
 
 
 def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
@@ -231,24 +230,38 @@ def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
     Raises:
         UsageError: an option that does not fit, or a checkpoint that is not this method's.
     """
-    protocol, scored = context.protocol, config.checkpoint
-    if scored is None:
-        method = method_class(config.method).configure(
-            config.method, context.weights.arch, protocol.frames, options_of(protocol, config)
-        )
-        return build(config.method, method, context.weights, config.seed).to(config.device).eval()
+    if config.checkpoint is not None:
+        return read_model(context.protocol, context.weights_spec, config)
+    return _untrained(context, context.weights, config).to(config.device).eval()
+
+
+def _untrained(context: RunContext, weights: Weights, config: RunConfig) -> RetrievalModel:
+    options, frames = options_of(context.protocol, config), context.protocol.frames
+    method = method_class(config.method).configure(config.method, weights.arch, frames, options)
+    return build(config.method, method, weights, config.seed)
+
+
+def read_model(protocol: Protocol, weights: str | None, config: RunConfig) -> RetrievalModel:
+    """Load the run's model from files, without a context; ``weights`` is None if a checkpoint holds them.
+
+    Raises:
+        UsageError: an option that does not fit, or a checkpoint that is not this method's.
+    """
+    scored = config.checkpoint
     try:
         return load_model(
             config.method,
             backbone=protocol.backbone,
-            weights=context.weights_spec,
-            checkpoint=scored.path,
+            weights=weights,
+            checkpoint=scored.path if scored else None,
             frames=protocol.frames,
             device=config.device,
             seed=config.seed,
             **options_of(protocol, config),
         )
     except UsageError as error:
+        if scored is None:
+            raise
         reason = str(error).removeprefix(f"{scored.path.name}: ")
         raise UsageError(
             f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}",

@@ -192,9 +192,7 @@ def _faults(context: RunContext, log: Callable[[str], None]) -> list[VideoFault]
     if whole:
         log(f"{len(whole)} of {len(own)} videos were whole when the frame cache was filled, and have not changed")
     elif isinstance(dataset, VideoFiles) and not dataset.generated:
-        log(
-            f"videos are decoded once to check them and again when used; tvrbench data cache {dataset.name} keeps frames"
-        )
+        log(f"decoding videos once to check them and again when used; tvrbench data cache {dataset.name} keeps frames")
     if not unknown:
         return []
     with Bar() as bar:

@@ -11,12 +11,11 @@ import torch
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.core.console import print_json, print_table, say
-from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.records.record import plain
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
-from tvrbench.harness.runs.config import RunConfig, describe, options_of, recipe_of, training_steps, trainings
+from tvrbench.harness.runs.config import RunConfig, describe, read_model, recipe_of, training_steps, trainings
 from tvrbench.harness.runs.context import weights_of
 from tvrbench.harness.training.loop import TRAIN_WORK
 from tvrbench.harness.training.trainer import Trainer
@@ -82,20 +81,10 @@ def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedR
 
 
 def _timed(protocol: Protocol, config: RunConfig, weights: str, *, trains: bool) -> tuple[dict[str, Any], int, float]:
-    scored = config.checkpoint
-    model = load_model(
-        config.method,
-        backbone=protocol.backbone,
-        weights=None if scored and scored.base else weights,
-        checkpoint=scored.path if scored else None,
-        frames=protocol.frames,
-        device=config.device,
-        seed=config.seed,
-        **options_of(protocol, config),
-    )
+    held = config.checkpoint is not None and config.checkpoint.base is not None
+    model = read_model(protocol, None if held else weights, config)
     parameters = sum(p.numel() for p in model.parameters())
-    description = describe(protocol, model.clip.arch, config)
-    return description, parameters, _seconds_per_video(model, protocol, trains=trains)
+    return describe(model), parameters, _seconds_per_video(model, protocol, trains=trains)
 
 
 def _seconds_per_video(model: RetrievalModel, protocol: Protocol, *, trains: bool) -> float:

@@ -19,7 +19,7 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.config import RunConfig, planned_work
+from tvrbench.harness.runs.config import RunConfig, new_model, planned_work
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
@@ -123,8 +123,10 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     context = open_context(suite.protocol, settings.data, settings.weights, scored=suite.scored)
     skip = settings.resume or settings.skip_existing
     refuse = settings.resume and settings.refuse_other_states
+    if suite.scored is not None:
+        new_model(context, suite.configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
     work = work_list(context, suite.configs, store, skip=skip, refuse=refuse)
-    if work.left and not settings.videos_checked:  # after the options, so that these are checked before minutes of it
+    if work.left and not settings.videos_checked:  # after the options, which take milliseconds
         context = check_videos(context, skip_bad=settings.skip_bad_videos, log=_log)
         work = work_list(context, suite.configs, store, skip=skip, refuse=refuse)
     for path in work.done:

@@ -40,6 +40,7 @@ from tvrbench.harness.runs.launch.slurm import check_submitit, submit
 from tvrbench.harness.runs.plan import HEADERS, HOURS_NOTE, make_plan
 from tvrbench.harness.runs.resume import run_status, work_list
 from tvrbench.harness.runs.settings import ExecutionSettings, RunSettings, SweepSettings
+from tvrbench.harness.training.step_log import check_tensorboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Sweep:
         strangers = sorted(set(self.method_options) - set(self.chosen_methods))
         if strangers:
             raise UsageError(
-                f"sweep: method_options has {strangers[0]!r}, which is not among the sweep's methods: add it to methods",
+                f"sweep: method_options has {strangers[0]!r}, which is not among its methods: add it to methods",
                 code="sweep.method-options",
                 method=strangers[0],
             )
@@ -173,6 +174,8 @@ def run_sweep(settings: SweepSettings) -> SweepResult | None:
     if settings.dry_run:
         _print_plan(groups, settings, store)
         return None
+    if settings.tensorboard:
+        check_tensorboard()
     if settings.slurm:
         check_submitit()
     for group in groups:

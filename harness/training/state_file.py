@@ -167,8 +167,8 @@ class StateFile:
         except (OSError, RuntimeError) as error:  # torch's writer has errors of its own for a failed write
             kept = "the state saved before it is kept" if self.path.is_file() else "no earlier state was saved"
             raise RunFailed(
-                f"the training state {self.path.name} cannot be written ({_write_error(error)}), and {kept}: free space "
-                "on that disk, then run the same command with --resume",
+                f"the training state {self.path.name} cannot be written ({_write_error(error)}), and {kept}: free "
+                "space on that disk, then run the same command with --resume",
                 code="state.write",
                 kept=self.path.is_file(),
             ) from error
@@ -194,7 +194,7 @@ def _write_error(error: BaseException) -> str:
 
 
 def trainable_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
-    """The tensors that training changes: trainable parameters, buffers, and the temperature, which every step clamps."""
+    """The tensors that training changes: trainable parameters, buffers, and the temperature, clamped at every step."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {
         name: tensor for name, tensor in model.state_dict().items() if name not in frozen or name == "clip.logit_scale"

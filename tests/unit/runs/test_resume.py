@@ -1,18 +1,19 @@
-"""A run that was broken off goes on as if nothing had happened, and goes on as nothing but itself."""
+"""A stopped run ends as an undisturbed one, bit for bit, and continues as nothing but itself."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_run
 import torch
-from safetensors.torch import load_file
+from errors import raises
+from tiny_run import ActAt, Quiet, assert_equal, assert_same, only, outcome, record_of, run_in, saved_steps, stop_run
+from tiny_run import tiny_context as context_of
 
 from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.core.signals import Interrupted, SignalHandler
@@ -20,234 +21,249 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.micro_batch import MicroBatchChoice
-from tvrbench.harness.runs.resume import ResumePolicy, describe_all, refuse_another
-from tvrbench.harness.runs.runner import Session, run_one
+from tvrbench.harness.runs.plan import PlannedRun
+from tvrbench.harness.runs.resume import RunStatus, WorkList, run_status, work_list
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
-
-
 CONFIG = RunConfig(method="lora", seed=0, timing=False)
+# vidtome draws at random in training, and has an option that is a tuple.
+VIDTOME = replace(CONFIG, method="vidtome", options={"blocks": (0, 2)})
 
 
-class Breaking(tiny_run.Quiet):
-    """Sends this process a signal when it hears the note of the n-th step."""
-
-    def __init__(self, at: int | None = None, number: int = signal.SIGTERM) -> None:
-        super().__init__()
-        self.left, self.number = at, number
-        self.steps: list[str] = []
-
-    def advance(self, work: int, note: str = "") -> None:
-        if not note.startswith("step"):
-            return
-        self.steps.append(note.split()[1])
-        if self.left is not None and len(self.steps) == self.left:
-            os.kill(os.getpid(), self.number)
+@pytest.fixture
+def context(small_weights: Path) -> RunContext:
+    made: RunContext = context_of(small_weights, steps=4)
+    return made
 
 
-def carry_out(
-    prepared: RunContext, folder: Path, config: RunConfig = CONFIG, at: int | None = None, **options: Any
-) -> Breaking:
-    """One run in ``folder``, with a signal at the n-th of its steps."""
-    listener = Breaking(at)
-    if at is None:
-        assert tiny_run.run_in(folder, prepared, config, listener, **options) is not None
-    else:
-        with pytest.raises(Interrupted, match="--resume"):
-            tiny_run.run_in(folder, prepared, config, listener, **options)
-    return listener
+@pytest.fixture(scope="module")
+def stopped(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a run that was stopped after two of four steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stop_run(folder, context_of(small_weights, steps=4), CONFIG, 2)
+    path: Path = only(folder, "*.training")
+    return path
 
 
-def files(folder: Path, pattern: str) -> list[Path]:
-    return sorted(folder.rglob(pattern))
+def with_state(folder: Path, state: Path, content: bytes | None = None) -> Path:
+    """Put a copy of the state where the run in ``folder`` looks for it."""
+    path = folder / "checkpoints" / state.parent.name / state.name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(state.read_bytes() if content is None else content)
+    return path
 
 
-def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """Final weights, metrics, and the log without its times."""
-    (weights,), (record,), (log,) = (files(folder, p) for p in ("*.safetensors", "*.json", "*.jsonl"))
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    kept = [{key: line[key] for key in ("phase", "step", "loss", "lr", "grad_norm")} for line in lines]
-    metrics = json.loads(record.read_text())["metrics"]
-    metrics["training"].pop("resumed_at", None)
-    return load_file(weights), metrics, kept
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Bit for bit."""
-    (weights, metrics, log), (weights_2, metrics_2, log_2) = outcome(one), outcome(other)
-    assert metrics == metrics_2
-    assert log == log_2
-    assert weights.keys() == weights_2.keys()
-    assert all(torch.equal(weights[key], weights_2[key]) for key in weights)
-
-
-@pytest.mark.parametrize("method", ["lora", "vidtome", "clip4clip"])
-def test_a_run_that_was_stopped_twice_ends_as_one_that_was_not(method: str, tiny_weights: Path, tmp_path: Path) -> None:
-    """vidtome draws its target frames at random in training; clip4clip trains nearly everything."""
-    prepared, config = tiny_run.tiny_context(tiny_weights, steps=6), replace(CONFIG, method=method)
-    carry_out(prepared, tmp_path / "whole", config)
-    broken = tmp_path / "broken"
-    first = carry_out(prepared, broken, config, at=2)
-    (state,) = files(broken, "*.training")
-    assert not files(broken, "*.json")
-    second = carry_out(prepared, broken, config, at=1, resume=True)
-    third = carry_out(prepared, broken, config, resume=True)
-    assert [first.steps, second.steps, third.steps] == [["1/6", "2/6"], ["3/6"], ["4/6", "5/6", "6/6"]]
+@pytest.mark.parametrize("config", [CONFIG, VIDTOME, replace(CONFIG, method="clip4clip")], ids=lambda c: c.method)
+def test_a_run_stopped_twice_ends_as_an_undisturbed_one(config: RunConfig, small_weights: Path, tmp_path: Path) -> None:
+    """clip4clip trains nearly everything."""
+    context, whole, broken = context_of(small_weights, steps=5), tmp_path / "whole", tmp_path / "broken"
+    run_in(whole, context, config)
+    first = stop_run(broken, context, config, 2)
+    state = only(broken, "*.training")
+    assert not list(broken.rglob("*.json"))
+    second = stop_run(broken, context, config, 1, resume=True)
+    third = ActAt()
+    run_in(broken, context, config, third, resume=True)
+    assert [first.steps, second.steps, third.steps] == [["1/5", "2/5"], ["3/5"], ["4/5", "5/5"]]
     assert not state.exists()
+    assert record_of(broken)["metrics"]["training"]["resumed_at"] == ["train:2", "train:3"]
+    assert_same(whole, broken)
+
+
+def test_an_lr_search_resumes_inside_each_of_its_trainings(small_weights: Path, tmp_path: Path) -> None:
+    context = context_of(small_weights, steps=3, factors=(0.5, 1.0))
+    run_in(tmp_path / "whole", context, CONFIG)
+    broken, last = tmp_path / "broken", ActAt()
+    taken = [stop_run(broken, context, CONFIG, 2, resume=True).steps for _ in range(4)]
+    run_in(broken, context, CONFIG, last, resume=True)
+    assert [step for part in (*taken, last.steps) for step in part] == ["1/3", "2/3", "3/3"] * 3
     assert_same(tmp_path / "whole", broken)
-    (record,) = files(broken, "*.json")
-    assert json.loads(record.read_text())["metrics"]["training"]["resumed_at"] == ["train:2", "train:3"]
-
-
-def test_a_rate_search_goes_on_where_it_was(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared = tiny_run.tiny_context(tiny_weights, steps=3, factors=(0.5, 1.0))
-    carry_out(prepared, tmp_path / "whole")
-    broken = tmp_path / "broken"
-    taken = [carry_out(prepared, broken, at=2, resume=True).steps for _ in range(4)]  # 2 of 3 + 3 + 3 steps each time
-    taken.append(carry_out(prepared, broken, resume=True).steps)
-    assert [step for part in taken for step in part] == ["1/3", "2/3", "3/3"] * 3
-    assert_same(tmp_path / "whole", broken)
-
-
-def test_a_rate_that_diverged_is_not_tried_again(
-    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared = tiny_run.tiny_context(tiny_weights, steps=2, factors=(0.5, 1.0))
-    real, rates = Trainer.step, []
-
-    def step(self: Trainer, *inputs: torch.Tensor) -> dict[str, Any]:
-        assert self.recipe.lr is not None
-        rates.append(self.recipe.lr)
-        if len(rates) == 1:
-            raise TrainingDiverged("step 0: loss nan")
-        return real(self, *inputs)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    carry_out(prepared, tmp_path, at=1)
-    carry_out(prepared, tmp_path, resume=True)
-    assert len(rates) == 1 + 2 + 2
-    choice = outcome(tmp_path)[1]["training"]["learning_rate_choice"]
-    assert choice["chosen"] == 1.0
-    assert list(choice["held_out_rsum"]) == ["1.0"]
-    assert choice["diverged"] == [0.5]
-
-
-def test_every_epoch_is_saved_and_time_saves_as_well(tiny_weights: Path, tmp_path: Path) -> None:
-    """40 captions in batches of 8: an epoch is 5 steps."""
-
-    class Watching(Breaking):
-        seen: list[int]
-
-        def advance(self, work: int, note: str = "") -> None:
-            state = files(folder, "*.training")
-            self.seen.append(
-                len(torch.load(state[0], weights_only=True)["state"]["training"]["losses"]) if state else 0
-            )
-
-    prepared = tiny_run.tiny_context(tiny_weights, steps=7, batch=8)
-    for every, expected in ((1e9, [0] * 5 + [5] * 2), (0.0, list(range(7)))):
-        folder, listener = tmp_path / str(every), Watching()
-        listener.seen = []
-        with SignalHandler() as interrupts:
-            session = Session(
-                listener=listener,
-                interrupts=interrupts,
-                store=RecordStore(folder),
-                command="test",
-                checkpoint_every_s=every,
-            )
-            run_one(prepared, CONFIG, session)
-        assert listener.seen[1:8] == expected  # heard at the end of a step, before it is saved
-
-
-def test_a_state_is_not_taken_over_without_being_asked(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared = tiny_run.tiny_context(tiny_weights, steps=4)
-    carry_out(prepared, tmp_path, at=3)
-    again = carry_out(prepared, tmp_path)
-    assert again.steps == ["1/4", "2/4", "3/4", "4/4"]
-    assert any("begins anew" in text for text in again.said)
-    assert len(outcome(tmp_path)[2]) == 4  # the log began anew as well
-
-
-def test_the_chunk_of_a_memory_limit_is_found_once_a_run(
-    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chunks = iter((2, 1))
-    monkeypatch.setattr(
-        "tvrbench.harness.runs.runner.choose_micro_batch",
-        lambda *_: MicroBatchChoice(chunk=next(chunks), peaks_mib={1: 10.0, 2: 20.0}, limit_mib=25.0),
-    )
-    prepared = tiny_run.tiny_context(tiny_weights, steps=3)
-    carry_out(prepared, tmp_path / "whole", memory_limit=25 * 2**20)
-    chunks = iter((2, 1))
-    carry_out(prepared, tmp_path / "broken", at=1, memory_limit=25 * 2**20)
-    carry_out(prepared, tmp_path / "broken", memory_limit=25 * 2**20, resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "broken")
-    training = outcome(tmp_path / "broken")[1]["training"]
-    assert training["chunk"] == 2
-    assert training["memory_limit"] == {"limit_mib": 25.0, "peaks_mib": {"1": 10.0, "2": 20.0}}
-    chunks = iter((2, 1))
-    carry_out(prepared, tmp_path / "other", at=1, memory_limit=25 * 2**20)
-    carry_out(prepared, tmp_path / "other", memory_limit=2**20, resume=True)
-    assert next(chunks, None) is None  # another limit is another question
-
-
-def _broken_off(weights: Path, folder: Path) -> tuple[RunContext, Path]:
-    prepared = tiny_run.tiny_context(weights, steps=4)
-    carry_out(prepared, folder, at=2)
-    (state,) = files(folder, "*.training")
-    return prepared, state
 
 
 @pytest.mark.parametrize(
-    ("changed", "word"),
+    ("config", "recipe"),
     [
-        ({"seed": 1}, "seed 0 where this one has 1"),
-        ({"options": {"rank": 4}}, "rank=8"),
-        ({"method": "bias"}, "method"),
+        (VIDTOME, {}),  # draws at random
+        (replace(CONFIG, method="clip4clip"), {"weights": "float16"}),
+        (CONFIG, {"weights": "float16"}),  # frozen weights are rounded too
     ],
+    ids=["vidtome", "clip4clip", "lora"],
+)
+def test_a_search_leaves_no_trace_in_the_model(
+    config: RunConfig, recipe: dict[str, Any], small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final training equals one without a search at the rate chosen, also after memory trials and a divergence."""
+
+    def diverge_at_first(trainer: Trainer, *inputs: torch.Tensor) -> dict[str, Any]:
+        out = step(trainer, *inputs)
+        rates.add(trainer.recipe.lr)
+        if len(rates) == 1 and trainer.steps_done == 1:
+            raise TrainingDiverged("step 1", code="training.exploded")
+        return out
+
+    step, rates = Trainer.step, set[float | None]()
+    run_in(tmp_path / "plain", context_of(small_weights, steps=2, factors=(0.5,), recipe=recipe), config)
+    monkeypatch.setattr(Trainer, "step", diverge_at_first)
+    searched = context_of(small_weights, steps=2, factors=(2.0, 0.5), recipe=recipe)
+    run_in(tmp_path / "searched", searched, config, memory_limit=10**15)
+    (plain, plain_metrics, plain_log), (weights, metrics, log) = (
+        outcome(tmp_path / "plain"),
+        outcome(tmp_path / "searched"),
+    )
+    assert metrics["training"]["learning_rate_choice"]["chosen"] == 0.5
+    assert metrics["training"]["memory_limit"]["peaks_mib"]
+    assert [line for line in log if line["phase"] == "train"] == plain_log
+    assert_equal(weights, plain)
+    assert metrics["t2v"] == plain_metrics["t2v"]
+
+
+def test_a_rate_that_diverged_is_not_tried_again(
+    small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(small_weights, steps=2, factors=(0.5, 1.0))
+    step, rates = Trainer.step, list[float | None]()
+
+    def diverge_once(trainer: Trainer, *inputs: torch.Tensor) -> dict[str, Any]:
+        rates.append(trainer.recipe.lr)
+        if len(rates) == 1:
+            raise TrainingDiverged("step 0: loss nan", code="training.not-finite")
+        return step(trainer, *inputs)
+
+    monkeypatch.setattr(Trainer, "step", diverge_once)
+    stop_run(tmp_path, context, CONFIG, 1)
+    run_in(tmp_path, context, CONFIG, resume=True)
+    assert len(rates) == 1 + 2 + 2
+    choice = outcome(tmp_path)[1]["training"]["learning_rate_choice"]
+    assert (choice["chosen"], list(choice["held_out_rsum"]), choice["diverged"]) == (1.0, ["1.0"], [0.5])
+
+
+def test_a_search_whose_every_rate_diverges_names_the_factors(
+    small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any) -> None:
+        raise TrainingDiverged("step 0: loss nan", code="training.not-finite")
+
+    monkeypatch.setattr(Trainer, "step", diverge)
+    with raises("training.every-rate-diverged", TrainingDiverged, factors=[0.5, 1.0]):
+        run_in(tmp_path, context_of(small_weights, steps=2, factors=(0.5, 1.0)), CONFIG)
+    assert record_of(tmp_path)["status"] == "failed"
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(1e9, [0] * 5 + [5]), (0.0, [0, 1, 2, 3, 4, 5])])
+def test_every_epoch_is_saved_and_time_saves_as_well(
+    minutes: float, saved: list[int], small_weights: Path, tmp_path: Path
+) -> None:
+    """40 captions in batches of 8: an epoch is 5 steps. A step is reported before it is saved."""
+    found = []
+
+    class Watch(Quiet):
+        def update(self, work: int, note: str = "") -> None:
+            if note.startswith("step"):
+                found.append(saved_steps(tmp_path) if list(tmp_path.rglob("*.training")) else 0)
+
+    context = context_of(small_weights, steps=6, batch=8)
+    run_in(tmp_path, context, CONFIG, Watch(), save_interval_min=minutes)
+    assert found == saved
+
+
+def test_a_state_is_used_on_request_only(context: RunContext, stopped: Path, tmp_path: Path) -> None:
+    with_state(tmp_path, stopped)
+    again = ActAt()
+    run_in(tmp_path, context, CONFIG, again)
+    assert again.steps == ["1/4", "2/4", "3/4", "4/4"]
+    assert any("--resume" in line for line in again.lines)
+    assert len(outcome(tmp_path)[2]) == 4  # the log starts again too
+
+
+def test_the_micro_batch_of_a_memory_limit_is_searched_once_per_run(
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def choose(*_: Any) -> MicroBatchChoice:
+        return MicroBatchChoice(size=sizes.pop(0), peaks_mib={2: 20.0, 1: 10.0}, limit_mib=25.0)
+
+    monkeypatch.setattr("tvrbench.harness.runs.runner.choose_micro_batch", choose)
+    limit, folders = 25 * 2**20, {name: tmp_path / name for name in ("whole", "resumed", "other limit")}
+    sizes[:] = [2]
+    run_in(folders["whole"], context, CONFIG, memory_limit=limit)
+    sizes[:] = [2, 1]
+    stop_run(folders["resumed"], context, CONFIG, 1, memory_limit=limit)
+    run_in(folders["resumed"], context, CONFIG, memory_limit=limit, resume=True)
+    assert sizes == [1]
+    assert_same(folders["whole"], folders["resumed"])
+    training = outcome(folders["resumed"])[1]["training"]
+    assert training["chunk"] == 2
+    assert training["memory_limit"] == {"limit_mib": 25.0, "peaks_mib": {"1": 10.0, "2": 20.0}}
+    sizes[:] = [2, 1]
+    stop_run(folders["other limit"], context, CONFIG, 1, memory_limit=limit)
+    run_in(folders["other limit"], context, CONFIG, memory_limit=2**20, resume=True)
+    assert not sizes
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"), [({"seed": 1}, "seed"), ({"options": {"rank": 4}}, "options"), ({"method": "bias"}, "method")]
 )
 def test_the_state_of_another_run_is_refused(
-    changed: dict[str, Any], word: str, tiny_weights: Path, tmp_path: Path
+    changed: dict[str, Any], key: str, context: RunContext, stopped: Path, tmp_path: Path
 ) -> None:
-    prepared, state = _broken_off(tiny_weights, tmp_path)
     config = replace(CONFIG, **changed)
-    other = tmp_path / "other"
-    carry_out(prepared, other, config, at=1)
-    (own,) = files(other, "*.training")
-    own.write_bytes(state.read_bytes())
-    with pytest.raises(UsageError, match=word) as refusal:
-        carry_out(prepared, other, config, resume=True)
-    assert own.name in str(refusal.value)
+    stop_run(tmp_path, context, config, 1)
+    own = only(tmp_path, "*.training")
+    own.write_bytes(stopped.read_bytes())
+    with raises("state.other-run", key=key):
+        run_in(tmp_path, context, config, resume=True)
+    assert not list(tmp_path.rglob("*.json"))
 
 
-def test_another_protocol_is_refused_and_options_forgotten_at_resume_too(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared, state = _broken_off(tiny_weights, tmp_path)
-    for other, config, word in (
-        (replace(prepared, protocol=replace(prepared.protocol, words=9)), CONFIG, "protocol hash"),
-        (prepared, replace(CONFIG, options={"rank": 4}), "options .*rank=8.*rank=4"),
-    ):
-        described = describe_all(other, [config])
-        with pytest.raises(UsageError, match=word):
-            ResumePolicy(skip=True, refuse=True).look(other, [config], described, RecordStore(tmp_path))
-        assert ResumePolicy(skip=True, refuse=False).look(other, [config], described, RecordStore(tmp_path)).left == [
-            config
-        ]
-    assert state.exists()
+def other_protocol(context: RunContext) -> RunContext:
+    return replace(context, protocol=replace(context.protocol, words=9))
 
 
-def test_runs_with_a_valid_record_are_left_out(tiny_weights: Path, tmp_path: Path) -> None:
-    prepared = tiny_run.tiny_context(tiny_weights, steps=2)
-    carry_out(prepared, tmp_path)
-    store, configs = RecordStore(tmp_path), [CONFIG, replace(CONFIG, seed=1)]
-    described = describe_all(prepared, configs)
-    found = ResumePolicy(skip=True, refuse=False).look(prepared, configs, described, store)
-    assert (found.done, found.left) == (files(tmp_path, "*.json"), configs[1:])
-    assert ResumePolicy(skip=False, refuse=False).look(prepared, configs, described, store).left == configs
-    for broken in (files(tmp_path, "*.npz")[0], files(tmp_path, "*.json")[0]):
-        broken.write_bytes(b"torn")
-        assert ResumePolicy(skip=True, refuse=False).look(prepared, configs, described, store).left == configs
+@pytest.mark.parametrize(
+    ("change", "config", "key"),
+    [(other_protocol, CONFIG, "protocol hash"), (lambda same: same, replace(CONFIG, options={"rank": 4}), "options")],
+)
+def test_a_command_that_would_forget_an_interrupted_run_is_refused(
+    change: Callable[[RunContext], RunContext],
+    config: RunConfig,
+    key: str,
+    context: RunContext,
+    stopped: Path,
+    tmp_path: Path,
+) -> None:
+    state, store = with_state(tmp_path, stopped), RecordStore(tmp_path)
+    with raises("state.other-run", key=key):
+        work_list(change(context), [config], store, skip=True, refuse=True)
+    assert work_list(change(context), [config], store, skip=True, refuse=False).left == [config]
+    assert work_list(context, [replace(CONFIG, seed=1)], store, skip=True, refuse=True).left  # another seed
+    state.write_bytes(b"damaged")  # of no known identity
+    assert work_list(change(context), [config], store, skip=True, refuse=True).left == [config]
+
+
+def test_runs_with_a_valid_record_are_skipped(small_weights: Path, tmp_path: Path) -> None:
+    context, store = context_of(small_weights, steps=1), RecordStore(tmp_path)
+    run_in(tmp_path, context, CONFIG)
+    configs = [CONFIG, replace(CONFIG, seed=1)]
+
+    def listed(*, skip: bool) -> WorkList:
+        return work_list(context, configs, store, skip=skip, refuse=False)
+
+    assert listed(skip=True) == WorkList(done=[only(tmp_path, "*.json")], left=configs[1:])
+    assert listed(skip=False).left == configs
+    for pattern in ("*.npz", "*.json"):
+        only(tmp_path, pattern).write_bytes(b"torn")
+        assert listed(skip=True).left == configs
+
+
+def test_an_option_that_does_not_fit_is_refused_before_any_run(context: RunContext, tmp_path: Path) -> None:
+    for options in ({"rank": 0}, {"tuning": "none"}, {"speed": 4}):
+        with pytest.raises(UsageError):
+            work_list(context, [replace(CONFIG, options=options)], RecordStore(tmp_path), skip=False, refuse=False)
+    wrong = replace(VIDTOME, options={"blocks": (0, 3)})  # of 3 blocks
+    with pytest.raises(UsageError):
+        work_list(context, [wrong], RecordStore(tmp_path), skip=False, refuse=False)
 
 
 class _Code:
@@ -255,49 +271,107 @@ class _Code:
         return print, ("code ran",)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "code", "list", "step", "missing"])
-def test_a_damaged_state_is_refused_in_one_sentence(
-    damage: str, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        ("cut", "state.damaged"),
+        ("empty", "state.damaged"),
+        ("code", "state.damaged"),
+        ("list", "state.format"),
+        ("field", "state.damaged"),
+        ("step", "state.damaged"),
+        ("tensor", "state.does-not-fit"),
+        ("optimizer", "state.does-not-fit"),
+    ],
+)
+def test_a_damaged_state_is_refused_in_one_line(
+    damage: str, code: str, context: RunContext, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepared, state = _broken_off(tiny_weights, tmp_path)
-    document = torch.load(state, weights_only=True)
-    if damage == "cut":
-        state.write_bytes(state.read_bytes()[:2000])
-    elif damage == "empty":
-        state.write_bytes(b"")
-    elif damage == "step":
-        document["state"]["training"]["losses"].pop()
-    elif damage == "missing":
-        document["state"]["training"]["model"].popitem()
-    content: Any = {"code": _Code(), "list": [1]}.get(damage, document)
-    if damage not in ("cut", "empty"):
-        torch.save(content, state)
-    capsys.readouterr()
-    with pytest.raises(UsageError, match="--resume") as refusal:
-        carry_out(prepared, tmp_path, resume=True)
+    state, document = with_state(tmp_path, stopped), torch.load(stopped, weights_only=True)
+    training = document["state"]["training"]
+    if damage == "step":
+        training["losses"].pop()
+    elif damage == "tensor":
+        training["model"].popitem()
+    elif damage == "optimizer":
+        training["trainer"]["optimizer"]["param_groups"] = []
+    elif damage == "field":
+        document["state"]["scores"] = 3
+    torch.save({"code": _Code(), "list": [1]}.get(damage, document), state)
+    if damage in ("cut", "empty"):
+        state.write_bytes(stopped.read_bytes()[: 2000 if damage == "cut" else 0])
+    with raises(code) as refusal:
+        run_in(tmp_path, context, CONFIG, resume=True)
     assert "\n" not in str(refusal.value)
     assert "code ran" not in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_signal_outside_training_stops_at_once() -> None:
-    with SignalHandler() as interrupts:
-        with pytest.raises(Interrupted) as stopped:
+    with SignalHandler() as signals:
+        with pytest.raises(Interrupted) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        assert stopped.value.exit_code == 143
-        with interrupts.deferred():
-            os.kill(os.getpid(), signal.SIGINT)  # noted
-            with pytest.raises(Interrupted) as stopped:
+        assert stop.value.exit_code == 143
+        with signals.deferred():
+            os.kill(os.getpid(), signal.SIGINT)  # held back
+            with pytest.raises(Interrupted) as stop:
                 os.kill(os.getpid(), signal.SIGINT)
-            interrupts.pending = None
-        assert stopped.value.exit_code == 130
-    assert signal.getsignal(signal.SIGTERM) is not None
+            signals.pending = None
+        assert stop.value.exit_code == 130
     assert "SignalHandler" not in repr(signal.getsignal(signal.SIGTERM))
 
 
-def test_nothing_is_refused_where_nothing_was_broken_off(tiny_weights: Path, tmp_path: Path) -> None:
-    refuse_another(
-        {"method": {"name": "lora", "options": {}}, "protocol": {"name": "a", "hash": "ab"}, "tuning": "lora"}
-        | {"seed": 0, "weights_sha256": None, "data": {"split_fingerprint": None}},
-        tmp_path / "lora-lora-seed0-00000000.training",
-        "cpu",
-    )
+def planned(context: RunContext, config: RunConfig) -> PlannedRun:
+    """The run as a plan lists it; JSON makes lists of tuples."""
+    shape = {"backbone": "ViT-3x64-16px64", "frames": 12, "tuning": "lora", "rank": 8}
+    own = {"mode": "unmerge", "blocks": [0, 2], "ratio": 0.9, "chunk": 4, "target_stride": 4}
+    options = shape | own | {"merge": "replace", "global_ratio": None}
+    sizes: dict[str, Any] = {"steps": 4, "batch_size": 4, "trainings": 1, "disk_mib": 1.0, "hours": 0.1}
+    return PlannedRun(method=config.method, options=options, tuning="lora", seed=config.seed, **sizes)
+
+
+def test_the_status_of_a_planned_run_follows_it_to_its_record(
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run, protocol = RecordStore(tmp_path), planned(context, VIDTOME), context.protocol
+    assert run_status(protocol, run, store) == RunStatus()
+    assert RunStatus().describe() is None
+    stop_run(tmp_path, context, VIDTOME, 2)
+    assert run_status(protocol, run, store) == RunStatus(resumes="resumes after step 2")
+    with monkeypatch.context() as patch:
+
+        def diverge(*_: Any) -> None:
+            raise TrainingDiverged("step 3: loss nan", code="training.not-finite")
+
+        patch.setattr(Trainer, "step", diverge)
+        with raises("training.not-finite", TrainingDiverged):
+            run_in(tmp_path, context, VIDTOME, resume=True)
+    status = run_status(protocol, run, store)
+    assert status.describe() == "failed, resumes after step 2"
+    assert "loss nan" in str(status.failure)
+    assert_other_runs_have_none(context, run, store)
+    run_in(tmp_path, context, VIDTOME, resume=True)
+    assert run_status(protocol, run, store) == RunStatus(done=True)
+    assert_other_runs_have_none(context, run, store)
+
+
+def assert_other_runs_have_none(context: RunContext, run: PlannedRun, store: RecordStore) -> None:
+    assert run_status(context.protocol, replace(run, options=run.options | {"ratio": 0.5}), store) == RunStatus()
+    assert run_status(context.protocol, replace(run, seed=1), store) == RunStatus()
+    other = other_protocol(context).protocol
+    assert run_status(other, run, store) == RunStatus()
+    assert run_status(other, run, store, other_weights=True) != RunStatus()  # its hash cannot tell then
+
+
+def test_the_status_ignores_a_run_that_selected_on_the_test_set_and_a_damaged_state(
+    small_weights: Path, tmp_path: Path
+) -> None:
+    context = context_of(small_weights, steps=2)
+    run_in(tmp_path, context, replace(VIDTOME, selection="best-on-test"))
+    assert record_of(tmp_path)["metrics"]["selection"] == "best-on-test"
+    stop_run(tmp_path, context, VIDTOME, 1)
+    run, store = planned(context, VIDTOME), RecordStore(tmp_path)
+    assert run_status(context.protocol, run, store).resumes
+    for content in (only(tmp_path, "*.training").read_bytes()[:3000], b"", b"not a state"):
+        only(tmp_path, "*.training").write_bytes(content)
+        assert run_status(context.protocol, run, store) == RunStatus()
