@@ -1,1 +1,1 @@
-"""What is run, as data: protocols and recipes in TOML."""
+"""Protocols and recipes as data, in TOML."""

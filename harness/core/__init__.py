@@ -1,1 +1,1 @@
-"""What every room uses: errors, registries, input checks, processes, signals, progress. Imports nothing above."""
+"""Foundations: errors, registries, input checks, processes, signals, progress. Imports no other part."""

@@ -331,7 +331,7 @@ def _draws(queries: int, n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _counts(rows: npt.NDArray[np.int64], queries: int) -> Values:
-    """How often each query is in each resample [n, Q]."""
+    """Count each query in each resample [n, Q]."""
     block = len(rows)
     flat = (rows + np.arange(block)[:, None] * queries).ravel()
     return np.bincount(flat, minlength=block * queries).reshape(block, queries).astype(np.float64)

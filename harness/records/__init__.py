@@ -1,1 +1,1 @@
-"""What a run leaves: one JSON record, its store, and where it came from."""
+"""The JSON record of a run, its store, and its provenance."""

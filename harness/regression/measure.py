@@ -1,4 +1,4 @@
-"""What ``tvrbench check`` measures for each tier of a baseline, as ``prefix/subject/metric`` -> value."""
+"""Measurements of ``tvrbench check`` for each tier of a baseline, as ``prefix/subject/metric`` -> value."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def _subjects(baseline: Baseline, prefix: str) -> set[str]:
 
 
 def _reference(baseline: Baseline) -> Loose:
-    """What ratios refer to: the baseline's own choice, or else the encoder without token reduction."""
+    """The reference of ratios: the baseline's own choice, or the encoder without token reduction."""
     return baseline.loose or Loose(reference=registry.matching("methods", "baselines", role="dense")[0])
 
 

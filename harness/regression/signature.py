@@ -1,6 +1,6 @@
-"""A method's signature: what a tiny model with fixed weights computes, so that a changed computation shows in seconds.
+"""A method's signature: outputs of a tiny model with fixed weights, which show a changed computation in seconds.
 
-Counts (tokens, GMACs, parameters) cannot see a swapped set, a wrong temperature or a lost term; these numbers can.
+Counts (tokens, GMACs, parameters) miss a swapped set, a wrong temperature or a lost term; these numbers do not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.training.trainer import Trainer
 
 TOLERANCE = 1e-3
-"""Relative: what another machine's arithmetic may change, some of it through merges decided by a hair."""
+"""Relative: the effect of another machine's arithmetic, some of it through merges between near-equal scores."""
 
 TINY = Architecture(
     image_size=64,
@@ -42,10 +42,10 @@ _VIDEOS, _FRAMES, _WORDS, _STEPS, _RATE = 4, 12, 32, 3, 2e-3
 
 
 def signature(method: str) -> dict[str, float]:
-    """Numbers of a method on a tiny model: a few training steps, then the features of the trained model.
+    """Train a method on a tiny model for a few steps and summarize its features.
 
     Returns:
-        ``loss`` before the first step and ``loss_trained`` after the last one (both where anything is trained),
+        ``loss`` of the first and ``loss_trained`` of the last step (if the method trains),
         ``grad_norm`` of the first, ``likeness``: mean cosine between different videos, ``match``: mean similarity
         (temperature included) of videos with their texts, ``contrast``: its standard deviation over all pairs.
     """
@@ -56,18 +56,18 @@ def signature(method: str) -> dict[str, float]:
         model = load_model(method, weights=weights, frames=_FRAMES, **cls.card.tiny)
         video, ids, text_mask = _inputs()
         video_mask = torch.ones(_VIDEOS, _FRAMES, dtype=torch.bool)
-        found: dict[str, float] = {}
+        training: dict[str, float] = {}
         if cls.card.trains:
             trainer = Trainer(model, _recipe(), total_steps=2 * _STEPS)
             steps = [trainer.step(video, video_mask, ids, text_mask) for _ in range(_STEPS)]
-            found = {"loss": steps[0]["loss"], "grad_norm": steps[0]["grad_norm"], "loss_trained": steps[-1]["loss"]}
+            training = {"loss": steps[0]["loss"], "grad_norm": steps[0]["grad_norm"], "loss_trained": steps[-1]["loss"]}
         model.eval()
         with torch.no_grad():
             features_VE = model.encode_video(video, video_mask)
             similarity_TV = model.similarity(model.encode_text(ids, text_mask), features_VE)
         unit_VE = F.normalize(features_VE.double(), dim=-1)
         apart = ~torch.eye(_VIDEOS, dtype=torch.bool)
-        return found | {
+        return training | {
             "likeness": float((unit_VE @ unit_VE.T)[apart].mean()),
             "match": float(similarity_TV.double().diagonal().mean()),
             "contrast": float(similarity_TV.double().std()),
