@@ -10,14 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from tvrbench.datasets.annotations import (
-    checked_caption,
-    checked_id,
-    checked_seconds,
-    malformed,
-    paragraph,
-    parse_json,
-)
+from tvrbench.datasets.annotations import checked_caption, checked_id, checked_seconds, malformed, paragraph, parse_json
 from tvrbench.datasets.published import PublishedDataset
 from tvrbench.harness.data.types import Source
 

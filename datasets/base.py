@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -26,8 +26,8 @@ from tvrbench.harness.data.types import (
     Mask,
     Progress,
     Source,
-    Split,
     VideoFault,
+    VideoFiles,
     VideoReport,
     clip_sha256,
 )
@@ -35,7 +35,7 @@ from tvrbench.harness.data.types import (
 T = TypeVar("T")
 
 
-class VideoFolderDataset(ABC):
+class VideoFolderDataset(VideoFiles, ABC):
     """A data set whose videos are ``root/videos/**/<id>.mp4`` (or .avi, .webm, .mkv), each id once.
 
     Args:
@@ -45,13 +45,9 @@ class VideoFolderDataset(ABC):
         UsageError: ``root`` is not a folder.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    wanted: ClassVar[str]
     generated: ClassVar[bool] = False
     notice: ClassVar[str | None] = None
     stands_for: ClassVar[str | None] = None
-    split_names: ClassVar[tuple[str, ...]]
     sources: ClassVar[tuple[Source, ...]] = ()  # the files that `tvrbench data download` fetches
     access: ClassVar[str] = ""  # the steps to get the data set that must be done by hand
     first_seconds: ClassVar[float | None] = None  # set where only the start of each video belongs to the data set
@@ -64,10 +60,6 @@ class VideoFolderDataset(ABC):
                 root=str(root),
             )
         self.root = root
-
-    @abstractmethod
-    def split(self, name: str) -> Split:
-        """Return the named split; UsageError for an unknown name or a broken annotation file."""
 
     def file_stems(self, video_id: str) -> tuple[str, ...]:
         """Hook: the names without folder and suffix that the file of a video may have."""

@@ -12,14 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from tvrbench.datasets.annotations import (
-    checked_caption,
-    checked_id,
-    checked_seconds,
-    malformed,
-    paragraph,
-    parse_json,
-)
+from tvrbench.datasets.annotations import checked_caption, checked_id, checked_seconds, malformed, paragraph, parse_json
 from tvrbench.datasets.published import Content, PublishedDataset
 from tvrbench.harness.data.types import Source
 

@@ -25,19 +25,13 @@ _MAX_WORDS = 2_000
 _PUBLISHED = MappingProxyType(
     {
         "test": Content(
-            videos=670,
-            captions=27_763,
-            ids_sha256="9c936428326fe0fb2c495a0019d325f1ed33b7047f3c7f1a6419f9ba69a3523f",
+            videos=670, captions=27_763, ids_sha256="9c936428326fe0fb2c495a0019d325f1ed33b7047f3c7f1a6419f9ba69a3523f"
         ),
         "val": Content(
-            videos=100,
-            captions=4_290,
-            ids_sha256="0bec36e217a4d3be9efc8aa6d0443ae91266b52e08205e03edbc178d90c86852",
+            videos=100, captions=4_290, ids_sha256="0bec36e217a4d3be9efc8aa6d0443ae91266b52e08205e03edbc178d90c86852"
         ),
         "train": Content(
-            videos=1_200,
-            captions=48_774,
-            ids_sha256="42542253dfa83993033bce0e391308372b7a7e3011613c6fae64a3d9b404604d",
+            videos=1_200, captions=48_774, ids_sha256="42542253dfa83993033bce0e391308372b7a7e3011613c6fae64a3d9b404604d"
         ),
     }
 )

@@ -20,14 +20,7 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
-from tvrbench.harness.data.cache_store import (
-    FORMAT,
-    ClipEntry,
-    FileStamp,
-    FrameStore,
-    open_writer,
-    read_key,
-)
+from tvrbench.harness.data.cache_store import FORMAT, ClipEntry, FileStamp, FrameStore, open_writer, read_key
 from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import (
     NATIVE,
@@ -242,9 +235,7 @@ def _decode(
         frames = dataset.stored_frames(video_id, spec)
         if _stat(path) != stat:
             raise UsageError(
-                f"video {path} changed while it was read; run the command again",
-                code="video.changed",
-                video=str(path),
+                f"video {path} changed while it was read; run the command again", code="video.changed", video=str(path)
             )
     except (UsageError, OSError) as error:
         return VideoFault.of(video_id, path, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,9 +231,9 @@ class RetrievalDataset(Protocol):
     split_names: ClassVar[tuple[str, ...]]
     root: Path
 
+    @abstractmethod
     def split(self, name: str) -> Split:
         """Return the named split; UsageError for an unknown name or a broken annotation file."""
-        ...
 
     def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
         """Return pixels uint8 [T, 3, size, size] and mask [T] (False = padding); UsageError for a bad file."""

@@ -116,12 +116,7 @@ def _videos(archive: Path, folder: Path) -> Iterator[Sequence[_Member]]:
         else:
             with tarfile.open(archive) as bundle:
                 yield [
-                    _Member(
-                        name=info.name,
-                        size=info.size,
-                        plain=info.isreg(),
-                        open=partial(bundle.extractfile, info),
-                    )
+                    _Member(name=info.name, size=info.size, plain=info.isreg(), open=partial(bundle.extractfile, info))
                     for info in bundle
                     if _is_video(info.name) and tarfile.data_filter(info, str(folder))
                 ]

@@ -12,6 +12,7 @@ from errors import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tools.errors import raises
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
 from tvrbench.harness.core import registry
@@ -86,7 +87,7 @@ def test_batches_are_epochs_without_repeats(videos: int, each: int, size: int, s
     split = make_split(videos, each, twins)
     units = videos if twins else videos * each
     if units < size:
-        with pytest.raises(UsageError, match="do not fill"):
+        with raises("batch.too-large", batch_size=size):
             list(batches(split, size, seed, 4, pair_scenes=twins))
         return
     per_epoch = units // size
@@ -139,16 +140,16 @@ def test_fingerprints_ignore_order_and_notice_captions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "code"),
     [
-        ({"video_ids": ("x", "x")}, "stands twice"),
-        ({"caption_video": (0,)}, "2 captions, 1 videos"),
-        ({"caption_video": (0, 2)}, "not in the split"),
+        ({"video_ids": ("x", "x")}, "split.duplicate"),
+        ({"caption_video": (0,)}, "split.captions"),
+        ({"caption_video": (0, 2)}, "split.captions"),
     ],
 )
-def test_broken_splits_are_refused(changes: dict[str, Any], word: str) -> None:
+def test_broken_splits_are_refused(changes: dict[str, Any], code: str) -> None:
     good = {"name": "a", "video_ids": ("x", "y"), "captions": ("1", "2"), "caption_video": (0, 1)}
-    with pytest.raises(UsageError, match=word):
+    with raises(code, split="a"):
         Split(**(good | changes))
 
 
