@@ -162,8 +162,9 @@ class StateFile:
         """
         document = {"format": FORMAT, "run": self._identity, "state": state.to_document()}
         try:
-            with atomic_path(self.path, draft_name=self._draft.name) as draft:  # a kill leaves one draft at most
-                torch.save(document, draft)
+            # One name of the draft: a kill leaves one at most. A file of ours: its errors keep the system's reason.
+            with atomic_path(self.path, draft_name=self._draft.name) as draft, draft.open("wb") as file:
+                torch.save(document, file)
         except (OSError, RuntimeError) as error:  # torch's writer has errors of its own for a failed write
             kept = "the state saved before it is kept" if self.path.is_file() else "no earlier state was saved"
             raise RunFailed(

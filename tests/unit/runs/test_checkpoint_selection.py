@@ -1,29 +1,26 @@
-"""The best checkpoint on the test set, where it is asked for: chosen, told of, resumed, and apart from the default."""
+"""The best checkpoint on the test set, on request: chosen, recorded, resumed, and apart from the default."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_run
 import torch
+from errors import raises
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_run import assert_equal, assert_same, only, outcome, record_of, run_in, stop_run
+from tiny_run import tiny_context as context_of
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.signals import Interrupted
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.checkpoint_selection import choose, steps_to_check
+from tvrbench.harness.runs.checkpoint_selection import choose, eval_steps
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
-from tvrbench.harness.runs.resume import ResumePolicy, describe_all
+from tvrbench.harness.runs.resume import WorkList, work_list
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
@@ -31,28 +28,33 @@ LAST = RunConfig(method="vidtome", seed=0, timing=False)  # draws at random in t
 BEST = replace(LAST, selection="best-on-test")
 
 
-def only(folder: Path, pattern: str) -> Path:
-    (path,) = folder.rglob(pattern)
-    return path
-
-
-def metrics_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(only(folder, "*.json").read_text())["metrics"]
-    return found
-
-
 @pytest.fixture
-def prepared(tiny_weights: Path) -> RunContext:
+def context(small_weights: Path) -> RunContext:
+    return context_at(small_weights)
+
+
+def context_at(weights: Path) -> RunContext:
     """Ten steps at a rate that changes ranks."""
-    made: RunContext = tiny_run.tiny_context(tiny_weights, steps=10, factors=(20.0,))
+    made: RunContext = context_of(weights, steps=10, batch=2, factors=(20.0,))
     return made
 
 
-def test_the_best_is_chosen_and_everything_looked_at_is_told(prepared: RunContext, tmp_path: Path) -> None:
-    last, best = tmp_path / "last", tmp_path / "best"
-    tiny_run.run_in(last, prepared, LAST)
-    tiny_run.run_in(best, prepared, BEST)
-    plain, chosen = metrics_of(last), metrics_of(best)
+@pytest.fixture(scope="module")
+def last(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("last")
+    run_in(folder, context_at(small_weights), LAST)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("best")
+    run_in(folder, context_at(small_weights), BEST)
+    return folder
+
+
+def test_the_record_holds_every_evaluation_and_the_best_is_chosen(last: Path, best: Path) -> None:
+    (_, plain, log), (_, chosen, log_of_best) = outcome(last), outcome(best)
     assert plain["selection"] == "last"
     assert "checkpoints" not in plain
     assert chosen["selection"] == "best-on-test"
@@ -63,115 +65,86 @@ def test_the_best_is_chosen_and_everything_looked_at_is_told(prepared: RunContex
     assert (scores[-1]["R1"], scores[-1]["RSum"]) == (plain["t2v"]["R1"], plain["RSum"])
     best_r1 = max(score["R1"] for score in scores)
     assert chosen["t2v"]["R1"] == best_r1
-    want = [score for score in scores if score["R1"] == best_r1][-1]
-    assert chosen["checkpoints"]["chosen"] == want
-    assert chosen["RSum"] == want["RSum"]
-    lines = [[json.loads(line)["loss"] for line in only(f, "*.jsonl").read_text().splitlines()] for f in (last, best)]
-    assert lines[0] == lines[1]  # looking changes no training
+    latest = [score for score in scores if score["R1"] == best_r1][-1]
+    assert chosen["checkpoints"]["chosen"] == latest
+    assert chosen["RSum"] == latest["RSum"]
+    assert log == log_of_best  # evaluations change no training
 
 
 def test_the_saved_model_is_the_chosen_one_and_says_so(
-    prepared: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of the looks is made the best."""
-    looks: list[dict[str, torch.Tensor]] = []
-    real = tiny_run_score()
+    """The second evaluation is made the best."""
+    models: list[dict[str, torch.Tensor]] = []
+    evaluate = RunContext.evaluate
 
-    def score(self: Any, model: Any, recipe: Any) -> Evaluation:
-        result: Evaluation = real(self, model, recipe)
-        looks.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        r1 = 99.0 if len(looks) in (2, 6) else 1.0
+    def second_is_best(self: RunContext, model: Any, *given: Any) -> Evaluation:
+        result = evaluate(self, model, *given)
+        models.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        r1 = 99.0 if len(models) in (2, 6) else 1.0
         return replace(result, metrics=result.metrics | {"t2v": result.metrics["t2v"] | {"R1": r1}})
 
-    monkeypatch.setattr("tvrbench.harness.runs.runner._Run._score", score)
-    tiny_run.run_in(tmp_path, prepared, BEST, save_embeddings=True)
+    monkeypatch.setattr(RunContext, "evaluate", second_is_best)
+    run_in(tmp_path, context, BEST, save_embeddings=True)
     path = only(tmp_path / "checkpoints", "*.safetensors")
     saved = load_file(path)
-    assert len(looks) == 6  # four, the last, and the best again
-    for name, tensor in saved.items():
-        assert torch.equal(tensor, looks[1][name])
-    assert any(not torch.equal(tensor, looks[4][name]) for name, tensor in saved.items())
+    assert len(models) == 6  # four, the last, and the best again
+    assert_equal(saved, {name: models[1][name] for name in saved})
+    assert any(not torch.equal(tensor, models[4][name]) for name, tensor in saved.items())
     for file in (path, only(tmp_path / "embeddings", "*.safetensors")):
         with safe_open(file, framework="pt") as handle:
             assert "best-on-test" in str(handle.metadata())
-    assert metrics_of(tmp_path)["checkpoints"]["chosen"]["step"] == 4
+    assert record_of(tmp_path)["metrics"]["checkpoints"]["chosen"]["step"] == 4
     assert "best-on-test" in path.name
 
 
-def tiny_run_score() -> Any:
-    from tvrbench.harness.runs.runner import _Run
-
-    return _Run._score
-
-
-class Stopping(tiny_run.Quiet):
-    """Sends SIGTERM at the n-th thing it hears of."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def advance(self, work: int, note: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.mark.parametrize("at", [3, 5, 9])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(at: int, prepared: RunContext, tmp_path: Path) -> None:
-    """In a step, and while the test set is looked at, where it stops at once with the state of the step kept."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    tiny_run.run_in(whole, prepared, BEST)
+@pytest.mark.parametrize("at", [2, 4, 8])
+def test_a_stopped_run_ends_as_an_undisturbed_one(at: int, context: RunContext, best: Path, tmp_path: Path) -> None:
+    """In a step, and during an evaluation, which a signal ends at once with the state of the step kept."""
     for number in range(2):
-        with pytest.raises(Interrupted):
-            tiny_run.run_in(broken, prepared, BEST, Stopping(at + number), resume=True)
-    tiny_run.run_in(broken, prepared, BEST, resume=True)
-    one, other = metrics_of(whole), metrics_of(broken)
-    assert other["training"].pop("resumed_at")
-    assert one == other
-    weights = [load_file(only(folder, "*.safetensors")) for folder in (whole, broken)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert not list(broken.rglob("*.training"))
+        stop_run(tmp_path, context, BEST, at + number, updates=True, resume=True)
+    run_in(tmp_path, context, BEST, resume=True)
+    assert record_of(tmp_path)["metrics"]["training"]["resumed_at"]
+    assert_same(best, tmp_path)
+    assert not list(tmp_path.rglob("*.training"))
 
 
-def test_neither_takes_the_other_s_place(prepared: RunContext, tmp_path: Path) -> None:
-    tiny_run.run_in(tmp_path, prepared, LAST)
-    with pytest.raises(Interrupted):
-        tiny_run.run_in(tmp_path, prepared, BEST, Stopping(5))
-    described, store = describe_all(prepared, [LAST]), RecordStore(tmp_path)
-    look = ResumePolicy(skip=True, refuse=True).look
-    assert look(prepared, [LAST], described, store).done
-    assert look(prepared, [BEST], described, store).left == [BEST]
+def test_neither_replaces_the_other(small_weights: Path, tmp_path: Path) -> None:
+    context, store = context_of(small_weights, steps=3), RecordStore(tmp_path)
+
+    def listed(config: RunConfig) -> WorkList:
+        return work_list(context, [config], store, skip=True, refuse=True)
+
+    run_in(tmp_path, context, LAST)
+    stop_run(tmp_path, context, BEST, 2)
+    assert listed(LAST).done
+    assert listed(BEST).left == [BEST]
     only(tmp_path / "records", "*.json").unlink()
-    with pytest.raises(UsageError, match="selection best-on-test where this one has last"):
-        look(prepared, [LAST], described, store)
-    tiny_run.run_in(tmp_path, prepared, BEST, resume=True)
-    assert look(prepared, [BEST], described, store).done
-    tiny_run.run_in(tmp_path, prepared, LAST)
+    with raises("state.other-run", key="selection", saved="best-on-test", own="last"):
+        listed(LAST)
+    run_in(tmp_path, context, BEST, resume=True)
+    assert listed(BEST).done
+    run_in(tmp_path, context, LAST)
     assert len(list((tmp_path / "records").rglob("*.json"))) == len(list(tmp_path.rglob("*.npz"))) == 2
 
 
-def test_when_the_test_set_is_looked_at() -> None:
+def test_the_steps_of_evaluations() -> None:
     epochs, steps = load_recipe("clip4clip"), load_recipe("uniform", {"steps": 12})
-    assert steps_to_check("last", epochs, 100, 500) == []
-    assert steps_to_check("best-on-test", epochs, 100, 500) == [100, 200, 300, 400]
-    assert steps_to_check("best-on-test", steps, 100, 12) == [2, 4, 7, 9]
-    assert steps_to_check("best-on-test", steps, 100, 3) == [1, 2]
-    assert steps_to_check("best-on-test", steps, 100, 1) == []
+    assert eval_steps("last", epochs, 100, 500) == []
+    assert eval_steps("best-on-test", epochs, 100, 500) == [100, 200, 300, 400]
+    assert eval_steps("best-on-test", steps, 100, 12) == [2, 4, 7, 9]
+    assert eval_steps("best-on-test", steps, 100, 3) == [1, 2]
+    assert eval_steps("best-on-test", steps, 100, 1) == []
 
 
-def test_of_equal_ones_the_last_is_taken() -> None:
-    nothing = torch.empty(0)
-    last = Evaluation(metrics={"t2v": {"R1": 5.0}, "v2t": {}, "RSum": 9.0}, ranks={}, text=nothing, video=nothing)
-
-    def unwanted() -> Evaluation:
-        raise AssertionError("the last one is as good")
-
-    found = choose([{"step": 1, "R1": 5.0, "RSum": 10.0}], 2, last, unwanted)
-    assert found.metrics["checkpoints"]["chosen"] == {"step": 2, "R1": 5.0, "RSum": 9.0}
+def test_of_equal_checkpoints_the_last_is_chosen() -> None:
+    empty = torch.empty(0)
+    last = Evaluation(metrics={"t2v": {"R1": 5.0}, "v2t": {}, "RSum": 9.0}, ranks={}, text=empty, video=empty)
+    account = choose([{"step": 1, "R1": 5.0, "RSum": 10.0}], 2, last)
+    assert account["chosen"] == {"step": 2, "R1": 5.0, "RSum": 9.0}
 
 
-def test_weights_held_in_float16_rest_in_float32(tiny_model: Any) -> None:
+def test_float16_weights_are_evaluated_in_float32(tiny_model: Any) -> None:
     model = tiny_model("clip4clip")
     trainer = Trainer(model, load_recipe("uniform", {"weights": "float16"}), 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -181,6 +154,5 @@ def test_weights_held_in_float16_rest_in_float32(tiny_model: Any) -> None:
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert model.training
     after = model.state_dict()
-    assert all(
-        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
-    )
+    assert all(after[name].dtype == tensor.dtype for name, tensor in before.items())
+    assert_equal(after, before)

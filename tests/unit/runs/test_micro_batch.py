@@ -1,9 +1,8 @@
-"""The chunk that a memory limit leaves: the largest that fits, found without taking much more than the limit."""
+"""The micro-batch size under a memory limit: the largest that fits, found without taking much more than the limit."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,35 +11,35 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_bytes
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.runs import micro_batch as chunking
 from tvrbench.harness.runs.micro_batch import choose_micro_batch, largest
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.unit
 PAIRS, GIB = 16, 2**30
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(most=st.integers(1, 300), limit=st.integers(0, 400))
 def test_the_largest_that_fits_is_found_from_below(most: int, limit: int) -> None:
     tried: list[int] = []
 
-    def fits(chunk: int) -> bool:
-        tried.append(chunk)
-        return chunk <= limit
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= limit
 
     assert largest(fits, most) == min(limit, most)
     assert max(tried) <= max(1, 2 * limit)
     assert len(tried) == len(set(tried)) <= 20
 
 
-# In a process of its own: one that has run other tests holds memory that it was given back, and hides the peak.
+# In its own process: one that has run other tests keeps freed memory, which hides the peak.
 CHOOSE = """
 import json, sys
 import torch
@@ -51,63 +50,77 @@ from tvrbench.harness.config.recipe import load_recipe
 
 torch.set_num_threads(1)
 weights, pairs = sys.argv[1], int(sys.argv[2])
+model = load_model("clip4clip", weights=weights)
 
 def choose(limit):
-    make = lambda: load_model("clip4clip", weights=weights)
-    return choose_micro_batch(make, load_recipe("uniform"), pairs, int(limit))
+    return choose_micro_batch(model, load_recipe("uniform"), pairs, int(limit))
 
 roomy = choose(1000 * 2**30)
 middle = choose((roomy.peaks_mib[1] + roomy.peaks_mib[pairs]) / 2 * 2**20)
 try:
     choose(2**20)
-    refusal = None
 except UsageError as error:
-    refusal = str(error)
-print(json.dumps({
-    "roomy": [roomy.chunk, roomy.to_json()], "middle": [middle.chunk, middle.to_json()], "refusal": refusal
-}))
+    refusal = [error.code, error.fields["needed_mib"]]
+print(json.dumps({"roomy": roomy.to_state(), "middle": middle.to_state(), "refusal": refusal}))
 """
 
 
-def test_a_limit_between_one_pair_and_all_gives_a_chunk_whose_peak_is_under_it(tiny_weights: Path) -> None:
+@pytest.mark.slow  # a process that imports torch, and a dozen training steps
+def test_the_peak_of_the_size_chosen_is_under_the_limit(tiny_weights: Path) -> None:
     command = [sys.executable, "-P", "-c", CHOOSE, str(tiny_weights), str(PAIRS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    (all_at_once, roomy), (chunk, middle) = found["roomy"], found["middle"]
-    assert all_at_once is None
+    result = json.loads(done.stdout)
+    roomy, middle, size = result["roomy"]["record"], result["middle"]["record"], result["middle"]["size"]
+    assert result["roomy"]["size"] is None
     assert roomy["peaks_mib"][str(PAIRS)] > roomy["peaks_mib"]["1"] + 50  # the graph of 16 videos shows beside torch
-    assert 1 <= chunk < PAIRS
-    assert middle["peaks_mib"][str(chunk)] <= middle["limit_mib"]
-    above = middle["peaks_mib"][str(chunk + 1)]
+    assert 1 <= size < PAIRS
+    assert middle["peaks_mib"][str(size)] <= middle["limit_mib"]
+    above = middle["peaks_mib"][str(size + 1)]
     assert above is None or above > middle["limit_mib"]
-    assert re.search(r"--memory-limit of 1 MiB: one pair at a time already takes \d+ MiB; give more", found["refusal"])
+    assert result["refusal"][0] == "memory-limit.too-small"
+    assert result["refusal"][1] > 1
+
+
+@pytest.fixture
+def fits_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that runs out of memory above micro-batches of two."""
+    accumulate = Trainer.accumulate
+
+    def run_out(trainer: Trainer, pairs: Pairs, *given: Any) -> torch.Tensor:
+        if trainer.micro_batch_size is not None and trainer.micro_batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return accumulate(trainer, pairs, *given)
+
+    monkeypatch.setattr(Trainer, "accumulate", run_out)
 
 
 def test_running_out_of_memory_in_a_trial_is_an_answer(
-    tiny_model: Callable[..., RetrievalModel], monkeypatch: pytest.MonkeyPatch
+    fits_two: None, tiny_model: Callable[..., RetrievalModel]
 ) -> None:
-    real = chunking.MemoryProbeStep._step
+    model = tiny_model("lora")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    choice = choose_micro_batch(model, load_recipe("uniform"), 4, 1000 * GIB)
+    assert choice.size == 2
+    assert choice.to_state()["record"]["peaks_mib"]["4"] is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
 
-    def step(self: Any, chunk: int) -> None:
-        if chunk > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        real(self, chunk)
 
-    monkeypatch.setattr(chunking.MemoryProbeStep, "_step", step)
-    found = choose_micro_batch(lambda: tiny_model("lora"), load_recipe("uniform"), 4, 1000 * GIB)
-    assert found.chunk == 2
-    assert found.to_json()["peaks_mib"]["4"] is None
+def test_a_limit_below_one_pair_is_refused(tiny_model: Callable[..., RetrievalModel]) -> None:
+    with raises("memory-limit.too-small") as refusal:
+        choose_micro_batch(tiny_model("lora"), load_recipe("uniform"), 1, 2**20)
+    assert refusal.value.fields["needed_mib"] > 1
 
 
 @pytest.mark.parametrize(
     ("text", "count"), [("8GB", 8 * 10**9), ("7.5 GiB", int(7.5 * GIB)), ("512mib", 2**29), ("1TB", 10**12)]
 )
-def test_sizes_are_read(text: str, count: int) -> None:
-    assert parse_bytes(text, "--memory-limit") == count
+def test_sizes_are_parsed(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["8", "GB", "-1GB", "0GB", "8 gigabytes", "1e3GB", "٣GB", ""])
-def test_sizes_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--memory-limit 8GB"):
-        parse_bytes(text, "--memory-limit")
+def test_other_text_is_no_size(text: str) -> None:
+    with raises("option.size", given=text):
+        parse_bytes(text)
