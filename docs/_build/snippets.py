@@ -3,7 +3,7 @@
 Each command of a ``bash`` block and each ``python`` block is a test. A comment ``<!-- skip: next "reason" -->`` skips
 one. Commands are also skipped if they contain a placeholder (DIR, FILE, ...), set up an environment or need a GPU or a
 cluster; their ``tvrbench`` options must exist all the same. A ``toml`` block with the entry point of a method installs
-the document's last ``python`` block as a plug-in.
+the document's last ``python`` block as a plug-in. Files of the repository that are named must exist.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ LIMIT_S = 600
 _COMMAND = re.compile(r"(?:.*\\\n)*.+")  # a line and those that continue it
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _PLACEHOLDER = re.compile(r"(?<![\w-])(DIR|FILE|NAME|URL|ID|SHA256|A|B|METHOD|PROTOCOL|DATASET)(?![\w-])")
+_PATH = re.compile(r"`((?:harness|methods|baselines|datasets|tests|docs)/[a-z0-9_/.-]+)`")
 _ENTRY_POINT = re.compile(r'^(\w+) = "(\w+):\w+"$', re.MULTILINE)
 _ELSEWHERE = {
     "pip": "sets up an environment",
@@ -51,7 +52,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def snippets(document: Document) -> Iterator[Region]:
-    """Yield the commands, Python blocks and entry points of a document."""
+    """Yield the commands, Python blocks, entry points and names of our files of a document."""
+    for match in _PATH.finditer(document.text):
+        yield Region(match.start(), match.end(), match[1], find_file)
     for block in FencedCodeBlockLexer("bash|python|toml")(document):
         language, source = block.lexemes["language"], block.lexemes["source"]
         if language == "python":
@@ -95,6 +98,11 @@ def install_plugin(example: Example) -> str | None:
     (about / "entry_points.txt").write_text(f"[tvrbench.methods]\n{point}\n", encoding="utf-8")
     (workplace / "plugins" / f"{module}.py").write_text(example.namespace["python"], encoding="utf-8")
     return _run(["tvrbench", "profile", method, "--json"], workplace)
+
+
+def find_file(example: Example) -> str | None:
+    """Check that a file exists in the repository."""
+    return None if (ROOT / example.parsed).exists() else f"{example.parsed} does not exist"
 
 
 def why_elsewhere(command: str) -> str | None:

@@ -13,7 +13,7 @@ from deviations import Deviation, switch_text
 from PIL import Image
 from readme_table import results_table
 from records import make_record, save
-from snippets import run_command, run_python, snippets, unknown_options
+from snippets import find_file, run_command, run_python, snippets, unknown_options
 from sybil import Document
 
 from tvrbench.harness.records.store import RecordStore
@@ -33,6 +33,7 @@ print("hello")
 ```
 echo not a shell block
 ```
+See `docs/methods.md` and `tests/no_such.py`.
 ```toml
 [not-an-entry-point]
 ```
@@ -41,11 +42,14 @@ echo not a shell block
 
 def test_snippets_are_found_where_they_are() -> None:
     document = Document(TEXT, "x.md")
-    found = [(document.line_column(region.start), region.parsed) for region in snippets(document)]
+    regions = sorted(snippets(document), key=lambda region: region.start)
+    found = [(document.line_column(region.start), region.parsed) for region in regions]
     assert found == [
         ("line 3, column 1", "echo one"),
         ("line 4, column 1", "echo two three"),
         ("line 7, column 1", 'print("hello")\n'),
+        ("line 13, column 5", "docs/methods.md"),
+        ("line 13, column 27", "tests/no_such.py"),
     ]
 
 
@@ -56,6 +60,8 @@ def example(text: str, folder: Path) -> Any:
 def test_a_snippet_that_fails_shows_its_output(tmp_path: Path) -> None:
     assert run_command(example("true", tmp_path)) is None
     assert "no-such-file" in (run_command(example("ls no-such-file", tmp_path)) or "")
+    assert find_file(example("docs/methods.md", tmp_path)) is None
+    assert "no_such" in (find_file(example("tests/no_such.py", tmp_path)) or "")
     assert "ZeroDivisionError" in (run_python(example("1 / 0", tmp_path)) or "")
 
 
@@ -99,9 +105,7 @@ def test_a_switch_is_shown_as_it_is_given() -> None:
     assert switch_text(switch) == "`--methods centerclip --set segment_mask=last`"
 
 
-@pytest.mark.parametrize(
-    "change", [{"because": None}, {"effect": "see tests/no_such.py"}, {"area": "x"}, {"more": "x"}]
-)
+@pytest.mark.parametrize("change", [{"because": None}, {"area": "x"}, {"more": "x"}])
 def test_an_incomplete_deviation_is_refused(change: dict[str, Any]) -> None:
     entry = {"area": "Videos", "whose": "x", "theirs": "x", "ours": "x", "because": "x", "source": "x"}
     assert "Switch: none, because x." in str(Deviation(**entry))
