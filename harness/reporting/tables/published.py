@@ -138,13 +138,13 @@ def paper_scale_table(
         context.record_column(),
     ]
     note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
-    caption = (
-        f"Full-size models with random weights. Time and memory: {setting(full_size)}. "
+    sentences = (
+        "Full-size models with random weights.",
+        f"Time and memory: {setting(full_size)}.",
         "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
-        "Time and memory depend on the device, so they have no difference."
+        "Time and memory depend on the device, so they have no difference.",
     )
-    caption = " ".join(filter(None, (caption, note)))
-    return make_table("paper-scale", "Cost at paper scale", caption, columns, _by_size(full_size), note=note)
+    return make_table("paper-scale", "Cost at paper scale", sentences, columns, _by_size(full_size), note=note)
 
 
 def claims_table(results: Sequence[ClaimResult], name: str, title: str, context: ReportContext) -> Table:
@@ -172,8 +172,9 @@ def claims_table(results: Sequence[ClaimResult], name: str, title: str, context:
         text_column("source", "source (read from)", lambda r: f"{r.claim.number.cited} ({r.claim.number.read_from})"),
         link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
     )
-    caption = context.caption(
+    sentences = (
         f"{_counts(Counter(result.verdict for result in results)).capitalize()}.",
+        "A footnote is the command that measures what was not measured on a GPU.",
         "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
         "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
         f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "
@@ -181,7 +182,7 @@ def claims_table(results: Sequence[ClaimResult], name: str, title: str, context:
         "Times of different devices are never compared, and a ratio measured on a CPU gets no verdict. "
         "Invalid measurements are excluded.",
     )
-    return make_table(name, title, caption, columns, results, commands=True)
+    return make_table(name, title, sentences, columns, results, commands=True)
 
 
 def _counts(counted: Mapping[Any, int]) -> str:
