@@ -100,11 +100,11 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
     for (*settings, _), runs in largest.items():
         chosen.setdefault(tuple(settings), []).extend(runs)
     kept = {run.path for runs in chosen.values() for run in runs}
-    found = [_bench(runs, variants) for runs in chosen.values()]
-    found.sort(key=lambda bench: (not bench.on_gpu, bench.device, bench.precision or "", bench.compiled, bench.frames))
-    slugs = [bench.slug for bench in found]
+    result = [_bench(runs, variants) for runs in chosen.values()]
+    result.sort(key=lambda b: (not b.on_gpu, b.device, b.precision or "", b.compiled, b.frames))
+    slugs = [bench.slug for bench in result]
     unique = [f"{slug}-{i + 1}" if slug in slugs[:i] else slug for i, slug in enumerate(slugs)]
-    numbered = [replace(bench, slug=slug) for bench, slug in zip(found, unique, strict=True)]
+    numbered = [replace(bench, slug=slug) for bench, slug in zip(result, unique, strict=True)]
     return numbered, [run for run in stored if run.path not in kept]
 
 
@@ -122,19 +122,19 @@ def figure(row: MethodRow, name: str, what: str | None = None, batch: int | None
         what: the scenario; a measurement that names none counts for any.
         batch: the batch size; likewise.
     """
-    found = (
+    matching = (
         m
         for m in row.measurements
         if m["name"] == name
         and (what is None or m["conditions"].get("what", what) == what)
         and (batch is None or m["conditions"].get("batch", batch) == batch)
     )
-    return min(found, key=lambda m: (m["value"] is None, "invalid" in m["conditions"]), default=None)
+    return min(matching, key=lambda m: (m["value"] is None, "invalid" in m["conditions"]), default=None)
 
 
-def value_of(found: MeasurementDoc | None) -> float | None:
+def value_of(measurement: MeasurementDoc | None) -> float | None:
     """Return the value of a measurement that exists and is valid."""
-    return None if found is None or "invalid" in found["conditions"] else found["value"]
+    return None if measurement is None or "invalid" in measurement["conditions"] else measurement["value"]
 
 
 def rounds_interval(ratio: MeasurementDoc) -> tuple[float, float]:
@@ -144,11 +144,11 @@ def rounds_interval(ratio: MeasurementDoc) -> tuple[float, float]:
     return float(ratio["conditions"]["low"]), float(ratio["conditions"]["high"])
 
 
-def why_not(found: MeasurementDoc | None) -> str:
+def why_not(measurement: MeasurementDoc | None) -> str:
     """Return the reason why ``value_of`` is None."""
-    if found is None:
+    if measurement is None:
         return UNMEASURED
-    return str(found["conditions"].get("reason") or f"not valid: {found['conditions'].get('invalid')}")
+    return str(measurement["conditions"].get("reason") or f"not valid: {measurement['conditions'].get('invalid')}")
 
 
 def batches(rows: Sequence[MethodRow], name: str, what: str | None = None) -> list[int]:
@@ -161,7 +161,7 @@ def shared_batch(rows: Sequence[MethodRow], name: str, what: str | None = None) 
     """Return the largest batch size at which every row with this cost has it; without one, the largest."""
 
     def measured(row: MethodRow, batch: int) -> bool:
-        return (found := figure(row, name, what, batch)) is not None and found["value"] is not None
+        return (m := figure(row, name, what, batch)) is not None and m["value"] is not None
 
     per_row = [{batch for batch in batches([row], name, what) if measured(row, batch)} for row in rows]
     usable = [sizes for sizes in per_row if sizes]

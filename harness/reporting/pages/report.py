@@ -244,7 +244,7 @@ def _origins(
         for run in (*selected.left_out, *outdated)
     ]
     return [
-        *provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
+        provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
         *bullets("Runs that failed", failed),
         *bullets("Videos left out", skipped),
         *bullets("Not measured", [(brief(line),) for line in not_measured([*rows, *full_size])]),

@@ -124,7 +124,7 @@ def equal_time_table(equal: EqualTimes, bench: Bench, name: str, context: Report
     """
 
     def part(side: str, key: str) -> Callable[[Equal], float | None]:
-        return lambda entry: None if (found := getattr(entry, side)) is None else getattr(found, key)
+        return lambda entry: None if (point := getattr(entry, side)) is None else getattr(point, key)
 
     columns = [
         text_column("method", "method", lambda entry: entry.row.label),
@@ -260,7 +260,7 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, title: str) -> str |
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:
-    """Describe the machine's own limits, as each measuring process found them."""
+    """Describe the machine's own limits, as each measuring process measured them."""
     values = ([value_of(figure(row, name)) for row in rows] for name in ("matmul_peak", "copy_bandwidth"))
     peaks, copies = ([value for value in group if value is not None] for group in values)
     if not peaks or not copies:

@@ -81,8 +81,8 @@ def apart_table(comparisons: Sequence[Comparison], context: ReportContext) -> Ta
         return None
 
     lines = []
-    for (*variant, why, cited, read_from), found in groups.items():
-        values = (f"{_measure(n)} {_as_printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in found)
+    for (*variant, why, cited, read_from), numbers in groups.items():
+        values = (f"{_measure(n)} {_as_printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in numbers)
         lines.append((*variant, ", ".join(values), why, cited, read_from))
     headers = ("method", "backbone", "paper's configuration", "published", "why not", "source", "read from")
     columns = [
@@ -109,16 +109,16 @@ def paper_scale_table(
 
     def published(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
-            found = [n for n in numbers if n.metric == name and row in partners(n, configurations, full_size).rows]
-            return _joined([f"{_as_printed(n)}{_device(n)}" for n in found], [n.value for n in found])
+            printed = [n for n in numbers if n.metric == name and row in partners(n, configurations, full_size).rows]
+            return _joined([f"{_as_printed(n)}{_device(n)}" for n in printed], [n.value for n in printed])
 
         return Column(key=f"{name}_published", header="published", cell=cell)
 
     def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
             of_row = [c.difference for c in comparisons if c.row is row and c.number.metric == name]
-            found = [value for value in of_row if value is not None]
-            return _joined([_signed_percent(value) for value in found], found)
+            known = [value for value in of_row if value is not None]
+            return _joined([_signed_percent(value) for value in known], known)
 
         return Column(key=f"{name}_difference_percent", header="difference", cell=cell)
 

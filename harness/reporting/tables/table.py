@@ -213,11 +213,11 @@ def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Colum
     """Return a column of links."""
 
     def cell(item: Any) -> Cell:
-        found = tuple(targets(item))
-        if not found:
+        links = tuple(targets(item))
+        if not links:
             return NOTHING
-        paths = [text if target is None else target for text, target in found]
-        return Cell(text=", ".join(text for text, _ in found), value="; ".join(paths), links=found)
+        paths = [text if target is None else target for text, target in links]
+        return Cell(text=", ".join(text for text, _ in links), value="; ".join(paths), links=links)
 
     return Column(key=key, header=header, cell=cell, left=True)
 
