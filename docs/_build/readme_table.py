@@ -38,7 +38,8 @@ def results_table(results: Path = Path("results")) -> Table:
     kept = [i for i, column in enumerate(table.columns) if column.key in _COLUMNS]
     return replace(
         table,
-        caption=scope.caption("Some columns of the report; methods that cannot be told apart share a rank."),
+        caption=scope.caption("Some columns of the report; methods that do not differ significantly share a rank."),
+        remarks=(),
         columns=tuple(table.columns[i] for i in kept),
         rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
     )

@@ -109,24 +109,17 @@ def metric(name: str, what: str | None = None, unit: str | None = None) -> Metri
 
 def retrieval(direction: str) -> list[Metric]:
     """List the metrics of one direction (``t2v`` or ``v2t``): R@1, R@5, R@10, median rank, mean rank, R-Sum."""
-    return [_retrieval(direction, name) for name in _RANKED]
+    arrow = DIRECTIONS[direction]
+    return [
+        _retrieval(f"{direction}_{name}", name, f"{arrow} {_RANKED[name][0]}", (direction, name)) for name in _RANKED
+    ]
 
 
 def subset_metric(subset: str | None, name: str) -> Metric:
     """Describe a text-to-video metric on a named subset of the queries, or on all of them."""
-    short, unit, better = _RANKED[name]
     path = ("t2v", name) if subset is None else ("subsets", subset, "t2v", name)
     subset = subset or "all"
-    return Metric(
-        name=f"{subset}_{name}",
-        label=f"{subset}: t→v {short}{_in(unit)}",
-        short=f"{subset}: {short}",
-        unit=unit,
-        better=better,
-        show=fixed(1),
-        kind="retrieval",
-        path=path,
-    )
+    return _retrieval(f"{subset}_{name}", name, f"{subset}: {_RANKED[name][0]}", path)
 
 
 def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "latency"]) -> list[Metric]:
@@ -149,48 +142,24 @@ _RANKED: Mapping[str, tuple[str, str, Better]] = {
 }
 
 
-def _in(unit: str) -> str:
-    return f" ({unit})" if unit else ""
-
-
-def _retrieval(direction: str, name: str) -> Metric:
-    short, unit, better = _RANKED[name]
-    arrow = DIRECTIONS[direction]
+def _retrieval(name: str, kind: str, short: str, path: tuple[str, ...], label: str | None = None) -> Metric:
+    _, unit, better = _RANKED[kind]
+    label = label or f"{short} ({unit})" if unit else short
     return Metric(
-        name=f"{direction}_{name}",
-        label=f"{arrow} {short}{_in(unit)}",
-        short=f"{arrow} {short}",
-        unit=unit,
-        better=better,
-        show=fixed(1),
-        kind="retrieval",
-        path=(direction, name),
+        name=name, label=label, short=short, unit=unit, better=better, show=fixed(1), kind="retrieval", path=path
     )
 
 
-EXPECTED_R1 = Metric(
-    name="t2v_R1_ties_shared",
-    label="t→v R@1, expected over ties (%)",
-    short="t→v R@1, expected over ties",
-    unit="%",
-    better="max",
-    show=fixed(1),
-    kind="retrieval",
-    path=("ties_shared", "t2v", "R1"),
-)
+EXPECTED_R1 = _retrieval("t2v_R1_ties_shared", "R1", "t→v R@1, expected over ties", ("ties_shared", "t2v", "R1"))
 """R@1 with ties broken at random, in expectation: the metric that orders rows, figures and tests."""
 
-PAIR_ACCURACY = Metric(
-    name="pair_accuracy",
-    label="correct order picked (%, chance 50)",
-    short="correct order picked, % (chance 50)",
-    unit="%",
-    better="max",
-    show=fixed(1),
-    kind="retrieval",
-    path=("pair_accuracy",),
+PAIR_ACCURACY = _retrieval(
+    "pair_accuracy",
+    "R1",
+    "correct order picked, % (chance 50)",
+    ("pair_accuracy",),
+    "correct order picked (%, chance 50)",
 )
-
 
 _INFER, _STAGES = "inference", "end-to-end"
 _3, _4 = significant(3), significant(4)

@@ -1,10 +1,10 @@
-"""What ``tvrbench bench`` recorded, sorted: one group for each device and way of measuring, and figures by name."""
+"""Records of ``tvrbench bench`` by device and measurement settings, and their measurements by name."""
 
 from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,16 +21,16 @@ UNMEASURED = "this record does not hold it"
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Records that were measured in one way on one device, and may stand in one table.
+    """Records that were measured with the same settings on one device, and may share a table.
 
     Attributes:
         device: its name.
-        on_gpu: whether it is a GPU.
-        frames: a video.
+        on_gpu: True for a GPU.
+        frames: per video.
         precision, compiled: of encoding; None where nothing was timed.
-        hashes: of the way of measuring, one for each that differs between backbones (their batches).
+        hashes: of the settings, one per backbone with its own batch sizes.
         rows: of every backbone.
-        slug: what its files are called; no two benches of one report share it.
+        slug: part of its files' names, unique in a report.
     """
 
     device: str
@@ -44,7 +44,7 @@ class Bench:
 
     @property
     def name(self) -> str:
-        """Device and way of measuring, for people."""
+        """Device and settings, for people."""
         parts = [self.device, self.precision, "compiled" if self.compiled else None, f"{self.frames} frames"]
         return ", ".join(part for part in parts if part)
 
@@ -55,15 +55,15 @@ class Bench:
 
     @property
     def backbones(self) -> list[str]:
-        """Small ones first."""
+        """Their names, small ones first."""
         heaviest: dict[str, float] = {}
         for row in self.rows:
-            gmacs = figure(row, "gmacs_video")
-            heaviest[backbone(row)] = max(value_of(gmacs) or 0.0, heaviest.get(backbone(row), 0.0))
+            gmacs = value_of(figure(row, "gmacs_video")) or 0.0
+            heaviest[backbone(row)] = max(gmacs, heaviest.get(backbone(row), 0.0))
         return sorted(heaviest, key=lambda name: (heaviest[name], name))
 
     def on(self, name: str) -> list[MethodRow]:
-        """The rows of one backbone."""
+        """Return the rows of one backbone."""
         return [row for row in self.rows if backbone(row) == name]
 
     @property
@@ -72,18 +72,12 @@ class Bench:
         days = sorted({datetime.datetime.fromisoformat(run.record["started"]).date().isoformat() for run in self.runs})
         return " to ".join(dict.fromkeys((days[0], days[-1])))
 
-    @property
-    def encoding_only(self) -> tuple[MethodRow, ...]:
-        """The rows of which neither training nor stages nor energy were measured."""
-        more = ("step_time", "end_to_end_throughput", "energy_video")
-        return tuple(row for row in self.rows if all(figure(row, name) is None for name in more))
-
 
 def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tuple[list[Bench], list[StoredRecord]]:
-    """The groups, GPUs first, and the records of older ways of measuring.
+    """Group the records, GPUs first, and return those of older settings apart.
 
-    Where a backbone was measured on a device in ways that differ only in how thoroughly (batches, rounds), the one with
-    the most rows counts, and of equal ones the newest: a quick trial does not push a whole table out.
+    Where a backbone was measured on a device with settings that differ only in thoroughness (batches, repeats), the
+    ones with the most rows count, and of equal ones the newest: a quick trial does not replace a whole table.
 
     Raises:
         UsageError: there is no record.
@@ -100,117 +94,107 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
         )
     largest: dict[tuple[Any, ...], list[StoredRecord]] = {}
     for (_, device, on), runs in groups.items():
-        table = (device, *_way(runs), on)
+        table = (device, *_settings(runs), on)
         largest[table] = max(largest.get(table, runs), runs, key=lambda g: (len(g), newest(g).record["started"]))
     chosen: dict[tuple[Any, ...], list[StoredRecord]] = {}
-    for (*way, _), runs in largest.items():
-        chosen.setdefault(tuple(way), []).extend(runs)
-    kept = [run for runs in chosen.values() for run in runs]
-    found = [_bench(runs, variants) for runs in chosen.values()]
-    found.sort(key=lambda bench: (not bench.on_gpu, bench.device, bench.precision or "", bench.compiled, bench.frames))
-    taken: set[str] = set()
-    for index, bench in enumerate(found):
-        slug = bench.slug if bench.slug not in taken else f"{bench.slug}-{index + 1}"
-        taken.add(slug)
-        found[index] = replace(bench, slug=slug)
-    return found, [run for run in stored if run not in kept]
+    for (*settings, _), runs in largest.items():
+        chosen.setdefault(tuple(settings), []).extend(runs)
+    kept = {run.path for runs in chosen.values() for run in runs}
+    result = [_bench(runs, variants) for runs in chosen.values()]
+    result.sort(key=lambda b: (not b.on_gpu, b.device, b.precision or "", b.compiled, b.frames))
+    slugs = [bench.slug for bench in result]
+    unique = [f"{slug}-{i + 1}" if slug in slugs[:i] else slug for i, slug in enumerate(slugs)]
+    numbered = [replace(bench, slug=slug) for bench, slug in zip(result, unique, strict=True)]
+    return numbered, [run for run in stored if run.path not in kept]
 
 
 def backbone(row: MethodRow) -> str:
-    """Of a row's model."""
+    """Return the name of a row's backbone."""
     return str(row.options.get("backbone", "unnamed"))
 
 
 def figure(row: MethodRow, name: str, what: str | None = None, batch: int | None = None) -> MeasurementDoc | None:
-    """A measurement by name; a measured one before a missing one, None where the row does not mention it.
+    """Return a measurement by name: a valid one before an invalid and a missing one; None where there is none.
 
     Args:
         row: one method.
         name: as in the records.
-        what: of which job (``inference``, ``training``); a measurement that does not say counts as any.
-        batch: at which batch; likewise.
+        what: the scenario; a measurement that names none counts for any.
+        batch: the batch size; likewise.
     """
-    found = [
+    matching = (
         m
-        for run in row.runs
-        for m in run.record["cost"]
+        for m in row.measurements
         if m["name"] == name
         and (what is None or m["conditions"].get("what", what) == what)
         and (batch is None or m["conditions"].get("batch", batch) == batch)
-    ]
-    return min(found, key=lambda m: (m["value"] is None, "invalid" in m["conditions"]), default=None)
+    )
+    return min(matching, key=lambda m: (m["value"] is None, "invalid" in m["conditions"]), default=None)
 
 
-def value_of(found: MeasurementDoc | None) -> float | None:
-    """The value of a measurement that there is and that is valid."""
-    return None if found is None or "invalid" in found["conditions"] else found["value"]
+def value_of(measurement: MeasurementDoc | None) -> float | None:
+    """Return the value of a measurement that exists and is valid."""
+    return None if measurement is None or "invalid" in measurement["conditions"] else measurement["value"]
 
 
 def rounds_interval(ratio: MeasurementDoc) -> tuple[float, float]:
-    """95 % interval of a ratio from its rounds; of a single round, which has none, the ends that the record gives."""
+    """Return the 95 % interval of a ratio from its rounds; a single round has the recorded ends."""
     if len(ratio["samples"]) > 1:
         return repeats_interval(ratio["samples"])
     return float(ratio["conditions"]["low"]), float(ratio["conditions"]["high"])
 
 
-def why_not(found: MeasurementDoc | None) -> str:
-    """Why ``value_of`` is None."""
-    if found is None:
+def why_not(measurement: MeasurementDoc | None) -> str:
+    """Return the reason why ``value_of`` is None."""
+    if measurement is None:
         return UNMEASURED
-    return str(found["conditions"].get("reason") or f"not valid: {found['conditions'].get('invalid')}")
+    return str(measurement["conditions"].get("reason") or f"not valid: {measurement['conditions'].get('invalid')}")
 
 
 def batches(rows: Sequence[MethodRow], name: str, what: str | None = None) -> list[int]:
-    """The batches at which a figure was measured or tried, ascending."""
-    return sorted(
-        {
-            int(m["conditions"]["batch"])
-            for row in rows
-            for run in row.runs
-            for m in run.record["cost"]
-            if m["name"] == name and "batch" in m["conditions"] and m["conditions"].get("what", what) in (what, None)
-        }
-    )
+    """List the batch sizes at which a cost was measured or tried, ascending."""
+    conditions = (m["conditions"] for row in rows for m in row.measurements if m["name"] == name)
+    return sorted({int(c["batch"]) for c in conditions if "batch" in c and c.get("what", what) in (what, None)})
 
 
 def shared_batch(rows: Sequence[MethodRow], name: str, what: str | None = None) -> int | None:
-    """The largest batch at which every row that has the figure at all has it; if there is none, the largest."""
-    there = {
-        row.label: {b for b in batches([row], name, what) if _measured(figure(row, name, what, b))} for row in rows
-    }
-    having = [found for found in there.values() if found]
-    common = set.intersection(*having) if having else set()
-    return max(common or set().union(*having), default=None)
+    """Return the largest batch size at which every row with this cost has it; without one, the largest."""
+
+    def measured(row: MethodRow, batch: int) -> bool:
+        return (m := figure(row, name, what, batch)) is not None and m["value"] is not None
+
+    per_row = [{batch for batch in batches([row], name, what) if measured(row, batch)} for row in rows]
+    usable = [sizes for sizes in per_row if sizes]
+    common = set.intersection(*usable) if usable else set()
+    return max(common or set().union(*usable), default=None)
 
 
 def variant_name(row: MethodRow, variants: Sequence[Variant]) -> str | None:
-    """What a paper calls the row's options, where it has a name for them."""
-    return next((v.name for v in variants if v.method == row.method and _fits(v.options, row)), None)
+    """Return a paper's name for the row's options, where it has one."""
+
+    def fits(variant: Variant) -> bool:
+        options = variant.options.items()
+        return variant.method == row.method and all(k in row.options and row.options[k] == v for k, v in options)
+
+    return next((variant.name for variant in variants if fits(variant)), None)
 
 
-def _fits(options: Mapping[str, Any], row: MethodRow) -> bool:
-    return all(key in row.options and row.options[key] == value for key, value in options.items())
-
-
-def _measured(found: MeasurementDoc | None) -> bool:
-    return found is not None and found["value"] is not None
-
-
-def _way(runs: Sequence[StoredRecord]) -> tuple[int, str | None, bool]:
-    said = [m["conditions"] for run in runs for m in run.record["cost"] if m["conditions"].get("what") == "inference"]
-    timed = next((c for c in said if "precision" in c), {})
+def _settings(runs: Sequence[StoredRecord]) -> tuple[int, str | None, bool]:
+    """Return frames, precision and compilation of encoding."""
+    conditions = [m["conditions"] for run in runs for m in run.record["cost"]]
+    timed = next((c for c in conditions if c.get("what") == "inference" and "precision" in c), {})
     frames = int(runs[0].record["method"]["options"].get("frames", 0))
     return frames, timed.get("precision"), bool(timed.get("compile"))
 
 
 def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
-    frames, precision, compiled = _way(runs)
-    environment = runs[0].record["environment"]
+    frames, precision, compiled = _settings(runs)
+    device = runs[0].record["environment"]["device"]
     devices = {str(m["conditions"].get("device", "")) for run in runs for m in run.record["cost"]}
-    words = [environment["device"], precision or "untimed", *(["compiled"] * compiled), f"{frames}f"]
+    words = [device, precision or "untimed", *(["compiled"] * compiled), f"{frames}f"]
     return Bench(
-        device=environment["device"],
-        on_gpu=any(device.startswith("cuda") for device in devices),
+        device=device,
+        on_gpu=any(name.startswith("cuda") for name in devices),
         frames=frames,
         precision=precision,
         compiled=compiled,
@@ -221,13 +205,13 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
 
 
 def _labeled(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> list[MethodRow]:
-    """Rows; those that make a named variant of a paper bear its name, and do not lengthen the labels of the others."""
-    named: dict[str, list[StoredRecord]] = {}
-    plain: list[StoredRecord] = []
+    """Return rows; a paper's named variant has its name and does not lengthen the labels of the others."""
+    named: dict[str | None, list[StoredRecord]] = {}
     for row in method_rows(runs):
-        name = variant_name(row, variants)
-        (plain if name is None else named.setdefault(name, [])).extend(row.runs)
-    rows = method_rows(plain, apart=("backbone",))
-    for name, members in named.items():
-        rows += [replace(row, label=f"{row.label}: {name}") for row in method_rows(members, apart=("backbone",))]
+        named.setdefault(variant_name(row, variants), []).extend(row.runs)
+    rows = [
+        row if name is None else replace(row, label=f"{row.label}: {name}")
+        for name, members in named.items()
+        for row in method_rows(members, apart=("backbone",))
+    ]
     return sorted(rows, key=lambda row: (row.method, row.label))

@@ -69,8 +69,7 @@ class ReportContext:
         **options: Any,
     ) -> Table:
         """Fill a table of this protocol: its title names the protocol, its caption and CSV hold the notice."""
-        caption = self.caption(*sentences)
-        return make_table(name, f"{title}, {self.protocol}", caption, columns, items, note=self.notice, **options)
+        return make_table(name, f"{title}, {self.protocol}", sentences, columns, items, note=self.notice, **options)
 
     def record_column(self) -> Column:
         """Return the column of links to a row's records, one per seed."""

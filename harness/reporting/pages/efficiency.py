@@ -71,7 +71,7 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
         )
     ]
     sections.append(Section(title="The papers' claims", blocks=claims))
-    sections += provenance(provenance_table(runs, context), runs, context, ["report", NAME])
+    sections.append(provenance(provenance_table(runs, context), runs, context, ["report", NAME]))
     sections += bullets(
         "Records left out",
         [(context.link(run), ": measurement settings ", Code(run.record["protocol"]["hash"])) for run in left_out],

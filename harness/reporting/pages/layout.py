@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,11 @@ class Report:
     figures: Sequence[Picture] = ()
     chart: Mapping[str, Any] | None = None
     costs_only: bool = False
-    tables: tuple[Table, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        tables = [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
-        object.__setattr__(self, "tables", tuple(tables))
+    @property
+    def tables(self) -> list[Table]:
+        """Every table, in order."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -126,11 +126,8 @@ def write(report: Report, folder: Path) -> list[Path]:
     page = html_page("report.html.j2", sheet=sheet, script=script, **content)
     files = {"README.md": templates().get_template("report.md.j2").render(report=report), PAGE: page}
     for table in report.tables:
-        files |= {
-            f"{table.name}.md": table.to_markdown(),
-            f"{table.name}.csv": table.to_csv(),
-            f"{table.name}.tex": fragment(table),
-        }
+        made = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": fragment(table)}
+        files |= {f"{table.name}.{kind}": text for kind, text in made.items()}
     files[LATEX] = document(report.tables)
     encoded = {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
     for name, data in encoded.items():
@@ -140,32 +137,18 @@ def write(report: Report, folder: Path) -> list[Path]:
     return [folder / name for name in encoded]
 
 
-def provenance(
-    table: Table, runs: Sequence[StoredRecord], context: ReportContext, command: Sequence[str]
-) -> list[Section]:
+def provenance(table: Table, runs: Sequence[StoredRecord], context: ReportContext, command: Sequence[str]) -> Section:
     """Return the section of origins: the table, the commands that made the records, and the report's own command."""
-    commands = shared_values(runs, lambda record: record["command"])
-    return [
-        Section(
-            title="Provenance",
-            blocks=[
-                table,
-                Text(("Commands that made the records:",)),
-                Bullets(
-                    [(Code(line), " made ", *record_links(members, context)) for line, members in commands.items()]
-                ),
-                Text(("This report is made from the records alone: ", Code(command_line(command)), ".")),
-            ],
-        )
-    ]
+    commands: list[Sequence[Inline]] = []
+    for line, members in shared_values(runs, lambda record: record["command"]).items():
+        links = [part for run in members for part in (", ", context.link(run))][1:]
+        commands.append((Code(line), " made ", *links))
+    own = ("This report is made from the records alone: ", Code(command_line(command)), ".")
+    intro = Text(("Commands that made the records:",))
+    return Section(title="Provenance", blocks=[table, intro, Bullets(commands), Text(own)])
 
 
 def bullets(title: str, items: Sequence[Sequence[Inline]], intro: str | None = None) -> list[Section]:
     """Return a subsection of one list; nothing for an empty one."""
     blocks: list[Block] = [] if intro is None else [Text((intro,))]
     return [Section(title=title, level=3, blocks=[*blocks, Bullets(items)])] if items else []
-
-
-def record_links(runs: Sequence[StoredRecord], context: ReportContext) -> list[Inline]:
-    """Return links to the runs' records, separated by commas."""
-    return [part for run in runs for part in (", ", context.link(run))][1:]

@@ -71,7 +71,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
         *_origins(rows, full_size, selected, outdated, context),
     ]
     lead = (
-        "It shows that the whole job works: real video files, training, evaluation, cost. "
+        "These runs show that the whole job works: real video files, training, evaluation, cost. "
         f"For {context.stands_for} itself run ",
         Code(f"nox -s reproduce-{context.stands_for} -- --data DIR"),
         ".",
@@ -199,7 +199,7 @@ def _visualized(context: ReportContext) -> list[Block]:
     }
     blocks: list[Block] = []
     if TOKENS in commands:
-        title = "Patches of a clip that share a token, method by method"
+        title = "Which patches of a clip share a token, method by method"
         blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
         blocks.append(Text((f"{title} (", commands[TOKENS], "). ", context.notice or "")))
     if GALLERY in commands:
@@ -244,7 +244,7 @@ def _origins(
         for run in (*selected.left_out, *outdated)
     ]
     return [
-        *provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
+        provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
         *bullets("Runs that failed", failed),
         *bullets("Videos left out", skipped),
         *bullets("Not measured", [(brief(line),) for line in not_measured([*rows, *full_size])]),

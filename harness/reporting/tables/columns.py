@@ -61,16 +61,10 @@ def interval_column(direction: str, name: str) -> Column:
     )
 
 
-def cost_column(shown: Metric, *, key: str | None = None, best: bool = True) -> Column:
-    """Return the column of a cost, averaged over seeds.
-
-    Args:
-        shown: from the catalogue.
-        key: in CSV; the metric's own by default.
-        best: mark the best of the column.
-    """
+def cost_column(shown: Metric, *, best: bool = True) -> Column:
+    """Return the column of a cost, averaged over seeds; ``best`` marks the best of the column."""
     return Column(
-        key=key or shown.key,
+        key=shown.key,
         header=shown.label if shown.kind == "memory" or shown.name.startswith("latency") else shown.short,
         cell=lambda row: cost_cell(row.cost(shown.name, shown.what), row, shown.text),
         better=shown.better if best else None,
@@ -103,11 +97,11 @@ def measured_column(
     """
 
     def cell(row: MethodRow) -> Cell:
-        found = find(row)
-        if found is None or found["value"] is None:
-            cause = found if found is not None or instead is None else instead(row)
+        measured = find(row)
+        if measured is None or measured["value"] is None:
+            cause = measured if measured is not None or instead is None else instead(row)
             return missing_cell(UNMEASURED if cause is None else Cost.mean([cause]).reason)
-        return cost_cell(Cost.mean([found | {"value": value(found)}]), row, lambda _: show(found))
+        return cost_cell(Cost.mean([measured | {"value": value(measured)}]), row, lambda _: show(measured))
 
     return Column(key=key, header=header, cell=cell, better=better)
 
@@ -128,33 +122,21 @@ def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -
 
 
 def difference_columns(
-    of: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str]
+    test: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str]
 ) -> list[Column]:
     """Return difference, interval, corrected p-value and verdict of a paired test; blank where nothing was tested."""
 
-    def tested(item: Any) -> PairedDifference | None:
-        difference, p_value = of(item)
-        return None if p_value is None else difference
-
     def ends(item: Any) -> tuple[float, float] | None:
-        return None if (d := tested(item)) is None else (d.low, d.high)
+        return (d.low, d.high) if (d := test(item)[0]) else None
 
+    def p_value(value: float) -> str:
+        return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+    points = (lambda item: d.difference if (d := test(item)[0]) else None), "{:+.1f}".format
     return [
-        number_column(
-            "difference",
-            "difference, points",
-            lambda item: None if (d := tested(item)) is None else d.difference,
-            lambda value: f"{value:+.1f}",
-        ),
-        Column(
-            key="interval", header="95 % interval", cell=lambda item: interval_cell(ends(item), "{:+.1f} to {:+.1f}")
-        ),
-        number_column(
-            "p_value",
-            "p, corrected",
-            lambda item: of(item)[1],
-            lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001",
-        ),
+        number_column("difference", "difference, points", *points),
+        Column(key="interval", header="95 % interval", cell=lambda i: interval_cell(ends(i), "{:+.1f} to {:+.1f}")),
+        number_column("p_value", "p, corrected", lambda item: test(item)[1], p_value),
         text_column("verdict", "verdict", verdict),
     ]
 

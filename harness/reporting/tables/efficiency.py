@@ -10,7 +10,7 @@ import numpy as np
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.analysis.efficiency_rival import Equal, EqualTimes, verdict
 from tvrbench.harness.reporting.analysis.matched_time import RIVAL
-from tvrbench.harness.reporting.catalogue import Show, fixed, metric, recorded, significant
+from tvrbench.harness.reporting.catalogue import fixed, metric, recorded, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     Bench,
     backbone,
@@ -41,45 +41,32 @@ _show = significant(3)
 def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
     """Make the table of encoding on one backbone: counts, speed, memory, share of the machine's peak, speed-up."""
     rows = bench.on(name)
-    caption = context.caption(
-        f"{_where(bench, rows)} Every method and baseline has random weights unless its label says more.",
+    sentences = (
+        _where(bench, rows),
+        "Bold: best of a column, of valid measurements of methods that encode.",
+        "Every method and baseline has random weights unless its label says more.",
         "GMACs, tokens and parameters are counted; the rest is measured on synthetic videos in memory.",
         _speedup_sentence(rows, "speedup", "Speed-up"),
         "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
         _peak_sentence(rows),
         _pace_sentence(rows),
-        "Bold: best of a column, of valid measurements of methods that encode.",
     )
     failed, no_ratio = _find("throughput", "inference"), _find("speedup")
-    text_batch = shared_batch(rows, "text_throughput", "inference")
+    best_batch = shared_batch(rows, "text_throughput", "inference")
     columns = [
         _column("gmacs_video"),
         _column("gmacs_reduction", best=False),
         _column("gmacs_text", best=False),
         _column("output_tokens"),
         _column("params_trainable", best=False),
-        *(_at_batch("throughput", "inference", batch) for batch in batches(rows, "throughput", "inference")),
-        measured_column(
-            "throughput_best",
-            f"{metric('throughput_best').short} (quartiles), batch",
-            _best_throughput,
-            _quartiles,
-            better="max",
-            instead=failed,
-        ),
-        measured_column(
-            "share_of_peak",
-            f"{metric('share_of_peak').short}, at the best batch",
-            lambda row: figure(row, "share_of_peak", batch=_best_batch(row)),
-            _shown(fixed(0)),
-            better="max",
-            instead=failed,
-        ),
+        *(_column("throughput", at=batch) for batch in batches(rows, "throughput", "inference")),
+        _column("throughput_best", " (quartiles), batch", find=_best_throughput, show=_quartiles, instead=failed),
+        _column("share_of_peak", ", at the best batch", find=_share_at_best, instead=failed),
         _column("latency_median", instead=failed),
         _column("latency_p95", instead=failed),
-        _at_batch("text_throughput", "inference", text_batch, key="text_throughput", instead=failed),
+        _column("text_throughput", at=best_batch, key="text_throughput", instead=failed),
         *_memory_columns(rows, "inference", failed),
-        _ratio_column("speedup"),
+        _column("speedup", " (95 %)", show=_ranged),
         measured_column(
             "speedup_allowed",
             "allowed by GMACs",
@@ -91,23 +78,39 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         _column("speedup_reached", instead=no_ratio),
     ]
     title = f"Cost of encoding on {name}, {bench.name}"
-    return _table(f"cost-{_slug(name)}-{bench.slug}", title, caption, columns, rows, context)
+    return _table(f"cost-{_slug(name)}-{bench.slug}", title, sentences, columns, rows, context)
 
 
 def further_table(bench: Bench, name: str, context: ReportContext) -> Table | None:
     """Make the table of training steps, stages from files to a ranking, and energy; None where none was measured."""
     rows = bench.on(name)
-    columns = _further_columns(rows)
+    no_step, stages, energy = _find("step_time", "training"), _find("end_to_end_throughput"), _find("energy_video")
+    columns = [_column("step_time", at=batch) for batch in batches(rows, "step_time", "training")]
+    if any(no_step(row) for row in rows):
+        columns.append(_column("training_speedup", " (95 %)", show=_ranged, instead=no_step))
+        columns += _memory_columns(rows, "training", no_step)
+    for key, instead in (
+        ("decode_time", stages),
+        ("preprocess_time", stages),
+        ("encode_time", stages),
+        ("end_to_end_throughput", stages),
+        ("search_time", stages),
+        ("energy_video", energy),
+        ("energy_queries", energy),
+    ):
+        if any(_find(key)(row) or instead(row) for row in rows):
+            best = key not in ("decode_time", "preprocess_time", "search_time")  # not of the method
+            columns.append(_column(key, best=best, instead=instead))
     if not columns:
         return None
-    caption = context.caption(
+    sentences = (
         _where(bench, rows),
         "A training step runs in the precision of the method's own recipe unless the command named one.",
         _speedup_sentence(rows, "training_speedup", "Training speed-up"),
         "Energy: joules above idling, from the GPU's counter.",
     )
     title = f"Training, stages and energy on {name}, {bench.name}"
-    return _table(f"training-{_slug(name)}-{bench.slug}", title, caption, columns, rows, context)
+    return _table(f"training-{_slug(name)}-{bench.slug}", title, sentences, columns, rows, context)
 
 
 def equal_time_table(equal: EqualTimes, bench: Bench, name: str, context: ReportContext) -> Table:
@@ -120,94 +123,68 @@ def equal_time_table(equal: EqualTimes, bench: Bench, name: str, context: Report
         context: of the report.
     """
 
-    def timed(get: Callable[[Any], float]) -> Callable[[Equal], float | None]:
-        return lambda entry: None if entry.timed is None else get(entry.timed)
-
-    def frames(get: Callable[[Any], float]) -> Callable[[Equal], float | None]:
-        return lambda entry: None if entry.rival is None else get(entry.rival)
+    def part(side: str, key: str) -> Callable[[Equal], float | None]:
+        return lambda entry: None if (point := getattr(entry, side)) is None else getattr(point, key)
 
     columns = [
         text_column("method", "method", lambda entry: entry.row.label),
         Column(key="time", header="time, dense encoder = 1 (95 %)", cell=_time_cell),
         Column(key="frames", header="frames in that time (95 %)", cell=_frames_cell),
-        number_column("gmacs", "GMACs", timed(lambda t: t.gmacs), significant(4)),
-        number_column("rival_gmacs", "GMACs of those frames", frames(lambda f: f.gmacs), significant(4)),
-        number_column("output_tokens", "tokens out", timed(lambda t: t.tokens), fixed(0)),
-        number_column("rival_tokens", "tokens out of those frames", frames(lambda f: f.tokens), fixed(0)),
+        number_column("gmacs", "GMACs", part("timed", "gmacs"), significant(4)),
+        number_column("rival_gmacs", "GMACs of those frames", part("rival", "gmacs"), significant(4)),
+        number_column("output_tokens", "tokens out", part("timed", "tokens"), fixed(0)),
+        number_column("rival_tokens", "tokens out of those frames", part("rival", "tokens"), fixed(0)),
         text_column("verdict", "at equal time", lambda entry: verdict(entry, equal)),
         link_column("records", "records", lambda entry: context.links(entry.row.runs)),
     ]
     line = "; ".join(f"{t.frames:g} frames {t.share:.2f}" for t in equal.line)
-    caption = context.caption(
-        f"{RIVAL}, fewer frames without reduction, at the measured time of each method, without accuracy. It is "
-        f"interpolated linearly in time between its points: {line}.",
+    sentences = (
+        f"Measured on {bench.name}, batch {equal.batch}, {bench.dates}, without accuracy.",
+        f"Compared with {RIVAL}, fewer frames without reduction, at the measured time of each method.",
+        f"Between its points it is interpolated linearly in time: {line}.",
         f"Time: over that of {equal.against} with all frames, both timed in turn in one process; the median of "
         f"{equal.rounds} rounds and a 95 % interval (Student's t).",
-        "Slower than all frames: by more than the intervals overlap.",
-        f"Measured on {bench.name}, batch {equal.batch}, {bench.dates}. Invalid measurements are excluded.",
+        "Slower than all frames: by more than the intervals overlap. Invalid measurements are excluded.",
     )
     title = f"Cost at equal measured time on {backbone(equal.line[0].row)}, {bench.name}"
-    return make_table(name, title, caption, columns, equal.entries)
+    return make_table(name, title, sentences, columns, equal.entries)
 
 
 def _table(
-    name: str, title: str, caption: str, columns: Sequence[Column], rows: Sequence[MethodRow], context: ReportContext
+    name: str,
+    title: str,
+    sentences: Sequence[str | None],
+    columns: Sequence[Column],
+    rows: Sequence[MethodRow],
+    context: ReportContext,
 ) -> Table:
     columns = [label_column(), *columns, context.record_column()]
-    return make_table(name, title, caption, columns, rows, best=True)
-
-
-def _further_columns(rows: Sequence[MethodRow]) -> list[Column]:
-    no_step, stages = _find("step_time", "training"), _find("end_to_end_throughput")
-    columns = [_at_batch("step_time", "training", batch) for batch in batches(rows, "step_time", "training")]
-    if any(no_step(row) for row in rows):
-        columns.append(_ratio_column("training_speedup", instead=no_step))
-        columns += _memory_columns(rows, "training", no_step)
-    energy = _find("energy_video")
-    for name, instead, best in (
-        ("decode_time", stages, False),
-        ("preprocess_time", stages, False),
-        ("encode_time", stages, True),
-        ("end_to_end_throughput", stages, True),
-        ("search_time", stages, False),
-        ("energy_video", energy, True),
-        ("energy_queries", energy, True),
-    ):
-        if any(_find(name)(row) or instead(row) for row in rows):
-            columns.append(_column(name, best=best, instead=instead))
-    return columns
+    return make_table(name, title, sentences, columns, rows, best=True)
 
 
 def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
     return lambda row: figure(row, name, what, batch)
 
 
-def _column(name: str, *, best: bool = True, instead: Find | None = None) -> Column:
-    """Return the column of a measurement by its name."""
-    shown = metric(name)
-    better = shown.better if best else None
-    return measured_column(name, shown.short, _find(name), _shown(shown.text), better=better, instead=instead)
+def _column(name: str, words: str = "", *, at: int | None = None, best: bool = True, **options: Any) -> Column:
+    """Return the column of a measurement.
 
-
-def _at_batch(
-    name: str, what: str, batch: int | None, *, key: str | None = None, instead: Find | None = None
-) -> Column:
+    Args:
+        name: in the catalogue.
+        words: end the header.
+        at: a batch size, which then belongs to header and key.
+        best: mark the best of the column.
+        options: key, find, show and instead, where they differ from the usual ones.
+    """
     shown = metric(name)
-    find, header = _find(name, what, batch), f"{shown.short}, batch {batch}"
     return measured_column(
-        key or f"{name}_{batch}", header, find, _shown(shown.text), better=shown.better, instead=instead
+        options.pop("key", name if at is None else f"{name}_{at}"),
+        shown.short + (words if at is None else f", batch {at}"),
+        options.pop("find", _find(name, None if at is None else shown.what, at)),
+        options.pop("show", lambda m: shown.text(m["value"])),
+        better=shown.better if best else None,
+        **options,
     )
-
-
-def _ratio_column(name: str, *, instead: Find | None = None) -> Column:
-    """Return the column of a ratio with the interval of its rounds."""
-
-    def show(m: MeasurementDoc) -> str:
-        low, high = rounds_interval(m)
-        return f"{m['value']:.2f}x ({low:.2f} to {high:.2f})"
-
-    shown = metric(name)
-    return measured_column(name, f"{shown.short} (95 %)", _find(name), show, better=shown.better, instead=instead)
 
 
 def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Column]:
@@ -216,16 +193,26 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
     for shown in recorded((m for row in rows for m in row.measurements), "memory"):
         if shown.what == what:
             batch = shared_batch(rows, shown.name, what)
-            at = "" if batch is None else f", batch {batch}"
-            header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short}){at}"
-            find = _find(shown.name, what, batch)
-            columns.append(measured_column(shown.key, header, find, _shown(shown.text), better="min", instead=instead))
+            header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short})"
+            header += "" if batch is None else f", batch {batch}"
+            find, show = _find(shown.name, what, batch), (lambda m: _show(m["value"]))
+            columns.append(measured_column(shown.key, header, find, show, better="min", instead=instead))
     return columns
+
+
+def _ranged(m: MeasurementDoc) -> str:
+    """Print a ratio with the interval of its rounds."""
+    low, high = rounds_interval(m)
+    return f"{m['value']:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def _best_batch(row: MethodRow) -> int | None:
     best = figure(row, "throughput_best")
     return None if best is None else best["conditions"].get("batch")
+
+
+def _share_at_best(row: MethodRow) -> MeasurementDoc | None:
+    return figure(row, "share_of_peak", batch=_best_batch(row))
 
 
 def _best_throughput(row: MethodRow) -> MeasurementDoc | None:
@@ -242,10 +229,6 @@ def _quartiles(m: MeasurementDoc) -> str:
     return f"{value} ({low} to {high}), {batch}"
 
 
-def _shown(show: Show) -> Callable[[MeasurementDoc], str]:
-    return lambda m: show(m["value"] or 0.0)
-
-
 def _time_cell(entry: Equal) -> Cell:
     if entry.timed is None:
         return NOTHING
@@ -259,8 +242,7 @@ def _frames_cell(entry: Equal) -> Cell:
 
 
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:
-    record = rows[0].record
-    cores = "" if bench.on_gpu else f", {record['environment'].get('cpu_count')} cores"
+    cores = "" if bench.on_gpu else f", {rows[0].record['environment'].get('cpu_count')} cores"
     return f"Measured on {bench.device}{cores}, {bench.dates}, {bench.name.removeprefix(bench.device).strip(', ')}."
 
 
@@ -278,7 +260,7 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, title: str) -> str |
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:
-    """Describe the machine's own limits, as each measuring process found them."""
+    """Describe the machine's own limits, as each measuring process measured them."""
     values = ([value_of(figure(row, name)) for row in rows] for name in ("matmul_peak", "copy_bandwidth"))
     peaks, copies = ([value for value in group if value is not None] for group in values)
     if not peaks or not copies:
@@ -298,7 +280,7 @@ def _pace_sentence(rows: Sequence[MethodRow]) -> str | None:
     low, middle, high = np.percentile(paces, (5, 50, 95))
     return (
         f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in 90 % "
-        "of the cases): measurements of different processes are no more comparable than that, speed-ups are."
+        "of cases): measurements of different processes are no more comparable than that, speed-ups are."
     )
 
 

@@ -59,7 +59,7 @@ def fragment(table: Table) -> str:
     kinds = "".join(_kind(table.columns[i], [row[i] for row in table.rows]) for i in kept)
     head = " & ".join(latex(table.columns[i].header) for i in kept) + r" \\"
     rows = "\n".join(" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows)
-    text = brief(" ".join([table.caption, *(f"({i}) {note}" for i, note in enumerate(table.footnotes, 1))]), _CAPTION)
+    text = brief(" ".join([table.caption, *("".join(map(str, note)) for note in table.notes)]), _CAPTION)
     caption = rf"\caption{{\textbf{{{latex(table.title)}.}} {_text(text)}}}"
     if _lines(table, kept) >= _LONG_TABLE:
         return (

@@ -48,9 +48,9 @@ def escaped(value: object) -> Markdown:
     if isinstance(value, Markdown):
         return value
     text = "".join(_HTML.get(c, c) for c in one_line(value))
-    text = _INLINE.sub(lambda found: f"\\{found.group()}", text)
-    text = _BARE_LINK.sub(lambda found: f"{found.group()[:-1]}&#{ord(found.group()[-1])};", text)
-    return Markdown(_BLOCK.sub(lambda found: f"{found.group()}\\", text))
+    text = _INLINE.sub(lambda match: f"\\{match.group()}", text)
+    text = _BARE_LINK.sub(lambda match: f"{match.group()[:-1]}&#{ord(match.group()[-1])};", text)
+    return Markdown(_BLOCK.sub(lambda match: f"{match.group()}\\", text))
 
 
 def code(value: object) -> Markdown:

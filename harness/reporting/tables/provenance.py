@@ -41,15 +41,15 @@ def provenance_table(runs: Runs, context: ReportContext) -> Table:
 
 def not_measured(rows: Sequence[MethodRow]) -> list[str]:
     """List measurements without a value, each once with the recorded reason and the methods."""
-    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    gaps: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
         for m in row.measurements:
             if m["value"] is None:
                 key = (m["name"], str(m["conditions"].get("what", "")), str(m["conditions"]["reason"]))
-                found.setdefault(key, {})[row.label] = None
+                gaps.setdefault(key, {})[row.label] = None
     return [
         f"{name.replace('_', ' ')}{f' ({what})' if what else ''}: {reason} ({', '.join(labels)})"
-        for (name, what, reason), labels in found.items()
+        for (name, what, reason), labels in gaps.items()
     ]
 
 

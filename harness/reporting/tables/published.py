@@ -81,8 +81,8 @@ def apart_table(comparisons: Sequence[Comparison], context: ReportContext) -> Ta
         return None
 
     lines = []
-    for (*variant, why, cited, read_from), found in groups.items():
-        values = (f"{_measure(n)} {_as_printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in found)
+    for (*variant, why, cited, read_from), numbers in groups.items():
+        values = (f"{_measure(n)} {_as_printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in numbers)
         lines.append((*variant, ", ".join(values), why, cited, read_from))
     headers = ("method", "backbone", "paper's configuration", "published", "why not", "source", "read from")
     columns = [
@@ -109,16 +109,16 @@ def paper_scale_table(
 
     def published(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
-            found = [n for n in numbers if n.metric == name and row in partners(n, configurations, full_size).rows]
-            return _joined([f"{_as_printed(n)}{_device(n)}" for n in found], [n.value for n in found])
+            printed = [n for n in numbers if n.metric == name and row in partners(n, configurations, full_size).rows]
+            return _joined([f"{_as_printed(n)}{_device(n)}" for n in printed], [n.value for n in printed])
 
         return Column(key=f"{name}_published", header="published", cell=cell)
 
     def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
             of_row = [c.difference for c in comparisons if c.row is row and c.number.metric == name]
-            found = [value for value in of_row if value is not None]
-            return _joined([_signed_percent(value) for value in found], found)
+            known = [value for value in of_row if value is not None]
+            return _joined([_signed_percent(value) for value in known], known)
 
         return Column(key=f"{name}_difference_percent", header="difference", cell=cell)
 
@@ -138,13 +138,13 @@ def paper_scale_table(
         context.record_column(),
     ]
     note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
-    caption = (
-        f"Full-size models with random weights. Time and memory: {setting(full_size)}. "
+    sentences = (
+        "Full-size models with random weights.",
+        f"Time and memory: {setting(full_size)}.",
         "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
-        "Time and memory depend on the device, so they have no difference."
+        "Time and memory depend on the device, so they have no difference.",
     )
-    caption = " ".join(filter(None, (caption, note)))
-    return make_table("paper-scale", "Cost at paper scale", caption, columns, _by_size(full_size), note=note)
+    return make_table("paper-scale", "Cost at paper scale", sentences, columns, _by_size(full_size), note=note)
 
 
 def claims_table(results: Sequence[ClaimResult], name: str, title: str, context: ReportContext) -> Table:
@@ -172,8 +172,9 @@ def claims_table(results: Sequence[ClaimResult], name: str, title: str, context:
         text_column("source", "source (read from)", lambda r: f"{r.claim.number.cited} ({r.claim.number.read_from})"),
         link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
     )
-    caption = context.caption(
+    sentences = (
         f"{_counts(Counter(result.verdict for result in results)).capitalize()}.",
+        "A footnote is the command that measures what was not measured on a GPU.",
         "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
         "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
         f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "
@@ -181,7 +182,7 @@ def claims_table(results: Sequence[ClaimResult], name: str, title: str, context:
         "Times of different devices are never compared, and a ratio measured on a CPU gets no verdict. "
         "Invalid measurements are excluded.",
     )
-    return make_table(name, title, caption, columns, results, commands=True)
+    return make_table(name, title, sentences, columns, results, commands=True)
 
 
 def _counts(counted: Mapping[Any, int]) -> str:

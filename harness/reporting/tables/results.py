@@ -79,6 +79,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
     ]
     sentences = (
         _data_sentence(rows),
+        _seeds_sentence(rows),
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
         "R@1, expected over ties: ties count as broken at random; plain R@k counts a tie at the top as a miss. The "
         "expected R@1 orders rows and figures."
@@ -98,7 +99,6 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         if paired
         else None,
         "Chance: expectation of random scores." if t2v else None,
-        _seeds_sentence(rows),
         _bold_sentence(context),
     )
     best = context.compares

@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from tvrbench.harness.reporting.catalogue import Better, Show
-from tvrbench.harness.reporting.tables.markdown import Inline, Markdown, bold, brief, code, escaped, inline, one_line
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, bold, brief, escaped, inline, one_line
 
 MISSING = "\N{EN DASH}"
 Links = Sequence[tuple[str, str | None]]
@@ -77,6 +77,7 @@ class Table:
         name: of its files.
         title, caption: above the table.
         columns, rows: its content.
+        remarks: below the table: how to read it.
         footnotes: the texts that the numbers in cells refer to, in order.
         commands: the footnotes are shell commands.
         pinned: rows at the top that are not sorted.
@@ -89,11 +90,18 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    remarks: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
     commands: bool = False
     pinned: int = 0
     folded: bool = False
     note: str | None = None
+
+    @property
+    def notes(self) -> list[tuple[Inline, ...]]:
+        """The remarks and the numbered footnotes."""
+        kind = Code if self.commands else str
+        return [*((text,) for text in self.remarks), *((f"({i}) ", kind(n)) for i, n in enumerate(self.footnotes, 1))]
 
     def to_markdown(self) -> Markdown:
         """Return caption, table and footnotes in GitHub-flavored Markdown."""
@@ -104,8 +112,7 @@ class Table:
             disable_numparse=True,
             colalign=["left" if column.left else "right" for column in self.columns],
         )
-        show = code if self.commands else escaped
-        notes = "".join(f"- ({number}) {show(note)}\n" for number, note in enumerate(self.footnotes, 1))
+        notes = "".join(f"- {inline(note)}\n" for note in self.notes)
         return Markdown(f"{bold(self.title)}. {escaped(self.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
 
     def to_csv(self) -> str:
@@ -123,20 +130,23 @@ class Table:
 def make_table(
     name: str,
     title: str,
-    caption: str,
+    sentences: Iterable[str | None],
     columns: Sequence[Column],
     items: Iterable[Any],
     *,
     chance: bool = False,
     best: bool = False,
+    note: str | None = None,
     **attributes: Any,
 ) -> Table:
     """Fill a table.
 
     Args:
-        name, title, caption, attributes: of the table.
+        name, title, attributes: of the table.
+        sentences: two for the caption, the rest as remarks; None is left out.
         columns: each fills its cell from an item.
         items: one per row.
+        note: ends the caption and each line of the CSV.
         chance: start with the chance level.
         best: print the best of each column in bold. Ties share it; it is left out where all rankable cells print alike.
     """
@@ -154,14 +164,17 @@ def make_table(
         text = _best(column, [row[index] for row in rows])
         for row in rows:
             row[index] = replace(row[index], bold=row[index].rankable and row[index].text == text)
+    texts = [sentence for sentence in sentences if sentence]
     return Table(
         name=name,
         title=title,
-        caption=caption,
+        caption=" ".join([*texts[:2], *([note] if note else [])]),
         columns=tuple(columns),
         rows=tuple(tuple(row) for row in rows),
+        remarks=tuple(texts[2:]),
         footnotes=tuple(notes),
         pinned=int(chance),
+        note=note,
         **attributes,
     )
 
@@ -200,11 +213,11 @@ def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Colum
     """Return a column of links."""
 
     def cell(item: Any) -> Cell:
-        found = tuple(targets(item))
-        if not found:
+        links = tuple(targets(item))
+        if not links:
             return NOTHING
-        paths = [text if target is None else target for text, target in found]
-        return Cell(text=", ".join(text for text, _ in found), value="; ".join(paths), links=found)
+        paths = [text if target is None else target for text, target in links]
+        return Cell(text=", ".join(text for text, _ in links), value="; ".join(paths), links=links)
 
     return Column(key=key, header=header, cell=cell, left=True)
 

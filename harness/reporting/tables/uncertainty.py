@@ -115,7 +115,7 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         scores = [run.record["metrics"].get("checkpoints", {}).get("scores", []) for run in row.runs]
         if all(len(scored) > 1 for scored in scores):
             gaps = {n: [selection_gap([float(s[n]) for s in scored]) for scored in scores] for n in ("R1", "RSum")}
-            lines += [(row, name, found) for name, found in gaps.items()]
+            lines += [(row, name, per_seed) for name, per_seed in gaps.items()]
     if not lines:
         return None
     columns = (

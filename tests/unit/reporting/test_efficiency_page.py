@@ -138,20 +138,17 @@ class TestBrowser:
     def test_any_cost_is_shown_against_any_other_device_by_device(self, opened: Open) -> None:
         page = opened()
         assert page.locator("#group option").all_inner_texts()[0].startswith("ViT-B-16, Some GPU")
-        assert "energy of a video (J)" in page.locator("#cost option").all_inner_texts()
+        assert any("energy" in option for option in page.locator("#cost option").all_inner_texts())
         assert page.locator("#accuracy").input_value() == "throughput_inference"  # no speed-up was measured there
         page.select_option("#group", "1")
         assert len(labels(page)) == 4  # centerclip's speed-up was not measured
         assert page.locator("#plot path.rival").get_attribute("d").count("L") == 2
-        assert "energy of a video (J)" not in page.locator("#cost option").all_inner_texts()
+        assert not any("energy" in option for option in page.locator("#cost option").all_inner_texts())
         page.select_option("#accuracy", "params_trainable_inference")
         page.select_option("#cost", "peak_process_memory_inference")
         assert len(labels(page)) == 5
         assert page.locator("#logup").is_checked()  # 0.49 to 123 million
         assert any("at least 1,200" in label for label in labels(page))
-        assert page.locator("#status").inner_text() == (
-            "Chart of trainable parameters (M) against peak process memory, inference (MiB)."
-        )
         places = page.locator("#plot a .hit").evaluate_all("all => all.map(c => Number(c.getAttribute('cy')))")
         height = page.locator("#plot svg").evaluate("svg => svg.viewBox.baseVal.height")
         assert all(30 < place < height - 40 for place in places)
