@@ -17,9 +17,14 @@ from tvrbench.harness.reporting.data.records import StoredRecord, stored_records
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
 from tvrbench.harness.reporting.pages.html_page import PAGE, rendered
-from tvrbench.harness.reporting.papers.claim_verdicts import Papers, judge
-from tvrbench.harness.reporting.papers.claims import load_claims, load_variants, table_claims
-from tvrbench.harness.reporting.papers.published import load_configurations, load_published
+from tvrbench.harness.reporting.papers.published import (
+    load_claims,
+    load_configurations,
+    load_published,
+    load_variants,
+    table_claims,
+)
+from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
 from tvrbench.harness.reporting.tables.claims import claims_table
 from tvrbench.harness.reporting.tables.efficiency import TableWithFootnotes, cost_table, further_table
 from tvrbench.harness.reporting.tables.efficiency_targets import targets_table
@@ -79,7 +84,7 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     found, left_out = benches(stored_records(store, NAME), load_variants())
     scope = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     sections = [_section(bench, scope) for bench in found]
-    papers = Papers(numbers=load_published(), configurations=load_configurations())
+    papers = PaperData(numbers=load_published(), configurations=load_configurations())
     claims = claims_table(
         judge(load_claims(), found, papers), "claims", "The papers' claims about cost, and what was measured", scope
     )

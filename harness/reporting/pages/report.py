@@ -22,7 +22,7 @@ from tvrbench.harness.reporting.figures.series import STAGES
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.html_page import PAGE, html_page
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
-from tvrbench.harness.reporting.papers.verdicts import compare
+from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.eval_checkpoints import scored_table
 from tvrbench.harness.reporting.tables.latex import document, fragment
 from tvrbench.harness.reporting.tables.markdown import Markdown, escaped, link, listed, templates
@@ -125,8 +125,8 @@ def _tables(
     rows: Sequence[MethodRow], full_size: Sequence[MethodRow], selected: Selected, scope: ReportContext
 ) -> tuple[dict[str, Table], list[str]]:
     """The tables by name, and the methods that have published numbers and no run here."""
-    numbers, configurations = load_published(), load_configurations()
-    comparisons = compare(numbers, configurations, rows, full_size, scope)
+    papers = PaperData(numbers=load_published(), configurations=load_configurations())
+    comparisons = compare(papers, rows, full_size, scope)
     pairs = compared_pairs(rows, scope)
     made = [
         main_table(rows, pairs, scope) if rows else None,
@@ -138,11 +138,11 @@ def _tables(
         subset_table(rows, scope),
         verdict_table(comparisons, scope),
         apart_table(comparisons, scope),
-        paper_scale_table(full_size, comparisons, numbers, configurations, scope) if full_size else None,
+        paper_scale_table(full_size, comparisons, papers, scope) if full_size else None,
         provenance_table(selected.completed, scope),
     ]
     here = {row.method for row in (*rows, *full_size)}
-    elsewhere = sorted({n.method for n in numbers if n.dataset == scope.stands_for} - here)
+    elsewhere = sorted({n.method for n in papers.numbers if n.dataset == scope.stands_for} - here)
     return {table.name: table for table in made if table is not None}, elsewhere
 
 

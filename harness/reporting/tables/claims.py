@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.papers.claim_verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, ClaimResult
-from tvrbench.harness.reporting.papers.claims import ABSOLUTE
+from tvrbench.harness.reporting.papers.published import ABSOLUTE
+from tvrbench.harness.reporting.papers.verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, PaperComparison
 from tvrbench.harness.reporting.tables.efficiency import Footnotes, TableWithFootnotes
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, words
 
 
-def claims_table(judged: Sequence[ClaimResult], name: str, title: str, scope: ReportContext) -> TableWithFootnotes:
+def claims_table(judged: Sequence[PaperComparison], name: str, title: str, scope: ReportContext) -> TableWithFootnotes:
     """One line for each claim, baseline and device; its notes are the commands that measure what was not measured."""
     counted = Counter(each.verdict for each in judged)
     columns = (
@@ -42,8 +42,9 @@ def claims_table(judged: Sequence[ClaimResult], name: str, title: str, scope: Re
     return TableWithFootnotes(table=table, notes=notes.lines)
 
 
-def _cells(each: ClaimResult, notes: Footnotes, scope: ReportContext) -> tuple[Cell, ...]:
-    claim, number = each.claim, each.claim.number
+def _cells(each: PaperComparison, notes: Footnotes, scope: ReportContext) -> tuple[Cell, ...]:
+    claim, number = each.claim, each.number
+    assert claim is not None
     against = ", ".join(part for part in (claim.against, claim.against_config) if part)
     runs = tuple(run for row in each.rows for run in row.runs)
     measured = words(None)

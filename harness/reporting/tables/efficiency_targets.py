@@ -9,7 +9,7 @@ from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.data.bench_rows import Bench, figure, value_of, variant_name, why_not
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.claims import load_variants
+from tvrbench.harness.reporting.papers.published import load_variants
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, words
 
 CPU_MINUTES = 15.0

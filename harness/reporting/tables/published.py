@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.context import COST_NOTICE, ReportContext, disturbed, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
-from tvrbench.harness.reporting.papers.verdicts import GMACS_TOLERANCE, MARGINS, MODEL_COSTS, Comparison, partners
+from tvrbench.harness.reporting.papers.published import PublishedNumber
+from tvrbench.harness.reporting.papers.verdicts import (
+    GMACS_TOLERANCE,
+    MARGINS,
+    PaperComparison,
+    PaperData,
+    match_rows,
+)
 from tvrbench.harness.reporting.tables.columns import (
     ARROWS,
     GMACS_HEADER,
@@ -51,7 +58,7 @@ def configuration(found: PublishedNumber) -> str:
     return ", ".join(part for part in (found.config, frames) if part)
 
 
-def verdict_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Table | None:
+def verdict_table(comparisons: Sequence[PaperComparison], scope: ReportContext) -> Table | None:
     """Published, measured, difference, verdict; None where nothing is comparable."""
     comparable = [c for c in comparisons if c.verdict != "not comparable"]
     if not comparable:
@@ -74,14 +81,14 @@ def verdict_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Ta
         + ", ".join(f"{margin:g} ({METRICS[name]})" for name, margin in MARGINS.items())
         + "; within noise when the published value lies in the measured 95 % interval. "
         "The papers choose their checkpoint on the test set; the runs here keep the last unless they say otherwise."
-        if any(c.number.metric not in MODEL_COSTS for c in comparable)
+        if any(c.number.metric not in COUNTS for c in comparable)
         else None,
     )
     rows = [_verdict_row(c, scope) for c in comparable]
     return scope.table("verdicts", "Published and measured", sentences, columns, rows)
 
 
-def apart_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Table | None:
+def apart_table(comparisons: Sequence[PaperComparison], scope: ReportContext) -> Table | None:
     """Published numbers that cannot be compared here, and why; None where there is none."""
     groups: dict[tuple[str, ...], list[PublishedNumber]] = {}
     for c in comparisons:
@@ -107,16 +114,16 @@ def apart_table(comparisons: Sequence[Comparison], scope: ReportContext) -> Tabl
 
 def paper_scale_table(
     full_size: Sequence[MethodRow],
-    comparisons: Sequence[Comparison],
-    numbers: Sequence[PublishedNumber],
-    configurations: Sequence[Configuration],
+    comparisons: Sequence[PaperComparison],
+    papers: PaperData,
     scope: ReportContext,
 ) -> Table:
     """What each method costs on full-size backbones, beside what the papers print."""
 
     def published(metric: str) -> Field:
         def cell(row: MethodRow) -> Cell:
-            found = [n for n in numbers if n.metric == metric and row in partners(n, configurations, full_size).rows]
+            numbers = (n for n in papers.numbers if n.metric == metric)
+            found = [n for n in numbers if row in match_rows(n, papers.configurations, full_size).rows]
             return _joined([f"{printed(n)}{_device(n)}" for n in found], [n.value for n in found])
 
         return Field(column=Column(key=f"{metric}_published", header="published"), cell=cell)
@@ -177,9 +184,9 @@ def _joined(texts: Sequence[str], values: Sequence[float]) -> Cell:
     return Cell(text=text, value=values[0] if len(set(values)) == 1 else text, rankable=False)
 
 
-def _verdict_row(comparison: Comparison, scope: ReportContext) -> tuple[Cell, ...]:
+def _verdict_row(comparison: PaperComparison, scope: ReportContext) -> tuple[Cell, ...]:
     n, row = comparison.number, comparison.row
-    cost = n.metric in MODEL_COSTS
+    cost = n.metric in COUNTS
     show: Callable[[float], str] = _signed_percent if cost else lambda value: f"{value:+.1f}"
     digits = fixed(n.decimals + (n.metric != "output_tokens"))
     verdict = comparison.verdict + (f" ({comparison.reason})" if comparison.reason else "")

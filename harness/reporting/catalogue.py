@@ -1,0 +1,273 @@
+"""Every metric of a report once: its name in the records, its labels, its unit, its good end, and how it is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tvrbench.harness.records.record import MeasurementDoc
+
+Better = Literal["max", "min"]
+Kind = Literal["retrieval", "count", "time", "memory", "energy", "published"]
+Show = Callable[[float], str]
+
+DIRECTIONS: Mapping[str, str] = {"t2v": "t→v", "v2t": "v→t"}
+_MEMORY_UNITS = ("B", "KiB", "MiB", "GiB", "kB", "MB", "GB")
+
+
+def fixed(decimals: int) -> Show:
+    """Return a format with a fixed number of decimals."""
+    return lambda value: f"{value:,.{decimals}f}"
+
+
+def significant(digits: int) -> Show:
+    """Return a format with significant digits that keeps every digit before the point: 34.76, 121.4, 0.05312, 12,381.
+
+    Args:
+        digits: number of significant digits.
+    """
+
+    def show(value: float) -> str:
+        exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}" if value else "0"
+
+    return show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric of retrieval or cost.
+
+    Attributes:
+        name: in the records; for retrieval the path joined by underscores, e.g. ``t2v_R1``.
+        label: on the axis of a figure, unit included.
+        short: in the header of a column, unit included where the cells leave it out.
+        unit: of the recorded value.
+        better: the good end of the scale; None where neither end is better.
+        show: prints a scaled value.
+        scale: printed value over recorded value.
+        kind: family; a ``count`` belongs to the model alone and is the same on every machine, a ``published`` metric is
+            printed by papers only.
+        what: scenario of a cost (``inference``, ``training``, ``comparison``, ...).
+        path: of a retrieval metric, its keys below ``metrics`` in a record; empty for costs.
+    """
+
+    name: str
+    label: str
+    short: str
+    unit: str
+    better: Better | None = None
+    show: Show
+    scale: float = 1.0
+    kind: Kind
+    what: str = "inference"
+    path: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Identify the metric among all columns or axes: the name, and the scenario unless it is inference."""
+        return self.name if self.what == "inference" else f"{self.name}_{self.what}"
+
+    def text(self, recorded: float) -> str:
+        """Print a recorded value."""
+        return self.show(self.scale * recorded)
+
+
+def metric(name: str, what: str | None = None, unit: str | None = None) -> Metric:
+    """Look up a metric; a name that is not in the catalogue (of a plug-in) describes itself.
+
+    Args:
+        name: as in the records.
+        what: another scenario than the usual one.
+        unit: recorded unit; needed where the name may be unknown.
+
+    Raises:
+        KeyError: the name is unknown and no unit is given.
+    """
+    known = CATALOGUE.get(name)
+    if known is None and unit is None:
+        raise KeyError(name)
+    if known is not None and known.kind != "memory":
+        return known if what is None else replace(known, what=what)
+    what, unit = what or "inference", unit or (known.unit if known else "")
+    words = name.replace("_", " ")
+    if known is not None:
+        return replace(known, what=what, unit=unit, label=f"{known.label}, {what} ({unit})")
+    kind: Kind = "memory" if unit in _MEMORY_UNITS else "time"
+    return Metric(
+        name=name,
+        label=f"{words}, {what} ({unit})",
+        short=words,
+        unit=unit,
+        better="min",
+        show=significant(3),
+        kind=kind,
+        what=what,
+    )
+
+
+def retrieval(direction: str) -> list[Metric]:
+    """List the metrics of one direction (``t2v`` or ``v2t``): R@1, R@5, R@10, median rank, mean rank, R-Sum."""
+    return [_retrieval(direction, name) for name in _RANKED]
+
+
+def subset_metric(subset: str, name: str) -> Metric:
+    """Describe a text-to-video metric on a named subset of the queries."""
+    short, unit, better = _RANKED[name]
+    return Metric(
+        name=f"{subset}_{name}",
+        label=f"{subset}: t→v {short}{_in(unit)}",
+        short=f"{subset}: {short}",
+        unit=unit,
+        better=better,
+        show=fixed(1),
+        kind="retrieval",
+        path=("subsets", subset, "t2v", name),
+    )
+
+
+def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "latency"]) -> list[Metric]:
+    """List the kinds of memory or latency that measurements hold, each scenario apart, in order of appearance."""
+    kinds = {
+        (m["name"], str(m["conditions"].get("what", "inference")), m["unit"]): None
+        for m in measurements
+        if (m["unit"] in _MEMORY_UNITS if kind == "memory" else m["name"].startswith("latency"))
+    }
+    return [metric(name, what, unit) for name, what, unit in kinds]
+
+
+_RANKED: Mapping[str, tuple[str, str, Better]] = {
+    "R1": ("R@1", "%", "max"),
+    "R5": ("R@5", "%", "max"),
+    "R10": ("R@10", "%", "max"),
+    "MdR": ("MdR", "", "min"),
+    "MnR": ("MnR", "", "min"),
+    "RSum": ("R-Sum", "%", "max"),
+}
+
+
+def _in(unit: str) -> str:
+    return f" ({unit})" if unit else ""
+
+
+def _retrieval(direction: str, name: str) -> Metric:
+    short, unit, better = _RANKED[name]
+    arrow = DIRECTIONS[direction]
+    return Metric(
+        name=f"{direction}_{name}",
+        label=f"{arrow} {short}{_in(unit)}",
+        short=f"{arrow} {short}",
+        unit=unit,
+        better=better,
+        show=fixed(1),
+        kind="retrieval",
+        path=(direction, name),
+    )
+
+
+EXPECTED_R1 = Metric(
+    name="t2v_R1_ties_shared",
+    label="t→v R@1, expected over ties (%)",
+    short="t→v R@1, expected over ties",
+    unit="%",
+    better="max",
+    show=fixed(1),
+    kind="retrieval",
+    path=("ties_shared", "t2v", "R1"),
+)
+"""R@1 with ties broken at random, in expectation: the metric that orders rows, figures and tests."""
+
+PAIR_ACCURACY = Metric(
+    name="pair_accuracy",
+    label="correct order picked (%, chance 50)",
+    short="correct order picked, % (chance 50)",
+    unit="%",
+    better="max",
+    show=fixed(1),
+    kind="retrieval",
+    path=("pair_accuracy",),
+)
+
+
+_INFER, _STAGES = "inference", "end-to-end"
+_3, _4 = significant(3), significant(4)
+# kind: (name, scenario, column header, axis label, recorded unit, good end, format[, printed over recorded value])
+_COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
+    "count": (
+        ("gmacs_video", _INFER, "GMACs (papers' GFLOPs)", "GMACs per video (papers' GFLOPs)", "GMACs", "min", _4),
+        ("gmacs_text", _INFER, "text GMACs", "GMACs per caption", "GMACs", "min", _4),
+        ("gmacs_reduction", _INFER, "reduction's GMACs", "GMACs of the reduction itself", "GMACs", "min", _3),
+        ("output_tokens", _INFER, "tokens out", "tokens that leave the video encoder", "tokens", "min", fixed(0)),
+        ("params_trainable", _INFER, "trainable params (M)", "trainable parameters (M)", "parameters", "min", _3, 1e-6),
+        ("params_total", _INFER, "params (M)", "parameters (M)", "parameters", "min", _4, 1e-6),
+    ),
+    "time": (
+        ("speedup", "comparison", "speed-up", "speed-up over the dense encoder (x)", "x", "max", fixed(2)),
+        ("speedup_reached", "comparison", "% reached", "speed-up reached of that allowed (%)", "%", "max", fixed(0)),
+        ("throughput", _INFER, "videos/s", "videos encoded per second", "videos/s", "max", _3),
+        ("throughput_best", _INFER, "best videos/s", "videos encoded per second, best batch", "videos/s", "max", _3),
+        ("text_throughput", _INFER, "captions/s", "captions encoded per second", "queries/s", "max", _3),
+        ("share_of_peak", _INFER, "% of peak", "share of the machine's peak (%)", "%", "max", fixed(0)),
+        ("latency_median", _INFER, "latency, median (ms)", "latency per video, median (ms)", "ms", "min", _3),
+        ("latency_p95", _INFER, "latency, p95 (ms)", "latency per video, 95th percentile (ms)", "ms", "min", _3),
+        ("step_time", "training", "step (ms)", "time per training step (ms)", "ms", "min", _3),
+        (
+            *("training_speedup", "training-comparison", "training speed-up"),
+            *("training speed-up over the dense encoder (x)", "x", "max", fixed(2)),
+        ),
+        ("decode_time", _STAGES, "decode (ms/video)", "decoding (ms/video)", "ms/video", "min", _3),
+        ("preprocess_time", _STAGES, "preprocess (ms/video)", "preprocessing (ms/video)", "ms/video", "min", _3),
+        ("encode_time", _STAGES, "encode (ms/video)", "encoding (ms/video)", "ms/video", "min", _3),
+        (
+            "end_to_end_throughput",
+            _STAGES,
+            "videos/s from files",
+            "videos per second, from files",
+            "videos/s",
+            "max",
+            _3,
+        ),
+        ("search_time", _STAGES, "search (ms/1,000 queries)", "search (ms per 1,000 queries)", "ms", "min", _3),
+    ),
+    # By meter: the first that both sides of a comparison have is judged, as what a paper reads off its GPU.
+    "memory": (
+        ("peak_memory_nvml", _INFER, "NVML, process", "peak memory, NVML", "MiB", "min", _3),
+        ("peak_memory_reserved", _INFER, "allocator, reserved", "peak memory, reserved", "MiB", "min", _3),
+        ("peak_memory_allocated", _INFER, "allocator, allocated", "peak memory, allocated", "MiB", "min", _3),
+        ("peak_process_memory", _INFER, "process", "peak process memory", "MiB", "min", _3),
+    ),
+    "energy": (
+        ("energy_video", "energy", "J/video", "energy per video (J)", "J/video", "min", _3),
+        ("energy_queries", "energy", "J/1,000 captions", "energy per 1,000 captions (J)", "J/1000 queries", "min", _3),
+    ),
+    "published": (
+        ("train_memory_gb", "training", "training memory", "training memory (GB)", "GB", "min", _3),
+        ("train_memory_mb_per_gpu", "training", "training memory", "training memory (MB)", "MB per GPU", "min", _3),
+        ("infer_memory_mb_per_gpu", _INFER, "inference memory", "inference memory (MB)", "MB per GPU", "min", _3),
+        ("infer_ms_per_video", _INFER, "inference time per video", "inference time per video (ms)", "ms", "min", _3),
+        ("train_speedup", "training", "training speed-up", "training speed-up (x)", "x", "max", _3),
+    ),
+}
+
+CATALOGUE: Mapping[str, Metric] = {
+    m.name: m for m in (EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY)
+} | {
+    name: Metric(
+        name=name,
+        what=what,
+        short=short,
+        label=label,
+        unit=unit,
+        better=better,
+        show=show,
+        scale=(*scale, 1.0)[0],
+        kind=kind,
+    )
+    for kind, costs in _COSTS.items()
+    for name, what, short, label, unit, better, show, *scale in costs
+}
+"""All metrics by name; memory in order of preference."""
+
+MEMORY = tuple(m for m in CATALOGUE.values() if m.kind == "memory")
+COUNTS = tuple(m.name for m in CATALOGUE.values() if m.kind == "count")
