@@ -8,12 +8,10 @@ from itertools import combinations
 
 from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE, holm
 from tvrbench.harness.evaluation.statistics import PairedDifference, paired_mean_differences
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
-from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.queries import Values, row_credits
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, difference_cells
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, links, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair
     """
     if not scope.compares:
         return []
-    line = [row for row in rows if row.method == RIVAL]
+    line = [row for row in rows if is_frame_budget(row.method)]
     fair = [row for row in rows if row.selection == "last" and (len(line) == 1 or row not in line)]
     candidates = [(row, values) for row in fair if (values := row_credits(row)) is not None]
     same = _largest_group(candidates)
@@ -65,47 +63,6 @@ def rank(row: MethodRow, pairs: Sequence[Pair]) -> int | None:
     if not any(row in (pair.a, pair.b) for pair in pairs):
         return None
     return 1 + sum(row in (pair.a, pair.b) and pair.better not in (None, row) for pair in pairs)
-
-
-def pair_table(pairs: Sequence[Pair], scope: ReportContext) -> Table | None:
-    """One line a pair; None where none was compared."""
-    if not pairs:
-        return None
-    trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
-    fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
-    apart = sum(pair.better is not None for pair in pairs)
-    return scope.table(
-        "pairs",
-        "Which methods can be told apart",
-        (
-            f"R@1, text to video, ties shared, on the same queries. Of {len(pairs)} pairs {apart} can be told apart.",
-            "Interval: 95 % paired bootstrap over queries, each pair for itself.",
-            f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; told apart below {SIGNIFICANCE:g}.",
-            "Seeds are averaged query by query."
-            if fewest >= SEEDS_FOR_A_CLAIM
-            else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods; "
-            "another training may differ.",
-        ),
-        (
-            Column(key="a", header="method", left=True),
-            Column(key="b", header="against", left=True),
-            *DIFFERENCE_COLUMNS,
-            Column(key="records_a", header="its records", left=True),
-            Column(key="records_b", header="the other's", left=True),
-        ),
-        [_cells(pair, scope) for pair in pairs],
-    )
-
-
-def _cells(pair: Pair, scope: ReportContext) -> tuple[Cell, ...]:
-    verdict = "cannot be told apart" if pair.better is None else f"{pair.better.label} is better"
-    return (
-        words(pair.a.label),
-        words(pair.b.label),
-        *difference_cells(pair.difference, pair.p_value, verdict),
-        links(scope.links(pair.a.runs)),
-        links(scope.links(pair.b.runs)),
-    )
 
 
 def _largest_group(candidates: Sequence[tuple[MethodRow, Values]]) -> list[tuple[MethodRow, Values]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.data.queries import row_credits
 from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, shared_interval, ties_matter
 from tvrbench.harness.reporting.data.rows import MethodRow
@@ -154,7 +154,8 @@ def recall_interval(row: MethodRow) -> Span | None:
 
 def line_of(row: MethodRow) -> str | None:
     """The line that a row is a point of: that of fewer frames, one for each tuning."""
-    return f"{RIVAL}, {row.record['tuning']}" if row.method == RIVAL and row.selection == "last" else None
+    fewer = is_frame_budget(row.method) and row.selection == "last"
+    return f"{row.method}, {row.record['tuning']}" if fewer else None
 
 
 def points(rows: Sequence[MethodRow], axis: CostAxis) -> list[Point]:

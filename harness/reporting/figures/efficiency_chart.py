@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import frame_budget_methods, is_frame_budget
 from tvrbench.harness.reporting.data.bench_rows import figure, rounds_interval, shared_batch, value_of
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.points import Better
@@ -132,9 +132,9 @@ def _methods(group: Group, measures: Sequence[Measure]) -> list[dict[str, Any]]:
                 "label": one_line(row.label),
                 "row": ids[row.label],
                 "style": names.index(_style_name(row)),
-                "line": None if frames is None else RIVAL,
+                "line": None if frames is None else frame_budget_methods()[0],
                 "keep": frames,
-                "short": f"{frames:g} frames" if frames is not None and row.method == RIVAL else None,
+                "short": f"{frames:g} frames" if frames is not None and is_frame_budget(row.method) else None,
                 "costs": points,
                 "accuracies": points,
             }
@@ -190,4 +190,4 @@ def _spread(found: MeasurementDoc) -> tuple[float | None, float | None]:
 
 
 def _style_name(row: MethodRow) -> str:
-    return RIVAL if row.method == RIVAL else row.label
+    return row.method if is_frame_budget(row.method) else row.label

@@ -10,7 +10,7 @@ from typing import Any
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.efficiency_rival import at_equal_time, equal_time_table
+from tvrbench.harness.reporting.analysis.matched_time import matched_cost
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbone, benches
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord, stored_records
@@ -26,7 +26,7 @@ from tvrbench.harness.reporting.papers.published import (
 )
 from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
 from tvrbench.harness.reporting.tables.claims import claims_table
-from tvrbench.harness.reporting.tables.efficiency import TableWithFootnotes, cost_table, further_table
+from tvrbench.harness.reporting.tables.efficiency import TableWithFootnotes, cost_table, equal_time_table, further_table
 from tvrbench.harness.reporting.tables.efficiency_targets import targets_table
 from tvrbench.harness.reporting.tables.latex import document, fragment
 from tvrbench.harness.reporting.tables.markdown import Markdown, escaped, link, listed, templates
@@ -134,8 +134,8 @@ def _section(bench: Bench, scope: ReportContext) -> Section:
 def _part(bench: Bench, name: str, scope: ReportContext) -> Part:
     cost = cost_table(bench, name, scope)
     stem = cost.table.name.replace("cost-", "equal-time-", 1)
-    equal = at_equal_time(bench.on(name), bench.frames)
-    drawn = equal is not None and any(entry.timed is not None for entry in equal.entries)
+    equal = matched_cost(bench.on(name), bench.frames)
+    drawn = equal is not None and any(entry.timed is not None for entry in equal.points)
     title = f"Cost at equal measured time, {backbone(bench.on(name)[0])}, {bench.name}"
     return Part(
         backbone=name,
@@ -144,7 +144,7 @@ def _part(bench: Bench, name: str, scope: ReportContext) -> Part:
         equal=None if equal is None else equal_time_table(equal, bench, stem, scope),
         picture=f"{stem}.png" if drawn else None,
         png=equal_time_picture(equal, title) if equal is not None and drawn else b"",
-        frames={} if equal is None else {timed.row.label: timed.frames for timed in equal.line},
+        frames={} if equal is None else {timed.row.label: timed.frames for timed in equal.curve},
     )
 
 

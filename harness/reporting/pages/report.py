@@ -10,8 +10,8 @@ from typing import Any
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
-from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, pair_table
+from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
+from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.recall import by_recall
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
@@ -36,7 +36,7 @@ from tvrbench.harness.reporting.tables.provenance import (
 from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.tables.results import main_table, subset_table
 from tvrbench.harness.reporting.tables.table import Table
-from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, selection_table, spread_table
+from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, pair_table, selection_table, spread_table
 
 PAPER_SCALE = "paper-scale"
 BENCHED = "efficiency"
@@ -131,7 +131,7 @@ def _tables(
     made = [
         main_table(rows, pairs, scope) if rows else None,
         scored_table([run for run in selected.completed if run.scored], scope),
-        equal_time_table(against_fewer_frames(by_recall(rows), scope), scope),
+        equal_time_table(matched_recall(by_recall(rows), scope), scope),
         pair_table(pairs, scope),
         spread_table(rows, scope),
         selection_table(rows, scope),

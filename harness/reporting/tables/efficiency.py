@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
 from tvrbench.harness.reporting.data.bench_rows import (
     Bench,
+    backbone,
     batches,
     figure,
     rounds_interval,
@@ -21,7 +23,18 @@ from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.columns import GMACS_HEADER, MEMORY_UNITS
 from tvrbench.harness.reporting.tables.markdown import brief
-from tvrbench.harness.reporting.tables.table import MISSING, Best, Cell, Column, Table, fixed, links, significant, words
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Best,
+    Cell,
+    Column,
+    Table,
+    fixed,
+    links,
+    number,
+    significant,
+    words,
+)
 
 METERS: Mapping[str, str] = {
     "peak_process_memory": "process",
@@ -158,6 +171,62 @@ def _table(
     )
     table = Table(name=name, title=title, caption=caption, columns=columns, rows=tuple(lines)).with_best()
     return TableWithFootnotes(table=table, notes=notes.lines)
+
+
+def equal_time_table(found: MatchedTime, bench: Bench, name: str, scope: ReportContext) -> Table:
+    """Each method's time, the frames that fit into it, and what those cost."""
+    columns = (
+        Column(key="method", header="method", left=True),
+        Column(key="time", header="time, plain encoder = 1 (95 %)"),
+        Column(key="frames", header="plain frames in that time (95 %)"),
+        Column(key="gmacs", header="GMACs"),
+        Column(key="rival_gmacs", header="GMACs of those frames"),
+        Column(key="output_tokens", header="tokens out"),
+        Column(key="rival_tokens", header="tokens out of those frames"),
+        Column(key="verdict", header="at equal time", left=True),
+        Column(key="records", header="records", left=True),
+    )
+    line = "; ".join(f"{t.frames:g} frames {t.time:.2f}" for t in found.curve)
+    caption = scope.caption(
+        f"No accuracy in it. {found.curve[0].row.method}, fewer frames encoded densely, at the measured time of each "
+        f"method, interpolated linearly in time between its points: {line}.",
+        f"Time: over that of {found.baseline} with all frames, both in one process, in turn; the median of "
+        f"{found.repeats} rounds and a 95 % interval (Student's t).",
+        "Slower than all frames: by more than the intervals overlap.",
+        f"Measured on {bench.name}, batch {found.batch}, {bench.dates}.",
+        "Figures that are not valid are left out.",
+    )
+    return Table(
+        name=name,
+        title=f"Cost at equal measured time on {backbone(found.curve[0].row)}, {bench.name}",
+        caption=caption,
+        columns=columns,
+        rows=tuple(_equal_time_cells(entry, found, scope) for entry in found.points),
+    )
+
+
+def _equal_time_cells(entry: MatchedPoint, found: MatchedTime, scope: ReportContext) -> tuple[Cell, ...]:
+    timed, rival = entry.timed, entry.budget
+    return (
+        words(entry.row.label),
+        _with_ends(
+            None if timed is None else timed.time, (None, None) if timed is None else timed.interval or (None, None), 2
+        ),
+        _with_ends(None if rival is None else rival.frames, entry.span, 1),
+        number(None if timed is None else timed.gmacs, significant(4), rankable=False),
+        number(None if rival is None else rival.gmacs, significant(4), rankable=False),
+        number(None if timed is None else timed.tokens, fixed(0), rankable=False),
+        number(None if rival is None else rival.tokens, fixed(0), rankable=False),
+        words(entry.cost_verdict(found.all_frames)),
+        links(scope.links(entry.row.runs)),
+    )
+
+
+def _with_ends(value: float | None, ends: tuple[float | None, float | None], decimals: int) -> Cell:
+    if value is None:
+        return words(None)
+    low, high = ("beyond" if end is None else f"{end:.{decimals}f}" for end in ends)
+    return Cell(text=f"{value:.{decimals}f} ({low} to {high})", value=value, rankable=False)
 
 
 def _cost_figures(rows: Sequence[MethodRow]) -> list[Figure]:

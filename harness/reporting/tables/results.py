@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, disturbed, setting
 from tvrbench.harness.reporting.data.recall import by_recall, expected_recall, ties_matter
@@ -38,9 +38,7 @@ RANK_SENTENCE = (
     "Rank: 1 + the methods whose R@1 is higher beyond doubt, so methods that cannot be told apart share one (see "
     "below)."
 )
-LINE_SENTENCE = (
-    f"{RIVAL} with several numbers of frames is a line and no method: it has no rank and is judged at equal time."
-)
+LINE_SENTENCE = "Fewer frames are a line and no method: they have no rank and are judged at equal time."
 
 
 def _rank_field(pairs: Sequence[Pair]) -> Field:
@@ -107,7 +105,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], scope: ReportCo
         TIES_SENTENCE if ties_matter(rows) else None,
         "Interval: 95 % bootstrap over queries.",
         RANK_SENTENCE if pairs else None,
-        LINE_SENTENCE if pairs and sum(row.method == RIVAL for row in rows) > 1 else None,
+        LINE_SENTENCE if pairs and sum(is_frame_budget(row.method) for row in rows) > 1 else None,
         "GMACs: multiply-adds of encoding one video, which the papers call GFLOPs.",
         f"Time and memory: {setting(rows)}.",
         "Speed-up: over the plain encoder, both in one process, in turn; videos/s are of separate processes, between "

@@ -7,7 +7,8 @@ from typing import Any
 
 from tvrbench.harness.evaluation.multiple_tests import SIGNIFICANCE
 from tvrbench.harness.evaluation.variance import SelectionGap, selection_gap, variance_parts
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL, EqualTime, Rival, frames_kept
+from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
+from tvrbench.harness.reporting.analysis.pairwise import Pair
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.queries import seed_credits
 from tvrbench.harness.reporting.data.recall import by_recall, expected_recall
@@ -16,14 +17,14 @@ from tvrbench.harness.reporting.tables.differences import DIFFERENCE_COLUMNS, di
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, fixed, links, number, words
 
 
-def equal_time_table(entries: Sequence[EqualTime], scope: ReportContext) -> Table | None:
+def equal_time_table(entries: Sequence[MatchedPoint], scope: ReportContext) -> Table | None:
     """Each method beside fewer frames at its speed; None where there is nothing to compare with."""
     if not entries:
         return None
     compared = [entry for entry in entries if entry.difference is not None]
     beaten = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
     sentences = (
-        f"R@1, text to video, ties shared, of each method and of {RIVAL} (fewer frames, encoded plainly) that "
+        "R@1, text to video, ties shared, of each method and of fewer frames, encoded densely, that "
         "takes the same time.",
         f"Of {len(compared)} methods that can be compared, {beaten} are better than fewer frames."
         if compared
@@ -51,6 +52,47 @@ def equal_time_table(entries: Sequence[EqualTime], scope: ReportContext) -> Tabl
     )
     cells = [_equal_time_cells(entry, scope) for entry in entries]
     return scope.table("equal-time", "Accuracy at equal measured time", sentences, columns, cells)
+
+
+def pair_table(pairs: Sequence[Pair], scope: ReportContext) -> Table | None:
+    """One line a pair; None where none was compared."""
+    if not pairs:
+        return None
+    trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
+    fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
+    apart = sum(pair.better is not None for pair in pairs)
+    return scope.table(
+        "pairs",
+        "Which methods can be told apart",
+        (
+            f"R@1, text to video, ties shared, on the same queries. Of {len(pairs)} pairs {apart} can be told apart.",
+            "Interval: 95 % paired bootstrap over queries, each pair for itself.",
+            f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; told apart below {SIGNIFICANCE:g}.",
+            "Seeds are averaged query by query."
+            if fewest >= SEEDS_FOR_A_CLAIM
+            else f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges the trained models at hand, not the methods; "
+            "another training may differ.",
+        ),
+        (
+            Column(key="a", header="method", left=True),
+            Column(key="b", header="against", left=True),
+            *DIFFERENCE_COLUMNS,
+            Column(key="records_a", header="its records", left=True),
+            Column(key="records_b", header="the other's", left=True),
+        ),
+        [_pair_cells(pair, scope) for pair in pairs],
+    )
+
+
+def _pair_cells(pair: Pair, scope: ReportContext) -> tuple[Cell, ...]:
+    verdict = "cannot be told apart" if pair.better is None else f"{pair.better.label} is better"
+    return (
+        words(pair.a.label),
+        words(pair.b.label),
+        *difference_cells(pair.difference, pair.p_value, verdict),
+        links(scope.links(pair.a.runs)),
+        links(scope.links(pair.b.runs)),
+    )
 
 
 def spread_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | None:
@@ -113,24 +155,26 @@ def selection_table(rows: Sequence[MethodRow], scope: ReportContext) -> Table | 
     return scope.table("selection", "What choosing the checkpoint on the test set adds", sentences, columns, lines)
 
 
-def _equal_time_cells(entry: EqualTime, scope: ReportContext) -> tuple[Cell, ...]:
-    rival = entry.rival
+def _equal_time_cells(entry: MatchedPoint, scope: ReportContext) -> tuple[Cell, ...]:
+    rival = entry.budget
     return (
         words(entry.row.label),
-        number(entry.speed, fixed(2), rankable=False),
+        number(entry.speedup, fixed(2), rankable=False),
         number(expected_recall(entry.row), fixed(1), rankable=False),
         words(None if rival is None else _rival_words(rival)),
         number(None if rival is None else rival.recall, fixed(1), rankable=False),
         *difference_cells(entry.difference, entry.p_value, entry.verdict),
         links(scope.links(entry.row.runs)),
-        links([link for point in rival.points for link in _named(point, scope)]) if rival is not None else words(None),
+        links([link for point in rival.points for link in _named(point.row, scope)])
+        if rival is not None
+        else words(None),
     )
 
 
-def _rival_words(rival: Rival) -> str:
-    keeps = " and ".join(str(frames_kept(point)) for point in rival.points)
+def _rival_words(rival: FrameBudget) -> str:
+    keeps = " and ".join(str(frames_kept(point.row)) for point in rival.points)
     mixed = f", {100 * rival.share:.0f} % of the latter" if len(rival.points) == 2 else ""
-    return f"keep {keeps}{mixed}, {rival.points[0].record['tuning']}"
+    return f"keep {keeps}{mixed}, {rival.points[0].row.record['tuning']}"
 
 
 def _named(point: MethodRow, scope: ReportContext) -> list[tuple[str, str | None]]:
