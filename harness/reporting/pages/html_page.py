@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.recall import by_recall
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord
@@ -134,7 +135,7 @@ def chart_data(rows: Sequence[MethodRow], scope: ReportContext) -> dict[str, Any
     chance, chance_back = chance_levels(rows)
     levels = {f"t2v_{name}": level for name, level in chance.items()}
     levels |= {f"v2t_{name}": level for name, level in chance_back.items()}
-    levels |= {"t2v_R1_shared": chance["R1"]} if "R1" in chance else {}
+    levels |= {EXPECTED_R1.key: chance["R1"]} if "R1" in chance else {}
     methods = [
         {
             "label": one_line(row.label),
@@ -143,16 +144,8 @@ def chart_data(rows: Sequence[MethodRow], scope: ReportContext) -> dict[str, Any
             "line": line_of(row),
             "keep": row.options.get("keep") if line_of(row) else None,
             "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
-            "costs": {
-                a.key: [a.value(row), *(a.spread(row) or (None, None)), a.lower_bound(row)]
-                for a in costs
-                if a.value(row) is not None
-            },
-            "accuracies": {
-                a.key: [a.value(row), *(a.interval(row) or (None, None)), False]
-                for a in accuracies
-                if a.value(row) is not None
-            },
+            "costs": {axis.key: point for axis in costs if (point := axis.read(row)) is not None},
+            "accuracies": {axis.key: point for axis in accuracies if (point := axis.read(row)) is not None},
         }
         for row in shown
     ]

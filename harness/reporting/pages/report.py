@@ -17,8 +17,8 @@ from tvrbench.harness.reporting.data.recall import by_recall
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, with_unique_labels
 from tvrbench.harness.reporting.figures.all_figures import PICTURES, Picture, pictures
+from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
-from tvrbench.harness.reporting.figures.series import STAGES
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.html_page import PAGE, html_page
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published

@@ -24,7 +24,7 @@ from chromium import (
 from tvrbench.harness.records.record import normalized
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
-from tvrbench.harness.reporting.figures.points import Point, frontier
+from tvrbench.harness.reporting.figures.axes import Point, frontier
 from tvrbench.harness.reporting.pages.report import write_report
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
