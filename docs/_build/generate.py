@@ -69,7 +69,7 @@ def stale(root: Path) -> Iterator[str]:
 def _stale_report(root: Path, protocol: str) -> Iterator[str]:
     folder = root / "reports" / protocol
     # Beside the committed folder, so that links to records, which are relative, come out the same.
-    beside = [name for name in BESIDE if (folder / name).is_file()]  # of tvrbench picture: models made these
+    beside = [name for name in BESIDE if (folder / name).is_file()]  # of tvrbench visualize: models made these
     with tempfile.TemporaryDirectory(prefix=".docs-check-", dir=root) as made:
         for name in beside:  # so that the report tells of them again
             (Path(made) / protocol).mkdir(parents=True, exist_ok=True)

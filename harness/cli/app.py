@@ -12,8 +12,10 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tvrbench.harness.cli.arguments import Device, pick_device, pick_extent, split_names, split_numbers
+from tvrbench.harness.cli.compare import compare
 from tvrbench.harness.cli.data_options import DataCommand
 from tvrbench.harness.cli.reading_options import rank, report
+from tvrbench.harness.cli.visualize import Visualize
 from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.validation import parse_assignments, parse_bytes
 
@@ -297,77 +299,16 @@ app.command(rank)
 
 
 @app.command
-def picture(
-    kind: Positional[Literal["tokens", "gallery"]],
-    protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
-    methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD")] = (),
-    /,
-    seed: int = 0,
-    video: str | None = None,
-    queries: int = 24,
-    data: Path | None = None,
-    weights: str | None = None,
-    device: Device = "auto",
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
-    as_json: Json = False,
-) -> None:
-    """Pictures that need models and videos: which patches share a token, or queries on which two methods disagree.
+def visualize(options: Annotated[Visualize, arg(name="")]) -> None:
+    """Draw what needs models and videos: which patches share a token, or queries on which two methods disagree.
 
-    Models are those that runs of the protocol left under results/checkpoints; a method without one is shown on the
-    protocol's weights, and the picture says so.
-
-    Args:
-        kind: tokens writes tokens.png, gallery writes gallery.html, both into the protocol's report.
-        protocol: For example standin/uniform, which needs no data.
-        methods: What to show, each METHOD or "METHOD:key=value;key=value"; two of them for a gallery.
-        seed: Whose checkpoints.
-        video: The clip of the token picture, by its id; the first of the test split by default.
-        queries: Queries in the gallery.
-        data: Folder of the data set. The stand-in makes its own.
-        weights: Other CLIP weights for what was not trained.
-        device: Where to run; auto takes a GPU where there is one.
-        results: Folder of the records and checkpoints.
-        reports: Folder of the reports.
-        as_json: Print one JSON document.
+    Models are those that runs of the protocol saved under results/checkpoints. A method without a checkpoint is shown
+    on the protocol's weights, and the output says so.
     """
-    from tvrbench.harness.cli.visualize import Request, make_picture
-
-    request = Request(
-        kind=kind,
-        protocol=protocol,
-        methods=methods,
-        seed=seed,
-        video=video,
-        queries=queries,
-        data=data,
-        weights=weights,
-        device=pick_device(device),
-        results=results,
-        reports=reports,
-    )
-    make_picture(request, as_json)
+    options.run()
 
 
-@app.command
-def compare(
-    a: Annotated[Positional[str], arg(metavar="A")],
-    b: Annotated[Positional[str], arg(metavar="B")],
-    /,
-    results: Path = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """Explain what differs between two records, then compare their numbers, with intervals where queries are shared.
-
-    Args:
-        a: A record's file, or its name (or the beginning of it) below the results folder.
-        b: The other one; differences are B less A, ratios B by A.
-        results: Folder of the records.
-        as_json: Print one JSON document.
-    """
-    from tvrbench.harness.cli.compare import compare_two
-
-    compare_two(a, b, results, as_json)
+app.command(compare)
 
 
 @app.command

@@ -83,7 +83,7 @@ def html_page(
         drawn: the pictures; R@1 against GMACs first.
         scope: what the report is about.
         missing: shell lines that make points of the line of fewer frames.
-        beside: files that ``tvrbench picture`` left in the report's folder.
+        beside: files that ``tvrbench visualize`` left in the report's folder.
     """
     every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
     sections = [

@@ -56,7 +56,7 @@ _TABLES = (
 _KINDS = ("md", "csv", "tex")
 LATEX = "tables.tex"
 BESIDE = (TOKENS, GALLERY)
-"""What ``tvrbench picture`` makes beside a report, which tells of it where it is there."""
+"""What ``tvrbench visualize`` makes beside a report, which tells of it where it is there."""
 
 
 def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_hash: str | None = None) -> list[Path]:
@@ -172,7 +172,7 @@ def _content(
         "figures": drawn,
         "beside": [name for name in BESIDE if (scope.folder / name).is_file()],
         "picture_commands": {
-            name: command_line(["picture", kind, scope.protocol])
+            name: command_line(["visualize", kind, scope.protocol, *(["METHOD", "METHOD"] if kind == "gallery" else [])])
             for name, kind in ((TOKENS, "tokens"), (GALLERY, "gallery"))
         },
         "files": _files,
