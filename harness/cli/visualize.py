@@ -15,7 +15,6 @@ from tvrbench.harness.cli.arguments import Device, pick_device
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.registry import matching
 
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
@@ -232,6 +231,7 @@ def _gallery(options: Visualize, context: RunContext, scope: ReportContext) -> t
 
 def _searched(shown: Sequence[DisplayModel], context: RunContext, store: RecordStore, seed: int) -> list[Searched]:
     """Scores and ranks of every caption of the test split with each model, compared with the records' ranks."""
+    from tvrbench.harness.core.progress import Bar
     from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
     from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
     from tvrbench.harness.reporting.figures.gallery import Searched
