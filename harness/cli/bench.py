@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
-from tvrbench.harness.cli.arguments import Device, pick_device, split_names, split_numbers
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.options import Assignments, Device, Json, Names, Numbers, pick_device
 from tvrbench.harness.core.validation import parse_assignments
 from tvrbench.harness.profiling.plan import (
     RANDOM,
@@ -47,31 +47,30 @@ class BenchSettings(MeasurementSettings):
         results: Folder of the records.
         reports: Folder of the reports; the report is reports/efficiency.
         no_report: Write no report.
-        as_json: Print one JSON document.
     """
 
     methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD")] = ()
     baseline: str | None = None
-    backbone: str | None = None
+    backbone: Names = ()
     weights: str = RANDOM
     device: Device = "auto"
-    batches: str | None = None
+    batches: Numbers = ()
     training: bool = False
-    training_batches: str | None = None
+    training_batches: Numbers = ()
     end_to_end: bool = False
     energy: bool = False
-    assignments: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = ()
+    assignments: Assignments = ()
     results: Path = Path("results")
     reports: Path = Path("reports")
     no_report: bool = False
-    as_json: Annotated[bool, arg(name="json")] = False
+    as_json: Json = False
 
     def plan(self) -> Plan:
         """The plan that these options ask for."""
         return plan_for(
             baseline=None if self.baseline is None else parse_method_choice(self.baseline),
-            batches=split_numbers(self.batches, "batches"),
-            training_batches=split_numbers(self.training_batches, "training-batches"),
+            batches=self.batches,
+            training_batches=self.training_batches,
             training=self.training,
             end_to_end=self.end_to_end,
             energy=self.energy,
@@ -107,7 +106,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 
     plan, choices, store = settings.plan(), settings.choices(), RecordStore(settings.results)
-    backbones = split_names(settings.backbone, "backbone") or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
+    backbones = settings.backbone or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
     for backbone in backbones:
         for choice in (*choices, plan.baseline):
             load(plan, choice, backbone)  # an option that does not fit is found before minutes of measuring

@@ -9,9 +9,9 @@ from typing import Annotated, get_args
 
 from tyro.conf import arg
 
-from tvrbench.harness.cli.arguments import split_names
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
+from tvrbench.harness.core.options import Json, Names
 from tvrbench.harness.regression.baseline import (
     Acceptance,
     Baseline,
@@ -36,15 +36,14 @@ class Check:
         records: Compare the records in this results folder instead of measuring.
         update_baseline: Accept the measured values into the baseline for this reason, which the file keeps.
         data: Folder of the data set of the tier real.
-        as_json: Print one JSON document.
     """
 
     against: Path
-    tier: str | None = None
+    tier: Names = ()
     records: Path | None = None
     update_baseline: Annotated[str | None, arg(metavar="REASON")] = None
     data: Path | None = None
-    as_json: Annotated[bool, arg(name="json")] = False
+    as_json: Json = False
 
     def run(self) -> None:
         """Compare, or accept the new values.
@@ -113,7 +112,7 @@ class Check:
         return baseline
 
     def _tiers(self, baseline: Baseline) -> list[Tier]:
-        held, known, asked = tiers_of(baseline), get_args(Tier), split_names(self.tier, "tier")
+        held, known, asked = tiers_of(baseline), get_args(Tier), self.tier
         if unknown := [tier for tier in asked if tier not in known]:
             raise UsageError(
                 f"--tier {unknown[0]}: known are {', '.join(known)}", code="check.tier-unknown", tier=unknown[0]

@@ -1,38 +1,55 @@
-"""``tvrbench compare``: what differs between two records, then their numbers."""
+"""``tvrbench compare``: the differences of two records, then their numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tabulate import tabulate
+from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.records.record import read_record
-from tvrbench.harness.reporting.analysis.compare_records import RecordComparison, compare_records
+from tvrbench.harness.core.options import Json
 from tvrbench.harness.reporting.catalogue import significant
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief, one_line
+
+if TYPE_CHECKING:  # these import torch, for which --help must not wait
+    from tvrbench.harness.reporting.analysis.compare_records import RecordComparison
+    from tvrbench.harness.reporting.data.records import StoredRecord
 
 _NAMED = 5
 
 
-def compare_two(a: str, b: str, results: Path, as_json: bool) -> None:
-    """Print the comparison; UsageError for a record that is not there, not one, or no valid record."""
+def compare(
+    a: Annotated[Positional[str], arg(metavar="A")],
+    b: Annotated[Positional[str], arg(metavar="B")],
+    /,
+    results: Path = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Explain what differs between two records, then compare their numbers, with intervals where queries are shared.
+
+    Args:
+        a: A record's file, or its name (or the beginning of it) below the results folder.
+        b: The other one; differences are B minus A, ratios B over A.
+        results: Folder of records.
+    """
+    from tvrbench.harness.reporting.analysis.compare_records import compare_records
+
     one, other = (find_record(name, results) for name in (a, b))
-    found = compare_records(one, other)
+    comparison = compare_records(one, other)
     if as_json:
-        print_json({"a": _named(one), "b": _named(other)} | asdict(found))
+        print_json({"a": _identity(one), "b": _identity(other)} | asdict(comparison))
         return
     for letter, run in (("A", one), ("B", other)):
         print(f"{letter}: {one_line(run.name)} ({one_line(run.path.parent.name)}/{one_line(run.path.stem)})")
     print()
-    _print_facts(found)
-    _print_metrics(found)
-    _print_costs(found)
+    _print_facts(comparison)
+    _print_metrics(comparison)
+    _print_costs(comparison)
 
 
 def find_record(name: str, results: Path) -> StoredRecord:
@@ -41,29 +58,37 @@ def find_record(name: str, results: Path) -> StoredRecord:
     Raises:
         UsageError: there is none, there are several, or it is no valid record.
     """
+    from tvrbench.harness.records.record import read_record
+    from tvrbench.harness.reporting.data.records import StoredRecord
+
     path = Path(name)
     if not path.is_file():
         stem = path.name.removesuffix(".json")
         records = sorted((results / "records").glob("*/*.json"))
         under = [file for file in records if path.parent.name in ("", file.parent.name)]
-        fitting = [file for file in under if file.stem == stem] or [
-            f for f in under if stem and f.stem.startswith(stem)
+        matches = [file for file in under if file.stem == stem] or [
+            file for file in under if stem and file.stem.startswith(stem)
         ]
-        if len(fitting) != 1:
-            raise UsageError(_which(name, fitting, results))
-        path = fitting[0]
+        if not matches:
+            raise UsageError(
+                f"no record {name!r}: give a record's file or the start of its name below {results / 'records'}",
+                code="record.missing",
+                record=name,
+            )
+        if len(matches) > 1:
+            shown = ", ".join(f"{file.parent.name}/{file.stem}" for file in matches[:_NAMED])
+            more = f" and {len(matches) - _NAMED} more" if len(matches) > _NAMED else ""
+            raise UsageError(
+                f"{name!r} matches {len(matches)} records ({shown}{more}); give more of the name",
+                code="record.ambiguous",
+                record=name,
+                matches=len(matches),
+            )
+        path = matches[0]
     return StoredRecord(record=read_record(path), path=path.resolve())
 
 
-def _which(name: str, fitting: list[Path], results: Path) -> str:
-    if not fitting:
-        return f"no record {name!r}: give a record's file, or the beginning of a file name below {results / 'records'}"
-    shown = ", ".join(f"{file.parent.name}/{file.stem}" for file in fitting[:_NAMED])
-    more = f" and {len(fitting) - _NAMED} more" if len(fitting) > _NAMED else ""
-    return f"{name!r} could be {len(fitting)} records: {shown}{more}; give more of the name"
-
-
-def _named(run: StoredRecord) -> dict[str, Any]:
+def _identity(run: StoredRecord) -> dict[str, Any]:
     record = run.record
     return {
         "record": run.path.name,
@@ -73,39 +98,41 @@ def _named(run: StoredRecord) -> dict[str, Any]:
     }
 
 
-def _print_facts(found: RecordComparison) -> None:
-    if not found.facts:
+def _print_facts(comparison: RecordComparison) -> None:
+    if not comparison.facts:
         print("The records differ in nothing but their numbers.\n")
         return
     print("What differs")
-    rows = [[fact.what, *(_short(value) for value in (fact.a, fact.b)), fact.meaning or ""] for fact in found.facts]
+    rows = [
+        [fact.what, *(_short(value) for value in (fact.a, fact.b)), fact.meaning or ""] for fact in comparison.facts
+    ]
     _table(rows, ["", "A", "B", "so"])
     print()
 
 
-def _print_metrics(found: RecordComparison) -> None:
-    if not found.metrics:
-        print(f"No metrics to compare: {found.why_not_paired}\n")
+def _print_metrics(comparison: RecordComparison) -> None:
+    if not comparison.metrics:
+        print(f"No metrics to compare: {comparison.why_not_paired}\n")
         return
     print("Retrieval (difference: B - A)")
     rows = []
-    for line in found.metrics:
+    for line in comparison.metrics:
         p = line.paired
         tested = [f"{p.low:+.2f} to {p.high:+.2f}", _p(p.p_value)] if p is not None else [None, None]
         rows.append([line.metric, f"{line.a:.2f}", f"{line.b:.2f}", f"{line.difference:+.2f}", *tested])
     _table(rows, ["", "A", "B", "difference", "95 % interval", "p"])
-    if found.why_not_paired is not None:
-        print(f"No interval for the differences: {one_line(found.why_not_paired)}.")
-    for name, test in found.mcnemar.items():
+    if comparison.why_not_paired is not None:
+        print(f"No interval for the differences: {one_line(comparison.why_not_paired)}.")
+    for name, test in comparison.mcnemar.items():
         only = f"only A finds {test.only_a} queries, only B finds {test.only_b}"
         print(f"McNemar, t2v {name}: {only}; p {_p(test.p_value)}")
-    if found.mcnemar:
+    if comparison.mcnemar:
         say("intervals and p-values are over queries, for these two trained models, and not corrected for other pairs")
     print()
 
 
-def _print_costs(found: RecordComparison) -> None:
-    if not found.costs:
+def _print_costs(comparison: RecordComparison) -> None:
+    if not comparison.costs:
         print("No costs to compare.")
         return
     print("Cost (ratio: B / A)")
@@ -117,7 +144,7 @@ def _print_costs(found: RecordComparison) -> None:
             None if line.ratio is None else f"{line.ratio:.3f}",
             brief(line.reason or "", 100),
         ]
-        for line in found.costs
+        for line in comparison.costs
     ]
     _table(rows, ["", "A", "B", "ratio", "no ratio because"])
 

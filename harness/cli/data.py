@@ -392,3 +392,8 @@ DataCommand = (
     | Annotated[Cache, subcommand("cache")]
     | Annotated[Download, subcommand("download")]
 )
+
+
+def data(command: Annotated[DataCommand, arg(name="")]) -> None:
+    """Download and verify data sets, compare two copies, keep decoded frames."""
+    command.run()

@@ -7,13 +7,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import arg
+from typing import Literal
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table
 from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.options import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,11 @@ def _folder(results: Path) -> Finding:
     return Finding(what="results folder", state="ok", detail=f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
 
 
-def doctor(results: Path = Path("results"), as_json: Annotated[bool, arg(name="json")] = False) -> None:
+def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
     """Show what this machine has and lacks; exits with 1 where something is broken.
 
     Args:
         results: Folder of the records.
-        as_json: Print one JSON document.
     """
     import torch
 

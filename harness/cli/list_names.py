@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table
+from tvrbench.harness.core.options import Json
 
 
 def list_names(
     kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]],
     /,
-    as_json: Annotated[bool, arg(name="json")] = False,
+    as_json: Json = False,
 ) -> None:
     """List what is registered, including plug-ins.
 
     Args:
         kind: What to list.
-        as_json: Print one JSON document.
     """
     rows: list[dict[str, Any]]
     if kind == "protocols":

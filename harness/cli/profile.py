@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
+from tvrbench.harness.core.options import Assignments, Json
 from tvrbench.harness.core.validation import parse_assignments
 
 
@@ -15,8 +16,8 @@ def profile(
     /,
     backbone: str = "ViT-B-32",
     frames: int = 12,
-    assignments: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = (),
-    as_json: Annotated[bool, arg(name="json")] = False,
+    assignments: Assignments = (),
+    as_json: Json = False,
 ) -> None:
     """Costs that need no data: GMACs, parameters and tokens of a method on a backbone.
 
@@ -25,7 +26,6 @@ def profile(
         backbone: ViT-B-32, ViT-B-16 or ViT-L-14.
         frames: Frames per video.
         assignments: A method option, for example --set r=2; may be repeated.
-        as_json: Print one JSON document.
     """
     from tvrbench.harness.profiling.counts.flops import profile_by_name
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
+from tvrbench.harness.core.options import Json
 from tvrbench.harness.records.store import RecordStore
 
 
@@ -16,7 +17,7 @@ def report(
     /,
     results: Path = Path("results"),
     reports: Path = Path("reports"),
-    as_json: Annotated[bool, arg(name="json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the report of a protocol, or of efficiency, again from its records alone.
 
@@ -24,7 +25,6 @@ def report(
         protocol: Name of the protocol in the records; efficiency for the cost of methods.
         results: Folder of the records.
         reports: Folder of the reports.
-        as_json: Print one JSON document.
     """
     files = written(protocol, RecordStore(results), reports)
     if as_json:

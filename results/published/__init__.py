@@ -1,6 +1,12 @@
-"""The papers' numbers as data: each with its paper, its table and how it was read. ``harness/reporting`` loads them.
+"""Numbers and claims of papers as data, each with its paper, its table and how it was read.
 
-``centerclip.csv`` and ``tempme.csv`` hold the numbers as printed; what could not be read is absent.
-``configurations.csv`` says which options of ours make a configuration that a paper names; a name that is missing
-there has no counterpart here, and its numbers are not compared.
+Every CSV file holds numbers as printed, except for these; a number that could not be read is absent.
+
+- ``claims.csv``: claims about cost in words, each against every baseline that it can be read against.
+- ``ratios.csv``: times and memory of a paper's tables that are claims when divided by a baseline of the same table. A
+  recipe that trains under half precision needs ``bench_options``: memory compares only within one precision.
+- ``configurations.csv``: the options here that make a configuration of a paper. A configuration that is missing has no
+  counterpart, and its numbers are not compared.
+- ``variants.csv``: options that a paper has a name for.
+- ``names.csv``: methods that a paper and the registry name differently.
 """

@@ -10,7 +10,7 @@ from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.bench_rows import Bench, benches
 from tvrbench.harness.reporting.data.records import stored_records
-from tvrbench.harness.reporting.papers.claims import load_variants
+from tvrbench.harness.reporting.papers.published import load_variants
 
 CPU, GPU = "Some CPU", "Some GPU"
 TEMPME = {

@@ -1,213 +1,397 @@
-"""Accuracy at equal measured time: every method against fewer frames, encoded plainly, that take the same time.
+"""Comparison at equal measured time: each method against as many frames, encoded densely, as take the same time.
 
-Time is a share of the plain encoder's, from rounds in which both ran in turn in one process. Videos a second of
-different processes would judge how fast the machine happened to be in each.
+A method that takes the time of 8 dense frames and shows 12 to the text has to be better than those 8. A method that
+does fewer multiply-adds than those 8 has not turned all of its saving into time.
+
+Time is a share of the dense encoder's, from interleaved repeats in one process: seconds of different processes would
+also compare how fast the machine was in each.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
+from tvrbench.harness.core.registry import matching
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.reporting.data.bench_rows import figure, rounds_interval, shared_batch, value_of, why_not
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow, Values, expected_recall, row_credits, why_not_paired
 
-RIVAL = "frame_subsample"
-SPEED = ("speedup", "comparison")
+SPEEDUP = ("speedup", "comparison")
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
-"""Shares of the frames that a line of the rival is drawn through."""
+"""Shares of the frames that the curve of the frame-budget baseline is made of."""
 
 CONDITIONS = ("device", "batch", "precision", "matmul_precision", "threads", "compile")
-"""What two measurements of time must share to be compared, besides the device's name."""
+"""Conditions that two measurements of time must share to be compared, besides the device's name."""
+
+T = TypeVar("T", float, Values)
+
+
+@functools.cache
+def frame_budget_methods() -> tuple[str, ...]:
+    """Names of the frame-budget baselines: methods that encode fewer frames densely."""
+    return tuple(matching("methods", "baselines", role="frame_budget"))
+
+
+def is_frame_budget(method: str) -> bool:
+    """Check whether a method is a frame-budget baseline."""
+    return method in frame_budget_methods()
+
+
+def frames_kept(row: MethodRow) -> int | None:
+    """Frames that a row encodes: the number it keeps, or all."""
+    kept: int | None = row.options.get("keep", row.options.get("frames"))
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
-    """Fewer frames at a method's speed: between two measured points, or at one.
+class TimedRow:
+    """A row with its speed-up over the dense encoder.
 
     Attributes:
-        points: the one or two rows it is made of, fewest frames first.
-        share: of the second point; a mixture that gives this share of the videos to it takes the method's time.
-        recall: R@1, ties shared, interpolated linearly in the time a video takes.
-        exact: whether it takes the method's time; otherwise it is the slowest point and takes less.
+        row: the runs of a method.
+        speedup: over the dense encoder, the median of the repeats.
+        interval: 95 % interval of ``time`` from the repeats, where they are of one run.
+        frames: that are encoded.
     """
 
-    points: tuple[MethodRow, ...]
-    share: float
-    recall: float
-    exact: bool
+    row: MethodRow
+    speedup: float
+    interval: tuple[float, float] | None = None
+    frames: float
+
+    @property
+    def time(self) -> float:
+        """Time per video over the dense encoder's."""
+        return 1 / self.speedup
+
+    @property
+    def gmacs(self) -> float:
+        """GMACs per video."""
+        return value_of(figure(self.row, "gmacs_video")) or 0.0
+
+    @property
+    def tokens(self) -> float:
+        """Tokens per video that leave the encoder."""
+        return value_of(figure(self.row, "output_tokens")) or 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualTime:
-    """One method against fewer frames.
+class FrameBudget:
+    """The frame-budget baseline at some time per video: between two measured points, or at one.
+
+    Attributes:
+        points: one or two, the faster first.
+        share: of the videos that the second point encodes; this mixture of the two takes the time asked for.
+        exact: the mixture takes exactly that time; otherwise it is the slowest point and takes less.
+    """
+
+    points: tuple[TimedRow, ...]
+    share: float = 0.0
+    exact: bool = True
+
+    def mean(self, value: Callable[[TimedRow], T]) -> T:
+        """Interpolate a value of the points, linearly in time."""
+        first, last = value(self.points[0]), value(self.points[-1])
+        return first if len(self.points) == 1 else (1 - self.share) * first + self.share * last
+
+    @property
+    def frames(self) -> float:
+        """Frames per video."""
+        return self.mean(lambda point: point.frames)
+
+    @property
+    def gmacs(self) -> float:
+        """GMACs per video."""
+        return self.mean(lambda point: point.gmacs)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens per video that leave the encoder."""
+        return self.mean(lambda point: point.tokens)
+
+    @property
+    def recall(self) -> float:
+        """R@1, expected over ties, in percent."""
+        return self.mean(lambda point: expected_recall(point.row) or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedPoint:
+    """A method beside the frame-budget baseline that takes its time.
 
     Attributes:
         row: the method.
-        speed: its speed-up over the plain encoder; None where not measured.
-        rival: None where there is none to compare with.
-        difference: R@1 of the method less the rival's, paired; None where it cannot be had.
-        p_value: corrected by Holm for all methods compared.
+        timed: its time; None where there is no valid one.
+        budget: the baseline; None where the curve does not reach the method's time.
+        span: frames at the ends of the interval of the method's time; None for an end outside the curve.
+        slower: the method is slower than all frames encoded densely.
+        difference: R@1 of the method minus the baseline's, paired by query; None where it is not compared.
+        p_value: of the difference, corrected by Holm for all methods.
         reason: why something is missing.
     """
 
     row: MethodRow
-    speed: float | None
-    rival: Rival | None = None
+    timed: TimedRow | None = None
+    budget: FrameBudget | None = None
+    span: tuple[float | None, float | None] = (None, None)
+    slower: bool = False
     difference: PairedDifference | None = None
     p_value: float | None = None
     reason: str | None = None
 
     @property
+    def speedup(self) -> float | None:
+        """Speed-up over the dense encoder; None where not measured."""
+        return None if self.timed is None else self.timed.speedup
+
+    @property
     def verdict(self) -> str:
-        """In words; a method that does not beat fewer frames says so."""
-        if self.rival is None or self.difference is None or self.p_value is None:
+        """The conclusion about R@1 in words."""
+        if self.budget is None or self.difference is None or self.p_value is None:
             return f"not compared: {self.reason}"
         if self.p_value >= SIGNIFICANCE:
-            return "does not beat fewer frames (cannot be told apart)"
+            return "does not beat fewer frames (no significant difference)"
         if self.difference.difference < 0:
             return "does not beat fewer frames (worse)"
-        return "beats fewer frames" if self.rival.exact else "better, and slower than any choice of frames"
+        return "beats fewer frames" if self.budget.exact else "better, and slower than any choice of frames"
+
+    def cost_verdict(self, all_frames: int) -> str:
+        """The conclusion about time and GMACs in words."""
+        if self.slower:
+            return f"slower than all {all_frames} frames encoded densely"
+        if self.timed is None or self.budget is None:
+            return f"not compared: {self.reason}"
+        share = self.timed.gmacs / self.budget.gmacs
+        percent = f"{abs(100 * (share - 1)):.0f} % {'more' if share > 1 else 'less'} work"
+        work = "as much work" if abs(share - 1) < 0.005 else percent
+        return f"takes the time of {self.budget.frames:.1f} of {all_frames} frames and does {work} in it"
 
 
-def against_fewer_frames(rows: Sequence[MethodRow], scope: ReportContext) -> list[EqualTime]:
-    """Every method that encodes, but the rival itself; empty where methods are not compared or the rival did not run.
+@dataclass(frozen=True, kw_only=True)
+class MatchedTime:
+    """All methods of one backbone beside the frame-budget baseline.
 
-    The rival has the method's own tuning where its points allow, and the tuning that most of its points have otherwise.
-    The plain encoder that the speed-ups are over keeps all frames, so it is the rival's slowest point.
+    Attributes:
+        curve: points of the baseline in order of time.
+        points: every other method that encodes.
+        baseline: the dense encoder, whose time is 1.
+        batch: videos per call.
+        repeats: per ratio, in words.
+        all_frames: number of frames without a budget.
     """
-    fewer = [row for row in rows if row.method == RIVAL and row.selection == "last"]
+
+    curve: tuple[TimedRow, ...]
+    points: tuple[MatchedPoint, ...]
+    baseline: str
+    batch: int
+    repeats: str
+    all_frames: int
+
+
+def matched_cost(rows: Sequence[MethodRow], frames: int) -> MatchedTime | None:
+    """Compare the cost of every method that encodes; None where the curve has no two points.
+
+    The dense encoder that the speed-ups are over ends the curve if no row of the frame-budget baseline keeps all
+    frames. Its time is 1: its measured ratio to itself only says how far a ratio strays.
+
+    Args:
+        rows: of one backbone and one way of measuring.
+        frames: number of frames without a budget.
+    """
+    rows = [row for row in rows if row.encodes]
+    batch = shared_batch(rows, *SPEEDUP)
+    ratios = [m for row in rows if (m := figure(row, *SPEEDUP, batch)) is not None and value_of(m)]
+    names = sorted({str(m["conditions"].get("against")) for m in ratios})
+    if batch is None or len(names) != 1:
+        return None
+    budgets = [row for row in rows if is_frame_budget(row.method)]
+    dense = [row for row in rows if row.method == names[0] and _keeps_all_tokens(row, frames)][:1]
+    curve = [timed for row in budgets if (timed := _timed(row, batch, frames)) is not None]
+    if not any(timed.frames == frames for timed in curve):
+        curve += [replace(timed, speedup=1.0) for row in dense if (timed := _timed(row, batch, frames)) is not None]
+    curve.sort(key=lambda timed: (timed.time, timed.frames))
+    if len(curve) < 2:
+        return None
+    return MatchedTime(
+        curve=tuple(curve),
+        points=tuple(_matched(row, curve, batch, frames) for row in rows if row not in (*budgets, *dense)),
+        baseline=names[0],
+        batch=batch,
+        repeats=" or ".join(sorted({str(len(m["samples"])) for m in ratios})),
+        all_frames=frames,
+    )
+
+
+def matched_recall(rows: Sequence[MethodRow], scope: ReportContext) -> list[MatchedPoint]:
+    """Compare the R@1 of every method that encodes; empty where methods are not compared or the baseline did not run.
+
+    The baseline has the method's own tuning where its points allow, otherwise the tuning of most of its points. The
+    dense encoder that the speed-ups are over keeps all frames, so it is the slowest point.
+    """
+    rows = [row for row in rows if row.selection == "last"]
+    fewer = [row for row in rows if is_frame_budget(row.method)]
     if not scope.compares or not fewer:
         return []
-    others = [row for row in rows if row.method != RIVAL and row.selection == "last" and row.encodes]
-    rivals = fewer + [row for row in others if _is_plain(row)]
-    found = [_with_rival(row, rivals) for row in others if row not in rivals]
-    gains = {i: gain for i, entry in enumerate(found) if (gain := _gain(entry)) is not None}
+    others = [row for row in rows if row not in fewer and row.encodes]
+    budgets = fewer + [row for row in others if _is_dense(row)]
+    points = [_with_budget(row, budgets) for row in others if row not in budgets]
+    gains = {i: gain for i, point in enumerate(points) if (gain := _gain(point)) is not None}
     differences: dict[int, PairedDifference] = {}
     for length in {len(gain) for gain in gains.values()}:  # rows of another split have other queries
         group = [i for i, gain in gains.items() if len(gain) == length]
         differences |= zip(group, paired_mean_differences([gains[i] for i in group]), strict=True)
     adjusted = dict(zip(differences, holm([d.p_value for d in differences.values()]), strict=True))
-    return [replace(entry, difference=differences.get(i), p_value=adjusted.get(i)) for i, entry in enumerate(found)]
+    return [replace(point, difference=differences.get(i), p_value=adjusted.get(i)) for i, point in enumerate(points)]
 
 
 def missing_points(rows: Sequence[MethodRow], scope: ReportContext) -> list[str]:
-    """Shell lines that make the points of the rival's line which are not recorded, one for each tuning that lacks any.
+    """Shell lines that record the missing points of the curve, one per baseline and tuning that lacks any.
 
     Empty where methods are not compared.
     """
-    trained = [row for row in rows if row.method != RIVAL and row.encodes and row.record["tuning"] != "frozen"]
+    trained = [
+        row
+        for row in rows
+        if scope.compares and not is_frame_budget(row.method) and row.encodes and row.record["tuning"] != "frozen"
+    ]
     frames = {int(row.options["frames"]) for row in trained if "frames" in row.options}
     wanted = {max(1, round(share * n)) for n in frames for share in SHARES}
     lines = []
-    for tuning in dict.fromkeys(row.record["tuning"] for row in trained if scope.compares):
-        have = {
-            frames_kept(row)
-            for row in rows
-            if row.record["tuning"] == tuning and (row.method == RIVAL or _is_plain(row))
-        }
-        if wanted - have:
-            run = command_line(["run", scope.protocol, "--methods", RIVAL, "--set", f"tuning={tuning}"])
-            keeps = " ".join(str(keep) for keep in sorted(wanted - have))
-            lines.append(f"for keep in {keeps}; do {run} --set keep=$keep; done")
+    for tuning in dict.fromkeys(row.record["tuning"] for row in trained):
+        same = [row for row in rows if row.record["tuning"] == tuning]
+        for method in frame_budget_methods():
+            missing = wanted - {frames_kept(row) for row in same if row.method == method or _is_dense(row)}
+            if missing:
+                run = command_line(["run", scope.protocol, "--methods", method, "--set", f"tuning={tuning}"])
+                lines.append(f"for keep in {' '.join(map(str, sorted(missing)))}; do {run} --set keep=$keep; done")
     return lines
 
 
-def _with_rival(row: MethodRow, rivals: Sequence[MethodRow]) -> EqualTime:
-    speed = row.cost(*SPEED)
-    if speed is None or speed.value is None:
-        return EqualTime(row=row, speed=None, reason="its speed-up was not measured")
-    if speed.invalid is not None:
-        return EqualTime(row=row, speed=None, reason=f"its speed-up is not valid: {speed.invalid}")
-    tunings = Counter(str(rival.record["tuning"]) for rival in rivals)
-    usual = max(tunings, key=lambda tuning: (tunings[tuning], tuning))
-    reasons = []
-    for tuning in dict.fromkeys((str(row.record["tuning"]), usual)):
-        rival, reason = _at_speed(row, speed.value, [r for r in rivals if r.record["tuning"] == tuning])
-        if rival is not None:
-            return EqualTime(row=row, speed=speed.value, rival=rival)
-        reasons += [f"{reason} ({tuning})"] if tuning in tunings else []
-    return EqualTime(row=row, speed=speed.value, reason="; ".join(reasons))
+def _match(time: float, curve: Sequence[TimedRow], all_frames: float | None) -> FrameBudget | str:
+    """The baseline at so much time, or the reason why there is none; beyond all frames it is the slowest point."""
+    for low, high in pairwise(curve):
+        if low.time <= time <= high.time and low.time < high.time:
+            return FrameBudget(points=(low, high), share=(time - low.time) / (high.time - low.time))
+    if time < curve[0].time:
+        return f"faster than {curve[0].frames:g} frames, the fewest recorded"
+    if curve[-1].frames != all_frames:
+        return f"slower than {curve[-1].frames:g} frames, the most recorded"
+    return FrameBudget(points=(curve[-1],), exact=time == curve[-1].time)
 
 
-def _at_speed(row: MethodRow, speed: float, rivals: Sequence[MethodRow]) -> tuple[Rival | None, str]:
-    """The rival at the row's speed, or why there is none."""
-    like = [rival for rival in rivals if setting_of(rival) == setting_of(row)]
-    if not like:
-        return None, f"{RIVAL} was timed on another device or in another setting"
-    points = [(time, rival) for rival in like if (time := _time(rival)) is not None]
-    apart = next((why for rival in like if (why := why_not_paired(row, rival))), None)
-    if apart is not None or not points:
-        return None, apart or f"the speed-up of {RIVAL} was not measured"
-    return _at(1 / speed, sorted(points, key=lambda point: point[0]))
+def _matched(row: MethodRow, curve: Sequence[TimedRow], batch: int, frames: int) -> MatchedPoint:
+    timed = _timed(row, batch, frames)
+    if timed is None or timed.interval is None:
+        return MatchedPoint(row=row, reason=why_not(figure(row, *SPEEDUP, batch)))
+    budget = _match(timed.time, curve, frames)
+    if isinstance(budget, str):
+        return MatchedPoint(row=row, timed=timed, reason=budget)
+    last = curve[-1].interval
+    if not budget.exact and last is not None and timed.interval[0] > last[1]:
+        return MatchedPoint(row=row, timed=timed, slower=True)
+    ends = [_match(end, curve, None) for end in timed.interval]
+    low, high = (None if isinstance(end, str) else end.frames for end in ends)
+    return MatchedPoint(
+        row=row, timed=timed, budget=budget, span=(low if budget.exact or low is not None else budget.frames, high)
+    )
 
 
-def _time(rival: MethodRow) -> float | None:
-    """Of a video, over the plain encoder's; the plain encoder's own is 1, whatever it measured against itself."""
-    if _is_plain(rival):
-        return 1.0
-    cost = rival.cost(*SPEED)
-    return None if cost is None or not cost.valid else 1 / cost.valid
+def _timed(row: MethodRow, batch: int, frames: int) -> TimedRow | None:
+    ratio = figure(row, *SPEEDUP, batch)
+    speedup = value_of(ratio)
+    counted = all(value_of(figure(row, name)) is not None for name in ("gmacs_video", "output_tokens"))
+    if ratio is None or not speedup or not counted:
+        return None
+    kept = float(row.options.get("keep", frames)) if is_frame_budget(row.method) else float(frames)
+    low, high = rounds_interval(ratio)
+    return TimedRow(row=row, speedup=speedup, interval=(1 / high, 1 / low), frames=kept)
 
 
-def _is_plain(row: MethodRow) -> bool:
-    """Whether it is the encoder that its own speed-up is over."""
+def _keeps_all_tokens(row: MethodRow, frames: int) -> bool:
+    """Check that all tokens reach every block."""
+    tokens = figure(row, "output_tokens")
+    blocks = [] if tokens is None else tokens["conditions"].get("leaving_blocks") or []
+    return len({tuple(block) for block in blocks}) == 1 and blocks[0][0] == frames
+
+
+def _is_dense(row: MethodRow) -> bool:
+    """Check whether the row is the encoder that its own speed-up is over."""
     return any(
-        m["name"] == SPEED[0] and m["conditions"].get("against") == row.method
+        m["name"] == SPEEDUP[0] and m["conditions"].get("against") == row.method
         for run in row.runs
         for m in run.record["cost"]
     )
 
 
-def frames_kept(row: MethodRow) -> int | None:
-    """Frames that are encoded: what fewer frames keep, or all."""
-    kept: int | None = row.options.get("keep", row.options.get("frames"))
-    return kept
+def _with_budget(row: MethodRow, budgets: Sequence[MethodRow]) -> MatchedPoint:
+    cost = row.cost(*SPEEDUP)
+    if cost is None or cost.value is None:
+        return MatchedPoint(row=row, reason="its speed-up was not measured")
+    if cost.invalid is not None:
+        return MatchedPoint(row=row, reason=f"its speed-up is invalid: {cost.invalid}")
+    timed = TimedRow(row=row, speedup=cost.value, frames=frames_kept(row) or 0)
+    tunings = Counter(str(budget.record["tuning"]) for budget in budgets)
+    usual = max(tunings, key=lambda tuning: (tunings[tuning], tuning))
+    reasons = []
+    for tuning in dict.fromkeys((str(row.record["tuning"]), usual)):
+        budget = _of_tuning(timed, [b for b in budgets if b.record["tuning"] == tuning])
+        if isinstance(budget, FrameBudget):
+            return MatchedPoint(row=row, timed=timed, budget=budget)
+        reasons += [f"{budget} ({tuning})"] if tuning in tunings else []
+    return MatchedPoint(row=row, timed=timed, reason="; ".join(reasons))
 
 
-def _at(time: float, points: Sequence[tuple[float, MethodRow]]) -> tuple[Rival | None, str]:
-    """The rival at so much time a video, from its points (time, row), fastest first; or why there is none."""
-    for (t0, low), (t1, high) in pairwise(points):
-        if t0 <= time <= t1 and t0 < t1:
-            share = (time - t0) / (t1 - t0)
-            recall = (1 - share) * _recall(low) + share * _recall(high)
-            return Rival(points=(low, high), share=share, recall=recall, exact=True), ""
-    (fastest, first), (slowest, last) = points[0], points[-1]
-    if time < fastest:
-        return None, f"faster than {RIVAL} with keep={frames_kept(first)}, and fewer frames are not recorded"
-    if time > slowest and frames_kept(last) != last.options.get("frames"):
-        return None, f"slower than {RIVAL} with keep={frames_kept(last)}, and more frames are not recorded"
-    return Rival(points=(last,), share=0.0, recall=_recall(last), exact=time == slowest), ""
+def _of_tuning(timed: TimedRow, budgets: Sequence[MethodRow]) -> FrameBudget | str:
+    """The baseline at the method's time, or the reason why there is none."""
+    same = [budget for budget in budgets if _setting(budget) == _setting(timed.row)]
+    if not same:
+        return "fewer frames were timed on another device or in another setting"
+    apart = next((why for budget in same if (why := why_not_paired(timed.row, budget))), None)
+    curve = [
+        TimedRow(row=budget, speedup=speedup, frames=frames_kept(budget) or 0)
+        for budget in same
+        if (speedup := _speedup(budget)) is not None
+    ]
+    if apart is not None or not curve:
+        return apart or "the speed-up of fewer frames was not measured"
+    curve.sort(key=lambda point: (point.time, point.frames))
+    return _match(timed.time, curve, curve[-1].row.options.get("frames"))
 
 
-def _gain(entry: EqualTime) -> Values | None:
-    """What the method earns more than its rival on each query, in points [Q]."""
-    own = row_credits(entry.row) if entry.rival is not None else None
-    if own is None or entry.rival is None:
+def _speedup(budget: MethodRow) -> float | None:
+    """A valid speed-up; the dense encoder's own is 1, whatever it measured against itself."""
+    if _is_dense(budget):
+        return 1.0
+    cost = budget.cost(*SPEEDUP)
+    return None if cost is None else cost.valid or None
+
+
+def _gain(point: MatchedPoint) -> Values | None:
+    """R@1 of the method minus its baseline's per query, in points [Q]."""
+    own = row_credits(point.row) if point.budget is not None else None
+    if own is None or point.budget is None:
         return None
-    points = [values for point in entry.rival.points if (values := row_credits(point)) is not None]
-    if len(points) < len(entry.rival.points):
+    credits = {id(p): values for p in point.budget.points if (values := row_credits(p.row)) is not None}
+    if len(credits) < len(point.budget.points):
         return None
-    rival = points[0] if len(points) == 1 else (1 - entry.rival.share) * points[0] + entry.rival.share * points[1]
-    gain: Values = own - rival
+    gain: Values = own - point.budget.mean(lambda p: credits[id(p)])
     return gain
 
 
-def _recall(row: MethodRow) -> float:
-    return expected_recall(row) or 0.0
-
-
-def setting_of(row: MethodRow) -> list[tuple[str, ...]]:
-    """Device and conditions that the speed-up of each run was measured under, each once."""
+def _setting(row: MethodRow) -> list[tuple[str, ...]]:
+    """Device and conditions of each run's speed-up, each once."""
     return sorted(
         {
             (run.record["environment"]["device"], *(str(m["conditions"].get(key)) for key in (*CONDITIONS, "against")))
             for run in row.runs
             for m in run.record["cost"]
-            if m["name"] == SPEED[0] and m["conditions"].get("what", SPEED[1]) == SPEED[1]
+            if m["name"] == SPEEDUP[0] and m["conditions"].get("what", SPEEDUP[1]) == SPEEDUP[1]
         }
     )

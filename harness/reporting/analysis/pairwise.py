@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow, Values, row_credits
 
@@ -38,7 +38,7 @@ def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair
     """
     if not scope.compares:
         return []
-    line = [row for row in rows if row.method == RIVAL]
+    line = [row for row in rows if is_frame_budget(row.method)]
     fair = [row for row in rows if row.selection == "last" and (len(line) == 1 or row not in line)]
     candidates = [(row, values) for row in fair if (values := row_credits(row)) is not None]
     same = _largest_group(candidates)

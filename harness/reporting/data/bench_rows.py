@@ -13,7 +13,7 @@ from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.data.records import StoredRecord, newest
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
-from tvrbench.harness.reporting.papers.claims import Variant
+from tvrbench.harness.reporting.papers.published import Variant
 
 NAME = "efficiency"
 UNMEASURED = "this record does not hold it"

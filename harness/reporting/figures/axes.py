@@ -1,15 +1,27 @@
-"""What methods can be plotted by: costs and accuracies of the records, each as an axis, with its doubt."""
+"""Axes of figures and charts over the catalogue, and methods as points on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
-from tvrbench.harness.reporting.catalogue import DIRECTIONS, recorded, retrieval
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
+from tvrbench.harness.reporting.catalogue import (
+    CATALOGUE,
+    EXPECTED_R1,
+    PAIR_ACCURACY,
+    Better,
+    Metric,
+    metric,
+    recorded,
+    retrieval,
+    subset_metric,
+)
+from tvrbench.harness.reporting.data.bench_rows import figure, rounds_interval, shared_batch, value_of
 from tvrbench.harness.reporting.data.rows import (
     MethodRow,
     by_recall,
@@ -18,164 +30,262 @@ from tvrbench.harness.reporting.data.rows import (
     row_credits,
     ties_matter,
 )
-from tvrbench.harness.reporting.figures.points import Better, Point, Span
 
+Span = tuple[float, float]
+Reading = tuple[float, float | None, float | None, bool]
+"""A value, the ends of its interval where there is one, and whether the value is only a lower bound."""
+
+_LOG_RATIO = 8.0  # values further apart than this are drawn on a logarithmic axis
 _SAMPLES = 4  # fewer have no quartiles to speak of
-
-# Costs that pictures are made of, in this order: (name, what ran, label, which end is good, scale).
-_KNOWN: tuple[tuple[str, str, str, Better, float], ...] = (
-    ("gmacs_video", "inference", "GMACs of encoding one video (papers' GFLOPs)", "min", 1.0),
-    ("throughput", "inference", "videos encoded a second", "max", 1.0),
-    ("speedup", "comparison", "speed-up over the plain encoder (x)", "max", 1.0),
-    ("params_trainable", "inference", "trainable parameters (M)", "min", 1e-6),
-    ("output_tokens", "inference", "tokens that leave the video encoder", "min", 1.0),
-    ("step_time", "training", "time of a training step (ms)", "min", 1.0),
-    ("end_to_end_throughput", "inference", "videos a second from file to feature", "max", 1.0),
-    ("energy_video", "inference", "energy of a video (J)", "min", 1.0),
+_REPORTED = (
+    "gmacs_video",
+    "throughput",
+    "speedup",
+    "params_trainable",
+    "output_tokens",
+    "step_time",
+    "end_to_end_throughput",
+    "energy_video",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostAxis:
-    """A cost: its name in the records, what ran, how it reads, which end is good, and what it is multiplied with."""
+class Axis:
+    """A metric as an axis.
 
-    name: str
-    what: str
-    label: str
-    better: Better
-    scale: float = 1.0
+    Attributes:
+        metric: its label and its good end.
+        read: reads a row; None where a run has no valid value.
+    """
+
+    metric: Metric
+    read: Callable[[MethodRow], Reading | None]
 
     @property
     def key(self) -> str:
-        """Unique among axes."""
-        return f"{self.name}_{self.what}"
+        """Unique among axes, and stable: files and pages are named by it."""
+        return self.metric.name if self.metric.path else f"{self.metric.name}_{self.metric.what}"
 
-    def value(self, row: MethodRow) -> float | None:
-        """The row's mean, scaled; None where some run has none that is valid."""
-        cost = row.cost(self.name, self.what)
-        return None if cost is None or cost.valid is None else cost.valid * self.scale
+    @property
+    def label(self) -> str:
+        """Of the axis, unit included."""
+        return self.metric.label
 
-    def lower_bound(self, row: MethodRow) -> bool:
-        """Whether the value is only known to be at least this."""
-        cost = row.cost(self.name, self.what)
-        return cost is not None and cost.lower_bound
-
-    def spread(self, row: MethodRow) -> Span | None:
-        """Of one run the quartiles of its samples, of several the smallest and the largest value."""
-        found = [
-            m
-            for run in row.runs
-            for m in run.record["cost"]
-            if m["name"] == self.name and m["conditions"].get("what", self.what) == self.what
-        ]
-        values = [m["value"] for m in found if m["value"] is not None]
-        if len(row.runs) > 1:
-            low, high = (min(values), max(values)) if len(values) == len(row.runs) else (0.0, 0.0)
-        elif values and len(found[0]["samples"]) >= _SAMPLES:
-            low, high = (float(q) for q in np.quantile(found[0]["samples"], [0.25, 0.75]))
-        else:
-            return None
-        value = self.value(row)
-        # A percentile lies outside its samples' quartiles: those are no doubt about it.
-        around = value is not None and low * self.scale <= value <= high * self.scale
-        return (low * self.scale, high * self.scale) if low < high and around else None
+    @property
+    def better(self) -> Better:
+        """The good end."""
+        return self.metric.better or "min"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccuracyAxis:
-    """A metric by its path in a record; ``shared`` stands for R@1 with ties shared."""
+class Point:
+    """One method in a scatter plot.
 
-    path: tuple[str, ...]
+    Attributes:
+        label: its name in the figure.
+        cost: of any unit, the same for all points.
+        recall: R@1 in percent.
+        interval: of the recall, where there is one.
+        spread: of the cost, where it was measured more than once.
+        line: points of one name are joined in order of cost; None: not joined.
+        style: of its color and marker among all methods; by the order of labels where None.
+    """
+
     label: str
-    better: Better = "max"
-    shared: bool = False
-
-    @property
-    def key(self) -> str:
-        """Unique among axes."""
-        return "_".join(self.path) + ("_shared" if self.shared else "")
-
-    def value(self, row: MethodRow) -> float | None:
-        """The row's mean over seeds."""
-        return expected_recall(row) if self.shared else row.metric(*self.path)
-
-    def interval(self, row: MethodRow) -> Span | None:
-        """95 % over queries, where there is one."""
-        if self.shared:
-            return recall_interval(row)
-        return row.interval(*self.path) if len(self.path) == 2 else None
+    cost: float
+    recall: float
+    interval: Span | None = None
+    spread: Span | None = None
+    line: str | None = None
+    style: int | None = None
 
 
-def cost_axes(rows: Sequence[MethodRow]) -> list[CostAxis]:
-    """The costs that at least one row has a number of: known ones first, then each kind of memory and latency."""
-    known = [CostAxis(name=n, what=w, label=label, better=b, scale=s) for n, w, label, b, s in _KNOWN]
-    measurements = [m for row in rows for m in row.measurements]
-    kinds = [*recorded(measurements, "memory"), *recorded(measurements, "latency")]
-    found = [CostAxis(name=m.name, what=m.what, label=m.label, better="min") for m in kinds]
-    return [axis for axis in (*known, *found) if any(axis.value(row) for row in rows)]
+def cost_axes(rows: Sequence[MethodRow]) -> list[Axis]:
+    """List the costs that at least one row has: well-known ones first, then each kind of memory and of latency."""
+    cost = [m for row in rows for run in row.runs for m in run.record["cost"]]
+    metrics = [*(CATALOGUE[name] for name in _REPORTED), *recorded(cost, "memory"), *recorded(cost, "latency")]
+    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in metrics]
+    return [axis for axis in axes if any((found := axis.read(row)) and found[0] for row in rows)]
 
 
-def accuracy_axes(rows: Sequence[MethodRow]) -> list[AccuracyAxis]:
-    """The metrics that at least one row has; R@1 with ties shared leads where ties matter."""
-    axes = [AccuracyAxis(path=("t2v", "R1"), label="t→v R@1, ties shared (%)", shared=True)] * ties_matter(rows)
-    for direction in DIRECTIONS:
-        axes += [AccuracyAxis(path=m.path, label=m.label, better=m.better or "max") for m in retrieval(direction)]
+def accuracy_axes(rows: Sequence[MethodRow]) -> list[Axis]:
+    """List the metrics of retrieval that at least one row has; R@1 expected over ties leads where ties matter."""
     subsets = dict.fromkeys(name for row in rows for name in row.record["metrics"].get("subsets", {}))
-    axes += [AccuracyAxis(path=("subsets", s, "t2v", "R1"), label=f"{s}: t→v R@1 (%)") for s in subsets]
-    axes.append(AccuracyAxis(path=("pair_accuracy",), label="right order picked (%, chance 50)"))
-    return [axis for axis in axes if any(axis.value(row) is not None for row in rows)]
+    metrics = [
+        *([EXPECTED_R1] * ties_matter(rows)),
+        *retrieval("t2v"),
+        *retrieval("v2t"),
+        *(subset_metric(subset, "R1") for subset in subsets),
+        PAIR_ACCURACY,
+    ]
+    axes = [Axis(metric=one, read=partial(_scored, one)) for one in metrics]
+    return [axis for axis in axes if any(axis.read(row) for row in rows)]
+
+
+def bench_axes(rows: Sequence[MethodRow]) -> list[Axis]:
+    """List what ``tvrbench bench`` measured, at the largest batch that all rows did where the batch matters."""
+    cost = [m for row in rows for run in row.runs for m in run.record["cost"]]
+    ratios = [m for row in rows if (m := figure(row, "speedup")) is not None and value_of(m)]
+    over = " or ".join(dict.fromkeys(str(m["conditions"].get("against")) for m in ratios))
+    batch = shared_batch(rows, "throughput", "inference")
+    time = replace(metric("throughput"), label=f"ms per video to encode, batch {batch}", better="min", scale=1e3)
+    batched = [
+        replace(metric("speedup"), label=f"speed-up over {over} (x)"),
+        *recorded(cost, "memory"),
+        metric("step_time"),
+    ]
+    plain = [metric(name) for name in ("output_tokens", "params_trainable", "latency_median")]
+    last = [
+        replace(metric("training_speedup"), label=f"training speed-up over {over} (x)"),
+        metric("end_to_end_throughput"),
+        metric("energy_video"),
+    ]
+    return [
+        Axis(metric=metric("gmacs_video"), read=partial(_benched, metric("gmacs_video"), None)),
+        Axis(metric=time, read=partial(_benched, time, batch, inverse=True)),
+        *(Axis(metric=m, read=partial(_benched, m, shared_batch(rows, m.name, m.what))) for m in batched),
+        *(Axis(metric=m, read=partial(_benched, m, None)) for m in (*plain, *last)),
+    ]
 
 
 def plotted(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """Rows for a picture, in the tables' order, less what runs no encoder: that is the chance line."""
+    """Rows of a figure, in the tables' order, without methods that run no encoder: those are the chance line."""
     return [row for row in by_recall(rows) if row.encodes]
 
 
 def styles(rows: Sequence[MethodRow]) -> Mapping[str, int]:
-    """A number for the color and marker of each row's label; fewer frames share one, as they are one line."""
-    names = sorted({_style_name(row) for row in rows})
-    return {row.label: names.index(_style_name(row)) for row in rows}
+    """A number for the color and marker of each row's label; rows of one line share it."""
+    names = sorted({line_of(row) or row.label for row in rows})
+    return {row.label: names.index(line_of(row) or row.label) for row in rows}
 
 
 def recall_interval(row: MethodRow) -> Span | None:
-    """95 % interval of R@1 with ties shared: as recorded, or of several seeds from what each query earned them."""
-    recorded = expected_interval(row)
-    values = None if recorded is not None else row_credits(row)
-    if values is None:
-        return recorded
-    found = bootstrap_interval(values, mean)
-    return found.low, found.high
+    """95 % interval of R@1, expected over ties: as recorded, or of several seeds from the credits of each query."""
+    known = expected_interval(row)
+    credits = None if known is not None else row_credits(row)
+    if credits is None:
+        return known
+    interval = bootstrap_interval(credits, mean)
+    return interval.low, interval.high
 
 
 def line_of(row: MethodRow) -> str | None:
-    """The line that a row is a point of: that of fewer frames, one for each tuning."""
-    return f"{RIVAL}, {row.record['tuning']}" if row.method == RIVAL and row.selection == "last" else None
+    """The line that a row is a point of: the frame-budget baseline's, one per tuning."""
+    joined = is_frame_budget(row.method) and row.selection == "last"
+    return f"{row.method}, {row.record['tuning']}" if joined else None
 
 
-def points(rows: Sequence[MethodRow], axis: CostAxis) -> list[Point]:
-    """Every row that has this cost and an R@1, ties shared."""
-    style = styles(plotted(rows))
-    joined = [line_of(row) for row in plotted(rows)]
+def points(rows: Sequence[MethodRow], axis: Axis) -> list[Point]:
+    """Every row that has this cost and an R@1, expected over ties."""
+    shown = plotted(rows)
+    style, joined = styles(shown), [line_of(row) for row in shown]
     found = []
-    for row in plotted(rows):
-        cost, recall = axis.value(row), expected_recall(row)
-        if cost is not None and recall is not None:
-            line = line_of(row)
-            keep = row.options.get("keep")
-            short = line is not None and joined.count(line) > 1 and keep is not None
-            found.append(
-                Point(
-                    label=f"{keep} of {row.options.get('frames')} frames" if short else row.label,
-                    cost=cost,
-                    recall=recall,
-                    interval=recall_interval(row),
-                    spread=axis.spread(row),
-                    line=line,
-                    style=style[row.label],
-                )
+    for row, line in zip(shown, joined, strict=True):
+        cost, recall, keep = axis.read(row), expected_recall(row), row.options.get("keep")
+        if cost is None or recall is None:
+            continue
+        short = line is not None and joined.count(line) > 1 and keep is not None
+        value, low, high, _ = cost
+        found.append(
+            Point(
+                label=f"{keep} of {row.options.get('frames')} frames" if short else row.label,
+                cost=value,
+                recall=recall,
+                interval=recall_interval(row),
+                spread=None if low is None or high is None else (low, high),
+                line=line,
+                style=style[row.label],
             )
+        )
     return found
 
 
-def _style_name(row: MethodRow) -> str:
-    return line_of(row) or row.label
+def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
+    """The points that no other beats, the cheapest first: none is at least as cheap and as good, and better in one.
+
+    Args:
+        points: of one cost.
+        better: the good end of the cost.
+    """
+    sign = 1 if better == "min" else -1
+
+    def beats(q: Point, p: Point) -> bool:
+        return sign * q.cost <= sign * p.cost and q.recall >= p.recall and (q.cost, q.recall) != (p.cost, p.recall)
+
+    best = (p for p in points if not any(beats(q, p) for q in points))
+    return sorted(best, key=lambda p: (sign * p.cost, p.recall, p.label))
+
+
+def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points that are joined, by the line's name and in order of cost; a single point makes no line."""
+    found: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda p: (p.cost, p.recall)):
+        if point.line is not None:
+            found.setdefault(point.line, []).append(point)
+    return {name: members for name, members in found.items() if len(members) > 1}
+
+
+def wants_log(values: Sequence[float]) -> bool:
+    """Check whether values lie so far apart that a linear axis would press most of them together."""
+    positive = [value for value in values if value > 0]
+    return len(positive) > 1 and max(positive) / min(positive) > _LOG_RATIO
+
+
+def _averaged(metric: Metric, row: MethodRow) -> Reading | None:
+    """The mean over runs, with the range of several runs or the quartiles of one run's samples."""
+    cost = row.cost(metric.name, metric.what)
+    if cost is None or cost.valid is None:
+        return None
+    measured = [
+        m
+        for run in row.runs
+        for m in run.record["cost"]
+        if m["name"] == metric.name and m["conditions"].get("what", metric.what) == metric.what
+    ]
+    values, samples = [m["value"] for m in measured if m["value"] is not None], measured[0]["samples"]
+    ends: Sequence[float] = ()
+    if len(row.runs) > 1:
+        ends = values if len(values) == len(row.runs) else ()
+    elif len(samples) >= _SAMPLES:
+        ends = np.quantile(samples, [0.25, 0.75]).tolist()
+    return _reading(cost.valid, ends, cost.lower_bound, lambda value: metric.scale * value)
+
+
+def _benched(metric: Metric, batch: int | None, row: MethodRow, inverse: bool = False) -> Reading | None:
+    """One measurement, with the interval of a ratio's repeats or the quartiles of its samples.
+
+    Args:
+        metric: what to read.
+        batch: at which batch; None: any.
+        row: one method.
+        inverse: read 1 over the value, then scaled: a speed becomes a time.
+    """
+    measured = figure(row, metric.name, metric.what, batch)
+    value = value_of(measured)
+    if measured is None or value is None or (inverse and not value):
+        return None
+    ends: Sequence[float] = ()
+    if {"low", "high"} <= measured["conditions"].keys():
+        ends = rounds_interval(measured)
+    elif len(measured["samples"]) > 1:
+        ends = np.percentile(measured["samples"], (25, 75)).tolist()
+    bound = measured["conditions"].get("lower_bound") is True
+    return _reading(value, ends, bound, lambda v: metric.scale / v if inverse else metric.scale * v)
+
+
+def _scored(metric: Metric, row: MethodRow) -> Reading | None:
+    """A metric of retrieval, with its 95 % interval over queries."""
+    expected = metric is EXPECTED_R1
+    value = expected_recall(row) if expected else row.metric(*metric.path)
+    if value is None:
+        return None
+    direction, *rest = metric.path
+    interval = recall_interval(row) if expected else row.interval(direction, rest[0]) if len(rest) == 1 else None
+    return value, *(interval or (None, None)), False
+
+
+def _reading(value: float, ends: Sequence[float], bound: bool, scaled: Callable[[float], float]) -> Reading:
+    """A scaled reading; an interval that does not hold the value says nothing about it (a percentile's quartiles)."""
+    low, high = (min(map(scaled, ends)), max(map(scaled, ends))) if all(ends) and ends else (0.0, 0.0)
+    drawn = scaled(value)
+    return (drawn, low, high, bound) if low < high and low <= drawn <= high else (drawn, None, None, bound)

@@ -1,9 +1,10 @@
-"""Pictures of one thing at a time: tokens after each block, the spread over seeds, where the time of a video goes."""
+"""Figures of one quantity: tokens after each block, R@1 of each seed, the stages of a video's time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from tvrbench.harness.reporting.catalogue import significant
-from tvrbench.harness.reporting.figures.points import Span
+from tvrbench.harness.reporting.data.rows import MethodRow, expected_recall
+from tvrbench.harness.reporting.figures.axes import Span, plotted, recall_interval, styles
 from tvrbench.harness.reporting.figures.style import (
     COLORS,
     FAINT,
@@ -26,7 +28,7 @@ from tvrbench.harness.reporting.figures.style import (
 )
 from tvrbench.harness.reporting.tables.markdown import brief
 
-_ROW = 0.34  # inches a method
+_ROW = 0.34  # inches per method
 _HEAD = 1.75  # inches for heading, axis and legend
 _WIDTH = 7.2
 _LABEL = 8.5
@@ -42,6 +44,14 @@ _LEADER = {
     "relpos": (0.0, 0.5),
 }
 _HATCHES = ("", "////", "..", "xx", "\\\\")
+
+
+STAGES: Mapping[str, str] = {
+    "decode_time": "decode",
+    "preprocess_time": "preprocess",
+    "encode_time": "encode",
+}
+"""Stages of a video's time by their names in the records, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +82,51 @@ class Stages:
     times: Mapping[str, float]
 
 
+def token_curves(rows: Sequence[MethodRow]) -> list[Curve]:
+    """Group methods by their tokens after each block, from the most that leave to the fewest."""
+    style = styles(plotted(rows))
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for row in plotted(rows):
+        blocks = _blocks(row)
+        if blocks is not None:
+            groups.setdefault(tuple(sequences * tokens for sequences, tokens in blocks), []).append(row.label)
+    ordered = sorted(groups.items(), key=lambda item: (-item[0][-1], item[1]))
+    return [Curve(labels=tuple(labels), style=style[labels[0]], tokens=tokens) for tokens, labels in ordered]
+
+
+def seed_spreads(rows: Sequence[MethodRow]) -> list[Spread]:
+    """List the rows with more than one seed."""
+    style = styles(plotted(rows))
+    found = []
+    for row in plotted(rows):
+        recall = expected_recall(row)
+        values = row.values("ties_shared", "t2v", "R1") or row.values("t2v", "R1")
+        if len(row.runs) > 1 and values is not None and recall is not None:
+            found.append(
+                Spread(
+                    label=row.label,
+                    style=style[row.label],
+                    seeds=tuple(values),
+                    mean=recall,
+                    interval=recall_interval(row),
+                )
+            )
+    return found
+
+
+def time_stages(rows: Sequence[MethodRow]) -> list[Stages]:
+    """List the rows with every stage measured, from the slowest to the fastest."""
+    found = []
+    for row in plotted(rows):
+        costs = {shown: row.cost(name) for name, shown in STAGES.items()}
+        times = {shown: cost.valid for shown, cost in costs.items() if cost is not None and cost.valid is not None}
+        if len(times) == len(STAGES):
+            found.append(Stages(label=row.label, times=times))
+    return sorted(found, key=lambda stages: (-sum(stages.times.values()), stages.label))
+
+
 def tokens_per_layer(curves: Sequence[Curve], *, title: str, notice: str | None) -> bytes:
-    """Steps from block to block, named at their right ends; methods with the same tokens share a line."""
+    """Draw steps from block to block, labeled at their right ends; methods with the same tokens share a line."""
     with canvas(_WIDTH, max(4.2, _HEAD + 0.3 * len(curves))) as figure:
         axes = figure.subplots()
         decorate(axes, title, notice, "block of the vision transformer", "tokens of one video after the block")
@@ -115,17 +168,17 @@ def tokens_per_layer(curves: Sequence[Curve], *, title: str, notice: str | None)
 
 
 def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -> bytes:
-    """One row a method: a dot a seed, the mean as an upright stroke, the interval over queries as a bar behind."""
+    """Draw a row per method: a dot per seed, a stroke at their mean, and a bar for the interval over queries."""
     with canvas(_WIDTH, _HEAD + _ROW * len(spreads)) as figure:
         axes = figure.subplots()
-        above = decorate(axes, title, notice, "R@1, text to video, ties shared (%)", "")
+        above = decorate(axes, title, notice, "R@1, text to video, expected over ties (%)", "")
         _rows(axes, [spread.label for spread in spreads])
         axes.use_sticky_edges = False  # no bar is cut off by the axis
         for y, spread in enumerate(spreads):
             if spread.interval is not None:
                 axes.barh(y, np.ptp(spread.interval), left=spread.interval[0], height=0.42, color="#dfe3e8", zorder=1)
             axes.vlines(spread.mean, y - 0.3, y + 0.3, color=INK, linewidth=1.8, zorder=2)
-            # Seeds that agree to the eye are set a little apart, upright.
+            # Seeds that look equal are set a little apart.
             lift = np.linspace(-0.16, 0.16, len(spread.seeds)) if len(spread.seeds) > 1 else [0.0]
             axes.plot(
                 spread.seeds,
@@ -143,18 +196,18 @@ def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -
             Line2D([], [], color=INK, marker="|", linestyle="none", markersize=10, markeredgewidth=1.8),
             Patch(color="#dfe3e8"),
         ]
-        labels = ["a seed", "mean over seeds", "95 % over queries, of the mean"]
+        labels = ["one seed", "mean over seeds", "95 % over queries, of the mean"]
         figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False, fontsize=8, labelcolor=INK)
         flush_left(axes, above)
         return png(figure)
 
 
 def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) -> bytes:
-    """One bar a method: the stages of a video one after the other, told apart by color, hatching and number."""
+    """Draw a bar per method: the stages of a video one after the other, in different colors and hatching."""
     names = list(dict.fromkeys(name for stage in stages for name in stage.times))
     with canvas(_WIDTH, _HEAD + 1.15 * _ROW * len(stages)) as figure:
         axes = figure.subplots()
-        above = decorate(axes, title, notice, "milliseconds a video, one stage after the other", "")
+        above = decorate(axes, title, notice, "milliseconds per video, one stage after the other", "")
         _rows(axes, [stage.label for stage in stages])
         longest = max(sum(stage.times.values()) for stage in stages)
         axes.set_xlim(0, 1.14 * longest)
@@ -179,7 +232,7 @@ def time_breakdown(stages: Sequence[Stages], *, title: str, notice: str | None) 
 
 
 def apart(wanted: Sequence[float], heights: Sequence[float], top: float) -> list[float]:
-    """Middles of labels in a column, in the order wanted, none overlapping, each near where it is wanted.
+    """Spread labels in a column so that none overlap, each near its wanted place; returns their middles.
 
     Labels are pushed up from the lowest on; what is above ``top`` then pushes down again.
     """
@@ -204,7 +257,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _wrapped_names(labels: Sequence[str]) -> list[str]:
-    """Names as they fit beside the picture: short ones share a line."""
+    """Wrap names for the margin; short ones share a line."""
     lines: list[str] = []
     for label in (brief(label, _LONGEST) for label in labels):
         if lines and len(lines[-1]) + len(label) + 2 <= 22:
@@ -212,3 +265,11 @@ def _wrapped_names(labels: Sequence[str]) -> list[str]:
         else:
             lines.append(label)
     return [line + "," for line in lines[:-1]] + lines[-1:]
+
+
+def _blocks(row: MethodRow) -> list[list[int]] | None:
+    """(sequences, tokens per sequence) leaving each block; None where the record does not hold them."""
+    found: list[Any] = [
+        m["conditions"].get("leaving_blocks") for m in row.record["cost"] if m["name"] == "output_tokens"
+    ]
+    return next((blocks for blocks in found if blocks), None)

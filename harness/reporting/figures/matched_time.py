@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from tvrbench.harness.reporting.analysis.efficiency_rival import EqualTimes, Timed
+from tvrbench.harness.reporting.analysis.matched_time import MatchedTime, TimedRow
 from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, color, decorate, marker, png
 from tvrbench.harness.reporting.tables.markdown import brief
 
@@ -18,15 +18,15 @@ _LONGEST = 46  # characters of a name
 _EDGE = {"edgecolor": "white", "linewidth": 0.9}
 
 
-def equal_time_picture(found: EqualTimes, title: str) -> bytes:
+def equal_time_picture(found: MatchedTime, title: str) -> bytes:
     """Two panels as a PNG: on the left each method's time and work beside the line of fewer frames; on the right, in
     the same marks and by name, the frames that its multiply-adds would pay for and those that its time pays for.
     """
-    shown = sorted((e.timed for e in found.entries if e.timed is not None), key=lambda t: (-t.share, t.row.label))
+    shown = sorted((e.timed for e in found.points if e.timed is not None), key=lambda t: (-t.time, t.row.label))
     with canvas(_WIDTH, max(3.9, _HEAD + _ROW * len(shown))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
         decorate(
-            left, title, None, f"measured time of a video, {found.against} with all frames = 1", "GMACs of a video"
+            left, title, None, f"measured time of a video, {found.baseline} with all frames = 1", "GMACs of a video"
         )
         decorate(right, "", None, f"frames encoded plainly at the same cost, of {found.all_frames}", "")
         _plane(left, found, shown)
@@ -46,32 +46,32 @@ def equal_time_picture(found: EqualTimes, title: str) -> bytes:
         return png(figure)
 
 
-def _plane(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
-    line = found.line
+def _plane(axes: Axes, found: MatchedTime, shown: Sequence[TimedRow]) -> None:
+    line = found.curve
     sns.lineplot(
-        x=[t.share for t in line], y=[t.gmacs for t in line], ax=axes, color=INK, linewidth=1.1, linestyle=_DASHES
+        x=[t.time for t in line], y=[t.gmacs for t in line], ax=axes, color=INK, linewidth=1.1, linestyle=_DASHES
     )
     for t in line:
-        axes.plot(t.share, t.gmacs, marker="|", markersize=8, color=INK)
-        axes.annotate(f"{t.frames:g}", (t.share, t.gmacs), (5, -9), textcoords="offset points", fontsize=8, color=INK)
+        axes.plot(t.time, t.gmacs, marker="|", markersize=8, color=INK)
+        axes.annotate(f"{t.frames:g}", (t.time, t.gmacs), (5, -9), textcoords="offset points", fontsize=8, color=INK)
     for style, t in enumerate(shown):
-        axes.hlines(t.gmacs, *t.spread, color=color(style), linewidth=1.3, zorder=3)
+        axes.hlines(t.gmacs, *(t.interval or (t.time, t.time)), color=color(style), linewidth=1.3, zorder=3)
         sns.scatterplot(
-            x=[t.share], y=[t.gmacs], ax=axes, color=color(style), marker=marker(style), s=48, zorder=4, **_EDGE
+            x=[t.time], y=[t.gmacs], ax=axes, color=color(style), marker=marker(style), s=48, zorder=4, **_EDGE
         )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
 
 
-def _dumbbells(axes: Axes, found: EqualTimes, shown: Sequence[Timed]) -> None:
+def _dumbbells(axes: Axes, found: MatchedTime, shown: Sequence[TimedRow]) -> None:
     """A line a method, the slowest at the top; where its time lies beyond the line of frames, an arrow says so."""
-    frames = {id(e.timed): None if e.rival is None else e.rival.frames for e in found.entries}
-    last = max(found.line, key=lambda t: t.frames)
+    frames = {id(e.timed): None if e.budget is None else e.budget.frames for e in found.points}
+    last = max(found.curve, key=lambda t: t.frames)
     per_frame = last.gmacs / last.frames
-    fewest = min(t.frames for t in found.line)
+    fewest = min(t.frames for t in found.curve)
     for place, (style, t) in enumerate(reversed(list(enumerate(shown)))):
         work, time = t.gmacs / per_frame, frames[id(t)]
-        beyond = t.share > last.share
+        beyond = t.time > last.time
         end = time if time is not None else max(found.all_frames, work) + 0.4 if beyond else min(fewest, work) - 0.4
         axes.hlines(place, min(work, end), max(work, end), color=FAINT, linewidth=1.0, zorder=2)
         axes.plot(work, place, marker="|", markersize=10, color=FAINT, zorder=3)

@@ -1,4 +1,4 @@
-"""Pictures of R@1 against a cost: intervals, the frontier, fewer frames as a line, every point named."""
+"""Scatter plots of R@1 against a cost: intervals, the frontier, fewer frames as a line, a label at every point."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
-from tvrbench.harness.reporting.figures.labels import Points
-from tvrbench.harness.reporting.figures.pixels import (
-    MARKER_POINTS,
-    frontier_boxes,
-    line_boxes,
-    name_points,
-    side_by_side,
-    spread_boxes,
-    text_boxes,
-)
-from tvrbench.harness.reporting.figures.points import Better, Point, frontier, lines, wants_log
-from tvrbench.harness.reporting.figures.style import FAINT, INK, canvas, color, decorate, marker, png
+from tvrbench.harness.reporting.catalogue import Better
+from tvrbench.harness.reporting.figures.axes import Point, frontier, lines, wants_log
+from tvrbench.harness.reporting.figures.labels import Array, boxes_along, place_labels
+from tvrbench.harness.reporting.figures.style import DPI, FAINT, INK, canvas, color, decorate, marker, png
 
 _SIZE = (7.2, 4.9)  # inches: a page's text width
 _ZERO_AT = 0.35  # of the smallest positive cost: where a logarithmic axis shows 0
 _DASHES = (0, (4, 2))
 _STEPS = (1.0, 2.0, 5.0)
+_MARKER = 8.5  # 1/72 inch
 
 
 def pareto(
@@ -57,29 +51,71 @@ def pareto(
     """
     with canvas(*_SIZE) as figure:
         axes = figure.subplots()
-        decorate(axes, title, notice, cost_label, "R@1, text to video, ties shared (%)")
+        decorate(axes, title, notice, cost_label, "R@1, text to video, expected over ties (%)")
         joined = lines(points)
         drawn = _scale(axes, points)
         if axes.get_xscale() == "log":
             axes.set_xlabel(f"{axes.get_xlabel()}, log scale")
         _legend(figure, with_frontier, bool(joined), any(p.spread for p in points), better)
         _limits(axes, drawn, chance)
-        said = [] if chance is None else [_draw_chance(axes, chance)]
+        chance_text = [] if chance is None else [_draw_chance(axes, chance)]
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what follows is placed in pixels
         spots = side_by_side(axes, drawn)
         best = frontier(drawn, better) if with_frontier else []
         _draw_frontier(axes, best, better)
-        rivals = list(lines(drawn).values())
-        for line in rivals:
+        budgets = list(lines(drawn).values())
+        for line in budgets:
             x, y = [p.cost for p in line], [p.recall for p in line]
             axes.plot(x, y, color=INK, linewidth=1.1, linestyle=_DASHES, zorder=2.5)
         _draw_points(axes, drawn, spots)
-        keep_off = frontier_boxes(axes, best, better).and_also(text_boxes(said)).and_also(spread_boxes(axes, drawn))
-        for line in rivals:
-            keep_off = keep_off.and_also(line_boxes(axes, line))
-        name_points(axes, drawn, spots, keep_off)
+        bars = _bars(axes, drawn, spots)
+        others = [*bars[len(drawn) :], *(text.get_window_extent() for text in chance_text)]
+        for line in budgets:
+            others += boxes_along(_pixels(axes, [(p.cost, p.recall) for p in line]))
+        place_labels(axes, [point.label for point in drawn], spots, bars[: len(drawn)], others)
         return png(figure)
+
+
+def side_by_side(axes: Axes, points: Sequence[Point]) -> Array:
+    """Pixels [N, 2] at which points are drawn: on their values, but beside points of one cost that they would cover."""
+    spots = _pixels(axes, [(p.cost, p.recall) for p in points])
+    step = 0.9 * _MARKER * DPI / 72
+    ends = [(box.y0, box.y1) for box in _bars(axes, points, spots)]
+    groups: list[list[int]] = []  # of one x, as far as an eye can tell, that overlap in y directly or through others
+    for i, x in enumerate(spots[:, 0]):
+        near = [
+            group
+            for group in groups
+            if any(
+                abs(x - spots[j, 0]) < step / 4 and ends[i][0] < ends[j][1] and ends[j][0] < ends[i][1] for j in group
+            )
+        ]
+        groups = [group for group in groups if group not in near] + [[i, *(j for group in near for j in group)]]
+    for group in groups:
+        ordered = sorted(group, key=lambda i: (points[i].recall, points[i].label))
+        for place, i in enumerate(ordered):
+            spots[i, 0] += (place - (len(ordered) - 1) / 2) * step
+    return spots
+
+
+def _bars(axes: Axes, points: Sequence[Point], spots: Array) -> list[Bbox]:
+    """Boxes in pixels around each point's marker and interval, then around each bar of a cost."""
+    half = 0.45 * _MARKER * DPI / 72
+    found = []
+    for point, (x, _) in zip(points, spots, strict=True):
+        ends = [point.recall, *(point.interval or ())]
+        low, high = _pixels(axes, [(point.cost, min(ends)), (point.cost, max(ends))])[:, 1]
+        found.append(Bbox.from_extents(x - half, low - half, x + half, high + half))
+    for point, (_, y) in zip(points, spots, strict=True):
+        if point.spread is not None:
+            left, right = _pixels(axes, [(end, point.recall) for end in point.spread])[:, 0]
+            found.append(Bbox.from_extents(left, y - 2, right, y + 2))
+    return found
+
+
+def _pixels(axes: Axes, places: Sequence[tuple[float, float]]) -> Array:
+    return np.asarray(axes.transData.transform(np.array(places, dtype=float)))
 
 
 def _scale(axes: Axes, points: Sequence[Point]) -> list[Point]:
@@ -105,7 +141,7 @@ def _legend(figure: Figure, with_frontier: bool, with_line: bool, with_spread: b
     beyond = "cheaper" if better == "min" else "faster"
     shown = [
         (with_frontier, f"frontier: nothing is both {beyond} and better", {"linewidth": 1.2, "color": FAINT}),
-        (with_line, "fewer frames, encoded plainly", {"linewidth": 1.1, "color": INK, "linestyle": _DASHES}),
+        (with_line, "fewer frames, encoded densely", {"linewidth": 1.1, "color": INK, "linestyle": _DASHES}),
         (True, "95 % over queries", {"color": INK, "marker": "|", "markersize": 9, "linestyle": "none"}),
         (with_spread, "quartiles", {"color": INK, "marker": "_", "markersize": 9, "linestyle": "none"}),
     ]
@@ -147,7 +183,7 @@ def _draw_chance(axes: Axes, chance: float) -> Text:
     shown = low <= chance <= high
     if shown:
         axes.axhline(chance, color=FAINT, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
-    text = f"chance {chance:.2g} %" if shown else f"chance, {chance:.2g} %, lies below this picture"
+    text = f"chance {chance:.2g} %" if shown else f"chance ({chance:.2g} %) is below this figure"
     place = (0.995, chance) if shown else (0.995, low)
     return axes.annotate(
         text,
@@ -175,7 +211,7 @@ def _draw_frontier(axes: Axes, best: Sequence[Point], better: Better) -> None:
     axes.fill_between(x, y, axes.get_ylim()[0], step=step, color="#0072B2", alpha=0.045, linewidth=0, zorder=0)
 
 
-def _draw_points(axes: Axes, points: Sequence[Point], spots: Points) -> None:
+def _draw_points(axes: Axes, points: Sequence[Point], spots: Array) -> None:
     places = axes.transData.inverted().transform(spots)
     names = sorted({point.label for point in points})  # so that a method keeps its color when ranks change
     for point, (x, y) in zip(points, places, strict=True):
@@ -189,7 +225,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], spots: Points) -> None:
             x,
             y,
             marker=marker(style),
-            markersize=MARKER_POINTS,
+            markersize=_MARKER,
             color=color(style),
             markeredgecolor="white",
             markeredgewidth=0.9,

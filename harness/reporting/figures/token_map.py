@@ -63,7 +63,7 @@ class Merged:
         return ", ".join(told)
 
 
-def token_picture(frames: Frames, merged: Sequence[Merged], *, title: str, caption: str, notice: str | None) -> bytes:
+def token_map(frames: Frames, merged: Sequence[Merged], *, title: str, caption: str, notice: str | None) -> bytes:
     """One strip a method, as a PNG of 220 dots an inch.
 
     Args:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.efficiency_rival import at_equal_time
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import matched_cost
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, benches
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
@@ -14,9 +13,14 @@ from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
 from tvrbench.harness.reporting.pages.layout import Block, Report, Section, Text, bullets, provenance, write
-from tvrbench.harness.reporting.papers.claim_verdicts import Papers, judge
-from tvrbench.harness.reporting.papers.claims import load_claims, load_variants, table_claims
-from tvrbench.harness.reporting.papers.published import load_configurations, load_published
+from tvrbench.harness.reporting.papers.published import (
+    load_claims,
+    load_configurations,
+    load_published,
+    load_variants,
+    table_claims,
+)
+from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
 from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
 from tvrbench.harness.reporting.tables.markdown import Code
 from tvrbench.harness.reporting.tables.provenance import provenance_table
@@ -58,7 +62,7 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
         sections.append(Section(title=bench.name, blocks=[Text(about)]))
         for name in bench.backbones:
             sections += _backbone(bench, name, context, groups, figures)
-    papers = Papers(numbers=load_published(), configurations=load_configurations())
+    papers = PaperData(numbers=load_published(), configurations=load_configurations())
     claims = [
         claims_table(judge(stated, measured, papers), name, title, context)
         for stated, name, title in (
@@ -96,16 +100,16 @@ def _backbone(
     rows = bench.on(name)
     cost, further = cost_table(bench, name, context), further_table(bench, name, context)
     stem = cost.name.replace("cost-", "equal-time-", 1)
-    equal = at_equal_time(rows, bench.frames)
-    frames = {} if equal is None else {timed.row.label: timed.frames for timed in equal.line}
+    matched = matched_cost(rows, bench.frames)
+    frames = {} if matched is None else {timed.row.label: timed.frames for timed in matched.curve}
     groups.append(Group(name=f"{name}, {bench.name}", table=cost.name, rows=rows, frames=frames))
-    compared: list[Block] = [Text(("Not compared: fewer than two points of ", Code(RIVAL), " were timed."))]
-    if equal is not None:
-        compared = [equal_time_table(equal, bench, stem, context)]
-        if any(entry.timed is not None for entry in equal.entries):
+    compared: list[Block] = [Text("Not compared: fewer than two numbers of frames were timed.")]
+    if matched is not None:
+        compared = [equal_time_table(matched, bench, stem, context)]
+        if any(entry.timed is not None for entry in matched.points):
             figure = Picture(
                 file=f"{stem}.png",
-                data=equal_time_picture(equal, f"Cost at equal measured time, {name}, {bench.name}"),
+                data=equal_time_picture(matched, f"Cost at equal measured time, {name}, {bench.name}"),
                 alternative=f"Time per video against its multiply-adds, and both in dense frames, on {name}",
                 caption=_FIGURE_CAPTION,
                 kind="equal-time",

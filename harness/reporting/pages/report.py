@@ -9,15 +9,16 @@ from typing import Any
 
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
+from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
 from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, pictures
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
+from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
-from tvrbench.harness.reporting.figures.series import STAGES
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.layout import (
@@ -31,7 +32,7 @@ from tvrbench.harness.reporting.pages.layout import (
     write,
 )
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
-from tvrbench.harness.reporting.papers.verdicts import compare
+from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
 from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, skipped_videos, warnings
 from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
@@ -107,16 +108,8 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
             "line": line_of(row),
             "keep": row.options.get("keep") if line_of(row) else None,
             "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
-            "costs": {
-                a.key: [a.value(row), *(a.spread(row) or (None, None)), a.lower_bound(row)]
-                for a in costs
-                if a.value(row) is not None
-            },
-            "accuracies": {
-                a.key: [a.value(row), *(a.interval(row) or (None, None)), False]
-                for a in accuracies
-                if a.value(row) is not None
-            },
+            "costs": {axis.key: reading for axis in costs if (reading := axis.read(row)) is not None},
+            "accuracies": {axis.key: reading for axis in accuracies if (reading := axis.read(row)) is not None},
         }
         for row in shown
     ]
@@ -126,7 +119,7 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
         "frontier": context.compares,
         "colors": COLORS,
         "markers": MARKERS,
-        "chance": levels | ({"t2v_R1_shared": levels["t2v_R1"]} if "t2v_R1" in levels else {}),
+        "chance": levels | ({EXPECTED_R1.name: levels["t2v_R1"]} if "t2v_R1" in levels else {}),
         "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],
         "accuracies": [{"key": a.key, "label": a.label, "better": a.better} for a in accuracies],
         "words": {
@@ -168,7 +161,7 @@ def _results(
     first = [figure for figure in figures if figure.kind == "pareto"][:1]
     print_links = [Text(("For print: ", *((f.file, f.file) for f in first), "."))] if first else []
     others = [replace(f, data=b"") if f.kind == "pareto" else f for f in figures if f not in first]
-    equal = equal_time_table(against_fewer_frames(by_recall(rows), context), context)
+    equal = equal_time_table(matched_recall(by_recall(rows), context), context)
     commands = missing_points(rows, context)
     equal_time: list[Block] = []
     if equal is not None or commands:
@@ -210,7 +203,7 @@ def _visualized(context: ReportContext) -> list[Block]:
 
 def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], context: ReportContext) -> list[Section]:
     numbers, configurations = load_published(), load_configurations()
-    comparisons = compare(numbers, configurations, rows, full_size, context)
+    comparisons = compare(PaperData(numbers=numbers, configurations=configurations), rows, full_size, context)
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
     costs: Block = Text(("Not measured: there is no record of the full-size models beside these.",))

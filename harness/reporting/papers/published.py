@@ -1,44 +1,93 @@
-"""The numbers that papers print, loaded from the tables in ``tvrbench.published`` and checked; none is made here."""
+"""Numbers, claims and configurations of papers, read from the CSV files in ``tvrbench.published`` and checked."""
 
 from __future__ import annotations
 
 import csv
 import functools
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationError
+from pydantic.dataclasses import dataclass
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.reporting.catalogue import COUNTS
 
-# A published measure and its unit, as our metrics and measurements are named.
-_RANKING = {
-    **{f"{d}_r{k}": (f"{d}_R{k}", "percent") for d in ("t2v", "v2t") for k in (1, 5, 10)},
-    **{f"{d}_mdr": (f"{d}_MdR", "rank") for d in ("t2v", "v2t")},
-    **{f"{d}_mnr": (f"{d}_MnR", "rank") for d in ("t2v", "v2t")},
+MEASURES = (*COUNTS, "infer_time", "train_time", "train_memory")
+
+ABSOLUTE = "M"
+"""The form of a claim that needs no baseline: millions."""
+
+FORMS: Mapping[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "% less": (lambda ratio: 100 * (1 - ratio), lambda claimed: 1 - claimed / 100),
+    "% of it": (lambda ratio: 100 * ratio, lambda claimed: claimed / 100),
+    "x faster": (lambda ratio: 1 / ratio, lambda claimed: 1 / claimed),
+    ABSOLUTE: (lambda value: 1e-6 * value, lambda claimed: 1e6 * claimed),
 }
-_WIDE = _RANKING | {
+"""Forms of a claim: from the method's cost over the baseline's to the form, and back."""
+
+OWN, OTHER = "the paper's own", "another reading"
+
+# Measures of the files and their units, as metrics and measurements are named here.
+_RANKING = {
+    f"{direction}_{name.lower()}": (f"{direction}_{name}", unit)
+    for names, unit in ((("R1", "R5", "R10"), "percent"), (("MdR",), "rank"), (("MnR",), "rank"))
+    for direction in ("t2v", "v2t")
+    for name in names
+}
+_COLUMNS = _RANKING | {
     "train_mem_gb": ("train_memory_gb", "GB"),
     "infer_ms_per_video": ("infer_ms_per_video", "ms"),
 }
-_LONG = {(name, unit): ours for name, (ours, unit) in _RANKING.items()} | {
+_LINES = {(name, unit): metric for name, (metric, unit) in _RANKING.items()} | {
     ("t2v_rsum", "points"): "t2v_RSum",
     ("v2t_rsum", "points"): "v2t_RSum",
     ("gflops", "GMACs"): "gmacs_video",
     ("output_tokens", "tokens"): "output_tokens",
     ("trainable_params", "M"): "params_trainable",
-    ("throughput", "videos/s on A100"): "throughput",
+    ("throughput", "videos/s"): "throughput",
     ("train_mem", "GB"): "train_memory_gb",
     ("train_mem", "MB per GPU"): "train_memory_mb_per_gpu",
     ("infer_mem", "MB per GPU"): "infer_memory_mb_per_gpu",
-    ("train_speedup", "x over clip4clip"): "train_speedup",
+    ("train_speedup", "x"): "train_speedup",
 }
-METHOD_NAMES: Mapping[str, str] = {"clip-zero-shot": "zero_shot"}
-"""Where a paper's table and our registry name a method differently."""
+T = TypeVar("T")
+_OTHER_FILES = ("claims.csv", "ratios.csv", "configurations.csv", "variants.csv", "names.csv")
+
+
+def _stated(text: Any) -> Any:
+    return None if text in ("", "-") else text
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str) and value and not value.isdecimal():
+        raise ValueError("a whole number is needed")
+    return value or None
+
+
+def _digits(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"-?\d{1,12}(\.\d{1,12})?", value):
+        raise ValueError("a number is needed")
+    return value
+
+
+def _registered(name: str) -> str:
+    return _registered_names().get(name, name)
+
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+_Stated = Annotated[str | None, BeforeValidator(_stated)]
+_Backbone = Annotated[_Stated, AfterValidator(lambda name: name and name.replace("/", "-"))]
+_Method = Annotated[_Text, AfterValidator(_registered)]
+_Options = Annotated[
+    Mapping[str, Any], BeforeValidator(lambda value: json.loads(value) if isinstance(value, str) else value)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,30 +96,30 @@ class PublishedNumber:
 
     Attributes:
         paper: name and arXiv number.
-        table: the table (or ``Abstract``) it stands in.
-        train_split, backbone, frames: None where the table, as it was read, does not say.
+        table: its table, or ``Abstract``.
+        train_split, backbone, frames: None where the table does not name them.
         backbone: named as here, e.g. ``ViT-B-32``.
-        method: our registry's name where we have the method, the table's otherwise.
+        method: the registry's name of a registered method, otherwise the table's.
         config: the table's words for the variant.
-        metric: our name, e.g. ``t2v_R1``, ``gmacs_video``, ``train_memory_gb``.
+        metric: named as here, e.g. ``t2v_R1``, ``gmacs_video``, ``train_memory_gb``.
         value: in ``unit``, as printed.
         decimals: digits printed after the point.
         read_from: how the number was read.
     """
 
-    paper: str
-    table: str
+    paper: _Text
+    table: _Text
     dataset: str
-    train_split: str | None
-    backbone: str | None
-    method: str
+    train_split: _Stated
+    backbone: _Backbone
+    method: _Method
     config: str
-    frames: int | None
-    metric: str
-    value: float
-    unit: str
+    frames: Annotated[int | None, BeforeValidator(_whole)]
+    metric: _Text
+    value: Annotated[float, BeforeValidator(_digits)]
+    unit: _Text
     decimals: int
-    read_from: str
+    read_from: _Text
 
     @property
     def cited(self) -> str:
@@ -79,14 +128,49 @@ class PublishedNumber:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """The options of ours that make what a paper calls ``config``; ``backbone`` None: on any."""
+class Claim:
+    """A claim of a paper about cost, against one baseline.
 
-    paper: str
-    method: str
+    Attributes:
+        number: the claimed figure; ``metric`` is one of ``MEASURES``, ``unit`` its form (one of ``FORMS``).
+        text: the claim in words.
+        against, against_config: the baseline, named like ``number.method`` and ``number.config``; empty where the
+            claim needs none.
+        reading: ``OWN`` where the paper itself means this baseline.
+        bench_options: options of ``tvrbench bench`` that measure it, besides the two methods.
+    """
+
+    number: PublishedNumber
+    text: _Text
+    against: str
+    against_config: str
+    reading: str
+    bench_options: Annotated[tuple[str, ...], BeforeValidator(lambda v: v.split() if isinstance(v, str) else v)]
+
+    @property
+    def ratio(self) -> float:
+        """The claimed cost of the method over the baseline's."""
+        return FORMS[self.number.unit][1](self.number.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """The options here that make what a paper calls ``config``; ``backbone`` None: on any."""
+
+    paper: _Text
+    method: _Method
     config: str
-    backbone: str | None
-    options: Mapping[str, Any]
+    backbone: _Backbone
+    options: _Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Options of a method that a paper has a name for, which labels the rows that have them."""
+
+    method: _Text
+    name: _Text
+    options: _Options
 
 
 @functools.cache
@@ -94,107 +178,157 @@ def load_published() -> tuple[PublishedNumber, ...]:
     """Every published number, in the order of the files.
 
     Raises:
-        UsageError: names the file and line that is incomplete, unknown, no number or there twice.
+        UsageError: a line is incomplete, unknown, no number, or repeated; the message names it.
     """
-    folder = resources.files("tvrbench.published")
-    return read_published(folder / "centerclip.csv", folder / "tempme.csv")
+    files = [file for file in _folder().iterdir() if file.name.endswith(".csv") and file.name not in _OTHER_FILES]
+    return read_published(*sorted(files, key=lambda file: file.name))
 
 
 @functools.cache
 def load_configurations() -> tuple[Configuration, ...]:
-    """What the papers' configurations are in our options; errors as ``load_published``."""
-    file = resources.files("tvrbench.published") / "configurations.csv"
-    found = []
-    for where, row in _rows(file):
-        try:
-            options = json.loads(_needed(row, "options", where))
-        except ValueError as error:
-            raise UsageError(f"{where}: column 'options' is not JSON: {error}") from None
-        method = _needed(row, "method", where)
-        found.append(
-            Configuration(
-                paper=_needed(row, "paper", where),
-                method=METHOD_NAMES.get(method, method),
-                config=row.get("config", ""),
-                backbone=_backbone(row),
-                options=options,
-            )
-        )
-    return tuple(found)
+    """The papers' configurations as options here; errors as ``load_published``."""
+    return tuple(_load("configurations.csv", Configuration))
+
+
+@functools.cache
+def load_variants() -> tuple[Variant, ...]:
+    """The named variants; errors as ``load_published``."""
+    return tuple(_load("variants.csv", Variant))
+
+
+@functools.cache
+def load_claims() -> tuple[Claim, ...]:
+    """The claims in words, in the order of the file; errors as ``load_published``."""
+    return read_claims(_folder() / "claims.csv")
 
 
 def read_published(*files: Traversable) -> tuple[PublishedNumber, ...]:
-    """The numbers of tables with a ``value`` column (one number a line) or without (one measure a column)."""
+    """The numbers of tables with a ``value`` column (one number per line) or without (one measure per column)."""
     numbers: dict[tuple[Any, ...], PublishedNumber] = {}
     for file in files:
-        for where, row in _rows(file):
-            for number in _long(row, where) if "value" in row else _wide(row, where):
-                n = number
+        for line, row in _lines(file):
+            for n in _line(file, line, row) if "value" in row else _columns(file, line, row):
                 key = (n.paper, n.table, n.dataset, n.backbone, n.method, n.config, n.frames, n.metric)
                 if key in numbers:
-                    raise UsageError(f"{where}: {n.metric} of {n.method} ({n.config}) stands twice in {n.cited}")
-                numbers[key] = number
+                    raise _duplicate(file, line, f"{n.metric} of {n.method} ({n.config}) in {n.cited}")
+                numbers[key] = n
     return tuple(numbers.values())
 
 
-def _rows(file: Traversable) -> Iterator[tuple[str, dict[str, str]]]:
-    with file.open("r", encoding="utf-8") as text:
-        for index, row in enumerate(csv.DictReader(text), start=2):
-            if None in row or None in row.values():
-                raise UsageError(f"{file.name} line {index}: as many fields as the header has are needed")
-            yield f"{file.name} line {index}", row
+def read_claims(file: Traversable) -> tuple[Claim, ...]:
+    """The claims of one file; errors as ``load_published``."""
+    claims: dict[tuple[Any, ...], Claim] = {}
+    for line, row in _lines(file):
+        number = _number(file, line, row, table=row["table"], metric=row["measure"], unit=row["form"], value="value")
+        allowed = {
+            "measure": (number.metric in MEASURES, f"one of {', '.join(MEASURES)}"),
+            "form": (number.unit in FORMS, f"one of {', '.join(FORMS)}"),
+            "value": (number.value > 0, "a positive number"),
+            "backbone": (number.backbone is not None, "a backbone"),
+            "frames": (number.frames is not None, "a whole number"),
+            "against": ((number.unit == ABSOLUTE) != bool(row["against"]), f"a baseline, or none for {ABSOLUTE!r}"),
+            "reading": (row["reading"] in (OWN, OTHER), f"{OWN!r} or {OTHER!r}"),
+        }
+        for column, (good, needed) in allowed.items():
+            if not good:
+                raise _unreadable(file, line, column, f"{row[column]!r}; give {needed}")
+        key = (row["paper"], row["claim"], row["backbone"], row["frames"], row["config"], row["against"])
+        if (*key, row["against_config"]) in claims:
+            raise _duplicate(file, line, f"{row['claim']} against {row['against']}")
+        claims[*key, row["against_config"]] = _checked(file, line, Claim, _claim_fields(row) | {"number": number})
+    return tuple(claims.values())
 
 
-def _wide(row: Mapping[str, str], where: str) -> Iterator[PublishedNumber]:
-    table = re.search(r"Table \S+$", _needed(row, "source", where))
+def table_claims(numbers: Iterable[PublishedNumber]) -> list[Claim]:
+    """Times and memory of a paper's tables as shares of the baseline in the same table (``ratios.csv``).
+
+    A ratio that several tables repeat is listed once.
+    """
+    numbers, file = list(numbers), _folder() / "ratios.csv"
+    rows = {(r["paper"], r["dataset"], r["method"], r["metric"]): (line, r) for line, r in _lines(file)}
+    claims: dict[tuple[Any, ...], Claim] = {}
+    for n in numbers:
+        line, row = rows.get((n.paper, n.dataset, n.method, n.metric), (0, {}))
+        place = (n.paper, n.table, n.backbone, n.metric, row.get("against"), row.get("against_config"))
+        bases = (b for b in numbers if (b.paper, b.table, b.backbone, b.metric, b.method, b.config) == place)
+        if (base := next(bases, None)) is not None:
+            share = 100 * n.value / base.value
+            share_of = replace(
+                n, frames=int(row["frames"]), metric=row["measure"], value=share, unit="% of it", decimals=1
+            )
+            text = f"{row['claim']}: {n.value:g} {n.unit} where the baseline has {base.value:g}"
+            fields = _claim_fields(row) | {"number": share_of, "text": text, "reading": OWN}
+            claims.setdefault((n.backbone, n.config, row["frames"], text), _checked(file, line, Claim, fields))
+    return list(claims.values())
+
+
+def _folder() -> Traversable:
+    return resources.files("tvrbench.published")
+
+
+@functools.cache
+def _registered_names() -> dict[str, str]:
+    return {row["printed"]: row["registered"] for _, row in _lines(_folder() / "names.csv")}
+
+
+def _load(name: str, kind: type[T]) -> Iterator[T]:
+    for line, row in _lines(_folder() / name):
+        yield _checked(_folder() / name, line, kind, {field: row[field] for field in kind.__annotations__})
+
+
+def _line(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[PublishedNumber]:
+    # A unit may name the device that it was measured on or the baseline that it is over.
+    metric = _LINES.get((row["metric"], re.split(" on | over ", row["unit"])[0]))
+    if metric is None:
+        raise _unreadable(file, line, "metric", f"{row['metric']!r} in {row['unit']!r} is not known")
+    yield _number(file, line, row, table=row["table"], metric=metric, unit=row["unit"], value="value")
+
+
+def _columns(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[PublishedNumber]:
+    table = re.search(r"Table \S+$", row["source"])
     if table is None:
-        raise UsageError(f"{where}: column 'source' must end in the table, e.g. 'CenterCLIP Table 3b'")
-    for column, (metric, unit) in _WIDE.items():
-        if row.get(column):
-            yield _number(row, where, table=table.group(), metric=metric, unit=unit, text=row[column])
+        raise _unreadable(file, line, "source", "end it in the table, e.g. 'Table 3b'")
+    for column, (metric, unit) in _COLUMNS.items():
+        if row[column]:
+            yield _number(file, line, row, table=table.group(), metric=metric, unit=unit, value=column)
 
 
-def _long(row: Mapping[str, str], where: str) -> Iterator[PublishedNumber]:
-    measure = (_needed(row, "metric", where), _needed(row, "unit", where))
-    if measure not in _LONG:
-        raise UsageError(f"{where}: measure {measure[0]!r} in {measure[1]!r} is not known")
-    table, text = _needed(row, "table", where), _needed(row, "value", where)
-    yield _number(row, where, table=table, metric=_LONG[measure], unit=measure[1], text=text)
+def _number(file: Traversable, line: int, row: Mapping[str, str], *, value: str, **fields: str) -> PublishedNumber:
+    """One number; its text is in the column ``value``."""
+    common = ("paper", "dataset", "train_split", "backbone", "method", "config", "frames", "read_from")
+    decimals = len(row[value].partition(".")[2])
+    values = {column: row[column] for column in common} | fields | {"value": row[value], "decimals": decimals}
+    return _checked(file, line, PublishedNumber, values)
 
 
-def _number(row: Mapping[str, str], where: str, *, table: str, metric: str, unit: str, text: str) -> PublishedNumber:
-    if not re.fullmatch(r"-?\d+(\.\d+)?", text) or not math.isfinite(float(text)):
-        raise UsageError(f"{where}: {text!r} is not a number")
-    method, frames = _needed(row, "method", where), row.get("frames", "")
-    if frames and not frames.isdecimal():
-        raise UsageError(f"{where}: column 'frames' must be a whole number, not {frames!r}")
-    return PublishedNumber(
-        paper=_needed(row, "paper", where),
-        table=table,
-        dataset=_needed(row, "dataset", where),
-        train_split=_stated(row, "train_split"),
-        backbone=_backbone(row),
-        method=METHOD_NAMES.get(method, method),
-        config=row.get("config", ""),
-        frames=int(frames) if frames else None,
-        metric=metric,
-        value=float(text),
-        unit=unit,
-        decimals=len(text.partition(".")[2]),
-        read_from=_needed(row, "read_from", where),
-    )
+def _claim_fields(row: Mapping[str, str]) -> dict[str, Any]:
+    same = ("against", "against_config", "reading", "bench_options")
+    return {column: row[column] for column in same} | {"text": row["claim"]}
 
 
-def _needed(row: Mapping[str, str], column: str, where: str) -> str:
-    if not row.get(column, "").strip():
-        raise UsageError(f"{where}: column {column!r} is missing or empty")
-    return row[column]
+def _lines(file: Traversable) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row with its line number; a column that the file lacks reads as empty."""
+    with file.open("r", encoding="utf-8") as text:
+        for line, row in enumerate(csv.DictReader(text), start=2):
+            if None in row or None in row.values():
+                message = f"{file.name} line {line} has more or fewer fields than the header; quote commas in fields"
+                raise UsageError(message, code="published.fields", file=file.name, line=line)
+            yield line, defaultdict(str, row)
 
 
-def _stated(row: Mapping[str, str], column: str) -> str | None:
-    return None if row.get(column, "") in ("", "-") else row[column]
+def _checked(file: Traversable, line: int, kind: type[T], values: Mapping[str, Any]) -> T:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _unreadable(file, line, str(first["loc"][0]), f"{first['input']!r}; {first['msg']}") from None
 
 
-def _backbone(row: Mapping[str, str]) -> str | None:
-    name = _stated(row, "backbone")
-    return None if name is None else name.replace("/", "-")
+def _unreadable(file: Traversable, line: int, column: str, problem: str) -> UsageError:
+    message = f"{file.name} line {line}, column {column!r}: {problem}"
+    return UsageError(message, code="published.value", file=file.name, line=line, column=column)
+
+
+def _duplicate(file: Traversable, line: int, what: str) -> UsageError:
+    message = f"{file.name} line {line} repeats {what}; keep one of the lines"
+    return UsageError(message, code="published.duplicate", file=file.name, line=line)

@@ -1,85 +1,132 @@
-"""Published numbers beside measured ones: which may be compared, how far apart they are, and what follows.
+"""Published numbers and claims beside measured ones: what may be compared, the difference, and the verdict.
 
-Costs that depend on the model alone (GMACs, tokens, parameters) are compared with full-size models whatever data was
-used; retrieval only under the paper's own recipe, data set, split and backbone; time and memory never, for they
-belong to a device and a batch.
+Costs that the model alone decides (GMACs, tokens, parameters) are compared on full-size models, whatever data was
+used. Retrieval is compared only under the paper's own recipe, data set, split and backbone. Time and memory depend on
+the device and the batch: they are never compared as numbers, only as claimed ratios.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.reporting.catalogue import COUNTS
+from tvrbench.harness.reporting.data.bench_rows import Bench
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import (
+    ABSOLUTE,
+    FORMS,
+    Claim,
+    Configuration,
+    PublishedNumber,
+)
+from tvrbench.harness.reporting.papers.ratios import Ratio, absolute, interleaved, over_published, separate
 
-Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable"]
+Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured"]
 
-MODEL_COSTS = ("gmacs_video", "output_tokens", "params_trainable")
 GMACS_TOLERANCE = 0.005
 MARGINS: Mapping[str, float] = {"R1": 0.5, "R5": 0.5, "R10": 0.5, "RSum": 1.5, "MdR": 0.0, "MnR": 0.5}
-"""How far a metric may lie from the printed one and count as reproduced, in its own unit."""
+"""Largest distance of a metric from the printed one that counts as reproduced, in the metric's own unit."""
+TIME_TOLERANCE = 0.05
+"""Largest distance of a ratio of times from the claimed one that counts as reproduced, as a share of it."""
+MEMORY_TOLERANCE = 0.05
+"""The same for a ratio of memory, as a difference: 5 points."""
 
 _SCALE = {"M": 1e-6}  # from the unit of a measurement to the one that a paper prints
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A published number and what was measured here.
+class PaperComparison:
+    """A published number or claim, and what was measured here.
 
     Attributes:
         number: as printed.
-        row: the runs it is compared with; None where it cannot be.
-        measured: in the published unit.
-        difference: measured less published: in percent of the published for a cost, in its own unit for a metric.
-        verdict: see the module.
-        reason: why it is not comparable, or what limits the verdict.
+        claim: that the number belongs to; None for a number of a table.
+        bench: the device and settings of a claim's measurement; None where nothing was measured.
+        rows: whose records were compared: the method's, then the baseline's if it ran apart.
+        measured: in the published unit, or in the claim's form.
+        difference: measured minus published: in percent of the published for a cost, in its own unit for a metric.
+        verdict: the conclusion.
+        reason: what was compared, why it cannot be, or what limits the verdict.
+        command: measures a claim on a GPU that was not measured on one.
     """
 
     number: PublishedNumber
-    row: MethodRow | None = None
+    claim: Claim | None = None
+    bench: Bench | None = None
+    rows: tuple[MethodRow, ...] = ()
     measured: float | None = None
     difference: float | None = None
     verdict: Verdict
     reason: str | None = None
+    command: str | None = None
 
-
-def compare(
-    numbers: Iterable[PublishedNumber],
-    configurations: Sequence[Configuration],
-    runs: Sequence[MethodRow],
-    full_size: Sequence[MethodRow],
-    scope: ReportContext,
-) -> list[Comparison]:
-    """A comparison for each number of this data set whose method was run, one for each row that it fits."""
-    methods = {row.method for row in (*runs, *full_size)}
-    found = [n for n in numbers if n.dataset == scope.stands_for and n.method in methods]
-    return [comparison for n in found for comparison in _compared(n, configurations, runs, full_size, scope)]
+    @property
+    def row(self) -> MethodRow | None:
+        """The method's row, where there is one."""
+        return self.rows[0] if self.rows else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partners:
-    """The rows that a published number can stand beside; where there are none, why."""
+class PaperData:
+    """Published numbers, and the papers' configurations as options here."""
+
+    numbers: Sequence[PublishedNumber]
+    configurations: Sequence[Configuration]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMatch:
+    """The rows that a published number may be compared with, or the reason why there are none."""
 
     rows: tuple[MethodRow, ...] = ()
     reason: str | None = None
 
 
-def partners(number: PublishedNumber, configurations: Sequence[Configuration], rows: Sequence[MethodRow]) -> Partners:
-    """The rows of the number's method, backbone, frames and configuration."""
+def compare(
+    papers: PaperData, runs: Sequence[MethodRow], full_size: Sequence[MethodRow], scope: ReportContext
+) -> list[PaperComparison]:
+    """Compare each number of this data set whose method was run: one comparison per row that it fits."""
+    methods = {row.method for row in (*runs, *full_size)}
+    numbers = [n for n in papers.numbers if n.dataset == scope.stands_for and n.method in methods]
+    return [found for n in numbers for found in _compare_number(n, papers.configurations, runs, full_size, scope)]
+
+
+def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) -> list[PaperComparison]:
+    """Judge each claim: a model's cost once; time and memory once per device and precision that measured them.
+
+    Invalid measurements are excluded.
+    """
+    comparisons = []
+    for claim in claims:
+        tried = [_judge(claim, bench, papers) for bench in benches if bench.frames == claim.number.frames]
+        measured = [one for one in tried if one.measured is not None]
+        if claim.number.metric in COUNTS:
+            measured = measured[:1]
+        if not tried:
+            tried = [_unmeasured(claim, f"nothing was measured with {claim.number.frames} frames")]
+        for one in measured or tried[:1]:
+            open_on_gpu = one.verdict == "not measured" or (one.verdict == "not comparable" and one.bench is not None)
+            comparisons.append(replace(one, command=bench_command(claim, papers) if open_on_gpu else None))
+    return comparisons
+
+
+def match_rows(number: PublishedNumber, configurations: Sequence[Configuration], rows: Sequence[MethodRow]) -> RowMatch:
+    """Find the rows of the number's method, backbone, frames and configuration."""
     left = [row for row in rows if row.method == number.method]
     if not left:
-        return Partners(reason="the method was not run here")
-    for key, wanted, words in (
+        return RowMatch(reason="the method was not run here")
+    for key, wanted, reason in (
         ("backbone", number.backbone, f"not run on {number.backbone} here"),
         ("frames", number.frames, f"not run with {number.frames} frames here"),
     ):
         left = [row for row in left if wanted is None or row.options.get(key) == wanted]
         if not left:
-            return Partners(reason=words)
+            return RowMatch(reason=reason)
     same = [
         c
         for c in configurations
@@ -87,38 +134,58 @@ def partners(number: PublishedNumber, configurations: Sequence[Configuration], r
         and (number.backbone is None or c.backbone in (None, number.backbone))
     ]
     if not same:
-        return Partners(reason="no configuration here is known to be the paper's")
-    fitting = tuple(row for row in left if any(_fits(row, c) for c in same))
+        return RowMatch(reason="no configuration here is known to be the paper's")
+    fitting = tuple(row for row in left if any(not _missing_options(row, c) for c in same))
     if fitting:
-        return Partners(rows=fitting)
-    return Partners(reason="not run with the paper's options: " + "; ".join(_missing(left[0], c) for c in same))
+        return RowMatch(rows=fitting)
+    options = "; ".join(
+        ", ".join(f"{key}={value}" for key, value in _missing_options(left[0], c).items()) for c in same
+    )
+    return RowMatch(reason=f"not run with the paper's options: {options}")
 
 
 def prints_like(measured: float, number: PublishedNumber) -> bool:
-    """Whether rounding or cutting the measured value to the digits that were printed gives the printed value."""
+    """Check whether the measured value, rounded or cut to the printed digits, is the printed value."""
     scale = 10.0**number.decimals
     printed = round(number.value * scale)
     return printed in (round(measured * scale), math.floor(measured * scale + 1e-9))
 
 
-def _compared(
+def bench_command(claim: Claim, papers: PaperData) -> str:
+    """The shell line that measures both sides of a claim."""
+    number = claim.number
+    sides = [(number.method, number.config), *([(claim.against, claim.against_config)] if claim.against else [])]
+    entries = []
+    for method, config in sides:
+        options = [
+            c.options
+            for c in papers.configurations
+            if (c.paper, c.method, c.config) == (number.paper, method, config) and c.backbone in (None, number.backbone)
+        ]
+        entries += [_bench_entry(method, options[0])] if options else []
+    device = [] if number.metric in COUNTS else ["--device", "cuda"]
+    where = ["--backbone", str(number.backbone), "--frames", str(number.frames)]
+    return command_line(["bench", *entries, *where, *claim.bench_options, *device])
+
+
+def _compare_number(
     number: PublishedNumber,
     configurations: Sequence[Configuration],
     runs: Sequence[MethodRow],
     full_size: Sequence[MethodRow],
     scope: ReportContext,
-) -> Iterator[Comparison]:
-    cost = number.metric in MODEL_COSTS
+) -> Iterator[PaperComparison]:
+    cost = number.metric in COUNTS
     obstacle = None if cost else _obstacle(number, runs, scope)
-    found = Partners(reason=obstacle) if obstacle else partners(number, configurations, full_size if cost else runs)
-    for row in found.rows:
+    match = RowMatch(reason=obstacle) if obstacle else match_rows(number, configurations, full_size if cost else runs)
+    for row in match.rows:
         yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
-    if not found.rows:
-        yield Comparison(number=number, verdict="not comparable", reason=found.reason)
+    if not match.rows:
+        yield PaperComparison(number=number, verdict="not comparable", reason=match.reason)
 
 
 def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: ReportContext) -> str | None:
-    """Why a number that is no model cost cannot be compared under this protocol at all."""
+    """The reason why a number other than a model cost cannot be compared under this protocol at all."""
     if not number.metric.startswith(("t2v_", "v2t_")):
         return "time and memory belong to the paper's device and batch"
     if scope.standin:
@@ -133,25 +200,23 @@ def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: ReportC
     return None
 
 
-def _cost_verdict(number: PublishedNumber, row: MethodRow) -> Comparison:
+def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
     cost = row.cost(number.metric)
-    if cost is None or cost.value is None:
-        reason = cost.reason if cost is not None else None
-        return Comparison(number=number, row=row, verdict="not comparable", reason=reason or "not measured")
-    if cost.invalid is not None:
-        return Comparison(number=number, row=row, verdict="not comparable", reason=f"not valid: {cost.invalid}")
-    measured = cost.value * _SCALE.get(number.unit, 1.0)
+    if cost is None or cost.valid is None:
+        reason = "not measured" if cost is None else f"invalid: {cost.invalid}" if cost.invalid else cost.reason
+        return PaperComparison(number=number, rows=(row,), verdict="not comparable", reason=reason or "not measured")
+    measured = cost.valid * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
     near = number.metric == "gmacs_video" and abs(difference) <= 100.0 * GMACS_TOLERANCE
     verdict: Verdict = "reproduced" if near or prints_like(measured, number) else "not reproduced"
-    return Comparison(number=number, row=row, measured=measured, difference=difference, verdict=verdict)
+    return PaperComparison(number=number, rows=(row,), measured=measured, difference=difference, verdict=verdict)
 
 
-def _metric_verdict(number: PublishedNumber, row: MethodRow) -> Comparison:
+def _metric_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
     direction, metric = number.metric.split("_")
     measured = row.metric(direction, metric)
     if measured is None:
-        return Comparison(number=number, row=row, verdict="not comparable", reason="not measured")
+        return PaperComparison(number=number, rows=(row,), verdict="not comparable", reason="not measured")
     difference = measured - number.value
     interval = row.interval(direction, metric)
     notes = [] if len(row.runs) >= SEEDS_FOR_A_CLAIM else [f"{len(row.runs)} of {SEEDS_FOR_A_CLAIM} seeds: no claim"]
@@ -164,9 +229,9 @@ def _metric_verdict(number: PublishedNumber, row: MethodRow) -> Comparison:
     else:
         verdict = "not reproduced"
         notes += [] if interval is not None else ["no interval"]
-    return Comparison(
+    return PaperComparison(
         number=number,
-        row=row,
+        rows=(row,),
         measured=measured,
         difference=difference,
         verdict=verdict,
@@ -174,14 +239,91 @@ def _metric_verdict(number: PublishedNumber, row: MethodRow) -> Comparison:
     )
 
 
-def _fits(row: MethodRow, configuration: Configuration) -> bool:
-    return configuration.backbone in (None, row.options.get("backbone")) and all(
-        key in row.options and row.options[key] == value for key, value in configuration.options.items()
+def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
+    """Judge a claim on one bench."""
+    number = claim.number
+    match = match_rows(number, papers.configurations, bench.rows)
+    if not match.rows:
+        return _unmeasured(claim, match.reason)
+    rows = match.rows[:1]
+    ratio = absolute(claim, match.rows[0]) if number.unit == ABSOLUTE else interleaved(claim, rows[0])
+    if isinstance(ratio, str) and number.unit != ABSOLUTE:
+        baseline = replace(number, method=claim.against, config=claim.against_config)
+        other = match_rows(baseline, papers.configurations, bench.rows)
+        printed = _published(claim, claim.against, papers)
+        if other.rows:
+            rows += other.rows[:1]
+            ratio = separate(claim, *rows)
+        elif printed is not None and number.metric in COUNTS:
+            ratio = over_published(claim, rows[0], printed)
+        elif printed is not None:
+            reason = _published_only(claim, printed, papers)
+            return PaperComparison(number=number, claim=claim, verdict="not comparable", reason=reason)
+        elif any(row.method == claim.against for row in bench.rows):
+            ratio = other.reason or ""
+        else:
+            ratio = f"the baseline {claim.against} was not run here"
+    if isinstance(ratio, str):
+        return _unmeasured(claim, ratio)
+    verdict, how = _claim_verdict(claim, ratio, bench)
+    measured = FORMS[number.unit][0](ratio.value)
+    return PaperComparison(
+        number=number, claim=claim, bench=bench, rows=rows, measured=measured, verdict=verdict, reason=how
     )
 
 
-def _missing(row: MethodRow, configuration: Configuration) -> str:
-    wanted: dict[str, Any] = {k: v for k, v in configuration.options.items() if row.options.get(k) != v}
+def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, str]:
+    if claim.number.metric in COUNTS:
+        same = prints_like(FORMS[claim.number.unit][0](ratio.value), claim.number)
+        return "reproduced" if same else "not reproduced", ratio.how
+    if not bench.on_gpu:
+        return "not comparable", f"a ratio on a CPU, set beside the one claimed for a GPU; {ratio.how}"
+    tolerance = MEMORY_TOLERANCE if claim.number.metric == "train_memory" else TIME_TOLERANCE * claim.ratio
+    if abs(ratio.value - claim.ratio) <= tolerance + 1e-9:
+        return "reproduced", ratio.how
+    if ratio.low is not None and ratio.high is not None and ratio.low <= claim.ratio <= ratio.high:
+        return "within noise", ratio.how
+    direction = "cheaper" if ratio.value < claim.ratio else "more expensive"
+    return "not reproduced", f"{direction} than claimed; {ratio.how}"
+
+
+def _published_only(claim: Claim, printed: PublishedNumber, papers: PaperData) -> str:
+    """The reason for a baseline whose time only the paper gives, with the paper's own ratio: nothing is judged."""
+    reason = f"{claim.against} is not in this benchmark, and its published time belongs to the paper's device"
+    own = _published(claim, claim.number.method, papers)
+    if own is None:
+        return reason
+    values = f"{own.value:g} and {printed.value:g} {printed.unit}, give {own.value / printed.value:.2f}x"
+    return f"{reason}; the paper's own figures, {values}"
+
+
+def _published(claim: Claim, method: str, papers: PaperData) -> PublishedNumber | None:
+    metric = "throughput" if claim.number.metric == "infer_time" else claim.number.metric
+    place = (claim.number.paper, claim.number.backbone, method, metric)
+    return next((n for n in papers.numbers if (n.paper, n.backbone, n.method, n.metric) == place), None)
+
+
+def _unmeasured(claim: Claim, reason: str | None) -> PaperComparison:
+    return PaperComparison(number=claim.number, claim=claim, verdict="not measured", reason=reason)
+
+
+def _bench_entry(method: str, options: Mapping[str, Any]) -> str:
+    """A method with its options as ``tvrbench bench`` reads them."""
+    values = ";".join(f"{key}={_literal(value)}" for key, value in options.items())
+    return f"{method}:{values}" if values else method
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else repr(_tuples(value)).replace(" ", "")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _missing_options(row: MethodRow, configuration: Configuration) -> dict[str, Any]:
+    """The configuration's options, and its backbone, that the row does not have."""
+    missing = {k: v for k, v in configuration.options.items() if k not in row.options or row.options[k] != v}
     if configuration.backbone not in (None, row.options.get("backbone")):
-        wanted["backbone"] = configuration.backbone
-    return ", ".join(f"{key}={value}" for key, value in wanted.items())
+        missing["backbone"] = configuration.backbone
+    return missing

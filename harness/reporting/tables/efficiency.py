@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
-from tvrbench.harness.reporting.analysis.efficiency_rival import Equal, EqualTimes, verdict
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
 from tvrbench.harness.reporting.catalogue import fixed, metric, recorded, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     Bench,
@@ -113,17 +112,17 @@ def further_table(bench: Bench, name: str, context: ReportContext) -> Table | No
     return _table(f"training-{_slug(name)}-{bench.slug}", title, sentences, columns, rows, context)
 
 
-def equal_time_table(equal: EqualTimes, bench: Bench, name: str, context: ReportContext) -> Table:
+def equal_time_table(matched: MatchedTime, bench: Bench, name: str, context: ReportContext) -> Table:
     """Make the table of each method's time, the frames that fit into it, and the cost of those frames.
 
     Args:
-        equal: the methods of one backbone.
+        matched: the methods of one backbone.
         bench: where they were measured.
         name: of the table.
         context: of the report.
     """
 
-    def part(side: str, key: str) -> Callable[[Equal], float | None]:
+    def part(side: str, key: str) -> Callable[[MatchedPoint], float | None]:
         return lambda entry: None if (point := getattr(entry, side)) is None else getattr(point, key)
 
     columns = [
@@ -131,23 +130,23 @@ def equal_time_table(equal: EqualTimes, bench: Bench, name: str, context: Report
         Column(key="time", header="time, dense encoder = 1 (95 %)", cell=_time_cell),
         Column(key="frames", header="frames in that time (95 %)", cell=_frames_cell),
         number_column("gmacs", "GMACs", part("timed", "gmacs"), significant(4)),
-        number_column("rival_gmacs", "GMACs of those frames", part("rival", "gmacs"), significant(4)),
+        number_column("rival_gmacs", "GMACs of those frames", part("budget", "gmacs"), significant(4)),
         number_column("output_tokens", "tokens out", part("timed", "tokens"), fixed(0)),
-        number_column("rival_tokens", "tokens out of those frames", part("rival", "tokens"), fixed(0)),
-        text_column("verdict", "at equal time", lambda entry: verdict(entry, equal)),
+        number_column("rival_tokens", "tokens out of those frames", part("budget", "tokens"), fixed(0)),
+        text_column("verdict", "at equal time", lambda entry: entry.cost_verdict(matched.all_frames)),
         link_column("records", "records", lambda entry: context.links(entry.row.runs)),
     ]
-    line = "; ".join(f"{t.frames:g} frames {t.share:.2f}" for t in equal.line)
+    line = "; ".join(f"{t.frames:g} frames {t.time:.2f}" for t in matched.curve)
     sentences = (
-        f"Measured on {bench.name}, batch {equal.batch}, {bench.dates}, without accuracy.",
-        f"Compared with {RIVAL}, fewer frames without reduction, at the measured time of each method.",
+        f"Measured on {bench.name}, batch {matched.batch}, {bench.dates}, without accuracy.",
+        "Compared with fewer frames without reduction, at the measured time of each method.",
         f"Between its points it is interpolated linearly in time: {line}.",
-        f"Time: over that of {equal.against} with all frames, both timed in turn in one process; the median of "
-        f"{equal.rounds} rounds and a 95 % interval (Student's t).",
+        f"Time: over that of {matched.baseline} with all frames, both timed in turn in one process; the median of "
+        f"{matched.repeats} rounds and a 95 % interval (Student's t).",
         "Slower than all frames: by more than the intervals overlap. Invalid measurements are excluded.",
     )
-    title = f"Cost at equal measured time on {backbone(equal.line[0].row)}, {bench.name}"
-    return make_table(name, title, sentences, columns, equal.entries)
+    title = f"Cost at equal measured time on {backbone(matched.curve[0].row)}, {bench.name}"
+    return make_table(name, title, sentences, columns, matched.points)
 
 
 def _table(
@@ -229,16 +228,16 @@ def _quartiles(m: MeasurementDoc) -> str:
     return f"{value} ({low} to {high}), {batch}"
 
 
-def _time_cell(entry: Equal) -> Cell:
-    if entry.timed is None:
+def _time_cell(entry: MatchedPoint) -> Cell:
+    if entry.timed is None or entry.timed.interval is None:
         return NOTHING
-    low, high = entry.timed.spread
-    return range_cell(entry.timed.share, f"{low:.2f}", f"{high:.2f}", fixed(2))
+    low, high = entry.timed.interval
+    return range_cell(entry.timed.time, f"{low:.2f}", f"{high:.2f}", fixed(2))
 
 
-def _frames_cell(entry: Equal) -> Cell:
+def _frames_cell(entry: MatchedPoint) -> Cell:
     low, high = ("beyond" if end is None else f"{end:.1f}" for end in entry.span)
-    return range_cell(None if entry.rival is None else entry.rival.frames, low, high, fixed(1))
+    return range_cell(None if entry.budget is None else entry.budget.frames, low, high, fixed(1))
 
 
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:

@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from tvrbench.harness.reporting.catalogue import fixed, metric
+from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.claim_verdicts import MEMORY_TOLERANCE, TIME_TOLERANCE, ClaimResult
-from tvrbench.harness.reporting.papers.claims import ABSOLUTE
-from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
-from tvrbench.harness.reporting.papers.verdicts import GMACS_TOLERANCE, MARGINS, MODEL_COSTS, Comparison, partners
+from tvrbench.harness.reporting.papers.published import ABSOLUTE, Claim, Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.verdicts import (
+    GMACS_TOLERANCE,
+    MARGINS,
+    MEMORY_TOLERANCE,
+    TIME_TOLERANCE,
+    PaperComparison,
+    match_rows,
+)
 from tvrbench.harness.reporting.tables.columns import cost_column, label_column, recorded_columns
 from tvrbench.harness.reporting.tables.table import (
     NOTHING,
@@ -31,7 +36,7 @@ _UNITS = {"percent": "%", "points": "points", "rank": "", "GMACs": "", "tokens":
 _FULL_SIZE_NOTICE = "Costs of full-size models, measured without data. The rest of this report:"
 
 
-def verdict_table(comparisons: Sequence[Comparison], context: ReportContext) -> Table | None:
+def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext) -> Table | None:
     """Make the table of published and measured numbers with verdicts; None where nothing is comparable."""
     comparable = [c for c in comparisons if c.verdict != "not comparable"]
     if not comparable:
@@ -63,13 +68,13 @@ def verdict_table(comparisons: Sequence[Comparison], context: ReportContext) -> 
         + ", ".join(f"{margin:g} ({metric(f't2v_{name}').short.split()[-1]})" for name, margin in MARGINS.items())
         + "; within noise if the published value is in the measured 95 % interval. "
         "The papers choose their checkpoint on the test set; the runs here keep the last unless the verdict says so."
-        if any(c.number.metric not in MODEL_COSTS for c in comparable)
+        if any(c.number.metric not in COUNTS for c in comparable)
         else None,
     )
     return context.table("verdicts", "Published and measured", sentences, columns, comparable)
 
 
-def apart_table(comparisons: Sequence[Comparison], context: ReportContext) -> Table | None:
+def apart_table(comparisons: Sequence[PaperComparison], context: ReportContext) -> Table | None:
     """Make the table of published numbers that are not comparable here, with reasons; None where there is none."""
     groups: dict[tuple[str | None, ...], list[PublishedNumber]] = {}
     for c in comparisons:
@@ -100,7 +105,7 @@ def apart_table(comparisons: Sequence[Comparison], context: ReportContext) -> Ta
 
 def paper_scale_table(
     full_size: Sequence[MethodRow],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PaperComparison],
     numbers: Sequence[PublishedNumber],
     configurations: Sequence[Configuration],
     context: ReportContext,
@@ -109,7 +114,7 @@ def paper_scale_table(
 
     def published(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
-            printed = [n for n in numbers if n.metric == name and row in partners(n, configurations, full_size).rows]
+            printed = [n for n in numbers if n.metric == name and row in match_rows(n, configurations, full_size).rows]
             return _joined([f"{_as_printed(n)}{_device(n)}" for n in printed], [n.value for n in printed])
 
         return Column(key=f"{name}_published", header="published", cell=cell)
@@ -147,29 +152,29 @@ def paper_scale_table(
     return make_table("paper-scale", "Cost at paper scale", sentences, columns, _by_size(full_size), note=note)
 
 
-def claims_table(results: Sequence[ClaimResult], name: str, title: str, context: ReportContext) -> Table:
+def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
     """Make the table of claims about cost, one line per claim, baseline and device.
 
     Its footnotes are the commands that measure what was not measured on a GPU.
     """
     columns = (
-        text_column("claim", "claim", lambda r: r.claim.text),
-        text_column("of", "of", lambda r: _subject(r.claim.number)),
+        text_column("claim", "claim", lambda r: _claim(r).text),
+        text_column("of", "of", lambda r: _subject(r.number)),
         text_column("against", "baseline", _baseline),
         Column(
             key="claimed",
             header="claimed",
-            cell=lambda r: number_cell(r.claim.number.value, lambda v: _with_unit(v, r.claim.number, 0)),
+            cell=lambda r: number_cell(r.number.value, lambda v: _with_unit(v, r.number, 0)),
         ),
         Column(
             key="measured",
             header="measured",
-            cell=lambda r: number_cell(r.measured, lambda v: _with_unit(v, r.claim.number, 1)),
+            cell=lambda r: number_cell(r.measured, lambda v: _with_unit(v, r.number, 1)),
         ),
         text_column("verdict", "verdict", lambda r: r.verdict),
         Column(key="reason", header="how, or why not (command)", cell=_reason_cell, left=True),
         text_column("device", "device", lambda r: r.bench.name if r.bench else None),
-        text_column("source", "source (read from)", lambda r: f"{r.claim.number.cited} ({r.claim.number.read_from})"),
+        text_column("source", "source (read from)", lambda r: f"{r.number.cited} ({r.number.read_from})"),
         link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
     )
     sentences = (
@@ -203,13 +208,13 @@ def _configuration(number: PublishedNumber) -> str | None:
     return ", ".join(part for part in (number.config, frames) if part) or None
 
 
-def _measured_cell(comparison: Comparison) -> Cell:
+def _measured_cell(comparison: PaperComparison) -> Cell:
     number = comparison.number
     return number_cell(comparison.measured, fixed(number.decimals + (number.metric != "output_tokens")))
 
 
-def _difference_cell(comparison: Comparison) -> Cell:
-    cost = comparison.number.metric in MODEL_COSTS
+def _difference_cell(comparison: PaperComparison) -> Cell:
+    cost = comparison.number.metric in COUNTS
     show: Callable[[float], str] = _signed_percent if cost else lambda value: f"{value:+.1f}"
     return number_cell(comparison.difference, show)
 
@@ -247,12 +252,18 @@ def _subject(number: PublishedNumber) -> str:
     return f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"
 
 
-def _baseline(result: ClaimResult) -> str:
-    against = ", ".join(part for part in (result.claim.against, result.claim.against_config) if part)
-    return f"{against} ({result.claim.reading})" if against else "no baseline needed"
+def _claim(result: PaperComparison) -> Claim:
+    assert result.claim is not None  # of a result of ``judge``
+    return result.claim
 
 
-def _reason_cell(result: ClaimResult) -> Cell:
+def _baseline(result: PaperComparison) -> str:
+    claim = _claim(result)
+    against = ", ".join(part for part in (claim.against, claim.against_config) if part)
+    return f"{against} ({claim.reading})" if against else "no baseline needed"
+
+
+def _reason_cell(result: PaperComparison) -> Cell:
     if result.command is None:
         return text_cell(result.reason)
     full = f"{result.reason}; measure it with: {result.command}"

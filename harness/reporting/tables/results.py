@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
 from tvrbench.harness.reporting.catalogue import (
     EXPECTED_R1,
@@ -89,8 +89,8 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Rank: 1 + the methods whose R@1 is significantly higher; methods that do not differ significantly share one."
         if pairs
         else None,
-        f"{RIVAL} with several numbers of frames has no rank: it is judged at equal time."
-        if pairs and sum(row.method == RIVAL for row in rows) > 1
+        "Fewer frames, in several numbers, have no rank: they are judged at equal time."
+        if pairs and sum(is_frame_budget(row.method) for row in rows) > 1
         else None,
         "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
         f"Time and memory: {setting(rows)}.",

@@ -12,7 +12,7 @@ from tvrbench.harness.evaluation.statistics import (
     selection_gap,
     variance_parts,
 )
-from tvrbench.harness.reporting.analysis.matched_time import RIVAL, EqualTime, Rival, frames_kept
+from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
 from tvrbench.harness.reporting.analysis.pairwise import Pair
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
@@ -49,14 +49,14 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
     return context.table("pairs", "Every pair of methods", sentences, columns, pairs, folded=True)
 
 
-def equal_time_table(entries: Sequence[EqualTime], context: ReportContext) -> Table | None:
+def equal_time_table(entries: Sequence[MatchedPoint], context: ReportContext) -> Table | None:
     """Make the table of each method beside fewer frames at its speed; None where nothing can be compared."""
     if not entries:
         return None
     compared = [entry for entry in entries if entry.difference is not None]
     better = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
     sentences = (
-        f"Expected R@1, text to video, of each method and of {RIVAL} (fewer frames, no reduction) in the same time.",
+        "Expected R@1, text to video, of each method and of fewer frames without reduction in the same time.",
         f"Of {len(compared)} comparable methods, {better} {'is' if better == 1 else 'are'} better than fewer frames."
         if compared
         else "No method can be compared yet; the verdicts give the reasons.",
@@ -70,13 +70,13 @@ def equal_time_table(entries: Sequence[EqualTime], context: ReportContext) -> Ta
     )
     columns = (
         text_column("method", "method", lambda e: e.row.label),
-        number_column("speedup", metric("speedup").short, lambda e: e.speed, fixed(2)),
+        number_column("speedup", metric("speedup").short, lambda e: e.speedup, fixed(2)),
         number_column(EXPECTED_R1.name, EXPECTED_R1.short, lambda e: expected_recall(e.row), fixed(1)),
-        text_column("rival", "fewer frames", lambda e: None if e.rival is None else _mixture(e.rival)),
-        number_column("rival_R1", "their R@1", lambda e: None if e.rival is None else e.rival.recall, fixed(1)),
+        text_column("rival", "fewer frames", lambda e: None if e.budget is None else _mixture(e.budget)),
+        number_column("rival_R1", "their R@1", lambda e: None if e.budget is None else e.budget.recall, fixed(1)),
         *difference_columns(lambda e: (e.difference, e.p_value), lambda e: e.verdict),
         link_column("records", "records", lambda e: context.links(e.row.runs)),
-        link_column("rival_records", "fewer frames' records", lambda e: _rival_links(e.rival, context)),
+        link_column("rival_records", "fewer frames' records", lambda e: _budget_links(e.budget, context)),
     )
     return context.table("equal-time", "Accuracy at equal measured time", sentences, columns, entries)
 
@@ -140,12 +140,12 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
     return context.table("selection", "Gain from choosing the checkpoint on the test set", sentences, columns, lines)
 
 
-def _mixture(rival: Rival) -> str:
-    keeps = " and ".join(str(frames_kept(point)) for point in rival.points)
-    mixed = f", {100 * rival.share:.0f} % of the latter" if len(rival.points) == 2 else ""
-    return f"keep {keeps}{mixed}, {rival.points[0].record['tuning']}"
+def _mixture(budget: FrameBudget) -> str:
+    keeps = " and ".join(str(frames_kept(point.row)) for point in budget.points)
+    mixed = f", {100 * budget.share:.0f} % of the latter" if len(budget.points) == 2 else ""
+    return f"keep {keeps}{mixed}, {budget.points[0].row.record['tuning']}"
 
 
-def _rival_links(rival: Rival | None, context: ReportContext) -> Links:
-    points = rival.points if rival is not None else ()
+def _budget_links(budget: FrameBudget | None, context: ReportContext) -> Links:
+    points = [point.row for point in budget.points] if budget is not None else []
     return [(f"keep {frames_kept(p)}, {text}", target) for p in points for text, target in context.links(p.runs)]

@@ -26,11 +26,13 @@ from tvrbench.harness.reporting.figures.bars_and_steps import (
     Spread,
     Stages,
     apart,
+    seed_spreads,
     seeds_spread,
     time_breakdown,
+    time_stages,
+    token_curves,
     tokens_per_layer,
 )
-from tvrbench.harness.reporting.figures.series import seed_spreads, time_stages, token_curves
 from tvrbench.harness.reporting.pages.report import write_report
 
 pytestmark = pytest.mark.unit
@@ -119,7 +121,7 @@ class TestWhatIsShown:
         keys = [axis.key for axis in cost_axes(rows)]
         assert keys[0] == "gmacs_video_inference"
         assert len(keys) == len(set(keys))
-        assert "energy_video_inference" not in keys
+        assert "energy_video_energy" not in keys
         assert [axis.better for axis in accuracy_axes(rows) if axis.key == "t2v_MdR"] == ["min"]
         assert [p.label for p in points(rows, cost_axes(rows)[0])] == ["lora", "tempme"]
 

@@ -1,9 +1,9 @@
-"""The picture: printable, the same for the same points, and no label on another, on a point or outside."""
+"""Scatter plots: printable, the same for the same points, and no label on another label, a point, a bar or outside."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
-from tvrbench.harness.reporting.figures import pixels
-from tvrbench.harness.reporting.figures import scatter as figures
-from tvrbench.harness.reporting.figures.labels import Boxes, Scene, place_labels
-from tvrbench.harness.reporting.figures.points import Point, frontier, lines
+from tvrbench.harness.reporting.figures import scatter
+from tvrbench.harness.reporting.figures.axes import Point, frontier, lines
+from tvrbench.harness.reporting.figures.labels import place_labels
 from tvrbench.harness.reporting.figures.scatter import pareto
 
 pytestmark = pytest.mark.unit
@@ -65,43 +67,35 @@ class TestFigure:
         assert pareto_bytes(TWELVE[:3]) != pareto_bytes(TWELVE[1:4])
         assert pareto_bytes(TWELVE) == pareto_bytes(TWELVE)
 
-    def test_no_label_covers_a_point_a_bar_or_another_label(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[tuple[Scene, Boxes]] = []
+    @pytest.mark.parametrize("points", [TWELVE[:3], TWELVE[:4], TWELVE])
+    def test_no_label_covers_a_point_a_bar_or_another_label(
+        self, points: list[Point], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = watch_labels(monkeypatch)
+        self.draw(points)
+        (labels,) = seen
+        assert_apart(labels)
 
-        def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            centers = place_labels(scene, sizes)
-            seen.append((scene, Boxes.around(centers, sizes)))
-            return centers
-
-        monkeypatch.setattr("tvrbench.harness.reporting.figures.pixels.place_labels", watch)
-        for points in (TWELVE[:3], TWELVE[:4], TWELVE):
-            self.draw(points)
-        assert len(seen) == 3
-        for scene, labels in seen:
-            assert_apart(scene, labels)
-
-    def test_a_name_away_from_its_point_is_led_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        led: list[float] = []
-        monkeypatch.setattr(pixels, "_lead", lambda axes, spot, end: led.append(float(np.linalg.norm(end - spot))))
+    def test_a_label_away_from_its_point_is_joined_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = watch_labels(monkeypatch)
         self.draw(TWELVE[:1])
-        assert led == []
-        crowd = [point(f"method_{i}", 50.0 + 0.5 * i, 40.0 + 0.3 * i) for i in range(6)]
-        self.draw([*crowd, point("far", 80.0, 60.0)])
-        assert 2 <= len(led) <= 6
-        assert min(led) > 11 * 220 / 72
+        self.draw([*(point(f"method_{i}", 50.0 + 0.5 * i, 40.0 + 0.3 * i) for i in range(6)), point("far", 80, 60)])
+        alone, crowd = (labels.leaders for labels in seen)
+        assert alone == 0
+        assert 1 <= crowd <= 6
 
     def test_points_of_one_cost_stand_side_by_side_and_others_on_their_value(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         drawn: list[npt.NDArray[np.float64]] = []
-        place: Callable[..., npt.NDArray[np.float64]] = figures.side_by_side
+        place = scatter.side_by_side
 
         def watch(axes: Any, points: Any) -> npt.NDArray[np.float64]:
             spots = place(axes, points)
             drawn.append(axes.transData.inverted().transform(spots)[:, 0])
             return spots
 
-        monkeypatch.setattr(figures, "side_by_side", watch)
+        monkeypatch.setattr(scatter, "side_by_side", watch)
         self.draw(TWELVE[:4])
         zero_shot, clip4clip, lora, tempme = drawn[0]
         assert zero_shot == pytest.approx(52.96)
@@ -121,14 +115,14 @@ class TestFigure:
 
     def test_costs_far_apart_get_a_logarithmic_axis_with_zero_at_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[str, list[str], npt.NDArray[np.float64]]] = []
-        place: Callable[..., npt.NDArray[np.float64]] = figures.side_by_side
+        place = scatter.side_by_side
 
         def watch(axes: Any, points: Any) -> npt.NDArray[np.float64]:
             spots = place(axes, points)
             seen.append((axes.get_xscale(), [t.get_text() for t in axes.get_xticklabels()], spots))
             return spots
 
-        monkeypatch.setattr(figures, "side_by_side", watch)
+        monkeypatch.setattr(scatter, "side_by_side", watch)
         self.draw([point("a", 0.0, 30.0), point("b", 0.5, 40.0), point("c", 86.0, 45.0)])
         self.draw([point("a", 40.0, 30.0), point("b", 50.0, 40.0)])
         (scale, ticks, spots), (linear, _, _) = seen
@@ -136,47 +130,65 @@ class TestFigure:
         assert ticks[0] == "0"
         assert (np.diff(spots[:, 0]) > 100).all()
 
-    def test_names_keep_off_the_line_of_fewer_frames(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[tuple[Scene, Boxes]] = []
-
-        def watch(scene: Scene, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            centers = place_labels(scene, sizes)
-            seen.append((scene, Boxes.around(centers, sizes)))
-            return centers
-
-        monkeypatch.setattr("tvrbench.harness.reporting.figures.pixels.place_labels", watch)
+    def test_labels_keep_off_the_line_of_fewer_frames(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = watch_labels(monkeypatch)
         frames = [
             Point(label=f"{keep} of 12 frames", cost=4.4 * keep, recall=34 + keep, line="fewer") for keep in (2, 6, 12)
         ]
         self.draw([*frames, point("tempme", 34.76, 46.1)], better="min")
-        (scene, labels), *_ = seen
-        assert_apart(scene, labels)
-        assert labels.overlap(scene.lines).max() == 0
+        (labels,) = seen
+        assert_apart(labels)
+        assert len(labels.lines) > 10
         assert {name: len(line) for name, line in lines([*frames, point("x", 1.0, 1.0)]).items()} == {"fewer": 3}
         assert lines(frames[:1]) == {}
 
     @given(
-        st.lists(st.tuples(st.floats(100, 1400), st.floats(100, 900)), min_size=1, max_size=8, unique=True),
-        st.integers(40, 220),
+        st.lists(st.tuples(st.floats(150, 1400), st.floats(120, 900)), min_size=1, max_size=8, unique=True),
+        st.integers(2, 20),
     )
-    @settings(max_examples=40, deadline=None)
-    def test_labels_of_any_few_points_find_room(self, places: list[tuple[float, float]], width: int) -> None:
-        anchors = np.array(places)
-        bars = Boxes.around(anchors, np.full((len(places), 2), 26.0))
-        nothing = Boxes(low=np.zeros((0, 2)), high=np.zeros((0, 2)))
-        frame = Boxes(low=np.array([[0.0, 0.0]]), high=np.array([[1584.0, 1000.0]]))
-        scene = Scene(anchors=anchors, bars=bars, lines=nothing, frame=frame, unit=220 / 72)
-        sizes = np.tile([float(width), 30.0], (len(places), 1))
-        assert_apart(scene, Boxes.around(place_labels(scene, sizes), sizes))
+    @settings(max_examples=15, deadline=None)
+    def test_labels_of_any_few_points_find_room(self, places: list[tuple[float, float]], length: int) -> None:
+        spots = np.array(places)
+        bars = [Bbox.from_bounds(x - 13, y - 13, 26, 26) for x, y in places]
+        axes = Figure(figsize=(7.2, 4.9), dpi=220).add_axes((0, 0, 1, 1))
+        texts = place_labels(axes, ["x" * length] * len(places), spots, bars, [])
+        assert_apart(Labels(texts, bars, [], axes.get_window_extent(), 0))
 
 
 def pareto_bytes(points: list[Point]) -> bytes:
     return pareto(points, title="t", notice=None, cost_label="GMACs", chance=None)
 
 
-def assert_apart(scene: Scene, labels: Boxes) -> None:
-    among = labels.overlap(labels)
-    np.fill_diagonal(among, 0.0)
-    assert among.max() == 0
-    assert labels.overlap(scene.bars).max() == 0
-    assert labels.outside(scene.frame).max() == 0
+class Labels:
+    """Placed labels and what they must not cover."""
+
+    def __init__(
+        self, texts: Sequence[Text], bars: Sequence[Bbox], lines: Sequence[Bbox], frame: Bbox, leaders: int
+    ) -> None:
+        self.boxes = [text.get_window_extent() for text in texts]
+        self.bars, self.lines, self.frame, self.leaders = bars, lines, frame, leaders
+
+
+def watch_labels(monkeypatch: pytest.MonkeyPatch) -> list[Labels]:
+    seen: list[Labels] = []
+
+    def watch(axes: Any, names: Any, spots: Any, bars: Any, lines: Any) -> list[Text]:
+        before = len(axes.lines)
+        texts = place_labels(axes, names, spots, bars, lines)
+        seen.append(Labels(texts, bars, lines, axes.get_window_extent(), len(axes.lines) - before))
+        return texts
+
+    monkeypatch.setattr(scatter, "place_labels", watch)
+    return seen
+
+
+def assert_apart(labels: Labels) -> None:
+    for i, box in enumerate(labels.boxes):
+        covered = [
+            other
+            for other in (*labels.boxes[:i], *labels.bars, *labels.lines)
+            if (shared := Bbox.intersection(box, other)) is not None and shared.width * shared.height > 0
+        ]
+        assert covered == []
+        assert (box.p0 >= labels.frame.p0).all()
+        assert (box.p1 <= labels.frame.p1).all()

@@ -13,7 +13,7 @@ from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
-from tvrbench.harness.reporting.papers.verdicts import Comparison, compare, prints_like
+from tvrbench.harness.reporting.papers.verdicts import PaperComparison, PaperData, compare, prints_like
 
 pytestmark = pytest.mark.unit
 
@@ -60,8 +60,8 @@ def row(
 
 def judged(
     found: PublishedNumber, *runs: MethodRow, full_size: tuple[MethodRow, ...] = (), scope: ReportContext
-) -> Comparison:
-    (comparison,) = compare([found], [CONFIGURATION], runs, full_size, scope)
+) -> PaperComparison:
+    (comparison,) = compare(PaperData(numbers=[found], configurations=[CONFIGURATION]), runs, full_size, scope)
     return comparison
 
 
@@ -121,7 +121,7 @@ def test_other_data_and_other_recipes_are_not_comparable() -> None:
 
 def test_numbers_of_other_data_sets_and_methods_are_not_asked_after() -> None:
     others = [replace(NUMBER, dataset="msvd"), replace(NUMBER, method="lora")]
-    assert compare(others, [CONFIGURATION], [row(46.1)], [], PUBLISHED) == []
+    assert compare(PaperData(numbers=others, configurations=[CONFIGURATION]), [row(46.1)], [], PUBLISHED) == []
 
 
 @pytest.mark.parametrize(

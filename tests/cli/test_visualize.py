@@ -1,16 +1,18 @@
-"""``tvrbench picture`` on the embedded stand-in: with and without checkpoints, and what it refuses."""
+"""``tvrbench visualize`` on the embedded stand-in: with and without checkpoints, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from errors import raises
 
 from tvrbench.harness import load_model
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.cli.visualize import beside_records
+from tvrbench.harness.cli.visualize import Visualize, compare_with_records
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.factory import method_class
@@ -32,8 +34,8 @@ def _here(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def picture(*arguments: str) -> int:
-    return cli.main(["picture", *arguments, "--device", "cpu"])
+def visualize(*arguments: str) -> int:
+    return cli.main(["visualize", *arguments, "--device", "cpu"])
 
 
 def save(method: str, name: str) -> None:
@@ -46,7 +48,7 @@ def test_tokens_are_drawn_with_checkpoints_where_there_are_and_the_protocol_s_we
 ) -> None:
     save("tempme", "tempme-lora-seed0-0123abcd.safetensors")
     save("tempme", "tempme-lora-seed1.safetensors")
-    assert picture("tokens", PROTOCOL, "tempme", "vidtome:mode=persistent", "--json") == 0
+    assert visualize("tokens", PROTOCOL, "tempme", "vidtome:mode=persistent", "--json") == 0
     done = capsys.readouterr()
     assert "tempme: trained: tempme-lora-seed0-0123abcd.safetensors\n" in done.err
     assert "vidtome:mode=persistent: not trained: on the protocol's weights\n" in done.err
@@ -57,43 +59,48 @@ def test_tokens_are_drawn_with_checkpoints_where_there_are_and_the_protocol_s_we
 
 
 def test_a_gallery_of_two_methods(capsys: pytest.CaptureFixture[str]) -> None:
-    assert picture("gallery", PROTOCOL, "zero_shot", "frame_subsample", "--queries", "3") == 0
+    assert visualize("gallery", PROTOCOL, "zero_shot", "frame_subsample", "--queries", "3") == 0
     page = Path("reports/standin/uniform/gallery.html").read_text(encoding="utf-8")
     assert page.count("<article") == 3
     assert "zero_shot: R@1 15.3 % (not trained: on the protocol&#39;s weights)" in page
-    assert "picture: reports/standin/uniform/gallery.html" in capsys.readouterr().err
+    assert "reports/standin/uniform/gallery.html" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("changes", "code"),
     [
-        (
-            ("tokens", PROTOCOL, "--video", "video1.mp4/../x"),
-            "--video video1.mp4/../x: test-1ka of standin has no such",
-        ),
-        (("tokens", PROTOCOL, "tempmee"), "did you mean tempme?"),
-        (("gallery", PROTOCOL, "tempme"), "two methods against each other, not 1"),
-        (("gallery", PROTOCOL, "--queries", "0"), "--queries 0: at least one query"),
-        (("tokens", "standin/unform"), "unknown protocol 'standin/unform'"),
-        (("tokens", "msrvtt-1ka-9k/uniform"), "needs its folder (--data DIR"),
+        ({"video": "video1.mp4/../x"}, "video.missing"),
+        ({"kind": "gallery", "methods": ("tempme",)}, "visualize.gallery-methods"),
+        ({"kind": "gallery"}, "visualize.gallery-methods"),
+        ({"queries": 0}, "option.range"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert picture(*arguments) == 2
-    error = capsys.readouterr().err
-    assert told in error
-    assert "Traceback" not in error
+def test_bad_input_is_refused_before_anything_is_written(changes: dict[str, Any], code: str) -> None:
+    options: dict[str, Any] = {"kind": "tokens", "protocol": PROTOCOL, "device": "cpu"}
+    with raises(code):
+        Visualize(**(options | changes)).run()
     assert not Path("reports").exists()
 
 
-def test_ranks_are_held_against_the_records(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [("tokens", PROTOCOL, "tempmee"), ("tokens", "standin/unform"), ("tokens", "msrvtt-1ka-9k/uniform")],
+)
+def test_unknown_names_and_absent_data_exit_with_2(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert visualize(*arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not Path("reports").exists()
+
+
+def test_ranks_are_compared_with_the_records(tmp_path: Path) -> None:
     record = json.loads((Path(__file__).parents[1] / "fixtures" / "standin_record.json").read_text(encoding="utf-8"))
     store, ranks = RecordStore(tmp_path), np.array([1.0, 1.5, 3.0, 7.0])
     method, seed = record["method"]["name"], record["seed"]
-    assert beside_records(ranks, store, PROTOCOL, method, seed) is None
+    assert compare_with_records(ranks, store, PROTOCOL, method, seed) is None
     store.save(record, {"t2v": ranks, "v2t": ranks})
-    assert beside_records(ranks, store, PROTOCOL, method, seed) == "the record's own ranks"
-    told = beside_records(np.array([1.0, 1.5, 4.0, 8.0]), store, PROTOCOL, method, seed)
-    assert told == "2 of 4 ranks differ from the record's"
-    assert beside_records(ranks, store, PROTOCOL, method, seed + 1) is None
-    assert beside_records(ranks[:3], store, PROTOCOL, method, seed) is None
+    assert compare_with_records(ranks, store, PROTOCOL, method, seed) == 0
+    assert compare_with_records(np.array([1.0, 1.5, 4.0, 8.0]), store, PROTOCOL, method, seed) == 2
+    assert compare_with_records(ranks, store, PROTOCOL, method, seed + 1) is None
+    assert compare_with_records(ranks[:3], store, PROTOCOL, method, seed) is None
