@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal
+
+from tvrbench.harness.core.errors import UsageError
 
 Group = Literal["reference", "full fine-tuning", "parameter-efficient", "token reduction", "fewer frames"]
 
@@ -78,3 +82,25 @@ class MethodSpec:
     def describe(self) -> dict[str, Any]:
         """The options as plain data, for records."""
         return asdict(self.options)
+
+
+def require_range(method: str, option: str, value: float, low: float, high: float = inf) -> None:
+    """UsageError unless ``low`` <= value <= ``high``."""
+    if not low <= value <= high:
+        bounds = f"at least {low}" if high == inf else f"from {low} to {high}"
+        raise UsageError(
+            f"{method}: {option} must be {bounds}, not {value}",
+            code="option.range",
+            option=option,
+            value=value,
+        )
+
+
+def require_blocks(method: str, option: str, blocks: Sequence[int], layers: int) -> None:
+    """UsageError unless these are different block numbers, ascending, of a tower with so many layers."""
+    if list(blocks) != sorted(set(blocks)) or any(not 0 <= block < layers for block in blocks):
+        raise UsageError(
+            f"{method}: option {option!r} names blocks {tuple(blocks)}: give ascending numbers from 0 to {layers - 1}",
+            code="option.blocks",
+            option=option,
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.spec import require_blocks
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
@@ -53,15 +54,7 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
     Raises:
         UsageError: the schedule does not fit the backbone or the frame count.
     """
-    blocks = [block for block, _, _ in schedule]
-    if blocks != sorted(set(blocks)) or any(not 0 <= block < arch.vision_layers for block in blocks):
-        raise UsageError(
-            f"{name}: option 'schedule' names blocks {blocks}, "
-            f"but they must ascend, from 0 to {arch.vision_layers - 1}",
-            code="option.blocks",
-            option="schedule",
-            blocks=blocks,
-        )
+    require_blocks(name, "schedule", [block for block, _, _ in schedule], arch.vision_layers)
     stages: dict[int, Stage] = {}
     sequences, patches = frames, arch.patches
     for block, segments, clusters in schedule:
