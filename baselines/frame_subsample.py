@@ -1,4 +1,4 @@
-"""Fewer frames: the plain encoder on an even choice of them, the honest rival of token reduction at equal cost."""
+"""Fewer frames: the dense encoder on evenly chosen ones, the control for token reduction at equal cost."""
 
 from __future__ import annotations
 

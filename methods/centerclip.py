@@ -59,13 +59,13 @@ class Clusters(NamedTuple):
 
 
 def _kept(clusters: int, join: int, patches: int, block: int) -> int:
-    """One token a cluster."""
+    """One token per cluster."""
     require_range("centerclip", "schedule", clusters, 1, join * patches)
     return clusters
 
 
 class CenterCLIPReducer(SegmentReducer):
-    """Clusters the patch tokens of each segment; one token a cluster goes on."""
+    """Clusters the patch tokens of each segment; one token per cluster stays."""
 
     def __init__(self, options: CenterCLIPOptions, arch: Architecture, frames: int) -> None:
         super().__init__(

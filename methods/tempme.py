@@ -43,7 +43,7 @@ class TempMeOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """What one block does to one video; counts per sequence."""
+    """The work of one block on one video; counts per sequence."""
 
     sequences_in: int
     tokens_in: int

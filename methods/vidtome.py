@@ -95,11 +95,11 @@ def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames
 
 
 class VidToMeReducer(TokenReducer):
-    """What both modes share: chunks, their target frames and the local merge.
+    """The part that both modes share: chunks, their target frames and the local merge.
 
     The frame mask plays no part in merging: a padded frame is merged like any other and drops out of the mean.
     In training every chunk of every video draws its own target frame from torch's default generator (CPU), level by
-    level, and then its own side for every global merge, block after block: whoever trains seeds that generator.
+    level, and then its own side for every global merge, block after block: the training loop seeds that generator.
     """
 
     carries_prompts = True
@@ -218,7 +218,7 @@ class UnmergeReducer(VidToMeReducer):
         return merges
 
     def _groups(self) -> list[tuple[int, int]]:
-        """(sequences, tokens a sequence) that attend in a merging block."""
+        """(sequences, tokens per sequence) that attend in a merging block."""
         classes, patches = self.options.chunk, self.chunk_patches
         if not self.options.global_ratio or self.chunks == 1:
             return [(self.chunks, classes + patches)]

@@ -48,7 +48,7 @@ class RetrievalModel(nn.Module):
 
     @property
     def tokens(self) -> list[tuple[int, int]]:
-        """(sequences, tokens a sequence) leaving each block, for one video."""
+        """(sequences, tokens per sequence) leaving each block, for one video."""
         return self.reducer.expected_tokens()
 
     def _check_video(self, frames: Tensor, mask: Tensor) -> None:
@@ -80,7 +80,7 @@ class RetrievalModel(nn.Module):
         Args:
             frames: [B, T, 3, H, W] float, CLIP-normalized.
             mask: [B, T] bool, False = padding.
-            trace: also tell which source patches each token that leaves the tower holds.
+            trace: also return the source patches that each token that leaves the tower holds.
 
         Returns:
             [B, E], pooled, not yet normalized; with ``trace`` that and the trace.
@@ -100,7 +100,7 @@ class RetrievalModel(nn.Module):
         return self.clip.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
 
     def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both encodings (text [B, E], video [B, E]); one call, so that data-parallel wrappers see it."""
+        """Both encodings (text [B, E], video [B, E]), in the one call that data-parallel wrappers need."""
         return self.encode_text(ids, text_mask), self.encode_video(frames, mask)
 
     def trainable(self) -> dict[str, nn.Parameter]:

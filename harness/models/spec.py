@@ -1,4 +1,4 @@
-"""What a method declares about itself, and what a configured one is: frozen data."""
+"""A method as frozen data: the card it declares, and its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MethodOptions:
     """Options every method has.
 
     Attributes:
-        tuning: what learns, see ``tvrbench.harness.models.tuning``.
+        tuning: the parameters that learn, see ``tvrbench.harness.models.tuning``.
         rank: inner width of the LoRA update.
     """
 
@@ -27,7 +27,7 @@ class MethodOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodCard:
-    """What a method declares about itself.
+    """The declaration of a method, for lists, reports and defaults.
 
     Attributes:
         summary: one line for lists and reports.

@@ -1,4 +1,4 @@
-"""Tuning: which parameters learn, independent of the token reducer."""
+"""Tunings: the parameters that learn, independent of the token reducer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STEM = (
 
 ADAPTER_WIDTH = 64
 PROMPTS = 8
-# What tunings add to a CLIP, by a part of the parameter's name: new parameters, not pre-trained ones.
+# Parts of the names of parameters that tunings add to a CLIP; all others are pre-trained.
 _ADDED = (".lora.", ".adapter.", ".prompts.")
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter of a model came with its tuning."""
+    """True for a parameter that the tuning added."""
     return any(part in name for part in _ADDED)
 
 

@@ -24,7 +24,7 @@ class Stage:
 
     Attributes:
         block: at whose input it happens, from 0.
-        segments: S, sequences a video has from here on.
+        segments: S, sequences per video from here on.
         join: neighboring sequences that make a segment.
         tokens: M, patch tokens of a segment before the reduction.
         kept: patch tokens of a segment after it.
@@ -37,7 +37,7 @@ class Stage:
     kept: int
 
 
-# (clusters, join, patches a member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
+# (clusters, join, patches per member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
 Kept = Callable[[int, int, int, int], int]
 
 
@@ -76,7 +76,7 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
 class SegmentReducer(TokenReducer):
     """At the input of each scheduled block consecutive sequences become one, with fewer patch tokens.
 
-    The class token of a segment is the mean of its members' class tokens. Subclasses say which patch tokens stay.
+    The class token of a segment is the mean of its members' class tokens. Subclasses decide which patch tokens stay.
 
     Args:
         stages: the reduction at each block that has one.
