@@ -1,4 +1,4 @@
-"""What the methods are compared with; one line each."""
+"""Baselines that the methods are compared with; one line each."""
 
 BASELINES = {
     "zero_shot": "tvrbench.baselines.zero_shot:ZeroShot",

@@ -1,4 +1,4 @@
-"""CLIP4Clip: full fine-tuning of the plain frame-by-frame encoder."""
+"""CLIP4Clip: full fine-tuning of the dense frame-by-frame encoder."""
 
 from __future__ import annotations
 

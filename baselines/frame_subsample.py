@@ -1,4 +1,4 @@
-"""Fewer frames: the plain encoder on an even choice of them, the honest rival of token reduction at equal cost."""
+"""Fewer frames: the dense encoder on evenly chosen ones, the control for token reduction at equal cost."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenReducer
 
 # Nearest to TempMe's multiply-adds at 12 frames: 8 / 12 x 52.96 = 35.3 against its 34.76 x 10^9 on ViT-B/32,
@@ -37,13 +36,7 @@ class FrameSubsampleReducer(TokenReducer):
 
     def __init__(self, options: FrameSubsampleOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
-        if not 1 <= options.keep <= frames:
-            raise UsageError(
-                f"frame_subsample: option 'keep' must be from 1 to {frames} frames, not {options.keep}",
-                code="option.range",
-                option="keep",
-                value=options.keep,
-            )
+        require_range("frame_subsample", "keep", options.keep, 1, frames)
         self.keep = options.keep
 
     def select_frames(self) -> tuple[int, ...]:

@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages
 
@@ -35,13 +34,7 @@ class TokenSamplingOptions(MethodOptions):
 
 def _kept(mode: str, tokens: int, join: int, patches: int, block: int) -> int:
     """As many as asked for, at most all there are; one frame's worth where frames are averaged."""
-    if tokens < 1:
-        raise UsageError(
-            f"token_sampling: option 'schedule' must keep at least 1 token at block {block}, not {tokens}",
-            code="option.range",
-            option="schedule",
-            block=block,
-        )
+    require_range("token_sampling", "schedule", tokens, 1)
     return patches if mode == "pooling" else min(tokens, join * patches)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
@@ -32,13 +31,7 @@ class ToMeReducer(TokenReducer):
 
     def __init__(self, options: ToMeOptions, arch: Architecture, frames: int) -> None:
         super().__init__(arch, frames)
-        if options.r < 0:
-            raise UsageError(
-                f"tome: option 'r' must be at least 0, not {options.r}",
-                code="option.range",
-                option="r",
-                value=options.r,
-            )
+        require_range("tome", "r", options.r, 0)
         self.options = options
 
     def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:

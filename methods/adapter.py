@@ -1,4 +1,4 @@
-"""Parameter-efficient tuning alone: the plain frame-by-frame encoder, few trainable parameters."""
+"""Parameter-efficient tuning alone: the dense frame-by-frame encoder, few trainable parameters."""
 
 from __future__ import annotations
 

@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream, VisionEncoder, take
 from tvrbench.methods.ops.kmedoids import k_medoids
 from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages
@@ -60,43 +59,24 @@ class Clusters(NamedTuple):
 
 
 def _kept(clusters: int, join: int, patches: int, block: int) -> int:
-    """One token a cluster."""
-    if not 1 <= clusters <= join * patches:
-        raise UsageError(
-            f"centerclip: option 'schedule' asks for {clusters} clusters at block {block}, "
-            f"where a segment has {join * patches} patch tokens: give 1 to {join * patches}",
-            code="option.range",
-            option="schedule",
-            block=block,
-        )
+    """One token per cluster."""
+    require_range("centerclip", "schedule", clusters, 1, join * patches)
     return clusters
 
 
 class CenterCLIPReducer(SegmentReducer):
-    """Clusters the patch tokens of each segment; one token a cluster goes on."""
+    """Clusters the patch tokens of each segment; one token per cluster stays."""
 
     def __init__(self, options: CenterCLIPOptions, arch: Architecture, frames: int) -> None:
         super().__init__(
             plan_stages("centerclip", options.schedule, arch, frames, _kept), arch, frames, options.segment_mask
         )
-        if not options.p >= 1:
-            raise UsageError(
-                f"centerclip: option 'p' must be at least 1, not {options.p}",
-                code="option.range",
-                option="p",
-                value=options.p,
-            )
+        require_range("centerclip", "p", options.p, 1)
         self.options = options
         embedded = self.stages if options.cluster_embedding else {}
-        for block, stage in embedded.items():
-            if stage.kept > arch.patches:
-                raise UsageError(
-                    f"centerclip: option 'cluster_embedding' starts from the {arch.patches} patch positions of a "
-                    f"frame, so 'schedule' cannot have {stage.kept} clusters at block {block}",
-                    code="option.range",
-                    option="schedule",
-                    block=block,
-                )
+        for stage in embedded.values():
+            # The embeddings start from the patch positions of one frame.
+            require_range("centerclip", "schedule", stage.kept, 1, arch.patches)
         self.cluster_embeddings = nn.ParameterDict(
             {str(block): nn.Parameter(torch.zeros(s.kept, arch.vision_width)) for block, s in embedded.items()}
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_blocks, require_range
 from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
@@ -43,7 +43,7 @@ class TempMeOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """What one block does to one video; counts per sequence."""
+    """The work of one block on one video; counts per sequence."""
 
     sequences_in: int
     tokens_in: int
@@ -85,13 +85,7 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
         if index < first:
             intra = options.r
             sources = (n - c + 1 - c % 2) // 2
-            if not 0 <= intra <= sources:
-                raise UsageError(
-                    f"tempme: option 'r' is {intra}, but block {index} has only {sources} patches to merge",
-                    code="option.range",
-                    option="r",
-                    value=intra,
-                )
+            require_range("tempme", "r", intra, 0, sources)
         else:
             intra = min((after - classes) // 2, int(after * options.intra_ratio))
         yield _Step(sequences_in=sequences, tokens_in=n, join=k, classes=classes, cross=cross, intra=intra)
@@ -106,25 +100,12 @@ def _check(options: TempMeOptions, layers: int) -> None:
             code="option.length",
             option="merge_frames",
         )
-    if list(blocks) != sorted(set(blocks)) or any(not 0 <= b < layers for b in blocks):
-        raise UsageError(
-            f"tempme: merge_blocks {blocks} must be ascending block numbers from 0 to {layers - 1}",
-            code="option.blocks",
-            option="merge_blocks",
-            blocks=list(blocks),
-        )
-    if any(k < 1 for k in joins):
-        raise UsageError(
-            f"tempme: merge_frames {joins} must all be at least 1",
-            code="option.range",
-            option="merge_frames",
-            value=joins,
-        )
+    require_blocks("tempme", "merge_blocks", blocks, layers)
+    for k in joins:
+        require_range("tempme", "merge_frames", k, 1)
     for name in ("clip_ratio", "intra_ratio"):
         if not 0.0 <= (ratio := getattr(options, name)) < 1.0:
-            raise UsageError(
-                f"tempme: {name} must be in [0, 1), not {ratio}", code="option.range", option=name, value=ratio
-            )
+            raise UsageError(f"tempme: {name} must be in [0, 1), not {ratio}", code="option.range", option=name)
 
 
 def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:

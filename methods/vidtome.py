@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_blocks, require_range
 from tvrbench.harness.models.tokens import (
     NORM_MACS,
     Attends,
@@ -58,13 +58,7 @@ class VidToMeOptions(MethodOptions):
 
 
 def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames: int) -> None:
-    if any(not 0 <= b < layers for b in blocks) or len(set(blocks)) < len(blocks):
-        raise UsageError(
-            f"vidtome: blocks {blocks} must be different block numbers from 0 to {layers - 1}",
-            code="option.blocks",
-            option="blocks",
-            blocks=list(blocks),
-        )
+    require_blocks("vidtome", "blocks", sorted(blocks), layers)
     if options.chunk < 1 or frames % options.chunk:
         raise UsageError(
             f"vidtome: option 'chunk' must divide the {frames} frames of a video; {options.chunk} does not",
@@ -73,10 +67,7 @@ def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames
             value=options.chunk,
         )
     for name in ("ratio", "global_ratio"):
-        if not 0.0 <= (ratio := getattr(options, name) or 0.0) <= 1.0:
-            raise UsageError(
-                f"vidtome: {name} must be in [0, 1], not {ratio}", code="option.range", option=name, value=ratio
-            )
+        require_range("vidtome", name, getattr(options, name) or 0.0, 0.0, 1.0)
     try:
         strides(options.chunk, options.target_stride)
     except ValueError:
@@ -104,11 +95,11 @@ def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames
 
 
 class VidToMeReducer(TokenReducer):
-    """What both modes share: chunks, their target frames and the local merge.
+    """The part that both modes share: chunks, their target frames and the local merge.
 
     The frame mask plays no part in merging: a padded frame is merged like any other and drops out of the mean.
     In training every chunk of every video draws its own target frame from torch's default generator (CPU), level by
-    level, and then its own side for every global merge, block after block: whoever trains seeds that generator.
+    level, and then its own side for every global merge, block after block: the training loop seeds that generator.
     """
 
     carries_prompts = True
@@ -227,7 +218,7 @@ class UnmergeReducer(VidToMeReducer):
         return merges
 
     def _groups(self) -> list[tuple[int, int]]:
-        """(sequences, tokens a sequence) that attend in a merging block."""
+        """(sequences, tokens per sequence) that attend in a merging block."""
         classes, patches = self.options.chunk, self.chunk_patches
         if not self.options.global_ratio or self.chunks == 1:
             return [(self.chunks, classes + patches)]

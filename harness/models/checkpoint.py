@@ -1,4 +1,4 @@
-"""Model checkpoints: our own (safetensors with what built them) and the ones other code released."""
+"""Model checkpoints: our own format (safetensors with the settings of the model) and released ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SELECTIONS = (LAST, BEST_ON_TEST)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
         path: the file.
@@ -49,14 +49,14 @@ class Checkpoint:
 
     @property
     def full(self) -> bool:
-        """Whether it holds the whole model."""
+        """True where it holds the whole model."""
         return self.base is not None
 
 
 def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) -> None:
     """Write the whole model with what built it; atomic: a temporary file in the same folder, then a rename.
 
-    ``selection`` says how it was chosen in its training, so that whoever scores the file can say so too.
+    ``selection`` records how it was chosen in its training, so that a later evaluation of the file can report it.
     """
     description = {
         "format": FORMAT,

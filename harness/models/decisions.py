@@ -1,7 +1,7 @@
-"""Watching and replaying the choices that token values lead to: which tokens merge, which cluster they fall in.
+"""Record and replay the choices that token values lead to: the tokens that merge, the cluster of each token.
 
-Such choices are hard, so the last bits of a number can flip them. Recording them shows how near each was; replaying
-them parts the error of arithmetic from the error of a choice that went the other way.
+The last bits of a number can flip such a choice. Recording shows how close each one was. Replaying separates the error
+of the arithmetic from the error of a flipped choice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ D = TypeVar("D", bound=Decision)
 
 @contextmanager
 def watched(reducer: TokenReducer, observer: Callable[[Any], Any]) -> Iterator[None]:
-    """Send every decision of the reducer through ``observer``, which gives back the one to carry out."""
+    """Send every decision of the reducer through ``observer``, which returns the one to carry out."""
     before, reducer.observer = reducer.observer, observer
     try:
         yield
@@ -31,7 +31,7 @@ def watched(reducer: TokenReducer, observer: Callable[[Any], Any]) -> Iterator[N
 
 
 class Recorder:
-    """Keeps every decision, in the order they were taken."""
+    """Keeps every decision, in order."""
 
     def __init__(self) -> None:
         self.made: list[Decision] = []
@@ -42,7 +42,7 @@ class Recorder:
 
 
 class Replay:
-    """Carries out the decisions of an earlier call in place of the ones taken now.
+    """Carries out the recorded decisions of an earlier call instead of the current ones.
 
     Raises:
         CheckFailed: more decisions are taken than were recorded.
@@ -60,9 +60,9 @@ class Replay:
 
 
 class Margins:
-    """Keeps how near decisions were: the score of the last merged pair less that of the first unmerged one.
+    """Keeps the margins of decisions: the score of the last merged pair minus that of the first unmerged one.
 
-    Decisions without such a margin (clusterings, and merges that leave no source over) are passed by.
+    Decisions without a margin (clusterings, and merges that leave no source) are ignored.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Margins:
         return decision
 
     def summary(self) -> dict[str, float | int] | None:
-        """Quantiles over all decisions, of every process; None where there were none with a margin."""
+        """Quantiles over the decisions of all processes; None where none has a margin."""
         margins = gather_shares(torch.cat(self._seen).cpu() if self._seen else torch.empty(0))
         margins = margins[margins.isfinite()].double()
         if not len(margins):
@@ -91,19 +91,19 @@ class Margins:
 
 
 def agreement(one: Sequence[Decision], other: Sequence[Decision]) -> float | None:
-    """Of the tokens that go on as another one in either of two calls, the share that does so alike in both.
+    """The share of tokens with the same representative in both calls, of those represented by another token in either.
 
-    None where no token does. Raises CheckFailed where the calls took different numbers of decisions.
+    None where there are no such tokens. Raises CheckFailed where the calls took different numbers of decisions.
     """
     if len(one) != len(other):
         raise CheckFailed(
             f"{len(one)} decisions against {len(other)}: the two calls do not match", code="decisions.count"
         )
-    alike = moved = 0
+    same = moved = 0
     for a, b in zip(one, other, strict=True):
         first, second = a.representative, b.representative
         own = torch.arange(first.shape[1], device=first.device)
         moves = (first != own) | (second != own)
         moved += int(moves.sum())
-        alike += int(((first == second) & moves).sum())
-    return alike / moved if moved else None
+        same += int(((first == second) & moves).sum())
+    return same / moved if moved else None

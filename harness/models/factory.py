@@ -34,12 +34,12 @@ def load_model(
 
     Args:
         method: a registered method or baseline (``tvrbench list methods``).
-        backbone: a preset such as ``ViT-B-32``; left out where the weights tell.
+        backbone: a preset such as ``ViT-B-32``; not needed where the weights determine it.
         weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder.
         checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
             ``backbone`` and ``weights``.
-        frames: T, frames a video.
-        device: where the model goes; ``meta`` gives shapes without values, for counting.
+        frames: T, frames per video.
+        device: of the model; ``meta`` gives shapes without values, for counting.
         seed: of newly initialized parameters (LoRA's A).
         options: the method's options; the backbone's published preset fills the rest.
 

@@ -20,7 +20,7 @@ class Head(nn.Module):
     """Base of all heads: frame features [B, F, E] and their mask [B, F] -> the video feature [B, E]."""
 
     def attach(self, clip: CLIP) -> None:
-        """Called once when the model is assembled, to start own parameters from the pre-trained ones."""
+        """Start own parameters from the pre-trained ones; called once, by the factory. Nothing by default."""
 
     def macs(self, tokens: int) -> int:
         """Multiply-adds of pooling this many class tokens, counted like those of the towers; 0 by default."""
@@ -86,7 +86,7 @@ class SequenceTransformer(Head):
         self.mean = MeanPooling()
 
     def attach(self, clip: CLIP) -> None:
-        """Copy the text tower's positions and first blocks; what its tuning added is left out."""
+        """Copy the text tower's positions and first blocks, without the parameters that its tuning added."""
         with torch.no_grad():
             self.frame_positions.copy_(clip.positional_embedding)
             for own, pretrained in zip(self.transformer.blocks, clip.transformer.blocks, strict=False):

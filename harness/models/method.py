@@ -22,7 +22,7 @@ class Method(Generic[OptionsT]):
     """Base class of every method and baseline.
 
     Attributes:
-        card: what it declares about itself.
+        card: its declaration.
         Options: its options, a frozen dataclass.
         Model: the class that ``load_model`` returns, for a baseline that encodes in another way.
     """

@@ -15,6 +15,10 @@ from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.trace import TokenTrace, token_trace
 
 
+def _bad_video(part: str, given: object, expected: str) -> UsageError:
+    return UsageError(f"video: {part} are {given}, expected {expected}", code="video.input", part=part)
+
+
 class RetrievalModel(nn.Module):
     """A method on a dual encoder; ``load_model`` builds it.
 
@@ -44,30 +48,18 @@ class RetrievalModel(nn.Module):
 
     @property
     def tokens(self) -> list[tuple[int, int]]:
-        """(sequences, tokens a sequence) leaving each block, for one video."""
+        """(sequences, tokens per sequence) leaving each block, for one video."""
         return self.reducer.expected_tokens()
 
     def _check_video(self, frames: Tensor, mask: Tensor) -> None:
         side = self.clip.arch.image_size
-        want = f"[batch, {self.frames}, 3, {side}, {side}]"
-        if frames.ndim != 5 or tuple(frames.shape[1:]) != (self.frames, 3, side, side):
-            raise UsageError(
-                f"video: frames have shape {list(frames.shape)}, expected {want}",
-                code="video.shape",
-                shape=list(frames.shape),
-            )
+        expected = [self.frames, 3, side, side]
+        if list(frames.shape[1:]) != expected:
+            raise _bad_video("frames", list(frames.shape), f"[batch, {str(expected)[1:]}")
         if not frames.is_floating_point():
-            raise UsageError(
-                f"video: frames are {frames.dtype}, expected CLIP-normalized floating point {want}",
-                code="video.dtype",
-                dtype=str(frames.dtype),
-            )
-        if tuple(mask.shape) != tuple(frames.shape[:2]):
-            raise UsageError(
-                f"video: the mask has shape {list(mask.shape)}, expected {list(frames.shape[:2])}",
-                code="video.mask-shape",
-                shape=list(mask.shape),
-            )
+            raise _bad_video("frames", frames.dtype, "CLIP-normalized floating point")
+        if mask.shape != frames.shape[:2]:
+            raise _bad_video("mask", list(mask.shape), f"{list(frames.shape[:2])}")
 
     def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
         """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""
@@ -88,7 +80,7 @@ class RetrievalModel(nn.Module):
         Args:
             frames: [B, T, 3, H, W] float, CLIP-normalized.
             mask: [B, T] bool, False = padding.
-            trace: also tell which source patches each token that leaves the tower holds.
+            trace: also return the source patches that each token that leaves the tower holds.
 
         Returns:
             [B, E], pooled, not yet normalized; with ``trace`` that and the trace.
@@ -108,7 +100,7 @@ class RetrievalModel(nn.Module):
         return self.clip.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
 
     def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both encodings (text [B, E], video [B, E]); one call, so that data-parallel wrappers see it."""
+        """Both encodings (text [B, E], video [B, E]), in the one call that data-parallel wrappers need."""
         return self.encode_text(ids, text_mask), self.encode_video(frames, mask)
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -1,9 +1,13 @@
-"""What a method declares about itself, and what a configured one is: frozen data."""
+"""A method as frozen data: the card it declares, and its configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal
+
+from tvrbench.harness.core.errors import UsageError
 
 Group = Literal["reference", "full fine-tuning", "parameter-efficient", "token reduction", "fewer frames"]
 
@@ -13,7 +17,7 @@ class MethodOptions:
     """Options every method has.
 
     Attributes:
-        tuning: what learns, see ``tvrbench.harness.models.tuning``.
+        tuning: the parameters that learn, see ``tvrbench.harness.models.tuning``.
         rank: inner width of the LoRA update.
     """
 
@@ -23,7 +27,7 @@ class MethodOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodCard:
-    """What a method declares about itself.
+    """The declaration of a method, for lists, reports and defaults.
 
     Attributes:
         summary: one line for lists and reports.
@@ -78,3 +82,25 @@ class MethodSpec:
     def describe(self) -> dict[str, Any]:
         """The options as plain data, for records."""
         return asdict(self.options)
+
+
+def require_range(method: str, option: str, value: float, low: float, high: float = inf) -> None:
+    """UsageError unless ``low`` <= value <= ``high``."""
+    if not low <= value <= high:
+        bounds = f"at least {low}" if high == inf else f"from {low} to {high}"
+        raise UsageError(
+            f"{method}: {option} must be {bounds}, not {value}",
+            code="option.range",
+            option=option,
+            value=value,
+        )
+
+
+def require_blocks(method: str, option: str, blocks: Sequence[int], layers: int) -> None:
+    """UsageError unless these are different block numbers, ascending, of a tower with so many layers."""
+    if list(blocks) != sorted(set(blocks)) or any(not 0 <= block < layers for block in blocks):
+        raise UsageError(
+            f"{method}: option {option!r} names blocks {tuple(blocks)}: give ascending numbers from 0 to {layers - 1}",
+            code="option.blocks",
+            option=option,
+        )

@@ -1,4 +1,4 @@
-"""Which source patches each token that leaves the vision tower holds: for pictures and tests."""
+"""The source patches in each token that leaves the vision tower, for figures and tests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tvrbench.harness.models.tokens import TokenStream
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTrace:
-    """The way of every source patch of a batch of videos.
+    """The path of every source patch of a batch of videos.
 
     Attributes:
         token_BTP: [B, T, P] the token that holds each patch in the end, -1 where the patch was dropped. Tokens of a
             video are numbered through its sequences: sequence x ``tokens`` + position.
-        sequences, tokens: sequences a video and tokens a sequence that leave the last block.
+        sequences, tokens: sequences per video and tokens per sequence that leave the last block.
     """
 
     token_BTP: Tensor
@@ -26,8 +26,8 @@ class TokenTrace:
 
     def patches(self, video: int, token: int) -> list[tuple[int, int]]:
         """(frame, patch) of every source patch in a token of a video of the batch, in order."""
-        found: list[list[int]] = (self.token_BTP[video] == token).nonzero().tolist()
-        return [(frame, patch) for frame, patch in found]
+        places: list[list[int]] = (self.token_BTP[video] == token).nonzero().tolist()
+        return [(frame, patch) for frame, patch in places]
 
 
 def token_trace(stream: TokenStream, frames: int) -> TokenTrace:

@@ -1,4 +1,4 @@
-"""Tuning: which parameters learn, independent of the token reducer."""
+"""Tunings: the parameters that learn, independent of the token reducer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.blocks import Adapter, Block, LowRank, Prompts
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.spec import require_range
 
 STEM = (
     "visual.conv1.",
@@ -21,12 +22,12 @@ STEM = (
 
 ADAPTER_WIDTH = 64
 PROMPTS = 8
-# What tunings add to a CLIP, by a part of the parameter's name: new parameters, not pre-trained ones.
+# Parts of the names of parameters that tunings add to a CLIP; all others are pre-trained.
 _ADDED = (".lora.", ".adapter.", ".prompts.")
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter of a model came with its tuning."""
+    """True for a parameter that the tuning added."""
     return any(part in name for part in _ADDED)
 
 
@@ -53,10 +54,7 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 
 def _lora(clip: CLIP, rank: int) -> None:
     """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
-    if rank < 1:
-        raise UsageError(
-            f"option 'rank' must be at least 1, not {rank}", code="option.range", option="rank", value=rank
-        )
+    require_range("lora", "rank", rank, 1)
     clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.attn.lora = LowRank(width, rank)

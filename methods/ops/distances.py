@@ -24,7 +24,7 @@ def pairwise_distances(x: Tensor, metric: str = "euclidean", p: float = 2.0, exa
         exact: distances that come from a matrix product (p = 2 and cosine) are computed on centered rows in float64,
             so that cancellation costs nothing; they are symmetric to the last bit, zero on the diagonal and zero
             between rows that float32 hardly tells apart (3e-7 of the largest). On a CPU item by item, so that the
-            batch has no influence. False: ``torch.cdist`` as it comes, which is what the released CenterCLIP uses:
+            batch has no influence. False: plain ``torch.cdist``, which the released CenterCLIP uses:
             float32 products, up to 5e-3 on the diagonal.
 
     Returns:

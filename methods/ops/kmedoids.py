@@ -72,7 +72,7 @@ def check_clustering(x: Tensor, k: int, metric: str, p: float) -> None:
     if x.ndim != 3 or not x.is_floating_point():
         raise ValueError(f"tokens must be floating point [batch, tokens, width], not {x.dtype} {list(x.shape)}")
     if not 1 <= k <= x.shape[1]:
-        raise ValueError(f"k = {k} clusters cannot be made of {x.shape[1]} tokens: k must lie from 1 to N")
+        raise ValueError(f"k = {k} clusters cannot be made of {x.shape[1]} tokens: k must be from 1 to N")
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: known are {', '.join(METRICS)}")
     if not p >= 1:
@@ -165,7 +165,7 @@ def _movement(distance: Tensor, old_BK: Tensor, new_BK: Tensor) -> Tensor:
 
 
 def _iterate(distance: Tensor, own_BN: Tensor | None, medoids_BK: Tensor, iterations: int, finite: Tensor) -> Tensor:
-    """Alternate assignment and update; items that stand still keep their medoids and leave at the next look."""
+    """Alternate assignment and update; converged items keep their medoids and leave at the next look."""
     result_BK, k = medoids_BK.clone(), medoids_BK.shape[1]
     items = torch.arange(len(result_BK), device=distance.device)
     done = torch.zeros_like(items, dtype=torch.bool)

@@ -21,7 +21,7 @@ from tvrbench.methods.ops.matching import require_finite
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """Which tokens merge into which, and where everything goes.
+    """The pairs of tokens that merge, and the new position of every token.
 
     Attributes:
         kept_SM: [S, M] former positions of the tokens that stay, in output order.
@@ -36,7 +36,7 @@ class Pairing:
 
     @property
     def representative(self) -> Tensor:
-        """[S, N] for every former token the former position of the one it goes on in."""
+        """[S, N] for every former token the former position of the token that represents it."""
         return self.kept_SM.gather(1, self.place_SN)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def match_frames(
     Args:
         metric: [S, N, D]; ``loose`` tokens first, then ``frames`` x ``patches`` of them frame by frame. All others are
             tokens that an earlier level left unmerged: destinations too, after the target frames' patches.
-        frames, patches: frames that still hold all their patches, and patches a frame.
+        frames, patches: frames that still hold all their patches, and patches per frame.
         ratio: share of the sources that merges, rounded down.
         stride: one of every ``stride`` consecutive frames is a target.
         target: which one, below ``stride``: one number, or one for every sequence [S].
@@ -163,7 +163,7 @@ def match_frames(
         average: as in ``pair``.
 
     Raises:
-        ValueError: as ``pair``; or one target a sequence where ``stride`` does not divide ``frames``.
+        ValueError: as ``pair``; or one target per sequence where ``stride`` does not divide ``frames``.
     """
     S, N, _ = metric.shape
     device = metric.device
@@ -227,7 +227,7 @@ def global_match(
         ratio: share of the sources that merges, rounded down.
         bank_first: [S] bool, whether the bank is the source and the chunk the destination, or the other way round.
         average: as in ``pair``.
-        decide: hears which tokens are to merge and gives back which do.
+        decide: receives the merge and returns the one to carry out.
 
     Raises:
         ValueError: as ``pair``.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Which tokens merge into which, and where everything goes.
+    """The pairs of tokens that merge, and the new position of every token.
 
     Attributes:
         kept_SM: [S, N - r] former positions of the tokens that stay, in output order.
@@ -29,7 +29,7 @@ class Merge:
 
     @property
     def representative(self) -> Tensor:
-        """[S, N] for every former token the former position of the one it goes on in."""
+        """[S, N] for every former token the former position of the token that represents it."""
         return self.kept_SM.gather(1, self.place_SN)
 
     def __call__(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ class Merge:
         M = self.kept_SM.shape[1]
         if size is None:
             size = x.new_ones(S, N, 1)
-        # Flat row indices: one index a token instead of one an element, which gather and scatter would need.
+        # Flat row indices: one index per token instead of one per element, which gather and scatter would need.
         rows = torch.arange(S, device=x.device).unsqueeze(1)
         kept, source = (self.kept_SM + rows * N).flatten(), (self.source_SR + rows * N).flatten()
         target = (self.target_SR + rows * M).flatten()

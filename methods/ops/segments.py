@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.spec import require_blocks
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
@@ -23,7 +24,7 @@ class Stage:
 
     Attributes:
         block: at whose input it happens, from 0.
-        segments: S, sequences a video has from here on.
+        segments: S, sequences per video from here on.
         join: neighboring sequences that make a segment.
         tokens: M, patch tokens of a segment before the reduction.
         kept: patch tokens of a segment after it.
@@ -36,7 +37,7 @@ class Stage:
     kept: int
 
 
-# (clusters, join, patches a member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
+# (clusters, join, patches per member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
 Kept = Callable[[int, int, int, int], int]
 
 
@@ -53,15 +54,7 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
     Raises:
         UsageError: the schedule does not fit the backbone or the frame count.
     """
-    blocks = [block for block, _, _ in schedule]
-    if blocks != sorted(set(blocks)) or any(not 0 <= block < arch.vision_layers for block in blocks):
-        raise UsageError(
-            f"{name}: option 'schedule' names blocks {blocks}, "
-            f"but they must ascend, from 0 to {arch.vision_layers - 1}",
-            code="option.blocks",
-            option="schedule",
-            blocks=blocks,
-        )
+    require_blocks(name, "schedule", [block for block, _, _ in schedule], arch.vision_layers)
     stages: dict[int, Stage] = {}
     sequences, patches = frames, arch.patches
     for block, segments, clusters in schedule:
@@ -83,7 +76,7 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
 class SegmentReducer(TokenReducer):
     """At the input of each scheduled block consecutive sequences become one, with fewer patch tokens.
 
-    The class token of a segment is the mean of its members' class tokens. Subclasses say which patch tokens stay.
+    The class token of a segment is the mean of its members' class tokens. Subclasses decide which patch tokens stay.
 
     Args:
         stages: the reduction at each block that has one.

@@ -24,7 +24,7 @@ def spectral_cluster(
     """Cluster the tokens of each item by the graph of their affinities.
 
     Affinity exp(-d^2 / (2 sigma^2)), kept where one token is among the ``neighbors`` nearest of the other (itself
-    counted); symmetric normalized Laplacian; eigenvectors of its k smallest eigenvalues, one row a token, scaled to
+    counted); symmetric normalized Laplacian; eigenvectors of its k smallest eigenvalues, one row per token, scaled to
     unit length; k-medoids++ on the rows. Everything after the distances runs in float64.
 
     Once scaled, all rows are of unit length, and rounding alone would decide which is the longest, where k-medoids++

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from errors import raises
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import recipe_names
@@ -210,25 +211,21 @@ def test_a_step_changes_only_what_is_trainable(name: str, tiny_model: Make, tiny
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("frames", "mask", "word"),
-    [
-        (torch.zeros(1, 11, 3, 64, 64), torch.ones(1, 11), "expected"),
-        (torch.zeros(1, 12, 3, 32, 64), torch.ones(1, 12), "expected"),
-        (torch.zeros(1, 12, 3, 64, 64, dtype=torch.uint8), torch.ones(1, 12), "floating point"),
+def test_wrong_shapes_are_named(name: str, tiny_model: Make) -> None:
+    model = tiny_model(name)
+    for frames, mask, part in (
+        (torch.zeros(1, 11, 3, 64, 64), torch.ones(1, 11), "frames"),
+        (torch.zeros(1, 12, 3, 32, 64), torch.ones(1, 12), "frames"),
+        (torch.zeros(1, 12, 3, 64, 64, dtype=torch.uint8), torch.ones(1, 12), "frames"),
         (torch.zeros(1, 12, 3, 64, 64), torch.ones(1, 11), "mask"),
-    ],
-)
-def test_wrong_shapes_are_named(
-    name: str, frames: torch.Tensor, mask: torch.Tensor, word: str, tiny_model: Make
-) -> None:
-    with pytest.raises(UsageError, match=word):
-        tiny_model(name).encode_video(frames, mask.bool())
+    ):
+        with raises("video.input", part=part):
+            model.encode_video(frames, mask.bool())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_options_are_named(name: str, tiny_model: Make) -> None:
-    with pytest.raises(UsageError, match="'nonsense' is not known"):
+    with pytest.raises(UsageError, match="nonsense"):
         tiny_model(name, nonsense=1)
 
 

@@ -30,33 +30,17 @@ class Architecture:
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "activation" and (not isinstance(value, int) or value < 1):
-                raise UsageError(
-                    f"architecture: {field.name} must be a positive whole number, not {value!r}",
-                    code="architecture.size",
-                    field=field.name,
-                )
-        if self.image_size % self.patch_size:
-            raise UsageError(
-                f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}",
-                code="architecture.size",
-                field="image_size",
-            )
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "activation"}
+        problems = [(name, f"{v!r} is not a positive whole number") for name, v in sizes.items() if not _positive(v)]
+        if not problems and self.image_size % self.patch_size:
+            problems.append(("patch_size", f"{self.patch_size} does not divide image_size {self.image_size}"))
         for name in ("vision_width", "text_width"):
-            if getattr(self, name) % HEAD_WIDTH:
-                raise UsageError(
-                    f"architecture: {name} {getattr(self, name)} is no multiple of {HEAD_WIDTH} (head width)",
-                    code="architecture.size",
-                    field=name,
-                )
+            if not problems and sizes[name] % HEAD_WIDTH:
+                problems.append((name, f"{sizes[name]} is not a multiple of the head width {HEAD_WIDTH}"))
         if self.activation not in ("quick_gelu", "gelu"):
-            raise UsageError(
-                f"architecture: activation must be quick_gelu or gelu, not {self.activation!r}",
-                code="architecture.activation",
-                activation=self.activation,
-            )
+            problems.append(("activation", f"{self.activation!r} is neither quick_gelu nor gelu"))
+        for field, problem in problems:
+            raise UsageError(f"architecture: {field} {problem}", code="architecture.value", field=field)
 
     @property
     def patches(self) -> int:
@@ -72,6 +56,10 @@ class Architecture:
     def text_heads(self) -> int:
         """Attention heads of the text tower."""
         return self.text_width // HEAD_WIDTH
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def _vit(**changes: Any) -> Architecture:
@@ -117,15 +105,15 @@ def vision_name(arch: Architecture) -> str:
     return f"ViT-{arch.vision_layers}x{arch.vision_width}-{arch.patch_size}px{arch.image_size}"
 
 
+def _not_clip(key: str, problem: str) -> UsageError:
+    return UsageError(f"weights: not a CLIP ViT state dict: {key} {problem}", code="weights.not-clip", key=key)
+
+
 def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"resblocks\.(\d+)\.ln_1\.weight")
     numbers = {int(m.group(1)) for key in state if (m := pattern.fullmatch(key))}
     if numbers != set(range(len(numbers))) or not numbers:
-        raise UsageError(
-            f"weights: blocks under {prefix}resblocks are not numbered 0, 1, 2, ...: not a CLIP ViT state dict",
-            code="weights.not-clip",
-            key=f"{prefix}resblocks",
-        )
+        raise _not_clip(f"{prefix}resblocks", "has no blocks numbered 0, 1, 2, ...")
     return len(numbers)
 
 
@@ -144,24 +132,14 @@ def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_
     }
     for key, rank in ranks.items():
         if key not in state:
-            raise UsageError(
-                f"weights: {key} is missing, so this is not a CLIP ViT state dict", code="weights.not-clip", key=key
-            )
+            raise _not_clip(key, "is missing")
         if state[key].ndim != rank:
-            raise UsageError(
-                f"weights: {key} has shape {tuple(state[key].shape)}, expected {rank} dimensions",
-                code="weights.not-clip",
-                key=key,
-            )
+            raise _not_clip(key, f"has shape {tuple(state[key].shape)}, not {rank} dimensions")
     width, _, patch, _ = state["visual.conv1.weight"].shape
     patches = state["visual.positional_embedding"].shape[0] - 1
     side = round(patches**0.5)
     if side * side != patches:
-        raise UsageError(
-            f"weights: visual.positional_embedding has {patches} patch rows, which is not a square number",
-            code="weights.not-clip",
-            key="visual.positional_embedding",
-        )
+        raise _not_clip("visual.positional_embedding", f"has {patches} patch rows, which is not a square number")
     return Architecture(
         image_size=side * patch,
         patch_size=patch,

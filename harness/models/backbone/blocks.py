@@ -1,4 +1,4 @@
-"""Transformer blocks shared by both towers: pre-norm, fused q/k/v projection, room for what a tuning adds."""
+"""Transformer blocks shared by both towers: pre-norm, fused q/k/v projection, with places for what a tuning adds."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         # Folded in the weights' own precision, whatever the activations run in: the sum outlives the call.
         device = self.in_proj_weight.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
-            if torch.compiler.is_compiling():  # a graph cannot watch for changes, so it folds anew in each call
+            if torch.compiler.is_compiling():  # a graph cannot watch for changes, so each call folds again
                 return torch.addmm(self.in_proj_weight, lora.B, lora.A)
             return self._cached_fold(lora)
 
@@ -174,9 +174,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block, in two halves so that a token reducer can act between them.
 
-    With ``prompts`` set, they stand after the first token of every sequence while this block attends and are gone
-    afterwards. What they would become is thrown away, so they are keys and values only: the same outputs as if they
-    were tokens, without their share of the work.
+    With ``prompts`` set, they come after the first token of every sequence, for this block's attention alone. Their own
+    outputs would be dropped, so they are keys and values only: the same result as with tokens, for less work.
     """
 
     def __init__(self, width: int, activation: str) -> None:

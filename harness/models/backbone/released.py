@@ -40,7 +40,7 @@ def without_scalars(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
-    """Whether the key names are those of transformers' CLIPModel."""
+    """True for the key names of transformers' CLIPModel."""
     return "vision_model.embeddings.class_embedding" in state
 
 

@@ -52,7 +52,7 @@ class VisionTower(nn.Module):
         return stream
 
     def enter(self, frames: Tensor, per_video: int, trace: bool = False) -> TokenStream:
-        """The stream before the first block; prompts of the input stand after the class token."""
+        """The stream before the first block; prompts of the input come after the class token."""
         x = self.embed(frames)
         Q = 0 if self.prompts is None else len(self.prompts)
         if self.prompts is not None:
@@ -64,7 +64,7 @@ class VisionTower(nn.Module):
         return replace(stream, origin=place.reshape(1, -1).repeat(frames.shape[0] // per_video, 1))
 
     def class_features(self, stream: TokenStream) -> Tensor:
-        """The class tokens that leave, projected: [videos, class tokens a video, E], in frame order."""
+        """The class tokens that leave, projected: [videos, class tokens per video, E], in frame order."""
         classes = stream.x[:, : stream.classes]
         videos = stream.x.shape[0] // stream.per_video
         out: Tensor = self.ln_post(classes) @ self.proj

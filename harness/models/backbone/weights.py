@@ -89,9 +89,7 @@ def random_weights(spec: str, backbone: str | None) -> Weights:
     seed = spec.removeprefix("random:")
     if not seed.isdigit():
         raise UsageError(
-            f"weights {spec!r}: the seed after 'random:' must be a whole number, for example random:0",
-            code="weights.seed",
-            weights=spec,
+            f"weights {spec!r}: give a whole number as seed, for example random:0", code="weights.seed", weights=spec
         )
     if not backbone:
         raise UsageError(
@@ -140,9 +138,9 @@ def _file_in_folder(folder: Path) -> Path:
         files = sorted(folder.glob(pattern))
         if len(files) > 1:
             raise UsageError(
-                f"weights folder {folder.name}: several files match {pattern}; name the one to load",
+                f"weights folder {folder.name}: name one of the files {pattern}",
                 code="weights.ambiguous",
-                folder=folder.name,
+                files=pattern,
             )
         if files:
             return files[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core.errors import UsageError
@@ -152,35 +153,43 @@ def test_sparse_sampling_and_pooling(tiny_arch: Architecture) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("schedule", "code", "facts"),
     [
-        ({}, "give schedule"),
-        ({"schedule": ((12, 4, 4),)}, "option 'schedule' names blocks"),
-        ({"schedule": ((6, 4, 4), (6, 2, 4))}, "option 'schedule' names blocks"),
-        ({"schedule": ((6, 5, 4),)}, "5 segments"),
-        ({"schedule": ((6, 0, 4),)}, "0 segments"),
-        ({"schedule": ((6, 4, 4), (7, 8, 4))}, "8 segments"),
-        ({"schedule": ((6, 4, 0),)}, "option 'schedule'"),
-        ({"schedule": ((6, 4),)}, "schedule"),
-        ({"schedule": ((6, 4, 4),), "segment_mask": "first"}, "segment_mask"),
+        (((12, 4, 4),), "option.blocks", {"option": "schedule"}),
+        (((6, 4, 4), (6, 2, 4)), "option.blocks", {"option": "schedule"}),
+        (((6, 5, 4),), "option.frames", {"option": "schedule", "block": 6}),
+        (((6, 0, 4),), "option.frames", {"option": "schedule", "block": 6}),
+        (((6, 4, 4), (7, 8, 4)), "option.frames", {"option": "schedule", "block": 7}),
+        (((6, 4, 0),), "option.range", {"option": "schedule", "value": 0}),
     ],
 )
-def test_what_does_not_fit_is_named(name: str, options: dict[str, Any], word: str, tiny_arch: Architecture) -> None:
-    with pytest.raises(UsageError, match=word):
-        reducer(name, tiny_arch, **options)
+def test_a_schedule_that_does_not_fit(
+    name: str, schedule: Any, code: str, facts: dict[str, Any], tiny_arch: Architecture
+) -> None:
+    with raises(code, **facts):
+        reducer(name, tiny_arch, schedule=schedule)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_is_needed_and_typed(name: str, tiny_arch: Architecture) -> None:
+    with raises("method.no-preset", method=name, missing=["schedule"]):
+        reducer(name, tiny_arch)
+    for option, value in {"schedule": ((6, 4),), "segment_mask": "first"}.items():
+        with pytest.raises(UsageError, match=option):
+            reducer(name, tiny_arch, **({"schedule": ((6, 4, 4),)} | {option: value}))
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "option"),
     [
-        ({"schedule": ((6, 4, 49),)}, "49 clusters"),
-        ({"p": 0.0}, "option 'p'"),
+        ({"schedule": ((6, 4, 49),)}, "schedule"),
+        ({"p": 0.0}, "p"),
         ({"metric": "l2"}, "metric"),
         ({"clustering": "kmeans"}, "clustering"),
         ({"aggregate": "max"}, "aggregate"),
-        ({"schedule": ((6, 4, 17),), "cluster_embedding": True}, "option 'cluster_embedding'"),
+        ({"schedule": ((6, 4, 17),), "cluster_embedding": True}, "schedule"),
     ],
 )
-def test_what_cannot_be_clustered_is_named(options: dict[str, Any], word: str, tiny_arch: Architecture) -> None:
-    with pytest.raises(UsageError, match=word):
+def test_what_cannot_be_clustered_is_named(options: dict[str, Any], option: str, tiny_arch: Architecture) -> None:
+    with pytest.raises(UsageError, match=option):
         reducer("centerclip", tiny_arch, **({"schedule": ((6, 4, 4),)} | options))

@@ -183,7 +183,7 @@ def test_uneven_levels_are_refused(frames: int, stride: int) -> None:
 
 
 def test_one_target_a_sequence_needs_an_even_split() -> None:
-    with pytest.raises(ValueError, match="the same for all sequences"):
+    with pytest.raises(ValueError, match="same"):
         match_frames(torch.randn(2, 6, 3), 6, 1, 0.5, 4, torch.tensor([0, 1]))
 
 
@@ -191,7 +191,7 @@ def test_one_target_a_sequence_needs_an_even_split() -> None:
 def test_broken_numbers_are_refused(bad: float) -> None:
     x = torch.randn(2, 6, 3)
     x[1, 2, 0] = bad
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="NaN"):
         local_match(x, 2, 0.5, 2, [0])
 
 

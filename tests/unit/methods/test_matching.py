@@ -82,7 +82,7 @@ def test_ties_go_to_the_first_token() -> None:
 
 @pytest.mark.parametrize("r", [-1, 5])
 def test_impossible_counts_are_refused(r: int) -> None:
-    with pytest.raises(ValueError, match="8 patches give 4 sources"):
+    with pytest.raises(ValueError, match=f"r = {r}"):
         bipartite_match(torch.randn(1, 9, 4), r)
 
 
@@ -90,7 +90,7 @@ def test_impossible_counts_are_refused(r: int) -> None:
 def test_a_metric_that_is_not_finite_is_refused(bad: float) -> None:
     x = torch.randn(1, 9, 4)
     x[0, 3, 1] = bad
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="NaN"):
         bipartite_match(x, 2)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core.errors import UsageError
@@ -56,33 +57,37 @@ def test_a_trace_follows_patches_through_joins(
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "code", "option"),
     [
-        ({"r": 9}, "option 'r' is 9, but block 0 has only 8"),
-        ({"r": -1}, "option 'r' is -1"),
-        ({"r": 5}, "block 2 has only 3 patches"),
-        ({"merge_frames": (2, 2)}, "one entry for each merge"),
-        ({"merge_frames": (5, 2, 3)}, "12 frames cannot be joined"),
-        ({"merge_frames": (0, 2, 3)}, "at least 1"),
-        ({"merge_blocks": (8, 9, 12)}, "from 0 to 11"),
-        ({"merge_blocks": (9, 8, 10)}, "ascending"),
-        ({"clip_ratio": 1.0}, "clip_ratio must lie in"),
-        ({"intra_ratio": -0.1}, "intra_ratio must lie in"),
-        ({"r": "two"}, "tempme option 'r'"),
+        ({"r": 9}, "option.range", "r"),
+        ({"r": -1}, "option.range", "r"),
+        ({"r": 5}, "option.range", "r"),
+        ({"merge_frames": (2, 2)}, "option.length", "merge_frames"),
+        ({"merge_frames": (5, 2, 3)}, "option.frames", "merge_frames"),
+        ({"merge_frames": (0, 2, 3)}, "option.range", "merge_frames"),
+        ({"merge_blocks": (8, 9, 12)}, "option.blocks", "merge_blocks"),
+        ({"merge_blocks": (9, 8, 10)}, "option.blocks", "merge_blocks"),
+        ({"clip_ratio": 1.0}, "option.range", "clip_ratio"),
+        ({"intra_ratio": -0.1}, "option.range", "intra_ratio"),
     ],
 )
-def test_options_that_do_not_fit(options: dict[str, Any], word: str, tiny_weights: Path) -> None:
-    with pytest.raises(UsageError, match=word):
+def test_options_that_do_not_fit(options: dict[str, Any], code: str, option: str, tiny_weights: Path) -> None:
+    with raises(code, option=option):
         load_model("tempme", weights=tiny_weights, **(SMALL | options))
 
 
+def test_options_of_another_type(tiny_weights: Path) -> None:
+    with pytest.raises(UsageError, match="'r'"):
+        load_model("tempme", weights=tiny_weights, **(SMALL | {"r": "two"}))
+
+
 def test_frames_that_the_schedule_does_not_divide(tiny_weights: Path) -> None:
-    with pytest.raises(UsageError, match="10 frames cannot be joined by merge_frames"):
+    with raises("option.frames", option="merge_frames", block=9):
         load_model("tempme", weights=tiny_weights, frames=10, **SMALL)
 
 
 def test_a_shape_without_a_preset_needs_its_options(tiny_weights: Path) -> None:
-    with pytest.raises(UsageError, match="give r, clip_ratio, intra_ratio"):
+    with raises("method.no-preset", missing=["r", "clip_ratio", "intra_ratio"]):
         load_model("tempme", weights=tiny_weights)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -234,22 +235,26 @@ def test_multiply_adds_at_paper_scale(options: Any, gmacs: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "option"),
     [
-        ({"chunk": 5}, "'chunk' is 5"),
-        ({"chunk": 0}, "'chunk' is 0"),
-        ({"chunk": 6}, "target_stride 4 must"),
-        ({"target_stride": 1}, "target_stride 1 must"),
-        ({"ratio": 1.5}, "ratio must lie"),
-        ({"global_ratio": -0.1}, "global_ratio must lie"),
-        ({"blocks": (12,)}, "blocks"),
-        ({"blocks": (3, 3)}, "blocks"),
-        ({"mode": "persistent", "blocks": (3, 4)}, "must name one"),
-        ({"mode": "persistent", "global_ratio": 0.8}, "needs mode 'unmerge'"),
-        ({"mode": "forget"}, "mode"),
-        ({"merge": "median"}, "merge"),
+        ({"chunk": 5}, "option.frames", "chunk"),
+        ({"chunk": 0}, "option.frames", "chunk"),
+        ({"chunk": 6}, "option.range", "target_stride"),
+        ({"target_stride": 1}, "option.range", "target_stride"),
+        ({"ratio": 1.5}, "option.range", "ratio"),
+        ({"global_ratio": -0.1}, "option.range", "global_ratio"),
+        ({"blocks": (12,)}, "option.blocks", "blocks"),
+        ({"blocks": (3, 3)}, "option.blocks", "blocks"),
+        ({"mode": "persistent", "blocks": (3, 4)}, "option.blocks", "blocks"),
+        ({"mode": "persistent", "global_ratio": 0.8}, "option.conflict", "global_ratio"),
     ],
 )
-def test_options_that_do_not_fit_are_named(options: Any, message: str, tiny_weights: Path) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_options_that_do_not_fit(options: Any, code: str, option: str, tiny_weights: Path) -> None:
+    with raises(code, option=option):
         make(tiny_weights, **options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("mode", "forget"), ("merge", "median")])
+def test_unknown_choices(option: str, value: str, tiny_weights: Path) -> None:
+    with pytest.raises(UsageError, match=option):
+        make(tiny_weights, **{option: value})

@@ -7,8 +7,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from errors import raises
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.tokenizer import BytePairTokenizer, WordTokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import load_weights
 
@@ -37,19 +37,19 @@ def test_words_are_numbered_from_one_and_the_end_is_the_largest() -> None:
     ids, mask = tokenizer(["A red star, a star", "red"], 32)
     assert ids.tolist() == [[5, 1, 2, 3, 4, 1, 3, 6], [5, 2, 6, 0, 0, 0, 0, 0]]
     assert mask.sum(1).tolist() == [8, 3]
-    with pytest.raises(UsageError, match="'blue' is not in the vocabulary"):
+    with raises("vocabulary.word", word="blue"):
         tokenizer(["a blue star"], 32)
-    with pytest.raises(UsageError, match="stands twice"):
+    with raises("vocabulary.duplicate"):
         WordTokenizer(["a", "a"])
 
 
 def test_weights_bring_their_tokenizer(tiny_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"put the word list vocab\.txt"):
+    with raises("vocabulary.missing", weights=512):
         tokenizer_for(load_weights(tiny_weights))
     copy = tmp_path / "model.safetensors"
     copy.write_bytes(tiny_weights.read_bytes())
     (tmp_path / "vocab.txt").write_text("a\nb\n")
-    with pytest.raises(UsageError, match=r"vocab\.txt gives 5 ids, the weights hold 512"):
+    with raises("vocabulary.size", words=5, weights=512):
         tokenizer_for(load_weights(copy))
     (tmp_path / "vocab.txt").write_text("\n".join(f"w{i}" for i in range(509)))
     assert isinstance(tokenizer_for(load_weights(copy)), WordTokenizer)

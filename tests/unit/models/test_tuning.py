@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.tuning import TUNINGS
-from tvrbench.harness.profiling.counts.flops import profile_by_name, traced_macs
+from tvrbench.harness.profiling.counts.flops import traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs
 
 pytestmark = pytest.mark.unit
@@ -41,8 +41,8 @@ TRAINABLE = {
 @pytest.mark.parametrize("method", ["clip4clip", "tempme", "centerclip"])
 def test_trainable_parameters_on_vit_b_32(method: str, tuning: str) -> None:
     own = {"tempme": (12 + 6 + 3) * 768}.get(method, 0)
-    found = profile_by_name(method, "ViT-B-32", tuning=tuning)
-    assert found["params"]["trainable"] == TRAINABLE[tuning] + own
+    model = load_model(method, backbone="ViT-B-32", weights="random:0", device="meta", tuning=tuning)
+    assert sum(parameter.numel() for parameter in model.trainable().values()) == TRAINABLE[tuning] + own
 
 
 @pytest.mark.parametrize("tuning", ["adapter", "prompts", "prompts-shallow"])
@@ -172,6 +172,6 @@ def test_prompts_are_not_carried_through_a_reducer_that_does_not_know_them(
 ) -> None:
     cls = method_class("lora")
     monkeypatch.setattr(cls, "build_reducer", lambda self: _Positional(self.arch, self.frames))
-    with pytest.raises(UsageError, match="carries_prompts"):
+    with raises("tuning.prompts-not-carried", method="lora"):
         tiny_model("lora", tuning="prompts-shallow")
     tiny_model("lora", tuning="prompts")
