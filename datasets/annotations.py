@@ -21,7 +21,7 @@ _MAX_ID_BYTES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationSource:
-    """Where a data set's annotation files may be: ``root/folder/NAME``, ``root/NAME``, or in ``root/archive``.
+    """Places of a data set's annotation files: ``root/folder/NAME``, ``root/NAME``, or in ``root/archive``.
 
     Attributes:
         root: the data set's folder.
