@@ -21,7 +21,7 @@ _MAX_ID_BYTES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationSource:
-    """Where a data set's annotation files may be: ``root/folder/NAME``, ``root/NAME``, or in ``root/archive``.
+    """Places of a data set's annotation files: ``root/folder/NAME``, ``root/NAME``, or in ``root/archive``.
 
     Attributes:
         root: the data set's folder.
@@ -60,12 +60,8 @@ class AnnotationSource:
         data = self._member(archive, name) if archive is not None and archive.is_file() else None
         if data is None:
             places = [str(place) for place in (self.root / self.folder, self.root, archive) if place is not None]
-            raise UsageError(
-                f"{name} is missing; put it in one of {', '.join(places)} ({self.origin})",
-                code="annotation.missing",
-                file=name,
-                places=places,
-            )
+            message = f"{name} is missing; put it in one of {', '.join(places)} ({self.origin})"
+            raise UsageError(message, code="annotation.missing", file=name, places=places)
         return data, f"{archive}: {name}"
 
     def _member(self, archive: Path, name: str) -> bytes | None:

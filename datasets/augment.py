@@ -33,11 +33,8 @@ def draw(name: str, seed: int) -> Callable[[Picture], Picture]:
         UsageError: there is no augmentation of this name.
     """
     if name not in _POLICIES:
-        raise UsageError(
-            f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}",
-            code="augmentation.unknown",
-            augmentation=name,
-        )
+        message = f"there is no augmentation {name!r}; choose none or one of {', '.join(_POLICIES)}"
+        raise UsageError(message, code="augmentation.unknown", augmentation=name)
     policy = rand_augment_transform(_POLICIES[name], {"interpolation": Image.Resampling.BICUBIC})
     with _random_state_lock:
         state = random.getstate()

@@ -54,11 +54,8 @@ class VideoFolderDataset(VideoFiles, ABC):
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise UsageError(
-                f"the data folder {root} is not a folder; name one with the annotations and a folder videos",
-                code="dataset.root",
-                root=str(root),
-            )
+            message = f"the data folder {root} is not a folder; name one with the annotations and a folder videos"
+            raise UsageError(message, code="dataset.root", root=str(root))
         self.root = root
 
     def file_stems(self, video_id: str) -> tuple[str, ...]:
@@ -114,12 +111,8 @@ class VideoFolderDataset(VideoFiles, ABC):
                 f"there is no video file {path}, nor elsewhere below videos", code="video.missing", video=str(path)
             )
         if len(paths) > 1:
-            raise VideoError(
-                f"video {video_id} has more than one file: {paths[0]} and {paths[1]}; keep one",
-                code="video.unreadable",
-                video=video_id,
-                paths=[str(path) for path in paths],
-            )
+            message = f"video {video_id} has more than one file: {paths[0]} and {paths[1]}; keep one"
+            raise VideoError(message, code="video.unreadable", video=video_id, paths=[str(path) for path in paths])
         return paths[0]
 
     def check_videos(
@@ -230,8 +223,5 @@ def _stem(path: Path) -> str:
 
 
 def _unreadable_folder(error: OSError) -> None:
-    raise UsageError(
-        f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it away",
-        code="io.read",
-        path=error.filename,
-    )
+    message = f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it away"
+    raise UsageError(message, code="io.read", path=error.filename)

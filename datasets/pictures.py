@@ -38,22 +38,16 @@ def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> R
 def check_aspect(width: int, height: int, path: Path) -> None:
     """Raise VideoError for a picture too long for a square crop."""
     if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise VideoError(
-            f"video {path} has frames of {width} x {height} pixels, too long for a square crop; replace it",
-            code="video.unreadable",
-            video=str(path),
-        )
+        message = f"video {path} has frames of {width} x {height} pixels, too long for a square crop; replace it"
+        raise VideoError(message, code="video.unreadable", video=str(path))
 
 
 def quarter_turns(frame: av.VideoFrame, path: Path) -> int:
     """Return how many times to rotate the picture by 90 degrees, counter-clockwise."""
     turns, rest = divmod(frame.rotation, 90)
     if rest:
-        raise VideoError(
-            f"video {path} declares a rotation by {frame.rotation} degrees; re-encode it with a multiple of 90",
-            code="video.unreadable",
-            video=str(path),
-        )
+        message = f"video {path} declares a rotation by {frame.rotation} degrees; re-encode it with a multiple of 90"
+        raise VideoError(message, code="video.unreadable", video=str(path))
     return turns
 
 

@@ -75,11 +75,8 @@ class PublishedDataset(VideoFolderDataset):
                 or a split other than the published one.
         """
         if name not in self.split_names:
-            raise UsageError(
-                f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}",
-                code="split.unknown",
-                split=name,
-            )
+            message = f"{self.name} has no split {name!r}; choose one of {', '.join(self.split_names)}"
+            raise UsageError(message, code="split.unknown", split=name)
         if name not in self._splits:
             self._splits[name] = self._checked(self._build(name))
         return self._splits[name]

@@ -45,22 +45,15 @@ def frame_indices(
         UsageError: unknown sampler, no frames, a frame rate too low for the sampler, or an empty moment.
     """
     if n_frames < 1 or frames < 1:
-        raise UsageError(
-            f"cannot sample {frames} of {n_frames} frames; both must be at least 1",
-            code="sampling.frames",
-            n_frames=n_frames,
-            frames=frames,
-        )
+        message = f"cannot sample {frames} of {n_frames} frames; both must be at least 1"
+        raise UsageError(message, code="sampling.frames", n_frames=n_frames, frames=frames)
     if not (math.isfinite(fps) and fps > 0):
         raise UsageError(f"the frame rate {fps} is not a positive number", code="sampling.frame-rate", fps=fps)
     if sampler == "tempme":
         return _one_a_second_stretched(n_frames, fps, frames, start, end)
     if start is not None or end is not None:
-        raise UsageError(
-            f"sampler {sampler} accepts no start and end; use tempme for moments of a video",
-            code="sampling.moment",
-            sampler=sampler,
-        )
+        message = f"sampler {sampler} accepts no start and end; use tempme for moments of a video"
+        raise UsageError(message, code="sampling.moment", sampler=sampler)
     if sampler == "clip4clip":
         return _one_a_second(n_frames, fps, frames)
     if sampler == "centerclip":
@@ -89,20 +82,13 @@ def _one_a_second_stretched(
     """TempMe: one frame per second, evenly thinned if too many; a short video is stretched, never padded."""
     stride = round(fps)  # half to even, as the released code rounds
     if stride < 1:
-        raise UsageError(
-            f"sampler tempme takes one frame per second and needs more than 0.5 fps, not {fps:g}",
-            code="sampling.frame-rate",
-            fps=fps,
-        )
+        message = f"sampler tempme takes one frame per second and needs more than 0.5 fps, not {fps:g}"
+        raise UsageError(message, code="sampling.frame-rate", fps=fps)
     begin = 0.0 if start is None else start * fps
     stop = float(n_frames - 1) if end is None else min(end * fps, n_frames - 1)
     if not 0 <= begin < n_frames or not int(begin) <= stop:  # NaN fails these too
-        raise UsageError(
-            f"the moment from {start} s to {end} s contains none of {n_frames} frames at {fps:g} fps",
-            code="sampling.moment",
-            start=start,
-            end=end,
-        )
+        message = f"the moment from {start} s to {end} s contains none of {n_frames} frames at {fps:g} fps"
+        raise UsageError(message, code="sampling.moment", start=start, end=end)
     first, last = int(begin), int(stop)
     seconds = range(first, last + 1, stride)
     if len(seconds) >= frames:
@@ -114,11 +100,8 @@ def _one_a_second(n_frames: int, fps: float, frames: int) -> list[int]:
     """CLIP4Clip: one frame per second at the truncated rate, evenly thinned; a short video stays short."""
     stride = int(fps)
     if stride < 1:
-        raise UsageError(
-            f"sampler clip4clip takes one frame per second and needs at least 1 fps, not {fps:g}",
-            code="sampling.frame-rate",
-            fps=fps,
-        )
+        message = f"sampler clip4clip takes one frame per second and needs at least 1 fps, not {fps:g}"
+        raise UsageError(message, code="sampling.frame-rate", fps=fps)
     seconds = range(0, n_frames, stride)
     return _thin(seconds, frames) if len(seconds) > frames else list(seconds)
 

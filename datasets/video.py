@@ -227,12 +227,8 @@ def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float |
     def fixed(n_frames: int, _fps: float) -> Sequence[int]:
         beyond = [i for i in numbers if not 0 <= i < n_frames]
         if beyond:
-            raise UsageError(
-                f"there is no frame {beyond[0]}; choose from 0 to {n_frames - 1}",
-                code="video.frame-index",
-                frame=beyond[0],
-                n_frames=n_frames,
-            )
+            message = f"there is no frame {beyond[0]}; choose from 0 to {n_frames - 1}"
+            raise UsageError(message, code="video.frame-index", frame=beyond[0], n_frames=n_frames)
         return numbers
 
     return fixed

@@ -23,11 +23,8 @@ def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) ->
     numbers = list(pick(count_frames(path, index), index.fps))
     results = _decode_picked(path, numbers, use, None)
     if results is None:
-        raise VideoError(
-            f"video {path} decodes to a different number of frames each time; replace the file",
-            code="video.unreadable",
-            video=str(path),
-        )
+        message = f"video {path} decodes to a different number of frames each time; replace the file"
+        raise VideoError(message, code="video.unreadable", video=str(path))
     return numbers, results
 
 

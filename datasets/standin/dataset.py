@@ -88,11 +88,8 @@ class StandIn(MSRVTT):
         ids = [str(video["video_id"]) for video in videos]
         unknown = [video_id for video_id in ids if video_id not in self._clips]
         if unknown:
-            raise UsageError(
-                f"{unknown[0]} of {split_name} is not a generated clip; remove the folder {self.root}",
-                code="standin.foreign-folder",
-                root=str(self.root),
-            )
+            message = f"{unknown[0]} of {split_name} is not a generated clip; remove the folder {self.root}"
+            raise UsageError(message, code="standin.foreign-folder", root=str(self.root))
         return tuple(self._clips[video_id].scene_number for video_id in ids)
 
     @cached_property

@@ -144,10 +144,8 @@ def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
 
 def _write_all(folder: Path, settings: Settings) -> None:
     if "libx264" not in av.codecs_available:
-        raise UsageError(
-            "this build of PyAV lacks the H.264 encoder libx264, which the stand-in needs; install PyAV from PyPI",
-            code="standin.no-encoder",
-        )
+        message = "this build of PyAV lacks the H.264 encoder libx264, which the stand-in needs; install PyAV from PyPI"
+        raise UsageError(message, code="standin.no-encoder")
     wanted = clips(settings)
     _write_videos(folder / "videos", wanted, settings.quantizer)
     _write_annotations(folder, wanted)
@@ -162,17 +160,11 @@ def _finished(root: Path, settings: Settings) -> bool:
     try:
         digest = json.loads((root / MARKER).read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise UsageError(
-            f"{root} is not empty and not a stand-in; give an empty or new folder",
-            code="standin.foreign-folder",
-            root=str(root),
-        ) from None
+        message = f"{root} is not empty and not a stand-in; give an empty or new folder"
+        raise UsageError(message, code="standin.foreign-folder", root=str(root)) from None
     if digest != settings.digest:
-        raise UsageError(
-            f"{root} contains another version of the stand-in; remove it or give another folder",
-            code="standin.other-version",
-            root=str(root),
-        )
+        message = f"{root} contains another version of the stand-in; remove it or give another folder"
+        raise UsageError(message, code="standin.other-version", root=str(root))
     return True
 
 
@@ -203,8 +195,5 @@ def generate(root: Path, settings: Settings) -> None:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot write the stand-in to {root} ({error.strerror or error}); give another folder",
-            code="io.write",
-            path=str(root),
-        ) from error
+        message = f"cannot write the stand-in to {root} ({error.strerror or error}); give another folder"
+        raise UsageError(message, code="io.write", path=str(root)) from error

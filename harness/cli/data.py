@@ -200,11 +200,8 @@ class Decoders(_OnFrames):
             raise UsageError(f"--limit {self.limit}: at least one video is needed", code="option.range")
         spec, dataset = self.spec(decoder="pyav"), self.open()
         if not isinstance(dataset, VideoFiles):
-            raise UsageError(
-                f"the videos of data set {self.dataset} are not files, so they need no decoder",
-                code="dataset.no-files",
-                dataset=self.dataset,
-            )
+            message = f"the videos of data set {self.dataset} are not files, so they need no decoder"
+            raise UsageError(message, code="dataset.no-files", dataset=self.dataset)
         dataset.pixel_versions(spec)
         existing = [v for v in self.video_ids(dataset) if _exists(dataset, v)][: self.limit]
         with _bar(f"decoding {len(existing)} videos of {self.dataset} twice") as bar:
@@ -298,11 +295,8 @@ class Download(_OnDataset):
         elif self.sha256 or self.file or self.unpack:
             raise UsageError("--sha256, --name and --unpack need --url", code="option.needs-url")
         if not sources:
-            raise UsageError(
-                access or f"data set {self.dataset} has no file to download; set one with --url",
-                code="download.by-hand",
-                dataset=self.dataset,
-            )
+            message = access or f"data set {self.dataset} has no file to download; set one with --url"
+            raise UsageError(message, code="download.by-hand", dataset=self.dataset)
         if self.root is None:
             raise UsageError(f"set --root DIR, the folder for the files of {self.dataset}", code="option.missing-root")
         if self.url is None:

@@ -82,12 +82,8 @@ class CachedFrames:
         frames = self._store.frames(entry)
         if video_id not in self._verified:
             if _sha256(frames) != entry.sha256:
-                raise UsageError(
-                    f"the frame cache {self._store.folder} is damaged at {video_id}; remove the folder",
-                    code="cache.damaged",
-                    folder=str(self._store.folder),
-                    video=video_id,
-                )
+                message = f"the frame cache {self._store.folder} is damaged at {video_id}; remove the folder"
+                raise UsageError(message, code="cache.damaged", folder=str(self._store.folder), video=video_id)
             self._verified.add(video_id)
         return self._dataset.finish(video_id, frames, self._spec, seed)
 
@@ -163,11 +159,8 @@ def fill_cache(
             sampler=spec.sampler,
         )
     if not isinstance(dataset, VideoFiles):
-        raise UsageError(
-            f"the videos of data set {dataset.name} are not files, so their frames cannot be cached",
-            code="dataset.no-files",
-            dataset=dataset.name,
-        )
+        message = f"the videos of data set {dataset.name} are not files, so their frames cannot be cached"
+        raise UsageError(message, code="dataset.no-files", dataset=dataset.name)
     folder, key = _place(dataset, spec)
     clip_bytes = None if spec.size == NATIVE else spec.frames * 3 * spec.size**2
     added, kept, faults, new_bytes = 0, 0, list[VideoFault](), 0

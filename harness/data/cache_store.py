@@ -168,11 +168,8 @@ def open_writer(folder: Path, key: Mapping[str, Any]) -> Iterator[tuple[FrameSto
             finally:
                 writer.close()
     except Timeout:
-        raise UsageError(
-            f"another process is filling the frame cache {folder}; wait for it to end",
-            code="cache.busy",
-            folder=str(folder),
-        ) from None
+        message = f"another process is filling the frame cache {folder}; wait for it to end"
+        raise UsageError(message, code="cache.busy", folder=str(folder)) from None
 
 
 def read_key(folder: Path) -> Any:

@@ -98,12 +98,8 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
         UsageError: they describe different data sets.
     """
     if a["dataset"] != b["dataset"]:
-        raise UsageError(
-            f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set",
-            code="verify-report.other-dataset",
-            a=a["dataset"],
-            b=b["dataset"],
-        )
+        message = f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set"
+        raise UsageError(message, code="verify-report.other-dataset", a=a["dataset"], b=b["dataset"])
     each_a, each_b = ({v["video_id"]: v for v in report["each"]} for report in (a, b))
     differences = [
         difference

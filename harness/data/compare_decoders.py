@@ -82,12 +82,8 @@ def compare_decoders(
         if progress is not None:
             progress(done, len(video_ids))
     if not differences:
-        raise UsageError(
-            f"no video of {dataset.name} under {dataset.root} can be decoded by both {' and '.join(decoders)}",
-            code="decoder.nothing-to-compare",
-            dataset=dataset.name,
-            refused=refused,
-        )
+        message = f"no video of {dataset.name} under {dataset.root} can be decoded by both {' and '.join(decoders)}"
+        raise UsageError(message, code="decoder.nothing-to-compare", dataset=dataset.name, refused=refused)
     return DecoderComparison(
         decoders=decoders,
         versions=versions,

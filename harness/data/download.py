@@ -80,20 +80,14 @@ def download(
     if target.is_file():
         actual = file_sha256(target)
         if expected not in (None, actual):
-            raise UsageError(
-                f"{target} exists with SHA-256 {actual}, not {expected}; move it away",
-                code="download.exists",
-                path=str(target),
-            )
+            message = f"{target} exists with SHA-256 {actual}, not {expected}; move it away"
+            raise UsageError(message, code="download.exists", path=str(target))
         return Download(path=target, size=target.stat().st_size, sha256=actual, checked=expected is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot create the folder {folder} ({error.strerror}); choose another one",
-            code="io.write",
-            path=str(folder),
-        ) from error
+        message = f"cannot create the folder {folder} ({error.strerror}); choose another one"
+        raise UsageError(message, code="io.write", path=str(folder)) from error
     part = target.with_name(f".{target.name}.part")
     lock = FileLock(part.with_suffix(".lock"), timeout=0)
     try:
@@ -115,21 +109,12 @@ def _accept(url: str, part: Path, target: Path, expected: str | None, reject: Ca
     actual, size = file_sha256(part), part.stat().st_size
     if expected not in (None, actual):
         _discard(part)
-        raise UsageError(
-            f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum",
-            code="download.wrong-checksum",
-            url=url,
-            size=size,
-            sha256=actual,
-        )
+        message = f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum"
+        raise UsageError(message, code="download.wrong-checksum", url=url, size=size, sha256=actual)
     if content := reject(part):
         _discard(part)
-        raise UsageError(
-            f"{url} sent {size:,} bytes that are {content}; check the URL",
-            code="download.wrong-content",
-            url=url,
-            size=size,
-        )
+        message = f"{url} sent {size:,} bytes that are {content}; check the URL"
+        raise UsageError(message, code="download.wrong-content", url=url, size=size)
     part.replace(target)
     _note(part).unlink(missing_ok=True)
     return actual
@@ -170,12 +155,8 @@ def _download_part(url: str, part: Path, checked: bool, progress: Progress | Non
             if size
             else "if the page has moved, set its new URL with --url, or download the file by other means"
         )
-        raise UsageError(
-            f"{url} cannot be downloaded ({str(cause) or type(cause).__name__}); {remedy}",
-            code="download.failed",
-            url=url,
-            kept=size,
-        ) from cause
+        message = f"{url} cannot be downloaded ({str(cause) or type(cause).__name__}); {remedy}"
+        raise UsageError(message, code="download.failed", url=url, kept=size) from cause
 
 
 def _attempt(session: requests.Session, url: str, part: Path, checked: bool, progress: Progress | None) -> None:
@@ -197,12 +178,8 @@ def _attempt(session: requests.Session, url: str, part: Path, checked: bool, pro
         if response.status_code in _RETRY_STATUS:
             raise _TransientError(status)
         if response.status_code not in (200, 206):
-            raise UsageError(
-                f"{url} cannot be downloaded ({status}); check the URL",
-                code="download.refused",
-                url=url,
-                status=response.status_code,
-            )
+            message = f"{url} cannot be downloaded ({status}); check the URL"
+            raise UsageError(message, code="download.refused", url=url, status=response.status_code)
         _receive(response, part, known, progress)
 
 
@@ -260,11 +237,8 @@ class _Session(requests.Session):
             url = urljoin(resp.url, target)
             _check_url(url)
             if urlsplit(resp.url).scheme == "https" and urlsplit(url).scheme == "http":
-                raise UsageError(
-                    f"{resp.url} redirects to the unencrypted {url}; set that with --url if you trust the network",
-                    code="download.downgrade",
-                    url=url,
-                )
+                message = f"{resp.url} redirects to the unencrypted {url}; set that with --url if you trust the network"
+                raise UsageError(message, code="download.downgrade", url=url)
         return target
 
 

@@ -53,17 +53,11 @@ class Split:
         if len(set(self.video_ids)) != len(self.video_ids):
             raise UsageError(f"split {self.name} lists a video id twice", code="split.duplicate", split=self.name)
         if len(self.captions) != len(self.caption_video):
-            raise UsageError(
-                f"split {self.name} has {len(self.captions)} captions, and videos for {len(self.caption_video)}",
-                code="split.captions",
-                split=self.name,
-            )
+            message = f"split {self.name} has {len(self.captions)} captions, and videos for {len(self.caption_video)}"
+            raise UsageError(message, code="split.captions", split=self.name)
         if self.caption_video and not 0 <= min(self.caption_video) <= max(self.caption_video) < len(self.video_ids):
-            raise UsageError(
-                f"a caption of split {self.name} names a video outside the split",
-                code="split.captions",
-                split=self.name,
-            )
+            message = f"a caption of split {self.name} names a video outside the split"
+            raise UsageError(message, code="split.captions", split=self.name)
 
     @property
     def fingerprint(self) -> str:

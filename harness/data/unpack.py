@@ -49,12 +49,8 @@ def unpack_videos(archive: Path, folder: Path, progress: Progress | None = None)
         names = [video.name for video in videos]
         if len(set(names)) < len(names):
             repeated = next(name for name in names if names.count(name) > 1)
-            raise UsageError(
-                f"{archive} contains several videos named {repeated}; unpack it by hand",
-                code="archive.duplicate",
-                archive=str(archive),
-                name=repeated,
-            )
+            message = f"{archive} contains several videos named {repeated}; unpack it by hand"
+            raise UsageError(message, code="archive.duplicate", archive=str(archive), name=repeated)
         absent = [v for v in videos if not _is_complete(folder / v.name, v.size)]
         check_space(folder, sum(video.size for video in absent), f"unpacking {archive}")
         for done, video in enumerate(absent, start=1):
@@ -70,12 +66,8 @@ def _checked(member: _Member, archive: Path) -> _Member:
     leaves = path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":"))
     if leaves or not member.plain:
         problem = "a path that leaves the archive" if leaves else "not a plain file"
-        raise UsageError(
-            f"{archive} contains {member.name!r:.100}, {problem}, and is not unpacked; use another copy",
-            code="archive.unsafe",
-            archive=str(archive),
-            name=member.name,
-        )
+        message = f"{archive} contains {member.name!r:.100}, {problem}, and is not unpacked; use another copy"
+        raise UsageError(message, code="archive.unsafe", archive=str(archive), name=member.name)
     return replace(member, name=safe_name(path.name, str(archive)))
 
 
@@ -90,11 +82,8 @@ def _write(video: _Member, target: Path, archive: Path) -> None:
                 left -= len(block)
                 file.write(block if left >= 0 else b"")
         if left:
-            raise UsageError(
-                f"{archive}: {video.name} has another length than announced; download the archive again",
-                code="archive.damaged",
-                archive=str(archive),
-            )
+            message = f"{archive}: {video.name} has another length than announced; download the archive again"
+            raise UsageError(message, code="archive.damaged", archive=str(archive))
 
 
 @contextmanager
@@ -121,18 +110,11 @@ def _videos(archive: Path, folder: Path) -> Iterator[Sequence[_Member]]:
                     if _is_video(info.name) and tarfile.data_filter(info, str(folder))
                 ]
     except tarfile.FilterError as error:
-        raise UsageError(
-            f"{archive} is not unpacked ({error}); use another copy",
-            code="archive.unsafe",
-            archive=str(archive),
-            name=error.tarinfo.name,
-        ) from error
+        message = f"{archive} is not unpacked ({error}); use another copy"
+        raise UsageError(message, code="archive.unsafe", archive=str(archive), name=error.tarinfo.name) from error
     except (zipfile.BadZipFile, tarfile.TarError, ZlibError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(
-            f"{archive} cannot be unpacked ({error}); remove it and download it again",
-            code="archive.damaged",
-            archive=str(archive),
-        ) from error
+        message = f"{archive} cannot be unpacked ({error}); remove it and download it again"
+        raise UsageError(message, code="archive.damaged", archive=str(archive)) from error
 
 
 def _is_video(name: str) -> bool:
