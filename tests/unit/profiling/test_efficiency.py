@@ -106,9 +106,9 @@ def test_a_training_step_runs_uncompiled_in_the_recipes_precision(jobs: list[Job
 
 def test_nothing_to_train_and_nothing_to_encode_say_so(jobs: list[Job]) -> None:
     steps = [m for m in run(plan_for("cpu", training=True), "zero_shot") if m.name == "step_time"]
-    assert "nothing to train" in steps[0].conditions["reason"]
+    assert steps[0].value is None
     ratio = [m for m in run(plan_for("cpu"), "random") if m.name == "speedup"]
-    assert "no encoder" in ratio[0].conditions["reason"]
+    assert ratio[0].value is None
 
 
 def test_stages_and_energy_at_the_best_batch(jobs: list[Job]) -> None:

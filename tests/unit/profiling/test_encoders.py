@@ -1,4 +1,4 @@
-"""A timed encoder is held against the plain model, and what strays is marked and kept."""
+"""Timed encoders are compared with the plain model, and wrong outputs are marked and kept."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def compared(job: Job, **changes: Any) -> dict[str, Measurement]:
     return {m.name: m for m in run_job(replace(job, scenario="comparison", baseline=DENSE, repeats=3, **changes))}
 
 
-def test_a_comparison_keeps_its_rounds_and_says_what_is_allowed(job: Job) -> None:
+def test_a_comparison_keeps_its_repeats_and_what_is_allowed(job: Job) -> None:
     found = compared(job, method="frame_subsample", options={"keep": 3})
     speedup, reached = found["speedup"], found["speedup_reached"]
     assert speedup.value == sorted(speedup.samples)[1]

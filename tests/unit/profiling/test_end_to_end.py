@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 
 from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.datasets.standin.generate import Settings
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.worker import run_job
@@ -80,7 +80,7 @@ def test_encoding_is_timed_apart_from_decoding(job: Job, monkeypatch: pytest.Mon
 
 def test_a_data_set_that_makes_nothing_needs_its_folder(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FewClips, "generated", False)
-    with pytest.raises(UsageError, match="--data DIR"):
+    with raises("dataset.folder"):
         run_job(replace(job, data=None))
 
 

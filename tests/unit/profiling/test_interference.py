@@ -116,12 +116,12 @@ def test_what_is_not_told_has_a_reason(nvml: Any, fake: FakeNvml | None, fields:
     for name in fields:
         assert getattr(seen, name) is None
         assert reason in seen.unavailable[name]
-    with interference_monitor(CUDA) as watcher:
+    with interference_monitor(CUDA) as monitor:
         pass
-    found = watcher.measurement()
+    found = monitor.measurement()
     assert found.name == "gpu_clock"
     assert (found.value is None) == ("clock_mhz" in fields)
-    assert watcher.interference() is None  # what nobody tells disturbs nothing
+    assert monitor.interference() is None  # what nobody tells disturbs nothing
 
 
 def test_an_older_package_names_the_clock_reasons_otherwise(nvml: Any) -> None:
@@ -143,19 +143,19 @@ def test_an_older_package_names_the_clock_reasons_otherwise(nvml: Any) -> None:
 )
 def test_what_disturbs_a_gpu(nvml: Any, answers: dict[str, Any], reason: str | None) -> None:
     nvml(FakeNvml(**answers))
-    with GpuMonitor(CUDA) as watcher:
+    with GpuMonitor(CUDA) as monitor:
         pass
-    found = watcher.interference()
+    found = monitor.interference()
     assert found is None if reason is None else reason in (found or "")
-    seen = watcher.measurement().conditions
+    seen = monitor.measurement().conditions
     assert seen["before"]["temperature_c"] == seen["after"]["temperature_c"] == 45
 
 
 def test_own_work_is_no_disturbance_after_the_measurement(nvml: Any) -> None:
     fake = nvml(FakeNvml())
-    with GpuMonitor(CUDA) as watcher:
+    with GpuMonitor(CUDA) as monitor:
         fake.answers["nvmlDeviceGetUtilizationRates"] = SimpleNamespace(gpu=100)
-    assert watcher.interference() is None
+    assert monitor.interference() is None
 
 
 @pytest.mark.parametrize(("busy", "own", "others"), [(20.0, 19.0, 0.1), (20.0, 12.0, 0.8), (10.0, 11.0, 0.0)])
@@ -166,30 +166,30 @@ def test_other_load_is_busy_time_less_own(
     monkeypatch.setattr(interference, "_cpu_times", lambda: next(times))
     monkeypatch.setattr(interference, "calibration_speed", lambda: 100.0)
     monkeypatch.setattr(interference.psutil, "cpu_count", lambda: 2)
-    with CpuMonitor() as watcher:
+    with CpuMonitor() as monitor:
         pass
-    found = watcher.measurement()
+    found = monitor.measurement()
     assert (found.name, found.unit, found.value) == ("other_load", "cores", pytest.approx(others))
-    assert (watcher.interference() is not None) == (others > 0.2)
+    assert (monitor.interference() is not None) == (others > 0.2)
 
 
 @pytest.mark.parametrize(("before", "after", "disturbed"), [(100.0, 81.0, False), (100.0, 79.0, True), (70, 100, True)])
-def test_a_machine_that_changes_its_pace_disturbs(
+def test_a_machine_that_changes_its_speed_disturbs(
     monkeypatch: pytest.MonkeyPatch, before: float, after: float, disturbed: bool
 ) -> None:
-    paces = iter([before, after])
-    monkeypatch.setattr(interference, "calibration_speed", lambda: next(paces))
+    speeds = iter([before, after])
+    monkeypatch.setattr(interference, "calibration_speed", lambda: next(speeds))
     monkeypatch.setattr(interference, "_cpu_times", lambda: (0.0, 0.0, 0.0))
-    with CpuMonitor() as watcher:
+    with CpuMonitor() as monitor:
         pass
-    assert watcher.measurement().conditions["pace_gmacs_per_s"] == {"before": before, "after": after}
-    assert (watcher.interference() is not None) == disturbed
+    assert monitor.measurement().conditions["pace_gmacs_per_s"] == {"before": before, "after": after}
+    assert (monitor.interference() is not None) == disturbed
 
 
 def test_a_real_cpu_is_watched() -> None:
-    with CpuMonitor() as watcher:
+    with CpuMonitor() as monitor:
         sum(range(100_000))
-    found = watcher.measurement()
+    found = monitor.measurement()
     assert found.value is not None
     assert found.value >= 0
     assert found.conditions["cores"] >= 1

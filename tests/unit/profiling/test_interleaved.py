@@ -19,7 +19,7 @@ def test_the_order_turns_round_and_warm_up_does_not_count() -> None:
     assert len(timings.candidate) == len(timings.baseline) == 3
 
 
-def test_ratios_are_taken_within_rounds() -> None:
+def test_ratios_are_taken_within_repeats() -> None:
     assert Timings(candidate=[1.0, 2.0], baseline=[1.5, 5.0]).ratios == [1.5, 2.5]
 
 
