@@ -20,16 +20,15 @@ from chromium import (
     numbers,
     watched,
 )
+from records import make_record
+from report_records import report, write_unchecked
 
 from tvrbench.datasets.standin.dataset import StandIn
-from tvrbench.harness.records.record import normalized
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.figures.points import Point, frontier
-from tvrbench.harness.reporting.pages.report import write_report
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "standin_record.json"
 HOSTILE = "x</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
 # name, R@1, GMACs, videos/s (None: not measured), trainable parameters
 METHODS = (
@@ -42,37 +41,28 @@ METHODS = (
 RIVAL = tuple((keep, 30.0 + keep, 4.4 * keep, 2880.0 / keep) for keep in (2, 4, 8, 12))
 
 
-def make_record(name: str, r1: float, gmacs: float, speed: float | None, trainable: int) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(FIXTURE.read_text(encoding="utf-8"))
-    record["method"]["name"] = name
-    record["metrics"]["t2v"]["R1"] = r1
-    record["metrics"]["intervals"]["t2v"]["R1"] = [r1 - 3, r1 + 3]
-    values = {"gmacs_video": gmacs, "throughput": speed, "params_trainable": trainable}
+def priced_record(name: str, r1: float, gmacs: float, videos_per_s: float | None, trainable: int) -> dict[str, Any]:
+    record = make_record(name, r1)
+    values = {"gmacs_video": gmacs, "throughput": videos_per_s, "params_trainable": trainable}
     for m in record["cost"]:
         m["value"] = values.get(m["name"], m["value"])
         if m["value"] is None:
             m["conditions"] = {"reason": "no clock"}
+    record["metrics"]["intervals"]["t2v"]["R1"] = [r1 - 3, r1 + 3]
     return record
-
-
-def write(store: RecordStore, record: dict[str, Any], number: int) -> None:
-    """Past the store, which takes no hostile name."""
-    folder = store.folder("standin/uniform")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{number:02d}.json").write_text(json.dumps(normalized(record, "a record")))
 
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     store = RecordStore(folder / "results")
-    for i, method in enumerate(METHODS):
-        write(store, make_record(*method), i)
-    for keep, r1, gmacs, speed in RIVAL:
-        record = make_record("frame_subsample", r1, gmacs, speed, 490_000)
+    records = [priced_record(*method) for method in METHODS]
+    for keep, r1, gmacs, videos_per_s in RIVAL:
+        record = priced_record("frame_subsample", r1, gmacs, videos_per_s, 490_000)
         record["method"]["options"]["keep"] = keep
-        write(store, record, len(METHODS) + keep)
-    return write_report("standin/uniform", store, folder / "reports")[0].parent / "page.html"
+        records.append(record)
+    write_unchecked(store, *records)
+    return report(store, folder) / "page.html"
 
 
 @pytest.fixture(scope="module")

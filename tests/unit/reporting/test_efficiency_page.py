@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 from bench_records import GPU, counts, ratio, save, speed
 from chromium import Open, assert_names_apart, color_of, column, contrast, labels, launched, watched
+from records import csv_rows
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -85,7 +84,7 @@ class TestFile:
             for m in group["methods"]
             if "CPU" in group["name"]
         }
-        rows = {row["method"]: row for row in csv.DictReader(io.StringIO((folder / f"{CPU_TABLE}.csv").read_text()))}
+        rows = {row["method"]: row for row in csv_rows(folder, CPU_TABLE)}
         for name, costs in found.items():
             assert costs["gmacs_video_inference"][0] == float(rows[name]["gmacs_video"])
             assert costs["output_tokens_inference"][0] == float(rows[name]["output_tokens"])
