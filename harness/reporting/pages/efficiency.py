@@ -15,7 +15,7 @@ from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbone, be
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord, stored_records
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
-from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
+from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.html_page import PAGE, rendered
 from tvrbench.harness.reporting.papers.published import (
     load_claims,
@@ -143,7 +143,7 @@ def _part(bench: Bench, name: str, scope: ReportContext) -> Part:
         further=further_table(bench, name, scope),
         equal=None if equal is None else equal_time_table(equal, bench, stem, scope),
         picture=f"{stem}.png" if drawn else None,
-        png=equal_time_picture(equal, title) if equal is not None and drawn else b"",
+        png=matched_time_figure(equal, title) if equal is not None and drawn else b"",
         frames={} if equal is None else {timed.row.label: timed.frames for timed in equal.curve},
     )
 

@@ -172,7 +172,9 @@ def _content(
         "figures": drawn,
         "beside": [name for name in BESIDE if (scope.folder / name).is_file()],
         "picture_commands": {
-            name: command_line(["visualize", kind, scope.protocol, *(["METHOD", "METHOD"] if kind == "gallery" else [])])
+            name: command_line(
+                ["visualize", kind, scope.protocol, *(["METHOD", "METHOD"] if kind == "gallery" else [])]
+            )
             for name, kind in ((TOKENS, "tokens"), (GALLERY, "gallery"))
         },
         "files": _files,

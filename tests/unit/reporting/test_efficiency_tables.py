@@ -18,7 +18,7 @@ from tvrbench.harness.reporting.analysis.matched_time import MatchedTime, matche
 from tvrbench.harness.reporting.data.bench_rows import Bench, benches, shared_batch
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
-from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
+from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
 from tvrbench.harness.reporting.tables.efficiency_targets import targets_table
@@ -214,7 +214,7 @@ class TestEqualTime:
         (entry,) = equal.points
         assert words in entry.cost_verdict(12)
         assert (entry.budget is None) == (ratio_to_plain != 0.96)
-        assert equal_time_picture(equal, "Title $x$").startswith(b"\x89PNG")
+        assert matched_time_figure(equal, "Title $x$").startswith(b"\x89PNG")
 
     def test_an_invalid_time_does_not_count(self, root: Path) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(1.3, 2.0, invalid="disturbed")])
