@@ -102,7 +102,7 @@ def _print_facts(comparison: RecordComparison) -> None:
     if not comparison.facts:
         print("The records differ in nothing but their numbers.\n")
         return
-    print("What differs")
+    print("Differences")
     rows = [
         [fact.what, *(_short(value) for value in (fact.a, fact.b)), fact.meaning or ""] for fact in comparison.facts
     ]

@@ -195,7 +195,7 @@ def test_text_comes_with_differences_first(bench: Bench, capsys: pytest.CaptureF
     a, b = bench.save(record()), bench.save(record("lora"))
     assert cli.main(["compare", str(a), str(b), "--results", str(bench.results)]) == 0
     out = capsys.readouterr().out
-    assert out.index("What differs") < out.index("Retrieval") < out.index("Cost")
+    assert out.index("Differences") < out.index("Retrieval") < out.index("Cost")
     assert "McNemar" in out
 
 

@@ -13,20 +13,18 @@ from tvrbench.harness.evaluation.statistics import (
     RANK_STATISTICS,
     McNemar,
     PairedDifference,
-    Statistic,
     mcnemar,
     paired_mean_differences,
     paired_statistic,
 )
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
+from tvrbench.harness.reporting.catalogue import CATALOGUE, COUNTS
 from tvrbench.harness.reporting.data.context import compares_methods
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import Values, run_credits
 
-COUNTED_UNITS = ("GMACs", "tokens", "parameters")
-"""Units of what the model alone decides, the same on every machine."""
-
+_COUNTED = {CATALOGUE[name].unit for name in COUNTS}  # the same on every machine
 _MEANING: Mapping[str, str] = {
     "protocol": "the numbers answer different questions",
     "protocol hash": "rules of training or testing differ: no table holds both",
@@ -49,7 +47,7 @@ _MEANING: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """Something the records differ in, and what follows; None: the record does not say."""
+    """A difference between the records and what follows from it; None: the record does not hold it."""
 
     what: str
     a: str | None
@@ -59,7 +57,7 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricLine:
-    """A metric of both, B less A, and the paired bootstrap of that difference where it can be had."""
+    """A metric of both, B minus A, and the paired bootstrap of that difference where queries are shared."""
 
     metric: str
     a: float
@@ -100,7 +98,7 @@ class RecordComparison:
 
 
 def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
-    """Compare two records; every difference is B less A."""
+    """Compare two records; every difference is B minus A."""
     ranks, reason = _paired_ranks(a, b)
     return RecordComparison(
         facts=tuple(_facts(a.record, b.record)),
@@ -120,10 +118,10 @@ def _facts(a: Record, b: Record) -> Iterator[Fact]:
 
 
 def _described(record: Record) -> dict[str, str]:
-    """Everything that two records can differ in, by its name, in the order it is told."""
+    """Everything that two records can differ in, by name, in the order of the output."""
     environment, metrics = record["environment"], record["metrics"]
     checkpoint: Mapping[str, Any] = dict(record).get("checkpoint") or {}  # type: ignore[assignment]
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "protocol": record["protocol"]["name"],
         "protocol hash": record["protocol"]["hash"],
         "method": record["method"]["name"],
@@ -146,7 +144,7 @@ def _described(record: Record) -> dict[str, str]:
         "status": record["status"],
         "failure": record["failure"],
     }
-    return {what: _text(value) for what, value in found.items() if value is not None}
+    return {what: _text(value) for what, value in values.items() if value is not None}
 
 
 def _text(value: Any) -> str:
@@ -196,16 +194,10 @@ def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values,
         if direction not in one or direction not in other:
             continue
         for name, statistic in RANK_STATISTICS.items():
-            paired = _paired(ranks[direction], statistic) if ranks else None
+            paired = paired_statistic(ranks[direction][1], ranks[direction][0], statistic) if ranks else None
             yield _line(f"{direction} {name}", one[direction][name], other[direction][name], paired)
     if None not in (one.get("pair_accuracy"), other.get("pair_accuracy")):
         yield _line("right order picked", one["pair_accuracy"], other["pair_accuracy"], None)
-
-
-def _paired(ranks: tuple[Values, Values], statistic: Statistic) -> PairedDifference:
-    """Of B less A."""
-    a, b = ranks
-    return paired_statistic(b, a, statistic)
 
 
 def _line(metric: str, a: float, b: float, paired: PairedDifference | None) -> MetricLine:
@@ -242,7 +234,7 @@ def _why_no_ratio(a: Record, b: Record, x: MeasurementDoc | None, y: Measurement
     for m in (x, y):
         if m["value"] is None:
             return str(m["conditions"]["reason"])
-    if x["unit"] in COUNTED_UNITS:
+    if x["unit"] in _COUNTED:
         return None if x["value"] else "A's is 0"
     devices = [record["environment"]["device"] for record in (a, b)]
     if devices[0] != devices[1]:

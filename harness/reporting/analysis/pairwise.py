@@ -1,4 +1,4 @@
-"""Which methods can be told apart: every pair on the same queries, corrected for how many pairs there are."""
+"""Significant differences between methods: every pair on the same queries, corrected for the number of pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvrbench.harness.reporting.data.rows import MethodRow, Values, row_credits
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """R@1 (ties shared) of ``a`` less that of ``b`` on the same queries, and its p-value corrected for all pairs."""
+    """R@1 (expected over ties) of ``a`` minus that of ``b`` on the same queries, and its p-value, corrected."""
 
     a: MethodRow
     b: MethodRow
@@ -23,7 +23,7 @@ class Pair:
 
     @property
     def better(self) -> MethodRow | None:
-        """The row that is better beyond doubt; None where they cannot be told apart."""
+        """The significantly better row; None where the two do not differ significantly."""
         if self.p_value >= SIGNIFICANCE or self.difference.difference == 0:
             return None
         return self.a if self.difference.difference > 0 else self.b
@@ -49,10 +49,10 @@ def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair
     if not pairs:
         return []
     differences = paired_mean_differences([gain for _, _, gain in pairs])
-    adjusted = holm([found.p_value for found in differences])
+    adjusted = holm([one.p_value for one in differences])
     return [
-        Pair(a=a, b=b, difference=found, p_value=p)
-        for (a, b, _), found, p in zip(pairs, differences, adjusted, strict=True)
+        Pair(a=a, b=b, difference=difference, p_value=p)
+        for (a, b, _), difference, p in zip(pairs, differences, adjusted, strict=True)
     ]
 
 

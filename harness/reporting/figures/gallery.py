@@ -27,7 +27,7 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """One method's answers: scores of every caption with every video, and the rank of each caption's own video."""
+    """Retrieval with one method: scores of every caption and video, and the rank of each caption's own video."""
 
     label: str
     origin: str
@@ -74,7 +74,7 @@ def strip(frames: Frames) -> bytes:
 
 
 def disagreements(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Queries by how far apart two methods rank their videos, as a ratio; those that each does better in turn.
+    """Sort queries by the ratio of their ranks under two methods, alternating which method does better.
 
     Args:
         one, other: ranks [T].

@@ -1,4 +1,4 @@
-"""The picture of cost at equal measured time: time against multiply-adds, and both counted in plain frames."""
+"""Figure of cost at equal measured time: time against multiply-adds, and both counted in dense frames."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _LONGEST = 46  # characters of a name
 _EDGE = {"edgecolor": "white", "linewidth": 0.9}
 
 
-def equal_time_picture(found: MatchedTime, title: str) -> bytes:
+def matched_time_figure(matched: MatchedTime, title: str) -> bytes:
     """Two panels as a PNG: on the left each method's time and work beside the line of fewer frames; on the right, in
-    the same marks and by name, the frames that its multiply-adds would pay for and those that its time pays for.
+    the same marks and by name, the dense frames of its multiply-adds and those of its time.
     """
-    shown = sorted((e.timed for e in found.points if e.timed is not None), key=lambda t: (-t.time, t.row.label))
+    shown = sorted((e.timed for e in matched.points if e.timed is not None), key=lambda t: (-t.time, t.row.label))
     with canvas(_WIDTH, max(3.9, _HEAD + _ROW * len(shown))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
         decorate(
-            left, title, None, f"measured time of a video, {found.baseline} with all frames = 1", "GMACs of a video"
+            left, title, None, f"measured time per video, {matched.baseline} with all frames = 1", "GMACs per video"
         )
-        decorate(right, "", None, f"frames encoded plainly at the same cost, of {found.all_frames}", "")
-        _plane(left, found, shown)
-        _dumbbells(right, found, shown)
+        decorate(right, "", None, f"frames encoded densely at the same cost, of {matched.all_frames}", "")
+        _plane(left, matched, shown)
+        _dumbbells(right, matched, shown)
         figure.legend(
             handles=[
-                Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHES, label="fewer frames, encoded plainly"),
-                Line2D([], [], color=FAINT, marker="|", markersize=9, linestyle="none", label="what GMACs pay for"),
-                Line2D([], [], color=INK, marker="o", linestyle="none", label="what the measured time pays for"),
+                Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHES, label="fewer frames, encoded densely"),
+                Line2D([], [], color=FAINT, marker="|", markersize=9, linestyle="none", label="frames of equal GMACs"),
+                Line2D([], [], color=INK, marker="o", linestyle="none", label="frames of equal time"),
             ],
             loc="outside lower center",
             ncols=3,
@@ -46,8 +46,8 @@ def equal_time_picture(found: MatchedTime, title: str) -> bytes:
         return png(figure)
 
 
-def _plane(axes: Axes, found: MatchedTime, shown: Sequence[TimedRow]) -> None:
-    line = found.curve
+def _plane(axes: Axes, matched: MatchedTime, shown: Sequence[TimedRow]) -> None:
+    line = matched.curve
     sns.lineplot(
         x=[t.time for t in line], y=[t.gmacs for t in line], ax=axes, color=INK, linewidth=1.1, linestyle=_DASHES
     )
@@ -63,16 +63,16 @@ def _plane(axes: Axes, found: MatchedTime, shown: Sequence[TimedRow]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _dumbbells(axes: Axes, found: MatchedTime, shown: Sequence[TimedRow]) -> None:
-    """A line a method, the slowest at the top; where its time lies beyond the line of frames, an arrow says so."""
-    frames = {id(e.timed): None if e.budget is None else e.budget.frames for e in found.points}
-    last = max(found.curve, key=lambda t: t.frames)
+def _dumbbells(axes: Axes, matched: MatchedTime, shown: Sequence[TimedRow]) -> None:
+    """Draw a line per method, the slowest at the top; a word marks a time beyond the curve."""
+    frames = {id(e.timed): None if e.budget is None else e.budget.frames for e in matched.points}
+    last = max(matched.curve, key=lambda t: t.frames)
     per_frame = last.gmacs / last.frames
-    fewest = min(t.frames for t in found.curve)
+    fewest = min(t.frames for t in matched.curve)
     for place, (style, t) in enumerate(reversed(list(enumerate(shown)))):
         work, time = t.gmacs / per_frame, frames[id(t)]
         beyond = t.time > last.time
-        end = time if time is not None else max(found.all_frames, work) + 0.4 if beyond else min(fewest, work) - 0.4
+        end = time if time is not None else max(matched.all_frames, work) + 0.4 if beyond else min(fewest, work) - 0.4
         axes.hlines(place, min(work, end), max(work, end), color=FAINT, linewidth=1.0, zorder=2)
         axes.plot(work, place, marker="|", markersize=10, color=FAINT, zorder=3)
         if time is None:
@@ -90,7 +90,7 @@ def _dumbbells(axes: Axes, found: MatchedTime, shown: Sequence[TimedRow]) -> Non
         sns.scatterplot(x=[end], y=[place], ax=axes, color=color(style), marker=marker(style), s=48, zorder=4, **_EDGE)
     low, high = axes.get_xlim()
     axes.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low))
-    axes.axvline(found.all_frames, color=FAINT, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+    axes.axvline(matched.all_frames, color=FAINT, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     names = [brief(t.row.label, _LONGEST) for t in reversed(shown)]
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.set_ylim(-0.7, len(names) - 0.3)

@@ -36,17 +36,17 @@ def pareto(
     with_frontier: bool = True,
     better: Better = "min",
 ) -> bytes:
-    """R@1 against a cost, as a PNG of 220 dots an inch; the same bytes for the same input.
+    """Draw R@1 against a cost, as a PNG at 220 dots per inch; the same input gives the same bytes.
 
-    Points of equal cost whose intervals overlap are set side by side. The cost's axis is logarithmic where costs lie
-    far apart; a cost of 0 then stands at its left end.
+    Points of equal cost whose intervals overlap are drawn side by side. The axis of costs is logarithmic where costs
+    are far apart; a cost of 0 is then drawn at its left end.
 
     Args:
         points: the methods.
-        title, notice: what stands above.
+        title, notice: above the axes.
         cost_label: of the horizontal axis.
         chance: R@1 of random scores.
-        with_frontier: draw what nothing beats.
+        with_frontier: draw the frontier.
         better: the end of the cost that is good.
     """
     with canvas(*_SIZE) as figure:

@@ -1,4 +1,4 @@
-"""A clip's frames with every patch outlined by the token that holds it in the end, methods below each other."""
+"""Frames of a clip with each patch outlined by the token that finally holds it, one strip per method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Frames = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.int64]
 
 _WIDTH = 7.2  # inches
-_A_LINE = 6  # frames
+_A_LINE = 6  # frames per row
 _GAP = 0.12  # of a frame, between frames
 _NUMBERED = len(COLORS)  # tokens that get a color and a number: the largest
 _SMALLEST = 2  # patches, for a token to be one of them
@@ -29,7 +29,7 @@ _SMALLEST = 2  # patches, for a token to be one of them
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What one method made of a clip.
+    """The tokens of a clip under one method.
 
     Attributes:
         label: the method.
@@ -52,19 +52,19 @@ class Merged:
 
     @property
     def summary(self) -> str:
-        """In numbers: patches, tokens, how many hold several, how many patches were dropped."""
+        """Counts: patches, tokens, tokens that hold several patches, patches that were dropped."""
         held, counts = np.unique(self.token_TP[self.token_TP >= 0], return_counts=True)
         several, dropped = int((counts > 1).sum()), int((self.token_TP < 0).sum())
-        told = [
+        parts = [
             f"{self.token_TP.size} patches in {len(held)} tokens ({self.leaving} leave, class tokens included)",
-            f"{several} hold several" if several else "none holds more than one",
+            f"{several} hold several" if several else "none holds several",
             *([f"{dropped} patches dropped"] * bool(dropped)),
         ]
-        return ", ".join(told)
+        return ", ".join(parts)
 
 
 def token_map(frames: Frames, merged: Sequence[Merged], *, title: str, caption: str, notice: str | None) -> bytes:
-    """One strip a method, as a PNG of 220 dots an inch.
+    """Draw a strip per method, as a PNG at 220 dots per inch.
 
     Args:
         frames: [T, 3, H, W], only real ones.

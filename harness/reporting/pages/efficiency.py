@@ -11,7 +11,7 @@ from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
-from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
+from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.layout import Block, Report, Section, Text, bullets, provenance, write
 from tvrbench.harness.reporting.papers.published import (
     load_claims,
@@ -109,7 +109,7 @@ def _backbone(
         if any(entry.timed is not None for entry in matched.points):
             figure = Picture(
                 file=f"{stem}.png",
-                data=equal_time_picture(matched, f"Cost at equal measured time, {name}, {bench.name}"),
+                data=matched_time_figure(matched, f"Cost at equal measured time, {name}, {bench.name}"),
                 alternative=f"Time per video against its multiply-adds, and both in dense frames, on {name}",
                 caption=_FIGURE_CAPTION,
                 kind="equal-time",

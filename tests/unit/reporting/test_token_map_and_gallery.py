@@ -20,7 +20,7 @@ from tvrbench.harness.data.types import Split
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.gallery import Frames, Searched, Strips, disagreements, gallery_page, strip
 from tvrbench.harness.reporting.figures.style import COLORS
-from tvrbench.harness.reporting.figures.token_map import Merged, token_picture
+from tvrbench.harness.reporting.figures.token_map import Merged, token_map
 from tvrbench.harness.reporting.pages.html import source_hash
 
 pytestmark = pytest.mark.unit
@@ -49,11 +49,11 @@ class TestTokenPicture:
             "8 patches in 4 tokens (6 leave, class tokens included), 2 hold several, 1 patches dropped"
         )
         plain = replace(merged(), token_TP=np.arange(8).reshape(2, 4))
-        assert plain.summary.endswith("none holds more than one")
+        assert plain.summary.endswith("none holds several")
 
     def draw(self, *methods: Merged, notice: str | None = None, caption: str = "a clip") -> np.ndarray:
-        data = token_picture(frames(), methods, title="t", caption=caption, notice=notice)
-        assert data == token_picture(frames(), methods, title="t", caption=caption, notice=notice)
+        data = token_map(frames(), methods, title="t", caption=caption, notice=notice)
+        assert data == token_map(frames(), methods, title="t", caption=caption, notice=notice)
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
     def share(self, picture: np.ndarray, color: str) -> int:
@@ -85,7 +85,7 @@ class TestTokenPicture:
     def test_any_trace_can_be_drawn(self, count: int, side: int, seed: int) -> None:
         tokens = np.random.default_rng(seed).integers(-1, 6, (count, side * side))
         method = replace(merged(), token_TP=tokens)
-        assert token_picture(frames(count), [method], title="t", caption="", notice=None).startswith(b"\x89PNG")
+        assert token_map(frames(count), [method], title="t", caption="", notice=None).startswith(b"\x89PNG")
 
 
 SPLIT = Split(

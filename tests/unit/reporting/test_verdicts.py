@@ -78,45 +78,51 @@ def judged(
 )
 def test_recall_is_judged_by_margin_then_interval(measured: float, verdict: str) -> None:
     found = judged(NUMBER, row(measured), scope=PUBLISHED)
-    assert (found.verdict, found.reason) == (verdict, "1 of 3 seeds: no claim")
+    assert found.verdict == verdict
+    assert "1 of 3 seeds" in (found.reason or "")
     assert found.difference == pytest.approx(measured - 46.1)
 
 
 def test_without_an_interval_noise_excuses_nothing() -> None:
     found = judged(NUMBER, row(48.0, interval=None), scope=PUBLISHED)
-    assert (found.verdict, found.reason) == ("not reproduced", "1 of 3 seeds: no claim; no interval")
+    assert found.verdict == "not reproduced"
+    assert "no interval" in (found.reason or "")
 
 
 def test_a_checkpoint_chosen_on_test_limits_the_verdict() -> None:
     chosen = row(46.1)
     chosen.record["metrics"]["selection"] = "best-on-test"
     found = judged(NUMBER, chosen, scope=PUBLISHED)
-    assert found.reason == "1 of 3 seeds: no claim; checkpoint chosen on the test set"
+    assert found.verdict == "reproduced"
+    assert "test set" in (found.reason or "")
 
 
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        ({"backbone": None}, {}, "the table does not name the backbone"),
-        ({"backbone": "ViT-B-16"}, {}, "not run on ViT-B-16 here"),
-        ({"frames": 64}, {}, "not run with 64 frames here"),
-        ({"train_split": "train-7k"}, {}, "trained on train-9k here, on train-7k there"),
-        ({"config": "something"}, {}, "no configuration here is known to be the paper's"),
-        ({"metric": "throughput"}, {}, "time and memory belong to the paper's device and batch"),
-        ({"metric": "train_memory_gb"}, {}, "time and memory belong to the paper's device and batch"),
+        ({"backbone": None}, {}, "backbone"),
+        ({"backbone": "ViT-B-16"}, {}, "ViT-B-16"),
+        ({"frames": 64}, {}, "64 frames"),
+        ({"train_split": "train-7k"}, {}, "train-7k"),
+        ({"config": "something"}, {}, "configuration"),
+        ({"metric": "throughput"}, {}, "device and batch"),
+        ({"metric": "train_memory_gb"}, {}, "device and batch"),
         ({"metric": "t2v_R5"}, {}, "not measured"),
-        ({}, {"r": 0}, "not run with the paper's options: r=2"),
-        ({"metric": "gmacs_video"}, {}, "the method was not run here"),
+        ({}, {"r": 0}, "r=2"),
+        ({"metric": "gmacs_video"}, {}, "not run"),
     ],
 )
 def test_what_cannot_be_compared_says_why(change: dict[str, Any], options: dict[str, Any], reason: str) -> None:
     found = judged(replace(NUMBER, **change), row(46.1, **options), scope=PUBLISHED)
-    assert (found.verdict, found.reason, found.measured) == ("not comparable", reason, None)
+    assert (found.verdict, found.measured) == ("not comparable", None)
+    assert reason in (found.reason or "")
 
 
 def test_other_data_and_other_recipes_are_not_comparable() -> None:
-    assert judged(NUMBER, row(46.1), scope=STANDIN).reason == "measured on the embedded stand-in, not on msrvtt"
-    assert judged(NUMBER, row(46.1), scope=UNIFORM).reason == "one recipe for all methods here, not the paper's own"
+    for scope, reason in ((STANDIN, "not on msrvtt"), (UNIFORM, "one recipe")):
+        found = judged(NUMBER, row(46.1), scope=scope)
+        assert found.verdict == "not comparable"
+        assert reason in (found.reason or "")
 
 
 def test_numbers_of_other_data_sets_and_methods_are_not_asked_after() -> None:
