@@ -1,4 +1,4 @@
-"""One batch over 1, 2 and 4 processes, and in chunks: the same loss and the same gradients."""
+"""One batch over 1, 2 and 4 processes, and in micro-batches: the same loss and the same gradients."""
 
 from __future__ import annotations
 
@@ -13,44 +13,66 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from torch import Tensor
 
 from tvrbench.harness.core.distributed import DistInfo, dist_info, process_group
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.training.loss import Pairs, cached_backward, local_loss, random_state, restore_random_state
-from tvrbench.harness.training.trainer import Trainer
+from tvrbench.harness.training.loss import local_loss
+from tvrbench.harness.training.trainer import Pairs, Trainer, random_state, restore_random_state
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., RetrievalModel]
 
-# What one of several processes does; torchrun gives it RANK and the like. Writes loss, norm, gradients and parameters.
-PROCESS = """
+# Forks the processes of every world from one that has imported torch, because an import takes longer than the work.
+# The first process of a world writes loss, norm, gradients and parameters.
+WORLDS = """
+import os
 import sys
 import torch
+import torch._dynamo  # noqa: F401  every optimizer imports it
 from tvrbench.harness import load_model
-from tvrbench.harness.training.loss import Pairs
 from tvrbench.harness.core.distributed import gather_shares, process_group
-from tvrbench.harness.training.trainer import Trainer
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
 torch.set_num_threads(1)
-method, weights, data, out = sys.argv[1:]
+method, weights, data, out, *worlds = sys.argv[1:]
 batch = torch.load(data, weights_only=True)
-with process_group("cpu") as dist_info:
-    model = load_model(method, weights=weights, **batch["options"])
-    trainer = Trainer(model, "uniform", 4)
-    mine = dist_info.share(len(batch["video"]))
-    pairs = Pairs(**{k: batch[k][mine] for k in ("video", "video_mask", "ids", "text_mask")})
-    loss = trainer.backward(pairs)
-    grads = {name: p.grad.clone() for name, p in model.trainable().items()}
-    trainer.optimizer.zero_grad()
-    steps = [trainer.step(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask) for _ in range(2)]
-    uneven = gather_shares(torch.arange(7)[dist_info.share(7)])
-    if dist_info.first:
-        torch.save({
-            "loss": loss, "grads": grads, "steps": [s["loss"] for s in steps], "uneven": uneven,
-            "after": {name: p.detach() for name, p in model.trainable().items()},
-        }, out)
+
+def work(size):
+    with process_group("cpu") as dist_info:
+        model = load_model(method, weights=weights, **batch["options"])
+        trainer = Trainer(model, "uniform", 4)
+        mine = dist_info.share(len(batch["video"]))
+        pairs = Pairs(**{k: batch[k][mine] for k in ("video", "video_mask", "ids", "text_mask")})
+        loss = trainer.backward(pairs)
+        grads = {name: p.grad.clone() for name, p in model.trainable().items()}
+        trainer.optimizer.zero_grad()
+        steps = [trainer.step(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask) for _ in range(2)]
+        uneven = gather_shares(torch.arange(7)[dist_info.share(7)])
+        if dist_info.first:
+            torch.save({
+                "loss": loss, "grads": grads, "steps": [s["loss"] for s in steps], "uneven": uneven,
+                "after": {name: p.detach() for name, p in model.trainable().items()},
+            }, f"{out}/{size}.pt")
+
+for world in worlds:
+    size, port = map(int, world.split(":"))
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            try:
+                work(size)
+                os._exit(0)
+            finally:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+        children.append(child)
+    if any(os.waitpid(child, 0)[1] for child in children):
+        sys.exit(f"a world of {size} processes failed")
 """
 
 
@@ -68,37 +90,32 @@ def _batch(pairs: int) -> dict[str, Tensor]:
     }
 
 
-def _run(processes: int, method: str, weights: Path, data: Path, folder: Path) -> dict[str, Any]:
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = folder / f"{processes}.pt"
-    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-P", "-c", PROCESS, method, str(weights), str(data), str(out)],
-            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    found: dict[str, Any] = torch.load(out, weights_only=True)
-    return found
+        port: int = free.getsockname()[1]
+        return port
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("method", "options"), [("tempme", {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1})])
 def test_the_number_of_processes_changes_nothing(
     method: str, options: dict[str, Any], tiny_weights: Path, tmp_path: Path
 ) -> None:
-    data = tmp_path / "batch.pt"
-    torch.save(_batch(8) | {"options": options | {"tuning": "full"}}, data)
-    alone = _run(1, method, tiny_weights, data, tmp_path)
-    for processes in (2, 4):
-        together = _run(processes, method, tiny_weights, data, tmp_path)
+    data, sizes = tmp_path / "batch.pt", (1, 2, 4)
+    torch.save(_batch(4) | {"options": options | {"tuning": "full"}}, data)
+    worlds = [f"{size}:{_free_port()}" for size in sizes]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WORLDS, method, str(tiny_weights), str(data), str(tmp_path), *worlds],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, *others = (torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in sizes)
+    for together in others:
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert together["steps"] == pytest.approx(alone["steps"], abs=1e-5)
         for what in ("grads", "after"):
@@ -108,46 +125,45 @@ def test_the_number_of_processes_changes_nothing(
         assert together["uneven"].tolist() == list(range(7))
 
 
-def _pairs(batch: dict[str, Tensor]) -> Pairs:
-    return Pairs(**batch)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 5])
 @pytest.mark.parametrize("name", ["clip4clip", "tempme", "centerclip"])
-def test_chunks_give_the_gradient_of_the_whole_batch(name: str, chunk: int, tiny_model: Make) -> None:
-    pairs, found = _pairs(_batch(5)), []
-    for size in (None, chunk):
+def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, tiny_model: Make) -> None:
+    pairs = Pairs(**_batch(4))
+
+    def backward(size: int | None) -> tuple[float, dict[str, Tensor | None]]:
         model = tiny_model(name)
-        loss = Trainer(model, "uniform", 4, chunk=size).backward(pairs)
-        found.append((loss, {key: p.grad for key, p in model.trainable().items()}))
-    (loss, grads), (chunked_loss, chunked) = found
-    assert chunked_loss == pytest.approx(loss, abs=1e-6)
-    for key, grad in grads.items():
-        torch.testing.assert_close(chunked[key], grad, rtol=1e-5, atol=1e-5, msg=key)
+        loss = Trainer(model, "uniform", 4, micro_batch_size=size).backward(pairs)
+        return loss, {key: p.grad for key, p in model.trainable().items()}
+
+    loss, grads = backward(None)
+    for size in (1, 3):
+        split_loss, split_grads = backward(size)
+        assert split_loss == pytest.approx(loss, abs=1e-6)
+        for key, grad in grads.items():
+            torch.testing.assert_close(split_grads[key], grad, rtol=1e-5, atol=1e-5, msg=key)
 
 
-def test_chunks_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make) -> None:
-    """Against a graph of all chunks at once, made with the same draws."""
-    pairs, model = _pairs(_batch(4)), tiny_model("vidtome")
-    trainer = Trainer(model, "uniform", 4, chunk=2)
-    device = torch.device("cpu")
-    start = random_state(device)
-    trainer.backward(pairs)
-    end = random_state(device)
-    chunked = {key: p.grad.clone() for key, p in model.trainable().items() if p.grad is not None}
+def test_micro_batches_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make) -> None:
+    """Against a graph of all micro-batches at once, made with the same draws."""
+    pairs, model = Pairs(**_batch(4)), tiny_model("vidtome")
+    trainer = Trainer(model, "uniform", 4, micro_batch_size=2)
+    start = random_state(trainer.device)
+    loss = trainer.backward(pairs)
+    end = random_state(trainer.device)
+    grads = {key: p.grad.clone() for key, p in model.trainable().items() if p.grad is not None}
     model.zero_grad()
-    restore_random_state(start, device)
-    features = [trainer.encode(pairs.part(first, 2)) for first in (0, 2)]
-    text, video = (torch.cat(side) for side in zip(*features, strict=True))
-    local_loss(model, text, video, rank=0).backward()  # type: ignore[no-untyped-call]
-    assert torch.equal(end[0], random_state(device)[0])
+    restore_random_state(start, trainer.device)
+    text, video = (torch.cat(side) for side in zip(*map(trainer.encode, pairs.split(2)), strict=True))
+    expected = local_loss(model, text, video)
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert loss == pytest.approx(expected.item(), abs=1e-6)
+    assert torch.equal(end[0], random_state(trainer.device)[0])
     for key, p in model.trainable().items():
         assert p.grad is not None
-        torch.testing.assert_close(chunked[key], p.grad, rtol=1e-5, atol=1e-6, msg=key)
+        torch.testing.assert_close(grads[key], p.grad, rtol=1e-5, atol=1e-6, msg=key)
 
 
-class _Held:
-    """Counts the elements that autograd keeps, and the most it kept at a time."""
+class _Graph:
+    """Counts the elements that autograd keeps, now and at the peak."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
@@ -157,22 +173,22 @@ class _Held:
 
 
 class _Kept:
-    def __init__(self, held: _Held, tensor: Tensor) -> None:
-        self.held, self.tensor = held, tensor
-        held.now += tensor.numel()
-        held.peak = max(held.peak, held.now)
+    def __init__(self, graph: _Graph, tensor: Tensor) -> None:
+        self.graph, self.tensor = graph, tensor
+        graph.now += tensor.numel()
+        graph.peak = max(graph.peak, graph.now)
 
     def __del__(self) -> None:
-        self.held.now -= self.tensor.numel()
+        self.graph.now -= self.tensor.numel()
 
 
-def test_only_one_chunk_s_graph_is_held(tiny_model: Make) -> None:
-    pairs, peaks = _pairs(_batch(8)), []
-    for chunk in (None, 2):
-        trainer, held = Trainer(tiny_model("clip4clip"), "uniform", 4, chunk=chunk), _Held()
-        with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+def test_only_the_graph_of_one_micro_batch_is_kept(tiny_model: Make) -> None:
+    pairs, peaks = Pairs(**_batch(8)), []
+    for size in (None, 2):
+        trainer, graph = Trainer(tiny_model("clip4clip"), "uniform", 4, micro_batch_size=size), _Graph()
+        with torch.autograd.graph.saved_tensors_hooks(graph.pack, lambda kept: kept.tensor):
             trainer.backward(pairs)
-        peaks.append(held.peak)
+        peaks.append(graph.peak)
     assert peaks[1] < 0.35 * peaks[0]
 
 
@@ -203,24 +219,10 @@ def test_a_process_alone_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> N
         assert here == dist_info() == DistInfo()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(UsageError, match="WORLD_SIZE"), process_group("cpu"):
+    with raises("torchrun.environment"), process_group("cpu"):
         pass
 
 
-def test_an_impossible_chunk_is_refused(tiny_model: Make) -> None:
-    with pytest.raises(UsageError, match="chunk"):
-        Trainer(tiny_model("lora"), "uniform", 4, chunk=0)
-
-
-def test_chunks_alone_return_the_loss(tiny_model: Make) -> None:
-    model = tiny_model("lora")
-
-    def encode(pairs: Pairs) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
-        return out
-
-    pairs = _pairs(_batch(4))
-    text, video = encode(pairs)
-    expected = local_loss(model, text, video, rank=0)
-    found = cached_backward(pairs, 3, encode, lambda t, v: local_loss(model, t, v, rank=0), lambda loss: loss)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)
+def test_a_micro_batch_of_no_pair_is_refused(tiny_model: Make) -> None:
+    with raises("trainer.range", name="micro_batch_size"):
+        Trainer(tiny_model("lora"), "uniform", 4, micro_batch_size=0)
