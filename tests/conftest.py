@@ -44,6 +44,19 @@ def store(tmp_path: Path) -> RecordStore:
 
 
 @pytest.fixture(scope="session")
+def standin_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which the clips of the stand-in are generated once per test process; do not change them."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def standin_folder(standin_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run the test in a folder of its own, on the stand-in in ``standin_cache``."""
+    monkeypatch.setenv("TVRBENCH_CACHE", str(standin_cache))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
 def tiny_arch() -> Architecture:
     """A 64-wide CLIP with 16 patches per frame."""
     return TINY

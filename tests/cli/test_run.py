@@ -9,49 +9,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from canonical import canonical
+from standin import STEPS, shorten_runs
 
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.config.protocol import Protocol, load_protocol
-from tvrbench.harness.records.provenance import canonical
+from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs import suite as run_command
-from tvrbench.harness.runs.runner import RunConfig
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
-STEPS = 3
-
-
-def short(name: str) -> Protocol:
-    """The stand-in's protocol with a handful of steps and a search over two rates."""
-    protocol = load_protocol(name)
-    overrides = dict(protocol.recipe_overrides) | {"steps": STEPS, "batch_size": 8}
-    return replace(protocol, recipe_overrides=overrides, lr_factors=(0.5, 1.0), held_out=20)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def _short_runs(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("TVRBENCH_CACHE", str(cache))
-    monkeypatch.setattr(run_command, "load_protocol", short)
-    monkeypatch.setattr(run_command, "RunConfig", lambda **values: RunConfig(**(values | {"measure_speed": False})))
-    monkeypatch.chdir(tmp_path)
-    return
+def _short_runs(standin_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_runs(monkeypatch, lr_factors=(0.5, 1.0), held_out=20)
 
 
 def run(*arguments: str) -> list[Record]:
-    code = cli.main(["run", "standin/uniform", "--paper-scale", "none", "--device", "cpu", *arguments])
+    code = cli.main(["run", "standin/uniform", "--full-size-costs", "off", "--device", "cpu", *arguments])
     assert code == 0
     return RecordStore(Path("results")).load_all("standin/uniform")
 
@@ -59,7 +39,7 @@ def run(*arguments: str) -> list[Record]:
 def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixture[str]) -> None:
     first = run("--methods", "zero_shot,tempme")
     out = capsys.readouterr()
-    assert out.err.count("EMBEDDED STAND-IN") == 2  # at the start and at the end
+    assert out.err.count(str(registry.lookup("standin", "datasets").notice)) == 2  # at the start and at the end
     second = run("--methods", "zero_shot,tempme")
     assert [canonical(record) for record in first] == [canonical(record) for record in second]
     tempme, zero_shot = sorted(first, key=lambda record: record["method"]["name"])
@@ -80,17 +60,20 @@ def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixtu
 
 
 def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
-    capsys: pytest.CaptureFixture[str], cache: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], standin_cache: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(next(cache.glob("standin-*")), data)
+    shutil.copytree(next(standin_cache.glob("standin-*")), data)
     videos = sorted((data / "videos").glob("*.mp4"))
     videos[0].unlink()
     videos[1].write_bytes(videos[1].read_bytes()[:300])
     videos[2].write_text("no video at all")
-    code = cli.main(["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--paper-scale", "none"])
+    code = cli.main(
+        ["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--full-size-costs", "off"]
+    )
     err = capsys.readouterr().err
     assert code == 2
+    assert "[video.unusable]" in err
     assert all(video.name in err for video in videos[:3])
     assert not list(Path("results").rglob("*.json"))
     (record,) = run("--methods", "zero_shot", "--data", str(data), "--skip-bad-videos")
@@ -108,17 +91,17 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
 
     monkeypatch.setattr("tvrbench.harness.runs.runner.choose_lr", explode)
     with pytest.raises(RuntimeError, match="no such luck"):
-        cli.main(["run", "standin/uniform", "--methods", "lora", "--paper-scale", "none"])
+        cli.main(["run", "standin/uniform", "--methods", "lora", "--full-size-costs", "off"])
     records = RecordStore(Path("results")).load_all("standin/uniform")
     assert before in records
     (failed,) = [record for record in records if record["status"] == "failed"]
     assert failed["failure"] == "RuntimeError: no such luck"
 
 
-def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
+def test_a_stopped_command_resumes_and_completed_runs_are_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("run", "standin/uniform", "--paper-scale", "none", "--device", "cpu", "--methods", "zero_shot,lora")
+    command = ("run", "standin/uniform", "--full-size-costs", "off", "--device", "cpu", "--methods", "zero_shot,lora")
     real, steps = Trainer.step, []
 
     def step(self: Trainer, *inputs: Any) -> dict[str, Any]:
@@ -129,22 +112,21 @@ def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
 
     monkeypatch.setattr(Trainer, "step", step)
     assert cli.main(command) == 143
-    err = capsys.readouterr().err
-    assert "interrupted by SIGTERM after step 2 of 3 of lora seed 0: finished records stay" in err
+    assert "SIGTERM after step 2 of 3 of lora (seed 0)" in capsys.readouterr().err
     assert len(RecordStore(Path("results")).load_all("standin/uniform")) == 1
     assert cli.main([*command, "--set", "rank=4", "--resume"]) == 2
-    assert "with options" in capsys.readouterr().err
+    assert "[state.other-run]" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
-    assert "done already: zero_shot-" in capsys.readouterr().err
+    assert "zero_shot-" in capsys.readouterr().err
     assert steps == [0, 1, 2, 0, 1, 2, 0, 1, 2]  # two rates and the training itself, each step once
-    assert cli.main([*command, "--skip-done", "--json"]) == 0
+    assert cli.main([*command, "--skip-existing", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["records"]) == 2
     assert len(steps) == 9
     monkeypatch.setattr(Trainer, "step", real)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_in_one_sentence(standin_cache: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -155,13 +137,13 @@ def test_ctrl_c_ends_in_one_sentence(cache: Path, tmp_path: Path) -> None:
             "standin/uniform",
             "--methods",
             "lora",
-            "--paper-scale",
-            "none",
+            "--full-size-costs",
+            "off",
             "--device",
             "cpu",
         ],
         cwd=tmp_path,
-        env=os.environ | {"TVRBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TVRBENCH_CACHE": str(standin_cache), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )

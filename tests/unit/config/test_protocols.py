@@ -15,8 +15,8 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_assignments
 from tvrbench.harness.data.batches import batches
+from tvrbench.harness.data.open import split_holdout
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.runs.context import split_holdout
 
 pytestmark = pytest.mark.unit
 

@@ -155,7 +155,10 @@ def test_trainer_state_continues_exactly(small_weights: Path, tiny_batch: dict[s
 
 def test_trainable_counts_of_the_papers() -> None:
     counts = {
-        name: sum(p.numel() for p in load_model(name, backbone="ViT-B-32", weights="random:0", device="meta").trainable().values())
+        name: sum(
+            p.numel()
+            for p in load_model(name, backbone="ViT-B-32", weights="random:0", device="meta").trainable().values()
+        )
         for name in ("lora", "tempme", "clip4clip", "zero_shot")
     }
     assert counts == {"lora": 491_520, "tempme": 507_648, "clip4clip": 123_540_993, "zero_shot": 0}
