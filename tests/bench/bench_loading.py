@@ -75,7 +75,7 @@ def decoders(dataset: Clips, spec: FrameSpec, ids: tuple[str, ...]) -> dict[str,
     versions = ", ".join(f"{name} {version}" for name, version in result.versions["torchcodec"].items())
     print(f"decoders ({versions}): the same indices in {result.same_indices} of {result.videos} videos,")
     print(
-        f"  the same pixels in {result.same_pixels}; they differ by at most {result.largest} of 255, {result.mean:.4f} on"
+        f"  the same pixels in {result.same_pixels}; largest difference {result.largest} of 255, {result.mean:.4f} on"
     )
     print(f"  average; refused by one: {len(result.refused)}")
     return paths | {"decode, torchcodec": lambda video: dataset.frames(video, other)}
