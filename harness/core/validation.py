@@ -34,6 +34,9 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
+        cause = error.errors()[0].get("ctx", {}).get("error")
+        if isinstance(cause, UsageError):  # raised by the dataclass itself, with its own code
+            raise cause from None
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or cls.__name__
         got = "" if first["type"] == "missing" else f", not {first['input']!r}"

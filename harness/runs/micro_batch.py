@@ -68,7 +68,7 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
     peaks: dict[int, float | None] = {}
 
     def fits(size: int) -> bool:
-        of_ranks: list[float | None] = all_gather_object(_peak(trainer, batch, size))
+        of_ranks: list[float | None] = all_gather_object(peak_memory(trainer, batch, size))
         known = [peak for peak in of_ranks if peak is not None]
         peaks[size] = max(known) if len(known) == len(of_ranks) else None
         return len(known) == len(of_ranks) and max(known) * _MIB <= limit
@@ -105,7 +105,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
-def _peak(trainer: Trainer, batch: Pairs, size: int) -> float | None:
+def peak_memory(trainer: Trainer, batch: Pairs, size: int) -> float | None:
     """Peak memory in MiB of one step; None if memory ran out. No trial waits for another process, which may run out."""
     device, model = trainer.device, trainer.model
     gc.collect()

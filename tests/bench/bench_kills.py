@@ -1,11 +1,10 @@
-"""Kill a training with SIGKILL again and again, and compare what it ends with to an undisturbed one: a script.
+"""Kill a training with SIGKILL many times, and compare its result with that of an undisturbed one: a script.
 
     python tests/bench/bench_kills.py [--kills 20] [--methods lora,vidtome] [--steps 150] [--seed 0]
 
-Every attempt goes on with --resume from what the last one left, saving after every step, and is killed at a random
-moment: one in four while it starts, the others in training, between two steps, inside one or while a state is written.
-After the last kill the run is left to end. Its weights, ranks and log must be those of a run that was never disturbed,
-bit for bit. Exits with 1 where they are not.
+Every attempt resumes the one before, saves after every step, and is killed at a random moment: one in four while it
+starts, the others in training: between two steps, inside one or while a state is written. The attempt after the last
+kill ends. Its weights, ranks and log must be those of an undisturbed run, bit for bit; otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -47,19 +46,19 @@ def lines(folder: Path) -> int:
 def survive(
     weights: Path, folder: Path, method: str, steps: int, kills: int, seed: int
 ) -> tuple[Counter[str], dict[str, bool]]:
-    """Kill a run up to ``kills`` times, and fewer where it ends before; compare it with an undisturbed one.
+    """Kill a run up to ``kills`` times, fewer if it ends before; compare it with an undisturbed one.
 
     Returns:
-        Where the kills fell, and what is the same in the end.
+        Kills by moment, and which results are the same in the end.
     """
-    draw, fell = random.Random(seed), Counter[str]()
-    begun = time.monotonic()
+    draw, moments = random.Random(seed), Counter[str]()
+    started = time.monotonic()
     whole = start(weights, folder / "whole", method, steps)
     until(lambda: lines(folder / "whole") > 0 or whole.poll() is not None)
-    startup = time.monotonic() - begun
+    startup = time.monotonic() - started
     if whole.wait():
         raise RuntimeError("the undisturbed run failed")
-    share = (time.monotonic() - begun - startup) / (kills + 1)
+    share = (time.monotonic() - started - startup) / (kills + 1)
     broken = folder / "broken"
     for _ in range(kills):
         before, process = lines(broken), start(weights, broken, method, steps, "--resume")
@@ -73,20 +72,20 @@ def survive(
         process.kill()
         process.wait()
         writing = any(broken.rglob(".*.part"))
-        fell["while writing" if writing else "in training" if lines(broken) != before else "starting"] += 1
+        moments["while writing" if writing else "in training" if lines(broken) != before else "starting"] += 1
     if start(weights, broken, method, steps, "--resume").wait():
         raise RuntimeError("the run failed after the last kill")
-    return fell, compare(folder / "whole", broken)
+    return moments, compare(folder / "whole", broken)
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Return when it is."""
+    """Return when ``done()`` is true."""
     while not done():
         time.sleep(0.01)
 
 
 def compare(one: Path, other: Path) -> dict[str, bool]:
-    """What is the same, bit for bit, of two results folders with one run each."""
+    """Compare the one run of each of two results folders bit for bit."""
     weights = [load_file(next(folder.rglob("*.safetensors"))) for folder in (one, other)]
     ranks = [np.load(next(folder.rglob("*.npz"))) for folder in (one, other)]
     logs = [[_timeless(line) for line in next(f.rglob("*.jsonl")).read_text().splitlines()] for f in (one, other)]
@@ -114,9 +113,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="tvrbench-kills-") as temporary:
             folder = Path(temporary)
             weights = folder / "tiny.safetensors"  # made by the first run
-            fell, same = survive(weights, folder, method, arguments.steps, arguments.kills, arguments.seed)
-        where = ", ".join(f"{count} {moment}" for moment, count in sorted(fell.items()))
-        print(f"{method}: killed {fell.total()} times ({where}); same as undisturbed: {same}", flush=True)
+            moments, same = survive(weights, folder, method, arguments.steps, arguments.kills, arguments.seed)
+        where = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
+        print(f"{method}: killed {moments.total()} times ({where}); same as undisturbed: {same}", flush=True)
         survived &= all(same.values())
     return 0 if survived else 1
 

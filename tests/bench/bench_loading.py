@@ -1,11 +1,11 @@
-"""Every figure of docs/data.md: verifying, decoding, filling the cache and reading from it. Figures, not a test.
+"""Every number of docs/data.md: verifying, decoding, filling the cache and reading from it. A script, not a test.
 
-    python tests/bench/bench_loading.py --videos DIR [DIR ...] [--frames 12] [--threads 1] [--rounds 3] [--limit 48]
+    python tests/bench/bench_loading.py --videos DIR [DIR ...] [--frames 12] [--threads 1] [--repeats 3] [--limit 48]
 
 It takes 3 to 5 minutes on two cores. The videos are taken evenly from all folders, sorted by name.
-Every path gives the same clips of the same videos, in the same order, with the same number of threads. Rounds go
-through all paths before the next begins, so that a busy machine slows all of them; the median round is printed. Where
-torchcodec loads, it is timed too, and its frames are compared with PyAV's: same indices, and how far pixels differ.
+Every path gives the same clips of the same videos, in the same order, with the same number of threads. A repeat goes
+through all paths, so that a busy machine slows all of them; the median of the repeats is printed. If torchcodec loads,
+it is timed too, and its frames are compared with PyAV's: same indices, and how far pixels differ.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def decoders(dataset: Clips, spec: FrameSpec, ids: tuple[str, ...]) -> dict[str,
     paths: dict[str, Callable[[str], object]] = {"decode, pyav": lambda video: dataset.frames(video, spec)}
     other = replace(spec, decoder="torchcodec")
     try:
-        found = compare_decoders(dataset, spec, ids)
+        result = compare_decoders(dataset, spec, ids)
     except UsageError as error:
         print(f"torchcodec is left out: {error}")
         return paths
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions["torchcodec"].items())
-    print(f"decoders ({versions}): the same indices in {found.same_indices} of {found.videos} videos,")
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions["torchcodec"].items())
+    print(f"decoders ({versions}): the same indices in {result.same_indices} of {result.videos} videos,")
     print(
-        f"  the same pixels in {found.same_pixels}; they differ by at most {found.largest} of 255, {found.mean:.4f} on"
+        f"  the same pixels in {result.same_pixels}; largest difference {result.largest} of 255, {result.mean:.4f} on"
     )
-    print(f"  average; refused by one: {len(found.refused)}")
+    print(f"  average; refused by one: {len(result.refused)}")
     return paths | {"decode, torchcodec": lambda video: dataset.frames(video, other)}
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=int, default=48)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +128,7 @@ def bench(dataset: Clips, arguments: argparse.Namespace) -> None:
         kind = "native" if kept.size == 0 else "crop"
         print(
             f"cache of {kind} frames: {len(ids) / taken:.1f} videos/s, {report.bytes / taken / 2**20:.0f} MiB/s, "
-            f"{report.bytes / len(ids) / 2**20:.2f} MiB a video"
+            f"{report.bytes / len(ids) / 2**20:.2f} MiB per video"
         )
     native, resized = replace(spec, augment=AUGMENT), replace(spec, augment=f"{AUGMENT}-resized")
     paths |= {
@@ -137,8 +137,8 @@ def bench(dataset: Clips, arguments: argparse.Namespace) -> None:
         f"native cache, {AUGMENT}": reader(open_cache(dataset, native)),
         f"crop cache, {AUGMENT}-resized": reader(open_cache(dataset, resized)),
     }
-    rounds: dict[str, list[float]] = {name: [] for name in paths}
-    for number in range(arguments.rounds + 1):
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for number in range(arguments.repeats + 1):
         for name, load in paths.items():
             if number == 0 and "cache" not in name:
                 continue
@@ -146,9 +146,9 @@ def bench(dataset: Clips, arguments: argparse.Namespace) -> None:
             if number == 0:
                 print(f"first epoch (checksums are checked), {name}: {len(ids) * spec.frames / taken:.0f} frames/s")
             else:
-                rounds[name].append(taken)
-    base = median(rounds["decode, pyav"])
-    for name, taken in rounds.items():
+                times[name].append(taken)
+    base = median(times["decode, pyav"])
+    for name, taken in times.items():
         rate, spread = len(ids) * spec.frames / median(taken), (max(taken) - min(taken)) / median(taken)
         print(f"{name:45} {rate:9.0f} frames/s, spread {100 * spread:.0f} %, {base / median(taken):.1f} x decoding")
     apart = [

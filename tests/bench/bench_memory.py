@@ -1,9 +1,9 @@
-"""Peak memory of a training step against batch and chunk: a script that prints a table, not a test.
+"""Peak memory of a training step by batch and micro-batch size: a script that prints a table, not a test.
 
-    python tests/bench/bench_memory.py [--method lora] [--backbone ViT-B-32] [--batches 8,16,32] [--chunks 0,4,1]
+    python tests/bench/bench_memory.py [--method lora] [--backbone ViT-B-32] [--batches 8,16,32] [--micro-batches 0,4,1]
 
-Each figure comes from a process of its own: on a GPU the allocator's peak reserved, on a CPU the peak resident size of
-the process, libraries included. Chunk 0 is the whole batch at once. Seconds are those of one cold step.
+Each number comes from its own process: on a GPU the allocator's peak of reserved memory, on a CPU the peak resident
+size of the process, libraries included. Micro-batch 0 is the whole batch at once. Seconds are of one cold step.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.runs.micro_batch import MemoryProbeStep
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.runs.micro_batch import peak_memory
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
 
-def one(method: str, backbone: str, batch: int, chunk: int) -> None:
+def one(method: str, backbone: str, batch: int, size: int) -> None:
     """Print the peak in MiB and the seconds of one step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(method, backbone=backbone, weights="random:0", device=device)
-    trial = MemoryProbeStep(model, load_recipe("uniform"), batch)
+    trainer = Trainer(model, load_recipe("uniform"), 2)
+    inputs = synthetic_batch(model, batch, trainer.device)
+    pairs = Pairs(video=inputs.frames, video_mask=inputs.mask, ids=inputs.ids, text_mask=inputs.text_mask)
     start = time.perf_counter()
-    peak = trial.peak(chunk or batch)
+    peak = peak_memory(trainer, pairs, size or batch)
     print(f"{peak} {time.perf_counter() - start}")
 
 
@@ -35,20 +39,20 @@ def main() -> None:
     parser.add_argument("--method", default="lora")
     parser.add_argument("--backbone", default="ViT-B-32")
     parser.add_argument("--batches", default="8,16,32")
-    parser.add_argument("--chunks", default="0,4,1")
+    parser.add_argument("--micro-batches", default="0,4,1")
     parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         one(arguments.method, arguments.backbone, *arguments.one)
         return
-    print(f"{arguments.method}, {arguments.backbone}\n{'batch':>6}  {'chunk':>6}  {'peak MiB':>9}  {'s a step':>9}")
+    print(f"{arguments.method}, {arguments.backbone}\n{'batch':>6}  {'micro':>6}  {'peak MiB':>9}  {'s/step':>9}")
     for batch in map(int, arguments.batches.split(",")):
-        for chunk in map(int, arguments.chunks.split(",")):
+        for size in map(int, arguments.micro_batches.split(",")):
             command = [sys.executable, "-P", __file__, "--method", arguments.method, "--backbone", arguments.backbone]
-            command += ["--one", str(batch), str(chunk)]
+            command += ["--one", str(batch), str(size)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peak, seconds = map(float, done.stdout.split())
-            print(f"{batch:>6}  {chunk or batch:>6}  {peak:>9,.0f}  {seconds:>9.1f}", flush=True)
+            print(f"{batch:>6}  {size or batch:>6}  {peak:>9,.0f}  {seconds:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

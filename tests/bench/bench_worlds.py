@@ -22,7 +22,7 @@ TOOL = Path(__file__).parents[1] / "tools" / "tiny_run.py"
 
 
 def run(processes: int, weights: Path, folder: Path, method: str, steps: int) -> None:
-    """The tiny run on so many processes."""
+    """Do the tiny run on this number of processes."""
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += [str(TOOL), "--weights", str(weights), "--results", str(folder), "--method", method]
     command += ["--steps", str(steps), "--batch", "8"]
@@ -30,7 +30,7 @@ def run(processes: int, weights: Path, folder: Path, method: str, steps: int) ->
     subprocess.run(command, env=env, check=True, capture_output=True)
 
 
-def found(folder: Path) -> tuple[list[float], list[float], torch.Tensor, dict[str, float]]:
+def results_of(folder: Path) -> tuple[list[float], list[float], torch.Tensor, dict[str, float]]:
     """Losses, gradient norms, all weights in one row, and text-to-video metrics."""
     lines = [json.loads(line) for line in next(folder.rglob("*.jsonl")).read_text().splitlines()]
     state = load_file(next(folder.rglob("*.safetensors")))
@@ -54,7 +54,7 @@ def main() -> None:
             for processes in map(int, arguments.processes.split(",")):
                 folder = top / method / str(processes)
                 run(processes, weights, folder, method, arguments.steps)
-                losses, norms, values, metrics = found(folder)
+                losses, norms, values, metrics = results_of(folder)
                 first = first or (losses, norms, values, metrics)
                 apart = [
                     max(abs(a - b) for a, b in zip(x, y, strict=True))

@@ -28,11 +28,11 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.context import RunContext, prepare, weights_of
+from tvrbench.harness.runs.context import RunContext, open_context, weights_of
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 NAME = "standin/uniform"
-QUICK = ("--device", "cpu", "--paper-scale", "none")
+QUICK = ("--device", "cpu", "--full-size-costs", "off")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,9 +68,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def prepared() -> RunContext:
+def context() -> RunContext:
     """The protocol's data and weights, for scoring a model without the command line."""
-    return prepare(short(NAME), None, None)
+    return open_context(short(NAME), None, None)
 
 
 def score(*arguments: str) -> Record:
@@ -80,8 +80,8 @@ def score(*arguments: str) -> Record:
     return record
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a call prints which must exit with 2 and leave no record."""
+def refused(capsys: pytest.CaptureFixture[str], code: str, *arguments: str) -> str:
+    """The one line of a call that must exit with 2, name this code and leave no record."""
     capsys.readouterr()
     assert cli.main(["run", NAME, *QUICK, *arguments]) == 2
     out, err = capsys.readouterr()
@@ -90,6 +90,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert not list(Path("results").rglob("*.json"))
     (line,) = [line for line in err.splitlines() if line.startswith("tvrbench: ")]
     assert err.strip().endswith(line)
+    assert line.endswith(f"[{code}]"), line
     return line
 
 
@@ -103,10 +104,10 @@ def model_of(method: str, **options: Any) -> RetrievalModel:
     return model.eval()
 
 
-def direct(model: RetrievalModel, prepared: RunContext) -> tuple[dict[str, Any], dict[str, Any]]:
+def direct(model: RetrievalModel, context: RunContext) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and ranks of a model without checkpoint or command line."""
-    loader = prepared.loader(prepared.spec("tempme"))
-    found = evaluate(model, prepared.test, loader, prepared.tokenizer, prepared.protocol.words)
+    loader = context.loader(context.spec("tempme"))
+    found = evaluate(model, context.test, loader, context.tokenizer, context.protocol.words)
     return found.metrics, found.ranks
 
 
@@ -181,14 +182,14 @@ RELEASED: dict[str, tuple[str, dict[str, Any], Renaming]] = {
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_state_dict_scores_what_its_model_scores(name: str, prepared: RunContext, tmp_path: Path) -> None:
+def test_a_released_state_dict_scores_what_its_model_scores(name: str, context: RunContext, tmp_path: Path) -> None:
     method, options, rename = RELEASED[name]
     model = model_of(method, **options)
     file = tmp_path / "pytorch_model.bin.4"
     torch.save(rename(dict(model.state_dict())), file)
     given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
     record = score("--checkpoint", str(file), "--methods", method, *given)
-    metrics, ranks = direct(model, prepared)
+    metrics, ranks = direct(model, context)
     assert without_selection(record["metrics"]) == json.loads(json.dumps(without_selection(metrics)))
     stored = RecordStore(Path("results")).load_ranks(record)
     assert all((stored[direction] == ranks[direction].astype("f4")).all() for direction in ranks)
@@ -201,21 +202,21 @@ def test_a_released_state_dict_scores_what_its_model_scores(name: str, prepared:
     assert "Nothing was trained" in Path("reports/standin/uniform/README.md").read_text()
 
 
-def test_tuned_parameters_alone_are_scored_on_the_protocols_weights(prepared: RunContext, tmp_path: Path) -> None:
+def test_tuned_parameters_alone_are_scored_on_the_protocols_weights(context: RunContext, tmp_path: Path) -> None:
     model = model_of("tempme")
     file = tmp_path / "tuned.pth"
     torch.save(tempme({key: p.detach() for key, p in model.trainable().items()}), file)
     record = score("--checkpoint", str(file), "--methods", "tempme")
-    assert without_selection(record["metrics"]) == json.loads(json.dumps(without_selection(direct(model, prepared)[0])))
-    assert record["weights_sha256"] == prepared.weights.sha256
+    assert without_selection(record["metrics"]) == json.loads(json.dumps(without_selection(direct(model, context)[0])))
+    assert record["weights_sha256"] == context.weights.sha256
     assert record["checkpoint"]["sha256"] == file_sha256(file)
 
 
-def test_no_training_video_is_needed(trained: Trained, prepared: RunContext, tmp_path: Path) -> None:
+def test_no_training_video_is_needed(trained: Trained, context: RunContext, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    test = set(prepared.test.video_ids)
+    test = set(context.test.video_ids)
     shutil.copytree(
-        prepared.dataset.root,
+        context.dataset.root,
         data,
         ignore=lambda _, names: [n for n in names if n.endswith(".mp4") and Path(n).stem not in test],
     )
@@ -256,27 +257,27 @@ def test_a_regression_check_reads_past_it(trained: Trained, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code"),
     [
-        (("--eval-only",), "give its file with --checkpoint FILE"),
-        (("--checkpoint", "FILE"), "goes with --eval-only"),
-        (("--eval-only", "--checkpoint", "FILE", "--methods", "lora,tempme"), "one method's"),
-        (("--eval-only", "--checkpoint", "FILE", "--seeds", "0,1"), "scored once"),
-        (("--eval-only", "--checkpoint", "FILE", "--methods", "tempme"), "saved by method 'lora', not 'tempme'"),
-        (("--eval-only", "--checkpoint", "FILE", "--methods", "zap"), "unknown method or baseline 'zap'"),
-        (("--eval-only", "--checkpoint", "FILE", "--weights", "openai"), "leave --weights openai out"),
-        (("--eval-only", "--checkpoint", "FILE", "--backbone", "ViT-B-32"), "leave --backbone ViT-B-32 out"),
-        (("--eval-only", "--checkpoint", "FILE", "--set", "rank=4"), "cannot be scored as lora: clip."),
-        (("--eval-only", "--checkpoint", "FILE", "--set", "speed=4"), "'speed' is not known"),
-        (("--eval-only", "--checkpoint", "nowhere.bin", "--methods", "lora"), "there is no such file"),
-        (("--eval-only", "--checkpoint", "."), "there is no such file"),
+        (("--eval-only",), "eval-only.no-checkpoint"),
+        (("--checkpoint", "FILE"), "eval-only.missing"),
+        (("--eval-only", "--checkpoint", "FILE", "--methods", "lora,tempme"), "checkpoint.one-method"),
+        (("--eval-only", "--checkpoint", "FILE", "--seeds", "0,1"), "eval-only.seeds"),
+        (("--eval-only", "--checkpoint", "FILE", "--checkpoint-selection", "best-on-test"), "eval-only.selection"),
+        (("--eval-only", "--checkpoint", "FILE", "--methods", "tempme"), "checkpoint.method"),
+        (("--eval-only", "--checkpoint", "FILE", "--methods", "zap"), "registry.unknown"),
+        (("--eval-only", "--checkpoint", "FILE", "--weights", "openai"), "checkpoint.weights"),
+        (("--eval-only", "--checkpoint", "FILE", "--backbone", "ViT-B-32"), "checkpoint.backbone"),
+        (("--eval-only", "--checkpoint", "FILE", "--set", "rank=4"), "checkpoint.not-this-method"),
+        (("--eval-only", "--checkpoint", "FILE", "--set", "speed=4"), "checkpoint.not-this-method"),
+        (("--eval-only", "--checkpoint", "nowhere.bin", "--methods", "lora"), "checkpoint.missing"),
+        (("--eval-only", "--checkpoint", "."), "checkpoint.missing"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    capsys: pytest.CaptureFixture[str], trained: Trained, arguments: tuple[str, ...], words: str
+def test_options_that_do_not_fit_are_refused(
+    capsys: pytest.CaptureFixture[str], trained: Trained, arguments: tuple[str, ...], code: str
 ) -> None:
-    told = [str(trained.checkpoint) if part == "FILE" else part for part in arguments]
-    assert words in refused(capsys, *told)
+    refused(capsys, code, *(str(trained.checkpoint) if part == "FILE" else part for part in arguments))
 
 
 class _Code:
@@ -287,73 +288,68 @@ class _Code:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content"),
     [
-        ("empty.bin", b"", "not a checkpoint that can be loaded"),
-        ("noise.bin", b"\x80\x02no pickle at all", "not a checkpoint that can be loaded"),
-        ("noise.safetensors", b"\xff" * 64, "not a readable safetensors file"),
-        (
-            "code.bin",
-            pickle.dumps({"a": _Code()}, protocol=2),
-            "not a checkpoint that can be loaded without running its code",
-        ),
+        ("empty.bin", b""),
+        ("noise.bin", b"\x80\x02no pickle at all"),
+        ("noise.safetensors", b"\xff" * 64),
+        ("code.bin", pickle.dumps({"a": _Code()}, protocol=2)),
     ],
     ids=["empty", "no-pickle", "no-safetensors", "code"],
 )
-def test_broken_and_hostile_files_are_refused(
-    capsys: pytest.CaptureFixture[str], name: str, content: bytes, words: str
-) -> None:
+def test_broken_and_hostile_files_are_refused(capsys: pytest.CaptureFixture[str], name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
-    assert words in refused(capsys, "--eval-only", "--checkpoint", name, "--methods", "lora")
+    refused(capsys, "weights.unreadable", "--eval-only", "--checkpoint", name, "--methods", "lora")
     assert not Path("executed").exists()
 
 
-def test_a_state_dict_of_another_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_dict_of_another_method_is_refused_before_any_video_is_decoded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvrbench.harness.runs.suite.check_videos", lambda *_, **__: pytest.fail("decodes videos"))
     torch.save(tempme(dict(model_of("tempme").state_dict())), "released.bin")
-    line = refused(capsys, "--eval-only", "--checkpoint", "released.bin", "--methods", "lora")
-    assert "released.bin cannot be scored as lora" in line
+    arguments = ("--eval-only", "--checkpoint", "released.bin")
+    line = refused(capsys, "checkpoint.not-this-method", *arguments, "--methods", "lora")
+    assert "released.bin" in line
     assert "TVPt_Video_Positional_embedding" in line
-    assert "give --methods NAME" in refused(capsys, "--eval-only", "--checkpoint", "released.bin")
+    refused(capsys, "checkpoint.no-method", *arguments)
     torch.save({3: torch.zeros(2)}, "numbered.bin")
-    assert "no flat dict of named tensors" in refused(
-        capsys, "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora"
-    )
+    refused(capsys, "weights.no-tensors", "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora")
     torch.save({"clip.visual.proj": torch.zeros(2)}, "torn.bin")
-    line = refused(capsys, "--eval-only", "--checkpoint", "torn.bin", "--methods", "clip4clip")
-    assert "missing keys" in line
+    arguments = ("--eval-only", "--checkpoint", "torn.bin", "--methods", "clip4clip")
+    refused(capsys, "checkpoint.not-this-method", *arguments)
 
 
 def test_other_frames_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(load_model("lora", weights=weights_of(short(NAME)), frames=6), Path("six.safetensors"))
-    assert "encodes 6 frames a video" in refused(capsys, "--eval-only", "--checkpoint", "six.safetensors")
+    refused(capsys, "checkpoint.frames", "--eval-only", "--checkpoint", "six.safetensors")
 
 
 def test_features_that_cannot_be_ranked_are_refused(capsys: pytest.CaptureFixture[str], trained: Trained) -> None:
     _rewrite(trained.checkpoint, Path("nan.safetensors"), lambda state: state["clip.visual.proj"].fill_(torch.nan))
-    line = refused(capsys, "--eval-only", "--checkpoint", "nan.safetensors")
-    assert "nan.safetensors: its features cannot be ranked" in line
+    assert "nan.safetensors" in refused(capsys, "checkpoint.features", "--eval-only", "--checkpoint", "nan.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "code"),
     [
-        ({"options": "[]"}, "is damaged"),
-        ({"options": "[" * 100_000}, "is damaged"),
-        ({"frames": "0"}, "is damaged"),
-        ({"architecture": "{}"}, "architecture"),
-        ({"architecture": {"vision_width": 64 * 10**9}}, "another architecture"),
-        ({"method": "zap"}, "unknown method or baseline 'zap'"),
+        ({"options": "[]"}, "checkpoint.description"),
+        ({"options": "[" * 100_000}, "checkpoint.description"),
+        ({"frames": "0"}, "checkpoint.description"),
+        ({"architecture": "{}"}, "option.invalid"),
+        ({"architecture": {"vision_width": 64 * 10**9}}, "checkpoint.architecture"),
+        ({"method": "zap"}, "registry.unknown"),
     ],
 )
 def test_a_damaged_description_is_refused(
-    capsys: pytest.CaptureFixture[str], trained: Trained, change: dict[str, Any], words: str
+    capsys: pytest.CaptureFixture[str], trained: Trained, change: dict[str, Any], code: str
 ) -> None:
     with safe_open(trained.checkpoint, framework="pt") as handle:
-        described = dict(handle.metadata())
+        description = dict(handle.metadata())
     if isinstance(change.get("architecture"), dict):
-        change = {"architecture": json.dumps(json.loads(described["architecture"]) | change["architecture"])}
-    _rewrite(trained.checkpoint, Path("damaged.safetensors"), lambda _: None, described | change)
-    assert words in refused(capsys, "--eval-only", "--checkpoint", "damaged.safetensors")
+        change = {"architecture": json.dumps(json.loads(description["architecture"]) | change["architecture"])}
+    _rewrite(trained.checkpoint, Path("damaged.safetensors"), lambda _: None, description | change)
+    refused(capsys, code, "--eval-only", "--checkpoint", "damaged.safetensors")
 
 
 def _rewrite(

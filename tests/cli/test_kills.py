@@ -10,7 +10,7 @@ import pytest
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 
 
-def test_a_run_that_was_killed_three_times_ends_as_one_that_was_not(tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_run_killed_three_times_ends_as_an_undisturbed_one(tiny_weights: Path, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("kills", Path(__file__).parents[1] / "bench" / "bench_kills.py")
     assert spec is not None
     assert spec.loader is not None

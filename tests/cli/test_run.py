@@ -17,6 +17,7 @@ from canonical import canonical
 from standin import STEPS, shorten_runs
 
 from tvrbench.harness.cli import app as cli
+from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.training.trainer import Trainer
@@ -30,7 +31,7 @@ def _short_runs(standin_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> list[Record]:
-    code = cli.main(["run", "standin/uniform", "--paper-scale", "none", "--device", "cpu", *arguments])
+    code = cli.main(["run", "standin/uniform", "--full-size-costs", "off", "--device", "cpu", *arguments])
     assert code == 0
     return RecordStore(Path("results")).load_all("standin/uniform")
 
@@ -38,7 +39,7 @@ def run(*arguments: str) -> list[Record]:
 def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixture[str]) -> None:
     first = run("--methods", "zero_shot,tempme")
     out = capsys.readouterr()
-    assert out.err.count("EMBEDDED STAND-IN") == 2  # at the start and at the end
+    assert out.err.count(str(registry.lookup("standin", "datasets").notice)) == 2  # at the start and at the end
     second = run("--methods", "zero_shot,tempme")
     assert [canonical(record) for record in first] == [canonical(record) for record in second]
     tempme, zero_shot = sorted(first, key=lambda record: record["method"]["name"])
@@ -67,9 +68,12 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
     videos[0].unlink()
     videos[1].write_bytes(videos[1].read_bytes()[:300])
     videos[2].write_text("no video at all")
-    code = cli.main(["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--paper-scale", "none"])
+    code = cli.main(
+        ["run", "standin/uniform", "--methods", "zero_shot", "--data", str(data), "--full-size-costs", "off"]
+    )
     err = capsys.readouterr().err
     assert code == 2
+    assert "[video.unusable]" in err
     assert all(video.name in err for video in videos[:3])
     assert not list(Path("results").rglob("*.json"))
     (record,) = run("--methods", "zero_shot", "--data", str(data), "--skip-bad-videos")
@@ -87,17 +91,17 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
 
     monkeypatch.setattr("tvrbench.harness.runs.runner.choose_lr", explode)
     with pytest.raises(RuntimeError, match="no such luck"):
-        cli.main(["run", "standin/uniform", "--methods", "lora", "--paper-scale", "none"])
+        cli.main(["run", "standin/uniform", "--methods", "lora", "--full-size-costs", "off"])
     records = RecordStore(Path("results")).load_all("standin/uniform")
     assert before in records
     (failed,) = [record for record in records if record["status"] == "failed"]
     assert failed["failure"] == "RuntimeError: no such luck"
 
 
-def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
+def test_a_stopped_command_resumes_and_completed_runs_are_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("run", "standin/uniform", "--paper-scale", "none", "--device", "cpu", "--methods", "zero_shot,lora")
+    command = ("run", "standin/uniform", "--full-size-costs", "off", "--device", "cpu", "--methods", "zero_shot,lora")
     real, steps = Trainer.step, []
 
     def step(self: Trainer, *inputs: Any) -> dict[str, Any]:
@@ -108,15 +112,14 @@ def test_a_stopped_command_goes_on_and_what_is_done_is_left_out(
 
     monkeypatch.setattr(Trainer, "step", step)
     assert cli.main(command) == 143
-    err = capsys.readouterr().err
-    assert "interrupted by SIGTERM after step 2 of 3 of lora seed 0" in err
+    assert "SIGTERM after step 2 of 3 of lora (seed 0)" in capsys.readouterr().err
     assert len(RecordStore(Path("results")).load_all("standin/uniform")) == 1
     assert cli.main([*command, "--set", "rank=4", "--resume"]) == 2
-    assert "with options" in capsys.readouterr().err
+    assert "[state.other-run]" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
-    assert "done already: zero_shot-" in capsys.readouterr().err
+    assert "zero_shot-" in capsys.readouterr().err
     assert steps == [0, 1, 2, 0, 1, 2, 0, 1, 2]  # two rates and the training itself, each step once
-    assert cli.main([*command, "--skip-done", "--json"]) == 0
+    assert cli.main([*command, "--skip-existing", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["records"]) == 2
     assert len(steps) == 9
     monkeypatch.setattr(Trainer, "step", real)
@@ -134,8 +137,8 @@ def test_ctrl_c_ends_in_one_sentence(standin_cache: Path, tmp_path: Path) -> Non
             "standin/uniform",
             "--methods",
             "lora",
-            "--paper-scale",
-            "none",
+            "--full-size-costs",
+            "off",
             "--device",
             "cpu",
         ],

@@ -24,4 +24,4 @@ def short(name: str, **changes: Any) -> Protocol:
 def shorten_runs(patch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Make ``tvrbench run``, called in this process, use ``short`` protocols and measure no time."""
     patch.setattr(suite, "load_protocol", lambda name: short(name, **changes))
-    patch.setattr(suite, "RunConfig", lambda **values: RunConfig(**(values | {"measure_speed": False})))
+    patch.setattr(suite, "RunConfig", lambda **values: RunConfig(**(values | {"timing": False})))

@@ -12,15 +12,14 @@ from errors import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.errors import raises
 from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import parse_assignments
 from tvrbench.harness.data.batches import batches
+from tvrbench.harness.data.open import split_holdout
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.runs.context import split_holdout
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""One batch over 1, 2 and 4 processes, and in chunks: the same loss and the same gradients."""
+"""One batch over 1, 2 and 4 processes, and in micro-batches: the same loss and the same gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from errors import raises
 from torch import Tensor
 
 from tvrbench.harness.core.distributed import DistInfo, dist_info, process_group
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.training.loss import Pairs, cached_backward, local_loss, random_state, restore_random_state
-from tvrbench.harness.training.trainer import Trainer
+from tvrbench.harness.training.loss import local_loss
+from tvrbench.harness.training.trainer import Pairs, Trainer, random_state, restore_random_state
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., RetrievalModel]
@@ -33,9 +32,8 @@ import sys
 import torch
 import torch._dynamo  # noqa: F401  every optimizer imports it
 from tvrbench.harness import load_model
-from tvrbench.harness.training.loss import Pairs
 from tvrbench.harness.core.distributed import gather_shares, process_group
-from tvrbench.harness.training.trainer import Trainer
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
 torch.set_num_threads(1)
 method, weights, data, out, *worlds = sys.argv[1:]
@@ -105,7 +103,7 @@ def test_the_number_of_processes_changes_nothing(
     method: str, options: dict[str, Any], tiny_weights: Path, tmp_path: Path
 ) -> None:
     data, sizes = tmp_path / "batch.pt", (1, 2, 4)
-    torch.save(_batch(8) | {"options": options | {"tuning": "full"}}, data)
+    torch.save(_batch(4) | {"options": options | {"tuning": "full"}}, data)
     worlds = [f"{size}:{_free_port()}" for size in sizes]
     done = subprocess.run(
         [sys.executable, "-P", "-c", WORLDS, method, str(tiny_weights), str(data), str(tmp_path), *worlds],
@@ -127,46 +125,45 @@ def test_the_number_of_processes_changes_nothing(
         assert together["uneven"].tolist() == list(range(7))
 
 
-def _pairs(batch: dict[str, Tensor]) -> Pairs:
-    return Pairs(**batch)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 5])
 @pytest.mark.parametrize("name", ["clip4clip", "tempme", "centerclip"])
-def test_chunks_give_the_gradient_of_the_whole_batch(name: str, chunk: int, tiny_model: Make) -> None:
-    pairs, found = _pairs(_batch(5)), []
-    for size in (None, chunk):
+def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, tiny_model: Make) -> None:
+    pairs = Pairs(**_batch(4))
+
+    def backward(size: int | None) -> tuple[float, dict[str, Tensor | None]]:
         model = tiny_model(name)
-        loss = Trainer(model, "uniform", 4, chunk=size).backward(pairs)
-        found.append((loss, {key: p.grad for key, p in model.trainable().items()}))
-    (loss, grads), (chunked_loss, chunked) = found
-    assert chunked_loss == pytest.approx(loss, abs=1e-6)
-    for key, grad in grads.items():
-        torch.testing.assert_close(chunked[key], grad, rtol=1e-5, atol=1e-5, msg=key)
+        loss = Trainer(model, "uniform", 4, micro_batch_size=size).backward(pairs)
+        return loss, {key: p.grad for key, p in model.trainable().items()}
+
+    loss, grads = backward(None)
+    for size in (1, 3):
+        split_loss, split_grads = backward(size)
+        assert split_loss == pytest.approx(loss, abs=1e-6)
+        for key, grad in grads.items():
+            torch.testing.assert_close(split_grads[key], grad, rtol=1e-5, atol=1e-5, msg=key)
 
 
-def test_chunks_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make) -> None:
-    """Against a graph of all chunks at once, made with the same draws."""
-    pairs, model = _pairs(_batch(4)), tiny_model("vidtome")
-    trainer = Trainer(model, "uniform", 4, chunk=2)
-    device = torch.device("cpu")
-    start = random_state(device)
-    trainer.backward(pairs)
-    end = random_state(device)
-    chunked = {key: p.grad.clone() for key, p in model.trainable().items() if p.grad is not None}
+def test_micro_batches_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make) -> None:
+    """Against a graph of all micro-batches at once, made with the same draws."""
+    pairs, model = Pairs(**_batch(4)), tiny_model("vidtome")
+    trainer = Trainer(model, "uniform", 4, micro_batch_size=2)
+    start = random_state(trainer.device)
+    loss = trainer.backward(pairs)
+    end = random_state(trainer.device)
+    grads = {key: p.grad.clone() for key, p in model.trainable().items() if p.grad is not None}
     model.zero_grad()
-    restore_random_state(start, device)
-    features = [trainer.encode(pairs.part(first, 2)) for first in (0, 2)]
-    text, video = (torch.cat(side) for side in zip(*features, strict=True))
-    local_loss(model, text, video, rank=0).backward()  # type: ignore[no-untyped-call]
-    assert torch.equal(end[0], random_state(device)[0])
+    restore_random_state(start, trainer.device)
+    text, video = (torch.cat(side) for side in zip(*map(trainer.encode, pairs.split(2)), strict=True))
+    expected = local_loss(model, text, video)
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert loss == pytest.approx(expected.item(), abs=1e-6)
+    assert torch.equal(end[0], random_state(trainer.device)[0])
     for key, p in model.trainable().items():
         assert p.grad is not None
-        torch.testing.assert_close(chunked[key], p.grad, rtol=1e-5, atol=1e-6, msg=key)
+        torch.testing.assert_close(grads[key], p.grad, rtol=1e-5, atol=1e-6, msg=key)
 
 
-class _Held:
-    """Counts the elements that autograd keeps, and the most it kept at a time."""
+class _Graph:
+    """Counts the elements that autograd keeps, now and at the peak."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
@@ -176,22 +173,22 @@ class _Held:
 
 
 class _Kept:
-    def __init__(self, held: _Held, tensor: Tensor) -> None:
-        self.held, self.tensor = held, tensor
-        held.now += tensor.numel()
-        held.peak = max(held.peak, held.now)
+    def __init__(self, graph: _Graph, tensor: Tensor) -> None:
+        self.graph, self.tensor = graph, tensor
+        graph.now += tensor.numel()
+        graph.peak = max(graph.peak, graph.now)
 
     def __del__(self) -> None:
-        self.held.now -= self.tensor.numel()
+        self.graph.now -= self.tensor.numel()
 
 
-def test_only_one_chunk_s_graph_is_held(tiny_model: Make) -> None:
-    pairs, peaks = _pairs(_batch(8)), []
-    for chunk in (None, 2):
-        trainer, held = Trainer(tiny_model("clip4clip"), "uniform", 4, chunk=chunk), _Held()
-        with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+def test_only_the_graph_of_one_micro_batch_is_kept(tiny_model: Make) -> None:
+    pairs, peaks = Pairs(**_batch(8)), []
+    for size in (None, 2):
+        trainer, graph = Trainer(tiny_model("clip4clip"), "uniform", 4, micro_batch_size=size), _Graph()
+        with torch.autograd.graph.saved_tensors_hooks(graph.pack, lambda kept: kept.tensor):
             trainer.backward(pairs)
-        peaks.append(held.peak)
+        peaks.append(graph.peak)
     assert peaks[1] < 0.35 * peaks[0]
 
 
@@ -226,20 +223,6 @@ def test_a_process_alone_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
-def test_an_impossible_chunk_is_refused(tiny_model: Make) -> None:
-    with pytest.raises(UsageError, match="chunk"):
-        Trainer(tiny_model("lora"), "uniform", 4, chunk=0)
-
-
-def test_chunks_alone_return_the_loss(tiny_model: Make) -> None:
-    model = tiny_model("lora")
-
-    def encode(pairs: Pairs) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
-        return out
-
-    pairs = _pairs(_batch(4))
-    text, video = encode(pairs)
-    expected = local_loss(model, text, video, rank=0)
-    found = cached_backward(pairs, 3, encode, lambda t, v: local_loss(model, t, v, rank=0), lambda loss: loss)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)
+def test_a_micro_batch_of_no_pair_is_refused(tiny_model: Make) -> None:
+    with raises("trainer.range", name="micro_batch_size"):
+        Trainer(tiny_model("lora"), "uniform", 4, micro_batch_size=0)

@@ -9,14 +9,14 @@ from typing import Any
 
 import av
 import pytest
+from errors import raises
 from five_videos import IDS, SPEC, Folder, fill, with_videos, write_video
 
 from tvrbench.datasets import base
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data import cache, cache_store
 from tvrbench.harness.data.cache import fill_cache, open_cache, whole_videos
 from tvrbench.harness.data.types import NATIVE
-from tvrbench.harness.runs.context import RunContext, with_checked_videos
+from tvrbench.harness.runs.context import RunContext, check_videos
 
 pytestmark = pytest.mark.unit
 
@@ -53,15 +53,15 @@ def test_filling_looks_at_all_of_a_video_and_not_only_at_the_frames_it_keeps(roo
 
 
 def checked(root: Path, monkeypatch: pytest.MonkeyPatch, *, skip_bad: bool = False) -> tuple[list[str], Any, list[str]]:
-    """The videos that are decoded to check them before a run, what is to be run, and what was said."""
+    """The videos that are decoded to check them before a run, the checked context, and the lines logged."""
     decoded: list[str] = []
     probe = base.probe
     monkeypatch.setattr(base, "probe", lambda path: (decoded.append(path.stem), probe(path))[1])
-    dataset, said = Folder(root), list[str]()
+    dataset, logged = Folder(root), list[str]()
     split = dataset.split("all")
     train, test = split.without(IDS[3:]), split.without(IDS[:3])
     name = SimpleNamespace(name="p")
-    prepared: Any = RunContext(
+    context: Any = RunContext(
         protocol=name,  # type: ignore[arg-type]
         dataset=dataset,
         train=train,
@@ -71,13 +71,13 @@ def checked(root: Path, monkeypatch: pytest.MonkeyPatch, *, skip_bad: bool = Fal
         weights_spec=None,
         tokenizer=None,  # type: ignore[arg-type]
     )
-    return decoded, with_checked_videos(prepared, skip_bad=skip_bad, say=said.append), said
+    return decoded, check_videos(context, skip_bad=skip_bad, log=logged.append), logged
 
 
 def test_without_a_cache_a_run_checks_every_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, _, said = checked(root, monkeypatch)
+    decoded, _, logged = checked(root, monkeypatch)
     assert sorted(decoded) == IDS
-    assert "tvrbench data cache folder" in said[0]
+    assert "tvrbench data cache folder" in logged[0]
 
 
 @pytest.mark.parametrize("size", [16, NATIVE])
@@ -85,10 +85,10 @@ def test_a_run_does_not_check_again_what_a_cache_was_filled_from(
     root: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     fill(root, replace(SPEC, size=size))
-    decoded, prepared, said = checked(root, monkeypatch)
+    decoded, context, logged = checked(root, monkeypatch)
     assert decoded == []
-    assert prepared.skipped == ()
-    assert [text[:6] for text in said] == ["5 of 5"]
+    assert context.skipped == ()
+    assert [line.split(" videos")[0] for line in logged] == ["5 of 5"]
 
 
 def test_a_run_checks_what_changed_since_the_cache_was_filled(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +96,15 @@ def test_a_run_checks_what_changed_since_the_cache_was_filled(root: Path, monkey
     write_video(root / "videos/video2.mp4", 99)
     (root / "videos/video3.mp4").unlink()
     (root / "videos/video4.mp4").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"(?s)video4\.mp4.*video3\.mp4"):
+    with raises("video.unusable", videos=["video3", "video4"]) as refusal:
         checked(root, monkeypatch)
+    lines = str(refusal.value).splitlines()[1:]
+    assert [line.split(" (")[0].strip() for line in lines] == ["video4.mp4: empty", "video3.mp4: missing"]
     (root / "videos/video3.mp4").write_bytes((root / "videos/video2.mp4").read_bytes())
     monkeypatch.undo()
-    decoded, prepared, _ = checked(root, monkeypatch, skip_bad=True)
+    decoded, context, _ = checked(root, monkeypatch, skip_bad=True)
     assert sorted(decoded) == ["video2", "video3", "video4"]
-    assert prepared.skipped == ("video4",)
+    assert context.skipped == ("video4",)
 
 
 def test_a_cache_of_other_libraries_or_another_data_set_vouches_for_nothing(

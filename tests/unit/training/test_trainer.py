@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
-from tvrbench.harness.core.errors import TrainingDiverged, UsageError
+from tvrbench.harness.core.errors import TrainingDiverged
 from tvrbench.harness.training.loss import contrastive_loss
 from tvrbench.harness.training.optimizers import AdamWDecayAfter, BertAdam, bert_cosine, floored_cosine, warmup_cosine
 from tvrbench.harness.training.trainer import Trainer
@@ -56,19 +57,19 @@ def test_optimizers_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_trains(name: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = load_model("lora", weights=tiny_weights)
+def test_every_recipe_trains(name: str, small_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = load_model("lora", weights=small_weights)
     trainer = Trainer(model, name, 10)
     losses = [trainer.step(*_inputs(tiny_batch)) for _ in range(3)]
     assert all(math.isfinite(out["loss"]) for out in losses)
     assert len(losses[0]["lr"]) == len(trainer.optimizer.param_groups)
 
 
-def test_a_few_steps_fit_one_batch(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+def test_a_few_steps_fit_one_batch(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
     trainer = Trainer(
-        load_model("clip4clip", weights=tiny_weights), replace(load_recipe("uniform"), tuning_lr={}, lr=1e-3), 30
+        load_model("clip4clip", weights=small_weights), replace(load_recipe("uniform"), tuning_lr={}, lr=1e-3), 15
     )
-    losses = [trainer.step(*_inputs(tiny_batch))["loss"] for _ in range(30)]
+    losses = [trainer.step(*_inputs(tiny_batch))["loss"] for _ in range(15)]
     assert losses[-1] < 0.1 * losses[0]
 
 
@@ -101,16 +102,16 @@ def test_float16_weights_have_no_master_copy(method: str, tiny_model: Any, tiny_
     assert moved["float16"].max() > 3 * moved["float32"].max()
 
 
-def test_the_temperature_is_clamped(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = load_model("clip4clip", weights=tiny_weights)
+def test_the_temperature_is_clamped(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = load_model("clip4clip", weights=small_weights)
     with torch.no_grad():
         model.clip.logit_scale.fill_(6.0)
     Trainer(model, "uniform", 5).step(*_inputs(tiny_batch))
     assert model.clip.logit_scale.item() == pytest.approx(math.log(100))
 
 
-def test_clipping_bounds_the_gradient(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = load_model("clip4clip", weights=tiny_weights)
+def test_clipping_bounds_the_gradient(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = load_model("clip4clip", weights=small_weights)
     recipe = replace(load_recipe("clip4clip"), clip_norm_scale=0.5, clip_each=0.01)
     out = Trainer(model, recipe, 5).step(*_inputs(tiny_batch))
     assert out["grad_norm"] > 1
@@ -119,27 +120,27 @@ def test_clipping_bounds_the_gradient(tiny_weights: Path, tiny_batch: dict[str, 
     assert math.sqrt(sum(n * n for n in norms)) <= 0.5 + 1e-6
 
 
-def test_a_nan_stops_training_and_says_what_to_change(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
-    model = load_model("lora", weights=tiny_weights)
+def test_a_nan_stops_training(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    model = load_model("lora", weights=small_weights)
     trainer = Trainer(model, "uniform", 5)
     frames = tiny_batch["frames"].clone()
     frames[0, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(TrainingDiverged, match="lower the learning rate"):
+    with raises("training.not-finite", TrainingDiverged, step=0):
         trainer.step(frames, tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
 
 
-def test_what_cannot_be_trained_is_refused(tiny_weights: Path) -> None:
-    with pytest.raises(UsageError, match="leaves nothing to train"):
-        Trainer(load_model("zero_shot", weights=tiny_weights), "uniform", 5)
-    with pytest.raises(UsageError, match="total_steps"):
-        Trainer(load_model("lora", weights=tiny_weights), "uniform", 0)
-    with pytest.raises(UsageError, match="unknown recipe 'tempmee'"):
-        Trainer(load_model("lora", weights=tiny_weights), "tempmee", 5)
+def test_a_training_that_cannot_start_is_refused(small_weights: Path) -> None:
+    with raises("trainer.nothing-trainable", method="zero_shot", tuning="frozen"):
+        Trainer(load_model("zero_shot", weights=small_weights), "uniform", 5)
+    with raises("trainer.range", name="total_steps", value=0):
+        Trainer(load_model("lora", weights=small_weights), "uniform", 0)
+    with raises("recipe.unknown", recipe="tempmee"):
+        Trainer(load_model("lora", weights=small_weights), "tempmee", 5)
 
 
-def test_trainer_state_continues_exactly(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+def test_trainer_state_continues_exactly(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
     def run(stop: int | None) -> torch.Tensor:
-        model = load_model("lora", weights=tiny_weights)
+        model = load_model("lora", weights=small_weights)
         trainer = Trainer(model, "uniform", 8)
         for step in range(6):
             if step == stop:
@@ -154,7 +155,10 @@ def test_trainer_state_continues_exactly(tiny_weights: Path, tiny_batch: dict[st
 
 def test_trainable_counts_of_the_papers() -> None:
     counts = {
-        name: sum(p.numel() for p in load_model(name, backbone="ViT-B-32", weights="random:0").trainable().values())
+        name: sum(
+            p.numel()
+            for p in load_model(name, backbone="ViT-B-32", weights="random:0", device="meta").trainable().values()
+        )
         for name in ("lora", "tempme", "clip4clip", "zero_shot")
     }
     assert counts == {"lora": 491_520, "tempme": 507_648, "clip4clip": 123_540_993, "zero_shot": 0}
