@@ -33,7 +33,7 @@ from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.evaluation.metrics import cosine_scores, pair_accuracy, retrieval_metrics
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import load_weights
-from tvrbench.harness.training.schedules import warmup_cosine
+from tvrbench.harness.training.optimizers import warmup_cosine
 
 pytestmark = pytest.mark.unit
 

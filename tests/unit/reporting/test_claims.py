@@ -12,7 +12,7 @@ import pytest
 from bench_records import CPU, GPU, counts, found, ratio, save, speed
 from errors import raises
 
-from tvrbench.harness.profiling.plan import parse_entry, plan_for
+from tvrbench.harness.profiling.plan import parse_method_choice, plan_for
 from tvrbench.harness.profiling.suite import load
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.reporting.papers.published import (
@@ -173,7 +173,7 @@ class TestClaims:
         assert len(entries) == (2 if one.against else 1)
         for entry in entries:
             plan = replace(plan_for("cpu"), frames=one.number.frames)
-            load(plan, parse_entry(entry), one.number.backbone)
+            load(plan, parse_method_choice(entry), one.number.backbone)
 
     def test_the_tables_ratios_are_those_of_the_tables(self) -> None:
         shares = {
