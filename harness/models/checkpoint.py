@@ -130,7 +130,7 @@ def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
     clip = _clip_state(state)
     arch = validated(Architecture, shape, f"{path.name} architecture")
     if from_state_dict(clip, arch.activation) != arch:  # before anything is made by the description
-        raise _damaged(path, "its description and its tensors have different architectures")
+        raise _damaged(path, "its description names another architecture than its tensors have")
     base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
     return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
 

@@ -185,7 +185,7 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise unreadable(path, f"cannot be loaded without running its code ({reason})") from None
+        raise unreadable(path, f"not a checkpoint that can be loaded without running its code ({reason})") from None
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     named = isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
     if not named or not data:
