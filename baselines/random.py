@@ -54,11 +54,7 @@ class RandomModel(RetrievalModel):
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L], mask [B, L] -> [B, E] gaussian; padding is no content."""
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise UsageError(
-                f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]",
-                code="text.shape",
-            )
+        self.clip.check_text(ids, mask)
         items = [self._feature("text", words[valid].long()) for words, valid in zip(ids, mask.bool(), strict=True)]
         return torch.stack(items).to(ids.device)
 

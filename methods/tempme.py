@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_blocks, require_range
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
 from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
@@ -73,13 +72,8 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
     for index in range(arch.vision_layers):
         k = joins.get(index, 1)
         if sequences % k:
-            raise UsageError(
-                f"tempme: {frames} frames cannot be joined by merge_frames {options.merge_frames}: "
-                f"block {index} joins {k} neighbors but {sequences} sequences reach it",
-                code="option.frames",
-                option="merge_frames",
-                block=index,
-            )
+            problem = f"joins {k} neighbors at block {index}, but {sequences} of {frames} sequences reach it"
+            raise option_error("tempme", "merge_frames", problem)
         cross = min((n - c) * k // 2, int(n * k * options.clip_ratio)) if index in joins else 0
         after, classes = n * k - cross, c * k
         if index < first:
@@ -95,17 +89,13 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
 def _check(options: TempMeOptions, layers: int) -> None:
     blocks, joins = options.merge_blocks, options.merge_frames
     if len(blocks) != len(joins):
-        raise UsageError(
-            f"tempme: merge_blocks {blocks} and merge_frames {joins} must have one entry for each merge",
-            code="option.length",
-            option="merge_frames",
-        )
+        raise option_error("tempme", "merge_frames", f"is {joins}: give one number for each of merge_blocks {blocks}")
     require_blocks("tempme", "merge_blocks", blocks, layers)
     for k in joins:
         require_range("tempme", "merge_frames", k, 1)
     for name in ("clip_ratio", "intra_ratio"):
         if not 0.0 <= (ratio := getattr(options, name)) < 1.0:
-            raise UsageError(f"tempme: {name} must be in [0, 1), not {ratio}", code="option.range", option=name)
+            raise option_error("tempme", name, f"is {ratio}: give at least 0 and less than 1")
 
 
 def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:

@@ -12,10 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_blocks, require_range
+from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
 from tvrbench.harness.models.tokens import (
     NORM_MACS,
     Attends,
@@ -60,38 +59,19 @@ class VidToMeOptions(MethodOptions):
 def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames: int) -> None:
     require_blocks("vidtome", "blocks", sorted(blocks), layers)
     if options.chunk < 1 or frames % options.chunk:
-        raise UsageError(
-            f"vidtome: option 'chunk' must divide the {frames} frames of a video; {options.chunk} does not",
-            code="option.frames",
-            option="chunk",
-            value=options.chunk,
-        )
+        raise option_error("vidtome", "chunk", f"is {options.chunk}, which does not divide {frames} frames")
     for name in ("ratio", "global_ratio"):
         require_range("vidtome", name, getattr(options, name) or 0.0, 0.0, 1.0)
     try:
         strides(options.chunk, options.target_stride)
     except ValueError:
-        raise UsageError(
-            f"vidtome: target_stride {options.target_stride} must be at least 2 and divide the chunk of "
-            f"{options.chunk} frames, and then the target frames left, until one is left",
-            code="option.range",
-            option="target_stride",
-            value=options.target_stride,
-        ) from None
+        problem = f"does not divide the chunk of {options.chunk} frames, and the target frames left, until one is left"
+        raise option_error("vidtome", "target_stride", f"is {options.target_stride}, which {problem}") from None
     if options.mode == "persistent":
         if len(blocks) != 1:
-            raise UsageError(
-                f"vidtome: mode 'persistent' merges before one block, so blocks {blocks} must name one",
-                code="option.blocks",
-                option="blocks",
-                blocks=list(blocks),
-            )
+            raise option_error("vidtome", "blocks", f"is {blocks}: mode 'persistent' merges before one block")
         if options.global_ratio:
-            raise UsageError(
-                "vidtome: global_ratio needs mode 'unmerge': the bank holds un-merged tokens",
-                code="option.conflict",
-                option="global_ratio",
-            )
+            raise option_error("vidtome", "global_ratio", "needs mode 'unmerge': the bank holds un-merged tokens")
 
 
 class VidToMeReducer(TokenReducer):

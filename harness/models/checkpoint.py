@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import file_sha256
+from tvrbench.harness.core.io import atomic_path, file_sha256
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone import released
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
-from tvrbench.harness.models.backbone.weights import Weights, read_state_dict
+from tvrbench.harness.models.backbone.weights import Weights, read_state_dict, unreadable
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
@@ -54,7 +53,7 @@ class Checkpoint:
 
 
 def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) -> None:
-    """Write the whole model with what built it; atomic: a temporary file in the same folder, then a rename.
+    """Write the whole model and the settings that build it, atomically.
 
     ``selection`` records how it was chosen in its training, so that a later evaluation of the file can report it.
     """
@@ -66,18 +65,12 @@ def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) ->
         "architecture": json.dumps(asdict(model.clip.arch)),
     } | ({} if selection == LAST else {"selection": selection})
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, temporary, metadata=description)
-        temporary.replace(path)
+        with atomic_path(path) as draft:
+            save_file(state, draft, metadata=description)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"checkpoint {path.name} cannot be written ({error}): choose another output folder",
-            code="checkpoint.write",
-            file=path.name,
-        ) from None
+        problem = f"checkpoint {path.name} cannot be written ({error}): choose another output folder"
+        raise UsageError(problem, code="checkpoint.write", file=path.name) from None
 
 
 def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
@@ -115,39 +108,29 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as handle:
             return dict(handle.metadata() or {})
     except SafetensorError as error:
-        raise UsageError(
-            f"{path.name}: not a readable safetensors file ({error})", code="weights.unreadable", file=path.name
-        ) from None
+        raise unreadable(path, f"not a readable safetensors file ({error})") from None
+
+
+def _damaged(path: Path, problem: str) -> UsageError:
+    return UsageError(f"{path.name}: {problem}", code="checkpoint.description", file=path.name)
 
 
 def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
     if meta.get("method") != method:
-        raise UsageError(
-            f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}",
-            code="checkpoint.method",
-            saved_by=meta.get("method"),
-            method=method,
-        )
+        problem = f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}"
+        raise UsageError(problem, code="checkpoint.method", method=method)
     try:
         options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
     except (KeyError, ValueError, RecursionError):
         options, shape, frames = None, None, 0
     selection = meta.get("selection", LAST)
     if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
-        raise UsageError(
-            f"{path.name}: its description (options, architecture, frames) is damaged",
-            code="checkpoint.description",
-            file=path.name,
-        )
+        raise _damaged(path, "its description (options, architecture, frames) is damaged")
     state = _float(read_state_dict(path))
     clip = _clip_state(state)
     arch = validated(Architecture, shape, f"{path.name} architecture")
     if from_state_dict(clip, arch.activation) != arch:  # before anything is made by the description
-        raise UsageError(
-            f"{path.name}: its description and its tensors have different architectures",
-            code="checkpoint.architecture",
-            file=path.name,
-        )
+        raise _damaged(path, "its description names another architecture than its tensors have")
     base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
     return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
 

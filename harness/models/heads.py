@@ -64,20 +64,11 @@ class SequenceTransformer(Head):
     def __init__(self, arch: Architecture, frames: int, eps: float = 1e-12) -> None:
         super().__init__()
         if arch.embed_dim != arch.text_width:
-            raise UsageError(
-                f"head 'seqTransf' runs text blocks of width {arch.text_width} on features of width {arch.embed_dim}: "
-                f"use a backbone where both agree, or head 'meanP'",
-                code="head.backbone",
-                text_width=arch.text_width,
-                embed_dim=arch.embed_dim,
-            )
+            problem = f"runs text blocks of width {arch.text_width} on features of width {arch.embed_dim}: use 'meanP'"
+            raise UsageError(f"head 'seqTransf' {problem}", code="head.backbone", width=arch.embed_dim)
         if frames > arch.context_length:
-            raise UsageError(
-                f"head 'seqTransf' has positions for {arch.context_length} frames, not {frames}",
-                code="head.frames",
-                frames=frames,
-                limit=arch.context_length,
-            )
+            problem = f"has positions for {arch.context_length} frames, not {frames}"
+            raise UsageError(f"head 'seqTransf' {problem}", code="head.frames", frames=frames)
         self.frame_positions = nn.Parameter(torch.empty(arch.context_length, arch.text_width))
         self.transformer = Transformer(arch.text_width, BLOCKS, arch.activation)
         for module in self.transformer.modules():

@@ -84,23 +84,18 @@ class MethodSpec:
         return asdict(self.options)
 
 
+def option_error(method: str, option: str, problem: str) -> UsageError:
+    """The error for an option value that does not fit the model."""
+    return UsageError(f"{method}: option {option!r} {problem}", code="option.value", method=method, option=option)
+
+
 def require_range(method: str, option: str, value: float, low: float, high: float = inf) -> None:
     """UsageError unless ``low`` <= value <= ``high``."""
     if not low <= value <= high:
-        bounds = f"at least {low}" if high == inf else f"from {low} to {high}"
-        raise UsageError(
-            f"{method}: {option} must be {bounds}, not {value}",
-            code="option.range",
-            option=option,
-            value=value,
-        )
+        raise option_error(method, option, f"is {value}: give {low} {'or more' if high == inf else f'to {high}'}")
 
 
 def require_blocks(method: str, option: str, blocks: Sequence[int], layers: int) -> None:
     """UsageError unless these are different block numbers, ascending, of a tower with so many layers."""
     if list(blocks) != sorted(set(blocks)) or any(not 0 <= block < layers for block in blocks):
-        raise UsageError(
-            f"{method}: option {option!r} names blocks {tuple(blocks)}: give ascending numbers from 0 to {layers - 1}",
-            code="option.blocks",
-            option=option,
-        )
+        raise option_error(method, option, f"names blocks {tuple(blocks)}: give ascending numbers up to {layers - 1}")

@@ -37,11 +37,9 @@ class Attends(Protocol):
 
     def attend(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
         """The attention branch of tokens [S, N, D]; ``size`` [S, N, 1] makes it proportional."""
-        ...
 
     def attend_normed(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
         """``attend`` for tokens that went through ``ln_1`` already."""
-        ...
 
 
 class VisionEncoder(Protocol):
@@ -52,7 +50,6 @@ class VisionEncoder(Protocol):
     @property
     def blocks(self) -> Sequence[Attends]:
         """The blocks, first to last."""
-        ...
 
 
 class Decision(Protocol):
@@ -61,7 +58,6 @@ class Decision(Protocol):
     @property
     def representative(self) -> Tensor:
         """[S, N] for every token the position of the token that represents it: its own where it stays."""
-        ...
 
 
 class TokenMerge(Protocol):
@@ -70,11 +66,9 @@ class TokenMerge(Protocol):
     @property
     def place_SN(self) -> Tensor:
         """[S, N] the new position of every former token."""
-        ...
 
     def __call__(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens [S, N, D] and sizes [S, N, 1] -> [S, M, D] and [S, M, 1]."""
-        ...
 
 
 D = TypeVar("D", bound=Decision)

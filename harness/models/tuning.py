@@ -54,7 +54,7 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 
 def _lora(clip: CLIP, rank: int) -> None:
     """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
-    require_range("lora", "rank", rank, 1)
+    require_range("tuning", "rank", rank, 1)
     clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.attn.lora = LowRank(width, rank)

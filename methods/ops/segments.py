@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.spec import require_blocks
+from tvrbench.harness.models.spec import option_error, require_blocks
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
@@ -59,13 +58,8 @@ def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, 
     sequences, patches = frames, arch.patches
     for block, segments, clusters in schedule:
         if segments < 1 or sequences % segments:
-            raise UsageError(
-                f"{name}: option 'schedule' asks for {segments} segments at block {block}, "
-                f"but the {sequences} sequences there do not split into that many equal parts",
-                code="option.frames",
-                option="schedule",
-                block=block,
-            )
+            problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
+            raise option_error(name, "schedule", problem)
         join = sequences // segments
         stay = kept(clusters, join, patches, block)
         stages[block] = Stage(block=block, segments=segments, join=join, tokens=join * patches, kept=stay)

@@ -32,23 +32,22 @@ class CLIP(nn.Module):
         stream = self.visual(x, 1, TokenReducer(self.arch, 1))
         return self.visual.class_features(stream)[:, 0]
 
+    def check_text(self, ids: Tensor, mask: Tensor) -> None:
+        """UsageError unless ids and mask are [batch, length], and no longer than the context."""
+        if ids.ndim != 2 or ids.shape != mask.shape:
+            problem = f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]"
+            raise UsageError(problem, code="text.input")
+        if ids.shape[1] > self.arch.context_length:
+            problem = f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}"
+            raise UsageError(problem, code="text.input")
+
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L] int, mask [B, L] bool (False = padding) -> the end token's feature [B, E], not normalized.
 
         The end token is the largest id. The causal mask already keeps every token after the end token, padding
         included, from reaching that feature, so no padding mask enters attention.
         """
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise UsageError(
-                f"text: ids {tuple(ids.shape)} and mask {tuple(mask.shape)} must both be [batch, length]",
-                code="text.shape",
-            )
-        if ids.shape[1] > self.arch.context_length:
-            raise UsageError(
-                f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}",
-                code="text.length",
-                length=ids.shape[1],
-            )
+        self.check_text(ids, mask)
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         end = ids.masked_fill(~mask.bool(), -1).argmax(dim=1)
         if self.prompts is not None:  # after the start token, without positions, so that captions lose none

@@ -93,12 +93,8 @@ def tokenizer_for(weights: Weights) -> Tokenizer:
     if words is not None and words.is_file():
         tokenizer = WordTokenizer.from_file(words)
         if tokenizer.vocab_size != weights.arch.vocab_size:
-            raise UsageError(
-                f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}",
-                code="vocabulary.size",
-                words=tokenizer.vocab_size,
-                weights=weights.arch.vocab_size,
-            )
+            problem = f"vocab.txt gives {tokenizer.vocab_size} ids, the weights hold {weights.arch.vocab_size}"
+            raise UsageError(problem, code="vocabulary.size", words=tokenizer.vocab_size)
         return tokenizer
     if weights.arch.vocab_size != CLIP_VOCABULARY:
         raise UsageError(

@@ -75,13 +75,8 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
 def _compare(arch: Architecture, wanted: Architecture, text: str, backbone: str) -> None:
     for name in ("image_size", "patch_size", "vision_width", "vision_layers"):
         if getattr(arch, name) != getattr(wanted, name):
-            raise UsageError(
-                f"weights {text!r} have {name} {getattr(arch, name)}, "
-                f"but backbone {backbone} has {getattr(wanted, name)}",
-                code="weights.backbone",
-                field=name,
-                backbone=backbone,
-            )
+            problem = f"have {name} {getattr(arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
+            raise UsageError(f"weights {text!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
 
 
 def random_weights(spec: str, backbone: str | None) -> Weights:
@@ -137,18 +132,12 @@ def _file_in_folder(folder: Path) -> Path:
     for pattern in ("model.safetensors", "open_clip_model.safetensors", "*.safetensors", "pytorch_model.bin", "*.pt"):
         files = sorted(folder.glob(pattern))
         if len(files) > 1:
-            raise UsageError(
-                f"weights folder {folder.name}: name one of the files {pattern}",
-                code="weights.ambiguous",
-                files=pattern,
-            )
+            problem = f"weights folder {folder.name}: name one of the files {pattern}"
+            raise UsageError(problem, code="weights.ambiguous", files=pattern)
         if files:
             return files[0]
-    raise UsageError(
-        f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it",
-        code="weights.missing",
-        folder=folder.name,
-    )
+    problem = f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it"
+    raise UsageError(problem, code="weights.missing", weights=folder.name)
 
 
 def _activation_beside(path: Path) -> str:
@@ -164,12 +153,14 @@ def _activation_beside(path: Path) -> str:
         if hub.is_file():
             return str(json.loads(hub.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"weights {path.name}: the config beside it is not a CLIP config ({error!r})",
-            code="weights.config",
-            file=path.name,
-        ) from None
+        problem = f"weights {path.name}: the config beside it is not a CLIP config ({error!r})"
+        raise UsageError(problem, code="weights.config", file=path.name) from None
     return "quick_gelu"
+
+
+def unreadable(path: Path, problem: str) -> UsageError:
+    """The error for a file that holds no weights, or code."""
+    return UsageError(f"{path.name}: {problem}", code="weights.unreadable", file=path.name)
 
 
 def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -183,32 +174,22 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as handle:
                 return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise UsageError(
-                f"{path.name}: not a readable safetensors file ({error})", code="weights.unreadable", file=path.name
-            ) from None
+            raise unreadable(path, f"not a readable safetensors file ({error})") from None
     if _is_torchscript(path):
         digest = sha256 or file_sha256(path)
         if digest not in OPENAI_ARCHIVES:
-            raise UsageError(
-                f"{path.name} is a TorchScript archive, which can run code, and its SHA-256 is not one of OpenAI's "
-                "published ViT-B/32 or ViT-B/16: save a plain state dict instead",
-                code="weights.torchscript",
-                file=path.name,
-            )
+            problem = "a TorchScript archive can run code, and this one is not OpenAI's published ViT-B/32 or ViT-B/16"
+            raise unreadable(path, f"{problem} (SHA-256): save a plain state dict instead")
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"{path.name}: not a checkpoint that can be loaded without running its code ({reason})",
-            code="weights.unreadable",
-            file=path.name,
-        ) from None
+        raise unreadable(path, f"not a checkpoint that can be loaded without running its code ({reason})") from None
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     named = isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
     if not named or not data:
-        raise UsageError(f"{path.name}: holds no flat dict of named tensors", code="weights.no-tensors", file=path.name)
+        raise unreadable(path, "holds no flat dict of named tensors")
     return dict(data)
 
 
@@ -227,11 +208,8 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
     config = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))
-        raise UsageError(
-            f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})",
-            code="weights.missing",
-            weights=tag,
-        )
+        problem = f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})"
+        raise UsageError(problem, code="weights.missing", weights=tag)
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user

@@ -49,7 +49,7 @@ def test_weights_bring_their_tokenizer(tiny_weights: Path, tmp_path: Path) -> No
     copy = tmp_path / "model.safetensors"
     copy.write_bytes(tiny_weights.read_bytes())
     (tmp_path / "vocab.txt").write_text("a\nb\n")
-    with raises("vocabulary.size", words=5, weights=512):
+    with raises("vocabulary.size", words=5):
         tokenizer_for(load_weights(copy))
     (tmp_path / "vocab.txt").write_text("\n".join(f"w{i}" for i in range(509)))
     assert isinstance(tokenizer_for(load_weights(copy)), WordTokenizer)
