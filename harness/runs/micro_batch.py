@@ -28,7 +28,7 @@ _MIB = 2**20
 
 
 def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int) -> dict[str, Any]:
-    """The largest micro-batch under the limit, the same in every process; what training changes in the model is restored.
+    """The largest micro-batch under the limit, the same in every process; the model's trained tensors are restored.
 
     Args:
         model: to be trained.
