@@ -11,7 +11,7 @@ from typing import Any
 
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.evaluation.evaluate import Evaluation
-from tvrbench.harness.runs.settings import BEST_ON_TEST
+from tvrbench.harness.records.store import BEST_ON_TEST
 from tvrbench.harness.training.loop import TrainingLoop
 from tvrbench.harness.training.run_state import RunState
 

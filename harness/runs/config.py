@@ -17,11 +17,10 @@ from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.factory import build, load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
-from tvrbench.harness.records.store import RecordStore, run_name
+from tvrbench.harness.records.store import LAST, RecordStore, run_name
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
-from tvrbench.harness.runs.settings import LAST
 from tvrbench.harness.training.loop import TRAIN_WORK
 from tvrbench.harness.training.state_file import SUFFIX, Identity
 

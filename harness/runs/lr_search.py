@@ -28,8 +28,8 @@ def choose_lr(
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe at the factor of best held-out R-Sum, and the record's account of the choice.
 
-    The model leaves as it came. A factor that was tried before an interruption is not tried again; one that diverges
-    is not chosen.
+    The model's trained tensors are restored. A factor that was tried before an interruption is not tried again; one
+    that diverges is not chosen.
 
     Raises:
         TrainingDiverged: at every factor.

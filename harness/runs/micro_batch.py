@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,28 +27,8 @@ _METER = {"cuda": "peak_memory_reserved", "cpu": "peak_process_memory"}
 _MIB = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class MicroBatchChoice:
-    """A micro-batch size, and the peak of every trial.
-
-    Attributes:
-        size: pairs; None for the whole share of this process at once.
-        peaks_mib: peak memory by size tried; None if memory ran out.
-        limit_mib: the limit.
-    """
-
-    size: int | None
-    peaks_mib: dict[int, float | None]
-    limit_mib: float
-
-    def to_state(self) -> dict[str, Any]:
-        """``size``, and ``record``: its entry in the run's record."""
-        peaks = {str(size): peak for size, peak in sorted(self.peaks_mib.items())}
-        return {"size": self.size, "record": {"limit_mib": self.limit_mib, "peaks_mib": peaks}}
-
-
-def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int) -> MicroBatchChoice:
-    """The largest micro-batch under the limit, the same in every process; the model leaves as it came.
+def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int) -> dict[str, Any]:
+    """The largest micro-batch under the limit, the same in every process; the model's trained tensors are restored.
 
     Args:
         model: to be trained.
@@ -57,6 +36,10 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
         pairs: of one step of one process.
         limit: bytes; memory that the allocator reserves on a GPU (the CUDA context, some hundred MB, comes on top), or
             the resident size of the whole process on a CPU.
+
+    Returns:
+        ``size``, None for all pairs at once, and ``record``, the record's account: the limit and the peak memory of
+        every size tried, None if memory ran out.
 
     Raises:
         UsageError: not even one pair at a time fits.
@@ -84,7 +67,8 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
             code="memory-limit.too-small",
             needed_mib=peaks[1],
         )
-    return MicroBatchChoice(size=None if size == pairs else size, peaks_mib=peaks, limit_mib=limit / _MIB)
+    account = {"limit_mib": limit / _MIB, "peaks_mib": {str(size): peak for size, peak in sorted(peaks.items())}}
+    return {"size": None if size == pairs else size, "record": account}
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

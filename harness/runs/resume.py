@@ -9,7 +9,7 @@ from pathlib import Path
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import read_record
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.records.store import LAST, RecordStore
 from tvrbench.harness.runs.config import (
     RunConfig,
     RunFiles,
@@ -21,7 +21,6 @@ from tvrbench.harness.runs.config import (
 )
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import PlannedRun
-from tvrbench.harness.runs.settings import LAST
 from tvrbench.harness.training.loop import FINAL
 from tvrbench.harness.training.state_file import SavedState, StateFile, read_state
 
@@ -70,8 +69,6 @@ def work_list(
 
 def _completed(files: RunFiles) -> bool:
     """True if the run has its record, ranks included; one that cannot be read will be replaced."""
-    if not files.record.is_file():
-        return False
     try:
         files.store.load_ranks(read_record(files.record))
     except UsageError:

@@ -23,7 +23,7 @@ from tvrbench.harness.profiling.measure import count_costs, time_costs
 from tvrbench.harness.profiling.plan import Job, Timing
 from tvrbench.harness.records.provenance import environment
 from tvrbench.harness.records.record import Measurement
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.runs.checkpoint_selection import choose, eval_steps, score_at
 from tvrbench.harness.runs.config import (
     COST_WORK,
@@ -40,7 +40,7 @@ from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.failures import RESUME_AFTER_FAILURE, ProcessLost, explain, one_line
 from tvrbench.harness.runs.lr_search import choose_lr
 from tvrbench.harness.runs.micro_batch import choose_micro_batch
-from tvrbench.harness.runs.settings import BEST_ON_TEST, LAST, RunSettings
+from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.loop import TrainingLoop
 from tvrbench.harness.training.run_state import RunState
 from tvrbench.harness.training.state_file import StateFile
@@ -161,7 +161,7 @@ def _train(
     size, account = session.settings.micro_batch_size, dict[str, Any]()
     if limit := session.settings.memory_limit:
         share = recipe.batch_size // dist_info().size
-        kept = state.micro_batch(limit, lambda: choose_micro_batch(model, recipe, share, limit).to_state())
+        kept = state.micro_batch(limit, lambda: choose_micro_batch(model, recipe, share, limit))
         size, account["memory_limit"] = kept["size"], kept["record"]
     with state.log:
         recipe, choice = choose_lr(

@@ -11,8 +11,7 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import Assignments, Bytes, Device, Json, Names, Numbers
 from tvrbench.harness.core.validation import parse_assignments
-
-LAST, BEST_ON_TEST = "last", "best-on-test"
+from tvrbench.harness.records.store import LAST
 
 
 @dataclass(frozen=True, kw_only=True)

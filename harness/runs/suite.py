@@ -18,7 +18,7 @@ from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model, planned_work
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
@@ -26,7 +26,7 @@ from tvrbench.harness.runs.failures import explain
 from tvrbench.harness.runs.plan import make_plan, print_plan
 from tvrbench.harness.runs.resume import work_list
 from tvrbench.harness.runs.runner import Session, run
-from tvrbench.harness.runs.settings import BEST_ON_TEST, LAST, RunSettings
+from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.step_log import check_tensorboard
 
 TEST_NOTICE = (

@@ -314,7 +314,7 @@ def test_a_state_dict_of_another_method_is_refused_before_any_video_is_decoded(
     assert "TVPt_Video_Positional_embedding" in line
     refused(capsys, "checkpoint.no-method", *arguments)
     torch.save({3: torch.zeros(2)}, "numbered.bin")
-    refused(capsys, "weights.no-tensors", "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora")
+    refused(capsys, "weights.unreadable", "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora")
     torch.save({"clip.visual.proj": torch.zeros(2)}, "torn.bin")
     arguments = ("--eval-only", "--checkpoint", "torn.bin", "--methods", "clip4clip")
     refused(capsys, "checkpoint.not-this-method", *arguments)
@@ -337,7 +337,7 @@ def test_features_that_cannot_be_ranked_are_refused(capsys: pytest.CaptureFixtur
         ({"options": "[" * 100_000}, "checkpoint.description"),
         ({"frames": "0"}, "checkpoint.description"),
         ({"architecture": "{}"}, "option.invalid"),
-        ({"architecture": {"vision_width": 64 * 10**9}}, "checkpoint.architecture"),
+        ({"architecture": {"vision_width": 64 * 10**9}}, "checkpoint.description"),
         ({"method": "zap"}, "registry.unknown"),
     ],
 )

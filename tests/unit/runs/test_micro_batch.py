@@ -56,12 +56,13 @@ def choose(limit):
     return choose_micro_batch(model, load_recipe("uniform"), pairs, int(limit))
 
 roomy = choose(1000 * 2**30)
-middle = choose((roomy.peaks_mib[1] + roomy.peaks_mib[pairs]) / 2 * 2**20)
+peaks = roomy["record"]["peaks_mib"]
+middle = choose((peaks["1"] + peaks[str(pairs)]) / 2 * 2**20)
 try:
     choose(2**20)
 except UsageError as error:
     refusal = [error.code, error.fields["needed_mib"]]
-print(json.dumps({"roomy": roomy.to_state(), "middle": middle.to_state(), "refusal": refusal}))
+print(json.dumps({"roomy": roomy, "middle": middle, "refusal": refusal}))
 """
 
 
@@ -101,8 +102,8 @@ def test_running_out_of_memory_in_a_trial_is_an_answer(
     model = tiny_model("lora")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     choice = choose_micro_batch(model, load_recipe("uniform"), 4, 1000 * GIB)
-    assert choice.size == 2
-    assert choice.to_state()["record"]["peaks_mib"]["4"] is None
+    assert choice["size"] == 2
+    assert choice["record"]["peaks_mib"]["4"] is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not model.training
 

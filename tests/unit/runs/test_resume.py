@@ -20,7 +20,6 @@ from tvrbench.harness.core.signals import Interrupted, SignalHandler
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
-from tvrbench.harness.runs.micro_batch import MicroBatchChoice
 from tvrbench.harness.runs.plan import PlannedRun
 from tvrbench.harness.runs.resume import RunStatus, WorkList, run_status, work_list
 from tvrbench.harness.training.trainer import Trainer
@@ -181,8 +180,8 @@ def test_the_micro_batch_of_a_memory_limit_is_searched_once_per_run(
 ) -> None:
     sizes: list[int] = []
 
-    def choose(*_: Any) -> MicroBatchChoice:
-        return MicroBatchChoice(size=sizes.pop(0), peaks_mib={2: 20.0, 1: 10.0}, limit_mib=25.0)
+    def choose(*_: Any) -> dict[str, Any]:
+        return {"size": sizes.pop(0), "record": {"limit_mib": 25.0, "peaks_mib": {"1": 10.0}}}
 
     monkeypatch.setattr("tvrbench.harness.runs.runner.choose_micro_batch", choose)
     limit, folders = 25 * 2**20, {name: tmp_path / name for name in ("whole", "resumed", "other limit")}
@@ -195,7 +194,7 @@ def test_the_micro_batch_of_a_memory_limit_is_searched_once_per_run(
     assert_same(folders["whole"], folders["resumed"])
     training = outcome(folders["resumed"])[1]["training"]
     assert training["chunk"] == 2
-    assert training["memory_limit"] == {"limit_mib": 25.0, "peaks_mib": {"1": 10.0, "2": 20.0}}
+    assert training["memory_limit"] == {"limit_mib": 25.0, "peaks_mib": {"1": 10.0}}
     sizes[:] = [2, 1]
     stop_run(folders["other limit"], context, CONFIG, 1, memory_limit=limit)
     run_in(folders["other limit"], context, CONFIG, memory_limit=2**20, resume=True)
