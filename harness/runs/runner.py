@@ -84,7 +84,8 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
     record = _started(key, config, session)
     try:
         if dist_info().first:
-            record["data"]["frames_fingerprint"] = context.frames_fingerprint(context.spec(recipe.sampler))
+            frames = context.frames_fingerprint(context.spec(recipe.sampler))
+            record["data"] = record["data"] | {"frames_fingerprint": frames}
         model = new_model(context, config)
         if steps:
             state = _open_state(key, files, config, session)
