@@ -15,6 +15,7 @@ def run(settings: Annotated[RunSettings, arg(name="")]) -> None:
     Several GPUs or machines: torchrun --no-python --nproc-per-node N tvrbench run ...; see docs/training.md.
     """
     from tvrbench.harness.core.console import print_json, say
+    from tvrbench.harness.core.signals import SignalHandler
     from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.pages.report import write_report
     from tvrbench.harness.runs.suite import run_suite
@@ -24,7 +25,8 @@ def run(settings: Annotated[RunSettings, arg(name="")]) -> None:
         return
     pages = []
     if not settings.no_report:
-        pages = write_report(result.protocol, RecordStore(settings.results), settings.reports)
+        with SignalHandler():
+            pages = write_report(result.protocol, RecordStore(settings.results), settings.reports)
         say(f"report: {pages[0]}")
     if settings.as_json:
         print_json({"records": [str(path) for path in result.records], "report": [str(page) for page in pages]})
