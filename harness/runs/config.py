@@ -110,45 +110,37 @@ class RunKey:
         }
 
 
-@dataclass(frozen=True)
 class RunFiles:
-    """Every path of one run, by the folder of results, the protocol and the run's name."""
+    """Every path of one run, in the folder of results.
 
-    store: RecordStore
-    protocol: str
-    name: str
+    Attributes:
+        record: of the completed run.
+        checkpoint: the trained model.
+        state: of the interrupted run.
+        log: of the steps.
+        embeddings: the features of the test split that the run was scored by.
 
-    @property
-    def record(self) -> Path:
-        """The record of the completed run."""
-        return self.store.folder(self.protocol) / f"{self.name}.json"
+    Args:
+        store: of the records.
+        protocol: its name.
+        name: of the run, see ``RunKey``.
+    """
 
-    @property
-    def checkpoint(self) -> Path:
-        """The trained model."""
-        return self._folder("checkpoints") / f"{self.name}.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """The state of the interrupted run."""
-        return self._folder("checkpoints") / f"{self.name}{SUFFIX}"
-
-    @property
-    def log(self) -> Path:
-        """The log of the steps."""
-        return self._folder("logs") / f"{self.name}.jsonl"
-
-    @property
-    def embeddings(self) -> Path:
-        """The features of the test split that the run was scored by."""
-        return self._folder("embeddings") / f"{self.name}.safetensors"
+    def __init__(self, store: RecordStore, protocol: str, name: str) -> None:
+        records = store.folder(protocol)
+        checkpoints, logs, embeddings = (
+            store.root / kind / records.name for kind in ("checkpoints", "logs", "embeddings")
+        )
+        self.store = store
+        self.record = records / f"{name}.json"
+        self.checkpoint = checkpoints / f"{name}.safetensors"
+        self.state = checkpoints / f"{name}{SUFFIX}"
+        self.log = logs / f"{name}.jsonl"
+        self.embeddings = embeddings / f"{name}.safetensors"
 
     def other_states(self) -> list[Path]:
         """The states of other interrupted runs of the protocol."""
         return [path for path in sorted(self.state.parent.glob(f"*{SUFFIX}")) if path != self.state]
-
-    def _folder(self, kind: str) -> Path:
-        return self.store.root / kind / self.store.folder(self.protocol).name
 
 
 def options_text(options: dict[str, Any]) -> str:
