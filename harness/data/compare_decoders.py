@@ -60,7 +60,7 @@ def compare_decoders(
         UsageError: an unknown or absent decoder, an unknown sampler, or no video that both decode.
     """
     specs = {name: replace(spec, decoder=name) for name in decoders}
-    versions = {name: dict(dataset.pixel_versions(each)) for name, each in specs.items()}
+    versions = {name: dict(dataset.pixel_versions(specs[name])) for name in decoders}
     seconds = dict.fromkeys(decoders, 0.0)
     frames, differences, refused = 0, list[tuple[bool, int, float]](), list[str]()
     for done, video_id in enumerate(video_ids, start=1):
@@ -82,7 +82,7 @@ def compare_decoders(
         if progress is not None:
             progress(done, len(video_ids))
     if not differences:
-        message = f"no video of {dataset.name} under {dataset.root} can be decoded by both {' and '.join(decoders)}"
+        message = f"no video of {dataset.name} in {dataset.root} can be decoded by both {' and '.join(decoders)}"
         raise UsageError(message, code="decoder.nothing-to-compare", dataset=dataset.name, refused=refused)
     return DecoderComparison(
         decoders=decoders,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -76,7 +76,10 @@ def download(
     """
     _check_url(url)
     target = folder / safe_name(name or unquote(urlsplit(url).path.rsplit("/", 1)[-1]), url)
-    expected = _checked_sha256(sha256)
+    expected = sha256.lower() if sha256 is not None else None
+    if expected is not None and not re.fullmatch("[0-9a-f]{64}", expected):
+        message = f"--sha256 {sha256!r:.80} is not a checksum; give its 64 hexadecimal digits"
+        raise UsageError(message, code="option.sha256")
     if target.is_file():
         actual = file_sha256(target)
         if expected not in (None, actual):
@@ -98,9 +101,8 @@ def download(
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
-        raise UsageError(
-            f"another process is downloading {target}; wait for it to end", code="download.busy", path=str(target)
-        ) from None
+        message = f"another process is downloading {target}; wait for it to end"
+        raise UsageError(message, code="download.busy", path=str(target)) from None
     return Download(path=target, size=target.stat().st_size, sha256=actual, checked=expected is not None)
 
 
@@ -124,9 +126,8 @@ def safe_name(name: str, origin: str) -> str:
     """Return ``name`` if it is a plain file name that cannot leave its folder; UsageError otherwise."""
     unsafe = not name.isprintable() or any(c in name for c in "/\\:") or name.startswith(".") or not name.strip()
     if unsafe or len(name.encode()) > 200:
-        raise UsageError(
-            f"{origin}: {name!r:.80} is not a plain file name; set one with --name", code="download.name", name=name
-        )
+        message = f"{origin}: {name!r:.80} is not a plain file name; set one with --name"
+        raise UsageError(message, code="download.name", name=name)
     return name
 
 
@@ -150,11 +151,9 @@ def _download_part(url: str, part: Path, checked: bool, progress: Progress | Non
             retrying(_attempt, session, url, part, checked, progress)
     except RetryError as error:
         cause, size = error.last_attempt.exception(), _size(part)
-        remedy = (
-            f"{size:,} bytes are kept: run the same command to resume"
-            if size
-            else "if the page has moved, set its new URL with --url, or download the file by other means"
-        )
+        remedy = "if the page has moved, set its new URL with --url, or download the file by other means"
+        if size:
+            remedy = f"{size:,} bytes are kept: run the same command to resume"
         message = f"{url} cannot be downloaded ({str(cause) or type(cause).__name__}); {remedy}"
         raise UsageError(message, code="download.failed", url=url, kept=size) from cause
 
@@ -200,8 +199,8 @@ def _receive(response: requests.Response, part: Path, known: _Part, progress: Pr
     version = response.headers.get("ETag", "")
     if not version or version.startswith("W/"):  # a weak one identifies no exact bytes
         version = response.headers.get("Last-Modified", "")
-    note = _Part(url=known.url, version=version or None, total=total)
-    atomic_write(_note(part), json.dumps(asdict(note)).encode())
+    note = asdict(_Part(url=known.url, version=version or None, total=total))
+    atomic_write(_note(part), json.dumps(note).encode())
     with part.open("ab" if resumes else "wb") as file:
         received = begin
         for block in response.raw.stream(BLOCK, decode_content=False):
@@ -245,15 +244,8 @@ class _Session(requests.Session):
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"{url!r:.200} is not an http or https URL", code="download.url", url=url)
-
-
-def _checked_sha256(text: str | None) -> str | None:
-    if text is None:
-        return None
-    if len(text) != 64 or not all(c in "0123456789abcdef" for c in text.lower()):
-        raise UsageError(f"--sha256 {text!r:.80}: a SHA-256 has 64 hexadecimal digits", code="option.sha256")
-    return text.lower()
+        message = f"{url!r:.200} is not an http or https URL; give one with --url"
+        raise UsageError(message, code="download.url", url=url)
 
 
 def _note(part: Path) -> Path:
@@ -263,8 +255,7 @@ def _note(part: Path) -> Path:
 def _read_note(part: Path, url: str) -> _Part:
     """Return the origin of the partial file; discard the file if its origin is unknown or another URL."""
     try:
-        fields: Mapping[str, Any] = json.loads(_note(part).read_text(encoding="utf-8"))
-        known = _Part(**fields)
+        known = _Part(**json.loads(_note(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         known = _Part(url="")
     if known.url != url:
