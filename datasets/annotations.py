@@ -55,7 +55,12 @@ class AnnotationSource:
         """
         for path in (self.root / self.folder / name, self.root / name):
             if path.is_file():
-                return _file_bytes(path), str(path)
+                try:
+                    with path.open("rb") as file:
+                        return _limited(file.read(_MAX_BYTES + 1), str(path)), str(path)
+                except OSError as error:
+                    message = f"cannot be read ({error.strerror}); make the file readable"
+                    raise malformed(path, "unreadable", message) from error
         archive = self.root / self.archive if self.archive else None
         data = self._member(archive, name) if archive is not None and archive.is_file() else None
         if data is None:
@@ -148,6 +153,15 @@ def checked_seconds(value: object, where: str) -> float:
     return float(value)
 
 
+def check_moments(moments: Iterable[object], where: str) -> None:
+    """Raise UsageError unless each moment is a pair of times in seconds."""
+    for moment in moments:
+        if not isinstance(moment, list) or len(moment) != 2:
+            raise malformed(where, "moments", f"a moment should be a pair of times, not {moment!r:.50}")
+        for time in moment:
+            checked_seconds(time, where)
+
+
 def paragraph(sentences: Iterable[str]) -> str:
     """Join stripped sentences by spaces, in the order given, into one query."""
     return " ".join(text.strip() for text in sentences)
@@ -172,14 +186,6 @@ def checked_caption(value: object, where: str) -> str:
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise malformed(where, "caption", "a caption contains half a surrogate pair, which is not a character")
     return value
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return _limited(file.read(_MAX_BYTES + 1), str(path))
-    except OSError as error:
-        raise malformed(path, "unreadable", f"cannot be read ({error.strerror}); make the file readable") from error
 
 
 def _limited(data: bytes, where: str) -> bytes:

@@ -17,7 +17,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Split
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Content:
     """Known facts of a published split whose whole annotation was not available to the adapter's author.
 
@@ -64,6 +64,7 @@ class PublishedDataset(VideoFolderDataset):
         self._source = AnnotationSource(root=root, folder=self.folder, archive=self.archive, origin=self.origin)
         self._expected = self.expected_fingerprints if expected is None else expected
         self._contents = self.expected_contents if expected is None else {}
+        self._seconds: dict[str, tuple[float, float]] = {}  # shortest and longest length that the annotation allows
         self._parsed: dict[str, dict[str, list[str]]] = {}
         self._splits: dict[str, Split] = {}
 
@@ -80,6 +81,10 @@ class PublishedDataset(VideoFolderDataset):
         if name not in self._splits:
             self._splits[name] = self._checked(self._build(name))
         return self._splits[name]
+
+    def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
+        """The lengths that ``_captions`` noted in ``_seconds``, for the splits that have been opened."""
+        return self._seconds.get(video_id)
 
     @abstractmethod
     def _captions(self, name: str) -> dict[str, list[str]]:
@@ -129,9 +134,10 @@ class PublishedDataset(VideoFolderDataset):
             actual = compute() if expected is not None else None
             if actual != expected:
                 counts = f"{len(split.video_ids):,} videos and {len(split.captions):,} captions"
+                found, wanted = (f"{v:,}" if isinstance(v, int) else str(v)[:12] for v in (actual, expected))
                 raise UsageError(
-                    f"{self.name} {split.name} under {self.root} ({counts}) is not the published split: its {name} is "
-                    f"{_short(actual)}, not {_short(expected)}; use the unchanged annotation files",
+                    f"{self.name} {split.name} in {self.root} ({counts}) is not the published split: its {name} is "
+                    f"{found}, not {wanted}; use the unchanged annotation files",
                     code="split.not-published",
                     split=split.name,
                     check=name,
@@ -142,7 +148,3 @@ class PublishedDataset(VideoFolderDataset):
 def ids_fingerprint(video_ids: tuple[str, ...]) -> str:
     """SHA-256 over the sorted video ids alone."""
     return hashlib.sha256(json.dumps(sorted(video_ids), separators=(",", ":")).encode()).hexdigest()
-
-
-def _short(value: str | int | None) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)[:12]

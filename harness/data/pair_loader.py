@@ -132,7 +132,7 @@ def _units_and_steps(split: Split, batch_size: int, pair_scenes: bool) -> tuple[
     steps = sum(map(len, units)) // batch_size
     if steps < 1:
         raise UsageError(
-            f"split {split.name} has {len(split.captions)} captions, fewer than a batch of {batch_size}; set a smaller batch size",
+            f"split {split.name} has {len(split.captions)} captions, fewer than a batch of {batch_size}; add captions",
             code="batch.too-large",
             split=split.name,
             captions=len(split.captions),
