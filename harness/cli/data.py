@@ -201,13 +201,11 @@ class Decoders(_OnFrames):
             print_json(asdict(result))
             return
         speeds = {name: round(speed) for name, speed in result.frames_per_s.items()}
-        rows = [
-            [name, speeds.get(name), ", ".join(map(" ".join, result.versions[name].items()))]
-            for name in result.decoders
-        ]
+        libraries = {name: ", ".join(map(" ".join, each.items())) for name, each in result.versions.items()}
+        rows = [[name, speeds.get(name), libraries[name]] for name in result.decoders]
         print_table(rows, ["decoder", "frames/s", "libraries"])
-        print(f"of {result.videos} videos, {result.same_indices} have the same frame numbers in both, and ", end="")
-        print(f"{result.same_pixels} the same pixels")
+        same = f"{result.same_indices} have the same frame numbers in both, and {result.same_pixels} the same pixels"
+        print(f"of {result.videos} videos, {same}")
         print(f"pixel difference: mean {result.mean:.4f}, maximum {result.largest}, of 255")
         for reason in result.refused:
             say(f"refused by {reason}")

@@ -199,13 +199,11 @@ def write_report(report: VerifyReport, path: Path) -> None:
 def _examine(
     dataset: RetrievalDataset, video_ids: Sequence[str], spec: FrameSpec, workers: int | None
 ) -> Iterator[VideoReport]:
-    """Yield a report per video; of a data set whose videos are not files, only its fault."""
+    """Return a report per video, in order; of a data set whose videos are not files, only its fault."""
     if isinstance(dataset, VideoFiles):
-        yield from dataset.examine_videos(video_ids, spec, workers=workers)
-        return
+        return dataset.examine_videos(video_ids, spec, workers=workers)
     faults = {fault.video_id: fault for fault in dataset.check_videos(video_ids)}
-    for video_id in video_ids:
-        yield VideoReport(video_id=video_id, path=dataset.root / video_id, fault=faults.get(video_id))
+    return (VideoReport(video_id=v, path=dataset.root / v, fault=faults.get(v)) for v in video_ids)
 
 
 def _count(split: Split, reports: Sequence[VideoReport], spec: FrameSpec) -> SplitCount:
