@@ -96,24 +96,21 @@ def malformed(where: str | Path, problem: str, message: str) -> UsageError:
 
 def parse_json(text: str, where: str) -> object:
     """Parse JSON; UsageError naming the file, also for NaN, Infinity and a repeated key."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not a number")
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        counts = Counter(key for key, _ in pairs)
+        if len(counts) < len(pairs):  # Python's reader would keep the last value, and a caption would be lost
+            raise ValueError(f"the key {counts.most_common(1)[0][0]!r:.60} is repeated in an object")
+        return dict(pairs)
+
     try:
-        document: object = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        document: object = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise malformed(where, "json", f"not valid JSON ({error or 'nested too deeply'})") from error
     return document
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse a repeated key: Python's reader silently keeps its last value, and a caption would be lost."""
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {key!r:.60} is repeated in an object")
-    return unique
 
 
 def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -121,8 +118,7 @@ def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, s
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, str]] = []
     try:
-        missing = [c for c in columns if c not in (reader.fieldnames or ())]
-        if missing:
+        if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
             raise malformed(where, "column", f"the first line lacks the column {missing[0]!r}")
         for row in reader:
             if any(row[c] is None for c in columns):
@@ -137,9 +133,10 @@ def parse_ids(values: Iterable[object], where: str) -> list[str]:
     """Return video ids, each once and safe as a file name; UsageError naming the entry."""
     ids: dict[str, None] = {}
     for number, value in enumerate(values, start=1):
-        video_id = checked_id(value, f"{where}, entry {number}")
+        place = f"{where}, entry {number}"
+        video_id = checked_id(value, place)
         if video_id in ids:
-            raise malformed(f"{where}, entry {number}", "duplicate", f"{video_id} is listed twice")
+            raise malformed(place, "duplicate", f"{video_id} is listed twice")
         ids[video_id] = None
     if not ids:
         raise malformed(where, "empty", "it lists no video")

@@ -283,12 +283,15 @@ class Download(_OnDataset):
         if self.url is not None:
             sources = (Source(url=self.url, sha256=self.sha256, videos=self.unpack),)
         elif self.sha256 or self.file or self.unpack:
-            raise UsageError("--sha256, --name and --unpack need --url", code="option.needs-url")
+            raise UsageError(
+                "--sha256, --name and --unpack belong to a file at --url; add it", code="option.needs-url"
+            )
         if not sources:
             message = access or f"data set {self.dataset} has no file to download; set one with --url"
             raise UsageError(message, code="download.by-hand", dataset=self.dataset)
         if self.root is None:
-            raise UsageError(f"set --root DIR, the folder for the files of {self.dataset}", code="option.missing-root")
+            message = f"there is no folder for the files of {self.dataset}; set one with --root"
+            raise UsageError(message, code="option.missing-root")
         if self.url is None:
             say(UNTESTED)
         for source in sources:
@@ -328,11 +331,10 @@ def _check_splits(dataset: RetrievalDataset, files: Sequence[str]) -> None:
     for name in dataset.split_names:
         try:
             split = dataset.split(name)
+            print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
         except UsageError as error:
             wrong.append(name)
             say(str(error))
-        else:
-            print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
     if wrong:
         raise CheckFailed(
             f"{dataset.name}: {', '.join(wrong)} cannot be read from {', '.join(files)} in {dataset.root}; remove the "

@@ -136,7 +136,9 @@ class StoreWriter:
         """Write pixels first and, once they are on the disk, their lines."""
         with _write_errors(self.folder):
             _sync(self._pixels)
-            self._journal.write(b"".join(_line(entry) for entry in self._pending))
+            for entry in self._pending:
+                line = json.dumps(asdict(entry), separators=(",", ":")).encode()
+                self._journal.write(b"%08x %s\n" % (zlib.crc32(line), line))
             _sync(self._journal)
         self._pending.clear()
 
@@ -180,11 +182,6 @@ def read_key(folder: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         message = f"{path} cannot be read; remove the folder {folder}"
         raise UsageError(message, code="cache.damaged", folder=str(folder)) from error
-
-
-def _line(entry: ClipEntry) -> bytes:
-    text = json.dumps(asdict(entry), separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def _read_journal(path: Path, pixel_bytes: int) -> tuple[list[ClipEntry], int]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -97,29 +98,23 @@ def download(
         with lock:
             try:
                 _download_part(url, part, expected is not None, progress, pause_s)
-                actual = _accept(url, part, target, expected, reject)
+                actual, size = file_sha256(part), part.stat().st_size
+                if expected not in (None, actual):
+                    _discard(part)
+                    message = f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum"
+                    raise UsageError(message, code="download.wrong-checksum", url=url, size=size, sha256=actual)
+                if content := reject(part):
+                    _discard(part)
+                    message = f"{url} sent {size:,} bytes that are {content}; check the URL"
+                    raise UsageError(message, code="download.wrong-content", url=url, size=size)
+                part.replace(target)
+                _note(part).unlink(missing_ok=True)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
         message = f"another process is downloading {target}; wait for it to end"
         raise UsageError(message, code="download.busy", path=str(target)) from None
-    return Download(path=target, size=target.stat().st_size, sha256=actual, checked=expected is not None)
-
-
-def _accept(url: str, part: Path, target: Path, expected: str | None, reject: Callable[[Path], str | None]) -> str:
-    """Check the complete file, give it its name, and return its SHA-256; a wrong file is removed."""
-    actual, size = file_sha256(part), part.stat().st_size
-    if expected not in (None, actual):
-        _discard(part)
-        message = f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum"
-        raise UsageError(message, code="download.wrong-checksum", url=url, size=size, sha256=actual)
-    if content := reject(part):
-        _discard(part)
-        message = f"{url} sent {size:,} bytes that are {content}; check the URL"
-        raise UsageError(message, code="download.wrong-content", url=url, size=size)
-    part.replace(target)
-    _note(part).unlink(missing_ok=True)
-    return actual
+    return Download(path=target, size=size, sha256=actual, checked=expected is not None)
 
 
 def safe_name(name: str, origin: str) -> str:
@@ -254,14 +249,12 @@ def _note(part: Path) -> Path:
 
 def _read_note(part: Path, url: str) -> _Part:
     """Return the origin of the partial file; discard the file if its origin is unknown or another URL."""
-    try:
+    with suppress(OSError, ValueError, TypeError):
         known = _Part(**json.loads(_note(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = _Part(url="")
-    if known.url != url:
-        _discard(part)
-        return _Part(url=url)
-    return known
+        if known.url == url:
+            return known
+    _discard(part)
+    return _Part(url=url)
 
 
 def _discard(part: Path) -> None:
