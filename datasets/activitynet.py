@@ -53,7 +53,7 @@ class ActivityNet(PublishedDataset):
     def _captions(self, name: str) -> dict[str, list[str]]:
         """The paragraph of each video, in file order."""
         where = self._where(self.files[name])
-        records = parse_json(self._source.read(self.files[name]), where)
+        records = parse_json(self._read(self.files[name]), where)
         if not isinstance(records, dict) or not records:
             raise malformed(where, "structure", "not an object with an entry for each video id")
         paragraphs: dict[str, list[str]] = {}

@@ -5,82 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from zlib import error as ZlibError
+from typing import IO
 
 from tvrbench.harness.core.errors import UsageError
 
 _MAX_BYTES = 256 * 1024**2
 _MAX_CAPTION = 10_000
 _MAX_ID_BYTES = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotationSource:
-    """Places of a data set's annotation files: ``root/folder/NAME``, ``root/NAME``, or in ``root/archive``.
-
-    Attributes:
-        root: the data set's folder.
-        folder: sub-folder that the published archive unpacks to; also the prefix of names inside the archive.
-        archive: file name of the published zip archive, which is read in place, never unpacked; None if there is none.
-        origin: where to get the files, for the error message.
-    """
-
-    root: Path
-    folder: str
-    archive: str | None
-    origin: str
-
-    def read(self, name: str) -> str:
-        """Return the text of an annotation file, from the first place that has it.
-
-        Raises:
-            UsageError: the file is missing, too large, not UTF-8, or the archive is damaged.
-        """
-        data, where = self.read_bytes(name)
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise malformed(where, "encoding", f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-    def read_bytes(self, name: str) -> tuple[bytes, str]:
-        """Return the bytes of an annotation file, and their place for error messages.
-
-        Raises:
-            UsageError: the file is missing or too large, or the archive is damaged.
-        """
-        for path in (self.root / self.folder / name, self.root / name):
-            if path.is_file():
-                try:
-                    with path.open("rb") as file:
-                        return _limited(file.read(_MAX_BYTES + 1), str(path)), str(path)
-                except OSError as error:
-                    message = f"cannot be read ({error.strerror}); make the file readable"
-                    raise malformed(path, "unreadable", message) from error
-        archive = self.root / self.archive if self.archive else None
-        data = self._member(archive, name) if archive is not None and archive.is_file() else None
-        if data is None:
-            places = [str(place) for place in (self.root / self.folder, self.root, archive) if place is not None]
-            message = f"{name} is missing; put it in one of {', '.join(places)} ({self.origin})"
-            raise UsageError(message, code="annotation.missing", file=name, places=places)
-        return data, f"{archive}: {name}"
-
-    def _member(self, archive: Path, name: str) -> bytes | None:
-        try:
-            with zipfile.ZipFile(archive) as files:
-                names = set(files.namelist())
-                member = next((m for m in (f"{self.folder}/{name}", name) if m in names), None)
-                if member is None:
-                    return None
-                with files.open(member) as file:
-                    data = file.read(_MAX_BYTES + 1)  # the size that the archive states is not trusted
-        except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise malformed(archive, "archive", f"cannot be read ({error}); replace it with an intact copy") from error
-        return _limited(data, f"{archive}: {name}")
 
 
 def malformed(where: str | Path, problem: str, message: str) -> UsageError:
@@ -185,7 +119,9 @@ def checked_caption(value: object, where: str) -> str:
     return value
 
 
-def _limited(data: bytes, where: str) -> bytes:
+def read_limited(file: IO[bytes], where: str) -> bytes:
+    """Return the content of an annotation file; UsageError if it is too large, whatever size an archive states."""
+    data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise malformed(where, "size", f"larger than {_MAX_BYTES // 1024**2} MiB, the limit for annotation files")
     return data

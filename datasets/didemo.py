@@ -49,7 +49,7 @@ class DiDeMo(PublishedDataset):
     def _captions(self, name: str) -> dict[str, list[str]]:
         """The joined descriptions of each video, in file order."""
         where = self._where(self.files[name])
-        entries = parse_json(self._source.read(self.files[name]), where)
+        entries = parse_json(self._read(self.files[name]), where)
         if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
             raise malformed(where, "structure", "not a list of objects, one for each description")
         descriptions: dict[str, list[str]] = {}

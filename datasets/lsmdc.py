@@ -49,7 +49,7 @@ class LSMDC(PublishedDataset):
         """The sentences of each clip, in file order; a test clip has one line, others may have several."""
         where = self._where(self.files[name])
         captions: dict[str, list[str]] = {}
-        for number, line in enumerate(self._source.read(self.files[name]).rstrip("\r\n").split("\n"), start=1):
+        for number, line in enumerate(self._read(self.files[name]).rstrip("\r\n").split("\n"), start=1):
             place = f"{where}, line {number}"
             fields = line.rstrip("\r").split("\t")
             if len(fields) != len(_COLUMNS):

@@ -120,7 +120,7 @@ class MSRVTT(PublishedDataset):
     def _rows(self, file: str, columns: Sequence[str]) -> list[dict[str, str]]:
         """The rows of a list of videos, each safe as a file name, listed once, and in the JSON."""
         where = self._where(file)
-        rows = parse_csv(self._source.read(file), where, columns)
+        rows = parse_csv(self._read(file), where, columns)
         if not rows:
             raise malformed(where, "empty", "there are no rows below the header")
         for number, video_id in enumerate(parse_ids([row["video_id"] for row in rows], where), start=1):
@@ -141,7 +141,7 @@ class MSRVTT(PublishedDataset):
     @cached_property
     def _annotations(self) -> tuple[dict[str, Record], dict[str, list[Query]]]:
         where = self._where(_JSON)
-        document = parse_json(self._source.read(_JSON), where)
+        document = parse_json(self._read(_JSON), where)
         videos: dict[str, Record] = {}
         for number, record in enumerate(_objects(document, "videos", where)):
             place = f"{where}, videos[{number}]"

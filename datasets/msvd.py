@@ -52,7 +52,7 @@ class MSVD(PublishedDataset):
         return (length, length + 1) if length >= 0 else None
 
     def _ids(self, name: str) -> list[str]:
-        return parse_ids(self._source.read(self.files[name]).split(), self._where(self.files[name]))
+        return parse_ids(self._read(self.files[name]).split(), self._where(self.files[name]))
 
     def _captions(self, name: str) -> dict[str, list[str]]:
         where, ids = self._where(_CAPTIONS), self._ids(name)
@@ -63,7 +63,7 @@ class MSVD(PublishedDataset):
 
     @cached_property
     def _captions_by_video(self) -> dict[str, object]:
-        data, where = self._source.read_bytes(_CAPTIONS)
+        data, where = self._read_bytes(_CAPTIONS)
         captions = parse_plain_pickle(data, where)
         if not isinstance(captions, dict) or not captions:
             raise malformed(where, "structure", "not a dictionary of captions by video id")

@@ -59,13 +59,9 @@ def _package() -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         absent = isinstance(error, ModuleNotFoundError)
         reason = "is not installed" if absent else f"does not load ({_first_line(error)})"
-        raise UsageError(
-            f"the decoder torchcodec {reason}; install torchcodec and FFmpeg's shared libraries (version 4 to 9), or "
-            "use the decoder pyav",
-            code="decoder.unavailable",
-            decoder="torchcodec",
-            installed=not absent,
-        ) from error
+        remedy = "install torchcodec and FFmpeg's shared libraries (version 4 to 9), or use the decoder pyav"
+        message = f"the decoder torchcodec {reason}; {remedy}"
+        raise UsageError(message, code="decoder.unavailable", decoder="torchcodec", installed=not absent) from error
 
 
 def _fault(path: Path, reason: str) -> VideoError:

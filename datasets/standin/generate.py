@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +118,12 @@ def _write_all(folder: Path, settings: Settings) -> None:
     for clip in track(wanted, description="Generating the stand-in data set", console=console, transient=True):
         frames = swap(frames) if clip.swapped else render(clip.scene)
         encode(folder / "videos" / f"{clip.video_id}.mp4", frames, settings.quantizer)
+    _write_annotations(folder, wanted)
+    marker = {"version": VERSION, "settings": asdict(settings), "digest": settings.digest}
+    (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+
+
+def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
     common = {"category": 0, "url": "", "start time": 0.0, "end time": float(2 * EVENT_FRAMES)}
     document = {
         "videos": [common | {"video_id": c.video_id, "split": c.split, "id": i} for i, c in enumerate(wanted)],
@@ -130,8 +137,6 @@ def _write_all(folder: Path, settings: Settings) -> None:
     ):
         with (folder / name).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
-    marker = {"version": VERSION, "settings": asdict(settings), "digest": settings.digest}
-    (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
 
 
 def _finished(root: Path, settings: Settings) -> bool:

@@ -113,8 +113,8 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     pixels = torch.empty((options.images, 3, SIDE, SIDE), dtype=torch.uint8)
     captions = []
     for i in track(range(options.images), description="Drawing images", console=console):
-        image, caption = captioned_image(options.seed * 10**7 + i)  # no two seeds share an image
-        pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+        picture, caption = captioned_image(options.seed * 10**7 + i)  # no two seeds share an image
+        pixels[i] = torch.from_numpy(picture).permute(2, 0, 1)
         captions.append(caption)
     model = CLIP(ARCHITECTURE)
     initialize(model)

@@ -130,13 +130,9 @@ class Verify(_OnFrames):
             say(f"{self.report} describes every video; tvrbench data compare explains the differences of two reports")
         if not result.ok:
             counts = {name: len(getattr(result, name)) for name in ("corrupt", "missing", "wrong_duration")}
-            raise CheckFailed(
-                f"{self.dataset}: of {len(result.reports)} videos, {counts['corrupt']} are corrupt, "
-                f"{counts['missing']} missing and {counts['wrong_duration']} of a wrong duration; replace them",
-                code="data.unusable-videos",
-                dataset=self.dataset,
-                **counts,
-            )
+            parts = f"{counts['corrupt']} are corrupt, {counts['missing']} missing and {counts['wrong_duration']}"
+            message = f"{self.dataset}: of {len(result.reports)} videos, {parts} of a wrong duration; replace them"
+            raise CheckFailed(message, code="data.unusable-videos", dataset=self.dataset, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,14 +240,10 @@ class Cache(_OnFrames):
             _print_faults([fault for fault in result.faults if fault.kind != "missing"])
         if result.faults:
             missing = sum(fault.kind == "missing" for fault in result.faults)
-            corrupt = len(result.faults) - missing
-            raise CheckFailed(
-                f"{self.dataset}: {missing} videos are missing and {corrupt} cannot be decoded; replace them",
-                code="data.unusable-videos",
-                dataset=self.dataset,
-                missing=missing,
-                corrupt=corrupt,
-            )
+            counts = {"missing": missing, "corrupt": len(result.faults) - missing}
+            parts = f"{missing} videos are missing and {counts['corrupt']} cannot be decoded"
+            message = f"{self.dataset}: {parts}; replace them"
+            raise CheckFailed(message, code="data.unusable-videos", dataset=self.dataset, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,9 +275,7 @@ class Download(_OnDataset):
         if self.url is not None:
             sources = (Source(url=self.url, sha256=self.sha256, videos=self.unpack),)
         elif self.sha256 or self.file or self.unpack:
-            raise UsageError(
-                "--sha256, --name and --unpack belong to a file at --url; add it", code="option.needs-url"
-            )
+            raise UsageError("--sha256, --name and --unpack belong to a file at --url; add it", code="option.needs-url")
         if not sources:
             message = access or f"data set {self.dataset} has no file to download; set one with --url"
             raise UsageError(message, code="download.by-hand", dataset=self.dataset)
@@ -336,13 +326,10 @@ def _check_splits(dataset: RetrievalDataset, files: Sequence[str]) -> None:
             wrong.append(name)
             say(str(error))
     if wrong:
-        raise CheckFailed(
-            f"{dataset.name}: {', '.join(wrong)} cannot be read from {', '.join(files)} in {dataset.root}; remove the "
-            "wrong files before you run the same command, which keeps existing files",
-            code="data.wrong-splits",
-            dataset=dataset.name,
-            splits=wrong,
-        )
+        problem = f"{', '.join(wrong)} cannot be read from {', '.join(files)} in {dataset.root}"
+        remedy = "remove the wrong files before you run the same command, which keeps existing files"
+        message = f"{dataset.name}: {problem}; {remedy}"
+        raise CheckFailed(message, code="data.wrong-splits", dataset=dataset.name, splits=wrong)
 
 
 @contextmanager

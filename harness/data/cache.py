@@ -157,11 +157,8 @@ def fill_cache(
             process is filling the same store.
     """
     if spec.draws:
-        raise UsageError(
-            f"sampler {spec.sampler} picks other frames in every epoch, which cannot be cached; choose another sampler",
-            code="cache.random-sampler",
-            sampler=spec.sampler,
-        )
+        message = f"sampler {spec.sampler} picks other frames in every epoch, so they cannot be cached; choose another"
+        raise UsageError(message, code="cache.random-sampler", sampler=spec.sampler)
     if not isinstance(dataset, VideoFiles):
         message = f"the videos of data set {dataset.name} are not files, so their frames cannot be cached"
         raise UsageError(message, code="dataset.no-files", dataset=dataset.name)

@@ -80,12 +80,8 @@ def read_report(path: Path) -> dict[str, Any]:
         problem = f"it cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         problem = "it is not JSON"
-    raise UsageError(
-        f"{path} is not a report of tvrbench data verify ({problem}); write one with --report",
-        code="verify-report.invalid",
-        path=str(path),
-        reason=problem,
-    )
+    message = f"{path} is not a report of tvrbench data verify ({problem}); write one with --report"
+    raise UsageError(message, code="verify-report.invalid", path=str(path), reason=problem)
 
 
 def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataComparison:

@@ -101,7 +101,7 @@ def download(
                 actual, size = file_sha256(part), part.stat().st_size
                 if expected not in (None, actual):
                     _discard(part)
-                    message = f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum"
+                    message = f"{url} sent {size:,} bytes of SHA-256 {actual}, not {expected}; check URL and checksum"
                     raise UsageError(message, code="download.wrong-checksum", url=url, size=size, sha256=actual)
                 if content := reject(part):
                     _discard(part)

@@ -21,11 +21,8 @@ def open_dataset(name: str, root: Path | None) -> RetrievalDataset:
     """
     cls = registry.lookup(name, "datasets")
     if root is None and not cls.generated:
-        raise UsageError(
-            f"data set {name} needs its folder (--data DIR, or --root DIR for tvrbench data): {cls.wanted}",
-            code="dataset.no-folder",
-            dataset=name,
-        )
+        message = f"data set {name} needs its folder (--data DIR, or --root DIR for tvrbench data): {cls.wanted}"
+        raise UsageError(message, code="dataset.no-folder", dataset=name)
     dataset: RetrievalDataset = cls(root)
     return dataset
 
@@ -47,11 +44,8 @@ def split_holdout(split: Split, videos: int, seed: int = 0) -> tuple[Split, Spli
         if len(held) < videos:
             held += members[int(scene)]
     if len(held) >= len(split.video_ids):
-        raise UsageError(
-            f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out; add videos",
-            code="split.too-small",
-            split=split.name,
-        )
+        problem = f"{len(split.video_ids)} videos leave nothing beside {videos} held out; add videos"
+        raise UsageError(f"split {split.name}: {problem}", code="split.too-small", split=split.name)
     rest = split.without(held)
     held_out = split.without(rest.video_ids)
     rows = sorted(np.unique(held_out.caption_video, return_index=True)[1].tolist())  # the first caption per video

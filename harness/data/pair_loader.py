@@ -131,11 +131,7 @@ def _units_and_steps(split: Split, batch_size: int, pair_scenes: bool) -> tuple[
         units = list(scenes.values())
     steps = sum(map(len, units)) // batch_size
     if steps < 1:
-        raise UsageError(
-            f"split {split.name} has {len(split.captions)} captions, fewer than a batch of {batch_size}; add captions",
-            code="batch.too-large",
-            split=split.name,
-            captions=len(split.captions),
-            batch_size=batch_size,
-        )
+        name, count = split.name, len(split.captions)
+        message = f"split {name} has {count} captions, fewer than a batch of {batch_size}; add captions"
+        raise UsageError(message, code="batch.too-large", split=name, captions=count, batch_size=batch_size)
     return units, steps
