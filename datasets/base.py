@@ -111,18 +111,10 @@ class VideoFolderDataset(VideoFiles, ABC):
             raise VideoError(message, code="video.unreadable", video=video_id, paths=[str(path) for path in paths])
         return paths[0]
 
-    def check_videos(
-        self, video_ids: Sequence[str], *, progress: Progress | None = None, workers: int | None = None
-    ) -> list[VideoFault]:
-        """Decode every frame of each video in parallel threads; return the faults in the order given.
-
-        Args:
-            video_ids: the videos.
-            progress: called with (done, all) after each video.
-            workers: threads; all cores by default.
-        """
+    def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
+        """Decode every frame of each video in parallel threads; return the faults in the order given."""
         faults = []
-        for done, fault in enumerate(_parallel(self._check, video_ids, workers), start=1):
+        for done, fault in enumerate(_parallel(self._check, video_ids, None), start=1):
             if fault is not None:
                 faults.append(fault)
             if progress is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from math import inf
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any
 
 from tvrbench.datasets.annotations import check_moments, checked_caption, checked_id, malformed, paragraph, parse_json
 from tvrbench.datasets.published import Content, PublishedDataset
@@ -55,25 +54,19 @@ class DiDeMo(PublishedDataset):
         descriptions: dict[str, list[str]] = {}
         seen: set[int] = set()
         for number, entry in enumerate(entries):
-            video_id, text, pieces = _parse(entry, seen, f"{where}, entry {number}")
-            shortest = (pieces - 1) * _PIECE_S  # the last piece may be short; there is no longest length
-            self._seconds[video_id] = min(self._seconds.get(video_id, (shortest, inf)), (shortest, inf))
-            descriptions.setdefault(video_id, []).append(text)
+            place = f"{where}, entry {number}"
+            key, pieces, times = (entry.get(name) for name in ("annotation_id", "num_segments", "times"))
+            if isinstance(key, bool) or not isinstance(key, int) or key in seen:
+                raise malformed(place, "key", f"'annotation_id' should be a unique integer, not {key!r:.50}")
+            seen.add(key)
+            if isinstance(pieces, bool) or not isinstance(pieces, int) or not 0 < pieces < 1000:
+                raise malformed(place, "pieces", f"'num_segments' should be a number of pieces, not {pieces!r:.50}")
+            if not isinstance(times, list):
+                raise malformed(place, "moments", f"'times' should be a list of pairs, not {times!r:.50}")
+            check_moments(times, place)
+            # The file name without suffix; some videos are listed with two suffixes.
+            video_id = checked_id(PurePosixPath(checked_id(entry.get("video"), place)).stem.rstrip("."), place)
+            range_s = ((pieces - 1) * _PIECE_S, inf)  # the last piece may be short; there is no longest length
+            self._seconds[video_id] = min(self._seconds.get(video_id, range_s), range_s)
+            descriptions.setdefault(video_id, []).append(checked_caption(entry.get("description"), place))
         return {video_id: [paragraph(texts)] for video_id, texts in descriptions.items()}
-
-
-def _parse(entry: dict[str, Any], seen: set[int], place: str) -> tuple[str, str, int]:
-    """Return video id, description and number of 5-second pieces; the annotation's id is added to ``seen``."""
-    key = entry.get("annotation_id")
-    if isinstance(key, bool) or not isinstance(key, int) or key in seen:
-        raise malformed(place, "key", f"'annotation_id' should be a unique integer, not {key!r:.50}")
-    seen.add(key)
-    pieces, times = entry.get("num_segments"), entry.get("times")
-    if isinstance(pieces, bool) or not isinstance(pieces, int) or not 0 < pieces < 1000:
-        raise malformed(place, "pieces", f"'num_segments' should be a number of pieces, not {pieces!r:.50}")
-    if not isinstance(times, list):
-        raise malformed(place, "moments", f"'times' should be a list of pairs, not {times!r:.50}")
-    check_moments(times, place)
-    # The file name without suffix; some videos are listed with two suffixes.
-    video_id = checked_id(PurePosixPath(checked_id(entry.get("video"), place)).stem.rstrip("."), place)
-    return video_id, checked_caption(entry.get("description"), place), pieces

@@ -112,9 +112,7 @@ def parse_plain_pickle(data: bytes, where: str) -> object:
                 (result,) = machine.stack
                 return result
             if (action := _ACTIONS.get(opcode.name)) is None:
-                message = (
-                    f"{where} has the instruction {opcode.name}, but only plain values are read; use the published file"
-                )
+                message = f"{where} has the unsafe instruction {opcode.name}; replace it with the published file"
                 raise UsageError(message, code="annotation.unsafe-pickle", where=where, instruction=opcode.name)
             action(machine, argument)
     except UsageError:

@@ -95,10 +95,8 @@ class PublishedDataset(VideoFolderDataset):
         captions = self._cached_captions(name)
         for other in self.disjoint.get(name, ()):
             if shared := sorted(set(captions) & set(self._ids(other))):
-                message = (
-                    f"{self.files[name]} and {self.files[other]} in {self.root} share {len(shared)} videos, "
-                    f"{shared[0]} first; replace them with the published files"
-                )
+                both = f"{self.files[name]} and {self.files[other]} in {self.root}"
+                message = f"{both} share {len(shared)} videos, {shared[0]} first; replace them with the published files"
                 raise UsageError(message, code="split.overlap", splits=(name, other), videos=shared)
         return Split(
             name=name,

@@ -40,25 +40,20 @@ class DecoderComparison:
 
 
 def compare_decoders(
-    dataset: VideoFiles,
-    spec: FrameSpec,
-    video_ids: Sequence[str],
-    *,
-    decoders: tuple[str, str] = ("pyav", "torchcodec"),
-    progress: Progress | None = None,
+    dataset: VideoFiles, spec: FrameSpec, video_ids: Sequence[str], *, progress: Progress | None = None
 ) -> DecoderComparison:
-    """Decode each video with both in one thread; the first one alternates.
+    """Decode each video with PyAV and torchcodec in one thread; the first one alternates.
 
     Args:
         dataset: the data set.
         spec: the frames; its decoder is ignored.
         video_ids: the videos.
-        decoders: the two.
         progress: called with (done, all) after each video.
 
     Raises:
-        UsageError: an unknown or absent decoder, an unknown sampler, or no video that both decode.
+        UsageError: torchcodec is absent, an unknown sampler, or no video that both decode.
     """
+    decoders = ("pyav", "torchcodec")
     specs = {name: replace(spec, decoder=name) for name in decoders}
     versions = {name: dict(dataset.pixel_versions(specs[name])) for name in decoders}
     seconds = dict.fromkeys(decoders, 0.0)

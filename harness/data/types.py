@@ -228,7 +228,10 @@ class RetrievalDataset(Protocol):
         ...
 
     def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
-        """Decode every frame of each video; return the faults in the order given."""
+        """Decode every frame of each video; return the faults in the order given.
+
+        ``progress`` is called with (done, all) after each video.
+        """
         ...
 
 
