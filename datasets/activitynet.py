@@ -13,7 +13,6 @@ from tvrbench.datasets.annotations import (
     checked_id,
     checked_seconds,
     malformed,
-    paragraph,
     parse_json,
 )
 from tvrbench.datasets.published import PublishedDataset
@@ -78,4 +77,4 @@ def _parse(record: object, place: str) -> tuple[float, str]:
         raise malformed(place, "moments", f"'timestamps' should have one pair per sentence, not {moments!r:.50}")
     check_moments(moments, place)
     seconds = checked_seconds(record.get("duration"), place)
-    return seconds, paragraph([checked_caption(text, place) for text in sentences])
+    return seconds, " ".join(checked_caption(text, place).strip() for text in sentences)

@@ -93,11 +93,6 @@ def check_moments(moments: Iterable[object], where: str) -> None:
             checked_seconds(time, where)
 
 
-def paragraph(sentences: Iterable[str]) -> str:
-    """Join stripped sentences by spaces, in the order given, into one query."""
-    return " ".join(text.strip() for text in sentences)
-
-
 def checked_id(value: object, where: str) -> str:
     """Return a video id that is safe as a file name; UsageError naming its place."""
     if not isinstance(value, str) or not value:

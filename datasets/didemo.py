@@ -11,7 +11,7 @@ from math import inf
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
-from tvrbench.datasets.annotations import check_moments, checked_caption, checked_id, malformed, paragraph, parse_json
+from tvrbench.datasets.annotations import check_moments, checked_caption, checked_id, malformed, parse_json
 from tvrbench.datasets.published import Content, PublishedDataset
 from tvrbench.harness.data.types import Source
 
@@ -69,4 +69,4 @@ class DiDeMo(PublishedDataset):
             range_s = ((pieces - 1) * _PIECE_S, inf)  # the last piece may be short; there is no longest length
             self._seconds[video_id] = min(self._seconds.get(video_id, range_s), range_s)
             descriptions.setdefault(video_id, []).append(checked_caption(entry.get("description"), place))
-        return {video_id: [paragraph(texts)] for video_id, texts in descriptions.items()}
+        return {video_id: [" ".join(text.strip() for text in texts)] for video_id, texts in descriptions.items()}
