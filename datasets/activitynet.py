@@ -5,21 +5,18 @@ Splits: ``val1`` (4,917 videos, used as the test split in the literature) and ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
 
-from tvrbench.datasets.annotations import checked_caption, checked_id, checked_seconds, malformed, paragraph, parse_json
+from tvrbench.datasets.annotations import (
+    check_moments,
+    checked_caption,
+    checked_id,
+    checked_seconds,
+    malformed,
+    parse_json,
+)
 from tvrbench.datasets.published import PublishedDataset
 from tvrbench.harness.data.types import Source
-
-_PUBLISHED = MappingProxyType(
-    {
-        "val1": "b5c717c0ba77ca54be160ed72fc0dcbad0bfc8d7172dbdde2c9eee568ee0c606",
-        "train": "663b0953c33628639ee63978b6a203fe552619000b6d7a2d764d9e43c12541b1",
-    }
-)
 
 
 class ActivityNet(PublishedDataset):
@@ -28,48 +25,40 @@ class ActivityNet(PublishedDataset):
     A video's file may be named with or without the ``v_`` of its id.
     """
 
-    name: ClassVar[str] = "activitynet"
-    summary: ClassVar[str] = "ActivityNet Captions: paragraph retrieval, 4,917 videos of val_1 as the test"
-    origin: ClassVar[str] = "its authors publish captions.zip, see `tvrbench data download activitynet`"
-    wanted: ClassVar[str] = f"train.json, val_1.json, and a folder videos with v_ID.mp4 or ID.mp4 ({origin})"
-    sources: ClassVar[tuple[Source, ...]] = (
-        Source(url="https://cs.stanford.edu/people/ranjaykrishna/densevid/captions.zip"),
-    )
-    access: ClassVar[str] = (
+    name = "activitynet"
+    summary = "ActivityNet Captions: paragraph retrieval, 4,917 videos of val_1 as the test"
+    origin = "its authors publish captions.zip, see `tvrbench data download activitynet`"
+    wanted = f"train.json, val_1.json, and a folder videos with v_ID.mp4 or ID.mp4 ({origin})"
+    sources = (Source(url="https://cs.stanford.edu/people/ranjaykrishna/densevid/captions.zip"),)
+    access = (
         "The videos are on YouTube, and some were removed. Request access to all of them with the form on "
         "http://activity-net.org/download.html, and put them into the folder videos as v_ID.mp4 or ID.mp4."
     )
-    files: ClassVar[Mapping[str, str]] = MappingProxyType({"val1": "val_1.json", "train": "train.json"})
-    split_names: ClassVar[tuple[str, ...]] = tuple(files)
-    folder: ClassVar[str] = "captions"
-    archive: ClassVar[str | None] = "captions.zip"
-    disjoint: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({"train": ("val1",)})
-    expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
-
-    def __init__(self, root: Path, *, expected: Mapping[str, str] | None = None) -> None:
-        super().__init__(root, expected=expected)
-        self._seconds: dict[str, float] = {}
+    files = MappingProxyType({"val1": "val_1.json", "train": "train.json"})
+    split_names, folder, archive = tuple(files), "captions", "captions.zip"
+    disjoint = MappingProxyType({"train": ("val1",)})
+    expected_fingerprints = MappingProxyType(
+        {
+            "val1": "b5c717c0ba77ca54be160ed72fc0dcbad0bfc8d7172dbdde2c9eee568ee0c606",
+            "train": "663b0953c33628639ee63978b6a203fe552619000b6d7a2d764d9e43c12541b1",
+        }
+    )
 
     def file_stems(self, video_id: str) -> tuple[str, ...]:
         """``v_ID``, or ``ID`` as on YouTube."""
         bare = video_id.removeprefix("v_")
         return (video_id, bare) if bare and bare != video_id else (video_id,)
 
-    def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
-        """The annotated length, for the splits that have been opened."""
-        seconds = self._seconds.get(video_id)
-        return None if seconds is None else (seconds, seconds)
-
     def _captions(self, name: str) -> dict[str, list[str]]:
         """The paragraph of each video, in file order."""
         where = self._where(self.files[name])
-        records = parse_json(self._source.read(self.files[name]), where)
+        records = parse_json(self._read(self.files[name]), where)
         if not isinstance(records, dict) or not records:
             raise malformed(where, "structure", "not an object with an entry for each video id")
         paragraphs: dict[str, list[str]] = {}
         for video_id, record in records.items():
-            self._seconds[video_id], text = _parse(record, f"{where}, {checked_id(video_id, where)}")
-            paragraphs[video_id] = [text]
+            seconds, text = _parse(record, f"{where}, {checked_id(video_id, where)}")
+            self._seconds[video_id], paragraphs[video_id] = (seconds, seconds), [text]
         return paragraphs
 
 
@@ -86,10 +75,6 @@ def _parse(record: object, place: str) -> tuple[float, str]:
         raise malformed(place, "sentences", f"'sentences' should be a list of texts, not {sentences!r:.50}")
     if not isinstance(moments, list) or len(moments) != len(sentences):
         raise malformed(place, "moments", f"'timestamps' should have one pair per sentence, not {moments!r:.50}")
-    for moment in moments:
-        if not isinstance(moment, list) or len(moment) != 2:
-            raise malformed(place, "moments", f"a moment should be a pair of times, not {moment!r:.50}")
-        for time in moment:
-            checked_seconds(time, place)
+    check_moments(moments, place)
     seconds = checked_seconds(record.get("duration"), place)
-    return seconds, paragraph([checked_caption(text, place) for text in sentences])
+    return seconds, " ".join(checked_caption(text, place).strip() for text in sentences)

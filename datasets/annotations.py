@@ -5,77 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from zlib import error as ZlibError
+from typing import IO
 
 from tvrbench.harness.core.errors import UsageError
 
 _MAX_BYTES = 256 * 1024**2
 _MAX_CAPTION = 10_000
 _MAX_ID_BYTES = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotationSource:
-    """Places of a data set's annotation files: ``root/folder/NAME``, ``root/NAME``, or in ``root/archive``.
-
-    Attributes:
-        root: the data set's folder.
-        folder: sub-folder that the published archive unpacks to; also the prefix of names inside the archive.
-        archive: file name of the published zip archive, which is read in place, never unpacked; None if there is none.
-        origin: where to get the files, for the error message.
-    """
-
-    root: Path
-    folder: str
-    archive: str | None
-    origin: str
-
-    def read(self, name: str) -> str:
-        """Return the text of an annotation file, from the first place that has it.
-
-        Raises:
-            UsageError: the file is missing, too large, not UTF-8, or the archive is damaged.
-        """
-        data, where = self.read_bytes(name)
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise malformed(where, "encoding", f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-    def read_bytes(self, name: str) -> tuple[bytes, str]:
-        """Return the bytes of an annotation file, and their place for error messages.
-
-        Raises:
-            UsageError: the file is missing or too large, or the archive is damaged.
-        """
-        for path in (self.root / self.folder / name, self.root / name):
-            if path.is_file():
-                return _file_bytes(path), str(path)
-        archive = self.root / self.archive if self.archive else None
-        data = self._member(archive, name) if archive is not None and archive.is_file() else None
-        if data is None:
-            places = [str(place) for place in (self.root / self.folder, self.root, archive) if place is not None]
-            message = f"{name} is missing; put it in one of {', '.join(places)} ({self.origin})"
-            raise UsageError(message, code="annotation.missing", file=name, places=places)
-        return data, f"{archive}: {name}"
-
-    def _member(self, archive: Path, name: str) -> bytes | None:
-        try:
-            with zipfile.ZipFile(archive) as files:
-                names = set(files.namelist())
-                member = next((m for m in (f"{self.folder}/{name}", name) if m in names), None)
-                if member is None:
-                    return None
-                with files.open(member) as file:
-                    data = file.read(_MAX_BYTES + 1)  # the size that the archive states is not trusted
-        except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise malformed(archive, "archive", f"cannot be read ({error}); replace it with an intact copy") from error
-        return _limited(data, f"{archive}: {name}")
 
 
 def malformed(where: str | Path, problem: str, message: str) -> UsageError:
@@ -91,24 +30,21 @@ def malformed(where: str | Path, problem: str, message: str) -> UsageError:
 
 def parse_json(text: str, where: str) -> object:
     """Parse JSON; UsageError naming the file, also for NaN, Infinity and a repeated key."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not a number")
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        counts = Counter(key for key, _ in pairs)
+        if len(counts) < len(pairs):  # Python's reader would keep the last value, and a caption would be lost
+            raise ValueError(f"the key {counts.most_common(1)[0][0]!r:.60} is repeated in an object")
+        return dict(pairs)
+
     try:
-        document: object = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        document: object = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise malformed(where, "json", f"not valid JSON ({error or 'nested too deeply'})") from error
     return document
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse a repeated key: Python's reader silently keeps its last value, and a caption would be lost."""
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {key!r:.60} is repeated in an object")
-    return unique
 
 
 def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -116,8 +52,7 @@ def parse_csv(text: str, where: str, columns: Sequence[str]) -> list[dict[str, s
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, str]] = []
     try:
-        missing = [c for c in columns if c not in (reader.fieldnames or ())]
-        if missing:
+        if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
             raise malformed(where, "column", f"the first line lacks the column {missing[0]!r}")
         for row in reader:
             if any(row[c] is None for c in columns):
@@ -132,9 +67,10 @@ def parse_ids(values: Iterable[object], where: str) -> list[str]:
     """Return video ids, each once and safe as a file name; UsageError naming the entry."""
     ids: dict[str, None] = {}
     for number, value in enumerate(values, start=1):
-        video_id = checked_id(value, f"{where}, entry {number}")
+        place = f"{where}, entry {number}"
+        video_id = checked_id(value, place)
         if video_id in ids:
-            raise malformed(f"{where}, entry {number}", "duplicate", f"{video_id} is listed twice")
+            raise malformed(place, "duplicate", f"{video_id} is listed twice")
         ids[video_id] = None
     if not ids:
         raise malformed(where, "empty", "it lists no video")
@@ -148,9 +84,13 @@ def checked_seconds(value: object, where: str) -> float:
     return float(value)
 
 
-def paragraph(sentences: Iterable[str]) -> str:
-    """Join stripped sentences by spaces, in the order given, into one query."""
-    return " ".join(text.strip() for text in sentences)
+def check_moments(moments: Iterable[object], where: str) -> None:
+    """Raise UsageError unless each moment is a pair of times in seconds."""
+    for moment in moments:
+        if not isinstance(moment, list) or len(moment) != 2:
+            raise malformed(where, "moments", f"a moment should be a pair of times, not {moment!r:.50}")
+        for time in moment:
+            checked_seconds(time, where)
 
 
 def checked_id(value: object, where: str) -> str:
@@ -174,15 +114,9 @@ def checked_caption(value: object, where: str) -> str:
     return value
 
 
-def _file_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return _limited(file.read(_MAX_BYTES + 1), str(path))
-    except OSError as error:
-        raise malformed(path, "unreadable", f"cannot be read ({error.strerror}); make the file readable") from error
-
-
-def _limited(data: bytes, where: str) -> bytes:
+def read_limited(file: IO[bytes], where: str) -> bytes:
+    """Return the content of an annotation file; UsageError if it is too large, whatever size an archive states."""
+    data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise malformed(where, "size", f"larger than {_MAX_BYTES // 1024**2} MiB, the limit for annotation files")
     return data

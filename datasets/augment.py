@@ -6,7 +6,6 @@ import copy
 import random
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 from PIL import Image
@@ -43,13 +42,13 @@ def draw(name: str, seed: int) -> Callable[[Picture], Picture]:
             edits = [_draw_edit(op) for op in random.choices(policy.ops, k=policy.num_layers)]
         finally:
             random.setstate(state)
-    return partial(_apply, [edit for edit in edits if edit is not None])
 
+    def apply(picture: Picture) -> Picture:
+        for edit in edits:
+            picture = edit(picture) if edit is not None else picture
+        return picture
 
-def _apply(edits: list[Callable[[Picture], Picture]], picture: Picture) -> Picture:
-    for edit in edits:
-        picture = edit(picture)
-    return picture
+    return apply
 
 
 def _draw_edit(op: AugmentOp) -> Callable[[Picture], Picture] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from tvrbench.datasets.annotations import checked_id
-from tvrbench.datasets.decoders.select import versions
+from tvrbench.datasets.decoders import versions
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbnails
@@ -79,20 +80,16 @@ class VideoFolderDataset(VideoFiles, ABC):
         return self.numbered_frames(video_id, spec, seed)[:2]
 
     def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
-        """Return the result of ``frames`` and the numbers of the picked frames; errors as ``frames``."""
         seed = _own_seed(seed, video_id)
         return load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
-        """Return the frames to cache under a deterministic ``spec``: uint8 [t, 3, H, W]; errors as ``frames``."""
         return stored_frames(self.video_path(video_id), spec, first_seconds=self.first_seconds)
 
     def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
-        """Turn cached frames into the result of ``frames``, bit for bit."""
         return finish_clip(stored, spec, _own_seed(seed, video_id))
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
-        """Return the versions of the libraries that decide the pixels; UsageError for a bad sampler or decoder."""
         check_sampler(spec.sampler)
         return versions(spec.decoder)
 
@@ -106,27 +103,18 @@ class VideoFolderDataset(VideoFiles, ABC):
         checked_id(video_id, "video id")
         paths = [path for stem in self.file_stems(video_id) for path in self._files.get(stem, ())]
         if not paths:
-            path = self.root / "videos" / f"{video_id}.mp4"
-            raise VideoError(
-                f"there is no video file {path}, nor elsewhere below videos", code="video.missing", video=str(path)
-            )
+            path = self._default_path(video_id)
+            message = f"there is no video file {path}, nor elsewhere in the folder videos; copy it there"
+            raise VideoError(message, code="video.missing", video=str(path))
         if len(paths) > 1:
             message = f"video {video_id} has more than one file: {paths[0]} and {paths[1]}; keep one"
             raise VideoError(message, code="video.unreadable", video=video_id, paths=[str(path) for path in paths])
         return paths[0]
 
-    def check_videos(
-        self, video_ids: Sequence[str], *, progress: Progress | None = None, workers: int | None = None
-    ) -> list[VideoFault]:
-        """Decode every frame of each video; return the faults in the order given.
-
-        Args:
-            video_ids: the videos.
-            progress: called with (done, all) after each video.
-            workers: threads; all cores by default.
-        """
+    def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
+        """Decode every frame of each video in parallel threads; return the faults in the order given."""
         faults = []
-        for done, fault in enumerate(_parallel(self._check, video_ids, workers), start=1):
+        for done, fault in enumerate(_parallel(self._check, video_ids, None), start=1):
             if fault is not None:
                 faults.append(fault)
             if progress is not None:
@@ -136,20 +124,17 @@ class VideoFolderDataset(VideoFiles, ABC):
     def examine_videos(
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
     ) -> Iterator[VideoReport]:
-        """Decode every frame of each video in parallel threads; yield reports in the order given.
-
-        Args:
-            video_ids: the videos.
-            spec: the frames to fingerprint.
-            workers: threads; all cores by default.
-        """
+        """Decode every frame of each video in parallel threads; yield reports, with ``spec``'s frames, in order."""
         return _parallel(lambda video_id: self._examine(video_id, spec), video_ids, workers)
 
+    def _default_path(self, video_id: str) -> Path:
+        return self.root / "videos" / f"{video_id}.mp4"
+
     def _examine(self, video_id: str, spec: FrameSpec) -> VideoReport:
-        path = self.root / "videos" / f"{video_id}.mp4"
+        path = self._default_path(video_id)
         try:
             path = self.video_path(video_id)
-            info, (pixels, mask) = examine(path, spec, first_seconds=self.first_seconds)
+            info, clip = examine(path, spec, first_seconds=self.first_seconds)
             size = path.stat().st_size
         except (UsageError, OSError) as error:
             return VideoReport(video_id=video_id, path=path, fault=VideoFault.of(video_id, path, error))
@@ -159,12 +144,12 @@ class VideoFolderDataset(VideoFiles, ABC):
             off_by_s=_off_by(info.duration_s, self.expected_seconds(video_id)),
             size_bytes=size,
             facts=asdict(info),
-            frames_sha256=clip_sha256(pixels, mask),
-            thumbs=thumbnails(pixels),
+            frames_sha256=clip_sha256(*clip),
+            thumbs=thumbnails(clip[0]),
         )
 
     def _check(self, video_id: str) -> VideoFault | None:
-        path = self.root / "videos" / f"{video_id}.mp4"
+        path = self._default_path(video_id)
         try:
             path = self.video_path(video_id)
             probe(path)
@@ -178,9 +163,8 @@ class VideoFolderDataset(VideoFiles, ABC):
         files: dict[str, list[Path]] = {}
         visited: set[str] = set()
         videos = self.root / "videos"
-        if not videos.is_dir():
-            return files
-        for folder, subfolders, names in os.walk(videos, followlinks=True, onerror=_unreadable_folder):
+        walk = os.walk(videos, followlinks=True, onerror=_unreadable_folder) if videos.is_dir() else ()
+        for folder, subfolders, names in walk:
             real = os.path.realpath(folder)
             if real in visited:  # a link to a parent folder
                 subfolders.clear()
@@ -207,9 +191,7 @@ def _own_seed(seed: int, video_id: str) -> int:
 
 def _off_by(seconds: float, expected: tuple[float, float] | None) -> float | None:
     """Seconds outside the expected range, if more than 2 seconds and a tenth of the expected length; else None."""
-    if expected is None:
-        return None
-    low, high = expected
+    low, high = expected or (0.0, math.inf)
     slack = max(2.0, 0.1 * low)
     if low - slack <= seconds <= high + slack:
         return None

@@ -1,21 +1,29 @@
-"""Open, index and decode one video file with PyAV. Every fault is a `VideoError`; no frame is ever substituted."""
+"""Open, index and decode one video file with PyAV. Every fault is a `VideoError`; no frame is ever substituted.
+
+Pixels are FFmpeg's RGB of the decoded picture, 8 bits per channel whatever the depth of the video. As in the published
+loaders, pixels that are not square stay so, and interlaced pictures keep both fields.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import av
+import numpy as np
+import numpy.typing as npt
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from tvrbench.datasets.containers import ends_early
 from tvrbench.harness.core.errors import UsageError
 
 # A hostile header can announce a picture of any size; this is twice 8K video.
@@ -26,9 +34,15 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "max_pixels": str(_MAX_PIXELS),
 }
+# Resizing the short side of a very long picture would fill the memory.
+_MAX_ASPECT = 50
 # Codecs in which one packet is one shown picture. Others hide packets (VP8's alternate references) or pack two
 # pictures into one (MPEG-4 in AVI), so that only decoding counts the frames.
 _ONE_PICTURE_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1"})
+_EBML_HEADER = bytes.fromhex("1a45dfa3")
+_EBML_SEGMENT = bytes.fromhex("18538067")
+
+RGB = npt.NDArray[np.uint8]
 
 
 class VideoError(UsageError):
@@ -77,15 +91,17 @@ class PacketIndex:
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the file's container and first real video stream; FFmpeg's errors inside the block become VideoError."""
     if not path.is_file():
-        raise VideoError(f"there is no video file {path}", code="video.missing", video=str(path))
+        raise VideoError(f"there is no video file {path}; copy it there", code="video.missing", video=str(path))
     if path.stat().st_size == 0:
-        raise VideoError(
-            f"video {path} is empty (0 bytes); replace it with a complete copy", code="video.empty", video=str(path)
-        )
+        message = f"video {path} is empty (0 bytes); replace it with a complete copy"
+        raise VideoError(message, code="video.empty", video=str(path))
     try:
         # One thread: decoding a clip of seconds takes less time than starting a pool of decoder threads.
         with av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), metadata_errors="replace") as container:
-            stream = _video_stream(container, path)
+            pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+            stream = next(pictures, None)
+            if stream is None:
+                raise _fault(path, "it contains no video stream; it may be a sound file")
             stream.thread_type = "NONE"
             stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
             yield container, stream
@@ -122,10 +138,17 @@ def scan(path: Path) -> PacketIndex:
         if not rate:
             raise _fault(path, "it states no frame rate")
         # A count that disagrees is no proof: edit lists drop packets, and headers of complete files can be wrong.
-        if (not stream.frames or total < stream.frames) and ends_early(path):
+        if (not stream.frames or total < stream.frames) and _ends_early(path):
             raise _fault(path, f"it ends after {total} frames")
-        declared_s = _declared_end(container, stream)
-        _check_end(path, declared_s, end_s, float(rate))
+        declared_s = None
+        if stream.duration is not None and stream.time_base is not None:
+            declared_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        elif container.duration is not None:  # a Matroska file declares its longest stream only
+            declared_s = ((container.start_time or 0) + container.duration) / av.time_base
+        # Writers round durations to milliseconds and omit the duration of the last frame, so an intact file may be
+        # short by a frame or an audio packet.
+        if declared_s is not None and end_s < declared_s - max(0.5, 2 / float(rate)):
+            raise _truncated(path, f"it has {max(end_s, 0):.1f} of the {declared_s:.1f} s that its header declares")
         known = sorted(t for t in times if t is not None)
         codec = stream.codec_context.name
         safe = codec in _ONE_PICTURE_PER_PACKET and len(set(known)) == len(times)
@@ -165,49 +188,102 @@ def check_count(path: Path, n_frames: int, index: PacketIndex) -> None:
         raise _fault(path, f"{n_frames} of its {index.count} frames decode")
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
-    stream = next(pictures, None)
-    if stream is None:
-        raise _fault(path, "it contains no video stream; it may be a sound file")
-    return stream
+def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> RGB:
+    """Convert a decoded frame to RGB uint8 [H, W, 3] as displayed; VideoError if it cannot be displayed.
 
-
-def _declared_end(container: InputContainer, stream: VideoStream) -> float | None:
-    """End of the last frame in seconds, as the header says; a Matroska file declares its longest stream only."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    if container.duration is not None:
-        return ((container.start_time or 0) + container.duration) / av.time_base
-    return None
-
-
-def _check_end(path: Path, declared_s: float | None, end_s: float, fps: float) -> None:
-    """Raise VideoError if the packets end more than two frames and half a second before the declared end.
-
-    Writers round durations to milliseconds and omit the duration of the last frame, so an intact file may be short by
-    a frame or an audio packet.
+    Creating a reformatter costs 25 times the conversion itself, so the caller keeps one per clip.
     """
-    if declared_s is not None and end_s < declared_s - max(0.5, 2 / fps):
-        raise _truncated(path, f"it has {max(end_s, 0):.1f} of the {declared_s:.1f} s that its header declares")
+    check_aspect(frame.width, frame.height, path)
+    rgb: RGB = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
+    turns = quarter_turns(frame, path)
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+
+
+def check_aspect(width: int, height: int, path: Path) -> None:
+    """Raise VideoError for a picture too long for a square crop."""
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        message = f"video {path} has frames of {width} x {height} pixels, too long for a square crop; replace it"
+        raise VideoError(message, code="video.unreadable", video=str(path))
+
+
+def quarter_turns(frame: av.VideoFrame, path: Path) -> int:
+    """Return how many times to rotate the picture by 90 degrees, counter-clockwise."""
+    turns, rest = divmod(frame.rotation, 90)
+    if rest:
+        message = f"video {path} declares a rotation by {frame.rotation} degrees; re-encode it with a multiple of 90"
+        raise VideoError(message, code="video.unreadable", video=str(path))
+    return turns
 
 
 def _fault(path: Path, reason: str) -> VideoError:
     try:
-        if ends_early(path):
+        if _ends_early(path):
             return _truncated(path, reason)
     except OSError:
         reason += "; its bytes cannot be read"
-    return VideoError(
-        f"video {path} cannot be read ({reason}); replace it with an intact MP4, AVI, WebM or MKV",
-        code="video.unreadable",
-        video=str(path),
-    )
+    message = f"video {path} cannot be read ({reason}); replace it with an intact MP4, AVI, WebM or MKV"
+    return VideoError(message, code="video.unreadable", video=str(path))
 
 
 def _truncated(path: Path, reason: str) -> VideoError:
-    return VideoError(
-        f"video {path} is truncated ({reason}); replace it with a complete copy",
-        code="video.truncated",
-        video=str(path),
-    )
+    message = f"video {path} is truncated ({reason}); replace it with a complete copy"
+    return VideoError(message, code="video.truncated", video=str(path))
+
+
+# Sizes that containers state tell an interrupted download from a file that never was a video.
+
+
+def _ends_early(path: Path) -> bool:
+    """True for an MP4, AVI or Matroska file shorter than it states, and for an MP4 without its index."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[4:8] == b"ftyp":
+            return _mp4_ends_early(file, size)
+        if head[:4] == b"RIFF":
+            # Odd chunks are padded to even length, and some writers count that last byte but do not write it.
+            return int.from_bytes(head[4:8], "little") + 8 > size + 1
+        if head[:4] == _EBML_HEADER:
+            return _matroska_ends_early(file, size)
+    return False
+
+
+def _mp4_ends_early(file: BinaryIO, size: int) -> bool:
+    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): each must end inside the file, and one must be ``moov``."""
+    at, indexed = 0, False
+    while at + 8 <= size:
+        file.seek(at)
+        header = file.read(16)
+        length, header_length = int.from_bytes(header[:4], "big"), 8
+        if length == 1:  # a 64-bit length follows the name
+            length, header_length = int.from_bytes(header[8:16], "big"), 16
+        elif length == 0:  # the box runs to the end of the file
+            length = size - at
+        if length < header_length:
+            return False  # damaged, not truncated
+        indexed = indexed or header[4:8] == b"moov"
+        at += length
+    return at > size or not indexed
+
+
+def _matroska_ends_early(file: BinaryIO, size: int) -> bool:
+    """Compare with the length of the segment after the header (RFC 8794, section 4); a stream states none."""
+    file.seek(len(_EBML_HEADER))
+    header_length = _ebml_length(file)
+    if header_length is None:
+        return False
+    file.seek(header_length, os.SEEK_CUR)
+    if file.read(4) != _EBML_SEGMENT:
+        return file.tell() >= size
+    length = _ebml_length(file)
+    return length is not None and file.tell() + length > size
+
+
+def _ebml_length(file: BinaryIO) -> int | None:
+    """Read a variable-length integer; leading zeros of the first byte count further bytes, all ones mean unknown."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    extra = 8 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(extra), "big") & ((1 << 7 * (extra + 1)) - 1)
+    return None if value == (1 << 7 * (extra + 1)) - 1 else value

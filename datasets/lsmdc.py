@@ -8,27 +8,23 @@ the two larger annotation files need a signed license. They were not available t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
 
 from tvrbench.datasets.annotations import checked_caption, checked_id, malformed
 from tvrbench.datasets.published import PublishedDataset
 
 _COLUMNS = ("clip", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence")
 _TIME = re.compile(r"(\d\d)\.(\d\d)\.(\d\d)\.(\d\d\d)")
-_PUBLISHED = MappingProxyType({"test": "c1e9db0c76d340dcae8b8001ec46c77c66933f3f7bfd30d85366e7354463a7cd"})
 
 
 class LSMDC(PublishedDataset):
     """LSMDC under one folder: ``lsmdc_data/*`` or the tab-separated files themselves, and ``videos/**``."""
 
-    name: ClassVar[str] = "lsmdc"
-    summary: ClassVar[str] = "LSMDC: 1,000 test clips of movies, one caption each; needs a signed license"
-    origin: ClassVar[str] = "its authors send them after you sign their license, see `tvrbench data download lsmdc`"
-    wanted: ClassVar[str] = f"the LSMDC16 files, and a folder videos with the clips ({origin})"
-    access: ClassVar[str] = (
+    name = "lsmdc"
+    summary = "LSMDC: 1,000 test clips of movies, one caption each; needs a signed license"
+    origin = "its authors send them after you sign their license, see `tvrbench data download lsmdc`"
+    wanted = f"the LSMDC16 files, and a folder videos with the clips ({origin})"
+    access = (
         "LSMDC needs a signed license. (1) Open https://sites.google.com/site/describingmovies/download, sign the "
         "license agreement and send it to the address given there. (2) Its authors answer with a user name, a password "
         "and the addresses of the files. (3) Download the clips into DIR/videos or sub-folders of it, for example with "
@@ -36,32 +32,24 @@ class LSMDC(PublishedDataset):
         "LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv into DIR. (5) Run tvrbench data verify lsmdc "
         "--root DIR."
     )
-    files: ClassVar[Mapping[str, str]] = MappingProxyType(
+    files = MappingProxyType(
         {
             "test": "LSMDC16_challenge_1000_publictect.csv",
             "train": "LSMDC16_annos_training.csv",
             "val": "LSMDC16_annos_val.csv",
         }
     )
-    split_names: ClassVar[tuple[str, ...]] = tuple(files)
-    folder: ClassVar[str] = "lsmdc_data"
-    disjoint: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({"train": ("test",), "val": ("test",)})
-    expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
-
-    def __init__(self, root: Path, *, expected: Mapping[str, str] | None = None) -> None:
-        super().__init__(root, expected=expected)
-        self._seconds: dict[str, float] = {}
-
-    def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
-        """The clip's length by its extraction times, for the splits that have been opened."""
-        seconds = self._seconds.get(video_id)
-        return None if seconds is None else (seconds, seconds)
+    split_names, folder = tuple(files), "lsmdc_data"
+    disjoint = MappingProxyType({"train": ("test",), "val": ("test",)})
+    expected_fingerprints = MappingProxyType(
+        {"test": "c1e9db0c76d340dcae8b8001ec46c77c66933f3f7bfd30d85366e7354463a7cd"}
+    )
 
     def _captions(self, name: str) -> dict[str, list[str]]:
         """The sentences of each clip, in file order; a test clip has one line, others may have several."""
         where = self._where(self.files[name])
         captions: dict[str, list[str]] = {}
-        for number, line in enumerate(self._source.read(self.files[name]).rstrip("\r\n").split("\n"), start=1):
+        for number, line in enumerate(self._read(self.files[name]).rstrip("\r\n").split("\n"), start=1):
             place = f"{where}, line {number}"
             fields = line.rstrip("\r").split("\t")
             if len(fields) != len(_COLUMNS):
@@ -74,7 +62,7 @@ class LSMDC(PublishedDataset):
             start, end = (_seconds(text, place) for text in fields[3:5])
             if not start < end:
                 raise malformed(place, "seconds", f"{video_id} ends at {fields[4]}, before it starts at {fields[3]}")
-            self._seconds[video_id] = end - start
+            self._seconds[video_id] = (end - start, end - start)
         if not captions:
             raise malformed(where, "empty", "it has no lines")
         return captions

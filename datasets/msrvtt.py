@@ -7,7 +7,7 @@ and ``train-7k`` (20 captions per video), ``test-full`` (all captions of the 2,9
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
@@ -25,29 +25,10 @@ from tvrbench.datasets.published import PublishedDataset
 from tvrbench.harness.data.types import Source, Split
 
 Record = Mapping[str, object]
+Query = tuple[str, str]  # the annotation's key (``sen_id`` in the JSON, ``key`` in the test CSV), and the caption
 
 _JSON = "MSRVTT_data.json"
 _TEST_CSV = "MSRVTT_JSFUSION_test.csv"
-
-# `Split.fingerprint` of the published annotation, for 1,000 / 9,000 / 7,010 / 2,990 videos and
-# 1,000 / 180,000 / 140,200 / 59,800 captions.
-_PUBLISHED = MappingProxyType(
-    {
-        "test-1ka": "60173d2b8dad19554edd6d5e95ab308e5f599954511ea8aab5f398d97f6427c5",
-        "train-9k": "e0557e7b3e3d3c48082c1068a68055a93d068fc0a42902f26a11bb98184bd325",
-        "train-7k": "d85feeb239928073350a6982772b2f9594f6ff5a005bb13ec6e05dd6b13c23a4",
-        "test-full": "1baaa41d5d0d7042b89db0c917c25a38eeb125565cefc0a7bb540332d40dc015",
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """One query; ``key`` is the annotation's key (``sen_id`` in the JSON, ``key`` in the test CSV)."""
-
-    text: str
-    video_id: str
-    key: str
 
 
 class MSRVTT(PublishedDataset):
@@ -57,17 +38,15 @@ class MSRVTT(PublishedDataset):
     `scenes`.
     """
 
-    name: ClassVar[str] = "msrvtt"
-    summary: ClassVar[str] = "MSR-VTT: 1k-A test with train-9k or train-7k, and the full test of 2,990 videos"
-    origin: ClassVar[str] = (
-        "the GitHub project ArrowLuo/CLIP4Clip releases the four annotation files as msrvtt_data.zip"
-    )
-    wanted: ClassVar[str] = f"msrvtt_data.zip or its content, and a folder videos with videoN.mp4 ({origin})"
-    sources: ClassVar[tuple[Source, ...]] = (
+    name = "msrvtt"
+    summary = "MSR-VTT: 1k-A test with train-9k or train-7k, and the full test of 2,990 videos"
+    origin = "the GitHub project ArrowLuo/CLIP4Clip releases the four annotation files as msrvtt_data.zip"
+    wanted = f"msrvtt_data.zip or its content, and a folder videos with videoN.mp4 ({origin})"
+    sources = (
         Source(url="https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msrvtt_data.zip"),
         Source(url="https://www.robots.ox.ac.uk/~maxbain/frozen-in-time/data/MSRVTT.zip", videos=True),
     )
-    files: ClassVar[Mapping[str, str]] = MappingProxyType(
+    files = MappingProxyType(
         {
             "test-1ka": _TEST_CSV,
             "train-9k": "MSRVTT_train.9k.csv",
@@ -76,12 +55,17 @@ class MSRVTT(PublishedDataset):
         }
     )
     split_names: ClassVar[tuple[str, ...]] = tuple(files)
-    folder: ClassVar[str] = "msrvtt_data"
-    archive: ClassVar[str | None] = "msrvtt_data.zip"
-    disjoint: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-        {"train-9k": ("test-1ka",), "train-7k": ("test-1ka",)}
+    folder, archive = "msrvtt_data", "msrvtt_data.zip"
+    disjoint = MappingProxyType({"train-9k": ("test-1ka",), "train-7k": ("test-1ka",)})
+    # 1,000 / 9,000 / 7,010 / 2,990 videos and 1,000 / 180,000 / 140,200 / 59,800 captions
+    expected_fingerprints: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "test-1ka": "60173d2b8dad19554edd6d5e95ab308e5f599954511ea8aab5f398d97f6427c5",
+            "train-9k": "e0557e7b3e3d3c48082c1068a68055a93d068fc0a42902f26a11bb98184bd325",
+            "train-7k": "d85feeb239928073350a6982772b2f9594f6ff5a005bb13ec6e05dd6b13c23a4",
+            "test-full": "1baaa41d5d0d7042b89db0c917c25a38eeb125565cefc0a7bb540332d40dc015",
+        }
     )
-    expected_fingerprints: ClassVar[Mapping[str, str]] = _PUBLISHED
 
     def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
         """The clip's length by its start and end time on YouTube."""
@@ -104,14 +88,14 @@ class MSRVTT(PublishedDataset):
 
     def _build(self, name: str) -> Split:
         split = super()._build(name)
-        keys = [caption.key for captions in self._queries(name).values() for caption in captions]
+        keys = [key for queries in self._queries(name).values() for key, _ in queries]
         videos = [self._videos[v] for v in split.video_ids]
         return replace(split, subsets=self.subsets(name, keys), scenes=self.scenes(name, videos))
 
     def _captions(self, name: str) -> dict[str, list[str]]:
-        return {video: [caption.text for caption in captions] for video, captions in self._queries(name).items()}
+        return {video: [text for _, text in queries] for video, queries in self._queries(name).items()}
 
-    def _queries(self, name: str) -> dict[str, list[Caption]]:
+    def _queries(self, name: str) -> dict[str, list[Query]]:
         if name == "test-1ka":
             return self._test_queries
         if name == "test-full":
@@ -126,21 +110,17 @@ class MSRVTT(PublishedDataset):
         return {video_id: self._sentences[video_id] for video_id in ids}
 
     @cached_property
-    def _test_queries(self) -> dict[str, list[Caption]]:
-        rows = self._rows(_TEST_CSV, ("key", "video_id", "sentence"))
-        texts = [
-            checked_caption(row["sentence"], f"{self._where(_TEST_CSV)}, row {number}")
-            for number, row in enumerate(rows, start=1)
-        ]
+    def _test_queries(self) -> dict[str, list[Query]]:
+        where = self._where(_TEST_CSV)
         return {
-            row["video_id"]: [Caption(text=text, video_id=row["video_id"], key=row["key"])]
-            for row, text in zip(rows, texts, strict=True)
+            row["video_id"]: [(row["key"], checked_caption(row["sentence"], f"{where}, row {number}"))]
+            for number, row in enumerate(self._rows(_TEST_CSV, ("key", "video_id", "sentence")), start=1)
         }
 
     def _rows(self, file: str, columns: Sequence[str]) -> list[dict[str, str]]:
         """The rows of a list of videos, each safe as a file name, listed once, and in the JSON."""
         where = self._where(file)
-        rows = parse_csv(self._source.read(file), where, columns)
+        rows = parse_csv(self._read(file), where, columns)
         if not rows:
             raise malformed(where, "empty", "there are no rows below the header")
         for number, video_id in enumerate(parse_ids([row["video_id"] for row in rows], where), start=1):
@@ -154,16 +134,34 @@ class MSRVTT(PublishedDataset):
         return self._annotations[0]
 
     @property
-    def _sentences(self) -> dict[str, list[Caption]]:
+    def _sentences(self) -> dict[str, list[Query]]:
         """Captions of the JSON's ``sentences`` by video, in file order."""
         return self._annotations[1]
 
     @cached_property
-    def _annotations(self) -> tuple[dict[str, Record], dict[str, list[Caption]]]:
+    def _annotations(self) -> tuple[dict[str, Record], dict[str, list[Query]]]:
         where = self._where(_JSON)
-        document = parse_json(self._source.read(_JSON), where)
-        videos = _parse_videos(_objects(document, "videos", where), where)
-        return videos, _parse_sentences(_objects(document, "sentences", where), videos, where)
+        document = parse_json(self._read(_JSON), where)
+        videos: dict[str, Record] = {}
+        for number, record in enumerate(_objects(document, "videos", where)):
+            place = f"{where}, videos[{number}]"
+            video_id = checked_id(record.get("video_id"), place)
+            if not isinstance(record.get("split"), str):
+                raise malformed(place, "split", f"{video_id} has no 'split'")
+            if video_id in videos:
+                raise malformed(place, "duplicate", f"{video_id} is listed twice")
+            videos[video_id] = record
+        sentences: dict[str, list[Query]] = {}
+        keys: set[int] = set()
+        for number, entry in enumerate(_objects(document, "sentences", where)):
+            place, video, key = f"{where}, sentences[{number}]", entry.get("video_id"), entry.get("sen_id")
+            if not isinstance(video, str) or video not in videos:
+                raise malformed(place, "unknown-video", f"the file has a caption but no video {video!r:.50}")
+            if not isinstance(key, int) or key in keys:
+                raise malformed(place, "key", f"'sen_id' should be a unique integer, not {key!r:.50}")
+            keys.add(key)
+            sentences.setdefault(video, []).append((str(key), checked_caption(entry.get("caption"), place)))
+        return videos, sentences
 
 
 def _objects(document: object, key: str, where: str) -> list[Record]:
@@ -171,32 +169,3 @@ def _objects(document: object, key: str, where: str) -> list[Record]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise malformed(where, "structure", f"not an object with a list of objects named {key!r}")
     return entries
-
-
-def _parse_videos(records: list[Record], where: str) -> dict[str, Record]:
-    videos: dict[str, Record] = {}
-    for number, record in enumerate(records):
-        place = f"{where}, videos[{number}]"
-        video_id = checked_id(record.get("video_id"), place)
-        if not isinstance(record.get("split"), str):
-            raise malformed(place, "split", f"{video_id} has no 'split'")
-        if video_id in videos:
-            raise malformed(place, "duplicate", f"{video_id} is listed twice")
-        videos[video_id] = record
-    return videos
-
-
-def _parse_sentences(entries: list[Record], videos: Mapping[str, Record], where: str) -> dict[str, list[Caption]]:
-    sentences: dict[str, list[Caption]] = {}
-    keys: set[int] = set()
-    for number, entry in enumerate(entries):
-        place = f"{where}, sentences[{number}]"
-        video_id, key = entry.get("video_id"), entry.get("sen_id")
-        if not isinstance(video_id, str) or video_id not in videos:
-            raise malformed(place, "unknown-video", f"the file has a caption but no video {video_id!r:.50}")
-        if not isinstance(key, int) or key in keys:
-            raise malformed(place, "key", f"'sen_id' should be a unique integer, not {key!r:.50}")
-        keys.add(key)
-        text = checked_caption(entry.get("caption"), place)
-        sentences.setdefault(video_id, []).append(Caption(text=text, video_id=video_id, key=str(key)))
-    return sentences

@@ -7,10 +7,8 @@ many captions per video, see `tvrbench.harness.evaluation.metrics.retrieval_metr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import ClassVar
 
 from tvrbench.datasets.annotations import checked_caption, checked_id, malformed, parse_ids
 from tvrbench.datasets.plain_pickle import parse_plain_pickle
@@ -21,43 +19,29 @@ _CAPTIONS = "raw-captions.pkl"
 _MAX_CAPTIONS = 1_000  # per video; the published file has at most 81
 _MAX_WORDS = 2_000
 
-# The lists of ids were available to the author of this adapter; of the captions only their number.
-_PUBLISHED = MappingProxyType(
-    {
-        "test": Content(
-            videos=670, captions=27_763, ids_sha256="9c936428326fe0fb2c495a0019d325f1ed33b7047f3c7f1a6419f9ba69a3523f"
-        ),
-        "val": Content(
-            videos=100, captions=4_290, ids_sha256="0bec36e217a4d3be9efc8aa6d0443ae91266b52e08205e03edbc178d90c86852"
-        ),
-        "train": Content(
-            videos=1_200, captions=48_774, ids_sha256="42542253dfa83993033bce0e391308372b7a7e3011613c6fae64a3d9b404604d"
-        ),
-    }
-)
-
 
 class MSVD(PublishedDataset):
     """MSVD under one folder: ``msvd_data.zip``, ``msvd_data/*`` or the files themselves, and ``videos/**``."""
 
-    name: ClassVar[str] = "msvd"
-    summary: ClassVar[str] = "MSVD: 670 test videos with about 40 captions each, every one a query"
-    origin: ClassVar[str] = "the GitHub project ArrowLuo/CLIP4Clip releases the captions and lists as msvd_data.zip"
-    wanted: ClassVar[str] = f"msvd_data.zip or its content, and a folder videos with YouTubeClips' files ({origin})"
-    sources: ClassVar[tuple[Source, ...]] = (
+    name = "msvd"
+    summary = "MSVD: 670 test videos with about 40 captions each, every one a query"
+    origin = "the GitHub project ArrowLuo/CLIP4Clip releases the captions and lists as msvd_data.zip"
+    wanted = f"msvd_data.zip or its content, and a folder videos with YouTubeClips' files ({origin})"
+    sources = (
         Source(url="https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msvd_data.zip"),
         Source(url="https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar", videos=True),
     )
-    files: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"test": "test_list.txt", "val": "val_list.txt", "train": "train_list.txt"}
+    files = MappingProxyType({"test": "test_list.txt", "val": "val_list.txt", "train": "train_list.txt"})
+    split_names, folder, archive = tuple(files), "msvd_data", "msvd_data.zip"
+    disjoint = MappingProxyType({"test": ("val", "train"), "val": ("test", "train"), "train": ("test", "val")})
+    # The lists of ids were available to the author of this adapter; of the captions only their number.
+    expected_contents = MappingProxyType(
+        {
+            "test": Content(670, 27_763, "9c936428326fe0fb2c495a0019d325f1ed33b7047f3c7f1a6419f9ba69a3523f"),
+            "val": Content(100, 4_290, "0bec36e217a4d3be9efc8aa6d0443ae91266b52e08205e03edbc178d90c86852"),
+            "train": Content(1_200, 48_774, "42542253dfa83993033bce0e391308372b7a7e3011613c6fae64a3d9b404604d"),
+        }
     )
-    split_names: ClassVar[tuple[str, ...]] = tuple(files)
-    folder: ClassVar[str] = "msvd_data"
-    archive: ClassVar[str | None] = "msvd_data.zip"
-    disjoint: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-        {"test": ("val", "train"), "val": ("test", "train"), "train": ("test", "val")}
-    )
-    expected_contents: ClassVar[Mapping[str, Content]] = _PUBLISHED
 
     def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
         """The clip's length by the whole start and end seconds at the end of its id."""
@@ -68,7 +52,7 @@ class MSVD(PublishedDataset):
         return (length, length + 1) if length >= 0 else None
 
     def _ids(self, name: str) -> list[str]:
-        return parse_ids(self._source.read(self.files[name]).split(), self._where(self.files[name]))
+        return parse_ids(self._read(self.files[name]).split(), self._where(self.files[name]))
 
     def _captions(self, name: str) -> dict[str, list[str]]:
         where, ids = self._where(_CAPTIONS), self._ids(name)
@@ -79,7 +63,7 @@ class MSVD(PublishedDataset):
 
     @cached_property
     def _captions_by_video(self) -> dict[str, object]:
-        data, where = self._source.read_bytes(_CAPTIONS)
+        data, where = self._read_bytes(_CAPTIONS)
         captions = parse_plain_pickle(data, where)
         if not isinstance(captions, dict) or not captions:
             raise malformed(where, "structure", "not a dictionary of captions by video id")

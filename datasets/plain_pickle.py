@@ -111,15 +111,9 @@ def parse_plain_pickle(data: bytes, where: str) -> object:
             if opcode.name == "STOP":
                 (result,) = machine.stack
                 return result
-            action = _ACTIONS.get(opcode.name)
-            if action is None:
-                raise UsageError(
-                    f"{where} contains the instruction {opcode.name}, which builds no plain container or string; "
-                    "replace it with the published file",
-                    code="annotation.unsafe-pickle",
-                    where=where,
-                    instruction=opcode.name,
-                )
+            if (action := _ACTIONS.get(opcode.name)) is None:
+                message = f"{where} has the unsafe instruction {opcode.name}; replace it with the published file"
+                raise UsageError(message, code="annotation.unsafe-pickle", where=where, instruction=opcode.name)
             action(machine, argument)
     except UsageError:
         raise

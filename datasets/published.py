@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
+from zlib import error as ZlibError
 
-from tvrbench.datasets.annotations import AnnotationSource
+from tvrbench.datasets.annotations import malformed, read_limited
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Split
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Content:
     """Known facts of a published split whose whole annotation was not available to the adapter's author.
 
@@ -61,9 +63,9 @@ class PublishedDataset(VideoFolderDataset):
 
     def __init__(self, root: Path, *, expected: Mapping[str, str] | None = None) -> None:
         super().__init__(root)
-        self._source = AnnotationSource(root=root, folder=self.folder, archive=self.archive, origin=self.origin)
         self._expected = self.expected_fingerprints if expected is None else expected
         self._contents = self.expected_contents if expected is None else {}
+        self._seconds: dict[str, tuple[float, float]] = {}  # shortest and longest length that the annotation allows
         self._parsed: dict[str, dict[str, list[str]]] = {}
         self._splits: dict[str, Split] = {}
 
@@ -81,6 +83,10 @@ class PublishedDataset(VideoFolderDataset):
             self._splits[name] = self._checked(self._build(name))
         return self._splits[name]
 
+    def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
+        """The lengths that ``_captions`` noted in ``_seconds``, for the splits that have been opened."""
+        return self._seconds.get(video_id)
+
     @abstractmethod
     def _captions(self, name: str) -> dict[str, list[str]]:
         """Read the captions of each video of a split, in file order; UsageError if the annotation is broken."""
@@ -88,15 +94,10 @@ class PublishedDataset(VideoFolderDataset):
     def _build(self, name: str) -> Split:
         captions = self._cached_captions(name)
         for other in self.disjoint.get(name, ()):
-            shared = sorted(set(captions) & set(self._ids(other)))
-            if shared:
-                raise UsageError(
-                    f"{self.files[name]} and {self.files[other]} under {self.root} share {len(shared)} videos, "
-                    f"{shared[0]} first; replace them with the published files",
-                    code="split.overlap",
-                    splits=(name, other),
-                    videos=shared,
-                )
+            if shared := sorted(set(captions) & set(self._ids(other))):
+                both = f"{self.files[name]} and {self.files[other]} in {self.root}"
+                message = f"{both} share {len(shared)} videos, {shared[0]} first; replace them with the published files"
+                raise UsageError(message, code="split.overlap", splits=(name, other), videos=shared)
         return Split(
             name=name,
             video_ids=tuple(captions),
@@ -112,6 +113,44 @@ class PublishedDataset(VideoFolderDataset):
         if name not in self._parsed:
             self._parsed[name] = self._captions(name)
         return self._parsed[name]
+
+    def _read(self, file: str) -> str:
+        """Return the text of an annotation file, from the first of ``root/folder``, ``root`` and the archive.
+
+        Raises:
+            UsageError: the file is missing, too large, not UTF-8, or the archive is damaged.
+        """
+        data, where = self._read_bytes(file)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise malformed(where, "encoding", f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+    def _read_bytes(self, file: str) -> tuple[bytes, str]:
+        """Return the bytes of an annotation file, and their place for error messages; errors as ``_read``."""
+        for path in (self.root / self.folder / file, self.root / file):
+            if path.is_file():
+                try:
+                    with path.open("rb") as content:
+                        return read_limited(content, str(path)), str(path)
+                except OSError as error:
+                    message = f"cannot be read ({error.strerror}); make the file readable"
+                    raise malformed(path, "unreadable", message) from error
+        archive = self.root / self.archive if self.archive else None
+        if archive is not None and archive.is_file():
+            try:
+                with zipfile.ZipFile(archive) as packed:  # read in place, never unpacked
+                    names = set(packed.namelist())
+                    for member in (f"{self.folder}/{file}", file):
+                        if member in names:
+                            with packed.open(member) as content:
+                                return read_limited(content, f"{archive}: {file}"), f"{archive}: {file}"
+            except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+                message = f"cannot be read ({error}); replace it with an intact copy"
+                raise malformed(archive, "archive", message) from error
+        places = [str(place) for place in (self.root / self.folder, self.root, archive) if place is not None]
+        message = f"{file} is missing; put it in one of {', '.join(places)} ({self.origin})"
+        raise UsageError(message, code="annotation.missing", file=file, places=places)
 
     def _where(self, file: str) -> str:
         return f"{file} under {self.root}"
@@ -129,20 +168,15 @@ class PublishedDataset(VideoFolderDataset):
             actual = compute() if expected is not None else None
             if actual != expected:
                 counts = f"{len(split.video_ids):,} videos and {len(split.captions):,} captions"
-                raise UsageError(
-                    f"{self.name} {split.name} under {self.root} ({counts}) is not the published split: its {name} is "
-                    f"{_short(actual)}, not {_short(expected)}; use the unchanged annotation files",
-                    code="split.not-published",
-                    split=split.name,
-                    check=name,
+                found, wanted = (f"{v:,}" if isinstance(v, int) else str(v)[:12] for v in (actual, expected))
+                message = (
+                    f"{self.name} {split.name} in {self.root} ({counts}) is not the published split: its {name} is "
+                    f"{found}, not {wanted}; use the unchanged annotation files"
                 )
+                raise UsageError(message, code="split.not-published", split=split.name, check=name)
         return split
 
 
 def ids_fingerprint(video_ids: tuple[str, ...]) -> str:
     """SHA-256 over the sorted video ids alone."""
     return hashlib.sha256(json.dumps(sorted(video_ids), separators=(",", ":")).encode()).hexdigest()
-
-
-def _short(value: str | int | None) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)[:12]

@@ -14,14 +14,13 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from tvrbench.datasets.decoders.base import Pick, naming
-from tvrbench.datasets.decoders.select import read_picked
-from tvrbench.datasets.decoding import PacketIndex, check_count, decode, scan
-from tvrbench.datasets.pictures import RGB, Picture, quarter_turns, resize_and_crop, to_rgb
+from tvrbench.datasets.decoders import Pick, naming, read_picked
+from tvrbench.datasets.decoding import RGB, PacketIndex, check_count, decode, quarter_turns, scan, to_rgb
 from tvrbench.datasets.sampling import frame_indices
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
+Picture = Image.Image
 _GRID = 4  # side of the thumbnails by which two copies of a video are compared
 _HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)
 
@@ -146,6 +145,22 @@ def padded(frames: Frames, spec: FrameSpec) -> Clip:
     return clip, mask
 
 
+def resize_and_crop(picture: Picture, size: int) -> Frames:
+    """Resize the short side to ``size`` (antialiased bicubic), then crop the center: uint8 [3, size, size].
+
+    This is CLIP's preprocessing (Radford et al., 2021), rounded as in torchvision.
+    """
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    if short != size:
+        new_long = int(size * long / short)
+        width, height = (size, new_long) if width <= height else (new_long, size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    square = np.asarray(picture.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(square.transpose(2, 0, 1))
+
+
 def thumbnails(pixels: Frames) -> str:
     """Return the gray levels of each frame on a 4 x 4 grid: T x 16 bytes in base64."""
     side = pixels.shape[-1] // _GRID * _GRID
@@ -213,25 +228,18 @@ def _notes(frame: av.VideoFrame, index: PacketIndex) -> list[str]:
 
 
 def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float | None = None) -> Pick:
-    if isinstance(wanted, FrameSpec):
-        spec = wanted
-
-        def sampled(n_frames: int, fps: float) -> Sequence[int]:
+    def pick(n_frames: int, fps: float) -> Sequence[int]:
+        if isinstance(wanted, FrameSpec):
             if first_seconds is not None:
                 n_frames = min(n_frames, max(1, math.ceil(first_seconds * fps)))
-            return frame_indices(spec.sampler, n_frames, fps, spec.frames, seed=seed)
-
-        return sampled
-    numbers = list(wanted)
-
-    def fixed(n_frames: int, _fps: float) -> Sequence[int]:
-        beyond = [i for i in numbers if not 0 <= i < n_frames]
+            return frame_indices(wanted.sampler, n_frames, fps, wanted.frames, seed=seed)
+        beyond = [i for i in wanted if not 0 <= i < n_frames]
         if beyond:
             message = f"there is no frame {beyond[0]}; choose from 0 to {n_frames - 1}"
             raise UsageError(message, code="video.frame-index", frame=beyond[0], n_frames=n_frames)
-        return numbers
+        return wanted
 
-    return fixed
+    return pick
 
 
 def _editor(spec: FrameSpec, seed: int) -> Callable[[Picture], Frames]:

@@ -8,9 +8,8 @@ from pathlib import Path
 import av
 from av.video.reformatter import VideoReformatter
 
-from tvrbench.datasets.decoders.base import Pick, T
-from tvrbench.datasets.decoding import PacketIndex, VideoError, count_frames, decode
-from tvrbench.datasets.pictures import RGB, to_rgb
+from tvrbench.datasets.decoders import Pick, T
+from tvrbench.datasets.decoding import RGB, PacketIndex, VideoError, count_frames, decode, to_rgb
 
 
 def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tvrbench.datasets.decoders.base import Pick, T
-from tvrbench.datasets.decoding import PacketIndex, VideoError, count_frames
-from tvrbench.datasets.pictures import RGB, check_aspect
+from tvrbench.datasets.decoders import Pick, T
+from tvrbench.datasets.decoding import RGB, PacketIndex, VideoError, check_aspect, count_frames
 from tvrbench.harness.core.errors import UsageError
 
 
 def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
-    """See `tvrbench.datasets.decoders.base.Decoder.read`."""
+    """See `tvrbench.datasets.decoders.Decoder.read`."""
     _package()
     n_frames = index.count if index.times is not None else count_frames(path, index)
     numbers = list(pick(n_frames, index.fps))
@@ -32,12 +31,12 @@ def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) ->
         decoder = import_module("torchcodec.decoders").VideoDecoder(
             str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
         )
-        found = len(decoder)
-        batch = decoder.get_frames_at(unique) if found == n_frames else None
+        counted = len(decoder)
+        batch = decoder.get_frames_at(unique) if counted == n_frames else None
     except (RuntimeError, ValueError, IndexError) as error:
         raise _fault(path, _first_line(error)) from error
     if batch is None:
-        raise _fault(path, f"it finds {found} frames, not {n_frames}")
+        raise _fault(path, f"it counts {counted} frames, not {n_frames}")
     if index.times is not None:
         stated = np.array([float(index.times[i] * index.time_base) for i in unique])
         off = np.abs(batch.pts_seconds.numpy() - stated).max()
@@ -60,22 +59,14 @@ def _package() -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         absent = isinstance(error, ModuleNotFoundError)
         reason = "is not installed" if absent else f"does not load ({_first_line(error)})"
-        raise UsageError(
-            f"the decoder torchcodec {reason}; install torchcodec and FFmpeg's shared libraries (version 4 to 9), or "
-            "use the decoder pyav",
-            code="decoder.unavailable",
-            decoder="torchcodec",
-            installed=not absent,
-        ) from error
+        remedy = "install torchcodec and FFmpeg's shared libraries (version 4 to 9), or use the decoder pyav"
+        message = f"the decoder torchcodec {reason}; {remedy}"
+        raise UsageError(message, code="decoder.unavailable", decoder="torchcodec", installed=not absent) from error
 
 
 def _fault(path: Path, reason: str) -> VideoError:
-    return VideoError(
-        f"video {path} cannot be read by torchcodec ({reason}); use the decoder pyav",
-        code="video.unreadable",
-        video=str(path),
-        decoder="torchcodec",
-    )
+    message = f"video {path} cannot be read by torchcodec ({reason}); use the decoder pyav"
+    return VideoError(message, code="video.unreadable", video=str(path), decoder="torchcodec")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,14 +13,6 @@ from tvrbench.datasets.msrvtt import MSRVTT, Record
 from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
 from tvrbench.harness.core.errors import UsageError
 
-# `Split.fingerprint` of what the default settings generate: 300 and 2,000 videos, one caption each.
-_GENERATED = MappingProxyType(
-    {
-        "test-1ka": "86917291c7e72b82f3f197fcd1fbc06064626b4b00e9f9c8592d4507d65ce4fc",
-        "train-9k": "5f8607ad10e51553190519075a294ca2ac103f1db7e14a42e2e2259c5f0d5312",
-    }
-)
-
 
 def cache_folder() -> Path:
     """The folder for generated data: ``$TVRBENCH_CACHE``, ``$XDG_CACHE_HOME/tvrbench``, or ``~/.cache/tvrbench``.
@@ -35,9 +27,8 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "tvrbench"
     except RuntimeError as error:
-        raise UsageError(
-            "there is no home folder for generated data; set TVRBENCH_CACHE to a folder", code="standin.no-cache-folder"
-        ) from error
+        message = "there is no home folder for generated data; set TVRBENCH_CACHE to a folder"
+        raise UsageError(message, code="standin.no-cache-folder") from error
 
 
 class StandIn(MSRVTT):
@@ -55,16 +46,20 @@ class StandIn(MSRVTT):
         UsageError: the folder contains something else, or cannot be written.
     """
 
-    name: ClassVar[str] = "standin"
-    summary: ClassVar[str] = (
-        "the embedded stand-in: small generated clips in MSR-VTT's layout; results do not transfer to MSR-VTT"
+    name = "standin"
+    summary = "the embedded stand-in: small generated clips in MSR-VTT's layout; results do not transfer to MSR-VTT"
+    wanted = "an empty or new folder, or one that already contains the stand-in"
+    generated = True
+    notice = "Embedded stand-in, not MSR-VTT: no ranking here carries over to MSR-VTT."
+    stands_for = "msrvtt"
+    split_names = ("test-1ka", "train-9k")
+    # of what the default settings generate: 300 and 2,000 videos, one caption each
+    expected_fingerprints = MappingProxyType(
+        {
+            "test-1ka": "86917291c7e72b82f3f197fcd1fbc06064626b4b00e9f9c8592d4507d65ce4fc",
+            "train-9k": "5f8607ad10e51553190519075a294ca2ac103f1db7e14a42e2e2259c5f0d5312",
+        }
     )
-    wanted: ClassVar[str] = "an empty or new folder, or one that already contains the stand-in"
-    generated: ClassVar[bool] = True
-    notice: ClassVar[str | None] = "Embedded stand-in, not MSR-VTT: no ranking here carries over to MSR-VTT."
-    stands_for: ClassVar[str | None] = "msrvtt"
-    split_names: ClassVar[tuple[str, ...]] = ("test-1ka", "train-9k")
-    expected_fingerprints: ClassVar[Mapping[str, str]] = _GENERATED
     weights_path: ClassVar[Path] = Path(__file__).parent / "clip.safetensors"
 
     def __init__(self, root: Path | None = None, *, settings: Settings = DEFAULT) -> None:

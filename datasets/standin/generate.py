@@ -108,49 +108,35 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], quantizer: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_videos(folder: Path, wanted: Sequence[Clip], quantizer: int) -> None:
-    folder.mkdir()
-    console = Console(stderr=True)
-    frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    for clip in track(wanted, description="Generating the stand-in data set", console=console, transient=True):
-        frames = swap(frames) if clip.swapped else render(clip.scene)
-        encode(folder / f"{clip.video_id}.mp4", frames, quantizer)
-
-
-def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
-    seconds = float(2 * EVENT_FRAMES)
-    videos = [
-        {
-            "category": 0,
-            "url": "",
-            "video_id": c.video_id,
-            "start time": 0.0,
-            "end time": seconds,
-            "split": c.split,
-            "id": i,
-        }
-        for i, c in enumerate(wanted)
-    ]
-    sentences = [{"caption": c.caption, "video_id": c.video_id, "sen_id": i} for i, c in enumerate(wanted)]
-    (folder / "MSRVTT_data.json").write_text(json.dumps({"videos": videos, "sentences": sentences}), encoding="utf-8")
-    with (folder / "MSRVTT_train.9k.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["video_id"], *([c.video_id] for c in wanted if c.split == "train")])
-    with (folder / "MSRVTT_JSFUSION_test.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["key", "vid_key", "video_id", "sentence"])
-        for c in (c for c in wanted if c.split == "test"):
-            rows.writerow([c.key, c.video_id.replace("video", "msr"), c.video_id, c.caption])
-
-
 def _write_all(folder: Path, settings: Settings) -> None:
     if "libx264" not in av.codecs_available:
         message = "this build of PyAV lacks the H.264 encoder libx264, which the stand-in needs; install PyAV from PyPI"
         raise UsageError(message, code="standin.no-encoder")
-    wanted = clips(settings)
-    _write_videos(folder / "videos", wanted, settings.quantizer)
+    wanted, console = clips(settings), Console(stderr=True)
+    (folder / "videos").mkdir()
+    frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+    for clip in track(wanted, description="Generating the stand-in data set", console=console, transient=True):
+        frames = swap(frames) if clip.swapped else render(clip.scene)
+        encode(folder / "videos" / f"{clip.video_id}.mp4", frames, settings.quantizer)
     _write_annotations(folder, wanted)
     marker = {"version": VERSION, "settings": asdict(settings), "digest": settings.digest}
     (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+
+
+def _write_annotations(folder: Path, wanted: Sequence[Clip]) -> None:
+    common = {"category": 0, "url": "", "start time": 0.0, "end time": float(2 * EVENT_FRAMES)}
+    document = {
+        "videos": [common | {"video_id": c.video_id, "split": c.split, "id": i} for i, c in enumerate(wanted)],
+        "sentences": [{"caption": c.caption, "video_id": c.video_id, "sen_id": i} for i, c in enumerate(wanted)],
+    }
+    (folder / "MSRVTT_data.json").write_text(json.dumps(document), encoding="utf-8")
+    tested = [[c.key, c.video_id.replace("video", "msr"), c.video_id, c.caption] for c in wanted if c.split == "test"]
+    for name, rows in (
+        ("MSRVTT_train.9k.csv", [["video_id"], *([c.video_id] for c in wanted if c.split == "train")]),
+        ("MSRVTT_JSFUSION_test.csv", [["key", "vid_key", "video_id", "sentence"], *tested]),
+    ):
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 def _finished(root: Path, settings: Settings) -> bool:

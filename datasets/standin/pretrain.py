@@ -69,12 +69,6 @@ class Pretraining:
     threads: int = 2
 
 
-def _name(size: str, color: str, shape: str, rng: Random) -> str:
-    """Describe an object by all attributes, or without one or both."""
-    keep_size, keep_color = draw(rng, ((True, True), (True, True), (False, True), (True, False), (False, False)))
-    return " ".join(word for word in ("a", size * keep_size, color * keep_color, shape) if word)
-
-
 def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
     """Draw an image [SIDE, SIDE, 3] of one or two objects; return it and its caption."""
     rng, pixels = Random(seed), np.random.default_rng(seed)
@@ -88,7 +82,9 @@ def captioned_image(seed: int) -> tuple[npt.NDArray[np.uint8], str]:
         for axis, place in enumerate(PLACES.get(relation, (0, 0))):
             center[axis] += sign * place * 14.5
         canvas = paint(canvas, shape, color, (center[0], center[1]), RADIUS[size] * pixels.uniform(0.9, 1.1))
-        names.append(_name(size, color, shape, rng))
+        # all attributes, or without one or both
+        keep_size, keep_color = draw(rng, ((True, True), (True, True), (False, True), (True, False), (False, False)))
+        names.append(" ".join(word for word in ("a", size * keep_size, color * keep_color, shape) if word))
     joint = "and" if rng.random() < 0.3 else relation
     return np.asarray(canvas.round(), dtype=np.uint8), f" {joint} ".join(names)
 
@@ -103,17 +99,6 @@ def multi_positive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: li
     return (F.cross_entropy(logits_BB, target_BB) + F.cross_entropy(logits_BB.T, target_BB)) / 2
 
 
-def draw_images(count: int, seed: int, console: Console) -> tuple[Tensor, list[str]]:
-    """Draw pixels uint8 [count, 3, SIDE, SIDE] and captions; no two seeds share an image."""
-    pixels = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
-    captions = []
-    for i in track(range(count), description="Drawing images", console=console):
-        image, caption = captioned_image(seed * 10**7 + i)
-        pixels[i] = image.transpose(2, 0, 1)
-        captions.append(caption)
-    return torch.from_numpy(pixels), captions
-
-
 def learning_rate_factor(step: int, steps: int) -> float:
     """Linear warm-up over the first 5 % of the steps, then half a cosine to 0."""
     warmup = int(0.05 * steps)
@@ -125,7 +110,12 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
-    pixels, captions = draw_images(options.images, options.seed, console)
+    pixels = torch.empty((options.images, 3, SIDE, SIDE), dtype=torch.uint8)
+    captions = []
+    for i in track(range(options.images), description="Drawing images", console=console):
+        picture, caption = captioned_image(options.seed * 10**7 + i)  # no two seeds share an image
+        pixels[i] = torch.from_numpy(picture).permute(2, 0, 1)
+        captions.append(caption)
     model = CLIP(ARCHITECTURE)
     initialize(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
@@ -163,9 +153,8 @@ def write_weights(options: Pretraining) -> None:
         command += "".join(f" --{key} {value}" for key, value in settings.items())
         options.out.write_bytes(save(state, metadata={"format": "pt", "command": command, **settings}))
     except OSError as error:
-        raise UsageError(
-            f"--out {options.out}: cannot write ({error.strerror})", code="io.write", path=str(options.out)
-        ) from error
+        message = f"--out {options.out} cannot be written ({error.strerror}); choose another file"
+        raise UsageError(message, code="io.write", path=str(options.out)) from error
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ Heavy modules are imported where they are used, so that ``--help`` does not wait
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
@@ -18,7 +18,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.core.signals import Interrupted
-from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, Source, VideoFiles
+from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, Source, VideoFault, VideoFiles
 
 if TYPE_CHECKING:
     from tvrbench.harness.core.progress import Bar
@@ -73,13 +73,9 @@ class _OnFrames(_OnDataset):
     def spec(self, *, native: bool = False, decoder: str | None = None) -> FrameSpec:
         """Return the frames; UsageError for numbers that would fill the memory."""
         if not 1 <= self.frames <= MAX_FRAMES or not 1 <= self.size <= MAX_SIZE:
-            raise UsageError(
-                f"--frames {self.frames} --size {self.size} is out of range: use 1 to {MAX_FRAMES:,} frames of 1 to "
-                f"{MAX_SIZE:,} pixels",
-                code="option.range",
-                frames=self.frames,
-                size=self.size,
-            )
+            limits = f"use 1 to {MAX_FRAMES:,} frames of 1 to {MAX_SIZE:,} pixels"
+            message = f"--frames {self.frames} --size {self.size} is out of range: {limits}"
+            raise UsageError(message, code="option.range", frames=self.frames, size=self.size)
         chosen = {} if decoder is None else {"decoder": decoder}
         return FrameSpec(sampler=self.sampler, frames=self.frames, size=NATIVE if native else self.size, **chosen)
 
@@ -110,8 +106,7 @@ class Verify(_OnFrames):
         spec, dataset = self.spec(decoder=self.decoder), self.open()
         if self.report is not None:
             check_writable(self.report)
-        splits = self.splits or dataset.split_names
-        hint = "nothing was written; run the same command to start again"
+        splits, hint = self.splits or dataset.split_names, "nothing was written; run the same command to start again"
         with _bar(f"decoding videos of {self.dataset}", hint) as bar:
             result = verify(dataset, splits, spec=spec, list_path=self.missing_list, progress=bar.reach)
         if self.report is not None:
@@ -120,32 +115,24 @@ class Verify(_OnFrames):
             print_json(result.summary())
         else:
             columns = ["split", "videos", "captions", "present", "missing", "corrupt", "wrong duration"]
-            rows = [
-                [*list(asdict(s).values())[:7], s.fingerprint[:12], s.frames_fingerprint and s.frames_fingerprint[:12]]
-                for s in result.splits
-            ]
+            hashes = [[s.fingerprint[:12], s.frames_fingerprint and s.frames_fingerprint[:12]] for s in result.splits]
+            rows = [[*list(asdict(s).values())[:7], *pair] for s, pair in zip(result.splits, hashes, strict=True)]
             print_table(rows, [*columns, "annotation", "frames"])
-            for fault in result.corrupt:
-                print(f"{fault.path}: {fault.kind}: {fault.detail}")
-            for late in result.wrong_duration:
-                off = late.off_by_s or 0.0
+            _print_faults(result.corrupt)
+            for video in result.wrong_duration:
+                off, seconds = video.off_by_s or 0.0, video.facts["duration_s"]
                 than = "longer" if off > 0 else "shorter"
-                seconds = late.facts["duration_s"]
-                print(f"{late.path}: duration: {seconds:.1f} s, {abs(off):.1f} s {than} than annotated")
+                print(f"{video.path}: duration: {seconds:.1f} s, {abs(off):.1f} s {than} than annotated")
             if result.missing:
                 count, folder = len(result.missing), dataset.root / "videos"
-                say(f"{count} videos are missing below {folder}; their ids are in {result.missing_list}")
+                say(f"{count} videos are missing in {folder}; their ids are in {result.missing_list}")
         if self.report is not None:
-            say(f"{self.report} describes every video; tvrbench data compare explains two such reports")
+            say(f"{self.report} describes every video; tvrbench data compare explains the differences of two reports")
         if not result.ok:
             counts = {name: len(getattr(result, name)) for name in ("corrupt", "missing", "wrong_duration")}
-            raise CheckFailed(
-                f"{self.dataset}: of {len(result.reports)} videos, {counts['corrupt']} are corrupt, "
-                f"{counts['missing']} missing and {counts['wrong_duration']} of a wrong duration",
-                code="data.unusable-videos",
-                dataset=self.dataset,
-                **counts,
-            )
+            parts = f"{counts['corrupt']} are corrupt, {counts['missing']} missing and {counts['wrong_duration']}"
+            message = f"{self.dataset}: of {len(result.reports)} videos, {parts} of a wrong duration; replace them"
+            raise CheckFailed(message, code="data.unusable-videos", dataset=self.dataset, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +184,7 @@ class Decoders(_OnFrames):
         from tvrbench.harness.data.compare_decoders import compare_decoders
 
         if self.limit < 1:
-            raise UsageError(f"--limit {self.limit}: at least one video is needed", code="option.range")
+            raise UsageError(f"--limit {self.limit} is out of range: give at least 1", code="option.range")
         spec, dataset = self.spec(decoder="pyav"), self.open()
         if not isinstance(dataset, VideoFiles):
             message = f"the videos of data set {self.dataset} are not files, so they need no decoder"
@@ -210,10 +197,11 @@ class Decoders(_OnFrames):
             print_json(asdict(result))
             return
         speeds = {name: round(speed) for name, speed in result.frames_per_s.items()}
-        rows = [[name, speeds.get(name), _listed(result.versions[name])] for name in result.decoders]
+        libraries = {name: ", ".join(map(" ".join, each.items())) for name, each in result.versions.items()}
+        rows = [[name, speeds.get(name), libraries[name]] for name in result.decoders]
         print_table(rows, ["decoder", "frames/s", "libraries"])
-        print(f"of {result.videos} videos, {result.same_indices} have the same frame numbers in both, and ", end="")
-        print(f"{result.same_pixels} the same pixels")
+        same = f"{result.same_indices} have the same frame numbers in both, and {result.same_pixels} the same pixels"
+        print(f"of {result.videos} videos, {same}")
         print(f"pixel difference: mean {result.mean:.4f}, maximum {result.largest}, of 255")
         for reason in result.refused:
             say(f"refused by {reason}")
@@ -249,19 +237,13 @@ class Cache(_OnFrames):
                 print(f"{result.wasted / 2**30:.2f} GiB belong to replaced clips")
             if self.native:
                 print("frames have native resolution: they are augmented and resized whenever they are read")
-            for fault in result.faults:
-                if fault.kind != "missing":
-                    print(f"{fault.path}: {fault.kind}: {fault.detail}")
+            _print_faults([fault for fault in result.faults if fault.kind != "missing"])
         if result.faults:
             missing = sum(fault.kind == "missing" for fault in result.faults)
-            corrupt = len(result.faults) - missing
-            raise CheckFailed(
-                f"{self.dataset}: {missing} videos are missing and {corrupt} cannot be decoded",
-                code="data.unusable-videos",
-                dataset=self.dataset,
-                missing=missing,
-                corrupt=corrupt,
-            )
+            counts = {"missing": missing, "corrupt": len(result.faults) - missing}
+            parts = f"{missing} videos are missing and {counts['corrupt']} cannot be decoded"
+            message = f"{self.dataset}: {parts}; replace them"
+            raise CheckFailed(message, code="data.unusable-videos", dataset=self.dataset, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,12 +275,13 @@ class Download(_OnDataset):
         if self.url is not None:
             sources = (Source(url=self.url, sha256=self.sha256, videos=self.unpack),)
         elif self.sha256 or self.file or self.unpack:
-            raise UsageError("--sha256, --name and --unpack need --url", code="option.needs-url")
+            raise UsageError("--sha256, --name and --unpack belong to a file at --url; add it", code="option.needs-url")
         if not sources:
             message = access or f"data set {self.dataset} has no file to download; set one with --url"
             raise UsageError(message, code="download.by-hand", dataset=self.dataset)
         if self.root is None:
-            raise UsageError(f"set --root DIR, the folder for the files of {self.dataset}", code="option.missing-root")
+            message = f"there is no folder for the files of {self.dataset}; set one with --root"
+            raise UsageError(message, code="option.missing-root")
         if self.url is None:
             say(UNTESTED)
         for source in sources:
@@ -338,19 +321,15 @@ def _check_splits(dataset: RetrievalDataset, files: Sequence[str]) -> None:
     for name in dataset.split_names:
         try:
             split = dataset.split(name)
+            print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
         except UsageError as error:
             wrong.append(name)
             say(str(error))
-        else:
-            print(f"{name}: {len(split.video_ids):,} videos, {len(split.captions):,} captions")
     if wrong:
-        raise CheckFailed(
-            f"{dataset.name}: {', '.join(wrong)} cannot be read from {', '.join(files)} in {dataset.root}; remove the "
-            "wrong files before you run the same command, which keeps existing files",
-            code="data.wrong-splits",
-            dataset=dataset.name,
-            splits=wrong,
-        )
+        problem = f"{', '.join(wrong)} cannot be read from {', '.join(files)} in {dataset.root}"
+        remedy = "remove the wrong files before you run the same command, which keeps existing files"
+        message = f"{dataset.name}: {problem}; {remedy}"
+        raise CheckFailed(message, code="data.wrong-splits", dataset=dataset.name, splits=wrong)
 
 
 @contextmanager
@@ -368,15 +347,16 @@ def _bar(title: str, hint: str | None = None) -> Iterator[Bar]:
         raise Interrupted(signal.SIGINT, how=hint) from None
 
 
+def _print_faults(faults: Sequence[VideoFault]) -> None:
+    for fault in faults:
+        print(f"{fault.path}: {fault.kind}: {fault.detail}")
+
+
 def _exists(dataset: VideoFiles, video_id: str) -> bool:
     try:
         return dataset.video_path(video_id).is_file()
     except UsageError:  # missing or ambiguous, which data verify reports
         return False
-
-
-def _listed(versions: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 DataCommand = (

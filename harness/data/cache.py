@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tvrbench.harness.data.types import (
 )
 
 FOLDER = "TVRBENCH_FRAME_CACHE"  # environment variable: the folder of caches, by default in the data set's root
+_Decoded = tuple[FileStamp, Frames | None]  # no frames: the cached ones are right, only the file's times are new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ class CachedFrames:
             UsageError: the video file is missing, or the cache is damaged.
         """
         entry = self._store.entries.get(video_id)
-        if entry is None or not self._unchanged(video_id, entry):
+        if entry is None or not self._unchanged(video_id, entry.source):
             return None
         frames = self._store.frames(entry)
         if video_id not in self._verified:
@@ -87,19 +89,16 @@ class CachedFrames:
             self._verified.add(video_id)
         return self._dataset.finish(video_id, frames, self._spec, seed)
 
-    def _unchanged(self, video_id: str, entry: ClipEntry) -> bool:
+    def _unchanged(self, video_id: str, source: FileStamp) -> bool:
         """True if the video file is the one that was decoded; a file with other times is hashed to find out."""
         path = self._dataset.video_path(video_id)
         stat = _stat(path)
-        if stat == entry.source.stat:
-            return True
-        compared = self._compared.get(video_id)
-        if compared is None or compared[0] != stat:
-            same = stat[0] == entry.source.size and file_sha256(path) == entry.source.sha256
-            self._compared[video_id] = compared = (stat, same)
+        if stat != source.stat and self._compared.get(video_id, (None,))[0] != stat:
+            same = stat[0] == source.size and file_sha256(path) == source.sha256
+            self._compared[video_id] = stat, same
             if not same:
                 warnings.warn(f"{path} changed since it was cached; it is decoded again", stacklevel=2)
-        return compared[1]
+        return stat == source.stat or self._compared[video_id][1]
 
 
 def open_cache(dataset: RetrievalDataset, spec: FrameSpec) -> CachedFrames | None:
@@ -128,7 +127,12 @@ def whole_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> set[str
         if isinstance(versions, dict) and key.get("format") == FORMAT and checked_with.items() <= versions.items():
             for entry in FrameStore(path.parent, key).entries.values():
                 stats.setdefault(entry.video, set()).add(entry.source.stat)
-    return {video for video in video_ids if _stat_or_none(dataset, video) in stats.get(video, ())}
+    whole = set()
+    for video_id in stats.keys() & set(video_ids):
+        with suppress(UsageError, OSError):  # a video without a file, which the check before the run reports
+            if _stat(dataset.video_path(video_id)) in stats[video_id]:
+                whole.add(video_id)
+    return whole
 
 
 def fill_cache(
@@ -153,11 +157,8 @@ def fill_cache(
             process is filling the same store.
     """
     if spec.draws:
-        raise UsageError(
-            f"sampler {spec.sampler} picks other frames in every epoch, which cannot be cached; choose another sampler",
-            code="cache.random-sampler",
-            sampler=spec.sampler,
-        )
+        message = f"sampler {spec.sampler} picks other frames in every epoch, so they cannot be cached; choose another"
+        raise UsageError(message, code="cache.random-sampler", sampler=spec.sampler)
     if not isinstance(dataset, VideoFiles):
         message = f"the videos of data set {dataset.name} are not files, so their frames cannot be cached"
         raise UsageError(message, code="dataset.no-files", dataset=dataset.name)
@@ -165,34 +166,27 @@ def fill_cache(
     clip_bytes = None if spec.size == NATIVE else spec.frames * 3 * spec.size**2
     added, kept, faults, new_bytes = 0, 0, list[VideoFault](), 0
     with open_writer(folder, key) as (store, writer):
-        absent = sum(v not in store.entries for v in video_ids)
-        _check_space(folder, absent * (clip_bytes or 0))
+        _check_space(folder, sum(v not in store.entries for v in video_ids) * (clip_bytes or 0))
         results = _decode_all(dataset, spec, store, video_ids, workers or os.cpu_count() or 1)
         for done, (video_id, result) in enumerate(zip(video_ids, results, strict=True), start=1):
-            if isinstance(result, VideoFault):
-                faults.append(result)
-            elif result is None or result.frames is None:
-                kept += 1
-                if result is not None:
-                    writer.renew(store.entries[video_id], result.source)
-            else:
-                added += 1
-                new_bytes += result.frames.nbytes
-                writer.add(video_id, result.frames, _sha256(result.frames), result.source)
-                if clip_bytes is None and added % 32 == 1:
-                    _check_space(folder, (len(video_ids) - done) * new_bytes // added)
+            match result:
+                case VideoFault():
+                    faults.append(result)
+                case None:
+                    kept += 1
+                case source, None:
+                    kept += 1
+                    writer.renew(store.entries[video_id], source)
+                case source, frames:
+                    added += 1
+                    new_bytes += frames.nbytes
+                    writer.add(video_id, frames, _sha256(frames), source)
+                    if clip_bytes is None and added % 32 == 1:
+                        _check_space(folder, (len(video_ids) - done) * new_bytes // added)
             if progress is not None:
                 progress(done, len(video_ids))
     store = FrameStore(folder, key)
     return FillReport(folder=folder, added=added, kept=kept, faults=tuple(faults), bytes=store.end, wasted=store.wasted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Decoded:
-    """A video file and its frames; None if the cached ones are still right and only the file's times are new."""
-
-    source: FileStamp
-    frames: Frames | None = None
 
 
 def _decode_all(
@@ -224,15 +218,14 @@ def _decode(
             return None
         source = FileStamp(size=stat[0], mtime_ns=stat[1], ctime_ns=stat[2], sha256=file_sha256(path))
         if entry is not None and source.sha256 == entry.source.sha256:
-            return _Decoded(source=source)
+            return source, None
         frames = dataset.stored_frames(video_id, spec)
         if _stat(path) != stat:
-            raise UsageError(
-                f"video {path} changed while it was read; run the command again", code="video.changed", video=str(path)
-            )
+            message = f"video {path} changed while it was read; run the command again"
+            raise UsageError(message, code="video.changed", video=str(path))
     except (UsageError, OSError) as error:
         return VideoFault.of(video_id, path, error)
-    return _Decoded(source=source, frames=frames)
+    return source, frames
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -256,17 +249,8 @@ def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any
 
 
 def _base(dataset: VideoFiles) -> Path:
-    """Return the folder of a data set's stores."""
     own = os.environ.get(FOLDER)
     return Path(own).expanduser() / dataset.name if own else dataset.root / "frame-cache"
-
-
-def _stat_or_none(dataset: VideoFiles, video_id: str) -> tuple[int, int, int] | None:
-    """Return the size and times of the video's file; None if there is none, which the check reports."""
-    try:
-        return _stat(dataset.video_path(video_id))
-    except (UsageError, OSError):
-        return None
 
 
 def _stat(path: Path) -> tuple[int, int, int]:

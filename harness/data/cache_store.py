@@ -77,11 +77,11 @@ class FrameStore:
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
         if (existing := read_key(folder)) is not None and existing != dict(key):
-            raise UsageError(
-                f"the frame cache {folder} has other settings; remove the folder", code="cache.key", folder=str(folder)
-            )
+            message = f"the frame cache {folder} has other settings; remove the folder"
+            raise UsageError(message, code="cache.key", folder=str(folder))
         pixels = folder / "frames.bin"
-        entries, self.journal_bytes = _read_journal(folder / "index.jsonl", _size(pixels))
+        pixel_bytes = pixels.stat().st_size if pixels.is_file() else 0
+        entries, self.journal_bytes = _read_journal(folder / "index.jsonl", pixel_bytes)
         self.entries = MappingProxyType({entry.video: entry for entry in entries})
         self.end = max((e.end for e in self.entries.values()), default=0)
         self._map = np.memmap(pixels, dtype=np.uint8, mode="r", shape=(self.end,)) if self.end else None
@@ -136,7 +136,9 @@ class StoreWriter:
         """Write pixels first and, once they are on the disk, their lines."""
         with _write_errors(self.folder):
             _sync(self._pixels)
-            self._journal.write(b"".join(_line(entry) for entry in self._pending))
+            for entry in self._pending:
+                line = json.dumps(asdict(entry), separators=(",", ":")).encode()
+                self._journal.write(b"%08x %s\n" % (zlib.crc32(line), line))
             _sync(self._journal)
         self._pending.clear()
 
@@ -153,10 +155,8 @@ def open_writer(folder: Path, key: Mapping[str, Any]) -> Iterator[tuple[FrameSto
     Raises:
         UsageError: another process is writing to it, it has another key, or the folder is not writable.
     """
-    try:
+    with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _write_error(folder, error) from error
     try:
         with FileLock(folder / "lock", timeout=0):
             store = FrameStore(folder, key)
@@ -180,45 +180,28 @@ def read_key(folder: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path} cannot be read; remove the folder {folder}", code="cache.damaged", folder=str(folder)
-        ) from error
+        message = f"{path} cannot be read; remove the folder {folder}"
+        raise UsageError(message, code="cache.damaged", folder=str(folder)) from error
 
 
-def _line(entry: ClipEntry) -> bytes:
-    text = json.dumps(asdict(entry), separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _read_journal(path: Path, pixels: int) -> tuple[list[ClipEntry], int]:
+def _read_journal(path: Path, pixel_bytes: int) -> tuple[list[ClipEntry], int]:
     """Return the lines up to the first that is broken or exceeds the pixels, and their length in bytes."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
     entries: list[ClipEntry] = []
     valid_bytes = 0
-    for line in data.splitlines(keepends=True):
-        entry = _parse_line(line)
-        if entry is None or entry.end > pixels:
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            if not line.endswith(b"\n") or int(line[:8], 16) != zlib.crc32(line[9:-1]):
+                break
+            fields = json.loads(line[9:])
+            source = FileStamp(**fields["source"])
+            entry = ClipEntry(**(fields | {"shape": tuple(fields["shape"]), "source": source}))
+        except (ValueError, TypeError, KeyError):
+            break
+        if entry.end > pixel_bytes:
             break
         entries.append(entry)
         valid_bytes += len(line)
     return entries, valid_bytes
-
-
-def _parse_line(line: bytes) -> ClipEntry | None:
-    try:
-        if not line.endswith(b"\n") or int(line[:8], 16) != zlib.crc32(line[9:-1]):
-            return None
-        fields = json.loads(line[9:])
-        return ClipEntry(**(fields | {"shape": tuple(fields["shape"]), "source": FileStamp(**fields["source"])}))
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _sync(file: BinaryIO) -> None:
@@ -231,13 +214,9 @@ def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _write_error(folder, error) from error
-
-
-def _write_error(folder: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"the frame cache {folder} cannot be written ({error.strerror or error}); its clips stay: solve the problem, "
-        "then run the command again",
-        code="cache.write",
-        folder=str(folder),
-    )
+        raise UsageError(
+            f"the frame cache {folder} cannot be written ({error.strerror or error}); its clips are kept: solve the "
+            "problem, then run the command again",
+            code="cache.write",
+            folder=str(folder),
+        ) from error

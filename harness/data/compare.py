@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,24 +71,17 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
+        problem = "it is another file, of another version, or too large"
+        if isinstance(document, dict) and document.get("report_version") == REPORT_VERSION:
+            if _well_formed(document):
+                return document
+            problem = "it is damaged"
     except OSError as error:
-        raise _invalid(path, f"it cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _invalid(path, "it is not JSON") from error
-    if not isinstance(document, dict) or document.get("report_version") != REPORT_VERSION:
-        raise _invalid(path, "it is another file, of another version, or too large")
-    if not _well_formed(document):
-        raise _invalid(path, "it is damaged")
-    return document
-
-
-def _invalid(path: Path, reason: str) -> UsageError:
-    return UsageError(
-        f"{path} is not a report of tvrbench data verify ({reason}); write one with --report",
-        code="verify-report.invalid",
-        path=str(path),
-        reason=reason,
-    )
+        problem = f"it cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        problem = "it is not JSON"
+    message = f"{path} is not a report of tvrbench data verify ({problem}); write one with --report"
+    raise UsageError(message, code="verify-report.invalid", path=str(path), reason=problem)
 
 
 def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataComparison:
@@ -101,56 +94,47 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> DataCompariso
         message = f"A is a report of {a['dataset']} and B of {b['dataset']}; give two of the same data set"
         raise UsageError(message, code="verify-report.other-dataset", a=a["dataset"], b=b["dataset"])
     each_a, each_b = ({v["video_id"]: v for v in report["each"]} for report in (a, b))
-    differences = [
-        difference
-        for video_id in dict.fromkeys([*each_a, *each_b])
-        if (difference := _difference(video_id, each_a.get(video_id), each_b.get(video_id))) is not None
-    ]
+    videos = dict.fromkeys([*each_a, *each_b])
+    differences = [d for v in videos if (d := _difference(v, each_a.get(v), each_b.get(v))) is not None]
     settings = _changes(a["frames"], b["frames"], ("sampler", "frames", "size"))
-    usable_a, usable_b = ({v for v, video in each.items() if video["state"] == "ok"} for each in (each_a, each_b))
-    annotations = {s["name"]: s["fingerprint"] for s in b["splits"]}
-    frames = {s["name"]: s["frames_fingerprint"] for s in b["splits"]}
+    splits_b = {s["name"]: s for s in b["splits"]}
     splits = tuple(
         {
             "name": s["name"],
-            "annotation": s["fingerprint"] == annotations[s["name"]],
-            "frames": s["frames_fingerprint"] == frames[s["name"]] if not settings else None,
+            "annotation": s["fingerprint"] == other["fingerprint"],
+            "frames": s["frames_fingerprint"] == other["frames_fingerprint"] if not settings else None,
         }
         for s in a["splits"]
-        if s["name"] in annotations
+        if (other := splits_b.get(s["name"])) is not None
     )
-    videos, either, both = set(each_a) | set(each_b), usable_a | usable_b, usable_a & usable_b
-    neither = len(videos) - len(either)
-    findings = [
-        *_of_settings(a, b, settings, splits),
-        *_of_videos(differences, len(either), len(both)),
-        *([f"{neither} of {len(videos)} videos are usable in neither"] if neither else []),
-        *_of_libraries(a, b),
+    usable_a, usable_b = ({v for v, video in each.items() if video["state"] == "ok"} for each in (each_a, each_b))
+    usable, neither = usable_a & usable_b, len(videos) - len(usable_a | usable_b)
+    findings = []
+    if settings:
+        findings.append(f"the reports describe different frames ({settings}); verify both with the same options")
+    findings += [
+        f"the annotation of split {s['name']} differs; one of the two is not the published one"
+        for s in splits
+        if not s["annotation"]
     ]
+    findings += _video_findings(differences, len(usable_a | usable_b), len(usable))
+    if neither:
+        findings.append(f"{neither} of {len(videos)} videos are usable in neither")
+    decoder = _changes(a["frames"], b["frames"], ("decoder",))
+    libraries = _changes(a["libraries"], b["libraries"], sorted({*a["libraries"], *b["libraries"]}))
+    if changes := ", ".join(filter(None, (decoder, libraries))):
+        findings.append(f"the software that decides the pixels differs: {changes}")
     return DataComparison(
         same=not differences and not settings and all(s["annotation"] for s in splits),
         findings=tuple(findings),
         splits=splits,
         videos=len(videos),
-        usable=len(both),
+        usable=len(usable),
         differences=tuple(differences),
     )
 
 
-def _of_settings(
-    a: Mapping[str, Any], b: Mapping[str, Any], settings: str, splits: tuple[dict[str, Any], ...]
-) -> list[str]:
-    frames = (
-        f"the reports describe different frames ({settings}); verify both with the same options to compare fingerprints"
-    )
-    return [frames] * bool(settings) + [
-        f"the annotation of split {s['name']} differs: one of the two is not the published one"
-        for s in splits
-        if not s["annotation"]
-    ]
-
-
-def _of_videos(differences: list[VideoDifference], either: int, both: int) -> list[str]:
+def _video_findings(differences: list[VideoDifference], either: int, both: int) -> list[str]:
     differ = [d for d in differences if d.kind != "in neither"]
     findings = []
     for kind, count in Counter(d.kind for d in differ).most_common():
@@ -160,48 +144,37 @@ def _of_videos(differences: list[VideoDifference], either: int, both: int) -> li
     same = both - sum(d.kind not in ("only in A", "only in B") for d in differ)
     findings.append(f"{same} of {either} videos have the same frames in both")
     if differ:
-        findings.append("results on A and B come from different pixels: state the copy wherever both are shown")
+        findings.append("results on A and B come from different pixels: name the copy wherever both are shown")
     return findings
 
 
-def _of_libraries(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Describe differences in decoder and libraries."""
-    decoder = _changes(a["frames"], b["frames"], ("decoder",))
-    libraries = _changes(a["libraries"], b["libraries"], sorted(set(a["libraries"]) | set(b["libraries"])))
-    changes = ", ".join(c for c in (decoder, libraries) if c)
-    return [f"the software that decides the pixels differs: {changes}"] if changes else []
-
-
 def _difference(video_id: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> VideoDifference | None:
-    usable = [video is not None and video["state"] == "ok" for video in (a, b)]
-    if a is None or b is None or not all(usable):
-        if a is not None and b is not None and a["state"] == b["state"]:
+    states = ["not in the report" if video is None else video["state"] for video in (a, b)]
+    if a is None or b is None or states != ["ok", "ok"]:
+        if states[0] == states[1]:
             return None  # missing in both, or broken in the same way
-        states = [video["state"] if video is not None else "not in the report" for video in (a, b)]
-        kind = "only in A" if usable[0] else "only in B" if usable[1] else "in neither"
+        kind = "only in A" if states[0] == "ok" else "only in B" if states[1] == "ok" else "in neither"
         return VideoDifference(video_id=video_id, kind=kind, detail=f"{states[0]} -> {states[1]}", gray_levels=None)
     if a["frames_sha256"] == b["frames_sha256"]:
         return None
-    changes = _changes(a["facts"], b["facts"], ("codec", "fps", "width", "height", "n_frames"))
+    facts = ("codec", "fps", "width", "height", "n_frames")
+    changes = _changes(a["facts"], b["facts"], facts)
     levels = _gray_levels(a["thumbs"], b["thumbs"])
     if levels is None or levels >= OTHER_PICTURES:
         kind = "other pictures"
     elif changes or a["size_bytes"] != b["size_bytes"]:
-        kind = "re-encoded"
+        kind = "re-encoded"  # without the number of frames, so that videos re-encoded in the same way count together
+        changes = _changes(a["facts"], b["facts"], facts[:-1]) or "to another size in bytes"
     else:
         kind = "decoded otherwise"
-    if kind == "re-encoded":  # so that videos re-encoded in the same way are counted together
-        changes = _changes(a["facts"], b["facts"], ("codec", "fps", "width", "height")) or "to another size in bytes"
     return VideoDifference(video_id=video_id, kind=kind, detail=changes or "no fact differs", gray_levels=levels)
 
 
-def _changes(a: Mapping[str, Any], b: Mapping[str, Any], names: Any) -> str:
-    changed = [name for name in names if a.get(name) != b.get(name)]
-    return ", ".join(f"{name} {_short(a.get(name))} -> {_short(b.get(name))}" for name in changed)
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]) -> str:
+    def short(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{n} {short(a.get(n))} -> {short(b.get(n))}" for n in names if a.get(n) != b.get(n))
 
 
 def _gray_levels(a: str | None, b: str | None) -> float | None:
@@ -224,12 +197,15 @@ def _well_formed(document: Mapping[str, Any]) -> bool:
     parts = {"dataset": str, "frames": dict, "libraries": dict, "splits": list, "each": list}
     if not all(isinstance(document.get(name), kind) for name, kind in parts.items()):
         return False
-    split = ("name", "fingerprint", "frames_fingerprint")
-    video = ("video_id", "state", "size_bytes", "facts", "frames_sha256", "thumbs")
-    return (
-        all(isinstance(s, dict) and all(key in s for key in split) for s in document["splits"])
-        and all(isinstance(s["name"], str) for s in document["splits"])
-        and all(isinstance(v, dict) and all(key in v for key in video) for v in document["each"])
-        and all(isinstance(v["video_id"], str) and isinstance(v["facts"], dict) for v in document["each"])
-        and all(isinstance(v["thumbs"], str | None) for v in document["each"])
+    split = {"name", "fingerprint", "frames_fingerprint"}
+    video = {"video_id", "state", "size_bytes", "facts", "frames_sha256", "thumbs"}
+    return all(
+        isinstance(s, dict) and s.keys() >= split and isinstance(s["name"], str) for s in document["splits"]
+    ) and all(
+        isinstance(v, dict)
+        and v.keys() >= video
+        and isinstance(v["video_id"], str)
+        and isinstance(v["facts"], dict)
+        and isinstance(v["thumbs"], str | None)
+        for v in document["each"]
     )

@@ -40,29 +40,24 @@ class DecoderComparison:
 
 
 def compare_decoders(
-    dataset: VideoFiles,
-    spec: FrameSpec,
-    video_ids: Sequence[str],
-    *,
-    decoders: tuple[str, str] = ("pyav", "torchcodec"),
-    progress: Progress | None = None,
+    dataset: VideoFiles, spec: FrameSpec, video_ids: Sequence[str], *, progress: Progress | None = None
 ) -> DecoderComparison:
-    """Decode each video with both in one thread; the first one alternates.
+    """Decode each video with PyAV and torchcodec in one thread; the first one alternates.
 
     Args:
         dataset: the data set.
         spec: the frames; its decoder is ignored.
         video_ids: the videos.
-        decoders: the two.
         progress: called with (done, all) after each video.
 
     Raises:
-        UsageError: an unknown or absent decoder, an unknown sampler, or no video that both decode.
+        UsageError: torchcodec is absent, an unknown sampler, or no video that both decode.
     """
+    decoders = ("pyav", "torchcodec")
     specs = {name: replace(spec, decoder=name) for name in decoders}
-    versions = {name: dict(dataset.pixel_versions(each)) for name, each in specs.items()}
+    versions = {name: dict(dataset.pixel_versions(specs[name])) for name in decoders}
     seconds = dict.fromkeys(decoders, 0.0)
-    frames, differences, refused = 0, list[tuple[bool, int, float]](), list[str]()
+    frames, same_indices, largest, means, refused = 0, 0, list[int](), list[float](), list[str]()
     for done, video_id in enumerate(video_ids, start=1):
         clips, taken = {}, {}
         for name in decoders if done % 2 else reversed(decoders):
@@ -73,25 +68,27 @@ def compare_decoders(
                 refused.append(f"{name}: {error}")
             taken[name] = time.perf_counter() - start
         if len(clips) == len(decoders):
-            (a, _, numbers_a), (b, _, numbers_b) = clips[decoders[0]], clips[decoders[1]]
+            (a, _, numbers_a), (b, _, numbers_b) = (clips[name] for name in decoders)
             difference = np.abs(a.astype(np.int16) - b.astype(np.int16))
-            differences.append((numbers_a == numbers_b, int(difference.max()), float(difference.mean())))
-            if len(differences) > 1:  # the first video also loads libraries
+            same_indices += numbers_a == numbers_b
+            largest.append(int(difference.max()))
+            means.append(float(difference.mean()))
+            if len(means) > 1:  # the first video also loads libraries
                 frames += len(numbers_a)
                 seconds = {name: seconds[name] + taken[name] for name in decoders}
         if progress is not None:
             progress(done, len(video_ids))
-    if not differences:
-        message = f"no video of {dataset.name} under {dataset.root} can be decoded by both {' and '.join(decoders)}"
+    if not means:
+        message = f"no video of {dataset.name} in {dataset.root} can be decoded by both {' and '.join(decoders)}"
         raise UsageError(message, code="decoder.nothing-to-compare", dataset=dataset.name, refused=refused)
     return DecoderComparison(
         decoders=decoders,
         versions=versions,
-        videos=len(differences),
-        same_indices=sum(same for same, _, _ in differences),
-        same_pixels=sum(largest == 0 for _, largest, _ in differences),
-        largest=max(largest for _, largest, _ in differences),
-        mean=float(np.mean([mean for _, _, mean in differences])),
+        videos=len(means),
+        same_indices=same_indices,
+        same_pixels=largest.count(0),
+        largest=max(largest),
+        mean=float(np.mean(means)),
         frames_per_s={name: frames / seconds[name] for name in decoders} if frames else {},
         refused=tuple(refused),
     )

@@ -15,10 +15,6 @@ def check_space(folder: Path, needed: int, purpose: str, remedy: str = "free som
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if needed + RESERVE > free:
-        raise UsageError(
-            f"{purpose} needs {needed / 2**30:.2f} GiB in {folder}, where {free / 2**30:.2f} GiB are free; {remedy}",
-            code="disk.full",
-            folder=str(folder),
-            needed=needed,
-            free=free,
-        )
+        sizes = f"{needed / 2**30:.2f} GiB in {folder}, where {free / 2**30:.2f} GiB are free"
+        message = f"{purpose} needs {sizes}; {remedy}"
+        raise UsageError(message, code="disk.full", folder=str(folder), needed=needed, free=free)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -76,7 +77,10 @@ def download(
     """
     _check_url(url)
     target = folder / safe_name(name or unquote(urlsplit(url).path.rsplit("/", 1)[-1]), url)
-    expected = _checked_sha256(sha256)
+    expected = sha256.lower() if sha256 is not None else None
+    if expected is not None and not re.fullmatch("[0-9a-f]{64}", expected):
+        message = f"--sha256 {sha256!r:.80} is not a checksum; give its 64 hexadecimal digits"
+        raise UsageError(message, code="option.sha256")
     if target.is_file():
         actual = file_sha256(target)
         if expected not in (None, actual):
@@ -94,39 +98,31 @@ def download(
         with lock:
             try:
                 _download_part(url, part, expected is not None, progress, pause_s)
-                actual = _accept(url, part, target, expected, reject)
+                actual, size = file_sha256(part), part.stat().st_size
+                if expected not in (None, actual):
+                    _discard(part)
+                    message = f"{url} sent {size:,} bytes of SHA-256 {actual}, not {expected}; check URL and checksum"
+                    raise UsageError(message, code="download.wrong-checksum", url=url, size=size, sha256=actual)
+                if content := reject(part):
+                    _discard(part)
+                    message = f"{url} sent {size:,} bytes that are {content}; check the URL"
+                    raise UsageError(message, code="download.wrong-content", url=url, size=size)
+                part.replace(target)
+                _note(part).unlink(missing_ok=True)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
-        raise UsageError(
-            f"another process is downloading {target}; wait for it to end", code="download.busy", path=str(target)
-        ) from None
-    return Download(path=target, size=target.stat().st_size, sha256=actual, checked=expected is not None)
-
-
-def _accept(url: str, part: Path, target: Path, expected: str | None, reject: Callable[[Path], str | None]) -> str:
-    """Check the complete file, give it its name, and return its SHA-256; a wrong file is removed."""
-    actual, size = file_sha256(part), part.stat().st_size
-    if expected not in (None, actual):
-        _discard(part)
-        message = f"{url} sent {size:,} bytes with SHA-256 {actual}, not {expected}; check the URL and the checksum"
-        raise UsageError(message, code="download.wrong-checksum", url=url, size=size, sha256=actual)
-    if content := reject(part):
-        _discard(part)
-        message = f"{url} sent {size:,} bytes that are {content}; check the URL"
-        raise UsageError(message, code="download.wrong-content", url=url, size=size)
-    part.replace(target)
-    _note(part).unlink(missing_ok=True)
-    return actual
+        message = f"another process is downloading {target}; wait for it to end"
+        raise UsageError(message, code="download.busy", path=str(target)) from None
+    return Download(path=target, size=size, sha256=actual, checked=expected is not None)
 
 
 def safe_name(name: str, origin: str) -> str:
     """Return ``name`` if it is a plain file name that cannot leave its folder; UsageError otherwise."""
     unsafe = not name.isprintable() or any(c in name for c in "/\\:") or name.startswith(".") or not name.strip()
     if unsafe or len(name.encode()) > 200:
-        raise UsageError(
-            f"{origin}: {name!r:.80} is not a plain file name; set one with --name", code="download.name", name=name
-        )
+        message = f"{origin}: {name!r:.80} is not a plain file name; set one with --name"
+        raise UsageError(message, code="download.name", name=name)
     return name
 
 
@@ -150,11 +146,9 @@ def _download_part(url: str, part: Path, checked: bool, progress: Progress | Non
             retrying(_attempt, session, url, part, checked, progress)
     except RetryError as error:
         cause, size = error.last_attempt.exception(), _size(part)
-        remedy = (
-            f"{size:,} bytes are kept: run the same command to resume"
-            if size
-            else "if the page has moved, set its new URL with --url, or download the file by other means"
-        )
+        remedy = "if the page has moved, set its new URL with --url, or download the file by other means"
+        if size:
+            remedy = f"{size:,} bytes are kept: run the same command to resume"
         message = f"{url} cannot be downloaded ({str(cause) or type(cause).__name__}); {remedy}"
         raise UsageError(message, code="download.failed", url=url, kept=size) from cause
 
@@ -200,8 +194,8 @@ def _receive(response: requests.Response, part: Path, known: _Part, progress: Pr
     version = response.headers.get("ETag", "")
     if not version or version.startswith("W/"):  # a weak one identifies no exact bytes
         version = response.headers.get("Last-Modified", "")
-    note = _Part(url=known.url, version=version or None, total=total)
-    atomic_write(_note(part), json.dumps(asdict(note)).encode())
+    note = asdict(_Part(url=known.url, version=version or None, total=total))
+    atomic_write(_note(part), json.dumps(note).encode())
     with part.open("ab" if resumes else "wb") as file:
         received = begin
         for block in response.raw.stream(BLOCK, decode_content=False):
@@ -245,15 +239,8 @@ class _Session(requests.Session):
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"{url!r:.200} is not an http or https URL", code="download.url", url=url)
-
-
-def _checked_sha256(text: str | None) -> str | None:
-    if text is None:
-        return None
-    if len(text) != 64 or not all(c in "0123456789abcdef" for c in text.lower()):
-        raise UsageError(f"--sha256 {text!r:.80}: a SHA-256 has 64 hexadecimal digits", code="option.sha256")
-    return text.lower()
+        message = f"{url!r:.200} is not an http or https URL; give one with --url"
+        raise UsageError(message, code="download.url", url=url)
 
 
 def _note(part: Path) -> Path:
@@ -262,15 +249,12 @@ def _note(part: Path) -> Path:
 
 def _read_note(part: Path, url: str) -> _Part:
     """Return the origin of the partial file; discard the file if its origin is unknown or another URL."""
-    try:
-        fields: Mapping[str, Any] = json.loads(_note(part).read_text(encoding="utf-8"))
-        known = _Part(**fields)
-    except (OSError, ValueError, TypeError):
-        known = _Part(url="")
-    if known.url != url:
-        _discard(part)
-        return _Part(url=url)
-    return known
+    with suppress(OSError, ValueError, TypeError):
+        known = _Part(**json.loads(_note(part).read_text(encoding="utf-8")))
+        if known.url == url:
+            return known
+    _discard(part)
+    return _Part(url=url)
 
 
 def _discard(part: Path) -> None:

@@ -55,15 +55,14 @@ class FrameLoader:
         self._kept: dict[str, Clip] | None = {} if not spec.random and needed <= memory_limit else None
 
     def _clip(self, video_id: str, seed: int) -> Clip:
-        if self._kept is None:
-            return self._load(video_id, seed)
-        if video_id not in self._kept:
-            self._kept[video_id] = self._load(video_id, seed)
-        return self._kept[video_id]
-
-    def _load(self, video_id: str, seed: int) -> Clip:
-        clip = self.cached.clip(video_id, seed) if self.cached is not None else None
-        return clip if clip is not None else self.dataset.frames(video_id, self.spec, seed)
+        clip = self._kept.get(video_id) if self._kept is not None else None
+        if clip is None and self.cached is not None:
+            clip = self.cached.clip(video_id, seed)
+        if clip is None:
+            clip = self.dataset.frames(video_id, self.spec, seed)
+        if self._kept is not None:
+            self._kept[video_id] = clip
+        return clip
 
     def batches(self, requests: Iterable[Sequence[tuple[str, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pixels uint8 [B, T, 3, H, W] and masks [B, T] for each request, a list of (video id, seed).
@@ -73,15 +72,20 @@ class FrameLoader:
         Raises:
             UsageError: a video cannot be decoded.
         """
+
+        def stacked(futures: list[Future[Clip]]) -> tuple[Tensor, Tensor]:
+            pixels, masks = zip(*(future.result() for future in futures), strict=True)
+            return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks))
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             pending: deque[list[Future[Clip]]] = deque()
             try:
                 for request in requests:
                     pending.append([pool.submit(self._clip, video, seed) for video, seed in request])
                     if len(pending) > AHEAD:
-                        yield _stack(pending.popleft())
+                        yield stacked(pending.popleft())
                 while pending:
-                    yield _stack(pending.popleft())
+                    yield stacked(pending.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -106,9 +110,3 @@ def fingerprint_of(spec: FrameSpec, clips: Iterable[tuple[str, str]]) -> str:
     for video_id, sha256 in clips:
         digest.update(f"\n{video_id} {sha256}".encode())
     return digest.hexdigest()
-
-
-def _stack(futures: list[Future[Clip]]) -> tuple[Tensor, Tensor]:
-    clips = [future.result() for future in futures]
-    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in clips]))
-    return pixels, torch.from_numpy(np.stack([mask for _, mask in clips]))

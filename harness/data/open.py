@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -19,17 +21,14 @@ def open_dataset(name: str, root: Path | None) -> RetrievalDataset:
     """
     cls = registry.lookup(name, "datasets")
     if root is None and not cls.generated:
-        raise UsageError(
-            f"data set {name} needs its folder (--data DIR, or --root DIR for tvrbench data): {cls.wanted}",
-            code="dataset.no-folder",
-            dataset=name,
-        )
+        message = f"data set {name} needs its folder (--data DIR, or --root DIR for tvrbench data): {cls.wanted}"
+        raise UsageError(message, code="dataset.no-folder", dataset=name)
     dataset: RetrievalDataset = cls(root)
     return dataset
 
 
 def split_holdout(split: Split, videos: int, seed: int = 0) -> tuple[Split, Split]:
-    """(rest, held out): ``videos`` videos, whole scenes together, drawn by ``seed``.
+    """Return (rest, held out): at least ``videos`` videos, whole scenes together, drawn by ``seed``.
 
     The held-out part keeps the first caption of each video, as the test split has one.
 
@@ -37,29 +36,23 @@ def split_holdout(split: Split, videos: int, seed: int = 0) -> tuple[Split, Spli
         UsageError: nothing would be left.
     """
     scenes = split.scenes or tuple(range(len(split.video_ids)))
-    order = np.random.default_rng(seed).permutation(np.unique(scenes))
     members: dict[int, list[str]] = {}
     for video, scene in zip(split.video_ids, scenes, strict=True):
         members.setdefault(scene, []).append(video)
     held: list[str] = []
-    for scene in order:
-        if len(held) >= videos:
-            break
-        held += members[int(scene)]
+    for scene in np.random.default_rng(seed).permutation(np.unique(scenes)):
+        if len(held) < videos:
+            held += members[int(scene)]
     if len(held) >= len(split.video_ids):
-        raise UsageError(
-            f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out",
-            code="split.too-small",
-            split=split.name,
-        )
-    kept = set(held)
-    held_out = split.without([v for v in split.video_ids if v not in kept])
-    first = {video: caption for caption, video in reversed(list(enumerate(held_out.caption_video)))}
-    rows = sorted(first.values())
-    return split.without(held), Split(
+        problem = f"{len(split.video_ids)} videos leave nothing beside {videos} held out; add videos"
+        raise UsageError(f"split {split.name}: {problem}", code="split.too-small", split=split.name)
+    rest = split.without(held)
+    held_out = split.without(rest.video_ids)
+    rows = sorted(np.unique(held_out.caption_video, return_index=True)[1].tolist())  # the first caption per video
+    return rest, replace(
+        held_out,
         name=f"{split.name}-held-out",
-        video_ids=held_out.video_ids,
         captions=tuple(held_out.captions[i] for i in rows),
         caption_video=tuple(held_out.caption_video[i] for i in rows),
-        scenes=held_out.scenes if split.scenes is not None else None,
+        subsets=MappingProxyType({}),
     )

@@ -1,4 +1,7 @@
-"""Training batches: which (video, caption) pairs each step takes, decoded and tokenized; any step can come first."""
+"""Training batches: which (video, caption) pairs each step takes, decoded and tokenized.
+
+The captions of a batch are a pure function of the seed and the step, so that a run can resume at any step.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
 
+import numpy as np
 from torch import Tensor
 
-from tvrbench.harness.data.batches import batches, steps_per_epoch
+from tvrbench.harness.core.distributed import dist_info
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
 
@@ -33,7 +38,7 @@ class PairBatch:
 
 
 class PairLoader:
-    """Loads the training pairs of a split.
+    """Loads this process's share of the training pairs of a split.
 
     The pair at place i of the batch of a step is decoded with the seed ``seed * 2**32 + step * batch_size + i``, so
     that neither the process that decodes it nor the step that a run resumes from changes a pixel.
@@ -46,7 +51,6 @@ class PairLoader:
         batch_size: pairs in a batch over all processes.
         seed: of the order of the pairs, and of each clip's draws.
         pair_scenes: keep one caption of each video of a scene together in a batch.
-        share: this process's part of a number of items; ``dist_info().share``.
 
     Raises:
         UsageError: the split does not fill one batch.
@@ -62,11 +66,11 @@ class PairLoader:
         batch_size: int,
         seed: int,
         pair_scenes: bool,
-        share: Callable[[int], slice],
     ) -> None:
         self._split, self._frames, self._tokenizer, self._words = split, frames, tokenizer, words
-        self._batch_size, self._seed, self._pair_scenes, self._share = batch_size, seed, pair_scenes, share
-        self.steps_per_epoch = steps_per_epoch(split, batch_size, pair_scenes)
+        self._batch_size, self._seed, self._pair_scenes = batch_size, seed, pair_scenes
+        self._share = dist_info().share
+        self.steps_per_epoch = _units_and_steps(split, batch_size, pair_scenes)[1]
 
     def batches(self, start: int, stop: int) -> Iterator[PairBatch]:
         """Yield the batches of steps ``start`` to ``stop`` - 1, decoded a few steps ahead of use.
@@ -84,9 +88,50 @@ class PairLoader:
             ][self._share(len(captions))]
             for step, captions in enumerate(ahead, start)
         )
-        for (pixels, video_mask), captions in zip(self._frames.batches(requests), current, strict=True):
+        for (pixels, mask), captions in zip(self._frames.batches(requests), current, strict=True):
             own = captions[self._share(len(captions))]
             ids, text_mask = self._tokenizer([split.captions[c] for c in own], self._words)
-            yield PairBatch(
-                pixels=pixels, video_mask=video_mask, ids=ids, text_mask=text_mask, global_size=len(captions)
-            )
+            yield PairBatch(pixels=pixels, video_mask=mask, ids=ids, text_mask=text_mask, global_size=len(captions))
+
+
+def batches(
+    split: Split, batch_size: int, seed: int, steps: int, *, pair_scenes: bool = False, start: int = 0
+) -> Iterator[list[int]]:
+    """Yield the caption indices of the batches of steps ``start`` to ``steps`` - 1.
+
+    Every epoch is a new permutation drawn from (seed, epoch); its last incomplete batch is dropped.
+
+    Raises:
+        UsageError: the split does not fill one batch.
+    """
+    units, per_epoch = _units_and_steps(split, batch_size, pair_scenes)
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    for step in range(start, steps):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            permutation = np.random.default_rng([seed, epoch]).permutation(len(units))
+            order = np.fromiter((c for u in permutation for c in units[u]), dtype=np.int64)
+        first = step % per_epoch * batch_size
+        yield order[first : first + batch_size].tolist()
+
+
+def _units_and_steps(split: Split, batch_size: int, pair_scenes: bool) -> tuple[list[list[int]], int]:
+    """Return the captions that stay together, and the steps per epoch.
+
+    A unit is a single caption, or with ``pair_scenes`` the first caption of each video of a scene.
+    """
+    units = [[caption] for caption in range(len(split.captions))]
+    if pair_scenes and split.scenes is not None:
+        first: dict[int, int] = {}
+        for caption, video in enumerate(split.caption_video):
+            first.setdefault(video, caption)
+        scenes: dict[int, list[int]] = {}
+        for video, caption in first.items():
+            scenes.setdefault(split.scenes[video], []).append(caption)
+        units = list(scenes.values())
+    steps = sum(map(len, units)) // batch_size
+    if steps < 1:
+        name, count = split.name, len(split.captions)
+        message = f"split {name} has {count} captions, fewer than a batch of {batch_size}; add captions"
+        raise UsageError(message, code="batch.too-large", split=name, captions=count, batch_size=batch_size)
+    return units, steps

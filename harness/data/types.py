@@ -53,37 +53,31 @@ class Split:
         if len(set(self.video_ids)) != len(self.video_ids):
             raise UsageError(f"split {self.name} lists a video id twice", code="split.duplicate", split=self.name)
         if len(self.captions) != len(self.caption_video):
-            message = f"split {self.name} has {len(self.captions)} captions, and videos for {len(self.caption_video)}"
+            message = f"split {self.name} has {len(self.captions)} captions, but videos for {len(self.caption_video)}"
             raise UsageError(message, code="split.captions", split=self.name)
-        if self.caption_video and not 0 <= min(self.caption_video) <= max(self.caption_video) < len(self.video_ids):
+        if not all(0 <= video < len(self.video_ids) for video in self.caption_video):
             message = f"a caption of split {self.name} names a video outside the split"
             raise UsageError(message, code="split.captions", split=self.name)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the sorted (video id, caption) pairs; any change of the annotation changes it."""
-        pairs = sorted(
-            [self.video_ids[v], caption] for v, caption in zip(self.caption_video, self.captions, strict=True)
-        )
+        pairs = sorted([self.video_ids[v], text] for v, text in zip(self.caption_video, self.captions, strict=True))
         text = json.dumps([sorted(self.video_ids), pairs], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def without(self, video_ids: Sequence[str]) -> Split:
         """Return the split without some videos and their captions (``--skip-bad-videos``)."""
         removed = set(video_ids)
-        kept = [i for i, v in enumerate(self.video_ids) if v not in removed]
-        new_index = {old: new for new, old in enumerate(kept)}
-        captions = [i for i, v in enumerate(self.caption_video) if v in new_index]
-        caption_index = {old: new for new, old in enumerate(captions)}
+        videos = {old: new for new, old in enumerate(i for i, v in enumerate(self.video_ids) if v not in removed)}
+        captions = {old: new for new, old in enumerate(i for i, v in enumerate(self.caption_video) if v in videos)}
         return Split(
             name=self.name,
-            video_ids=tuple(self.video_ids[i] for i in kept),
+            video_ids=tuple(self.video_ids[i] for i in videos),
             captions=tuple(self.captions[i] for i in captions),
-            caption_video=tuple(new_index[self.caption_video[i]] for i in captions),
-            subsets={
-                name: tuple(caption_index[i] for i in rows if i in caption_index) for name, rows in self.subsets.items()
-            },
-            scenes=tuple(self.scenes[i] for i in kept) if self.scenes is not None else None,
+            caption_video=tuple(videos[self.caption_video[i]] for i in captions),
+            subsets={name: tuple(captions[i] for i in rows if i in captions) for name, rows in self.subsets.items()},
+            scenes=tuple(self.scenes[i] for i in videos) if self.scenes is not None else None,
         )
 
 
@@ -234,7 +228,10 @@ class RetrievalDataset(Protocol):
         ...
 
     def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
-        """Decode every frame of each video; return the faults in the order given."""
+        """Decode every frame of each video; return the faults in the order given.
+
+        ``progress`` is called with (done, all) after each video.
+        """
         ...
 
 

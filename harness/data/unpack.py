@@ -7,10 +7,9 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 from zlib import error as ZlibError
 
 from tvrbench.harness.core.errors import UsageError
@@ -22,8 +21,7 @@ from tvrbench.harness.data.types import VIDEO_SUFFIXES, Progress
 BLOCK = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     size: int
     plain: bool
@@ -51,7 +49,7 @@ def unpack_videos(archive: Path, folder: Path, progress: Progress | None = None)
             repeated = next(name for name in names if names.count(name) > 1)
             message = f"{archive} contains several videos named {repeated}; unpack it by hand"
             raise UsageError(message, code="archive.duplicate", archive=str(archive), name=repeated)
-        absent = [v for v in videos if not _is_complete(folder / v.name, v.size)]
+        absent = [v for v in videos if not ((path := folder / v.name).is_file() and path.stat().st_size == v.size)]
         check_space(folder, sum(video.size for video in absent), f"unpacking {archive}")
         for done, video in enumerate(absent, start=1):
             _write(video, folder / video.name, archive)
@@ -68,7 +66,7 @@ def _checked(member: _Member, archive: Path) -> _Member:
         problem = "a path that leaves the archive" if leaves else "not a plain file"
         message = f"{archive} contains {member.name!r:.100}, {problem}, and is not unpacked; use another copy"
         raise UsageError(message, code="archive.unsafe", archive=str(archive), name=member.name)
-    return replace(member, name=safe_name(path.name, str(archive)))
+    return member._replace(name=safe_name(path.name, str(archive)))
 
 
 def _write(video: _Member, target: Path, archive: Path) -> None:
@@ -93,21 +91,16 @@ def _videos(archive: Path, folder: Path) -> Iterator[Sequence[_Member]]:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
                 yield [
-                    _Member(
-                        name=info.filename,
-                        size=info.file_size,
-                        plain=not stat.S_ISLNK(info.external_attr >> 16),
-                        open=partial(packed.open, info),
-                    )
-                    for info in packed.infolist()
-                    if _is_video(info.filename)
+                    _Member(i.filename, i.file_size, not stat.S_ISLNK(i.external_attr >> 16), partial(packed.open, i))
+                    for i in packed.infolist()
+                    if _is_video(i.filename)
                 ]
         else:
             with tarfile.open(archive) as bundle:
                 yield [
-                    _Member(name=info.name, size=info.size, plain=info.isreg(), open=partial(bundle.extractfile, info))
-                    for info in bundle
-                    if _is_video(info.name) and tarfile.data_filter(info, str(folder))
+                    _Member(i.name, i.size, i.isreg(), partial(bundle.extractfile, i))
+                    for i in bundle
+                    if _is_video(i.name) and tarfile.data_filter(i, str(folder))
                 ]
     except tarfile.FilterError as error:
         message = f"{archive} is not unpacked ({error}); use another copy"
@@ -121,7 +114,3 @@ def _is_video(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = path.name.startswith("._")  # macOS packs an AppleDouble file under each file's own suffix
     return not name.endswith("/") and not hidden and path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _is_complete(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size

@@ -93,7 +93,7 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """True if every video of the splits exists, decodes, and lasts as long as annotated."""
-        return not self.missing and not self.corrupt and not self.wrong_duration
+        return not (self.missing or self.corrupt or self.wrong_duration)
 
     def summary(self) -> dict[str, Any]:
         """Return the report without the videos that are in order."""
@@ -109,19 +109,29 @@ class VerifyReport:
             "missing_list": self.missing_list,
             "corrupt": [asdict(fault) | {"path": str(fault.path)} for fault in self.corrupt],
             "wrong_duration": [
-                {
-                    "video_id": r.video_id,
-                    "path": str(r.path),
-                    "duration_s": r.facts["duration_s"],
-                    "off_by_s": r.off_by_s,
-                }
+                {"video_id": r.video_id, "path": str(r.path)}
+                | {"duration_s": r.facts["duration_s"], "off_by_s": r.off_by_s}
                 for r in self.wrong_duration
             ],
         }
 
     def document(self) -> dict[str, Any]:
         """Return the summary and every video, for ``tvrbench data compare``."""
-        return {"report_version": REPORT_VERSION} | self.summary() | {"each": [_entry(r) for r in self.reports]}
+        each = [
+            {
+                "video_id": r.video_id,
+                "file": r.path.name,
+                "state": r.fault.kind if r.fault is not None else "ok",
+                "detail": r.fault.detail if r.fault is not None else None,
+                "off_by_s": r.off_by_s,
+                "size_bytes": r.size_bytes,
+                "facts": dict(r.facts),
+                "frames_sha256": r.frames_sha256,
+                "thumbs": r.thumbs,
+            }
+            for r in self.reports
+        ]
+        return {"report_version": REPORT_VERSION} | self.summary() | {"each": each}
 
 
 def verify(
@@ -152,9 +162,9 @@ def verify(
     video_ids = list(dict.fromkeys(v for part in parts for v in part.video_ids))
     if list_path is not None:
         check_writable(list_path)
-    by_id: dict[str, VideoReport] = {}
+    reports: dict[str, VideoReport] = {}
     for done, report in enumerate(_examine(dataset, video_ids, spec, workers), start=1):
-        by_id[report.video_id] = report
+        reports[report.video_id] = report
         if progress is not None:
             progress(done, len(video_ids))
     result = VerifyReport(
@@ -162,9 +172,9 @@ def verify(
         root=str(dataset.root),
         frames={"sampler": spec.sampler, "frames": spec.frames, "size": spec.size, "decoder": spec.decoder},
         libraries=libraries,
-        splits=tuple(_count(part, [by_id[v] for v in part.video_ids], spec) for part in parts),
+        splits=tuple(_count(part, [reports[v] for v in part.video_ids], spec) for part in parts),
         missing_list=str(list_path) if list_path is not None else None,
-        reports=tuple(by_id.values()),
+        reports=tuple(reports.values()),
     )
     if list_path is not None:
         atomic_write(list_path, "".join(f"{video_id}\n" for video_id in result.missing).encode())
@@ -174,7 +184,7 @@ def verify(
 def check_writable(path: Path) -> None:
     """Raise UsageError before hours of decoding if a file cannot be written."""
     if path.is_dir():
-        raise UsageError(f"cannot write {path}, which is a folder; name a file", code="io.write", path=str(path))
+        raise UsageError(f"cannot write {path}, which is a folder; choose a file name", code="io.write", path=str(path))
     probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
     atomic_write(probe, b"")
     probe.unlink()
@@ -189,13 +199,11 @@ def write_report(report: VerifyReport, path: Path) -> None:
 def _examine(
     dataset: RetrievalDataset, video_ids: Sequence[str], spec: FrameSpec, workers: int | None
 ) -> Iterator[VideoReport]:
-    """Yield a report per video; of a data set whose videos are not files, only its fault."""
+    """Return a report per video, in order; of a data set whose videos are not files, only its fault."""
     if isinstance(dataset, VideoFiles):
-        yield from dataset.examine_videos(video_ids, spec, workers=workers)
-        return
+        return dataset.examine_videos(video_ids, spec, workers=workers)
     faults = {fault.video_id: fault for fault in dataset.check_videos(video_ids)}
-    for video_id in video_ids:
-        yield VideoReport(video_id=video_id, path=dataset.root / video_id, fault=faults.get(video_id))
+    return (VideoReport(video_id=v, path=dataset.root / v, fault=faults.get(v)) for v in video_ids)
 
 
 def _count(split: Split, reports: Sequence[VideoReport], spec: FrameSpec) -> SplitCount:
@@ -213,17 +221,3 @@ def _count(split: Split, reports: Sequence[VideoReport], spec: FrameSpec) -> Spl
         fingerprint=split.fingerprint,
         frames_fingerprint=fingerprint_of(spec, clips) if clips else None,
     )
-
-
-def _entry(report: VideoReport) -> dict[str, Any]:
-    return {
-        "video_id": report.video_id,
-        "file": report.path.name,
-        "state": report.fault.kind if report.fault is not None else "ok",
-        "detail": report.fault.detail if report.fault is not None else None,
-        "off_by_s": report.off_by_s,
-        "size_bytes": report.size_bytes,
-        "facts": dict(report.facts),
-        "frames_sha256": report.frames_sha256,
-        "thumbs": report.thumbs,
-    }

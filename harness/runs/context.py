@@ -78,7 +78,6 @@ class RunContext:
             batch_size=recipe.batch_size,
             seed=seed,
             pair_scenes=recipe.pair_scenes,
-            share=dist_info().share,
         )
 
     def evaluate(

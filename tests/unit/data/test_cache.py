@@ -250,7 +250,7 @@ fill_cache(Folder(Path({root!r})), SPEC, IDS, workers=1)
 
 @pytest.mark.parametrize("at", ["video0", "video3"])
 def test_a_killed_writer_leaves_a_good_store(root: Path, at: str) -> None:
-    code = KILLED.format(here=str(Path(__file__).parents[3]), root=str(root), at=at)
+    code = KILLED.format(here=str(Path(__file__).parents[2] / "tools"), root=str(root), at=at)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
@@ -269,7 +269,7 @@ def test_a_killed_writer_leaves_a_good_store(root: Path, at: str) -> None:
 
 def test_killed_at_any_moment(root: Path) -> None:
     """Whatever the moment, what is in the store is right, and filling goes on from there."""
-    code = KILLED.format(here=str(Path(__file__).parents[3]), root=str(root), at="none")
+    code = KILLED.format(here=str(Path(__file__).parents[2] / "tools"), root=str(root), at="none")
     kept = []
     for delay in (0.005, 0.03):
         with subprocess.Popen([sys.executable, "-c", code.replace("IDS, workers", "IDS * 200, workers")]) as process:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.distributed import DistInfo
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data import pair_loader
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.pair_loader import PairBatch, PairLoader
 from tvrbench.harness.data.types import Clip, FrameSpec, Split
@@ -60,9 +61,9 @@ def loader(
     seed: int = 3,
 ) -> PairLoader:
     frames = FrameLoader(clips or Clips(), SPEC, len(SPLIT.video_ids))  # type: ignore[arg-type]
-    return PairLoader(
-        SPLIT, frames, tokenize, 5, batch_size=batch_size, seed=seed, pair_scenes=pair_scenes, share=process.share
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_loader, "dist_info", lambda: process)
+        return PairLoader(SPLIT, frames, tokenize, 5, batch_size=batch_size, seed=seed, pair_scenes=pair_scenes)
 
 
 def same(a: PairBatch, b: PairBatch) -> bool:

@@ -169,7 +169,7 @@ def test_no_videos_folder_means_all_are_missing(tmp_path: Path) -> None:
 
 
 def test_faults_come_in_the_order_asked_for(broken: Path) -> None:
-    faults = Folder(broken).check_videos(["video4", "video2", "video0", "video3"], workers=3)
+    faults = Folder(broken).check_videos(["video4", "video2", "video0", "video3"])
     assert [f.video_id for f in faults] == ["video4", "video0", "video3"]
 
 

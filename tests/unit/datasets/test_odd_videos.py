@@ -17,7 +17,7 @@ import torch
 from errors import raises
 from videos import encode_sound
 
-from tvrbench.datasets.decoders import select as decoders
+from tvrbench.datasets import decoders
 from tvrbench.datasets.decoders import torchcodec
 from tvrbench.datasets.decoding import VideoError, scan
 from tvrbench.datasets.sampling import frame_indices

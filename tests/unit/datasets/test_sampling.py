@@ -48,23 +48,6 @@ def test_tempme_rounds_the_rate_half_to_even(fps: float, stride: int) -> None:
     assert frame_indices("tempme", 12 * stride, fps) == list(range(0, 12 * stride, stride))
 
 
-def test_tempme_samples_a_moment() -> None:
-    assert frame_indices("tempme", 1000, 10.0, 3, start=10.0, end=12.0) == [100, 110, 120]
-    assert frame_indices("tempme", 1000, 10.0, 3, start=99.0, end=500.0) == [990, 994, 999]
-    assert frame_indices("tempme", 1000, 10.0, 2, end=0.5) == [0, 5]
-
-
-@pytest.mark.parametrize(("start", "end"), [(5.0, 4.0), (100.0, None), (-1.0, None), (math.nan, None), (0.0, math.nan)])
-def test_an_empty_moment_is_refused(start: float | None, end: float | None) -> None:
-    with raises("sampling.moment"):
-        frame_indices("tempme", 1000, 10.0, start=start, end=end)
-
-
-def test_only_tempme_takes_moments() -> None:
-    with raises("sampling.moment", sampler="clip4clip"):
-        frame_indices("clip4clip", 100, 10.0, start=1.0)
-
-
 def test_clip4clip_keeps_all_seconds_of_a_short_clip() -> None:
     assert frame_indices("clip4clip", 71, 30.9) == [0, 30, 60]
 

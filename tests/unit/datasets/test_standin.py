@@ -183,11 +183,11 @@ class TestFiles:
     def test_a_broken_off_run_leaves_nothing_and_the_next_one_succeeds(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupted(folder: Path, wanted: list[Clip]) -> None:
+        def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(generator, "_write_annotations", interrupted)
+            patch.setattr(generator.csv, "writer", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 generate(tmp_path / "data", SMALL)
         assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

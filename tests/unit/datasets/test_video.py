@@ -14,11 +14,9 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 from videos import encode, encode_sound
 
-from tvrbench.datasets import decoding
-from tvrbench.datasets.decoders import select as decoders
+from tvrbench.datasets import decoders, decoding
 from tvrbench.datasets.decoding import VideoError
-from tvrbench.datasets.pictures import resize_and_crop
-from tvrbench.datasets.video import load_clip, probe, read_frames
+from tvrbench.datasets.video import load_clip, probe, read_frames, resize_and_crop
 from tvrbench.harness.data.types import FrameSpec, VideoFault
 
 pytestmark = pytest.mark.unit
