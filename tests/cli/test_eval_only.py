@@ -314,7 +314,7 @@ def test_a_state_dict_of_another_method_is_refused_before_any_video_is_decoded(
     assert "TVPt_Video_Positional_embedding" in line
     refused(capsys, "checkpoint.no-method", *arguments)
     torch.save({3: torch.zeros(2)}, "numbered.bin")
-    refused(capsys, "weights.no-tensors", "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora")
+    refused(capsys, "weights.unreadable", "--eval-only", "--checkpoint", "numbered.bin", "--methods", "lora")
     torch.save({"clip.visual.proj": torch.zeros(2)}, "torn.bin")
     arguments = ("--eval-only", "--checkpoint", "torn.bin", "--methods", "clip4clip")
     refused(capsys, "checkpoint.not-this-method", *arguments)
