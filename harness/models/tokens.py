@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
@@ -324,8 +325,10 @@ class TokenReducer(nn.Module):
         By default the reducer runs once on shapes without values (on noise, where its control flow reads values), and
         its matrix products are counted. A published formula can replace that; the contract tests compare both.
         """
-        if not self.frames_encoded:
-            return []
+        return self._derived_plan if self.frames_encoded else []
+
+    @cached_property  # a pass takes up to a second
+    def _derived_plan(self) -> list[BlockTokens]:
         try:
             return self._observed_plan("meta")
         except (RuntimeError, TypeError):  # torch raises these where a value is asked of a meta tensor
