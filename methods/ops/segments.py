@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,35 +36,8 @@ class Stage:
     kept: int
 
 
-# (clusters, join, patches per member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
-Kept = Callable[[int, int, int, int], int]
-
-
-def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, kept: Kept) -> dict[int, Stage]:
-    """The reduction at each scheduled block.
-
-    Args:
-        name: of the method, for error messages.
-        schedule: (block, segments, clusters) of each reduction; blocks count from 0.
-        arch: of the backbone.
-        frames: T.
-        kept: how many patch tokens stay.
-
-    Raises:
-        UsageError: the schedule does not fit the backbone or the frame count.
-    """
-    require_blocks(name, "schedule", [block for block, _, _ in schedule], arch.vision_layers)
-    stages: dict[int, Stage] = {}
-    sequences, patches = frames, arch.patches
-    for block, segments, clusters in schedule:
-        if segments < 1 or sequences % segments:
-            problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
-            raise option_error(name, "schedule", problem)
-        join = sequences // segments
-        stay = kept(clusters, join, patches, block)
-        stages[block] = Stage(block=block, segments=segments, join=join, tokens=join * patches, kept=stay)
-        sequences, patches = segments, stay
-    return stages
+# (clusters, join, patches per member) -> patch tokens that stay; UsageError where the clusters do not fit.
+Kept = Callable[[int, int, int], int]
 
 
 class SegmentReducer(TokenReducer):
@@ -73,18 +46,35 @@ class SegmentReducer(TokenReducer):
     The class token of a segment is the mean of its members' class tokens. Subclasses decide which patch tokens stay.
 
     Args:
-        stages: the reduction at each block that has one.
+        name: of the method, for error messages.
+        schedule: (block, segments, clusters) of each reduction; blocks count from 0.
+        segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
         arch: of the backbone.
         frames: T.
-        segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
+        kept: how many patch tokens stay.
+
+    Raises:
+        UsageError: the schedule does not fit the backbone or the frame count.
     """
 
     carries_prompts = True
 
-    def __init__(self, stages: Mapping[int, Stage], arch: Architecture, frames: int, segment_mask: SegmentMask) -> None:
+    def __init__(
+        self, name: str, schedule: Schedule, segment_mask: SegmentMask, arch: Architecture, frames: int, kept: Kept
+    ) -> None:
         super().__init__(arch, frames)
-        self.stages = stages
+        require_blocks(name, "schedule", [block for block, _, _ in schedule], arch.vision_layers)
         self.segment_mask = segment_mask
+        self.stages: dict[int, Stage] = {}
+        sequences, patches = frames, arch.patches
+        for block, segments, clusters in schedule:
+            if segments < 1 or sequences % segments:
+                problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
+                raise option_error(name, "schedule", problem)
+            join = sequences // segments
+            stay, tokens = kept(clusters, join, patches), join * patches
+            self.stages[block] = Stage(block=block, segments=segments, join=join, tokens=tokens, kept=stay)
+            sequences, patches = segments, stay
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Reduce the patch tokens of every segment to ``stage.kept``."""
@@ -97,9 +87,7 @@ class SegmentReducer(TokenReducer):
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join the sequences of each segment and reduce their patch tokens."""
         stage = self.stages.get(index)
-        if stage is None:
-            return stream
-        return self.reduce(stream.join(stage.join, average_classes=True), stage)
+        return self.reduce(stream.join(stage.join, average_classes=True), stage) if stage else stream
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the segments that leave [B, S]."""

@@ -67,8 +67,9 @@ def preset(name: str) -> Architecture:
     """The named architecture; ``ViT-B/32`` is accepted for ``ViT-B-32``. Raises UsageError for an unknown name."""
     key = name.replace("/", "-")
     if key not in PRESETS:
-        problem = f"unknown backbone {name!r}: known are {', '.join(PRESETS)}"
-        raise UsageError(problem, code="backbone.unknown", backbone=name)
+        raise UsageError(
+            f"unknown backbone {name!r}: known are {', '.join(PRESETS)}", code="backbone.unknown", backbone=name
+        )
     return PRESETS[key]
 
 

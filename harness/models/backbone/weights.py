@@ -51,9 +51,12 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
     if path.exists():
         weights = _from_path(path)
     elif "/" in text or path.suffix or not backbone:
-        known = "random:SEED, openai, an open_clip tag together with a backbone"
-        problem = f"weights {text!r}: there is no such file or folder (also known: {known})"
-        raise UsageError(problem, code="weights.missing", weights=text)
+        raise UsageError(
+            f"weights {text!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
+            "together with a backbone)",
+            code="weights.missing",
+            weights=text,
+        )
     else:
         weights = _from_open_clip(text, backbone)
     wanted = preset(backbone) if backbone else weights.arch
@@ -68,11 +71,13 @@ def _random_weights(spec: str, backbone: str | None) -> Weights:
     """``random:SEED`` weights with OpenAI's initialization, the same on every machine."""
     seed = spec.removeprefix("random:")
     if not seed.isdigit():
-        problem = f"weights {spec!r}: give a whole number as seed, for example random:0"
-        raise UsageError(problem, code="weights.seed", weights=spec)
+        raise UsageError(
+            f"weights {spec!r}: give a whole number as seed, for example random:0", code="weights.seed", weights=spec
+        )
     if not backbone:
-        problem = f"weights {spec!r} need a backbone, for example ViT-B-32"
-        raise UsageError(problem, code="weights.no-backbone", weights=spec)
+        raise UsageError(
+            f"weights {spec!r} need a backbone, for example ViT-B-32", code="weights.no-backbone", weights=spec
+        )
     arch = preset(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
@@ -150,10 +155,12 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user
         wanted = config.get("hf_hub") or config.get("url", tag)
-        problem = f"are not on this machine and could not be downloaded ({type(error).__name__})"
-        remedy = f"fetch {wanted} elsewhere and pass its file as --weights FILE"
-        message = f"weights {tag!r} for {backbone} {problem}: {remedy}"
-        raise UsageError(message, code="weights.download", source=wanted) from None
+        raise UsageError(
+            f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}): fetch {wanted} elsewhere and pass its file as --weights FILE",
+            code="weights.download",
+            source=wanted,
+        ) from None
     activation = "quick_gelu" if config.get("quick_gelu") or tag == "openai" else "gelu"
     weights = _from_path(path)
     return replace(weights, arch=from_state_dict(weights.state, activation), folder=None)
