@@ -105,16 +105,6 @@ class CenterCLIPReducer(SegmentReducer):
             kept_SKD = kept_SKD + self.cluster_embeddings[str(stage.block)].to(kept_SKD.dtype)
         return segments.replace_patches(kept_SKD, assign_SM)
 
-    def overhead_macs(self, stage: Stage) -> int:
-        """Multiply-adds of clustering one segment of M tokens of width D into K.
-
-        The distances take M^2 D; the rest of k-medoids compares and adds, which the papers' tool does not count.
-        Spectral clustering adds 9/2 M^3 for the eigenvectors (9 M^3 operations, Golub and Van Loan, section 8.3) and
-        M^2 K for the distances between its rows.
-        """
-        M, K, D = stage.tokens, stage.kept, self.arch.vision_width
-        return M * M * D + (9 * M**3 // 2 + M * M * K if self.options.clustering == "spectral" else 0)
-
 
 class CenterCLIP(Method[CenterCLIPOptions]):
     """CenterCLIP, B6-4,49 on ViT-B/32 and B6-4,160 on ViT-B/16."""

@@ -109,9 +109,9 @@ class TempMeReducer(TokenReducer):
 
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join clips and merge across them; the metric is the raw input, before frame positions."""
-        step = self.steps[index]
         if index not in self.options.merge_blocks:
             return stream
+        step = self.steps[index]
         joined = stream.join(step.join)
         merge = self.decide(bipartite_match(joined.x, step.cross, joined.num_prefix_tokens))
         if self.options.frame_positions:
@@ -171,6 +171,6 @@ class TempMe(Method[TempMeOptions]):
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """The released frame positions [1, F, 1, D] are our [F, D] tables."""
         match = re.fullmatch(r"clip\.visual\.transformer\.resblocks\.(\d+)\.TVPt_Video_Positional_embedding", key)
-        if match:
-            return f"reducer.frame_positions.{match.group(1)}", tensor.reshape(-1, tensor.shape[-1])
-        return key, tensor
+        if not match:
+            return key, tensor
+        return f"reducer.frame_positions.{match.group(1)}", tensor.reshape(-1, tensor.shape[-1])

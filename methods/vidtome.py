@@ -84,10 +84,10 @@ class VidToMeReducer(TokenReducer):
 
     def match(self, metric_SND: Tensor) -> Pairing:
         """The local merge of every chunk's patches [S, chunk x P, D]."""
-        o = self.options
-        levels = strides(o.chunk, o.target_stride)
+        o, S = self.options, len(metric_SND)
         targets: list[int | Tensor] = [
-            torch.randint(step, metric_SND.shape[:1]) if self.training else min(TARGET, step - 1) for step in levels
+            torch.randint(step, (S,)) if self.training else min(TARGET, step - 1)
+            for step in strides(o.chunk, o.target_stride)
         ]
         return self.decide(local_match(metric_SND, o.chunk, o.ratio, o.target_stride, targets, o.merge == "mean"))
 

@@ -13,7 +13,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
-from tvrbench.harness.models.checkpoint import Checkpoint, read_checkpoint
+from tvrbench.harness.models.checkpoint import read_checkpoint
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import TokenReducer
@@ -55,7 +55,16 @@ def load_model(
         saved = read_checkpoint(Path(checkpoint), method, cls)
         frames, options = saved.frames or frames, saved.options | options
     with torch.device("meta") if on_meta else nullcontext():
-        base = _base_weights(saved, weights, backbone)
+        if saved and saved.base:
+            base = saved.base
+        elif weights is not None:
+            base = load_weights(weights, backbone)
+        else:
+            what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
+            raise UsageError(
+                f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)",
+                code="weights.missing",
+            )
         model = build(method, cls.configure(method, base.arch, frames, options), base, seed)
         if saved:
             _load_strict(model, saved.state, saved.path.name, complete=saved.base is not None)
@@ -87,17 +96,6 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         reducer.attach(clip.visual)
         model.head.attach(clip)
         return model
-
-
-def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone: str | None) -> Weights:
-    if saved and saved.base:
-        return saved.base
-    if weights is None:
-        what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
-        raise UsageError(
-            f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)", code="weights.missing"
-        )
-    return load_weights(weights, backbone)
 
 
 def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, complete: bool) -> None:

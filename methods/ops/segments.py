@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.spec import option_error, require_blocks
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream, take
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
 SegmentMask = Literal["any", "last"]
@@ -25,14 +25,12 @@ class Stage:
         block: at whose input it happens, from 0.
         segments: S, sequences per video from here on.
         join: neighboring sequences that make a segment.
-        tokens: M, patch tokens of a segment before the reduction.
-        kept: patch tokens of a segment after it.
+        kept: patch tokens of a segment after the reduction.
     """
 
     block: int
     segments: int
     join: int
-    tokens: int
     kept: int
 
 
@@ -72,17 +70,12 @@ class SegmentReducer(TokenReducer):
                 problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
                 raise option_error(name, "schedule", problem)
             join = sequences // segments
-            stay, tokens = kept(clusters, join, patches), join * patches
-            self.stages[block] = Stage(block=block, segments=segments, join=join, tokens=tokens, kept=stay)
-            sequences, patches = segments, stay
+            sequences, patches = segments, kept(clusters, join, patches)
+            self.stages[block] = Stage(block=block, segments=segments, join=join, kept=patches)
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Reduce the patch tokens of every segment to ``stage.kept``."""
         raise TypeError(f"{type(self).__name__} does not define which tokens it keeps")
-
-    def overhead_macs(self, stage: Stage) -> int:
-        """Multiply-adds of choosing the tokens of one segment."""
-        return 0
 
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join the sequences of each segment and reduce their patch tokens."""
@@ -95,16 +88,6 @@ class SegmentReducer(TokenReducer):
             members = mask_BT.reshape(-1, stage.segments, stage.join)
             mask_BT = members.any(dim=2) if self.segment_mask == "any" else members[..., -1]
         return mask_BT
-
-    def plan(self) -> list[BlockTokens]:
-        """The work of every block for one video."""
-        blocks, tokens = [], (self.frames, self.arch.patches + 1)
-        for index in range(self.arch.vision_layers):
-            macs = 0
-            if stage := self.stages.get(index):
-                tokens, macs = (stage.segments, stage.kept + 1), stage.segments * self.overhead_macs(stage)
-            blocks.append(BlockTokens(attention=tokens, leaving=tokens, overhead_macs=macs))
-        return blocks
 
 
 def cluster_means(tokens_SMD: Tensor, assign_SM: Tensor, clusters: int) -> Tensor:

@@ -80,9 +80,9 @@ def _(x: Tensor, k: int, *_options: object) -> Tensor:
 
 @register_flop_formula(torch.ops.tvrbench.spectral_rows)
 def _flops(shape: torch.Size, *_options: object, **_out: object) -> int:
-    """The distances, and 9 M^3 operations for the eigenvectors (Golub and Van Loan, section 8.3)."""
+    """The distances, and 9 M^3 operations for the eigenvectors (Golub and Van Loan, section 8.3), an even number."""
     B, M, D = shape
-    return B * (2 * M * M * D + 9 * M**3)
+    return 2 * B * (M * M * D + 9 * M**3 // 2)
 
 
 def _affinity(distance: Tensor, sigma: float, neighbors: int | None) -> Tensor:
