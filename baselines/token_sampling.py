@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream
-from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, plan_stages
+from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +31,16 @@ class TokenSamplingOptions(MethodOptions):
     segment_mask: SegmentMask = "any"
 
 
-def _kept(mode: str, tokens: int, join: int, patches: int, block: int) -> int:
-    """As many as asked for, at most all there are; one frame's worth where frames are averaged."""
-    require_range("token_sampling", "schedule", tokens, 1)
-    return patches if mode == "pooling" else min(tokens, join * patches)
-
-
 class TokenSamplingReducer(SegmentReducer):
     """Samples or averages the patch tokens of each segment."""
 
     def __init__(self, options: TokenSamplingOptions, arch: Architecture, frames: int) -> None:
-        stages = plan_stages("token_sampling", options.schedule, arch, frames, partial(_kept, options.mode))
-        super().__init__(stages, arch, frames, options.segment_mask)
+        def kept(tokens: int, join: int, patches: int) -> int:
+            """As many as asked for, at most all there are; one frame's worth where frames are averaged."""
+            require_range("token_sampling", "schedule", tokens, 1)
+            return patches if options.mode == "pooling" else min(tokens, join * patches)
+
+        super().__init__("token_sampling", options.schedule, options.segment_mask, arch, frames, kept)
         self.mode = options.mode
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
+from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
-from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import Attends, AttentionOut, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 
@@ -40,29 +40,10 @@ class ToMeReducer(TokenReducer):
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
         """Merge inside each frame."""
-        r = self._merged(stream.patches)
+        r = min(self.options.r, stream.patches // 2)
         if not r:
             return stream
         return stream.merge(self.decide(bipartite_match(attention.keys.mean(dim=1), r, stream.num_prefix_tokens)))
-
-    def _merged(self, patches: int) -> int:
-        return min(self.options.r, patches // 2)
-
-    def plan(self) -> list[BlockTokens]:
-        """The work of every block for one video."""
-        blocks, patches = [], self.arch.patches
-        for _ in range(self.arch.vision_layers):
-            r = self._merged(patches)
-            pairs = (patches // 2) * (patches - patches // 2) if r else 0
-            blocks.append(
-                BlockTokens(
-                    attention=(self.frames, patches + 1),
-                    leaving=(self.frames, patches + 1 - r),
-                    overhead_macs=self.frames * pairs * HEAD_WIDTH,
-                )
-            )
-            patches -= r
-        return blocks
 
 
 class ToMe(Method[ToMeOptions]):

@@ -14,7 +14,7 @@ from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream, VisionEncoder, take
 from tvrbench.methods.ops.kmedoids import k_medoids
-from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means, plan_stages
+from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means
 from tvrbench.methods.ops.spectral import spectral_cluster
 
 
@@ -58,8 +58,7 @@ class Clusters(NamedTuple):
         return self.medoids.gather(1, self.assign)
 
 
-def _kept(clusters: int, join: int, patches: int, block: int) -> int:
-    """One token per cluster."""
+def _one_per_cluster(clusters: int, join: int, patches: int) -> int:
     require_range("centerclip", "schedule", clusters, 1, join * patches)
     return clusters
 
@@ -68,18 +67,15 @@ class CenterCLIPReducer(SegmentReducer):
     """Clusters the patch tokens of each segment; one token per cluster stays."""
 
     def __init__(self, options: CenterCLIPOptions, arch: Architecture, frames: int) -> None:
-        super().__init__(
-            plan_stages("centerclip", options.schedule, arch, frames, _kept), arch, frames, options.segment_mask
-        )
+        super().__init__("centerclip", options.schedule, options.segment_mask, arch, frames, _one_per_cluster)
         require_range("centerclip", "p", options.p, 1)
         self.options = options
-        embedded = self.stages if options.cluster_embedding else {}
-        for stage in embedded.values():
+        tables = {}
+        for stage in self.stages.values() if options.cluster_embedding else ():
             # The embeddings start from the patch positions of one frame.
             require_range("centerclip", "schedule", stage.kept, 1, arch.patches)
-        self.cluster_embeddings = nn.ParameterDict(
-            {str(block): nn.Parameter(torch.zeros(s.kept, arch.vision_width)) for block, s in embedded.items()}
-        )
+            tables[str(stage.block)] = nn.Parameter(torch.zeros(stage.kept, arch.vision_width))
+        self.cluster_embeddings = nn.ParameterDict(tables)
 
     def attach(self, visual: VisionEncoder) -> None:
         """Start each cluster embedding [K, D] from CLIP's position embeddings of the first K patches."""
@@ -87,21 +83,20 @@ class CenterCLIPReducer(SegmentReducer):
             for table_KD in self.cluster_embeddings.values():
                 table_KD.copy_(visual.positional_embedding[1 : 1 + len(table_KD)])
 
-    def cluster(self, patches_SMD: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        """The cluster of every patch token [S, M] and the medoids [S, K], ascending."""
+    def cluster(self, patches_SMD: Tensor, stage: Stage) -> Clusters:
+        """The clusters of every segment's patch tokens [S, M, D]."""
         o = self.options
         if o.clustering == "kmedoids":
-            return k_medoids(patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance)
+            return Clusters(*k_medoids(patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance))
         # The released code's graph: 5 neighbors for each frame of the segment, 5 more where frames have many tokens.
         neighbors = 5 * (self.frames // stage.segments) + (5 if self.arch.patches >= 100 else 0)
-        return spectral_cluster(
-            patches_SMD, stage.kept, o.metric, o.p, o.pre_norm, o.exact_distance, neighbors=neighbors
-        )
+        shared = (o.metric, o.p, o.pre_norm, o.exact_distance)
+        return Clusters(*spectral_cluster(patches_SMD, stage.kept, *shared, neighbors=neighbors))
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """One token per cluster, in ascending order of the medoids."""
         patches_SMD = segments.x[:, segments.num_prefix_tokens :]
-        assign_SM, medoids_SK = self.decide(Clusters(*self.cluster(patches_SMD, stage)))
+        assign_SM, medoids_SK = self.decide(self.cluster(patches_SMD, stage))
         if self.options.aggregate == "medoid":
             kept_SKD = take(patches_SMD, medoids_SK)
         else:
@@ -109,19 +104,6 @@ class CenterCLIPReducer(SegmentReducer):
         if self.options.cluster_embedding:
             kept_SKD = kept_SKD + self.cluster_embeddings[str(stage.block)].to(kept_SKD.dtype)
         return segments.replace_patches(kept_SKD, assign_SM)
-
-    def overhead_macs(self, stage: Stage) -> int:
-        """Multiply-adds of clustering one segment of M tokens of width D into K.
-
-        The distances take M^2 D; the rest of k-medoids compares and adds, which the papers' tool does not count.
-        Spectral clustering adds 9/2 M^3 for the eigenvectors (9 M^3 operations, Golub and Van Loan, section 8.3) and
-        M^2 K for the distances between its rows.
-        """
-        M, K, D = stage.tokens, stage.kept, self.arch.vision_width
-        macs = M * M * D
-        if self.options.clustering == "spectral":
-            macs += 9 * M**3 // 2 + M * M * K
-        return macs
 
 
 class CenterCLIP(Method[CenterCLIPOptions]):

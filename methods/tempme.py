@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,50 +40,45 @@ class TempMeOptions(MethodOptions):
     proportional_attention: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    """The work of one block on one video; counts per sequence."""
+class _Step(NamedTuple):
+    """Block by block: the sequences that enter, how many join, the pairs that merge across and inside, the work."""
 
-    sequences_in: int
-    tokens_in: int
+    sequences: int
     join: int
-    classes: int
     cross: int
     intra: int
-
-    @property
-    def sequences(self) -> int:
-        return self.sequences_in // self.join
-
-    @property
-    def attention(self) -> int:
-        return self.tokens_in * self.join - self.cross
-
-    @property
-    def leaving(self) -> int:
-        return self.attention - self.intra
+    work: BlockTokens
 
 
 def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterator[_Step]:
     """The merges of every block, or UsageError saying which option does not fit."""
     joins = dict(zip(options.merge_blocks, options.merge_frames, strict=True))
     first = min(joins, default=arch.vision_layers)
-    sequences, n, c = frames, arch.patches + 1, 1
+    S, N, C = frames, arch.patches + 1, 1  # sequences, their tokens, and the class tokens among these
     for index in range(arch.vision_layers):
         k = joins.get(index, 1)
-        if sequences % k:
-            problem = f"joins {k} neighbors at block {index}, but {sequences} of {frames} sequences reach it"
+        if S % k:
+            problem = f"joins {k} neighbors at block {index}, but {S} of {frames} sequences reach it"
             raise option_error("tempme", "merge_frames", problem)
-        cross = min((n - c) * k // 2, int(n * k * options.clip_ratio)) if index in joins else 0
-        after, classes = n * k - cross, c * k
+        joined, C = N * k, C * k
+        cross = min((joined - C) // 2, int(joined * options.clip_ratio)) if index in joins else 0
+        attending = joined - cross
         if index < first:
             intra = options.r
-            sources = (n - c + 1 - c % 2) // 2
-            require_range("tempme", "r", intra, 0, sources)
+            require_range("tempme", "r", intra, 0, (N - C + 1 - C % 2) // 2)
         else:
-            intra = min((after - classes) // 2, int(after * options.intra_ratio))
-        yield _Step(sequences_in=sequences, tokens_in=n, join=k, classes=classes, cross=cross, intra=intra)
-        sequences, n, c = sequences // k, after - intra, classes
+            intra = min((attending - C) // 2, int(attending * options.intra_ratio))
+        after, N = S // k, attending - intra
+        macs = _pairs(joined - C) * arch.vision_width if cross else 0
+        macs += _pairs(attending - C) * HEAD_WIDTH if intra else 0
+        work = BlockTokens(attention=(after, attending), leaving=(after, N), overhead_macs=after * macs)
+        yield _Step(sequences=S, join=k, cross=cross, intra=intra, work=work)
+        S = after
+
+
+def _pairs(patches: int) -> int:
+    """Pairs of a source and a destination, whose similarity is one product of their width."""
+    return (patches // 2) * (patches - patches // 2)
 
 
 def _check(options: TempMeOptions, layers: int) -> None:
@@ -98,12 +93,6 @@ def _check(options: TempMeOptions, layers: int) -> None:
             raise option_error("tempme", name, f"is {ratio}: give at least 0 and less than 1")
 
 
-def _matching_macs(tokens: int, classes: int, r: int, width: int) -> int:
-    """Multiply-adds of one similarity matrix between sources and destinations."""
-    patches = tokens - classes
-    return (patches // 2) * (patches - patches // 2) * width if r else 0
-
-
 class TempMeReducer(TokenReducer):
     """Merges inside frames, then joins neighboring clips and merges across and inside them."""
 
@@ -114,17 +103,15 @@ class TempMeReducer(TokenReducer):
         _check(options, arch.vision_layers)
         self.options = options
         self.steps = list(_schedule(options, arch, frames))
-        tables = {
-            str(i): nn.Parameter(torch.zeros(self.steps[i].sequences_in, arch.vision_width))
-            for i in (options.merge_blocks if options.frame_positions else ())
-        }
-        self.frame_positions = nn.ParameterDict(tables)
+        embedded = options.merge_blocks if options.frame_positions else ()
+        shapes = {str(index): (self.steps[index].sequences, arch.vision_width) for index in embedded}
+        self.frame_positions = nn.ParameterDict({key: nn.Parameter(torch.zeros(s)) for key, s in shapes.items()})
 
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join clips and merge across them; the metric is the raw input, before frame positions."""
-        step = self.steps[index]
         if index not in self.options.merge_blocks:
             return stream
+        step = self.steps[index]
         joined = stream.join(step.join)
         merge = self.decide(bipartite_match(joined.x, step.cross, joined.num_prefix_tokens))
         if self.options.frame_positions:
@@ -145,25 +132,9 @@ class TempMeReducer(TokenReducer):
             return stream
         return stream.merge(self.decide(bipartite_match(attention.keys.mean(dim=1), r, stream.num_prefix_tokens)))
 
-    def output_mask(self, mask_BT: Tensor) -> Tensor:
-        """Class tokens never merge, so every frame's leaves in its place."""
-        return mask_BT
-
     def plan(self) -> list[BlockTokens]:
-        """The work of every block for one video."""
-        blocks = []
-        for step in self.steps:
-            joined, width = step.tokens_in * step.join, self.arch.vision_width
-            macs = _matching_macs(joined, step.classes, step.cross, width)
-            macs += _matching_macs(step.attention, step.classes, step.intra, HEAD_WIDTH)
-            blocks.append(
-                BlockTokens(
-                    attention=(step.sequences, step.attention),
-                    leaving=(step.sequences, step.leaving),
-                    overhead_macs=step.sequences * macs,
-                )
-            )
-        return blocks
+        """The work of every block for one video, by the schedule."""
+        return [step.work for step in self.steps]
 
 
 class TempMe(Method[TempMeOptions]):
@@ -200,6 +171,6 @@ class TempMe(Method[TempMeOptions]):
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """The released frame positions [1, F, 1, D] are our [F, D] tables."""
         match = re.fullmatch(r"clip\.visual\.transformer\.resblocks\.(\d+)\.TVPt_Video_Positional_embedding", key)
-        if match:
-            return f"reducer.frame_positions.{match.group(1)}", tensor.reshape(-1, tensor.shape[-1])
-        return key, tensor
+        if not match:
+            return key, tensor
+        return f"reducer.frame_positions.{match.group(1)}", tensor.reshape(-1, tensor.shape[-1])

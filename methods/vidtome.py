@@ -5,8 +5,7 @@ VidToMe works in a diffusion U-Net; this is its adaptation to a video encoder, n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,15 +14,7 @@ from torch import Tensor, nn
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
-from tvrbench.harness.models.tokens import (
-    NORM_MACS,
-    Attends,
-    AttentionOut,
-    BlockTokens,
-    TokenReducer,
-    TokenStream,
-    VisionEncoder,
-)
+from tvrbench.harness.models.tokens import Attends, AttentionOut, TokenReducer, TokenStream, VisionEncoder
 from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer
@@ -93,33 +84,12 @@ class VidToMeReducer(TokenReducer):
 
     def match(self, metric_SND: Tensor) -> Pairing:
         """The local merge of every chunk's patches [S, chunk x P, D]."""
-        o = self.options
-        levels = strides(o.chunk, o.target_stride)
+        o, S = self.options, len(metric_SND)
         targets: list[int | Tensor] = [
-            torch.randint(step, metric_SND.shape[:1]) if self.training else min(TARGET, step - 1) for step in levels
+            torch.randint(step, (S,)) if self.training else min(TARGET, step - 1)
+            for step in strides(o.chunk, o.target_stride)
         ]
         return self.decide(local_match(metric_SND, o.chunk, o.ratio, o.target_stride, targets, o.merge == "mean"))
-
-    def _levels(self) -> Iterator[tuple[int, int, int]]:
-        """Sources, destinations and merged sources of every level of one chunk."""
-        frames, patches, loose = self.options.chunk, self.arch.patches, 0
-        for step in strides(frames, self.options.target_stride):
-            sources = (frames - frames // step) * patches
-            merged = int(self.options.ratio * sources)
-            frames //= step
-            yield sources, frames * patches + loose, merged
-            loose += sources - merged
-
-    @property
-    def chunk_patches(self) -> int:
-        """Patch tokens that a chunk keeps after the local merge."""
-        return self.options.chunk * self.arch.patches - sum(merged for _, _, merged in self._levels())
-
-    @property
-    def local_macs(self) -> int:
-        """Multiply-adds of matching in all chunks of a video once."""
-        pairs = sum(sources * destinations for sources, destinations, _ in self._levels())
-        return self.chunks * pairs * self.arch.vision_width
 
 
 class PersistentReducer(VidToMeReducer):
@@ -137,17 +107,6 @@ class PersistentReducer(VidToMeReducer):
         patches = joined.x[:, joined.num_prefix_tokens :]
         merge = self.match(self._norms[0](patches))
         return joined.replace_patches(merge(patches), merge.place_SN)
-
-    def plan(self) -> list[BlockTokens]:
-        """The work of every block for one video."""
-        (before,) = self.merge_blocks
-        whole, patches = (self.frames, self.arch.patches + 1), self.chunk_patches
-        merged = (self.chunks, self.options.chunk + patches)
-        norm = NORM_MACS * self.frames * self.arch.patches * self.arch.vision_width
-        first = BlockTokens(attention=merged, leaving=merged, overhead_macs=self.local_macs + norm)
-        later = replace(first, overhead_macs=0)
-        plain = BlockTokens(attention=whole, leaving=whole)
-        return [plain] * before + [first] + [later] * (self.arch.vision_layers - before - 1)
 
 
 class UnmergeReducer(VidToMeReducer):
@@ -196,26 +155,6 @@ class UnmergeReducer(VidToMeReducer):
             merges.append(global_match(tokens, bank, ratio, bank_first.to(tokens.device), average, self.decide))
             bank = merges[-1].bank
         return merges
-
-    def _groups(self) -> list[tuple[int, int]]:
-        """(sequences, tokens per sequence) that attend in a merging block."""
-        classes, patches = self.options.chunk, self.chunk_patches
-        if not self.options.global_ratio or self.chunks == 1:
-            return [(self.chunks, classes + patches)]
-        left = patches - int(self.options.global_ratio * patches)
-        return [(1, classes + patches), (self.chunks - 1, classes + patches + left)]
-
-    def plan(self) -> list[BlockTokens]:
-        """The work of every block for one video."""
-        whole, width = (self.frames, self.arch.patches + 1), self.arch.vision_width
-        first, *more = self._groups()
-        macs = self.local_macs + sum(sequences * self.chunk_patches**2 * width for sequences, _ in more)
-        # ln_1 runs before the merge, on every token, and not only on those that attend.
-        spared = whole[0] * whole[1] - sum(sequences * tokens for sequences, tokens in [first, *more])
-        macs += NORM_MACS * spared * width
-        merged = BlockTokens(attention=first, also_attending=tuple(more), leaving=whole, overhead_macs=macs)
-        plain = BlockTokens(attention=whole, leaving=whole)
-        return [merged if i in self.merge_blocks else plain for i in range(self.arch.vision_layers)]
 
 
 class VidToMe(Method[VidToMeOptions]):

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, file_sha256
 from tvrbench.harness.core.validation import validated
-from tvrbench.harness.models.backbone import released
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
-from tvrbench.harness.models.backbone.weights import Weights, read_state_dict, unreadable
+from tvrbench.harness.models.backbone.state_dict import read_metadata, read_state_dict
+from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
@@ -46,11 +46,6 @@ class Checkpoint:
     frames: int | None
     selection: str
 
-    @property
-    def full(self) -> bool:
-        """True where it holds the whole model."""
-        return self.base is not None
-
 
 def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) -> None:
     """Write the whole model and the settings that build it, atomically.
@@ -74,19 +69,25 @@ def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) ->
 
 
 def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
-    """Read our own format, or a released state dict (``clip.`` / ``module.`` prefixes, ``TVPt_*`` names).
+    """Read our own format, or a released state dict of the method (see ``openai_names``).
 
     Raises:
         UsageError: no such file, corrupt, holds code, or saved by another method.
     """
     meta = _metadata(path)
-    if meta.get("format") == FORMAT:
-        return _own(path, meta, method)
+    ours = meta.get("format") == FORMAT
+    arch, options, frames, selection = _description(path, meta, method) if ours else (None, {}, None, "unknown")
     state = read_state_dict(path)
-    state = released.without_scalars(released.strip_wrapper(state))
-    state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
-    base = _clip_inside(path, state)
-    return Checkpoint(path=path, state=_float(state), base=base, options={}, frames=None, selection="unknown")
+    if not ours:
+        state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
+    clip = {k.removeprefix("clip."): t for k, t in state.items() if k.startswith("clip.") and not is_added(k)}
+    base = None
+    if ours or "visual.conv1.weight" in clip:
+        read = from_state_dict(clip, arch.activation if arch else "quick_gelu")
+        if arch not in (None, read):  # before anything is made by the description
+            raise _damaged(path, "its description names another architecture than its tensors have")
+        base = Weights(state=clip, arch=read, sha256=file_sha256(path), folder=path.parent)
+    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
 
 
 def method_in(path: Path) -> str | None:
@@ -102,20 +103,15 @@ def method_in(path: Path) -> str | None:
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UsageError(f"checkpoint {path}: there is no such file", code="checkpoint.missing", file=path.name)
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return dict(handle.metadata() or {})
-    except SafetensorError as error:
-        raise unreadable(path, f"not a readable safetensors file ({error})") from None
+    return read_metadata(path)
 
 
 def _damaged(path: Path, problem: str) -> UsageError:
     return UsageError(f"{path.name}: {problem}", code="checkpoint.description", file=path.name)
 
 
-def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
+def _description(path: Path, meta: dict[str, str], method: str) -> tuple[Architecture, dict[str, Any], int, str]:
+    """Architecture, options, frames and selection of a checkpoint of our own."""
     if meta.get("method") != method:
         problem = f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}"
         raise UsageError(problem, code="checkpoint.method", method=method)
@@ -126,30 +122,4 @@ def _own(path: Path, meta: dict[str, str], method: str) -> Checkpoint:
     selection = meta.get("selection", LAST)
     if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
         raise _damaged(path, "its description (options, architecture, frames) is damaged")
-    state = _float(read_state_dict(path))
-    clip = _clip_state(state)
-    arch = validated(Architecture, shape, f"{path.name} architecture")
-    if from_state_dict(clip, arch.activation) != arch:  # before anything is made by the description
-        raise _damaged(path, "its description names another architecture than its tensors have")
-    base = Weights(state=clip, arch=arch, sha256=file_sha256(path), folder=path.parent)
-    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
-
-
-def _clip_inside(path: Path, state: dict[str, Tensor]) -> Weights | None:
-    clip = _clip_state(state)
-    if "visual.conv1.weight" not in clip:
-        return None
-    return Weights(state=clip, arch=from_state_dict(clip), sha256=file_sha256(path), folder=path.parent)
-
-
-def _clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The plain CLIP weights inside a model's state dict: what the tuning added is left out."""
-    return {
-        key.removeprefix("clip."): tensor.float()
-        for key, tensor in state.items()
-        if key.startswith("clip.") and not is_added(key)
-    }
-
-
-def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.float() for key, tensor in state.items()}
+    return validated(Architecture, shape, f"{path.name} architecture"), options, frames, selection

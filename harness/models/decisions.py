@@ -52,11 +52,10 @@ class Replay:
         self._left = list(reversed(made))
 
     def __call__(self, decision: D) -> Any:
-        if not self._left:
-            raise CheckFailed(
-                "more decisions were taken than were recorded: the two calls do not match", code="decisions.count"
-            )
-        return self._left.pop()
+        if self._left:
+            return self._left.pop()
+        problem = "more decisions were taken than were recorded: the two calls do not match"
+        raise CheckFailed(problem, code="decisions.count")
 
 
 class Margins:
@@ -96,12 +95,10 @@ def agreement(one: Sequence[Decision], other: Sequence[Decision]) -> float | Non
     None where there are no such tokens. Raises CheckFailed where the calls took different numbers of decisions.
     """
     if len(one) != len(other):
-        raise CheckFailed(
-            f"{len(one)} decisions against {len(other)}: the two calls do not match", code="decisions.count"
-        )
+        problem = f"{len(one)} decisions against {len(other)}: the two calls do not match"
+        raise CheckFailed(problem, code="decisions.count")
     same = moved = 0
-    for a, b in zip(one, other, strict=True):
-        first, second = a.representative, b.representative
+    for first, second in ((a.representative, b.representative) for a, b in zip(one, other, strict=True)):
         own = torch.arange(first.shape[1], device=first.device)
         moves = (first != own) | (second != own)
         moved += int(moves.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
-from tvrbench.harness.models.checkpoint import Checkpoint, read_checkpoint
+from tvrbench.harness.models.checkpoint import read_checkpoint
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import TokenReducer
@@ -48,33 +49,26 @@ def load_model(
     """
     if frames < 1:
         raise UsageError(f"frames must be at least 1, not {frames}", code="frames.range", frames=frames)
-    cls = method_class(method)
-    if str(device) == "meta":
-        with torch.device("meta"):
-            return _load(method, cls, backbone, weights, None, frames, seed, options).eval()
-    saved = read_checkpoint(Path(checkpoint), method, cls) if checkpoint is not None else None
-    return _load(method, cls, backbone, weights, saved, frames, seed, options).to(device).eval()
-
-
-def _load(
-    method: str,
-    cls: type[Method[Any]],
-    backbone: str | None,
-    weights: str | Path | None,
-    saved: Checkpoint | None,
-    frames: int,
-    seed: int,
-    options: dict[str, Any],
-) -> RetrievalModel:
-    base = _base_weights(saved, weights, backbone)
-    given = (saved.options if saved else {}) | options
-    if saved and saved.frames:
-        frames = saved.frames
-    configured = cls.configure(method, base.arch, frames, given)
-    model = build(method, configured, base, seed)
-    if saved:
-        _load_strict(model, saved.state, saved.path.name, complete=saved.full)
-    return model
+    cls, saved = method_class(method), None
+    on_meta = str(device) == "meta"
+    if checkpoint is not None and not on_meta:
+        saved = read_checkpoint(Path(checkpoint), method, cls)
+        frames, options = saved.frames or frames, saved.options | options
+    with torch.device("meta") if on_meta else nullcontext():
+        if saved and saved.base:
+            base = saved.base
+        elif weights is not None:
+            base = load_weights(weights, backbone)
+        else:
+            what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
+            raise UsageError(
+                f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)",
+                code="weights.missing",
+            )
+        model = build(method, cls.configure(method, base.arch, frames, options), base, seed)
+        if saved:
+            _load_strict(model, saved.state, saved.path.name, complete=saved.base is not None)
+    return model.to(device).eval()
 
 
 def method_class(name: str) -> type[Method[Any]]:
@@ -91,31 +85,17 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         _load_strict(clip, base.state, "weights", complete=True)
         apply_tuning(clip, method.options.tuning, method.options.rank)
         model = method.Model(method.spec(name), clip, method.build_reducer(), method.build_head())
-        _check_prompts(name, clip, model.reducer)
-        model.reducer.attach(clip.visual)
+        reducer = model.reducer
+        if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
+            raise UsageError(
+                f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not declare "
+                "that it keeps them in place (TokenReducer.carries_prompts); tuning 'prompts' works with every method",
+                code="tuning.prompts-not-carried",
+                method=name,
+            )
+        reducer.attach(clip.visual)
         model.head.attach(clip)
         return model
-
-
-def _check_prompts(name: str, clip: CLIP, reducer: TokenReducer) -> None:
-    if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
-        raise UsageError(
-            f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not declare that "
-            f"it keeps them in place (TokenReducer.carries_prompts); tuning 'prompts' works with every method",
-            code="tuning.prompts-not-carried",
-            method=name,
-        )
-
-
-def _base_weights(saved: Checkpoint | None, weights: str | Path | None, backbone: str | None) -> Weights:
-    if saved and saved.base:
-        return saved.base
-    if weights is None:
-        what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
-        raise UsageError(
-            f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)", code="weights.missing"
-        )
-    return load_weights(weights, backbone)
 
 
 def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, complete: bool) -> None:

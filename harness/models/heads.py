@@ -17,7 +17,7 @@ MASKED = -1e6  # added to the logits of padded frames
 
 
 class Head(nn.Module):
-    """Base of all heads: frame features [B, F, E] and their mask [B, F] -> the video feature [B, E]."""
+    """Base of all heads: frame features [B, F, E] and their mask [B, F] -> the video feature [B, E], not normalized."""
 
     def attach(self, clip: CLIP) -> None:
         """Start own parameters from the pre-trained ones; called once, by the factory. Nothing by default."""
@@ -25,10 +25,6 @@ class Head(nn.Module):
     def macs(self, tokens: int) -> int:
         """Multiply-adds of pooling this many class tokens, counted like those of the towers; 0 by default."""
         return 0
-
-    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
-        """Pool; the result is not normalized."""
-        raise TypeError(f"{type(self).__name__} defines no forward")
 
 
 class MeanPooling(Head):

@@ -11,8 +11,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
 from tvrbench.harness.models.spec import MethodSpec
-from tvrbench.harness.models.tokens import TokenReducer, TokenStream
-from tvrbench.harness.models.trace import TokenTrace, token_trace
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream, TokenTrace
 
 
 def _bad_video(part: str, given: object, expected: str) -> UsageError:
@@ -49,7 +48,7 @@ class RetrievalModel(nn.Module):
     @property
     def tokens(self) -> list[tuple[int, int]]:
         """(sequences, tokens per sequence) leaving each block, for one video."""
-        return self.reducer.expected_tokens()
+        return [block.leaving for block in self.reducer.plan()]
 
     def _check_video(self, frames: Tensor, mask: Tensor) -> None:
         side = self.clip.arch.image_size
@@ -89,7 +88,7 @@ class RetrievalModel(nn.Module):
         stream = self.video_tokens(frames, trace)
         features_BFE = self.clip.visual.class_features(stream)
         out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask.bool()))
-        return (out, token_trace(stream, self.frames)) if trace else out
+        return (out, stream.trace(self.frames)) if trace else out
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L] int, mask [B, L] bool -> [B, E], not normalized."""

@@ -1,17 +1,19 @@
-"""The seam that every token method plugs into: a stream of tokens, and a reducer that acts on it."""
+"""The seam that every token method plugs into: a stream of tokens, a reducer that acts on it, and traces of both."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 
 NORM_MACS = 5  # multiply-adds per element of a LayerNorm, as fvcore, the papers' tool, counts it
@@ -129,13 +131,11 @@ class TokenStream:
         kept_SM = torch.cat([self._prefix(), patches_SM + self.num_prefix_tokens], dim=1)
         new_SM = torch.arange(kept_SM.shape[1], device=kept_SM.device).expand(S, -1)
         place_SN = kept_SM.new_full((S, N), -1).scatter_(1, kept_SM, new_SM)
-        size = None if self.size is None else take(self.size, kept_SM)
-        return self._moved(take(self.x, kept_SM), size, place_SN)
+        return self._moved(take(self.x, kept_SM), None if self.size is None else take(self.size, kept_SM), place_SN)
 
     def merge(self, merge: TokenMerge) -> TokenStream:
         """Merge tokens and their sizes."""
-        x, size = merge(self.x, self.size)
-        return self._moved(x, size, merge.place_SN)
+        return self._moved(*merge(self.x, self.size), merge.place_SN)
 
     def replace_patches(self, patches_SMD: Tensor, place_SP: Tensor) -> TokenStream:
         """Put other patch tokens in the place of all P; sizes are not tracked any more.
@@ -176,21 +176,12 @@ class TokenStream:
         origin = self.origin
         if origin is not None:
             sequence, position = origin // (C + Q + P), origin % (C + Q + P)
-            member = sequence % k
-            moved = torch.where(
-                position < C,
-                position if average_classes else member * C + position,
-                classes + Q + member * P + (position - C - Q).clamp(min=0),
-            )
+            first = position if average_classes else sequence % k * C + position
+            moved = torch.where(position < C, first, classes + Q + sequence % k * P + position - C - Q)
             origin = torch.where(origin >= 0, sequence // k * (classes + Q + k * P) + moved, -1)
-        return replace(
-            self,
-            x=joined(self.x),
-            classes=classes,
-            per_video=self.per_video // k,
-            size=None if self.size is None else joined(self.size),
-            origin=origin,
-        )
+        size = None if self.size is None else joined(self.size)
+        x, per_video = joined(self.x), self.per_video // k
+        return replace(self, x=x, classes=classes, per_video=per_video, size=size, origin=origin)
 
     def among_frames(self, chosen: Sequence[int], frames: int) -> TokenStream:
         """The trace over all ``frames`` where only the ``chosen`` ones entered the tower, the others dropped."""
@@ -199,6 +190,33 @@ class TokenStream:
         whole = self.origin.new_full((self.origin.shape[0], frames, self.origin.shape[1] // len(chosen)), -1)
         whole[:, list(chosen)] = self.origin.view(self.origin.shape[0], len(chosen), -1)
         return replace(self, origin=whole.flatten(1))
+
+    def trace(self, frames: int) -> TokenTrace:
+        """The trace over ``frames`` frames of a stream that left the tower; UsageError where none was asked for."""
+        if self.origin is None:
+            raise UsageError("this stream was not traced: ask for it with trace=True", code="trace.missing")
+        token_BTP = self.origin.view(len(self.origin), frames, -1)
+        return TokenTrace(token_BTP=token_BTP, sequences=self.per_video, tokens=self.x.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTrace:
+    """The path of every source patch of a batch of videos.
+
+    Attributes:
+        token_BTP: [B, T, P] the token that holds each patch in the end, -1 where the patch was dropped. Tokens of a
+            video are numbered through its sequences: sequence x ``tokens`` + position.
+        sequences, tokens: sequences per video and tokens per sequence that leave the last block.
+    """
+
+    token_BTP: Tensor
+    sequences: int
+    tokens: int
+
+    def patches(self, video: int, token: int) -> list[tuple[int, int]]:
+        """(frame, patch) of every source patch in a token of a video of the batch, in order."""
+        places: list[list[int]] = (self.token_BTP[video] == token).nonzero().tolist()
+        return [(frame, patch) for frame, patch in places]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,18 +236,14 @@ class BlockTokens:
     also_attending: tuple[tuple[int, int], ...] = ()
 
 
-def _norm_flops(shape: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * NORM_MACS * prod(shape)
-
-
-_NORM_FLOPS = {torch.ops.aten.native_layer_norm: _norm_flops}
+_NORM_FLOPS = {torch.ops.aten.native_layer_norm: lambda shape, *_, **__: 2 * NORM_MACS * prod(shape)}
 
 
 class _ShapeRecorder:
-    """A block that computes nothing and records the shapes that attend."""
+    """A block that attends to nothing and records the shapes that would attend."""
 
-    def __init__(self, width: int, device: str) -> None:
-        self.ln_1 = nn.LayerNorm(width, device=device)
+    def __init__(self, width: int) -> None:
+        self.ln_1 = nn.LayerNorm(width)
         self.attended: list[tuple[int, int]] = []
         self.normed = 0
 
@@ -242,6 +256,14 @@ class _ShapeRecorder:
     def attend_normed(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
         self.normed += x.numel()
         return self.attend(x, size)
+
+
+class _ShapeTower:
+    """A vision tower of such blocks."""
+
+    def __init__(self, arch: Architecture) -> None:
+        self.positional_embedding = nn.Parameter(torch.zeros(arch.patches + 1, arch.vision_width))
+        self.blocks = [_ShapeRecorder(arch.vision_width) for _ in range(arch.vision_layers)]
 
 
 class TokenReducer(nn.Module):
@@ -264,14 +286,8 @@ class TokenReducer(nn.Module):
         self.observer: Callable[[Any], Any] | None = None
 
     def decide(self, decision: D) -> D:
-        """Pass on a choice that token values lead to, so that it can be recorded or replayed.
-
-        Reducers carry out the returned one (``tvrbench.harness.models.decisions``).
-        """
-        if self.observer is None:
-            return decision
-        out: D = self.observer(decision)
-        return out
+        """Return the choice to carry out: this one, or that of an ``observer`` that records or replays choices."""
+        return decision if self.observer is None else cast(D, self.observer(decision))
 
     def attach(self, visual: VisionEncoder) -> None:
         """Start own parameters from the pre-trained ones, or keep a layer that decisions use; called once, by the
@@ -309,8 +325,10 @@ class TokenReducer(nn.Module):
         By default the reducer runs once on shapes without values (on noise, where its control flow reads values), and
         its matrix products are counted. A published formula can replace that; the contract tests compare both.
         """
-        if not self.frames_encoded:
-            return []
+        return self._derived_plan if self.frames_encoded else []
+
+    @cached_property  # a pass takes up to a second
+    def _derived_plan(self) -> list[BlockTokens]:
         try:
             return self._observed_plan("meta")
         except (RuntimeError, TypeError):  # torch raises these where a value is asked of a meta tensor
@@ -320,27 +338,19 @@ class TokenReducer(nn.Module):
     def _observed_plan(self, device: str) -> list[BlockTokens]:
         twin = copy.deepcopy(self).to(device).eval()
         twin.observer = None
+        with torch.device(device):
+            tower = _ShapeTower(self.arch)
+        twin.attach(tower)
         shape = (self.frames_encoded, self.arch.patches + 1, self.arch.vision_width)
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
         stream, plan = TokenStream(x=x, classes=1, per_video=self.frames_encoded), []
-        for index in range(self.arch.vision_layers):
-            block = _ShapeRecorder(self.arch.vision_width, device)
+        for index, block in enumerate(tower.blocks):
             with FlopCounterMode(display=False, custom_mapping=_NORM_FLOPS) as counter:
                 stream = twin.before_block(stream, index)
                 attention = twin.attend(stream, index, block)
                 stream = twin.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
             first, *others = block.attended or [(0, 0)]
             macs = counter.get_total_flops() // 2 - NORM_MACS * block.normed  # each attending token is normed anyway
-            plan.append(
-                BlockTokens(
-                    attention=first,
-                    also_attending=tuple(others),
-                    leaving=(stream.x.shape[0], stream.x.shape[1]),
-                    overhead_macs=macs,
-                )
-            )
+            work = BlockTokens(attention=first, leaving=(stream.x.shape[0], stream.x.shape[1]), overhead_macs=macs)
+            plan.append(replace(work, also_attending=tuple(others)))
         return plan
-
-    def expected_tokens(self) -> list[tuple[int, int]]:
-        """(sequences, tokens per sequence) leaving each block, for one video."""
-        return [block.leaving for block in self.plan()]

@@ -31,8 +31,11 @@ def is_added(name: str) -> bool:
     return any(part in name for part in _ADDED)
 
 
+# Every tuning starts from a frozen CLIP.
+
+
 def _frozen(clip: CLIP, rank: int) -> None:
-    clip.requires_grad_(False)
+    """Nothing learns."""
 
 
 def _full(clip: CLIP, rank: int) -> None:
@@ -55,35 +58,30 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 def _lora(clip: CLIP, rank: int) -> None:
     """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
     require_range("tuning", "rank", rank, 1)
-    clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.attn.lora = LowRank(width, rank)
 
 
 def _adapter(clip: CLIP, rank: int) -> None:
     """A bottleneck of 64 beside every MLP of both encoders (AdaptFormer, arXiv 2205.13535)."""
-    clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.adapter = Adapter(width, ADAPTER_WIDTH)
 
 
 def _prompts(clip: CLIP, rank: int) -> None:
     """8 learned tokens for every block of both encoders (VPT-deep, arXiv 2203.12119)."""
-    clip.requires_grad_(False)
     for block, width in _blocks(clip):
         block.prompts = Prompts(PROMPTS, width)
 
 
 def _prompts_shallow(clip: CLIP, rank: int) -> None:
     """8 learned tokens at the input of both encoders (VPT-shallow, arXiv 2203.12119; CoOp on the text side)."""
-    clip.requires_grad_(False)
     clip.visual.prompts = Prompts(PROMPTS, clip.arch.vision_width)
     clip.prompts = Prompts(PROMPTS, clip.arch.text_width)
 
 
 def _bias(clip: CLIP, rank: int) -> None:
     """Bias-only: all biases and LayerNorm parameters (BitFit, arXiv 2106.10199)."""
-    clip.requires_grad_(False)
     for module in clip.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if "bias" in name or isinstance(module, nn.LayerNorm):
@@ -106,4 +104,4 @@ def apply_tuning(clip: CLIP, name: str, rank: int) -> None:
     """Set ``requires_grad`` and add the modules that the tuning needs; UsageError lists the known names."""
     if name not in TUNINGS:
         raise UsageError(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}", code="tuning.unknown", tuning=name)
-    TUNINGS[name](clip, rank)
+    TUNINGS[name](clip.requires_grad_(False), rank)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,10 +49,8 @@ def k_medoids(
     Args:
         x: [B, N, D] of any floating point type; gradients do not flow.
         k: clusters.
-        metric: ``euclidean`` (of order ``p``) or ``cosine``.
-        p: order of the Minkowski distance, at least 1.
+        metric, p, exact: the distance (see ``pairwise_distances``); exact=False for that of the released code.
         pre_norm: scale tokens to unit length first.
-        exact: accurate distances; False for those of the released code (see ``pairwise_distances``).
         iterations: at most so many updates.
 
     Returns:
@@ -63,8 +63,7 @@ def k_medoids(
     check_clustering(x, k, metric, p)
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, not {iterations}")
-    assign, medoids = _operator(x.detach(), k, metric, p, pre_norm, exact, iterations)
-    return assign, medoids
+    return cast(tuple[Tensor, Tensor], _operator(x.detach(), k, metric, p, pre_norm, exact, iterations))
 
 
 def check_clustering(x: Tensor, k: int, metric: str, p: float) -> None:
@@ -80,7 +79,7 @@ def check_clustering(x: Tensor, k: int, metric: str, p: float) -> None:
 
 
 # One operator to torch: compiled models hold it as a single node instead of breaking at its data-dependent loop, and
-# counters of matrix products leave it to the method's analytic count.
+# counters of matrix products get its cost from the formula below.
 @torch.library.custom_op(
     "tvrbench::k_medoids",
     mutates_args=(),
@@ -112,7 +111,7 @@ def _(x: Tensor, k: int, *_options: object) -> tuple[Tensor, Tensor]:
 
 @register_flop_formula(torch.ops.tvrbench.k_medoids)
 def _flops(shape: torch.Size, *_options: object, **_out: object) -> int:
-    """Of the distances, two per multiply-add; comparing and adding, the rest, is not counted by the papers' tool."""
+    """M^2 D multiply-adds for the distances, at two each; the papers' tool does not count comparing and adding."""
     B, M, D = shape
     return 2 * B * M * M * D
 
@@ -157,13 +156,6 @@ def _centers(distance: Tensor, own_BN: Tensor | None, assign_BN: Tensor, k: int)
     return ids_BN.new_full((B, k), N - 1).scatter_reduce_(1, assign_BN, ids_BN, "amin")
 
 
-def _movement(distance: Tensor, old_BK: Tensor, new_BK: Tensor) -> Tensor:
-    """Summed distance between old and new medoids [B]."""
-    B, N, _ = distance.shape
-    steps_BK = distance.view(B, N * N).gather(1, old_BK * N + new_BK)
-    return torch.where(old_BK == new_BK, 0.0, steps_BK).sum(dim=1)
-
-
 def _iterate(distance: Tensor, own_BN: Tensor | None, medoids_BK: Tensor, iterations: int, finite: Tensor) -> Tensor:
     """Alternate assignment and update; converged items keep their medoids and leave at the next look."""
     result_BK, k = medoids_BK.clone(), medoids_BK.shape[1]
@@ -172,7 +164,8 @@ def _iterate(distance: Tensor, own_BN: Tensor | None, medoids_BK: Tensor, iterat
     every = LOOK_CPU if distance.device.type == "cpu" else LOOK_GPU
     for step in range(1, iterations + 1):
         new_BK = _centers(distance, own_BN, _assign(distance, medoids_BK), k)
-        still = _movement(distance, medoids_BK, new_BK) < STILL
+        steps_BK = distance.flatten(1).gather(1, medoids_BK * distance.shape[1] + new_BK)
+        still = torch.where(medoids_BK == new_BK, 0.0, steps_BK).sum(dim=1) < STILL
         medoids_BK = torch.where(done.unsqueeze(1), medoids_BK, new_BK)
         done = done | still
         if step % every == 0 or step == iterations:

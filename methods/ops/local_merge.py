@@ -55,14 +55,10 @@ class Pairing:
 
     def then(self, later: Pairing) -> Pairing:
         """This pairing and a later one of its output, as one."""
-        divisor = None
+        kept, place, divisor = self.kept_SM.gather(1, later.kept_SM), later.place_SN.gather(1, self.place_SN), None
         if self.divisor_SN is not None and later.divisor_SN is not None:
             divisor = self.divisor_SN * later.divisor_SN.gather(1, self.place_SN)
-        return Pairing(
-            kept_SM=self.kept_SM.gather(1, later.kept_SM),
-            place_SN=later.place_SN.gather(1, self.place_SN),
-            divisor_SN=divisor,
-        )
+        return Pairing(kept_SM=kept, place_SN=place, divisor_SN=divisor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +112,8 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
     place = torch.empty(metric.shape[:2], dtype=torch.long, device=metric.device)
     place.scatter_(1, kept, torch.arange(kept.shape[1], device=place.device).expand(S, -1))
     place.scatter_(1, source_SA.gather(1, merged), partner_SA.gather(1, merged) + A - r)
-    divisor = None
-    if average:
-        members = torch.zeros_like(kept).scatter_add_(1, place, torch.ones_like(place))
-        divisor = members.gather(1, place)
-    return Pairing(kept_SM=kept, place_SN=place, divisor_SN=divisor)
+    members = torch.zeros_like(kept).scatter_add_(1, place, torch.ones_like(place)) if average else None
+    return Pairing(kept_SM=kept, place_SN=place, divisor_SN=None if members is None else members.gather(1, place))
 
 
 def strides(frames: int, stride: int) -> list[int]:
@@ -174,8 +167,7 @@ def match_frames(
         raise ValueError(f"one target in every {stride} of {frames} frames must be the same for all sequences")
     else:
         count, target_S = frames // stride, target.to(device)
-    number = torch.arange(frames, device=device)
-    is_target_SF = (number - target_S.unsqueeze(1)) % stride == 0
+    is_target_SF = (torch.arange(frames, device=device) - target_S.unsqueeze(1)) % stride == 0
     order_SF = is_target_SF.to(torch.uint8).argsort(dim=1, stable=True)  # the other frames, then the target frames
     position = loose + order_SF.unsqueeze(2) * patches + torch.arange(patches, device=device)
     rest = torch.cat([torch.arange(loose, device=device), torch.arange(loose + frames * patches, N, device=device)])
@@ -191,11 +183,8 @@ def local_match(
 
     Args:
         metric: [S, frames x P, D], frame by frame; merged along for the later levels.
-        frames: frames of the chunk.
-        ratio: share of the sources that merges at every level, rounded down.
-        stride: one of every ``stride`` consecutive frames is a target.
-        targets: for every level (``strides``) which one, as in ``match_frames``.
-        average: as in ``pair``.
+        frames, ratio, stride, average: of the chunk, and of every level as in ``match_frames``.
+        targets: for every level (``strides``) which frame is a target.
 
     Raises:
         ValueError: as ``strides`` and ``match_frames``; or the number of targets is not the number of levels.
@@ -234,8 +223,7 @@ def global_match(
     """
     swap = bank_first.view(-1, 1, 1)
     both = torch.cat([torch.where(swap, bank, tokens), torch.where(swap, tokens, bank)], dim=1)
-    length = tokens.shape[1]
-    pairing = decide(two_set_match(both, length, ratio, average))
+    pairing = decide(two_set_match(both, tokens.shape[1], ratio, average))
     return GlobalMerge(tokens=pairing(both), pairing=pairing, bank_first_S=bank_first)
 
 

@@ -84,17 +84,29 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
     first = protected + (protected % 2)
     sources = torch.arange(first, N, 2, device=metric.device)
     targets = torch.arange(protected + 1 - protected % 2, N, 2, device=metric.device)
-    if not 0 <= r <= len(sources) or (r and not len(targets)):
-        raise ValueError(f"r = {r} pairs cannot merge: {N - protected} patches give {len(sources)} sources")
+    A = len(sources)
+    if not 0 <= r <= A or (r and not len(targets)):
+        raise ValueError(f"r = {r} pairs cannot merge: {N - protected} patches give {A} sources")
     with torch.no_grad():
         if r:
             unit = F.normalize(metric, dim=-1)
             best_SA, partner_SA = (unit[:, sources] @ unit[:, targets].transpose(1, 2)).max(dim=-1)
             require_finite(best_SA)
         else:
-            best_SA = metric.new_zeros(S, len(sources))
-            partner_SA = torch.zeros(S, len(sources), dtype=torch.long, device=metric.device)
-        return _assemble(best_SA, partner_SA, sources, targets, r, protected)
+            best_SA = metric.new_zeros(S, A)
+            partner_SA = torch.zeros(S, A, dtype=torch.long, device=metric.device)
+        order = best_SA.argsort(dim=1, descending=True, stable=True)
+        merged, unmerged = order[:, :r], order[:, r:].sort(dim=1).values
+        score_merged = best_SA.gather(1, order[:, r - 1 : r]) if r else best_SA.new_full((S, 1), torch.inf)
+        score_left = best_SA.gather(1, order[:, r : r + 1]) if r < A else best_SA.new_full((S, 1), -torch.inf)
+        head = torch.arange(protected, device=best_SA.device).expand(S, -1)
+        kept = torch.cat([head, sources[unmerged], targets.expand(S, -1)], dim=1)
+        target = partner_SA.gather(1, merged) + protected + A - r
+        place = torch.empty(S, N, dtype=torch.long, device=best_SA.device)
+        place.scatter_(1, kept, torch.arange(N - r, device=place.device).expand(S, -1))
+        place.scatter_(1, sources[merged], target)
+        margin_S = (score_merged - score_left).squeeze(1)
+    return Merge(kept_SM=kept, source_SR=sources[merged], target_SR=target, place_SN=place, margin_S=margin_S)
 
 
 def require_finite(best_SA: Tensor) -> None:
@@ -105,24 +117,3 @@ def require_finite(best_SA: Tensor) -> None:
     """
     if best_SA.device.type == "cpu" and not torch.compiler.is_compiling() and best_SA.isnan().any():
         raise ValueError("the matching metric holds NaN or infinity")
-
-
-def _assemble(best_SA: Tensor, partner_SA: Tensor, sources: Tensor, targets: Tensor, r: int, protected: int) -> Merge:
-    S, A = best_SA.shape
-    order = best_SA.argsort(dim=1, descending=True, stable=True)
-    merged, unmerged = order[:, :r], order[:, r:].sort(dim=1).values
-    score_merged = best_SA.gather(1, order[:, r - 1 : r]) if r else best_SA.new_full((S, 1), torch.inf)
-    score_left = best_SA.gather(1, order[:, r : r + 1]) if r < A else best_SA.new_full((S, 1), -torch.inf)
-    head = torch.arange(protected, device=best_SA.device).expand(S, -1)
-    kept = torch.cat([head, sources[unmerged], targets.expand(S, -1)], dim=1)
-    target = partner_SA.gather(1, merged) + protected + A - r
-    place = torch.empty(S, protected + A + len(targets), dtype=torch.long, device=best_SA.device)
-    place.scatter_(1, kept, torch.arange(kept.shape[1], device=place.device).expand(S, -1))
-    place.scatter_(1, sources[merged], target)
-    return Merge(
-        kept_SM=kept,
-        source_SR=sources[merged],
-        target_SR=target,
-        place_SN=place,
-        margin_S=(score_merged - score_left).squeeze(1),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.spec import option_error, require_blocks
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream, take
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
 SegmentMask = Literal["any", "last"]
@@ -25,46 +25,17 @@ class Stage:
         block: at whose input it happens, from 0.
         segments: S, sequences per video from here on.
         join: neighboring sequences that make a segment.
-        tokens: M, patch tokens of a segment before the reduction.
-        kept: patch tokens of a segment after it.
+        kept: patch tokens of a segment after the reduction.
     """
 
     block: int
     segments: int
     join: int
-    tokens: int
     kept: int
 
 
-# (clusters, join, patches per member, block) -> patch tokens that stay; UsageError where the clusters do not fit.
-Kept = Callable[[int, int, int, int], int]
-
-
-def plan_stages(name: str, schedule: Schedule, arch: Architecture, frames: int, kept: Kept) -> dict[int, Stage]:
-    """The reduction at each scheduled block.
-
-    Args:
-        name: of the method, for error messages.
-        schedule: (block, segments, clusters) of each reduction; blocks count from 0.
-        arch: of the backbone.
-        frames: T.
-        kept: how many patch tokens stay.
-
-    Raises:
-        UsageError: the schedule does not fit the backbone or the frame count.
-    """
-    require_blocks(name, "schedule", [block for block, _, _ in schedule], arch.vision_layers)
-    stages: dict[int, Stage] = {}
-    sequences, patches = frames, arch.patches
-    for block, segments, clusters in schedule:
-        if segments < 1 or sequences % segments:
-            problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
-            raise option_error(name, "schedule", problem)
-        join = sequences // segments
-        stay = kept(clusters, join, patches, block)
-        stages[block] = Stage(block=block, segments=segments, join=join, tokens=join * patches, kept=stay)
-        sequences, patches = segments, stay
-    return stages
+# (clusters, join, patches per member) -> patch tokens that stay; UsageError where the clusters do not fit.
+Kept = Callable[[int, int, int], int]
 
 
 class SegmentReducer(TokenReducer):
@@ -73,33 +44,43 @@ class SegmentReducer(TokenReducer):
     The class token of a segment is the mean of its members' class tokens. Subclasses decide which patch tokens stay.
 
     Args:
-        stages: the reduction at each block that has one.
+        name: of the method, for error messages.
+        schedule: (block, segments, clusters) of each reduction; blocks count from 0.
+        segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
         arch: of the backbone.
         frames: T.
-        segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
+        kept: how many patch tokens stay.
+
+    Raises:
+        UsageError: the schedule does not fit the backbone or the frame count.
     """
 
     carries_prompts = True
 
-    def __init__(self, stages: Mapping[int, Stage], arch: Architecture, frames: int, segment_mask: SegmentMask) -> None:
+    def __init__(
+        self, name: str, schedule: Schedule, segment_mask: SegmentMask, arch: Architecture, frames: int, kept: Kept
+    ) -> None:
         super().__init__(arch, frames)
-        self.stages = stages
+        require_blocks(name, "schedule", [block for block, _, _ in schedule], arch.vision_layers)
         self.segment_mask = segment_mask
+        self.stages: dict[int, Stage] = {}
+        sequences, patches = frames, arch.patches
+        for block, segments, clusters in schedule:
+            if segments < 1 or sequences % segments:
+                problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
+                raise option_error(name, "schedule", problem)
+            join = sequences // segments
+            sequences, patches = segments, kept(clusters, join, patches)
+            self.stages[block] = Stage(block=block, segments=segments, join=join, kept=patches)
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Reduce the patch tokens of every segment to ``stage.kept``."""
         raise TypeError(f"{type(self).__name__} does not define which tokens it keeps")
 
-    def overhead_macs(self, stage: Stage) -> int:
-        """Multiply-adds of choosing the tokens of one segment."""
-        return 0
-
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join the sequences of each segment and reduce their patch tokens."""
         stage = self.stages.get(index)
-        if stage is None:
-            return stream
-        return self.reduce(stream.join(stage.join, average_classes=True), stage)
+        return self.reduce(stream.join(stage.join, average_classes=True), stage) if stage else stream
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the segments that leave [B, S]."""
@@ -107,16 +88,6 @@ class SegmentReducer(TokenReducer):
             members = mask_BT.reshape(-1, stage.segments, stage.join)
             mask_BT = members.any(dim=2) if self.segment_mask == "any" else members[..., -1]
         return mask_BT
-
-    def plan(self) -> list[BlockTokens]:
-        """The work of every block for one video."""
-        blocks, tokens = [], (self.frames, self.arch.patches + 1)
-        for index in range(self.arch.vision_layers):
-            macs = 0
-            if stage := self.stages.get(index):
-                tokens, macs = (stage.segments, stage.kept + 1), stage.segments * self.overhead_macs(stage)
-            blocks.append(BlockTokens(attention=tokens, leaving=tokens, overhead_macs=macs))
-        return blocks
 
 
 def cluster_means(tokens_SMD: Tensor, assign_SM: Tensor, clusters: int) -> Tensor:

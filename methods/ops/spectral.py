@@ -35,10 +35,9 @@ def spectral_cluster(
     Args:
         x: [B, N, D] of any floating point type; gradients do not flow.
         k: clusters.
-        metric: of the affinities, ``euclidean`` (of order ``p``) or ``cosine``; rows always compare by p = 2.
-        p: order of the Minkowski distance, at least 1.
+        metric, p: of the affinities (see ``pairwise_distances``); rows always compare by p = 2.
         pre_norm: scale tokens to unit length first.
-        exact: accurate distances, of tokens and of rows (see ``pairwise_distances``).
+        exact: accurate distances, of tokens and of rows.
         sigma: width of the affinity, in units of the distance.
         neighbors: nearest tokens kept; None keeps all.
 
@@ -81,9 +80,9 @@ def _(x: Tensor, k: int, *_options: object) -> Tensor:
 
 @register_flop_formula(torch.ops.tvrbench.spectral_rows)
 def _flops(shape: torch.Size, *_options: object, **_out: object) -> int:
-    """The distances, and 9 M^3 operations for the eigenvectors (Golub and Van Loan, section 8.3)."""
+    """The distances, and 9 M^3 operations for the eigenvectors (Golub and Van Loan, section 8.3), an even number."""
     B, M, D = shape
-    return B * (2 * M * M * D + 9 * M**3)
+    return 2 * B * (M * M * D + 9 * M**3 // 2)
 
 
 def _affinity(distance: Tensor, sigma: float, neighbors: int | None) -> Tensor:
@@ -100,9 +99,8 @@ def _affinity(distance: Tensor, sigma: float, neighbors: int | None) -> Tensor:
 def _spectral_rows(affinity: Tensor, k: int) -> Tensor:
     """[B, N, N] -> rows [B, N, k] of the eigenvectors of the k smallest eigenvalues, ascending; not yet scaled."""
     scale = affinity.sum(dim=-1).rsqrt()
-    laplacian = torch.eye(affinity.shape[-1], dtype=affinity.dtype, device=affinity.device) - (
-        scale.unsqueeze(-1) * affinity * scale.unsqueeze(-2)
-    )
+    identity = torch.eye(affinity.shape[-1], dtype=affinity.dtype, device=affinity.device)
+    laplacian = identity - scale.unsqueeze(-1) * affinity * scale.unsqueeze(-2)
     # Singular and eigenvectors of a symmetric positive semidefinite matrix are the same.
     vectors: Tensor = torch.linalg.eigh(laplacian).eigenvectors[..., :k]
     peak = vectors.gather(-2, vectors.abs().argmax(dim=-2, keepdim=True))

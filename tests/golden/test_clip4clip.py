@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
-from tvrbench.harness.models.backbone.released import without_scalars
+from tvrbench.harness.models.backbone.state_dict import openai_names
 from tvrbench.harness.models.heads import MeanPooling, SequenceTransformer
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.training.loss import contrastive_loss
@@ -106,7 +106,7 @@ def widened(golden: dict[str, Any], folder: Path, released: bool = False) -> Ret
 def test_sequential_transformer_on_the_released_encoder(released: bool, golden: dict[str, Any], tmp_path: Path) -> None:
     model = widened(golden, tmp_path, released)
     assert isinstance(model.head, SequenceTransformer)
-    state = without_scalars(golden["state_dict"])
+    state = openai_names(golden["state_dict"])
     if released:
         own = model.head.state_dict()
         state = {key: own[key] for key in own if key.startswith("transformer.")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tvrbench.harness import load_model
-from tvrbench.harness.models.backbone.released import strip_wrapper
+from tvrbench.harness.models.backbone.state_dict import openai_names
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.training.loss import contrastive_loss
 from tvrbench.methods.tempme import TempMe
@@ -63,7 +63,7 @@ def test_loss_and_gradients(golden: dict[str, Any], variant: tuple[RetrievalMode
     if "grads" not in want:
         return
     loss.backward()
-    grads = dict(TempMe.from_released(key, grad) for key, grad in strip_wrapper(want["grads"]).items())
+    grads = dict(TempMe.from_released(key, grad) for key, grad in openai_names(want["grads"]).items())
     ours = {name: p.grad for name, p in model.trainable().items()}
     assert set(ours) == set(grads)
     for name, grad in grads.items():

@@ -11,7 +11,7 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.models.backbone.released import strip_wrapper
+from tvrbench.harness.models.backbone.state_dict import openai_names
 from tvrbench.harness.training.trainer import Trainer
 from tvrbench.methods.tempme import TempMe
 
@@ -26,7 +26,7 @@ RUNS = {
 
 def _our_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     prefixed = {key if key.startswith("clip.") else f"clip.{key}": value for key, value in state.items()}
-    return dict(TempMe.from_released(key, value) for key, value in strip_wrapper(prefixed).items())
+    return dict(TempMe.from_released(key, value) for key, value in openai_names(prefixed).items())
 
 
 @pytest.mark.parametrize("recipe_name", RUNS)

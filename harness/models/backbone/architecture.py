@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from tvrbench.harness.core.errors import UsageError
 
 HEAD_WIDTH = 64  # every released CLIP ViT uses heads of 64
+VISION_SHAPE = ("image_size", "patch_size", "vision_width", "vision_layers")  # which presets are told apart by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "activation"}
-        problems = [(name, f"{v!r} is not a positive whole number") for name, v in sizes.items() if not _positive(v)]
+        bad = {name: size for name, size in sizes.items() if not isinstance(size, int) or size < 1}
+        problems = [(name, f"{size!r} is not a positive whole number") for name, size in bad.items()]
         if not problems and self.image_size % self.patch_size:
             problems.append(("patch_size", f"{self.patch_size} does not divide image_size {self.image_size}"))
         for name in ("vision_width", "text_width"):
@@ -47,34 +49,11 @@ class Architecture:
         """P, patch tokens per frame."""
         return (self.image_size // self.patch_size) ** 2
 
-    @property
-    def vision_heads(self) -> int:
-        """Attention heads of the vision tower."""
-        return self.vision_width // HEAD_WIDTH
 
-    @property
-    def text_heads(self) -> int:
-        """Attention heads of the text tower."""
-        return self.text_width // HEAD_WIDTH
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _vit(**changes: Any) -> Architecture:
-    base: dict[str, Any] = {
-        "image_size": 224,
-        "patch_size": 32,
-        "vision_width": 768,
-        "vision_layers": 12,
-        "text_width": 512,
-        "text_layers": 12,
-        "context_length": 77,
-        "vocab_size": 49408,
-        "embed_dim": 512,
-    }
-    return Architecture(**(base | changes))
+def _vit(**changes: int) -> Architecture:
+    vision = {"image_size": 224, "patch_size": 32, "vision_width": 768, "vision_layers": 12}
+    text = {"text_width": 512, "text_layers": 12, "context_length": 77, "vocab_size": 49408}
+    return Architecture(**(vision | text | {"embed_dim": 512} | changes))  # type: ignore[arg-type]
 
 
 PRESETS: Mapping[str, Architecture] = {
@@ -97,10 +76,7 @@ def preset(name: str) -> Architecture:
 def vision_name(arch: Architecture) -> str:
     """The preset with this vision tower, by which method presets are found; otherwise a name made of its shape."""
     for name, known in PRESETS.items():
-        same = all(
-            getattr(known, f) == getattr(arch, f) for f in ("image_size", "patch_size", "vision_width", "vision_layers")
-        )
-        if same:
+        if all(getattr(known, field) == getattr(arch, field) for field in VISION_SHAPE):
             return name
     return f"ViT-{arch.vision_layers}x{arch.vision_width}-{arch.patch_size}px{arch.image_size}"
 

@@ -93,15 +93,11 @@ class Attention(nn.Module):
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             if torch.compiler.is_compiling():  # a graph cannot watch for changes, so each call folds again
                 return torch.addmm(self.in_proj_weight, lora.B, lora.A)
-            return self._cached_fold(lora)
-
-    def _cached_fold(self, lora: LowRank) -> Tensor:
-        sources = (self.in_proj_weight, lora.A, lora.B)
-        # In-place changes (an optimizer step, load_state_dict) raise _version; a move or cast changes the storage.
-        key = tuple(n for t in sources for n in (t._version, t.data_ptr()))
-        if self._folded is None or self._folded[0] != key:
-            self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
-        return self._folded[1]
+            # In-place changes (an optimizer step, load_state_dict) raise _version; a move or cast changes the storage.
+            key = tuple(n for t in (self.in_proj_weight, lora.A, lora.B) for n in (t._version, t.data_ptr()))
+            if self._folded is None or self._folded[0] != key:
+                self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
+            return self._folded[1]
 
     def train(self, mode: bool = True) -> Attention:
         """Switch mode; going to training frees the folded matrix."""
@@ -135,7 +131,12 @@ class Attention(nn.Module):
         keys = k
         if prompts is not None:
             keys, v = self._before(prompts, k, v)
-            bias = _prompted_mask(len(prompts), bias, causal, q)
+            Q = len(prompts)  # no prompt is biased, and the first token precedes them all
+            if causal:
+                bias = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
+                bias[0, :Q] = False
+            elif bias is not None:
+                bias = F.pad(bias, (Q, 0))
         out = F.scaled_dot_product_attention(q, keys, v, attn_mask=bias, is_causal=causal and prompts is None)
         return AttentionOut(self.out_proj(out.transpose(1, 2).reshape(S, N, D)), q, k)
 
@@ -145,16 +146,6 @@ class Attention(nn.Module):
         _, own_k, own_v = own.permute(2, 0, 3, 1, 4)
         shape = (k.shape[0], -1, -1, -1)
         return torch.cat([own_k.expand(shape), k], dim=2), torch.cat([own_v.expand(shape), v], dim=2)
-
-
-def _prompted_mask(Q: int, bias: Tensor | None, causal: bool, q: Tensor) -> Tensor | None:
-    """The mask of keys that start with Q prompts: none of them is biased, and the first token precedes them."""
-    if causal:
-        N = q.shape[2]
-        mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
-        mask[0, :Q] = False
-        return mask
-    return None if bias is None else F.pad(bias, (Q, 0))
 
 
 class MLP(nn.Module):

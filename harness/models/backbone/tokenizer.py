@@ -26,7 +26,6 @@ class Tokenizer(Protocol):
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Encode a batch."""
-        ...
 
 
 def _pack(rows: list[list[int]], start: int, end: int, length: int) -> tuple[Tensor, Tensor]:
@@ -78,9 +77,7 @@ class WordTokenizer:
         return self._ids[word]
 
 
-@lru_cache(maxsize=1)
-def _byte_pair() -> BytePairTokenizer:
-    return BytePairTokenizer()
+_byte_pair = lru_cache(maxsize=1)(BytePairTokenizer)
 
 
 def tokenizer_for(weights: Weights) -> Tokenizer:

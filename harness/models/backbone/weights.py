@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
-from tvrbench.harness.models.backbone import released
-from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict, preset
+from tvrbench.harness.models.backbone.architecture import VISION_SHAPE, Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
-
-# OpenAI publishes its weights as TorchScript archives, which hold code: only these two are ever opened as such.
-OPENAI_ARCHIVES = {
-    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B/32",
-    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B/16",
-}
+from tvrbench.harness.models.backbone.state_dict import read_state_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +46,7 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
     """
     text = str(spec)
     if text.startswith("random:"):
-        return random_weights(text, backbone)
+        return _random_weights(text, backbone)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
     if path.exists():
         weights = _from_path(path)
@@ -67,19 +59,15 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
         )
     else:
         weights = _from_open_clip(text, backbone)
-    if backbone:
-        _compare(weights.arch, preset(backbone), text, backbone)
+    wanted = preset(backbone) if backbone else weights.arch
+    for name in VISION_SHAPE:
+        if getattr(weights.arch, name) != getattr(wanted, name):
+            problem = f"have {name} {getattr(weights.arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
+            raise UsageError(f"weights {text!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
     return weights
 
 
-def _compare(arch: Architecture, wanted: Architecture, text: str, backbone: str) -> None:
-    for name in ("image_size", "patch_size", "vision_width", "vision_layers"):
-        if getattr(arch, name) != getattr(wanted, name):
-            problem = f"have {name} {getattr(arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
-            raise UsageError(f"weights {text!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
-
-
-def random_weights(spec: str, backbone: str | None) -> Weights:
+def _random_weights(spec: str, backbone: str | None) -> Weights:
     """``random:SEED`` weights with OpenAI's initialization, the same on every machine."""
     seed = spec.removeprefix("random:")
     if not seed.isdigit():
@@ -117,14 +105,9 @@ def initialize(model: CLIP) -> None:
 
 
 def _from_path(path: Path) -> Weights:
-    folder = path if path.is_dir() else path.parent
-    path = _file_in_folder(path) if path.is_dir() else path
-    activation = _activation_beside(path)
-    sha256 = file_sha256(path)
-    state = released.without_scalars(read_state_dict(path, sha256))
-    if released.is_hugging_face(state):
-        state = released.from_hugging_face(state)
-    state = {key: tensor.float() for key, tensor in state.items()}
+    path, folder = (_file_in_folder(path), path) if path.is_dir() else (path, path.parent)
+    activation, sha256 = _activation_beside(path), file_sha256(path)
+    state = read_state_dict(path, sha256)
     return Weights(state=state, arch=from_state_dict(state, activation), sha256=sha256, folder=folder)
 
 
@@ -158,48 +141,6 @@ def _activation_beside(path: Path) -> str:
     return "quick_gelu"
 
 
-def unreadable(path: Path, problem: str) -> UsageError:
-    """The error for a file that holds no weights, or code."""
-    return UsageError(f"{path.name}: {problem}", code="weights.unreadable", file=path.name)
-
-
-def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or a pickled state dict, never running code from the file.
-
-    Raises:
-        UsageError: unreadable, holds code, or no flat dict of tensors.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as handle:
-                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise unreadable(path, f"not a readable safetensors file ({error})") from None
-    if _is_torchscript(path):
-        digest = sha256 or file_sha256(path)
-        if digest not in OPENAI_ARCHIVES:
-            problem = "a TorchScript archive can run code, and this one is not OpenAI's published ViT-B/32 or ViT-B/16"
-            raise unreadable(path, f"{problem} (SHA-256): save a plain state dict instead")
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise unreadable(path, f"not a checkpoint that can be loaded without running its code ({reason})") from None
-    data = data.get("state_dict", data) if isinstance(data, dict) else data
-    named = isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
-    if not named or not data:
-        raise unreadable(path, "holds no flat dict of named tensors")
-    return dict(data)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
 def _from_open_clip(tag: str, backbone: str) -> Weights:
     import open_clip
     from open_clip.pretrained import download_pretrained
@@ -220,6 +161,6 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
             code="weights.download",
             source=wanted,
         ) from None
-    weights = _from_path(path)
     activation = "quick_gelu" if config.get("quick_gelu") or tag == "openai" else "gelu"
-    return Weights(state=weights.state, arch=from_state_dict(weights.state, activation), sha256=weights.sha256)
+    weights = _from_path(path)
+    return replace(weights, arch=from_state_dict(weights.state, activation), folder=None)
