@@ -24,7 +24,7 @@ _WRAP = 24  # characters
 _GAPS = np.array([4.0, 8.0, 14.0, 22.0, 34.0, 50.0])  # 1/72 inch: from a point to where its label may start
 _LEADER = 11.0  # 1/72 inch: from this distance on, a thin line joins a label and its point
 _ANGLES = np.arange(24) * (2 * np.pi / 24)
-_STEPS = 50
+_SETTINGS: dict[str, Any] = {"avoid_self": False, "force_explode": 0.0, "force_pull": 0.0, "prevent_crossings": False}
 _PIECES = 12  # boxes along a sloping line
 
 
@@ -53,21 +53,18 @@ def place_labels(
         boxes = np.hstack([places - sizes[i] / 2, places + sizes[i] / 2])
         cost = 100 * _shared(boxes, taken).sum(axis=1) + np.linalg.norm(places - spots[i], axis=1)
         cost += 1e4 * _outside(boxes, axes.get_window_extent())
-        best = int(np.argmin(cost))
-        texts[i].set_position((float(places[best, 0]), float(places[best, 1])))
+        best = np.argmin(cost)
+        texts[i].set_position(tuple(places[best]))
         taken = np.vstack([taken, boxes[best]])
     adjust_text(
         texts,
         objects=[*bars, *lines],
         target_x=spots[:, 0],
         target_y=spots[:, 1],
-        avoid_self=False,
-        force_explode=0.0,
-        force_pull=0.0,
-        expand=(1.02, 1.05),
-        prevent_crossings=False,
-        iter_lim=_STEPS,  # a limit of time would give other places on a busy machine
+        iter_lim=50,  # a limit of time would give other places on a busy machine
         ax=axes,
+        expand=(1.02, 1.05),
+        **_SETTINGS,
     )
     for text, spot in zip(texts, spots, strict=True):
         box = text.get_window_extent()
