@@ -150,10 +150,10 @@ def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values,
         if x is not None and y is not None:
             yield {"metric": name, "a": x, "b": y, "difference": y - x, "paired": paired}
 
-    shared = [m.get("ties_shared", {}).get("t2v", {}).get("R1") for m in (one, other)]
+    x, y = (m.get("ties_shared", {}).get("t2v", {}).get("R1") for m in (one, other))
     credits_a, credits_b = (run_credits(run) if ranks else None for run in (a, b))
     gain = None if credits_a is None or credits_b is None else credits_b - credits_a
-    yield from line("t2v R1, ties shared", *shared, None if gain is None else paired_mean_differences([gain])[0])
+    yield from line("t2v R1, ties shared", x, y, None if gain is None else paired_mean_differences([gain])[0])
     for direction in [d for d in ("t2v", "v2t") if d in one and d in other]:
         for name, statistic in RANK_STATISTICS.items():
             paired = paired_statistic(ranks[direction][1], ranks[direction][0], statistic) if ranks else None

@@ -45,9 +45,10 @@ def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair
     for row, values in candidates:
         if (split := row.record["data"]["split_fingerprint"]) is not None:
             groups.setdefault((split, len(values)), []).append((row, values))
+    same = max(groups.values(), key=len, default=[])
     pairs = [
         (a, b, values_a - values_b) if values_a.mean() >= values_b.mean() else (b, a, values_b - values_a)
-        for (a, values_a), (b, values_b) in combinations(max(groups.values(), key=len, default=[]), 2)
+        for (a, values_a), (b, values_b) in combinations(same, 2)
     ]
     differences = paired_mean_differences([gain for _, _, gain in pairs]) if pairs else []
     adjusted = holm([one.p_value for one in differences])

@@ -135,8 +135,8 @@ def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -
             # Seeds that look equal are set a little apart.
             lift = np.linspace(-0.16, 0.16, len(spread.seeds)) if len(spread.seeds) > 1 else [0.0]
             dots: dict[str, Any] = {"marker": marker(spread.style), "color": color(spread.style), "linestyle": "none"}
-            edge = {"markeredgecolor": "white", "markeredgewidth": 0.7}
-            axes.plot(spread.seeds, y + np.asarray(lift), **dots, **edge, markersize=6.5, zorder=3)
+            dots |= {"markeredgecolor": "white", "markeredgewidth": 0.7, "markersize": 6.5}
+            axes.plot(spread.seeds, y + np.asarray(lift), **dots, zorder=3)
         mean: dict[str, Any] = {"marker": "|", "markersize": 10, "markeredgewidth": 1.8}
         handles = [
             Line2D([], [], color=INK, marker="o", linestyle="none", markersize=5, label="one seed"),

@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
@@ -68,7 +69,7 @@ def decorate(axes: Axes, title: str, notice: str | None, x_label: str, y_label: 
     axes.set(xlabel=x_label, ylabel=y_label)
     above = [axes.set_title("\n".join(textwrap.wrap(one_line(title), 70)), pad=24 if notice else 8)]
     if notice:
-        place = {"xytext": (0, 6), "textcoords": "offset points", "va": "bottom"}
+        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "va": "bottom"}
         above.append(axes.annotate(one_line(notice), (0, 1), xycoords="axes fraction", **place, size=8.5, color=ALERT))
     return above
 

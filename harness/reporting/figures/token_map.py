@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ def token_map(frames: Frames, merged: Sequence[Merged], *, title: str, caption: 
     with canvas(_WIDTH, height) as figure:
         figure.set_layout_engine("none")
 
-        def write(top: float, text: str, longest: int, size: float, **style: str) -> None:
+        def write(top: float, text: str, longest: int, size: float, **style: Any) -> None:
             figure.text(0.012, top / height, brief(text, longest), fontsize=size, va="center", **style)
 
         top = height - 0.28
@@ -122,7 +123,12 @@ def _draw(axes: Axes, frames: Frames, method: Merged) -> None:
         axes.add_collection(LineCollection(borders, colors="#00000080", linewidths=1.3, capstyle="round"))
         axes.add_collection(LineCollection(borders, colors="white", linewidths=0.6, capstyle="round"))
         gone = [np.add(corner, ((j, i), (j + 1, i), (j + 1, i + 1), (j, i + 1))) for i, j in np.argwhere(grid < 0)]
-        style = {"facecolors": "#101418b0", "edgecolors": "#ffffff70", "hatch": "////", "linewidths": 0.3}
+        style: dict[str, Any] = {
+            "facecolors": "#101418b0",
+            "edgecolors": "#ffffff70",
+            "hatch": "////",
+            "linewidths": 0.3,
+        }
         axes.add_collection(PolyCollection(gone, **style))
         for place, token in enumerate(method.largest):
             _outline(axes, grid == token, place, corner)
@@ -141,7 +147,7 @@ def _outline(axes: Axes, inside: npt.NDArray[np.bool_], place: int, corner: npt.
         for i, j in np.argwhere(inside & ~padded[1 + down : 1 + down + side, 1 + right : 1 + right + side])
     ]
     axes.add_collection(LineCollection(edges, colors=COLORS[place], linewidths=1.6, capstyle="round"))
-    number = {"ha": "center", "va": "center", "fontweight": "bold", "color": COLORS[place]}
+    number: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": "bold", "color": COLORS[place]}
     halo, size = [withStroke(linewidth=1.8, foreground="white")], 7 if side < 10 else 5
     parts, first = np.unique(ndimage.label(inside)[0], return_index=True)
     for i, j in (divmod(int(at), side) for at in first[parts > 0]):
