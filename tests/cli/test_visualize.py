@@ -69,8 +69,8 @@ def test_tokens_are_drawn_with_checkpoints_where_there_are_and_the_protocol_s_we
 
 def test_a_checkpoint_of_other_options_is_not_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:
     save("tempme")
-    assert visualize("tokens", PROTOCOL, "tempme:r=2") == 0
-    assert "tempme:r=2: not trained: on the protocol's weights\n" in capsys.readouterr().err
+    assert visualize("tokens", PROTOCOL, "tempme:r=0") == 0
+    assert "tempme:r=0: not trained: on the protocol's weights\n" in capsys.readouterr().err
 
 
 def test_a_gallery_of_two_methods(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tvrbench.harness.core.registry import matching
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
@@ -46,8 +46,7 @@ def is_frame_budget(method: str) -> bool:
 
 def frames_kept(row: MethodRow) -> int | None:
     """Frames that a row encodes: the number it keeps, or all."""
-    kept: int | None = row.options.get("keep", row.options.get("frames"))
-    return kept
+    return cast("int | None", row.options.get("keep", row.options.get("frames")))
 
 
 @dataclass(frozen=True, kw_only=True)

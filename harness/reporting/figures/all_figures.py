@@ -19,9 +19,6 @@ from tvrbench.harness.reporting.figures.bars_and_steps import (
 from tvrbench.harness.reporting.figures.scatter import pareto
 from tvrbench.harness.reporting.tables.results import chance_levels
 
-PICTURES = ("pareto*.png", "tokens-per-layer.png", "seeds.png", "time-breakdown.png")
-"""File names of a report's figures."""
-
 RECIPES_NOTICE = "Each method with its own paper's recipe: not a comparison."
 
 _SHORT = {

@@ -36,7 +36,6 @@ Span = tuple[float, float]
 Reading = tuple[float, float | None, float | None, bool]
 """A value, the ends of its interval where there is one, and whether the value is only a lower bound."""
 
-_LOG_RATIO = 8.0  # values further apart than this are drawn on a logarithmic axis
 _SAMPLES = 4  # fewer have no quartiles to speak of
 _MODEL = ("gmacs_video", "throughput", "speedup", "params_trainable", "output_tokens")
 _REPORTED = (*_MODEL, "step_time", "end_to_end_throughput", "energy_video")
@@ -195,12 +194,6 @@ def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
     named = sorted((p for p in points if p.line is not None), key=lambda p: (p.line or "", p.cost, p.recall))
     groups = {str(name): list(members) for name, members in groupby(named, key=lambda p: p.line)}
     return {name: members for name, members in groups.items() if len(members) > 1}
-
-
-def wants_log(values: Sequence[float]) -> bool:
-    """Check whether values lie so far apart that a linear axis would press most of them together."""
-    positive = [value for value in values if value > 0]
-    return len(positive) > 1 and max(positive) / min(positive) > _LOG_RATIO
 
 
 def _averaged(metric: Metric, row: MethodRow) -> Reading | None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from tvrbench.harness.reporting.catalogue import Better
-from tvrbench.harness.reporting.figures.axes import Point, frontier, lines, wants_log
+from tvrbench.harness.reporting.figures.axes import Point, frontier, lines
 from tvrbench.harness.reporting.figures.labels import Array, boxes_along, place_labels
 from tvrbench.harness.reporting.figures.style import (
     DASHED,
@@ -31,6 +31,7 @@ from tvrbench.harness.reporting.figures.style import (
 )
 
 _SIZE = (7.2, 4.9)  # inches: a page's text width
+_LOG_RATIO = 8.0  # costs further apart than this are drawn on a logarithmic axis
 _ZERO_AT = 0.35  # of the smallest positive cost: where a logarithmic axis shows 0
 _STEPS = (1.0, 2.0, 5.0)
 _MARKER = 8.5  # 1/72 inch
@@ -134,9 +135,9 @@ def _pixels(axes: Axes, places: Sequence[tuple[float, float]]) -> Array:
 def _scale(axes: Axes, points: Sequence[Point]) -> list[Point]:
     """Make the axis logarithmic where that is apt; the points with costs of 0 put where it shows them."""
     costs = [p.cost for p in points]
-    if not wants_log(costs):
+    smallest = min((cost for cost in costs if cost > 0), default=0.0)
+    if max(costs) <= _LOG_RATIO * smallest or sum(cost > 0 for cost in costs) < 2:
         return list(points)
-    smallest = min(cost for cost in costs if cost > 0)
     zeros = [_ZERO_AT * smallest] if min(costs) <= 0 else []
     axes.set_xscale("log")
     axes.set_xlabel(f"{axes.get_xlabel()}, log scale")
