@@ -146,19 +146,19 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
 def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values, Values]]) -> Iterator[dict[str, Any]]:
     one, other = a.record["metrics"], b.record["metrics"]
 
-    def line(name: str, x: Any, y: Any, paired: PairedDifference | None = None) -> Iterator[dict[str, Any]]:
+    def compared(name: str, x: Any, y: Any, paired: PairedDifference | None = None) -> Iterator[dict[str, Any]]:
         if x is not None and y is not None:
             yield {"metric": name, "a": x, "b": y, "difference": y - x, "paired": paired}
 
     x, y = (m.get("ties_shared", {}).get("t2v", {}).get("R1") for m in (one, other))
     credits_a, credits_b = (run_credits(run) if ranks else None for run in (a, b))
     gain = None if credits_a is None or credits_b is None else credits_b - credits_a
-    yield from line("t2v R1, ties shared", x, y, None if gain is None else paired_mean_differences([gain])[0])
+    yield from compared("t2v R1, ties shared", x, y, None if gain is None else paired_mean_differences([gain])[0])
     for direction in [d for d in ("t2v", "v2t") if d in one and d in other]:
         for name, statistic in RANK_STATISTICS.items():
             paired = paired_statistic(ranks[direction][1], ranks[direction][0], statistic) if ranks else None
-            yield from line(f"{direction} {name}", one[direction][name], other[direction][name], paired)
-    yield from line("right order picked", one.get("pair_accuracy"), other.get("pair_accuracy"))
+            yield from compared(f"{direction} {name}", one[direction][name], other[direction][name], paired)
+    yield from compared("right order picked", one.get("pair_accuracy"), other.get("pair_accuracy"))
 
 
 def _costs(a: Record, b: Record) -> Iterator[dict[str, Any]]:

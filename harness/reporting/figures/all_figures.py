@@ -21,12 +21,8 @@ from tvrbench.harness.reporting.tables.results import chance_levels
 
 RECIPES_NOTICE = "Each method with its own paper's recipe: not a comparison."
 
-_SHORT = {
-    "gmacs_video": "compute",
-    "throughput": "videos per second",
-    "speedup": "speed-up",
-    "params_trainable": "trainable parameters",
-}
+_SPEEDS = {"throughput": "videos per second", "speedup": "speed-up"}
+_SHORT = _SPEEDS | {"gmacs_video": "compute", "params_trainable": "trainable parameters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +47,9 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
     notice = scope.notice or (None if scope.compares else RECIPES_NOTICE)
     figures = [_pareto(drawn, axis, notice, rows, scope) for axis in _cost_axes(rows) if (drawn := points(rows, axis))]
 
-    def add(kind: str, file: str, data: bytes, alternative: str, *caption: str | None) -> None:
-        alternative = f"{alternative} of each method, {scope.protocol}"
-        figures.append(
-            Picture(file=file, data=data, alternative=alternative, caption=scope.caption(*caption), kind=kind)
-        )
+    def add(kind: str, file: str, data: bytes, subject: str, *caption: str | None) -> None:
+        subject, text = f"{subject} of each method, {scope.protocol}", scope.caption(*caption)
+        figures.append(Picture(file=file, data=data, alternative=subject, caption=text, kind=kind))
 
     if curves := token_curves(rows):
         add(

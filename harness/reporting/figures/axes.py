@@ -181,11 +181,9 @@ def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
     """
     sign = 1 if better == "min" else -1
     best: list[Point] = []
-    for _, same in groupby(sorted(points, key=lambda p: (sign * p.cost, p.label)), key=lambda p: p.cost):
-        group = list(same)
-        recall = max(p.recall for p in group)
-        if not best or recall > best[-1].recall:
-            best += [p for p in group if p.recall == recall]
+    for p in sorted(points, key=lambda p: (sign * p.cost, -p.recall, p.label)):
+        if not best or p.recall > best[-1].recall or (p.cost, p.recall) == (best[-1].cost, best[-1].recall):
+            best.append(p)
     return best
 
 
