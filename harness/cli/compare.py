@@ -69,13 +69,20 @@ def find_record(name: str, results: Path) -> StoredRecord:
         under = [f for f in records if path.parent.name in ("", f.parent.name) and stem and f.stem.startswith(stem)]
         matches = [file for file in under if file.stem == stem] or under
         if not matches:
-            message = f"no record {name!r}: give a record's file or the start of its name below {results / 'records'}"
-            raise UsageError(message, code="record.missing", record=name)
+            raise UsageError(
+                f"no record {name!r}: give a record's file or the start of its name below {results / 'records'}",
+                code="record.missing",
+                record=name,
+            )
         if len(matches) > 1:
             shown = ", ".join(f"{file.parent.name}/{file.stem}" for file in matches[:_NAMED])
             more = f" and {len(matches) - _NAMED} more" if len(matches) > _NAMED else ""
-            message = f"{name!r} matches {len(matches)} records ({shown}{more}); give more of the name"
-            raise UsageError(message, code="record.ambiguous", record=name, matches=len(matches))
+            raise UsageError(
+                f"{name!r} matches {len(matches)} records ({shown}{more}); give more of the name",
+                code="record.ambiguous",
+                record=name,
+                matches=len(matches),
+            )
         path = matches[0]
     return StoredRecord(record=read_record(path), path=path.resolve())
 

@@ -78,11 +78,15 @@ class Visualize:
         from tvrbench.harness.runs.context import open_context
 
         if self.kind == "gallery" and len(self.methods) != 2:
-            message = f"a gallery compares two methods, not {len(self.methods)}; name two"
-            raise UsageError(message, code="visualize.gallery-methods", methods=self.methods)
+            raise UsageError(
+                f"a gallery compares two methods, not {len(self.methods)}; name two",
+                code="visualize.gallery-methods",
+                methods=self.methods,
+            )
         if self.queries < 1:
-            message = f"--queries {self.queries} shows nothing; give 1 or more"
-            raise UsageError(message, code="option.range", option="queries")
+            raise UsageError(
+                f"--queries {self.queries} shows nothing; give 1 or more", code="option.range", option="queries"
+            )
         context = open_context(load_protocol(self.protocol), self.data, self.weights)
         folder = self.reports.joinpath(*context.protocol.name.split("/"))
         scope = ReportContext(protocol=context.protocol.name, dataset=context.dataset.name, folder=folder)
@@ -170,8 +174,11 @@ def _token_map(options: Visualize, context: RunContext, scope: ReportContext) ->
     test = context.test
     video = options.video if options.video is not None else test.video_ids[0]
     if video not in test.video_ids:
-        message = f"--video {video} is not in {test.name} of {context.dataset.name}; choose a video of that split"
-        raise UsageError(message, code="video.missing", video=video)
+        raise UsageError(
+            f"--video {video} is not in {test.name} of {context.dataset.name}; choose a video of that split",
+            code="video.missing",
+            video=video,
+        )
     reducers = matching("methods", "baselines", group="token reduction")
     trained = [name for name in reducers if _run_of(options, context, name, {})[1].checkpoint.is_file()]
     names = options.methods or trained or reducers
