@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,10 +66,8 @@ def find_record(name: str, results: Path) -> StoredRecord:
     if not path.is_file():
         stem = path.name.removesuffix(".json")
         records = sorted((results / "records").glob("*/*.json"))
-        under = [file for file in records if path.parent.name in ("", file.parent.name)]
-        matches = [file for file in under if file.stem == stem] or [
-            file for file in under if stem and file.stem.startswith(stem)
-        ]
+        under = [f for f in records if path.parent.name in ("", f.parent.name) and stem and f.stem.startswith(stem)]
+        matches = [file for file in under if file.stem == stem] or under
         if not matches:
             raise UsageError(
                 f"no record {name!r}: give a record's file or the start of its name below {results / 'records'}",
@@ -90,12 +89,8 @@ def find_record(name: str, results: Path) -> StoredRecord:
 
 def _identity(run: StoredRecord) -> dict[str, Any]:
     record = run.record
-    return {
-        "record": run.path.name,
-        "protocol": record["protocol"]["name"],
-        "method": record["method"]["name"],
-        "seed": record["seed"],
-    }
+    names = {"protocol": record["protocol"]["name"], "method": record["method"]["name"]}
+    return {"record": run.path.name, **names, "seed": record["seed"]}
 
 
 def _print_facts(comparison: RecordComparison) -> None:
@@ -103,10 +98,8 @@ def _print_facts(comparison: RecordComparison) -> None:
         print("The records differ in nothing but their numbers.\n")
         return
     print("Differences")
-    rows = [
-        [fact.what, *(_short(value) for value in (fact.a, fact.b)), fact.meaning or ""] for fact in comparison.facts
-    ]
-    _table(rows, ["", "A", "B", "so"])
+    rows = [[f["what"], _short(f["a"]), _short(f["b"]), f["meaning"] or ""] for f in comparison.facts]
+    _print_table(rows, ["", "A", "B", "so"])
     print()
 
 
@@ -117,10 +110,10 @@ def _print_metrics(comparison: RecordComparison) -> None:
     print("Retrieval (difference: B - A)")
     rows = []
     for line in comparison.metrics:
-        p = line.paired
+        p = line["paired"]
         tested = [f"{p.low:+.2f} to {p.high:+.2f}", _p(p.p_value)] if p is not None else [None, None]
-        rows.append([line.metric, f"{line.a:.2f}", f"{line.b:.2f}", f"{line.difference:+.2f}", *tested])
-    _table(rows, ["", "A", "B", "difference", "95 % interval", "p"])
+        rows.append([line["metric"], f"{line['a']:.2f}", f"{line['b']:.2f}", f"{line['difference']:+.2f}", *tested])
+    _print_table(rows, ["", "A", "B", "difference", "95 % interval", "p"])
     if comparison.why_not_paired is not None:
         print(f"No interval for the differences: {one_line(comparison.why_not_paired)}.")
     for name, test in comparison.mcnemar.items():
@@ -137,20 +130,16 @@ def _print_costs(comparison: RecordComparison) -> None:
         return
     print("Cost (ratio: B / A)")
     show = significant(4)
-    rows = [
-        [
-            f"{line.name} ({line.unit})",
-            *(None if value is None else show(value) for value in (line.a, line.b)),
-            None if line.ratio is None else f"{line.ratio:.3f}",
-            brief(line.reason or "", 100),
-        ]
-        for line in comparison.costs
-    ]
-    _table(rows, ["", "A", "B", "ratio", "no ratio because"])
+    rows = []
+    for line in comparison.costs:
+        values = [None if line[side] is None else show(line[side]) for side in ("a", "b")]
+        ratio = None if line["ratio"] is None else f"{line['ratio']:.3f}"
+        rows.append([f"{line['name']} ({line['unit']})", *values, ratio, brief(line["reason"] or "", 100)])
+    _print_table(rows, ["", "A", "B", "ratio", "no ratio because"])
 
 
-def _table(rows: Sequence[Sequence[str | None]], headers: Sequence[str]) -> None:
-    """A plain table whose numbers stay as they were written."""
+def _print_table(rows: Sequence[Sequence[str | None]], headers: Sequence[str]) -> None:
+    """Print a plain table whose numbers stay as they were written."""
     align = ["left" if header in ("", "so", "no ratio because") else "right" for header in headers]
     print(tabulate(rows, headers, tablefmt="simple", missingval="–", disable_numparse=True, colalign=align))
 
@@ -163,5 +152,4 @@ def _short(value: str | None) -> str | None:
     """A value for a column: hashes by their beginning, as git shows them."""
     if value is None:
         return None
-    hexadecimal = len(value) in (40, 64) and all(c in "0123456789abcdef" for c in value)
-    return value[:12] if hexadecimal else brief(value, 48)
+    return value[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) else brief(value, 48)

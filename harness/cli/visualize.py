@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,10 +20,10 @@ from tvrbench.harness.core.registry import matching
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
     from tvrbench.harness.data.types import FrameSpec
     from tvrbench.harness.models.model import RetrievalModel
-    from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.data.context import ReportContext
     from tvrbench.harness.reporting.figures.gallery import Searched
     from tvrbench.harness.reporting.figures.token_map import Frames, Merged
+    from tvrbench.harness.runs.config import RunConfig, RunFiles
     from tvrbench.harness.runs.context import RunContext
 
 _BATCH = 32
@@ -34,13 +34,15 @@ Ranks = npt.NDArray[np.floating[Any]]
 class Visualize:
     """Draw figures that need models and videos: patches that share a token, or queries on which two methods disagree.
 
-    Models come from results/checkpoints. A method without a checkpoint runs untrained, and the figure says so.
+    Models come from results/checkpoints: those of runs with the same options and seed. A method without a checkpoint
+    runs untrained, and the figure says so.
 
     Attributes:
         kind: tokens writes tokens.png, gallery writes gallery.html, both into the protocol's report.
         protocol: For example standin/uniform, which needs no data.
-        methods: Methods to show, each METHOD or "METHOD:key=value;key=value". A gallery needs two; tokens shows every
-            token-reduction method that has a checkpoint by default, or all of them if none has.
+        methods: Methods to show, each METHOD or "METHOD:key=value;key=value" with the options of its run. A gallery
+            needs two; by default, tokens shows every token-reduction method that has a checkpoint, or all of them if
+            none has.
         seed: Seed of the checkpoints.
         video: Id of the video in the token map; the first of the test split by default.
         queries: Number of queries in the gallery.
@@ -103,67 +105,66 @@ class DisplayModel:
     """A model to show.
 
     Attributes:
-        method: its name in the registry.
         label: the method as the user wrote it.
         origin: its weights, in words.
         model: in evaluation mode.
         spec: how its videos are sampled.
+        files: the paths of its run under the protocol.
     """
 
-    method: str
     label: str
     origin: str
     model: RetrievalModel
     spec: FrameSpec
+    files: RunFiles
 
 
 def load_for_display(options: Visualize, context: RunContext, name: str) -> DisplayModel:
-    """Load a method as its run under the protocol trained it, or untrained if there is no checkpoint of this seed.
-
-    Options in ``name`` override those of the run.
+    """Load a method as its run with these options and this seed trained it, or untrained if it left no checkpoint.
 
     Raises:
         UsageError: an unknown method, an option that does not fit, or a damaged checkpoint.
     """
     from tvrbench.harness.models.factory import load_model
     from tvrbench.harness.profiling.plan import parse_method_choice
-    from tvrbench.harness.runs.config import RunConfig, new_model, recipe_of
+    from tvrbench.harness.runs.config import new_model, recipe_of
 
-    choice, device = parse_method_choice(name), pick_device(options.device)
-    config = RunConfig(method=choice.method, seed=options.seed, device=device, options=choice.options)
-    checkpoint = _checkpoint(options.results, context.protocol.name, choice.method, options.seed)
-    model: RetrievalModel
-    if checkpoint is None:
+    choice = parse_method_choice(name)
+    config, files = _run_of(options, context, choice.method, choice.options)
+    if files.checkpoint.is_file():
+        model = load_model(
+            choice.method, checkpoint=files.checkpoint, device=config.device, seed=config.seed, **choice.options
+        )
+        origin = f"trained: {files.checkpoint.name}"
+    else:
         model = new_model(context, config)
         origin = "not trained: on the protocol's weights" if context.weights_spec else "not trained"
-    else:
-        model = load_model(choice.method, checkpoint=checkpoint, device=device, seed=options.seed, **choice.options)
-        origin = f"trained: {checkpoint.name}{', with other options' if choice.options else ''}"
     spec = context.spec(recipe_of(context.protocol, config).sampler)
     say(f"{choice.label}: {origin}")
-    return DisplayModel(method=choice.method, label=choice.label, origin=origin, model=model.eval(), spec=spec)
+    return DisplayModel(label=choice.label, origin=origin, model=model.eval(), spec=spec, files=files)
 
 
-def compare_with_records(ranks_T: Ranks, store: RecordStore, protocol: str, method: str, seed: int) -> int | None:
-    """The number of ranks that differ from the closest record of the protocol's report; None if no record has ranks."""
-    differing = [
-        int(np.sum(recorded != ranks_T.astype(recorded.dtype)))
-        for record in store.find(protocol, method=method, seed=seed, status="completed")
-        if record["per_query_ranks_path"] is not None and "checkpoint" not in record
-        if len(recorded := store.load_ranks(record)["t2v"]) == len(ranks_T)
-    ]
-    return min(differing, default=None)
+def compare_with_record(ranks_T: Ranks, files: RunFiles) -> int | None:
+    """The number of ranks that differ from those of the run's record; None if no record holds as many."""
+    from tvrbench.harness.records.record import read_record
+
+    record = read_record(files.record) if files.record.is_file() else None
+    if record is None or record["per_query_ranks_path"] is None:
+        return None
+    recorded = files.store.load_ranks(record)["t2v"]
+    return int(np.sum(recorded != ranks_T.astype(recorded.dtype))) if len(recorded) == len(ranks_T) else None
 
 
-def _checkpoint(results: Path, protocol: str, method: str, seed: int) -> Path | None:
-    """The model that a run of this method and seed saved last."""
-    from tvrbench.harness.models.checkpoint import method_in
+def _run_of(
+    options: Visualize, context: RunContext, method: str, given: Mapping[str, Any]
+) -> tuple[RunConfig, RunFiles]:
+    """The run of a method under the protocol, and its files."""
     from tvrbench.harness.records.store import RecordStore
+    from tvrbench.harness.runs.config import RunConfig, RunFiles, RunKey
 
-    folder = results / "checkpoints" / RecordStore(results).folder(protocol).name
-    named = (path for path in folder.glob(f"{method}-*.safetensors") if f"seed{seed}" in path.stem.split("-"))
-    own = [path for path in named if method_in(path) == method]
-    return max(own, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    config = RunConfig(method=method, seed=options.seed, device=pick_device(options.device), options=dict(given))
+    name = RunKey.of(context, config).name
+    return config, RunFiles(RecordStore(options.results), context.protocol.name, name)
 
 
 def _token_map(options: Visualize, context: RunContext, scope: ReportContext) -> tuple[str, bytes]:
@@ -179,7 +180,7 @@ def _token_map(options: Visualize, context: RunContext, scope: ReportContext) ->
             video=video,
         )
     reducers = matching("methods", "baselines", group="token reduction")
-    trained = [name for name in reducers if _checkpoint(options.results, scope.protocol, name, options.seed)]
+    trained = [name for name in reducers if _run_of(options, context, name, {})[1].checkpoint.is_file()]
     names = options.methods or trained or reducers
     if not names:
         raise UsageError("no token-reduction method is registered; name the methods to show", code="visualize.methods")
@@ -215,40 +216,37 @@ def _merged(shown: DisplayModel, frames: Frames, mask: npt.NDArray[np.bool_]) ->
 
 
 def _gallery(options: Visualize, context: RunContext, scope: ReportContext) -> tuple[str, bytes]:
-    from tvrbench.harness.records.store import RecordStore
-    from tvrbench.harness.reporting.figures.gallery import GALLERY, Strips, gallery_page
+    from tvrbench.harness.reporting.figures.gallery import GALLERY, gallery_page
 
     shown = [load_for_display(options, context, name) for name in options.methods]
-    one, other = _searched(shown, context, RecordStore(options.results), options.seed)
+    one, other = (_searched(model, context) for model in shown)
 
     def frames_of(video: int) -> Frames:
         frames, mask = context.dataset.frames(context.test.video_ids[video], shown[0].spec)[:2]
         kept: Frames = frames[mask]
         return kept
 
-    page = gallery_page(one, other, context.test, Strips(frames_of), scope, queries=options.queries)
-    return GALLERY, page.encode()
+    return GALLERY, gallery_page(one, other, context.test, frames_of, scope, queries=options.queries).encode()
 
 
-def _searched(shown: Sequence[DisplayModel], context: RunContext, store: RecordStore, seed: int) -> list[Searched]:
-    """Scores and ranks of every caption of the test split with each model, compared with the records' ranks."""
+def _searched(shown: DisplayModel, context: RunContext) -> Searched:
+    """Scores and ranks of every caption of the test split, with the ranks compared with the record's."""
     from tvrbench.harness.core.progress import Bar
     from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
     from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
     from tvrbench.harness.reporting.figures.gallery import Searched
 
-    test, searched = context.test, []
-    for one in shown:
-        text_TE = encode_texts(one.model, test.captions, context.tokenizer, context.protocol.words)
-        with Bar(len(test.video_ids)) as bar:
-            bar.begin(f"{one.label}: encoding videos")
-            video_VE = encode_videos(one.model, test.video_ids, context.loader(one.spec), _BATCH, bar.update)
-        scores_TV = cosine_scores(text_TE, video_VE)
-        ranks_T = retrieval_metrics(scores_TV, test.caption_video)["t2v"]["ranks"]
-        differing = compare_with_records(ranks_T, store, context.protocol.name, one.method, seed)
-        origin = one.origin
-        if differing is not None:
-            origin += f"; {differing} of {len(ranks_T)} ranks differ from the record's"
-        say(f"{one.label}: {origin}" if differing is not None else f"{one.label}: no record holds ranks to compare")
-        searched.append(Searched(label=one.label, origin=origin, scores_TV=scores_TV, ranks_T=ranks_T))
-    return searched
+    test, origin = context.test, shown.origin
+    text_TE = encode_texts(shown.model, test.captions, context.tokenizer, context.protocol.words)
+    with Bar(len(test.video_ids)) as bar:
+        bar.begin(f"{shown.label}: encoding videos")
+        video_VE = encode_videos(shown.model, test.video_ids, context.loader(shown.spec), _BATCH, bar.update)
+    scores_TV = cosine_scores(text_TE, video_VE)
+    ranks_T = retrieval_metrics(scores_TV, test.caption_video)["t2v"]["ranks"]
+    differing = compare_with_record(ranks_T, shown.files)
+    if differing is None:
+        say(f"{shown.label}: no record holds ranks to compare")
+    else:
+        origin += f"; {differing} of {len(ranks_T)} ranks differ from the record's"
+        say(f"{shown.label}: {origin}")
+    return Searched(label=shown.label, origin=origin, scores_TV=scores_TV, ranks_T=ranks_T)

@@ -12,12 +12,13 @@ from errors import raises
 
 from tvrbench.harness import load_model
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.cli.visualize import Visualize, compare_with_records
+from tvrbench.harness.cli.visualize import Visualize, compare_with_record
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.factory import method_class
-from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.context import weights_of
+from tvrbench.harness.records.store import RecordStore, run_name
+from tvrbench.harness.runs.config import RunConfig, RunFiles, RunKey
+from tvrbench.harness.runs.context import open_context, weights_of
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
 PROTOCOL = "standin/uniform"
@@ -38,24 +39,38 @@ def visualize(*arguments: str) -> int:
     return cli.main(["visualize", *arguments, "--device", "cpu"])
 
 
-def save(method: str, name: str) -> None:
+def files_of(method: str, seed: int = 0, **options: Any) -> RunFiles:
+    context = open_context(load_protocol(PROTOCOL), None, None)
+    name = RunKey.of(context, RunConfig(method=method, seed=seed, options=options)).name
+    return RunFiles(RecordStore(Path("results")), PROTOCOL, name)
+
+
+def save(method: str, seed: int = 0) -> Path:
     model = load_model(method, weights=weights_of(load_protocol(PROTOCOL)), **method_class(method).card.tiny)
-    save_checkpoint(model, Path("results/checkpoints/standin__uniform") / name)
+    path = files_of(method, seed).checkpoint
+    save_checkpoint(model, path)
+    return path
 
 
 def test_tokens_are_drawn_with_checkpoints_where_there_are_and_the_protocol_s_weights_elsewhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    save("tempme", "tempme-lora-seed0-0123abcd.safetensors")
-    save("tempme", "tempme-lora-seed1.safetensors")
+    checkpoint = save("tempme")
+    save("tempme", seed=1)
     assert visualize("tokens", PROTOCOL, "tempme", "vidtome:mode=persistent", "--json") == 0
     done = capsys.readouterr()
-    assert "tempme: trained: tempme-lora-seed0-0123abcd.safetensors\n" in done.err
+    assert f"tempme: trained: {checkpoint.name}\n" in done.err
     assert "vidtome:mode=persistent: not trained: on the protocol's weights\n" in done.err
     assert "Embedded stand-in, not MSR-VTT" in done.err
     file = Path(json.loads(done.out)["file"])
     assert file == Path("reports/standin/uniform/tokens.png")
     assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_of_other_options_is_not_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:
+    save("tempme")
+    assert visualize("tokens", PROTOCOL, "tempme:r=0") == 0
+    assert "tempme:r=0: not trained: on the protocol's weights\n" in capsys.readouterr().err
 
 
 def test_a_gallery_of_two_methods(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,13 +109,14 @@ def test_unknown_names_and_absent_data_exit_with_2(
     assert not Path("reports").exists()
 
 
-def test_ranks_are_compared_with_the_records(tmp_path: Path) -> None:
+def test_ranks_are_compared_with_the_record(tmp_path: Path) -> None:
     record = json.loads((Path(__file__).parents[1] / "fixtures" / "standin_record.json").read_text(encoding="utf-8"))
     store, ranks = RecordStore(tmp_path), np.array([1.0, 1.5, 3.0, 7.0])
-    method, seed = record["method"]["name"], record["seed"]
-    assert compare_with_records(ranks, store, PROTOCOL, method, seed) is None
-    store.save(record, {"t2v": ranks, "v2t": ranks})
-    assert compare_with_records(ranks, store, PROTOCOL, method, seed) == 0
-    assert compare_with_records(np.array([1.0, 1.5, 4.0, 8.0]), store, PROTOCOL, method, seed) == 2
-    assert compare_with_records(ranks, store, PROTOCOL, method, seed + 1) is None
-    assert compare_with_records(ranks[:3], store, PROTOCOL, method, seed) is None
+    files = RunFiles(store, PROTOCOL, run_name(record))
+    assert compare_with_record(ranks, files) is None
+    assert store.save(record, {"t2v": ranks, "v2t": ranks}) == files.record
+    assert compare_with_record(ranks, files) == 0
+    assert compare_with_record(np.array([1.0, 1.5, 4.0, 8.0]), files) == 2
+    assert compare_with_record(ranks[:3], files) is None
+    store.save(record, None)
+    assert compare_with_record(ranks, files) is None

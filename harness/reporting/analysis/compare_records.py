@@ -46,75 +46,41 @@ _MEANING: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fact:
-    """A difference between the records and what follows from it; None: the record does not hold it."""
-
-    what: str
-    a: str | None
-    b: str | None
-    meaning: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricLine:
-    """A metric of both, B minus A, and the paired bootstrap of that difference where queries are shared."""
-
-    metric: str
-    a: float
-    b: float
-    difference: float
-    paired: PairedDifference | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostLine:
-    """A measurement of both and B / A; ``reason`` says why there is no ratio."""
-
-    name: str
-    unit: str
-    a: float | None
-    b: float | None
-    ratio: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class RecordComparison:
-    """Everything about two records.
+    """Everything about two records: differences are B minus A, ratios B over A; None where a record holds no value.
 
     Attributes:
-        facts: what differs.
-        metrics: of both directions.
+        facts: each difference with ``what`` it is, ``a``, ``b``, and its ``meaning``.
+        metrics: each ``metric`` of both, ``a``, ``b``, their ``difference``, and the ``paired`` bootstrap of it where
+            queries are shared.
         mcnemar: by cut-off, text to video: queries that only A, or only B, finds; empty where not paired.
         why_not_paired: None where the queries were paired.
-        costs: every measurement that either holds.
+        costs: each measurement that either holds: ``name``, ``unit``, ``a``, ``b``, ``ratio``, and the ``reason`` for
+            no ratio.
     """
 
-    facts: tuple[Fact, ...]
-    metrics: tuple[MetricLine, ...]
-    mcnemar: Mapping[str, McNemar]
+    facts: list[dict[str, str | None]]
+    metrics: list[dict[str, Any]]
+    mcnemar: dict[str, McNemar]
     why_not_paired: str | None
-    costs: tuple[CostLine, ...]
+    costs: list[dict[str, Any]]
 
 
 def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
-    """Compare two records; every difference is B minus A."""
+    """Compare two records."""
     ranks, reason = _paired_ranks(a, b)
+    one, other = _described(a.record), _described(b.record)
     return RecordComparison(
-        facts=tuple(_facts(a.record, b.record)),
-        metrics=tuple(_metrics(a, b, ranks)),
+        facts=[
+            {"what": what, "a": one.get(what), "b": other.get(what), "meaning": _MEANING.get(what)}
+            for what in one | other
+            if one.get(what) != other.get(what)
+        ],
+        metrics=list(_metrics(a, b, ranks)),
         mcnemar={f"R{k}": mcnemar(*ranks["t2v"], k=k) for k in (1, 5, 10)} if ranks else {},
         why_not_paired=reason,
-        costs=tuple(_costs(a.record, b.record)),
+        costs=list(_costs(a.record, b.record)),
     )
-
-
-def _facts(a: Record, b: Record) -> Iterator[Fact]:
-    one, other = _described(a), _described(b)
-    for what in dict.fromkeys((*one, *other)):
-        x, y = one.get(what), other.get(what)
-        if x != y:
-            yield Fact(what=what, a=x, b=y, meaning=_MEANING.get(what))
 
 
 def _described(record: Record) -> dict[str, str]:
@@ -162,16 +128,14 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
     split, other = (run.record["data"]["split_fingerprint"] for run in (a, b))
     if split is None or split != other:
         return {}, "the split fingerprints differ: not the same test videos and captions"
-    names = {run.record["method"]["name"] for run in (a, b)}
-    hashes = {run.record["protocol"]["hash"] for run in (a, b)}
-    own = any(not compares_methods(run.record["protocol"]["name"]) for run in (a, b))
-    if len(names) > 1 and (len(hashes) > 1 or own):
+    protocols = [run.record["protocol"] for run in (a, b)]
+    uniform = protocols[0]["hash"] == protocols[1]["hash"] and all(compares_methods(p["name"]) for p in protocols)
+    if a.record["method"]["name"] != b.record["method"]["name"] and not uniform:
         return {}, "two methods are compared only under one and the same uniform protocol"
     try:
-        found = [run.ranks() for run in (a, b)]
+        one, two = a.ranks(), b.ranks()
     except UsageError as error:
         return {}, str(error)
-    one, two = found
     if one is None or two is None:
         return {}, "a record holds no per-query ranks"
     if any(len(one[direction]) != len(two[direction]) for direction in one):
@@ -179,70 +143,59 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
     return {d: (np.asarray(one[d], dtype=np.float64), np.asarray(two[d], dtype=np.float64)) for d in one}, None
 
 
-def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values, Values]]) -> Iterator[MetricLine]:
+def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values, Values]]) -> Iterator[dict[str, Any]]:
     one, other = a.record["metrics"], b.record["metrics"]
-    shared = [m.get("ties_shared", {}).get("t2v", {}).get("R1") for m in (one, other)]
-    if None not in shared:
-        credits_a, credits_b = (run_credits(run) if ranks else None for run in (a, b))
-        paired = (
-            paired_mean_differences([credits_b - credits_a])[0]
-            if credits_a is not None and credits_b is not None
-            else None
-        )
-        yield _line("t2v R1, ties shared", shared[0], shared[1], paired)
-    for direction in ("t2v", "v2t"):
-        if direction not in one or direction not in other:
-            continue
+
+    def compared(name: str, x: Any, y: Any, paired: PairedDifference | None = None) -> Iterator[dict[str, Any]]:
+        if x is not None and y is not None:
+            yield {"metric": name, "a": x, "b": y, "difference": y - x, "paired": paired}
+
+    x, y = (m.get("ties_shared", {}).get("t2v", {}).get("R1") for m in (one, other))
+    credits_a, credits_b = (run_credits(run) if ranks else None for run in (a, b))
+    gain = None if credits_a is None or credits_b is None else credits_b - credits_a
+    yield from compared("t2v R1, ties shared", x, y, None if gain is None else paired_mean_differences([gain])[0])
+    for direction in [d for d in ("t2v", "v2t") if d in one and d in other]:
         for name, statistic in RANK_STATISTICS.items():
             paired = paired_statistic(ranks[direction][1], ranks[direction][0], statistic) if ranks else None
-            yield _line(f"{direction} {name}", one[direction][name], other[direction][name], paired)
-    if None not in (one.get("pair_accuracy"), other.get("pair_accuracy")):
-        yield _line("right order picked", one["pair_accuracy"], other["pair_accuracy"], None)
+            yield from compared(f"{direction} {name}", one[direction][name], other[direction][name], paired)
+    yield from compared("right order picked", one.get("pair_accuracy"), other.get("pair_accuracy"))
 
 
-def _line(metric: str, a: float, b: float, paired: PairedDifference | None) -> MetricLine:
-    return MetricLine(metric=metric, a=a, b=b, difference=b - a, paired=paired)
-
-
-def _costs(a: Record, b: Record) -> Iterator[CostLine]:
+def _costs(a: Record, b: Record) -> Iterator[dict[str, Any]]:
     one, other = _by_name(a), _by_name(b)
-    for name in dict.fromkeys((*one, *other)):
-        x, y = one.get(name), other.get(name)
-        reason = _why_no_ratio(a, b, x, y)
-        values = [None if m is None else m["value"] for m in (x, y)]
-        ratio = values[1] / values[0] if reason is None and values[0] and values[1] is not None else None
-        unit = next(m["unit"] for m in (x, y) if m is not None)
-        yield CostLine(name=name, unit=unit, a=values[0], b=values[1], ratio=ratio, reason=reason)
+    for name in one | other:
+        sides = [m for m in (one.get(name), other.get(name)) if m is not None]
+        x, y = (None if m is None else m["value"] for m in (one.get(name), other.get(name)))
+        reason = _why_no_ratio(a, b, *sides) if len(sides) == 2 else "measured in one of them only"
+        ratio = y / x if reason is None and x and y is not None else None
+        yield {"name": name, "unit": sides[0]["unit"], "a": x, "b": y, "ratio": ratio, "reason": reason}
 
 
 def _by_name(record: Record) -> dict[str, MeasurementDoc]:
     """Measurements by name, what ran, and the batch where one name was measured at several."""
     names = [(m["name"], m["conditions"].get("what")) for m in record["cost"]]
-    found: dict[str, MeasurementDoc] = {}
+    named: dict[str, MeasurementDoc] = {}
     for m, (name, what) in zip(record["cost"], names, strict=True):
         several = names.count((name, what)) > 1
-        parts = [name.replace("_", " "), str(what) if what else "", f"batch {m['conditions'].get('batch')}" * several]
-        found.setdefault(", ".join(part for part in parts if part), m)
-    return found
+        parts = [name.replace("_", " "), str(what or ""), f"batch {m['conditions'].get('batch')}" * several]
+        named.setdefault(", ".join(filter(None, parts)), m)
+    return named
 
 
-def _why_no_ratio(a: Record, b: Record, x: MeasurementDoc | None, y: MeasurementDoc | None) -> str | None:
-    if x is None or y is None:
-        return "measured in one of them only"
+def _why_no_ratio(a: Record, b: Record, x: MeasurementDoc, y: MeasurementDoc) -> str | None:
     if x["unit"] != y["unit"]:
         return f"in {x['unit']} and in {y['unit']}"
     for m in (x, y):
         if m["value"] is None:
             return str(m["conditions"]["reason"])
-    if x["unit"] in _COUNTED:
-        return None if x["value"] else "A's is 0"
-    devices = [record["environment"]["device"] for record in (a, b)]
-    if devices[0] != devices[1]:
-        return f"made on different devices ({devices[0]}; {devices[1]}): not compared"
-    for key in (*CONDITIONS, "frames"):
-        one, other = x["conditions"].get(key), y["conditions"].get(key)
-        if one != other:
-            return f"{key} was {one} and {other}: not compared"
-    if any(m["conditions"].get("lower_bound") is True for m in (x, y)):
-        return "a lower bound has no ratio"
+    if x["unit"] not in _COUNTED:
+        devices = [record["environment"]["device"] for record in (a, b)]
+        if devices[0] != devices[1]:
+            return f"made on different devices ({devices[0]}; {devices[1]}): not compared"
+        for key in (*CONDITIONS, "frames"):
+            one, other = x["conditions"].get(key), y["conditions"].get(key)
+            if one != other:
+                return f"{key} was {one} and {other}: not compared"
+        if any(m["conditions"].get("lower_bound") is True for m in (x, y)):
+            return "a lower bound has no ratio"
     return None if x["value"] else "A's is 0"

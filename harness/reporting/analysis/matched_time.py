@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tvrbench.harness.core.registry import matching
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
@@ -46,8 +46,7 @@ def is_frame_budget(method: str) -> bool:
 
 def frames_kept(row: MethodRow) -> int | None:
     """Frames that a row encodes: the number it keeps, or all."""
-    kept: int | None = row.options.get("keep", row.options.get("frames"))
-    return kept
+    return cast("int | None", row.options.get("keep", row.options.get("frames")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,44 +81,27 @@ class TimedRow:
         return value_of(figure(self.row, "output_tokens")) or 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class FrameBudget:
     """The frame-budget baseline at some time per video: between two measured points, or at one.
 
     Attributes:
         points: one or two, the faster first.
-        share: of the videos that the second point encodes; this mixture of the two takes the time asked for.
+        share: of the videos that the last point encodes; this mixture of the two takes the time asked for.
         exact: the mixture takes exactly that time; otherwise it is the slowest point and takes less.
+        frames, gmacs, tokens: of the mixture, per video.
+        recall: its R@1, expected over ties, in percent.
     """
 
-    points: tuple[TimedRow, ...]
-    share: float = 0.0
-    exact: bool = True
+    def __init__(self, *points: TimedRow, share: float = 0.0, exact: bool = True) -> None:
+        self.points, self.share, self.exact = points, share, exact
+        self.frames = self.mix([point.frames for point in points])
+        self.gmacs = self.mix([point.gmacs for point in points])
+        self.tokens = self.mix([point.tokens for point in points])
+        self.recall = self.mix([expected_recall(point.row) or 0.0 for point in points])
 
-    def mean(self, value: Callable[[TimedRow], T]) -> T:
-        """Interpolate a value of the points, linearly in time."""
-        first, last = value(self.points[0]), value(self.points[-1])
-        return first if len(self.points) == 1 else (1 - self.share) * first + self.share * last
-
-    @property
-    def frames(self) -> float:
-        """Frames per video."""
-        return self.mean(lambda point: point.frames)
-
-    @property
-    def gmacs(self) -> float:
-        """GMACs per video."""
-        return self.mean(lambda point: point.gmacs)
-
-    @property
-    def tokens(self) -> float:
-        """Tokens per video that leave the encoder."""
-        return self.mean(lambda point: point.tokens)
-
-    @property
-    def recall(self) -> float:
-        """R@1, expected over ties, in percent."""
-        return self.mean(lambda point: expected_recall(point.row) or 0.0)
+    def mix(self, values: Sequence[T]) -> T:
+        """Interpolate a value of each point, linearly in time."""
+        return values[0] if len(values) == 1 else (1 - self.share) * values[0] + self.share * values[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,18 +239,15 @@ def missing_points(rows: Sequence[MethodRow], scope: ReportContext) -> list[str]
     Empty where methods are not compared.
     """
     trained = [
-        row
-        for row in rows
-        if scope.compares and not is_frame_budget(row.method) and row.encodes and row.record["tuning"] != "frozen"
+        row for row in rows if not is_frame_budget(row.method) and row.encodes and row.record["tuning"] != "frozen"
     ]
     frames = {int(row.options["frames"]) for row in trained if "frames" in row.options}
     wanted = {max(1, round(share * n)) for n in frames for share in SHARES}
     lines = []
-    for tuning in dict.fromkeys(row.record["tuning"] for row in trained):
+    for tuning in dict.fromkeys(row.record["tuning"] for row in trained if scope.compares):
         same = [row for row in rows if row.record["tuning"] == tuning]
         for method in frame_budget_methods():
-            missing = wanted - {frames_kept(row) for row in same if row.method == method or _is_dense(row)}
-            if missing:
+            if missing := wanted - {frames_kept(row) for row in same if row.method == method or _is_dense(row)}:
                 run = command_line(["run", scope.protocol, "--methods", method, "--set", f"tuning={tuning}"])
                 lines.append(f"for keep in {' '.join(map(str, sorted(missing)))}; do {run} --set keep=$keep; done")
     return lines
@@ -278,12 +257,12 @@ def _match(time: float, curve: Sequence[TimedRow], all_frames: float | None) -> 
     """The baseline at so much time, or the reason why there is none; beyond all frames it is the slowest point."""
     for low, high in pairwise(curve):
         if low.time <= time <= high.time and low.time < high.time:
-            return FrameBudget(points=(low, high), share=(time - low.time) / (high.time - low.time))
+            return FrameBudget(low, high, share=(time - low.time) / (high.time - low.time))
     if time < curve[0].time:
         return f"faster than {curve[0].frames:g} frames, the fewest recorded"
     if curve[-1].frames != all_frames:
         return f"slower than {curve[-1].frames:g} frames, the most recorded"
-    return FrameBudget(points=(curve[-1],), exact=time == curve[-1].time)
+    return FrameBudget(curve[-1], exact=time == curve[-1].time)
 
 
 def _matched(row: MethodRow, curve: Sequence[TimedRow], batch: int, frames: int) -> MatchedPoint:
@@ -298,9 +277,8 @@ def _matched(row: MethodRow, curve: Sequence[TimedRow], batch: int, frames: int)
         return MatchedPoint(row=row, timed=timed, slower=True)
     ends = [_match(end, curve, None) for end in timed.interval]
     low, high = (None if isinstance(end, str) else end.frames for end in ends)
-    return MatchedPoint(
-        row=row, timed=timed, budget=budget, span=(low if budget.exact or low is not None else budget.frames, high)
-    )
+    span = (budget.frames if low is None and not budget.exact else low, high)
+    return MatchedPoint(row=row, timed=timed, budget=budget, span=span)
 
 
 def _timed(row: MethodRow, batch: int, frames: int) -> TimedRow | None:
@@ -323,11 +301,7 @@ def _keeps_all_tokens(row: MethodRow, frames: int) -> bool:
 
 def _is_dense(row: MethodRow) -> bool:
     """Check whether the row is the encoder that its own speed-up is over."""
-    return any(
-        m["name"] == SPEEDUP[0] and m["conditions"].get("against") == row.method
-        for run in row.runs
-        for m in run.record["cost"]
-    )
+    return any(m["name"] == SPEEDUP[0] and m["conditions"].get("against") == row.method for m in row.measurements)
 
 
 def _with_budget(row: MethodRow, budgets: Sequence[MethodRow]) -> MatchedPoint:
@@ -353,45 +327,34 @@ def _of_tuning(timed: TimedRow, budgets: Sequence[MethodRow]) -> FrameBudget | s
     same = [budget for budget in budgets if _setting(budget) == _setting(timed.row)]
     if not same:
         return "fewer frames were timed on another device or in another setting"
-    apart = next((why for budget in same if (why := why_not_paired(timed.row, budget))), None)
+    if apart := next(filter(None, (why_not_paired(timed.row, budget) for budget in same)), None):
+        return apart
     curve = [
+        # the dense encoder's own speed-up is 1, whatever it measured against itself
         TimedRow(row=budget, speedup=speedup, frames=frames_kept(budget) or 0)
         for budget in same
-        if (speedup := _speedup(budget)) is not None
+        if (speedup := 1.0 if _is_dense(budget) else (cost := budget.cost(*SPEEDUP)) and cost.valid)
     ]
-    if apart is not None or not curve:
-        return apart or "the speed-up of fewer frames was not measured"
+    if not curve:
+        return "the speed-up of fewer frames was not measured"
     curve.sort(key=lambda point: (point.time, point.frames))
     return _match(timed.time, curve, curve[-1].row.options.get("frames"))
 
 
-def _speedup(budget: MethodRow) -> float | None:
-    """A valid speed-up; the dense encoder's own is 1, whatever it measured against itself."""
-    if _is_dense(budget):
-        return 1.0
-    cost = budget.cost(*SPEEDUP)
-    return None if cost is None else cost.valid or None
-
-
 def _gain(point: MatchedPoint) -> Values | None:
     """R@1 of the method minus its baseline's per query, in points [Q]."""
-    own = row_credits(point.row) if point.budget is not None else None
-    if own is None or point.budget is None:
+    if point.budget is None:
         return None
-    credits = {id(p): values for p in point.budget.points if (values := row_credits(p.row)) is not None}
-    if len(credits) < len(point.budget.points):
-        return None
-    gain: Values = own - point.budget.mean(lambda p: credits[id(p)])
-    return gain
+    own, *credits = (row_credits(row) for row in (point.row, *(p.row for p in point.budget.points)))
+    usable = [values for values in credits if values is not None]
+    return None if own is None or len(usable) < len(credits) else own - point.budget.mix(usable)
 
 
-def _setting(row: MethodRow) -> list[tuple[str, ...]]:
+def _setting(row: MethodRow) -> set[tuple[str, ...]]:
     """Device and conditions of each run's speed-up, each once."""
-    return sorted(
-        {
-            (run.record["environment"]["device"], *(str(m["conditions"].get(key)) for key in (*CONDITIONS, "against")))
-            for run in row.runs
-            for m in run.record["cost"]
-            if m["name"] == SPEEDUP[0] and m["conditions"].get("what", SPEEDUP[1]) == SPEEDUP[1]
-        }
-    )
+    return {
+        (run.record["environment"]["device"], *(str(m["conditions"].get(key)) for key in (*CONDITIONS, "against")))
+        for run in row.runs
+        for m in run.record["cost"]
+        if m["name"] == SPEEDUP[0] and m["conditions"].get("what", SPEEDUP[1]) == SPEEDUP[1]
+    }

@@ -41,14 +41,16 @@ def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair
     line = [row for row in rows if is_frame_budget(row.method)]
     fair = [row for row in rows if row.selection == "last" and (len(line) == 1 or row not in line)]
     candidates = [(row, values) for row in fair if (values := row_credits(row)) is not None]
-    same = _largest_group(candidates)
+    groups: dict[tuple[str, int], list[tuple[MethodRow, Values]]] = {}
+    for row, values in candidates:
+        if (split := row.record["data"]["split_fingerprint"]) is not None:
+            groups.setdefault((split, len(values)), []).append((row, values))
+    same = max(groups.values(), key=len, default=[])
     pairs = [
         (a, b, values_a - values_b) if values_a.mean() >= values_b.mean() else (b, a, values_b - values_a)
         for (a, values_a), (b, values_b) in combinations(same, 2)
     ]
-    if not pairs:
-        return []
-    differences = paired_mean_differences([gain for _, _, gain in pairs])
+    differences = paired_mean_differences([gain for _, _, gain in pairs]) if pairs else []
     adjusted = holm([one.p_value for one in differences])
     return [
         Pair(a=a, b=b, difference=difference, p_value=p)
@@ -61,13 +63,3 @@ def rank(row: MethodRow, pairs: Sequence[Pair]) -> int | None:
     if not any(row in (pair.a, pair.b) for pair in pairs):
         return None
     return 1 + sum(row in (pair.a, pair.b) and pair.better not in (None, row) for pair in pairs)
-
-
-def _largest_group(candidates: Sequence[tuple[MethodRow, Values]]) -> list[tuple[MethodRow, Values]]:
-    """The rows that share their queries with most others."""
-    groups: dict[tuple[str, int], list[tuple[MethodRow, Values]]] = {}
-    for row, values in candidates:
-        split = row.record["data"]["split_fingerprint"]
-        if split is not None:
-            groups.setdefault((split, len(values)), []).append((row, values))
-    return max(groups.values(), key=len, default=[])

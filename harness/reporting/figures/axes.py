@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 
@@ -35,18 +36,9 @@ Span = tuple[float, float]
 Reading = tuple[float, float | None, float | None, bool]
 """A value, the ends of its interval where there is one, and whether the value is only a lower bound."""
 
-_LOG_RATIO = 8.0  # values further apart than this are drawn on a logarithmic axis
 _SAMPLES = 4  # fewer have no quartiles to speak of
-_REPORTED = (
-    "gmacs_video",
-    "throughput",
-    "speedup",
-    "params_trainable",
-    "output_tokens",
-    "step_time",
-    "end_to_end_throughput",
-    "energy_video",
-)
+_MODEL = ("gmacs_video", "throughput", "speedup", "params_trainable", "output_tokens")
+_REPORTED = (*_MODEL, "step_time", "end_to_end_throughput", "energy_video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +69,7 @@ class Axis:
         return self.metric.better or "min"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Point:
     """One method in a scatter plot.
 
@@ -102,50 +94,38 @@ class Point:
 
 def cost_axes(rows: Sequence[MethodRow]) -> list[Axis]:
     """List the costs that at least one row has: well-known ones first, then each kind of memory and of latency."""
-    cost = [m for row in rows for run in row.runs for m in run.record["cost"]]
+    cost = [m for row in rows for m in row.measurements]
     metrics = [*(CATALOGUE[name] for name in _REPORTED), *recorded(cost, "memory"), *recorded(cost, "latency")]
     axes = [Axis(metric=one, read=partial(_averaged, one)) for one in metrics]
-    return [axis for axis in axes if any((found := axis.read(row)) and found[0] for row in rows)]
+    return [axis for axis in axes if any((reading := axis.read(row)) and reading[0] for row in rows)]
 
 
 def accuracy_axes(rows: Sequence[MethodRow]) -> list[Axis]:
     """List the metrics of retrieval that at least one row has; R@1 expected over ties leads where ties matter."""
     subsets = dict.fromkeys(name for row in rows for name in row.record["metrics"].get("subsets", {}))
-    metrics = [
-        *([EXPECTED_R1] * ties_matter(rows)),
-        *retrieval("t2v"),
-        *retrieval("v2t"),
-        *(subset_metric(subset, "R1") for subset in subsets),
-        PAIR_ACCURACY,
-    ]
+    metrics = [*([EXPECTED_R1] * ties_matter(rows)), *retrieval("t2v"), *retrieval("v2t")]
+    metrics += [*(subset_metric(subset, "R1") for subset in subsets), PAIR_ACCURACY]
     axes = [Axis(metric=one, read=partial(_scored, one)) for one in metrics]
     return [axis for axis in axes if any(axis.read(row) for row in rows)]
 
 
 def bench_axes(rows: Sequence[MethodRow]) -> list[Axis]:
     """List what ``tvrbench bench`` measured, at the largest batch that all rows did where the batch matters."""
-    cost = [m for row in rows for run in row.runs for m in run.record["cost"]]
     ratios = [m for row in rows if (m := figure(row, "speedup")) is not None and value_of(m)]
     over = " or ".join(dict.fromkeys(str(m["conditions"].get("against")) for m in ratios))
     batch = shared_batch(rows, "throughput", "inference")
     time = replace(metric("throughput"), label=f"ms per video to encode, batch {batch}", better="min", scale=1e3)
-    batched = [
-        replace(metric("speedup"), label=f"speed-up over {over} (x)"),
-        *recorded(cost, "memory"),
-        metric("step_time"),
+    speedup = replace(metric("speedup"), label=f"speed-up over {over} (x)")
+    training = replace(metric("training_speedup"), label=f"training speed-up over {over} (x)")
+    memory = recorded((m for row in rows for m in row.measurements), "memory")
+    metrics: list[tuple[Metric, int | None]] = [
+        (metric("gmacs_video"), None),
+        (time, batch),
+        *((m, shared_batch(rows, m.name, m.what)) for m in (speedup, *memory, metric("step_time"))),
+        *((metric(name), None) for name in ("output_tokens", "params_trainable", "latency_median")),
+        *((m, None) for m in (training, metric("end_to_end_throughput"), metric("energy_video"))),
     ]
-    plain = [metric(name) for name in ("output_tokens", "params_trainable", "latency_median")]
-    last = [
-        replace(metric("training_speedup"), label=f"training speed-up over {over} (x)"),
-        metric("end_to_end_throughput"),
-        metric("energy_video"),
-    ]
-    return [
-        Axis(metric=metric("gmacs_video"), read=partial(_benched, metric("gmacs_video"), None)),
-        Axis(metric=time, read=partial(_benched, time, batch, inverse=True)),
-        *(Axis(metric=m, read=partial(_benched, m, shared_batch(rows, m.name, m.what))) for m in batched),
-        *(Axis(metric=m, read=partial(_benched, m, None)) for m in (*plain, *last)),
-    ]
+    return [Axis(metric=m, read=partial(_benched, m, at, inverse=m is time)) for m, at in metrics]
 
 
 def plotted(rows: Sequence[MethodRow]) -> list[MethodRow]:
@@ -161,10 +141,9 @@ def styles(rows: Sequence[MethodRow]) -> Mapping[str, int]:
 
 def recall_interval(row: MethodRow) -> Span | None:
     """95 % interval of R@1, expected over ties: as recorded, or of several seeds from the credits of each query."""
-    known = expected_interval(row)
-    credits = None if known is not None else row_credits(row)
-    if credits is None:
-        return known
+    recorded_interval = expected_interval(row)
+    if recorded_interval is not None or (credits := row_credits(row)) is None:
+        return recorded_interval
     interval = bootstrap_interval(credits, mean)
     return interval.low, interval.high
 
@@ -179,25 +158,18 @@ def points(rows: Sequence[MethodRow], axis: Axis) -> list[Point]:
     """Every row that has this cost and an R@1, expected over ties."""
     shown = plotted(rows)
     style, joined = styles(shown), [line_of(row) for row in shown]
-    found = []
+    drawn = []
     for row, line in zip(shown, joined, strict=True):
         cost, recall, keep = axis.read(row), expected_recall(row), row.options.get("keep")
         if cost is None or recall is None:
             continue
         short = line is not None and joined.count(line) > 1 and keep is not None
+        label = f"{keep} of {row.options.get('frames')} frames" if short else row.label
         value, low, high, _ = cost
-        found.append(
-            Point(
-                label=f"{keep} of {row.options.get('frames')} frames" if short else row.label,
-                cost=value,
-                recall=recall,
-                interval=recall_interval(row),
-                spread=None if low is None or high is None else (low, high),
-                line=line,
-                style=style[row.label],
-            )
-        )
-    return found
+        spread = None if low is None or high is None else (low, high)
+        interval, number = recall_interval(row), style[row.label]
+        drawn.append(Point(label, value, recall, interval=interval, spread=spread, line=line, style=number))
+    return drawn
 
 
 def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
@@ -208,27 +180,18 @@ def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
         better: the good end of the cost.
     """
     sign = 1 if better == "min" else -1
-
-    def beats(q: Point, p: Point) -> bool:
-        return sign * q.cost <= sign * p.cost and q.recall >= p.recall and (q.cost, q.recall) != (p.cost, p.recall)
-
-    best = (p for p in points if not any(beats(q, p) for q in points))
-    return sorted(best, key=lambda p: (sign * p.cost, p.recall, p.label))
+    best: list[Point] = []
+    for p in sorted(points, key=lambda p: (sign * p.cost, -p.recall, p.label)):
+        if not best or p.recall > best[-1].recall or (p.cost, p.recall) == (best[-1].cost, best[-1].recall):
+            best.append(p)
+    return best
 
 
 def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Points that are joined, by the line's name and in order of cost; a single point makes no line."""
-    found: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda p: (p.cost, p.recall)):
-        if point.line is not None:
-            found.setdefault(point.line, []).append(point)
-    return {name: members for name, members in found.items() if len(members) > 1}
-
-
-def wants_log(values: Sequence[float]) -> bool:
-    """Check whether values lie so far apart that a linear axis would press most of them together."""
-    positive = [value for value in values if value > 0]
-    return len(positive) > 1 and max(positive) / min(positive) > _LOG_RATIO
+    named = sorted((p for p in points if p.line is not None), key=lambda p: (p.line or "", p.cost, p.recall))
+    groups = {str(name): list(members) for name, members in groupby(named, key=lambda p: p.line)}
+    return {name: members for name, members in groups.items() if len(members) > 1}
 
 
 def _averaged(metric: Metric, row: MethodRow) -> Reading | None:
@@ -238,8 +201,7 @@ def _averaged(metric: Metric, row: MethodRow) -> Reading | None:
         return None
     measured = [
         m
-        for run in row.runs
-        for m in run.record["cost"]
+        for m in row.measurements
         if m["name"] == metric.name and m["conditions"].get("what", metric.what) == metric.what
     ]
     values, samples = [m["value"] for m in measured if m["value"] is not None], measured[0]["samples"]
@@ -252,13 +214,9 @@ def _averaged(metric: Metric, row: MethodRow) -> Reading | None:
 
 
 def _benched(metric: Metric, batch: int | None, row: MethodRow, inverse: bool = False) -> Reading | None:
-    """One measurement, with the interval of a ratio's repeats or the quartiles of its samples.
+    """One measurement at a batch (None: any), with the interval of a ratio's repeats or the quartiles of its samples.
 
-    Args:
-        metric: what to read.
-        batch: at which batch; None: any.
-        row: one method.
-        inverse: read 1 over the value, then scaled: a speed becomes a time.
+    ``inverse`` scales 1 over the value: a speed becomes a time.
     """
     measured = figure(row, metric.name, metric.what, batch)
     value = value_of(measured)
@@ -268,20 +226,19 @@ def _benched(metric: Metric, batch: int | None, row: MethodRow, inverse: bool = 
     if {"low", "high"} <= measured["conditions"].keys():
         ends = rounds_interval(measured)
     elif len(measured["samples"]) > 1:
-        ends = np.percentile(measured["samples"], (25, 75)).tolist()
+        ends = np.quantile(measured["samples"], [0.25, 0.75]).tolist()
     bound = measured["conditions"].get("lower_bound") is True
     return _reading(value, ends, bound, lambda v: metric.scale / v if inverse else metric.scale * v)
 
 
 def _scored(metric: Metric, row: MethodRow) -> Reading | None:
     """A metric of retrieval, with its 95 % interval over queries."""
-    expected = metric is EXPECTED_R1
-    value = expected_recall(row) if expected else row.metric(*metric.path)
-    if value is None:
-        return None
-    direction, *rest = metric.path
-    interval = recall_interval(row) if expected else row.interval(direction, rest[0]) if len(rest) == 1 else None
-    return value, *(interval or (None, None)), False
+    if metric is EXPECTED_R1:
+        value, interval = expected_recall(row), recall_interval(row)
+    else:
+        value = row.metric(*metric.path)
+        interval = row.interval(*metric.path) if value is not None and len(metric.path) == 2 else None
+    return None if value is None else (value, *(interval or (None, None)), False)
 
 
 def _reading(value: float, ends: Sequence[float], bound: bool, scaled: Callable[[float], float]) -> Reading:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.figures.axes import Axis, bench_axes
+from tvrbench.harness.reporting.figures.axes import bench_axes
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.tables.markdown import one_line
 
@@ -66,25 +66,23 @@ def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:
 
 
 def _methods(group: Group) -> list[dict[str, Any]]:
-    shown = [row for row in group.rows if row.encodes]
-    axes: list[Axis] = bench_axes(shown)
-    ids = dict(zip((row.label for row in group.rows), group.ids, strict=True))
-    lines = {row.label: row.method if is_frame_budget(row.method) else row.label for row in shown}
+    axes = bench_axes([row for row in group.rows if row.encodes])
+    budget = {row.label: is_frame_budget(row.method) for row in group.rows}
+    lines = {row.label: row.method if budget[row.label] else row.label for row in group.rows if row.encodes}
     names = sorted(set(lines.values()))
     methods = []
-    for row in shown:
+    for row, identity in zip(group.rows, group.ids, strict=True):
+        if not row.encodes:
+            continue
         points = {axis.key: point for axis in axes if (point := axis.read(row)) is not None}
         frames = group.frames.get(row.label)
-        methods.append(
-            {
-                "label": one_line(row.label),
-                "row": ids[row.label],
-                "style": names.index(lines[row.label]),
-                "line": None if frames is None else "fewer frames",
-                "keep": frames,
-                "short": f"{frames:g} frames" if frames is not None and is_frame_budget(row.method) else None,
-                "costs": points,
-                "accuracies": points,
-            }
-        )
+        method = {
+            "label": one_line(row.label),
+            "row": identity,
+            "style": names.index(lines[row.label]),
+            "line": None if frames is None else "fewer frames",
+            "keep": frames,
+            "short": f"{frames:g} frames" if frames is not None and budget[row.label] else None,
+        }
+        methods.append(method | {"costs": points, "accuracies": points})
     return methods

@@ -24,7 +24,7 @@ _WRAP = 24  # characters
 _GAPS = np.array([4.0, 8.0, 14.0, 22.0, 34.0, 50.0])  # 1/72 inch: from a point to where its label may start
 _LEADER = 11.0  # 1/72 inch: from this distance on, a thin line joins a label and its point
 _ANGLES = np.arange(24) * (2 * np.pi / 24)
-_STEPS = 50
+_SETTINGS: dict[str, Any] = {"avoid_self": False, "force_explode": 0.0, "force_pull": 0.0, "prevent_crossings": False}
 _PIECES = 12  # boxes along a sloping line
 
 
@@ -42,6 +42,7 @@ def place_labels(
         bars: one box per point, its marker and interval.
         lines: other boxes that no label may cover.
     """
+    frame = axes.get_window_extent()
     unit = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     halo = [withStroke(linewidth=2.4, foreground="white", alpha=0.85)]
     style: dict[str, Any] = {"fontsize": 8.5, "ha": "center", "va": "center", "color": INK, "path_effects": halo}
@@ -51,23 +52,22 @@ def place_labels(
     for i in np.argsort(-taken[: len(names), 3], kind="stable"):  # from the top down
         places = _near(spots[i], bars[i], sizes[i], unit)
         boxes = np.hstack([places - sizes[i] / 2, places + sizes[i] / 2])
-        cost = 100 * _shared(boxes, taken).sum(axis=1) + np.linalg.norm(places - spots[i], axis=1)
-        cost += 1e4 * _outside(boxes, axes.get_window_extent())
-        best = int(np.argmin(cost))
-        texts[i].set_position((float(places[best, 0]), float(places[best, 1])))
+        overlap = np.minimum(boxes[:, None, 2:], taken[:, 2:]) - np.maximum(boxes[:, None, :2], taken[:, :2])
+        outside = np.clip(frame.p0 - boxes[:, :2], 0, None) + np.clip(boxes[:, 2:] - frame.p1, 0, None)
+        cost = 100 * overlap.clip(0).prod(axis=-1).sum(axis=1) + np.linalg.norm(places - spots[i], axis=1)
+        cost += 1e4 * outside.sum(axis=1)
+        best = np.argmin(cost)
+        texts[i].set_position(tuple(places[best]))
         taken = np.vstack([taken, boxes[best]])
     adjust_text(
         texts,
         objects=[*bars, *lines],
         target_x=spots[:, 0],
         target_y=spots[:, 1],
-        avoid_self=False,
-        force_explode=0.0,
-        force_pull=0.0,
-        expand=(1.02, 1.05),
-        prevent_crossings=False,
-        iter_lim=_STEPS,  # a limit of time would give other places on a busy machine
+        iter_lim=50,  # a limit of time would give other places on a busy machine
         ax=axes,
+        expand=(1.02, 1.05),
+        **_SETTINGS,
     )
     for text, spot in zip(texts, spots, strict=True):
         box = text.get_window_extent()
@@ -92,18 +92,6 @@ def _near(spot: Array, bar: Bbox, size: Array, unit: float) -> Array:
     heights = unit * _GAPS + size[1] / 2
     beyond = [(spot[0], y) for y in (*(bar.y1 + heights), *(bar.y0 - heights))]
     return np.vstack([around.reshape(-1, 2), beyond])
-
-
-def _shared(a: Array, b: Array) -> Array:
-    """Pixels that each box of a [N, 4] shares with each box of b [M, 4]."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.asarray(np.prod(np.clip(high - low, 0.0, None), axis=-1))
-
-
-def _outside(boxes: Array, frame: Bbox) -> Array:
-    """Pixels by which each box [N, 4] reaches beyond the frame."""
-    beyond = np.clip(frame.p0 - boxes[:, :2], 0, None) + np.clip(boxes[:, 2:] - frame.p1, 0, None)
-    return np.asarray(beyond.sum(axis=1))
 
 
 def _wrapped(label: str) -> str:

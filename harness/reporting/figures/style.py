@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
@@ -13,13 +14,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from tvrbench.harness.reporting.tables.markdown import one_line
+from tvrbench.harness.reporting.tables.markdown import brief, one_line
 
 DPI = 220
 INK, FAINT, GRID, ALERT = "#1f2328", "#6e7781", "#e6e8eb", "#B3261E"
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 # Okabe and Ito's colors for all kinds of color vision, without yellow and black; markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.parse_math": False,  # a name may hold a dollar sign: nothing is read as a formula
+    "text.color": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    **{f"{axis}tick.{what}": value for axis in "xy" for what, value in (("labelsize", 8.5), ("color", INK))},
+}
 
 
 def color(style: int) -> str:
@@ -37,29 +60,25 @@ def canvas(width: float, height: float) -> Iterator[Figure]:
     """An empty figure of this size in inches, independent of the user's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(sns.axes_style("ticks") | sns.plotting_context("paper"))
-        # A name may hold a dollar sign: nothing is read as a formula.
-        mpl.rcParams.update({"font.family": "DejaVu Sans", "text.parse_math": False})
+        mpl.rcParams.update(sns.axes_style("ticks") | sns.plotting_context("paper") | _SETTINGS)
         yield Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def decorate(axes: Axes, title: str, notice: str | None, x_label: str, y_label: str) -> list[Text]:
-    """Draw heading, notice, axis labels and grid; returns the texts above the axes."""
-    heading = "\n".join(textwrap.wrap(one_line(title), 70))
-    above = [axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", color=INK, pad=24 if notice else 8)]
+    """Write heading, notice and axis labels; returns the texts above the axes."""
+    axes.set(xlabel=x_label, ylabel=y_label)
+    above = [axes.set_title("\n".join(textwrap.wrap(one_line(title), 70)), pad=24 if notice else 8)]
     if notice:
-        place = (0, 6)  # 1/72 inch
-        text = axes.annotate(
-            one_line(notice), (0, 1), place, "axes fraction", "offset points", fontsize=8.5, color=ALERT, va="bottom"
-        )
-        above.append(text)
-    axes.set_xlabel(x_label, fontsize=9.5, color=INK)
-    axes.set_ylabel(y_label, fontsize=9.5, color=INK)
-    axes.tick_params(labelsize=8.5, colors=INK)
-    axes.grid(visible=True, color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    sns.despine(ax=axes)
+        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "va": "bottom"}
+        above.append(axes.annotate(one_line(notice), (0, 1), xycoords="axes fraction", **place, size=8.5, color=ALERT))
     return above
+
+
+def name_rows(axes: Axes, names: Sequence[str], longest: int = 44) -> None:
+    """Name the rows of a figure, one per method, from the bottom up, cut to so many characters."""
+    axes.set_yticks(range(len(names)), [brief(name, longest) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
 
 
 def flush_left(axes: Axes, above: Sequence[Text]) -> None:
@@ -68,12 +87,12 @@ def flush_left(axes: Axes, above: Sequence[Text]) -> None:
     assert figure is not None
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    edge = figure.transFigure.transform((0.012, 0.0))
+    edge = float(axes.transAxes.inverted().transform(figure.transFigure.transform((0.012, 0.0)))[0])
     for text in above:
         if isinstance(text, Annotation):
-            text.xy = (float(axes.transAxes.inverted().transform(edge)[0]), 1.0)
+            text.xy = (edge, 1.0)
         else:
-            text.set_x(float(axes.transAxes.inverted().transform(edge)[0]))
+            text.set_x(edge)
 
 
 def png(figure: Figure) -> bytes:

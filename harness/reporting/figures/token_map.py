@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patheffects import withStroke
+from scipy import ndimage
 
 from tvrbench.harness.reporting.figures.style import ALERT, COLORS, FAINT, INK, canvas, png
 from tvrbench.harness.reporting.tables.markdown import brief
@@ -25,6 +26,18 @@ _A_LINE = 6  # frames per row
 _GAP = 0.12  # of a frame, between frames
 _NUMBERED = len(COLORS)  # tokens that get a color and a number: the largest
 _SMALLEST = 2  # patches, for a token to be one of them
+_INSET = 0.06  # of a patch: from its edge to the outline of its token
+# The sides of a patch as lines (x, y), and the step (row, column) to the neighbor beyond each.
+_SIDES = {
+    (-1, 0): ((0, _INSET), (1, _INSET)),
+    (1, 0): ((0, 1 - _INSET), (1, 1 - _INSET)),
+    (0, -1): ((_INSET, 0), (_INSET, 1)),
+    (0, 1): ((1 - _INSET, 0), (1 - _INSET, 1)),
+}
+_FOOT = (
+    "Numbers and colors: the tokens of most patches, the same in all frames of a strip. White lines part tokens; "
+    "hatched: dropped."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,119 +85,71 @@ def token_map(frames: Frames, merged: Sequence[Merged], *, title: str, caption: 
         title, caption: what is shown, and the video's own caption.
         notice: in red, under them.
     """
-    lines = math.ceil(len(frames) / _A_LINE)
-    strip = lines * (1 + _GAP) * _WIDTH / (_A_LINE * (1 + _GAP)) + 0.42
+    strip = math.ceil(len(frames) / _A_LINE) * _WIDTH / _A_LINE + 0.42
     height = 1.15 + strip * len(merged)
     with canvas(_WIDTH, height) as figure:
         figure.set_layout_engine("none")
+
+        def write(top: float, text: str, longest: int, size: float, **style: Any) -> None:
+            figure.text(0.012, top / height, brief(text, longest), fontsize=size, va="center", **style)
+
         top = height - 0.28
-        texts = [(title, 11.0, INK, "bold"), (caption, 8.5, INK, "normal"), (notice or "", 8.5, ALERT, "normal")]
-        for text, size, color, weight in texts:
+        write(top, title, 84, 11, fontweight="bold")
+        for text, ink in ((caption, INK), (notice, ALERT)):
             if text:
-                shown = brief(text, 118 if size < 10 else 84)
-                figure.text(0.012, top / height, shown, fontsize=size, color=color, fontweight=weight, va="center")
                 top -= 0.22
+                write(top, text, 118, 8.5, color=ink)
         for i, method in enumerate(merged):
-            above = (top - i * strip - 0.1) / height
-            figure.text(0.012, above, _head(method), fontsize=8.8, color=INK, fontweight="bold", va="center")
-            figure.text(
-                0.012, above - 0.16 / height, brief(method.summary, 118), fontsize=7.6, color=FAINT, va="center"
-            )
-            share = (strip - 0.42) / height
-            axes = figure.add_axes((0.012, above - 0.28 / height - share, 0.976, share))
-            _draw(axes, frames, method)
-        foot = (
-            "Numbers and colors: the tokens of most patches, the same in all frames of a strip. White lines part "
-            "tokens; hatched: dropped."
-        )
-        figure.text(0.012, 0.12 / height, foot, fontsize=7.2, color=FAINT, va="center")
+            above = top - 0.32 - i * strip
+            write(above, f"{method.label} ({method.origin})", 96, 8.8, fontweight="bold")
+            write(above - 0.16, method.summary, 118, 7.6, color=FAINT)
+            bottom, share = (above + 0.14 - strip) / height, (strip - 0.42) / height
+            _draw(figure.add_axes((0.012, bottom, 0.976, share)), frames, method)
+        write(0.12, _FOOT, len(_FOOT), 7.2, color=FAINT)
         return png(figure)
 
 
-def _head(method: Merged) -> str:
-    return brief(f"{method.label} ({method.origin})", 96)
-
-
 def _draw(axes: Axes, frames: Frames, method: Merged) -> None:
-    _, _, rows, columns = frames.shape
+    """Frames in rows; the unit of both axes is a patch."""
     side = math.isqrt(method.token_TP.shape[1])
-    patch, step_x, step_y = columns / side, columns * (1 + _GAP), rows * (1 + _GAP)
-    lines = math.ceil(len(frames) / _A_LINE)
     for t, frame in enumerate(frames):
-        x, y = (t % _A_LINE) * step_x, (t // _A_LINE) * step_y
-        axes.imshow(frame.transpose(1, 2, 0), extent=(x, x + columns, y + rows, y), interpolation="bilinear")
+        x, y = np.array((t % _A_LINE, t // _A_LINE)) * side * (1 + _GAP)
+        axes.imshow(frame.transpose(1, 2, 0), extent=(x, x + side, y + side, y), interpolation="bilinear")
         grid = method.token_TP[t].reshape(side, side)
-        _borders(axes, grid, x, y, patch)
-        _dropped(axes, grid, x, y, patch)
+        corner = np.array((x, y))
+        # White lines, dark beside, wherever neighbors belong to different tokens.
+        borders = [np.add(corner, ((j + 1, i), (j + 1, i + 1))) for i, j in np.argwhere(np.diff(grid, axis=1))]
+        borders += [np.add(corner, ((j, i + 1), (j + 1, i + 1))) for i, j in np.argwhere(np.diff(grid, axis=0))]
+        axes.add_collection(LineCollection(borders, colors="#00000080", linewidths=1.3, capstyle="round"))
+        axes.add_collection(LineCollection(borders, colors="white", linewidths=0.6, capstyle="round"))
+        gone = [np.add(corner, ((j, i), (j + 1, i), (j + 1, i + 1), (j, i + 1))) for i, j in np.argwhere(grid < 0)]
+        style: dict[str, Any] = {
+            "facecolors": "#101418b0",
+            "edgecolors": "#ffffff70",
+            "hatch": "////",
+            "linewidths": 0.3,
+        }
+        axes.add_collection(PolyCollection(gone, **style))
         for place, token in enumerate(method.largest):
-            _outline(axes, grid == token, place, x, y, patch)
-    axes.set_xlim(-0.5, _A_LINE * step_x - _GAP * columns + 0.5)
-    axes.set_ylim(lines * step_y, -0.02 * rows)
+            _outline(axes, grid == token, place, corner)
+    lines = math.ceil(len(frames) / _A_LINE)
+    axes.set_xlim(-0.02, (_A_LINE * (1 + _GAP) - _GAP) * side + 0.02)
+    axes.set_ylim(lines * (1 + _GAP) * side, -0.02 * side)
     axes.axis("off")
 
 
-def _borders(axes: Axes, grid: Tokens, x: float, y: float, patch: float) -> None:
-    """White lines, dark beside, wherever neighbors belong to different tokens."""
-    side = len(grid)
-    segments = []
-    for i, j in product(range(side), range(side)):
-        if j + 1 < side and grid[i, j] != grid[i, j + 1]:
-            segments.append([(x + (j + 1) * patch, y + i * patch), (x + (j + 1) * patch, y + (i + 1) * patch)])
-        if i + 1 < side and grid[i, j] != grid[i + 1, j]:
-            segments.append([(x + j * patch, y + (i + 1) * patch), (x + (j + 1) * patch, y + (i + 1) * patch)])
-    axes.add_collection(LineCollection(segments, colors="#00000080", linewidths=1.3, capstyle="round"))
-    axes.add_collection(LineCollection(segments, colors="white", linewidths=0.6, capstyle="round"))
-
-
-def _dropped(axes: Axes, grid: Tokens, x: float, y: float, patch: float) -> None:
-    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * patch
-    gone = [corners + np.array([x + j * patch, y + i * patch]) for i, j in np.argwhere(grid < 0)]
-    axes.add_collection(
-        PolyCollection(gone, facecolors="#101418b0", edgecolors="#ffffff70", hatch="////", linewidths=0.3)
-    )
-
-
-def _outline(axes: Axes, inside: npt.NDArray[np.bool_], place: int, x: float, y: float, patch: float) -> None:
+def _outline(axes: Axes, inside: npt.NDArray[np.bool_], place: int, corner: npt.NDArray[np.float64]) -> None:
     """The edges of a token's patches in its color, set a little inwards, and its number in each connected part."""
-    side, inset = len(inside), 0.06 * patch
-    segments = []
-    for i, j in np.argwhere(inside):
-        left, top = x + j * patch, y + i * patch
-        right, bottom = left + patch, top + patch
-        edges = (
-            (i == 0 or not inside[i - 1, j], [(left, top + inset), (right, top + inset)]),
-            (i == side - 1 or not inside[i + 1, j], [(left, bottom - inset), (right, bottom - inset)]),
-            (j == 0 or not inside[i, j - 1], [(left + inset, top), (left + inset, bottom)]),
-            (j == side - 1 or not inside[i, j + 1], [(right - inset, top), (right - inset, bottom)]),
-        )
-        segments += [edge for wanted, edge in edges if wanted]
-    axes.add_collection(LineCollection(segments, colors=COLORS[place], linewidths=1.6, capstyle="round"))
-    for i, j in _first_of_parts(inside):
-        axes.text(
-            x + (j + 0.5) * patch,
-            y + (i + 0.53) * patch,
-            str(place + 1),
-            ha="center",
-            va="center",
-            fontsize=7 if len(inside) < 10 else 5,
-            color=COLORS[place],
-            fontweight="bold",
-            path_effects=[withStroke(linewidth=1.8, foreground="white")],
-        )
-
-
-def _first_of_parts(inside: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """The upper left patch of each part whose patches touch at their sides."""
-    left = {(int(i), int(j)) for i, j in np.argwhere(inside)}
-    firsts = []
-    while left:
-        start = min(left)
-        firsts.append(start)
-        reach = [start]
-        left.discard(start)
-        while reach:
-            i, j = reach.pop()
-            near = {(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)} & left
-            left -= near
-            reach += near
-    return firsts
+    padded, side = np.pad(inside, 1), len(inside)
+    edges = [
+        corner + np.add((j, i), edge)
+        for (down, right), edge in _SIDES.items()
+        for i, j in np.argwhere(inside & ~padded[1 + down : 1 + down + side, 1 + right : 1 + right + side])
+    ]
+    axes.add_collection(LineCollection(edges, colors=COLORS[place], linewidths=1.6, capstyle="round"))
+    number: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": "bold", "color": COLORS[place]}
+    halo, size = [withStroke(linewidth=1.8, foreground="white")], 7 if side < 10 else 5
+    parts, first = np.unique(ndimage.label(inside)[0], return_index=True)
+    for i, j in (divmod(int(at), side) for at in first[parts > 0]):
+        x, y = np.add(corner, (j + 0.5, i + 0.53))
+        axes.text(x, y, str(place + 1), fontsize=size, path_effects=halo, **number)

@@ -41,10 +41,7 @@ _RANKING = {
     for direction in ("t2v", "v2t")
     for name in names
 }
-_COLUMNS = _RANKING | {
-    "train_mem_gb": ("train_memory_gb", "GB"),
-    "infer_ms_per_video": ("infer_ms_per_video", "ms"),
-}
+_COLUMNS = _RANKING | {"train_mem_gb": ("train_memory_gb", "GB"), "infer_ms_per_video": ("infer_ms_per_video", "ms")}
 _LINES = {(name, unit): metric for name, (metric, unit) in _RANKING.items()} | {
     ("t2v_rsum", "points"): "t2v_RSum",
     ("v2t_rsum", "points"): "v2t_RSum",
@@ -207,7 +204,8 @@ def read_published(*files: Traversable) -> tuple[PublishedNumber, ...]:
     numbers: dict[tuple[Any, ...], PublishedNumber] = {}
     for file in files:
         for line, row in _lines(file):
-            for n in _line(file, line, row) if "value" in row else _columns(file, line, row):
+            for table, metric, unit, column in _cells(file, line, row):
+                n = _number(file, line, row, table=table, metric=metric, unit=unit, value=column)
                 key = (n.paper, n.table, n.dataset, n.backbone, n.method, n.config, n.frames, n.metric)
                 if key in numbers:
                     raise _duplicate(file, line, f"{n.metric} of {n.method} ({n.config}) in {n.cited}")
@@ -232,10 +230,11 @@ def read_claims(file: Traversable) -> tuple[Claim, ...]:
         for column, (good, needed) in allowed.items():
             if not good:
                 raise _unreadable(file, line, column, f"{row[column]!r}; give {needed}")
-        key = (row["paper"], row["claim"], row["backbone"], row["frames"], row["config"], row["against"])
-        if (*key, row["against_config"]) in claims:
+        columns = ("paper", "claim", "backbone", "frames", "config", "against", "against_config")
+        key = tuple(row[column] for column in columns)
+        if key in claims:
             raise _duplicate(file, line, f"{row['claim']} against {row['against']}")
-        claims[*key, row["against_config"]] = _checked(file, line, Claim, _claim_fields(row) | {"number": number})
+        claims[key] = _claim(file, line, row, number=number, text=row["claim"])
     return tuple(claims.values())
 
 
@@ -252,13 +251,11 @@ def table_claims(numbers: Iterable[PublishedNumber]) -> list[Claim]:
         place = (n.paper, n.table, n.backbone, n.metric, row.get("against"), row.get("against_config"))
         bases = (b for b in numbers if (b.paper, b.table, b.backbone, b.metric, b.method, b.config) == place)
         if (base := next(bases, None)) is not None:
-            share = 100 * n.value / base.value
-            share_of = replace(
-                n, frames=int(row["frames"]), metric=row["measure"], value=share, unit="% of it", decimals=1
-            )
+            form: dict[str, Any] = {"metric": row["measure"], "unit": "% of it", "decimals": 1}
+            share = replace(n, frames=int(row["frames"]), value=100 * n.value / base.value, **form)
             text = f"{row['claim']}: {n.value:g} {n.unit} where the baseline has {base.value:g}"
-            fields = _claim_fields(row) | {"number": share_of, "text": text, "reading": OWN}
-            claims.setdefault((n.backbone, n.config, row["frames"], text), _checked(file, line, Claim, fields))
+            claim = _claim(file, line, row, number=share, text=text, reading=OWN)
+            claims.setdefault((n.backbone, n.config, row["frames"], text), claim)
     return list(claims.values())
 
 
@@ -276,34 +273,32 @@ def _load(name: str, kind: type[T]) -> Iterator[T]:
         yield _checked(_folder() / name, line, kind, {field: row[field] for field in kind.__annotations__})
 
 
-def _line(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[PublishedNumber]:
-    # A unit may name the device that it was measured on or the baseline that it is over.
-    metric = _LINES.get((row["metric"], re.split(" on | over ", row["unit"])[0]))
-    if metric is None:
-        raise _unreadable(file, line, "metric", f"{row['metric']!r} in {row['unit']!r} is not known")
-    yield _number(file, line, row, table=row["table"], metric=metric, unit=row["unit"], value="value")
-
-
-def _columns(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[PublishedNumber]:
+def _cells(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    """Table, metric, unit and column of each number in a line."""
+    if "value" in row:
+        # A unit may name the device that it was measured on or the baseline that it is over.
+        metric = _LINES.get((row["metric"], re.split(" on | over ", row["unit"])[0]))
+        if metric is None:
+            raise _unreadable(file, line, "metric", f"{row['metric']!r} in {row['unit']!r} is not known")
+        yield row["table"], metric, row["unit"], "value"
+        return
     table = re.search(r"Table \S+$", row["source"])
     if table is None:
         raise _unreadable(file, line, "source", "end it in the table, e.g. 'Table 3b'")
-    for column, (metric, unit) in _COLUMNS.items():
-        if row[column]:
-            yield _number(file, line, row, table=table.group(), metric=metric, unit=unit, value=column)
+    yield from ((table.group(), metric, unit, column) for column, (metric, unit) in _COLUMNS.items() if row[column])
 
 
 def _number(file: Traversable, line: int, row: Mapping[str, str], *, value: str, **fields: str) -> PublishedNumber:
     """One number; its text is in the column ``value``."""
     common = ("paper", "dataset", "train_split", "backbone", "method", "config", "frames", "read_from")
+    values = {column: row[column] for column in common} | fields
     decimals = len(row[value].partition(".")[2])
-    values = {column: row[column] for column in common} | fields | {"value": row[value], "decimals": decimals}
-    return _checked(file, line, PublishedNumber, values)
+    return _checked(file, line, PublishedNumber, values | {"value": row[value], "decimals": decimals})
 
 
-def _claim_fields(row: Mapping[str, str]) -> dict[str, Any]:
+def _claim(file: Traversable, line: int, row: Mapping[str, str], **fields: Any) -> Claim:
     same = ("against", "against_config", "reading", "bench_options")
-    return {column: row[column] for column in same} | {"text": row["claim"]}
+    return _checked(file, line, Claim, {column: row[column] for column in same} | fields)
 
 
 def _lines(file: Traversable) -> Iterator[tuple[int, dict[str, str]]]:

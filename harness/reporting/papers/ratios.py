@@ -31,24 +31,24 @@ class Ratio:
 
 def absolute(claim: Claim, row: MethodRow) -> Ratio | str:
     """The method's own cost, or the reason why there is none."""
-    found = figure(row, claim.number.metric)
-    value = value_of(found)
-    return why_not(found) if value is None else Ratio(value=value, how=f"{value:,.0f} parameters")
+    count = figure(row, claim.number.metric)
+    value = value_of(count)
+    return why_not(count) if value is None else Ratio(value=value, how=f"{value:,.0f} parameters")
 
 
 def interleaved(claim: Claim, row: MethodRow) -> Ratio | str:
     """The ratio measured in one process, repeat by repeat, or the reason why there is none for this baseline."""
     scenario = _INTERLEAVED.get(claim.number.metric)
-    found = None if scenario is None else figure(row, *scenario)
-    value = value_of(found)
-    if found is None or value is None:
-        return why_not(found)
-    conditions = found["conditions"]
+    measured = None if scenario is None else figure(row, *scenario)
+    value = value_of(measured)
+    if measured is None or value is None:
+        return why_not(measured)
+    conditions = measured["conditions"]
     if conditions.get("against") != claim.against:
         return f"paired with {conditions.get('against')}, not with {claim.against}"
     tuning = (conditions.get("against_options") or {}).get("tuning", "unknown")
     how = f"paired rounds against {claim.against} with tuning {tuning}, batch {conditions.get('batch')}"
-    low, high = rounds_interval(found)
+    low, high = rounds_interval(measured)
     return Ratio(value=1 / value, low=1 / high, high=1 / low, how=how)
 
 
@@ -61,15 +61,22 @@ def separate(claim: Claim, row: MethodRow, baseline: MethodRow) -> Ratio | str:
         return Ratio(value=x / y, how=f"{x:,.6g} over {y:,.6g}") if x and y else why_not(b if x else a)
     if measure == "train_memory":
         return _memory(row, baseline)
-    return _through_dense(measure, row, baseline) or _time(measure, row, baseline)
+    if (ratio := _through_dense(measure, row, baseline)) is not None:
+        return ratio
+    sides = _at_shared_batch(*_SEPARATE[measure], row, baseline)
+    if isinstance(sides, str):
+        return sides
+    x, y, how, _ = sides
+    value = y / x if measure == "infer_time" else x / y  # videos per second, or milliseconds per step
+    return Ratio(value=value, how=f"from separate processes, {how}")
 
 
 def over_published(claim: Claim, row: MethodRow, published: PublishedNumber) -> Ratio | str:
     """The ratio of a model's cost to one that only a paper gives."""
-    found = figure(row, claim.number.metric)
-    value = value_of(found)
+    count = figure(row, claim.number.metric)
+    value = value_of(count)
     how = f"{value:,.6g} over {published.value:,g}, published ({published.cited}), not measured here"
-    return Ratio(value=value / published.value, how=how) if value else why_not(found)
+    return Ratio(value=value / published.value, how=how) if value else why_not(count)
 
 
 def _through_dense(measure: str, row: MethodRow, baseline: MethodRow) -> Ratio | None:
@@ -87,30 +94,16 @@ def _through_dense(measure: str, row: MethodRow, baseline: MethodRow) -> Ratio |
     return None
 
 
-def _time(measure: str, row: MethodRow, baseline: MethodRow) -> Ratio | str:
-    sides = _at_shared_batch(*_SEPARATE[measure], row, baseline)
-    if isinstance(sides, str):
-        return sides
-    x, y, how, _ = sides
-    value = y / x if measure == "infer_time" else x / y  # videos per second, or milliseconds per step
-    return Ratio(value=value, how=f"from separate processes, {how}")
-
-
 def _memory(row: MethodRow, baseline: MethodRow) -> Ratio | str:
-    found: dict[str, Ratio] = {}
-    reasons = []
-    for meter in MEMORY:  # the first that both sides have is judged: the closest to what a paper reads off its GPU
-        sides = _at_shared_batch(meter.name, "training", row, baseline)
-        if isinstance(sides, str):
-            reasons.append(sides)
-        else:
-            x, y, how, unit = sides
-            found[meter.short] = Ratio(value=x / y, how=f"{meter.short}, {how}: {x:,.0f} over {y:,.0f} {unit}")
-    if not found:
+    """The ratio of the first meter that both sides have, the closest to what a paper reads off its GPU."""
+    sides = {meter.short: _at_shared_batch(meter.name, "training", row, baseline) for meter in MEMORY}
+    both = {short: side for short, side in sides.items() if not isinstance(side, str)}
+    if not both:
+        reasons = [side for side in sides.values() if isinstance(side, str)]
         return next((reason for reason in reasons if "precision" in reason), reasons[0])
-    first, *others = found
-    rest = "".join(f"; {meter}: {100 * found[meter].value:.1f} %" for meter in others)
-    return Ratio(value=found[first].value, how=found[first].how + rest)
+    (first, (x, y, how, unit)), *others = both.items()
+    rest = "".join(f"; {short}: {100 * a / b:.1f} %" for short, (a, b, *_) in others)
+    return Ratio(value=x / y, how=f"{first}, {how}: {x:,.0f} over {y:,.0f} {unit}{rest}")
 
 
 def _at_shared_batch(name: str, what: str, row: MethodRow, baseline: MethodRow) -> tuple[float, float, str, str] | str:

@@ -10,20 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import (
-    ABSOLUTE,
-    FORMS,
-    Claim,
-    Configuration,
-    PublishedNumber,
-)
+from tvrbench.harness.reporting.papers.published import ABSOLUTE, FORMS, Claim, Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.ratios import Ratio, absolute, interleaved, over_published, separate
 
 Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured"]
@@ -79,8 +73,7 @@ class PaperData:
     configurations: Sequence[Configuration]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowMatch:
+class RowMatch(NamedTuple):
     """The rows that a published number may be compared with, or the reason why there are none."""
 
     rows: tuple[MethodRow, ...] = ()
@@ -93,7 +86,7 @@ def compare(
     """Compare each number of this data set whose method was run: one comparison per row that it fits."""
     methods = {row.method for row in (*runs, *full_size)}
     numbers = [n for n in papers.numbers if n.dataset == scope.stands_for and n.method in methods]
-    return [found for n in numbers for found in _compare_number(n, papers.configurations, runs, full_size, scope)]
+    return [found for n in numbers for found in _compare_number(n, papers, runs, full_size, scope)]
 
 
 def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) -> list[PaperComparison]:
@@ -127,21 +120,13 @@ def match_rows(number: PublishedNumber, configurations: Sequence[Configuration],
         left = [row for row in left if wanted is None or row.options.get(key) == wanted]
         if not left:
             return RowMatch(reason=reason)
-    same = [
-        c
-        for c in configurations
-        if (c.paper, c.method, c.config) == (number.paper, number.method, number.config)
-        and (number.backbone is None or c.backbone in (None, number.backbone))
-    ]
+    same = _configurations(number, number.method, number.config, configurations)
     if not same:
         return RowMatch(reason="no configuration here is known to be the paper's")
-    fitting = tuple(row for row in left if any(not _missing_options(row, c) for c in same))
-    if fitting:
-        return RowMatch(rows=fitting)
-    options = "; ".join(
-        ", ".join(f"{key}={value}" for key, value in _missing_options(left[0], c).items()) for c in same
-    )
-    return RowMatch(reason=f"not run with the paper's options: {options}")
+    if fitting := tuple(row for row in left if any(not _missing_options(row, c) for c in same)):
+        return RowMatch(fitting)
+    options = [", ".join(f"{key}={value}" for key, value in _missing_options(left[0], c).items()) for c in same]
+    return RowMatch(reason=f"not run with the paper's options: {'; '.join(options)}")
 
 
 def prints_like(measured: float, number: PublishedNumber) -> bool:
@@ -153,31 +138,40 @@ def prints_like(measured: float, number: PublishedNumber) -> bool:
 
 def bench_command(claim: Claim, papers: PaperData) -> str:
     """The shell line that measures both sides of a claim."""
-    number = claim.number
-    sides = [(number.method, number.config), *([(claim.against, claim.against_config)] if claim.against else [])]
-    entries = []
-    for method, config in sides:
-        options = [
-            c.options
-            for c in papers.configurations
-            if (c.paper, c.method, c.config) == (number.paper, method, config) and c.backbone in (None, number.backbone)
-        ]
-        entries += [_bench_entry(method, options[0])] if options else []
+    number, entries = claim.number, []
+    for method, config in ((number.method, number.config), (claim.against, claim.against_config)):
+        for c in _configurations(number, method, config, papers.configurations)[:1]:
+            values = ";".join(f"{key}={_literal(value)}" for key, value in c.options.items())
+            entries.append(f"{method}:{values}" if values else method)
     device = [] if number.metric in COUNTS else ["--device", "cuda"]
     where = ["--backbone", str(number.backbone), "--frames", str(number.frames)]
     return command_line(["bench", *entries, *where, *claim.bench_options, *device])
 
 
+def _configurations(
+    number: PublishedNumber, method: str, config: str, configurations: Sequence[Configuration]
+) -> list[Configuration]:
+    """What the number's paper means by ``config`` of a method, on the number's backbone if it states one."""
+    return [
+        c
+        for c in configurations
+        if (c.paper, c.method, c.config) == (number.paper, method, config)
+        and (number.backbone is None or c.backbone in (None, number.backbone))
+    ]
+
+
 def _compare_number(
     number: PublishedNumber,
-    configurations: Sequence[Configuration],
+    papers: PaperData,
     runs: Sequence[MethodRow],
     full_size: Sequence[MethodRow],
     scope: ReportContext,
 ) -> Iterator[PaperComparison]:
     cost = number.metric in COUNTS
-    obstacle = None if cost else _obstacle(number, runs, scope)
-    match = RowMatch(reason=obstacle) if obstacle else match_rows(number, configurations, full_size if cost else runs)
+    reason = None if cost else _obstacle(number, runs, scope)
+    match = (
+        RowMatch(reason=reason) if reason else match_rows(number, papers.configurations, full_size if cost else runs)
+    )
     for row in match.rows:
         yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
     if not match.rows:
@@ -203,7 +197,7 @@ def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: ReportC
 def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
     cost = row.cost(number.metric)
     if cost is None or cost.valid is None:
-        reason = "not measured" if cost is None else f"invalid: {cost.invalid}" if cost.invalid else cost.reason
+        reason = cost and (f"invalid: {cost.invalid}" if cost.invalid else cost.reason)
         return PaperComparison(number=number, rows=(row,), verdict="not comparable", reason=reason or "not measured")
     measured = cost.valid * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
@@ -214,29 +208,18 @@ def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
 
 def _metric_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
     direction, metric = number.metric.split("_")
-    measured = row.metric(direction, metric)
+    measured, interval = row.metric(direction, metric), row.interval(direction, metric)
     if measured is None:
         return PaperComparison(number=number, rows=(row,), verdict="not comparable", reason="not measured")
-    difference = measured - number.value
-    interval = row.interval(direction, metric)
     notes = [] if len(row.runs) >= SEEDS_FOR_A_CLAIM else [f"{len(row.runs)} of {SEEDS_FOR_A_CLAIM} seeds: no claim"]
-    if row.selection != "last":
-        notes.append("checkpoint chosen on the test set")
-    if abs(difference) <= MARGINS[metric] + 1e-9:
-        verdict: Verdict = "reproduced"
-    elif interval is not None and interval[0] <= number.value <= interval[1]:
-        verdict = "within noise"
-    else:
-        verdict = "not reproduced"
+    notes += [] if row.selection == "last" else ["checkpoint chosen on the test set"]
+    verdict: Verdict = "reproduced"
+    if abs(difference := measured - number.value) > MARGINS[metric] + 1e-9:
+        within = interval is not None and interval[0] <= number.value <= interval[1]
+        verdict = "within noise" if within else "not reproduced"
         notes += [] if interval is not None else ["no interval"]
-    return PaperComparison(
-        number=number,
-        rows=(row,),
-        measured=measured,
-        difference=difference,
-        verdict=verdict,
-        reason="; ".join(notes) or None,
-    )
+    about = PaperComparison(number=number, rows=(row,), verdict=verdict, reason="; ".join(notes) or None)
+    return replace(about, measured=measured, difference=difference)
 
 
 def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
@@ -246,7 +229,7 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     if not match.rows:
         return _unmeasured(claim, match.reason)
     rows = match.rows[:1]
-    ratio = absolute(claim, match.rows[0]) if number.unit == ABSOLUTE else interleaved(claim, rows[0])
+    ratio = absolute(claim, rows[0]) if number.unit == ABSOLUTE else interleaved(claim, rows[0])
     if isinstance(ratio, str) and number.unit != ABSOLUTE:
         baseline = replace(number, method=claim.against, config=claim.against_config)
         other = match_rows(baseline, papers.configurations, bench.rows)
@@ -266,10 +249,8 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     if isinstance(ratio, str):
         return _unmeasured(claim, ratio)
     verdict, how = _claim_verdict(claim, ratio, bench)
-    measured = FORMS[number.unit][0](ratio.value)
-    return PaperComparison(
-        number=number, claim=claim, bench=bench, rows=rows, measured=measured, verdict=verdict, reason=how
-    )
+    about = PaperComparison(number=number, claim=claim, bench=bench, verdict=verdict, reason=how)
+    return replace(about, rows=rows, measured=FORMS[number.unit][0](ratio.value))
 
 
 def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, str]:
@@ -305,12 +286,6 @@ def _published(claim: Claim, method: str, papers: PaperData) -> PublishedNumber 
 
 def _unmeasured(claim: Claim, reason: str | None) -> PaperComparison:
     return PaperComparison(number=claim.number, claim=claim, verdict="not measured", reason=reason)
-
-
-def _bench_entry(method: str, options: Mapping[str, Any]) -> str:
-    """A method with its options as ``tvrbench bench`` reads them."""
-    values = ";".join(f"{key}={_literal(value)}" for key, value in options.items())
-    return f"{method}:{values}" if values else method
 
 
 def _literal(value: Any) -> str:

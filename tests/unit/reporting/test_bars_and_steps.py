@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,6 @@ from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, po
 from tvrbench.harness.reporting.figures.bars_and_steps import (
     Curve,
     Spread,
-    Stages,
     apart,
     seed_spreads,
     seeds_spread,
@@ -102,9 +102,8 @@ class TestWhatIsShown:
 
     def test_time_needs_every_stage(self, store: RecordStore) -> None:
         rows = rows_of(store, with_stages("tempme", 20.0, 1.0, 4.0), with_stages("lora", 20.0, 1.0, names=NAMES[:2]))
-        (stages,) = time_stages(rows)
-        assert stages.label == "tempme"
-        assert dict(stages.times) == {"decode": 20.0, "preprocess": 1.0, "encode": 4.0}
+        assert time_stages(rows).to_dict("index") == {"tempme": {"decode": 20.0, "preprocess": 1.0, "encode": 4.0}}
+        assert time_stages([]).empty
 
     def test_the_interval_of_several_seeds_comes_from_what_queries_earned(self, store: RecordStore) -> None:
         ranks = np.array([1.0] * 30 + [1.5] * 40 + [3.0] * 30, dtype=np.float32)
@@ -148,7 +147,7 @@ class TestPictures:
         Spread(label="tempme", style=0, seeds=(40.0, 41.0, 41.0), mean=40.67, interval=(37.0, 44.0)),
         Spread(label="lora", style=1, seeds=(39.0, 39.5), mean=39.25, interval=None),
     )
-    STAGES = (Stages(label="t", times={"decode": 20.0, "preprocess": 0.1, "encode": 9.0}),)
+    STAGES = pd.DataFrame({"decode": [20.0], "preprocess": [0.1], "encode": [9.0]}, index=["t"])
 
     def drawn(self, notice: str | None) -> list[bytes]:
         return [

@@ -18,7 +18,7 @@ from PIL import Image
 from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.figures.gallery import Frames, Searched, Strips, disagreements, gallery_page, strip
+from tvrbench.harness.reporting.figures.gallery import Frames, Searched, disagreements, gallery_page, strip
 from tvrbench.harness.reporting.figures.style import COLORS
 from tvrbench.harness.reporting.figures.token_map import Merged, token_map
 from tvrbench.harness.reporting.pages.html import source_hash
@@ -108,8 +108,9 @@ def searched(label: str, ranks: list[float]) -> Searched:
 
 def gallery(one: list[float], other: list[float], standin: bool = True, **options: int) -> str:
     scope = ReportContext(protocol="standin/uniform", dataset="standin" if standin else "msrvtt", folder=Path())
-    strips = Strips(lambda video: frames(12, 20 * video))
-    return gallery_page(searched("a", one), searched("b", other), SPLIT, strips, scope, **options)
+    return gallery_page(
+        searched("a", one), searched("b", other), SPLIT, lambda video: frames(12, 20 * video), scope, **options
+    )
 
 
 class TestGallery:
