@@ -14,8 +14,7 @@ from tyro.conf import Positional, arg
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Assignments, Device, Json, Names, Numbers, pick_device
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import Assignments, Device, Json, Names, Numbers, parse_assignments, pick_device
 from tvrbench.harness.profiling.plan import (
     RANDOM,
     MeasurementSettings,

@@ -25,7 +25,7 @@ def run_guarded(command: Callable[[], object]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _end(f"{where}{error.strerror or error}", 2)
     except TvrbenchError as error:
-        return _end(f"{error} [{error.code}]" if error.code else str(error), error.exit_code)
+        return _end(f"{error} [{error.code}]", error.exit_code)
     except Interrupted as stop:
         return _end(str(stop), stop.exit_code)
     except KeyboardInterrupt:
@@ -34,8 +34,6 @@ def run_guarded(command: Callable[[], object]) -> int:
 
 
 def _end(message: str, exit_code: int) -> int:
-    """Print why the command ended, with the rank if it is not the first process of a run."""
     rank = os.environ.get("RANK", "0")
-    program = "tvrbench" if rank == "0" else f"tvrbench (process {rank})"
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"tvrbench{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr)
     return exit_code

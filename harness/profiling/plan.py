@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import parse_assignments
 
 RANDOM = "random:0"
 Precision = Literal["float32", "bfloat16", "float16"]

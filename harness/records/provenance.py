@@ -82,7 +82,9 @@ def command_line(arguments: Sequence[str]) -> str:
     Args:
         arguments: without the program's name.
     """
-    return shlex.join(["tvrbench", *(_portable_argument(argument) for argument in arguments)])
+    # A path may follow any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
+    pieces = [re.split(r"""([=,;:'"()\[\]{}\s])""", argument) for argument in arguments]
+    return shlex.join(["tvrbench", *("".join(map(portable_path, each)) for each in pieces)])
 
 
 def portable_path(path: str) -> str:
@@ -93,11 +95,6 @@ def portable_path(path: str) -> str:
     if path.startswith(("\\", "~")) or ".." in re.split(r"[\\/]", path):
         return _last_part(path)
     return path
-
-
-def _portable_argument(argument: str) -> str:
-    # A path may follow any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
-    return "".join(portable_path(piece) for piece in re.split(r"""([=,;:'"()\[\]{}\s])""", argument))
 
 
 def _last_part(path: str) -> str:

@@ -172,8 +172,7 @@ class _Metrics(TypedDict, total=False):
     intervals: _Intervals
 
 
-def _as(schema: type) -> GetPydanticSchema:
-    """Check a plain dict by a private type."""
+def _as(schema: type) -> GetPydanticSchema:  # a plain dict for callers, checked by a private type
     return GetPydanticSchema(lambda _, handler: handler(schema))
 
 
@@ -240,14 +239,13 @@ class Measurement:
 
     def to_json(self) -> MeasurementDoc:
         """The measurement as plain data."""
-        samples, conditions = list(self.samples), dict(self.conditions)
-        return MeasurementDoc(name=self.name, value=self.value, unit=self.unit, samples=samples, conditions=conditions)
+        document = {"name": self.name, "value": self.value, "unit": self.unit}
+        return cast(MeasurementDoc, document | {"samples": [*self.samples], "conditions": {**self.conditions}})
 
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
         """Undo ``to_json``."""
-        name, value, unit = document["name"], document["value"], document["unit"]
-        return cls(name, value, unit, tuple(document["samples"]), document["conditions"])
+        return cls(**document | {"samples": tuple(document["samples"])})
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:
@@ -261,9 +259,8 @@ def normalized(record: Mapping[str, Any], where: str) -> Record:
         _validator().validate_python(document)
     except ValidationError as error:
         at, message = first_error(error)
-        raise UsageError(
-            f"{where}: not a valid run record: at {at}: {message}", code="record.invalid", where=where, at=at
-        ) from None
+        message = f"{where}: not a valid run record: at {at}: {message}"
+        raise UsageError(message, code="record.invalid", where=where, at=at) from None
     return cast(Record, document)
 
 
@@ -288,9 +285,8 @@ def read_record(path: Path) -> Record:
     except UsageError:
         raise
     except OSError as error:
-        raise UsageError(
-            f"{path}: the record cannot be read: {error.strerror}", code="record.read", path=str(path)
-        ) from None
+        message = f"{path}: the record cannot be read: {error.strerror}"
+        raise UsageError(message, code="record.read", path=str(path)) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a JSON document: {error}", code="record.json", path=str(path)) from None
 

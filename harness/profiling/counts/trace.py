@@ -28,9 +28,7 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     return int(prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
-HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
-    "aten::scaled_dot_product_attention": _attention_macs,
-}
+HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {"aten::scaled_dot_product_attention": _attention_macs}
 
 
 @dataclass(frozen=True, kw_only=True)

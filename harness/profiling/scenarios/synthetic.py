@@ -27,10 +27,7 @@ class Inputs:
     def first(self, count: int) -> Inputs:
         """The first pairs."""
         return Inputs(
-            frames=self.frames[:count],
-            mask=self.mask[:count],
-            ids=self.ids[:count],
-            text_mask=self.text_mask[:count],
+            frames=self.frames[:count], mask=self.mask[:count], ids=self.ids[:count], text_mask=self.text_mask[:count]
         )
 
 

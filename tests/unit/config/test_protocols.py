@@ -16,7 +16,7 @@ from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import parse_assignments
 from tvrbench.harness.data.batches import batches
 from tvrbench.harness.data.open import split_holdout
 from tvrbench.harness.data.types import Split
