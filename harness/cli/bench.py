@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,11 +83,10 @@ class BenchSettings(MeasurementSettings):
         texts = [text for given in self.methods or ("all",) for text in (everything if given == "all" else [given])]
         given = [parse_method_choice(text) for text in texts]
         choices = [MethodChoice(method=each.method, options=shared | each.options) for each in given]
-        labels = [choice.label for choice in choices]
-        if len(set(labels)) < len(labels):
-            twice = next(label for label in labels if labels.count(label) > 1)
-            message = f"duplicate method {twice}: list each method with the same options only once"
-            raise UsageError(message, code="option.duplicate", method=twice)
+        label, count = Counter(choice.label for choice in choices).most_common(1)[0]
+        if count > 1:
+            message = f"duplicate method {label}: list each method with the same options only once"
+            raise UsageError(message, code="option.duplicate", method=label)
         return choices
 
 
@@ -112,33 +112,21 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     if plan.end_to_end:
         open_videos(plan)
     store.check_writable(NAME)
-    protocol = ProtocolRef(name=NAME, hash=plan.hash)
+    protocol, command = ProtocolRef(name=NAME, hash=plan.hash), command_line(sys.argv[1:])
     rows = []
     tables: dict[str, dict[str, Sequence[Measurement]]] = {}
     for backbone in backbones:
         sha256 = None if plan.weights == RANDOM else load_weights(settings.weights, backbone).sha256
         for choice in choices:
             model = load(plan, choice, backbone)
+            measure = partial(measure_method, plan, choice, backbone, model, say)
             path, costs = record_costs(
-                store,
-                protocol,
-                model,
-                partial(measure_method, plan, choice, backbone, model, say),
-                device=plan.device,
-                command=command_line(sys.argv[1:]),
-                weights_sha256=sha256,
+                store, protocol, model, measure, device=plan.device, command=command, weights_sha256=sha256
             )
             name = vision_name(model.clip.arch)
             tables.setdefault(name, {})[choice.label] = costs
-            rows.append(
-                {
-                    "method": choice.method,
-                    "options": choice.options,
-                    "backbone": name,
-                    "record": str(path),
-                    "cost": [measurement.to_json() for measurement in costs],
-                }
-            )
+            row = {"method": choice.method, "options": choice.options, "backbone": name, "record": str(path)}
+            rows.append(row | {"cost": [measurement.to_json() for measurement in costs]})
     if not settings.no_report:
         say(f"report: {write_efficiency(store, settings.reports)[0]}")
     if settings.as_json:
@@ -178,9 +166,7 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
             if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
                 notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
     filled = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    print_table(
-        [[label, *(row.get(name) for name in filled)] for label, row in rows.items()],
-        ["method", *(COLUMNS[name] for name in filled)],
-    )
+    cells = [[label, *(row.get(name) for name in filled)] for label, row in rows.items()]
+    print_table(cells, ["method", *(COLUMNS[name] for name in filled)])
     for note, labels in notes.items():
         print(f"  {note} ({', '.join(labels)})")

@@ -41,16 +41,9 @@ class Bar:
         self._total, self._done, self._title, self._note = total, 0, "", ""
         self._start = time.monotonic()
         self._printed = self._start
-        self._live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *times)
+        self._live = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._live.add_task("", total=total)
 
     def __enter__(self) -> Bar:

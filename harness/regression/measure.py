@@ -85,10 +85,7 @@ def measure(baseline: Baseline, tiers: Sequence[Tier], *, update: bool, data: Pa
         names = registry.names("baselines", "methods") if update else []
         subjects = {f"{name}@{backbone}" for name in names for backbone in _new_baseline()["backbones"]}
         values |= measure_exact(sorted(subjects | _subjects(baseline, "exact")))
-        methods = sorted(_subjects(baseline, "signature") | set(names))
-        values |= {
-            f"signature/{method}/{name}": value for method in methods for name, value in signature(method).items()
-        }
+        values |= measure_signatures(sorted(_subjects(baseline, "signature") | set(names)))
     standin: list[Record] = []
     real: list[Record] = []
     if baseline.standin is not None and {"tight", "loose"}.intersection(tiers):
