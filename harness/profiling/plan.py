@@ -26,9 +26,8 @@ def _at_least(settings: object, **minima: int) -> None:
     for name, minimum in minima.items():
         value = getattr(settings, name)
         if value is not None and value < minimum:
-            raise UsageError(
-                f"--{name.replace('_', '-')} must be at least {minimum}, not {value}", code="option.range", option=name
-            )
+            message = f"--{name.replace('_', '-')} must be at least {minimum}, not {value}"
+            raise UsageError(message, code="option.range", option=name)
 
 
 def settings_hash(document: Any) -> str:
@@ -152,13 +151,11 @@ class Job(MeasurementSettings):
         super().__post_init__()
         _at_least(self, batch=1)
         if self.scenario.endswith("comparison") != (self.baseline is not None):
-            raise UsageError(
-                "a comparison needs a baseline, and no other measurement takes one", code="measurement.baseline"
-            )
+            message = "a comparison needs a baseline, and no other measurement takes one"
+            raise UsageError(message, code="measurement.baseline")
         if self.compile and self.scenario.startswith("training"):
-            raise UsageError(
-                "a training step is measured as it is trained: leave out compilation", code="measurement.compile"
-            )
+            message = "a training step is measured as it is trained: leave out compilation"
+            raise UsageError(message, code="measurement.compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +191,8 @@ class Plan(MeasurementSettings):
 
     def job(self, choice: MethodChoice, backbone: str | None, **changes: Any) -> Job:
         """One measurement of a method under this plan."""
-        return Job(
-            method=choice.method,
-            options=choice.options,
-            backbone=backbone,
-            **{"timing": self.timing, **self.shared, **changes},
-        )
+        settings = {"timing": self.timing, **self.shared, **changes}
+        return Job(method=choice.method, options=choice.options, backbone=backbone, **settings)
 
 
 # A CPU encodes one ViT-B/16 video in seconds: few calls, and the check of the features is the warm-up. A GPU is busy

@@ -38,23 +38,21 @@ def record_costs(
     started, clock = datetime.now(UTC), time.monotonic()
     costs = measure()
     shape = {"backbone": vision_name(model.clip.arch), "frames": model.frames}
-    path = store.save(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "protocol": protocol,
-            "method": {"name": model.name, "options": shape | model.spec.describe()},
-            "tuning": model.spec.options.tuning,
-            "seed": 0,
-            "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
-            "weights_sha256": weights_sha256,
-            "metrics": {},
-            "cost": [measurement.to_json() for measurement in costs],
-            "environment": environment(device),
-            "command": command,
-            "started": started.isoformat(timespec="seconds"),
-            "duration_s": time.monotonic() - clock,
-            "status": "completed",
-            "failure": None,
-        }
-    )
-    return path, costs
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "protocol": protocol,
+        "method": {"name": model.name, "options": shape | model.spec.describe()},
+        "tuning": model.spec.options.tuning,
+        "seed": 0,
+        "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
+        "weights_sha256": weights_sha256,
+        "metrics": {},
+        "cost": [measurement.to_json() for measurement in costs],
+        "environment": environment(device),
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "duration_s": time.monotonic() - clock,
+        "status": "completed",
+        "failure": None,
+    }
+    return store.save(record), costs

@@ -239,13 +239,14 @@ class Measurement:
 
     def to_json(self) -> MeasurementDoc:
         """The measurement as plain data."""
-        document = {"name": self.name, "value": self.value, "unit": self.unit}
-        return cast(MeasurementDoc, document | {"samples": [*self.samples], "conditions": {**self.conditions}})
+        samples, conditions = list(self.samples), dict(self.conditions)
+        return MeasurementDoc(name=self.name, value=self.value, unit=self.unit, samples=samples, conditions=conditions)
 
     @classmethod
     def from_json(cls, document: MeasurementDoc) -> Measurement:
         """Undo ``to_json``."""
-        return cls(**document | {"samples": tuple(document["samples"])})
+        name, value, unit = document["name"], document["value"], document["unit"]
+        return cls(name, value, unit, tuple(document["samples"]), document["conditions"])
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:

@@ -75,8 +75,8 @@ class RecordStore:
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
             digest = hashlib.sha256(b"".join(arrays[name].astype("<f4").tobytes() for name in _DIRECTIONS))
-            checked["per_query_ranks_path"] = f"{stem}-{digest.hexdigest()[:8]}.npz"
-            atomic_write(folder / checked["per_query_ranks_path"], ranks_archive(arrays))
+            checked["per_query_ranks_path"] = name = f"{stem}-{digest.hexdigest()[:8]}.npz"
+            atomic_write(folder / name, ranks_archive(arrays))
         atomic_write(path, dumps(checked, path.name).encode())
         if checked["status"] == "completed":
             replaced = {*folder.glob(f"{stem}-*.npz"), folder / f"{stem}-failed.json"}

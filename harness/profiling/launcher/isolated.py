@@ -96,12 +96,8 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
                     return answer  # type: ignore[no-any-return]
             process.join(_EXIT_S)
             lines = log.read().decode("utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:]
-            raise CheckFailed(
-                f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines),
-                code="measurement.died",
-                exit_code=process.exitcode,
-                stderr=lines,
-            )
+            message = "\n".join([f"{title} ended with code {process.exitcode}:", *lines])
+            raise CheckFailed(message, code="measurement.died", exit_code=process.exitcode, stderr=lines)
         finally:
             process.kill()
             with suppress(ProcessLookupError):
@@ -135,11 +131,9 @@ def _serve(sender: connection.Connection, log: str, function: Callable[..., obje
             os.dup2(source.fileno(), stream)
     try:
         if not in_measuring_environment():
-            raise UsageError(
-                "measurement: this program had started multiprocessing's fork server before, in another environment; "
-                "measure first, or use another start method",
-                code="measurement.environment",
-            )
+            cause = "this program had started multiprocessing's fork server before, in another environment"
+            message = f"measurement: {cause}; measure first, or use another start method"
+            raise UsageError(message, code="measurement.environment")
         sender.send(function(*arguments))
     except UsageError as error:
         sender.send(error)

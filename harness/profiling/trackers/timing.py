@@ -21,7 +21,7 @@ def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int 
     """Seconds of each timed call.
 
     Args:
-        call: does the work; it may return before a GPU has finished.
+        call: does the work; on a GPU it may return before the work ends.
         device: where the work runs; CUDA events take the time on ``cuda``, the wall clock elsewhere.
         timing: how often; a thousand calls are enough for any.
         in_flight: calls queued on a GPU between two synchronizations. 1 times each call alone, its launch included;
@@ -31,14 +31,13 @@ def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int 
         call()
     seconds: list[float] = []
     while len(seconds) < timing.min_iterations or (sum(seconds) < timing.min_seconds and len(seconds) < MAX_SAMPLES):
-        seconds += _time_on_gpu(call, device, in_flight) if device.type == "cuda" else [_time_on_cpu(call)]
+        if device.type == "cuda":
+            seconds += _time_on_gpu(call, device, in_flight)
+        else:
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _time_on_cpu(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _time_on_gpu(call: Call, device: torch.device, calls: int) -> list[float]:
@@ -69,20 +68,12 @@ def measure_throughput(
     return Measurement(name, float(np.median(rates)), unit, rates, _conditions(rates, batch, device, timing.warmup))
 
 
-def measure_latency(encode: Call, device: torch.device, timing: Timing) -> tuple[Measurement, Measurement]:
-    """``latency_median`` and ``latency_p95`` of a batch of one, from the call to the finished result, in ms."""
-    return latency_of(time_calls(encode, device, timing), device, timing.warmup)
-
-
-def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> tuple[Measurement, Measurement]:
-    """Both measurements of ``measure_latency`` from the seconds of single calls, each waited for."""
+def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> list[Measurement]:
+    """``latency_median`` and ``latency_p95`` in ms, from the seconds of single calls on a batch of one."""
     samples = [1e3 * s for s in seconds]
     conditions = _conditions(samples, 1, device, warmup)
-    median, p95 = (float(np.percentile(samples, q)) for q in (50, 95))
-    return (
-        Measurement("latency_median", median, "ms", samples, conditions),
-        Measurement("latency_p95", p95, "ms", samples, conditions),
-    )
+    points = {"latency_median": 50, "latency_p95": 95}
+    return [Measurement(m, float(np.percentile(samples, q)), "ms", samples, conditions) for m, q in points.items()]
 
 
 def measure_step(step: Call, batch: int, device: torch.device, timing: Timing) -> Measurement:

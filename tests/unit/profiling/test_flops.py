@@ -23,9 +23,8 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.harness.profiling.counts import flops
-from tvrbench.harness.profiling.counts.flops import checked_macs, profile, traced_macs
+from tvrbench.harness.profiling.counts.flops import checked_macs, count_macs, profile, traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs
-from tvrbench.harness.profiling.counts.trace import count_macs
 
 pytestmark = pytest.mark.unit
 NAMES = registry.names("methods", "baselines")
