@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,37 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    "command", [(), ("list",), ("profile",), ("run",), ("report",), ("check",), ("data",), ("doctor",)]
-)
-def test_help_explains_every_command(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
-    code, out, _ = call(capsys, *command, "--help")
-    assert code == 0
-    assert "usage: tvrbench" in out
+DATA = ("verify", "compare", "decoders", "cache", "download")
+HELP = """
+import contextlib, io, json, sys
+from tvrbench.harness.cli.app import COMMANDS, main
+
+def answer(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+calls = [(), *((name,) for name in COMMANDS), *(("data", name) for name in sys.argv[1:])]
+print(json.dumps([[call, answer(*call, "--help"), answer(*call, "--nonsense")] for call in calls]))
+print(json.dumps(sorted({"torch", "torchvision", "transformers"}.intersection(sys.modules))))
+"""
+
+
+def test_every_command_has_a_help_and_refuses_a_wrong_option_without_torch() -> None:
+    ran = subprocess.run([sys.executable, "-P", "-c", HELP, *DATA], capture_output=True, text=True, check=True)
+    answers, heavy = map(json.loads, ran.stdout.splitlines())
+    for command, (code, out, err), (wrong_code, wrong_out, wrong_err) in answers:
+        assert (code, err) == (0, ""), command
+        assert " ".join(["usage: tvrbench", *command]) in out
+        assert (wrong_code, wrong_out) == (2, ""), command
+        assert wrong_err.strip()
+        assert "Traceback" not in wrong_err
+    assert len(answers) == 1 + len(cli.COMMANDS) + len(DATA)
+    assert heavy == []
 
 
 @pytest.mark.parametrize("kind", ["methods", "baselines", "datasets"])

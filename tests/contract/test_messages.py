@@ -70,11 +70,18 @@ def _template(node: ast.expr, texts: Mapping[str, ast.expr]) -> str:
         return "".join(_template(part, texts) for part in node.values)
     if isinstance(node, ast.FormattedValue):
         return _template(node.value, texts)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+    if isinstance(node, ast.BinOp) and _is_text(node):
         return _template(node.left, texts) + _template(node.right, texts)
-    if isinstance(node, ast.Name) and isinstance(texts.get(node.id), ast.Constant | ast.JoinedStr | ast.BinOp):
+    if isinstance(node, ast.Name) and node.id in texts:
         return _template(texts[node.id], {name: text for name, text in texts.items() if name != node.id})
     return f"{{{ast.unparse(node)}}}"
+
+
+def _is_text(node: ast.expr) -> bool:
+    """True for a string, an f-string, or a sum with one of them."""
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Add) and (_is_text(node.left) or _is_text(node.right))
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def _own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
@@ -91,7 +98,8 @@ def _calls(tree: ast.Module) -> Iterator[tuple[ast.Call, ast.AST, dict[str, ast.
         texts: dict[str, ast.expr] = {}
         for node in _own_nodes(scope):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                texts[node.targets[0].id] = node.value
+                texts.pop(node.targets[0].id, None)
+                texts |= {node.targets[0].id: node.value} if _is_text(node.value) else {}
             elif isinstance(node, ast.Call):
                 yield node, scope, dict(texts)
 

@@ -96,7 +96,7 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
                     return answer  # type: ignore[no-any-return]
             process.join(_EXIT_S)
             lines = log.read().decode("utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:]
-            message = "\n".join([f"{title} ended with code {process.exitcode}:", *lines])
+            message = f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines)
             raise CheckFailed(message, code="measurement.died", exit_code=process.exitcode, stderr=lines)
         finally:
             process.kill()
@@ -131,8 +131,8 @@ def _serve(sender: connection.Connection, log: str, function: Callable[..., obje
             os.dup2(source.fileno(), stream)
     try:
         if not in_measuring_environment():
-            cause = "this program had started multiprocessing's fork server before, in another environment"
-            message = f"measurement: {cause}; measure first, or use another start method"
+            cause = "the program has already started multiprocessing's fork server in another environment"
+            message = f"cannot measure: {cause}; measure first, or use another start method"
             raise UsageError(message, code="measurement.environment")
         sender.send(function(*arguments))
     except UsageError as error:
