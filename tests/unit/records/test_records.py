@@ -120,7 +120,7 @@ class TestSchema:
         with raises("json.type", where="r", at="$.method.options.deep[1]"):
             dumps(record, "r")
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
