@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick_machine import make_quick
 from torch import Tensor
 
 from tvrbench.harness import load_model
@@ -19,7 +20,6 @@ from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
 from tvrbench.harness.profiling.scenarios import encoders as module
 from tvrbench.harness.profiling.scenarios.encoders import Encoders, FeatureCheck, checked_encoders, relative_error
 from tvrbench.harness.profiling.scenarios.synthetic import drifting_frames, synthetic_batch
-from tvrbench.harness.profiling.trackers import interference, roofline
 from tvrbench.harness.profiling.trackers.roofline import share_of_peak
 from tvrbench.harness.records.record import Measurement
 
@@ -35,10 +35,7 @@ def model(tiny_weights: Path) -> RetrievalModel:
 
 @pytest.fixture
 def job(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A small job on a machine whose own speed is measured with small matrices."""
-    monkeypatch.setattr(interference, "CALIBRATION_SIDE", 64)
-    monkeypatch.setattr(roofline, "SIDES", {"cpu": (32, 64)})
-    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**20})
+    make_quick(monkeypatch)
     timing = Timing(min_iterations=1, min_seconds=0.0, warmup=0)
     return Job(method="lora", weights=str(tiny_weights), batch=2, threads=1, timing=timing)
 
