@@ -67,15 +67,9 @@ class BenchSettings(MeasurementSettings):
 
     def plan(self) -> Plan:
         """The plan that these options ask for."""
-        return plan_for(
-            baseline=None if self.baseline is None else parse_method_choice(self.baseline),
-            batches=self.batches,
-            training_batches=self.training_batches,
-            training=self.training,
-            end_to_end=self.end_to_end,
-            energy=self.energy,
-            **self.shared | {"device": pick_device(self.device)},
-        )
+        names = ("batches", "training_batches", "training", "end_to_end", "energy")
+        settings = self.shared | {name: getattr(self, name) for name in names} | {"device": pick_device(self.device)}
+        return plan_for(baseline=None if self.baseline is None else parse_method_choice(self.baseline), **settings)
 
     def choices(self) -> list[MethodChoice]:
         """The methods, with the options for all of them below their own."""
@@ -97,9 +91,9 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     """
     from tvrbench.harness.models.backbone.architecture import vision_name
     from tvrbench.harness.models.backbone.weights import load_weights
+    from tvrbench.harness.profiling.measure import record_costs
     from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
     from tvrbench.harness.profiling.suite import NAME, load, measure_method
-    from tvrbench.harness.profiling.to_record import record_costs
     from tvrbench.harness.records.provenance import command_line
     from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency

@@ -22,19 +22,13 @@ class ProgressReporter(Protocol):
 
     def update(self, work: int, note: str = "") -> None:
         """Add ``work`` to what is done."""
-        ...
 
     def log(self, text: str) -> None:
         """Show a line that the user should read."""
-        ...
 
 
 class Bar:
-    """A ``ProgressReporter`` over all runs of a command.
-
-    Args:
-        total: the planned work.
-    """
+    """A ``ProgressReporter`` over all runs of a command, for ``total`` planned work."""
 
     def __init__(self, total: int = 1, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, quiet=not dist_info().first)

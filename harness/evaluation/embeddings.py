@@ -50,7 +50,6 @@ def embedded_run(record: Mapping[str, Any], selection: str, model: Path | None) 
     """Describe a run for the file of its features.
 
     Args:
-        record: of the run.
         selection: ``last`` or ``best-on-test``: the checkpoint of the training.
         model: the file of the trained model; None where nothing was trained.
     """
@@ -66,7 +65,6 @@ def save_embeddings(path: Path, result: Evaluation, relevance: Relevance, run: M
 
     Args:
         path: the file; its folder is made.
-        result: with the features.
         relevance: the split that was scored.
         run: plain data: what was encoded, and by which model.
 

@@ -221,7 +221,6 @@ def plan_for(
         baseline: the dense encoder by default.
         batches: videos per call.
         training_batches: pairs per training step; giving some asks for training too.
-        training: measure training.
         settings: other fields of the plan.
 
     Raises:

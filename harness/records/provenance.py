@@ -77,11 +77,7 @@ def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as typed, quoted for a shell, every path made portable.
-
-    Args:
-        arguments: without the program's name.
-    """
+    """The command as typed (without the program's name), quoted for a shell, every path made portable."""
     # A path may follow any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
     pieces = [re.split(r"""([=,;:'"()\[\]{}\s])""", argument) for argument in arguments]
     return shlex.join(["tvrbench", *("".join(map(portable_path, each)) for each in pieces)])

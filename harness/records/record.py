@@ -242,12 +242,6 @@ class Measurement:
         samples, conditions = list(self.samples), dict(self.conditions)
         return MeasurementDoc(name=self.name, value=self.value, unit=self.unit, samples=samples, conditions=conditions)
 
-    @classmethod
-    def from_json(cls, document: MeasurementDoc) -> Measurement:
-        """Undo ``to_json``."""
-        name, value, unit = document["name"], document["value"], document["unit"]
-        return cls(name, value, unit, tuple(document["samples"]), document["conditions"])
-
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:
     """Reduce a record to plain JSON types (tuples to lists, NumPy scalars to numbers) and check it.

@@ -50,7 +50,6 @@ def with_current_protocols(baseline: Baseline, tiers: Sequence[Tier], *, update:
 
     Args:
         baseline: as read, or an empty one.
-        tiers: those to be checked.
         update: the values are about to be replaced, so a section may be new and a protocol may have changed.
 
     Raises:
@@ -74,8 +73,6 @@ def measure(baseline: Baseline, tiers: Sequence[Tier], *, update: bool, data: Pa
     """Measure the tiers of the baseline now, in this process.
 
     Args:
-        baseline: says what is measured.
-        tiers: those to be measured.
         update: measure every registered method in the exact tier, also those that the baseline does not know.
         data: folder of the data set of the real tier.
     """

@@ -108,27 +108,14 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
 
 
 class _Call(nn.Module):
-    """Makes one method of a model the ``forward`` that fvcore traces."""
+    """A function as the module that fvcore traces; the parameters that it uses are those of ``model``."""
 
-    def __init__(self, model: nn.Module, method: str) -> None:
+    def __init__(self, function: Callable[..., Tensor], model: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.method = method
+        self.function, self.model = function, model
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = getattr(self.model, self.method)(*inputs)
-        return out
-
-
-class _Constant(nn.Module):
-    """Returns one tensor, whatever the input."""
-
-    def __init__(self, out: Tensor) -> None:
-        super().__init__()
-        self.out = out
-
-    def forward(self, _x: Tensor) -> Tensor:
-        return self.out
+        return self.function(*inputs)
 
 
 def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None = None) -> dict[str, Count]:
@@ -140,13 +127,13 @@ def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None =
     arch, frames = twin.clip.arch, twin.frames
     pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
     ids = torch.arange(text_length(arch)).unsqueeze(0) % arch.vocab_size
-    inputs = {
-        "video": ("encode_video", pixels, torch.ones(1, frames, dtype=torch.bool)),
-        "text": ("encode_text", ids, torch.ones_like(ids, dtype=torch.bool)),
+    inputs: dict[str, tuple[Any, ...]] = {
+        "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
+        "text": (twin.encode_text, ids, torch.ones_like(ids, dtype=torch.bool)),
     }
     counts = {}
-    for name, (method, *tensors) in inputs.items():
-        call, moved = _Call(twin.eval(), method), [t.to(device) for t in tensors]
+    for name, (encode, *tensors) in inputs.items():
+        call, moved = _Call(encode, twin.eval()), [t.to(device) for t in tensors]
         with torch.no_grad():
             call(*moved)  # folds LoRA, so that the trace sees the folded matrix as a constant
         counts[name] = count_macs(call, *moved)
@@ -157,7 +144,8 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
     """Trace on the meta device except the stem: torch's meta convolution does not run under its tracer."""
     meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
     grid = arch.image_size // arch.patch_size
-    counts = _count(model, meta, _Constant(torch.empty(frames, arch.vision_width, grid, grid, device=meta)))
+    patches = torch.empty(frames, arch.vision_width, grid, grid, device=meta)
+    counts = _count(model, meta, _Call(lambda _: patches))
     stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
     return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}

@@ -58,13 +58,7 @@ class EnergyMeter:
         self.idle_w = (joules_after - joules) / (end - start)
 
     def measure(self, call: Call, items: float, name_and_unit: tuple[str, str]) -> Measurement:
-        """Joules per item above idle.
-
-        Args:
-            call: the work.
-            items: per call.
-            name_and_unit: of the measurement.
-        """
+        """Joules above idle per item, of which each call does ``items``."""
         (joules, start), calls = self._tick(), 0
         while time.perf_counter() - start < WORK_S:
             call()

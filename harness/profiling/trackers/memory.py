@@ -53,13 +53,7 @@ class MemoryProbe:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device, **conditions: Any) -> list[Measurement]:
-    """Peak memory of a call that has run before, in separate calls, so that sampling disturbs no timing.
-
-    Args:
-        call: the work.
-        device: where it runs.
-        conditions: of every measurement.
-    """
+    """Peak memory of a call that has run before, in separate calls, so that sampling disturbs no timing."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what earlier work left in the allocator does not count
     with MemoryProbe(device) as probe:
@@ -140,7 +134,6 @@ class NvmlMeter:
         self._sampler.start()
 
     def stop(self) -> None:
-        """Stop sampling and close NVML."""
         if self._sampler is not None:
             self._sampler.stop()
         if self._nvml is not None:
@@ -166,16 +159,13 @@ class AllocatorMeter:
         self._allocated = self._reserved = 0
 
     def start(self) -> None:
-        """Reset both peaks to the present level."""
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def stop(self) -> None:
-        """Read both peaks."""
         self._allocated = torch.cuda.max_memory_allocated(self._device)
         self._reserved = torch.cuda.max_memory_reserved(self._device)
 
     def measurements(self) -> list[Measurement]:
-        """Both peaks."""
         peaks = {"peak_memory_allocated": self._allocated, "peak_memory_reserved": self._reserved}
         where = {"device": str(self._device)}
         return [Measurement(name, peak / _MIB, UNIT, conditions=where) for name, peak in peaks.items()]
@@ -203,7 +193,6 @@ class ProcessMeter:
         self._scope = "since the measurement began"
 
     def stop(self) -> None:
-        """Read the peak."""
         self._peak = _peak_resident_bytes()
 
     def measurements(self) -> list[Measurement]:

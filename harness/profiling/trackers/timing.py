@@ -22,7 +22,7 @@ def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int 
 
     Args:
         call: does the work; on a GPU it may return before the work ends.
-        device: where the work runs; CUDA events take the time on ``cuda``, the wall clock elsewhere.
+        device: CUDA events take the time on ``cuda``, the wall clock elsewhere.
         timing: how often; a thousand calls are enough for any.
         in_flight: calls queued on a GPU between two synchronizations. 1 times each call alone, its launch included;
             more keep the GPU busy, as encoding a data set does.
@@ -55,15 +55,7 @@ def _time_on_gpu(call: Call, device: torch.device, calls: int) -> list[float]:
 def measure_throughput(
     encode: Call, batch: int, device: torch.device, timing: Timing, name: str = "throughput", unit: str = "videos/s"
 ) -> Measurement:
-    """Median items per second.
-
-    Args:
-        encode: encodes ``batch`` items that are on the device already.
-        batch: items per call.
-        device: where it runs.
-        timing: how often.
-        name, unit: of the measurement.
-    """
+    """Median items per second of ``encode``, which encodes ``batch`` items that are on the device already."""
     rates = [batch / s for s in time_calls(encode, device, timing, in_flight=timing.min_iterations)]
     return Measurement(name, float(np.median(rates)), unit, rates, _conditions(rates, batch, device, timing.warmup))
 
