@@ -48,7 +48,7 @@ def split_holdout(split: Split, videos: int, seed: int = 0) -> tuple[Split, Spli
         held += members[int(scene)]
     if len(held) >= len(split.video_ids):
         raise UsageError(
-            f"split {split.name}: {len(split.video_ids)} videos leave nothing beside {videos} held out",
+            f"split {split.name} has {len(split.video_ids)} videos, too few to hold {videos} out",
             code="split.too-small",
             split=split.name,
         )

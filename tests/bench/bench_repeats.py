@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tvrbench.harness.core.console import run_guarded
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.records.store import RecordStore
