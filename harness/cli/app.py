@@ -21,7 +21,7 @@ from tvrbench.harness.cli.rescore import rescore
 from tvrbench.harness.cli.run import run
 from tvrbench.harness.cli.sweep import sweep
 from tvrbench.harness.cli.visualize import Visualize
-from tvrbench.harness.core.exit_codes import run_guarded
+from tvrbench.harness.core.console import run_guarded
 
 # A function does its command; of a dataclass, ``run`` does.
 COMMANDS: Mapping[str, Callable[..., Any]] = {

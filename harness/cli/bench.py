@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,7 @@ from tyro.conf import Positional, arg
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Assignments, Device, Json, Names, Numbers, pick_device
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import Assignments, Device, Json, Names, Numbers, parse_assignments, pick_device
 from tvrbench.harness.profiling.plan import (
     RANDOM,
     MeasurementSettings,
@@ -67,15 +67,9 @@ class BenchSettings(MeasurementSettings):
 
     def plan(self) -> Plan:
         """The plan that these options ask for."""
-        return plan_for(
-            baseline=None if self.baseline is None else parse_method_choice(self.baseline),
-            batches=self.batches,
-            training_batches=self.training_batches,
-            training=self.training,
-            end_to_end=self.end_to_end,
-            energy=self.energy,
-            **self.shared | {"device": pick_device(self.device)},
-        )
+        names = ("batches", "training_batches", "training", "end_to_end", "energy")
+        settings = self.shared | {name: getattr(self, name) for name in names} | {"device": pick_device(self.device)}
+        return plan_for(baseline=None if self.baseline is None else parse_method_choice(self.baseline), **settings)
 
     def choices(self) -> list[MethodChoice]:
         """The methods, with the options for all of them below their own."""
@@ -83,11 +77,10 @@ class BenchSettings(MeasurementSettings):
         texts = [text for given in self.methods or ("all",) for text in (everything if given == "all" else [given])]
         given = [parse_method_choice(text) for text in texts]
         choices = [MethodChoice(method=each.method, options=shared | each.options) for each in given]
-        labels = [choice.label for choice in choices]
-        if len(set(labels)) < len(labels):
-            twice = next(label for label in labels if labels.count(label) > 1)
-            message = f"duplicate method {twice}: list each method with the same options only once"
-            raise UsageError(message, code="option.duplicate", method=twice)
+        label, count = Counter(choice.label for choice in choices).most_common(1)[0]
+        if count > 1:
+            message = f"duplicate method {label}: list each method with the same options only once"
+            raise UsageError(message, code="option.duplicate", method=label)
         return choices
 
 
@@ -98,9 +91,9 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     """
     from tvrbench.harness.models.backbone.architecture import vision_name
     from tvrbench.harness.models.backbone.weights import load_weights
+    from tvrbench.harness.profiling.measure import record_costs
     from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
     from tvrbench.harness.profiling.suite import NAME, load, measure_method
-    from tvrbench.harness.profiling.to_record import record_costs
     from tvrbench.harness.records.provenance import command_line
     from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
@@ -113,33 +106,21 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     if plan.end_to_end:
         open_videos(plan)
     store.check_writable(NAME)
-    protocol = ProtocolRef(name=NAME, hash=plan.hash)
+    protocol, command = ProtocolRef(name=NAME, hash=plan.hash), command_line(sys.argv[1:])
     rows = []
     tables: dict[str, dict[str, Sequence[Measurement]]] = {}
     for backbone in backbones:
         sha256 = None if plan.weights == RANDOM else load_weights(settings.weights, backbone).sha256
         for choice in choices:
             model = load(plan, choice, backbone)
+            measure = partial(measure_method, plan, choice, backbone, model, say)
             path, costs = record_costs(
-                store,
-                protocol,
-                model,
-                partial(measure_method, plan, choice, backbone, model, say),
-                device=plan.device,
-                command=command_line(sys.argv[1:]),
-                weights_sha256=sha256,
+                store, protocol, model, measure, device=plan.device, command=command, weights_sha256=sha256
             )
             name = vision_name(model.clip.arch)
             tables.setdefault(name, {})[choice.label] = costs
-            rows.append(
-                {
-                    "method": choice.method,
-                    "options": choice.options,
-                    "backbone": name,
-                    "record": str(path),
-                    "cost": [measurement.to_json() for measurement in costs],
-                }
-            )
+            row = {"method": choice.method, "options": choice.options, "backbone": name, "record": str(path)}
+            rows.append(row | {"cost": [measurement.to_json() for measurement in costs]})
     if not settings.no_report:
         say(f"report: {write_efficiency(store, settings.reports)[0]}")
     if settings.as_json:
@@ -179,9 +160,7 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
             if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
                 notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
     filled = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    print_table(
-        [[label, *(row.get(name) for name in filled)] for label, row in rows.items()],
-        ["method", *(COLUMNS[name] for name in filled)],
-    )
+    cells = [[label, *(row.get(name) for name in filled)] for label, row in rows.items()]
+    print_table(cells, ["method", *(COLUMNS[name] for name in filled)])
     for note, labels in notes.items():
         print(f"  {note} ({', '.join(labels)})")

@@ -66,26 +66,19 @@ class Check:
         rows = compare(baseline, measured.values, tiers)
         failed = [row for row in rows if row.state in ("moved", "missing")]
         if self.update_baseline is not None:
-            note = Acceptance(
-                date=datetime.now(UTC).date().isoformat(), reason=self.update_baseline, git_sha=source_revision()[0]
-            )
+            today, git_sha = datetime.now(UTC).date().isoformat(), source_revision()[0]
+            note = Acceptance(date=today, reason=self.update_baseline, git_sha=git_sha)
             write_baseline(self.against, updated(baseline, measured, note))
         _print(rows, self.as_json)
         if update:
             say(f"{self.against}: {len(measured.values)} metrics accepted; {len(failed)} of {len(rows)} had moved")
             return
         if not rows:
-            raise CheckFailed(
-                f"{self.against} holds nothing that can be compared this way",
-                code="check.empty",
-                path=str(self.against),
-            )
+            message = f"{self.against} holds nothing that can be compared this way"
+            raise CheckFailed(message, code="check.empty", path=str(self.against))
         if failed:
-            raise CheckFailed(
-                f"{len(failed)} of {len(rows)} metrics moved or were not measured (baseline {self.against})",
-                code="check.moved",
-                keys=[row.key for row in failed],
-            )
+            message = f"{len(failed)} of {len(rows)} metrics moved or were not measured (baseline {self.against})"
+            raise CheckFailed(message, code="check.moved", keys=[row.key for row in failed])
         better = sum(row.state == "better" for row in rows)
         hint = f"; {better} are better: accept them with --update-baseline" if better else ""
         say(f"{len(rows)} metrics compared, none moved{hint}")
@@ -93,9 +86,8 @@ class Check:
     def _baseline(self) -> Baseline:
         """The file's, or an empty one for a new file; made on a device that this machine has."""
         if self.update_baseline is not None and not self.update_baseline.strip():
-            raise UsageError(
-                "--update-baseline needs a reason: --update-baseline 'why the numbers moved'", code="check.reason"
-            )
+            message = "--update-baseline needs a reason: --update-baseline 'why the numbers moved'"
+            raise UsageError(message, code="check.reason")
         import torch
 
         here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -103,26 +95,19 @@ class Check:
             return Baseline(device=here, standin=None, entries={}, accepted=[])
         baseline = read_baseline(self.against)
         if baseline.device not in ("cpu", here):
-            raise UsageError(
-                f"the baseline was made on {baseline.device}, this machine has {here}: use one made on this machine",
-                code="baseline.device",
-                device=baseline.device,
-                here=here,
-            )
+            message = f"the baseline was made on {baseline.device}, this machine has {here}: use one made here"
+            raise UsageError(message, code="baseline.device", device=baseline.device, here=here)
         return baseline
 
     def _tiers(self, baseline: Baseline) -> list[Tier]:
         held, known, asked = tiers_of(baseline), get_args(Tier), self.tier
         if unknown := [tier for tier in asked if tier not in known]:
-            raise UsageError(
-                f"--tier {unknown[0]}: known are {', '.join(known)}", code="check.tier-unknown", tier=unknown[0]
-            )
+            message = f"--tier {unknown[0]}: known are {', '.join(known)}"
+            raise UsageError(message, code="check.tier-unknown", tier=unknown[0])
         if self.update_baseline is None and (absent := [tier for tier in asked if tier not in held]):
-            raise UsageError(
-                f"{self.against} holds no tier {absent[0]}: add it with --tier {absent[0]} --update-baseline REASON",
-                code="check.tier-absent",
-                tier=absent[0],
-            )
+            remedy = f"add it with --tier {absent[0]} --update-baseline REASON"
+            message = f"{self.against} holds no tier {absent[0]}: {remedy}"
+            raise UsageError(message, code="check.tier-absent", tier=absent[0])
         default = [tier for tier in held or ["exact", "tight"] if tier != "real"]
         tiers = [tier for tier in known if tier in (asked or default)]
         if self.records is None:
@@ -137,13 +122,9 @@ def _print(rows: list[Row], as_json: bool) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    changed = [
-        [row.key, _short(row.baseline), _short(row.measured), row.margin, row.state]
-        for row in rows
-        if row.state != "same"
-    ]
-    if changed:
-        print_table(changed, ["metric", "baseline", "measured", "margin", "state"])
+    if changed := [row for row in rows if row.state != "same"]:
+        table = [[row.key, _short(row.baseline), _short(row.measured), row.margin, row.state] for row in changed]
+        print_table(table, ["metric", "baseline", "measured", "margin", "state"])
 
 
 def _short(value: Value) -> float | str | None:

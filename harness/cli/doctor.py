@@ -15,7 +15,7 @@ from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.core.options import Json
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One finding: ``ok``, ``missing`` (something works less well) or ``broken`` (nothing runs)."""
 
@@ -28,10 +28,8 @@ def _device() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        return Finding(what="GPU", state="ok", detail=torch.cuda.get_device_name())
-    return Finding(
-        what="GPU", state="missing", detail="no CUDA device: everything runs on the CPU, full-size training is slow"
-    )
+        return Finding("GPU", "ok", torch.cuda.get_device_name())
+    return Finding("GPU", "missing", "no CUDA device: everything runs on the CPU, full-size training is slow")
 
 
 def _nvml() -> Finding:
@@ -42,16 +40,15 @@ def _nvml() -> Finding:
         driver = str(pynvml.nvmlSystemGetDriverVersion())
         pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        return Finding(what="NVML", state="missing", detail=f"{error}: GPU memory is reported as not available")
-    return Finding(what="NVML", state="ok", detail=f"driver {driver}")
+        return Finding("NVML", "missing", f"{error}: GPU memory is reported as not available")
+    return Finding("NVML", "ok", f"driver {driver}")
 
 
 def _h264() -> Finding:
     import av
 
     able = "libx264" in av.codecs_available and "h264" in av.codecs_available
-    detail = f"PyAV {av.__version__}"
-    return Finding(what="H.264", state="ok" if able else "broken", detail=detail if able else f"{detail} lacks H.264")
+    return Finding("H.264", "ok" if able else "broken", f"PyAV {av.__version__}{'' if able else ' lacks H.264'}")
 
 
 def _registry() -> Iterator[Finding]:
@@ -63,7 +60,7 @@ def _registry() -> Iterator[Finding]:
             except (ImportError, AttributeError) as error:
                 broken.append(f"{name} ({error})")
         detail = "does not import: " + ", ".join(broken) if broken else ", ".join(registry.names(kind))
-        yield Finding(what=kind, state="broken" if broken else "ok", detail=detail)
+        yield Finding(kind, "broken" if broken else "ok", detail)
 
 
 def _weights() -> Finding:
@@ -76,16 +73,17 @@ def _weights() -> Finding:
         isinstance(try_to_load_from_cache(repository, name), str)
         for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     )
-    detail = "ViT-B-32 from OpenAI is in the hub's cache"
+    if cached:
+        return Finding("CLIP weights", "ok", "ViT-B-32 from OpenAI is in the hub's cache")
     missing = f"not downloaded yet ({repository}); a first full-size run fetches it, or give --weights FILE"
-    return Finding(what="CLIP weights", state="ok" if cached else "missing", detail=detail if cached else missing)
+    return Finding("CLIP weights", "missing", missing)
 
 
 def _folder(results: Path) -> Finding:
     folder = results if results.exists() else results.absolute().parent
     if not os.access(folder, os.W_OK):
-        return Finding(what="results folder", state="broken", detail=f"{results} cannot be written to")
-    return Finding(what="results folder", state="ok", detail=f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
+        return Finding("results folder", "broken", f"{results} cannot be written to")
+    return Finding("results folder", "ok", f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
 
 
 def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
@@ -99,20 +97,11 @@ def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
     from tvrbench.harness.records.provenance import environment
 
     versions = environment("cuda" if torch.cuda.is_available() else "cpu")["versions"]
-    findings = [
-        Finding(what="versions", state="ok", detail=", ".join(f"{k} {v}" for k, v in versions.items() if v)),
-        _device(),
-        _nvml(),
-        _h264(),
-        *_registry(),
-        _weights(),
-        _folder(results),
-    ]
+    installed = Finding("versions", "ok", ", ".join(f"{k} {v}" for k, v in versions.items() if v))
+    findings = [installed, _device(), _nvml(), _h264(), *_registry(), _weights(), _folder(results)]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
         print_table([[f.what, f.state, f.detail] for f in findings], ["what", "state", "detail"])
-    if any(f.state == "broken" for f in findings):
-        broken = [f.what for f in findings if f.state == "broken"]
-        message = f"broken: {', '.join(broken)}; see the details above"
-        raise CheckFailed(message, code="doctor.broken", broken=broken)
+    if broken := [f.what for f in findings if f.state == "broken"]:
+        raise CheckFailed(f"broken: {', '.join(broken)}; see the details above", code="doctor.broken", broken=broken)

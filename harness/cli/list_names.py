@@ -13,9 +13,7 @@ from tvrbench.harness.core.options import Json
 
 
 def list_names(
-    kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]],
-    /,
-    as_json: Json = False,
+    kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]], /, as_json: Json = False
 ) -> None:
     """List what is registered, including plug-ins.
 

@@ -7,8 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.core.options import Assignments, Json
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import Assignments, Json, parse_assignments
 
 
 def profile(

@@ -26,17 +26,13 @@ def report(
         results: Folder of the records.
         reports: Folder of the reports.
     """
-    files = written(protocol, RecordStore(results), reports)
-    if as_json:
-        print_json([str(file) for file in files])
-    else:
-        say(f"report: {files[0]}")
-
-
-def written(protocol: str, store: RecordStore, reports: Path) -> list[Path]:
-    """Write the report of a protocol or of efficiency, and return its files, ``README.md`` first."""
     from tvrbench.harness.reporting.data.bench_rows import NAME
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
     from tvrbench.harness.reporting.pages.report import write_report
 
-    return write_efficiency(store, reports) if protocol == NAME else write_report(protocol, store, reports)
+    store = RecordStore(results)
+    files = write_efficiency(store, reports) if protocol == NAME else write_report(protocol, store, reports)
+    if as_json:
+        print_json([str(file) for file in files])
+    else:
+        say(f"report: {files[0]}")

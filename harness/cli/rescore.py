@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.core.options import Json
+from tvrbench.harness.records.store import ranks_archive
 
 _COLUMNS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "median rank", "MnR": "mean rank", "RSum": "R-Sum"}
 _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -31,27 +30,19 @@ def rescore(
     from tvrbench.harness.evaluation.embeddings import rescore as metrics_of
 
     if ranks is not None and ranks.suffix != ".npz":
-        raise UsageError(
-            f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz",
-            code="rescore.ranks-suffix",
-            path=str(ranks),
-        )
+        message = f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz"
+        raise UsageError(message, code="rescore.ranks-suffix", path=str(ranks))
     saved = load_embeddings(file)
     result = metrics_of(saved, file)
     if ranks is not None:
-        archive = io.BytesIO()
-        t2v, v2t = (result.ranks[name].astype(np.float32) for name in _DIRECTIONS)
-        np.savez_compressed(archive, t2v=t2v, v2t=v2t)
-        atomic_write(ranks, archive.getvalue())
+        atomic_write(ranks, ranks_archive({name: each.astype("float32") for name, each in result.ranks.items()}))
         say(f"ranks: {ranks}")
-    if as_json:
-        print_json({"run": saved.run, "metrics": result.metrics})
-        return
     run, metrics = saved.run, result.metrics
-    print(
-        f"{run['method']['name']} seed {run['seed']} under {run['protocol']['name']}, "
-        f"checkpoint: {metrics['selection']}"
-    )
+    if as_json:
+        print_json({"run": run, "metrics": metrics})
+        return
+    method, protocol = run["method"]["name"], run["protocol"]["name"]
+    print(f"{method} seed {run['seed']} under {protocol}, checkpoint: {metrics['selection']}")
     print(f"{len(saved.text):,} captions, {len(saved.video):,} videos, {saved.text.shape[1]} wide")
     rows = [[title, *(f"{metrics[name][key]:.1f}" for key in _COLUMNS)] for name, title in _DIRECTIONS.items()]
     print_table(rows, ["", *_COLUMNS.values()])

@@ -7,15 +7,14 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, Literal
 
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
-_CONFIG = resources.files("tvrbench.harness.config")
+_CONFIG = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +62,11 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if (self.kind == "uniform") != (self.recipe is not None):
-            raise UsageError(
-                f"protocol {self.name}: a uniform protocol names its recipe, a published one does not",
-                code="protocol.recipe",
-                protocol=self.name,
-            )
+            message = f"protocol {self.name}: a uniform protocol names its recipe, a published one does not"
+            raise UsageError(message, code="protocol.recipe", protocol=self.name)
         if len(self.lr_factors) > 1 and self.held_out < 1:
-            raise UsageError(
-                f"protocol {self.name}: several lr_factors need held_out training videos to choose on",
-                code="protocol.held-out",
-                protocol=self.name,
-            )
+            message = f"protocol {self.name}: several lr_factors need held_out training videos to choose on"
+            raise UsageError(message, code="protocol.held-out", protocol=self.name)
 
     def recipe_for(self, method_recipe: str) -> Recipe:
         """The recipe for a method whose own recipe is ``method_recipe``."""
@@ -88,12 +81,9 @@ class Protocol:
         ``hash.toml`` for renamed fields.
         """
         recipes = [self.recipe] if self.recipe else recipe_names()
-        content = {
-            "protocol": {key: value for key, value in _hashed(self).items() if key not in ("seeds", "title")},
-            "recipes": {name: _hashed(self.recipe_for(name)) for name in recipes if name},
-        }
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        own = {key: value for key, value in _hashed(self).items() if key not in ("seeds", "title")}
+        content = {"protocol": own, "recipes": {name: _hashed(self.recipe_for(name)) for name in recipes}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def on(self, backbone: str | None) -> Protocol:
         """The protocol on another backbone, under a name that says so."""
@@ -114,28 +104,16 @@ def _hashed(config: Protocol | Recipe) -> dict[str, Any]:
     return {rules["names"].get(key, key): value for key, value in asdict(config).items() if value != defaults[key]}
 
 
-def _walk(folder: Traversable, prefix: str = "") -> list[str]:
-    names = []
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            names += _walk(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".toml"):
-            names.append(prefix + entry.name.removesuffix(".toml"))
-    return sorted(names)
-
-
 def protocol_names() -> list[str]:
     """The names of the shipped protocols."""
-    return _walk(_CONFIG.joinpath("protocols"))
+    folder = _CONFIG / "protocols"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml"))
 
 
 def load_protocol(name: str) -> Protocol:
     """Load a protocol by name; UsageError lists the known ones."""
     if name not in protocol_names():
-        raise UsageError(
-            f"unknown protocol {name!r}: known are {', '.join(protocol_names())}",
-            code="protocol.unknown",
-            protocol=name,
-        )
+        message = f"unknown protocol {name!r}: known are {', '.join(protocol_names())}"
+        raise UsageError(message, code="protocol.unknown", protocol=name)
     text = _CONFIG.joinpath(f"protocols/{name}.toml").read_text(encoding="utf-8")
     return validated(Protocol, {"name": name} | tomllib.loads(text), f"protocol {name}")

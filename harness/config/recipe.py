@@ -69,11 +69,8 @@ class Recipe:
         """The recipe with its rate fixed for one tuning, times ``factor``; UsageError if it has none."""
         lr = self.tuning_lr.get(tuning, self.lr)
         if lr is None:
-            raise UsageError(
-                f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}",
-                code="recipe.tuning",
-                tuning=tuning,
-            )
+            message = f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}"
+            raise UsageError(message, code="recipe.tuning", tuning=tuning)
         return replace(self, lr=lr * factor, tuning_lr={})
 
     def total_steps(self, pairs: int) -> int:
@@ -82,12 +79,8 @@ class Recipe:
             return self.steps
         per_epoch = pairs // self.batch_size
         if per_epoch == 0:
-            raise UsageError(
-                f"{pairs} training pairs do not fill one batch of {self.batch_size}",
-                code="recipe.batch-size",
-                pairs=pairs,
-                batch_size=self.batch_size,
-            )
+            message = f"{pairs} training pairs do not fill one batch of {self.batch_size}: use a smaller batch"
+            raise UsageError(message, code="recipe.batch-size", pairs=pairs, batch_size=self.batch_size)
         return self.epochs * per_epoch
 
 
@@ -106,9 +99,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 def _fields(name: str) -> dict[str, Any]:
     if name not in recipe_names():
-        raise UsageError(
-            f"unknown recipe {name!r}: known are {', '.join(recipe_names())}", code="recipe.unknown", recipe=name
-        )
+        message = f"unknown recipe {name!r}: known are {', '.join(recipe_names())}"
+        raise UsageError(message, code="recipe.unknown", recipe=name)
     own = tomllib.loads(_RECIPES.joinpath(f"{name}.toml").read_text(encoding="utf-8"))
     base = own.pop("base", None)
     return own if base is None else _fields(base) | own

@@ -69,14 +69,9 @@ def process_group(device: str) -> Iterator[DistInfo]:
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device.startswith("cuda"):
-        if local >= torch.cuda.device_count():
-            raise UsageError(
-                f"torchrun started process {local} on a machine with {torch.cuda.device_count()} GPUs: "
-                "start one process per GPU",
-                code="torchrun.gpus",
-                process=local,
-                gpus=torch.cuda.device_count(),
-            )
+        if local >= (gpus := torch.cuda.device_count()):
+            message = f"torchrun started process {local} on a machine with {gpus} GPUs: start one process per GPU"
+            raise UsageError(message, code="torchrun.gpus", process=local, gpus=gpus)
         torch.cuda.set_device(local)
     try:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 
@@ -19,13 +20,13 @@ class TvrbenchError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, code: str = "", **fields: Any) -> None:
+    def __init__(self, message: str, *, code: str, **fields: Any) -> None:
         super().__init__(message)
         self.code = code
         self.fields = fields
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), self.code, self.fields)
+        return partial(type(self), code=self.code, **self.fields), (str(self),)
 
 
 class UsageError(TvrbenchError, ValueError):
@@ -44,7 +45,3 @@ class TrainingDiverged(TvrbenchError, RuntimeError):
 
 class RunFailed(TvrbenchError, RuntimeError):
     """A run stopped for a reason that the user can fix and its record holds; the command line exits with 1."""
-
-
-def _rebuild(kind: type[TvrbenchError], message: str, code: str, fields: dict[str, Any]) -> TvrbenchError:
-    return kind(message, code=code, **fields)

@@ -49,11 +49,8 @@ def atomic_write(path: Path, content: bytes) -> None:
         with atomic_path(path) as draft:
             draft.write_bytes(content)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror}): choose a folder that can be written to",
-            code="io.write",
-            path=str(path),
-        ) from None
+        message = f"cannot write {path} ({error.strerror}): choose a folder that can be written to"
+        raise UsageError(message, code="io.write", path=str(path)) from None
 
 
 def file_sha256(path: Path) -> str:

@@ -1,28 +1,21 @@
-"""Types of command-line options that tyro has no words for. Imports nothing heavy, for the sake of --help."""
+"""Command-line options: text into values, and the types that tyro lacks. Imports no torch, for the sake of --help."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import re
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.validation import parse_bytes
+
+RESERVED = {"method", "backbone", "weights", "checkpoint", "frames", "device", "seed"}
 
 
-def _one(parse: Callable[[str], Any], show: Callable[[Any], str], metavar: str) -> PrimitiveConstructorSpec[Any]:
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: parse(words[0]),
-        is_instance=lambda _: True,
-        str_from_instance=lambda value: [show(value)],
-    )
-
-
-def split_names(text: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
     """``a,b`` -> ("a", "b").
 
     Raises:
@@ -36,28 +29,51 @@ def split_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def split_numbers(text: str) -> tuple[int, ...]:
+def parse_numbers(text: str) -> tuple[int, ...]:
     """``0,1`` -> (0, 1).
 
     Raises:
         UsageError: none, one of them twice, or one that is no whole number.
     """
-    names = split_names(text)
+    names = parse_names(text)
     if any(not (name.isascii() and name.isdigit() and len(name) < 10) for name in names):
-        raise UsageError(
-            f"{text!r}: give whole numbers separated by commas, for example 0,1,2",
-            code="option.list-number",
-            given=text,
-        )
+        message = f"{text!r}: give whole numbers separated by commas, for example 0,1,2"
+        raise UsageError(message, code="option.list-number", given=text)
     return tuple(int(name) for name in names)
 
 
-Names = Annotated[tuple[str, ...], _one(split_names, ",".join, "A,B")]
-Numbers = Annotated[tuple[int, ...], _one(split_numbers, lambda values: ",".join(map(str, values)), "N,N")]
-Bytes = Annotated[int | None, _one(parse_bytes, str, "SIZE")]
-Assignments = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
-Json = Annotated[bool, arg(name="json", help="Print one JSON document on stdout.")]
-Device = Literal["auto", "cuda", "cpu"]
+def parse_bytes(text: str) -> int:
+    """``8GB`` or ``512MiB`` -> bytes; GB counts in thousands, GiB in 1024s.
+
+    Raises:
+        UsageError: not written that way.
+    """
+    size = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE | re.ASCII)
+    if size is None or float(size[1]) == 0:
+        raise UsageError(f"{text!r} is not a size: write it as 8GB or 7.5GiB", code="option.size", given=text)
+    return int(float(size[1]) * (1024 if size[3] else 1000) ** ("KMGT".index(size[2].upper()) + 1))
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["r=2", "merge_frames=(2,2,3)", "mode=unmerge"]`` -> a dict; values are Python literals or plain words.
+
+    Raises:
+        UsageError: not ``key=value``, or a key that has an option of its own.
+    """
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key:
+            message = f"--set {text!r}: write it as key=value, for example --set r=2"
+            raise UsageError(message, code="option.assignment", value=text)
+        try:
+            values[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            values[key] = value
+    for key in sorted(RESERVED & values.keys()):
+        message = f"--set {key}=...: not a method option; use the command's own option for it"
+        raise UsageError(message, code="option.reserved", option=key)
+    return values
 
 
 def pick_device(wanted: str) -> str:
@@ -71,3 +87,18 @@ def pick_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu", code="device.absent")
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _one_word(parse: Callable[[str], Any], show: Callable[[Any], str], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    def show_words(value: Any) -> list[str]:
+        return [show(value)]
+
+    return PrimitiveConstructorSpec(1, metavar, lambda words: parse(words[0]), lambda _: True, show_words)
+
+
+Names = Annotated[tuple[str, ...], _one_word(parse_names, ",".join, "A,B")]
+Numbers = Annotated[tuple[int, ...], _one_word(parse_numbers, lambda values: ",".join(map(str, values)), "N,N")]
+Bytes = Annotated[int | None, _one_word(parse_bytes, str, "SIZE")]
+Assignments = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+Json = Annotated[bool, arg(name="json", help="Print one JSON document on stdout.")]
+Device = Literal["auto", "cuda", "cpu"]

@@ -22,35 +22,22 @@ class ProgressReporter(Protocol):
 
     def update(self, work: int, note: str = "") -> None:
         """Add ``work`` to what is done."""
-        ...
 
     def log(self, text: str) -> None:
         """Show a line that the user should read."""
-        ...
 
 
 class Bar:
-    """A ``ProgressReporter`` over all runs of a command.
-
-    Args:
-        total: the planned work.
-    """
+    """A ``ProgressReporter`` over all runs of a command, for ``total`` planned work."""
 
     def __init__(self, total: int = 1, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, quiet=not dist_info().first)
         self._total, self._done, self._title, self._note = total, 0, "", ""
         self._start = time.monotonic()
         self._printed = self._start
-        self._live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *times)
+        self._live = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._live.add_task("", total=total)
 
     def __enter__(self) -> Bar:

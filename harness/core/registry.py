@@ -24,12 +24,8 @@ def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict
     for provider, table in tables:
         for name, target in table.items():
             if name in merged:
-                raise UsageError(
-                    f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider}): rename one",
-                    code="registry.duplicate",
-                    kind=kind,
-                    name=name,
-                )
+                message = f"{kind}: {name!r} is registered twice, by {merged[name]} and by {target} ({provider})"
+                raise UsageError(f"{message}: rename one", code="registry.duplicate", kind=kind, name=name)
             merged[name] = target
     return merged
 
@@ -40,14 +36,9 @@ def table(kind: str) -> Mapping[str, str]:
     Raises:
         UsageError: a name is registered twice, or as a method and as a baseline, which commands look up together.
     """
-    both = sorted(set(_table("methods")) & set(_table("baselines")))
-    if both:
-        raise UsageError(
-            f"{both[0]!r} is registered as a method and as a baseline: rename one",
-            code="registry.duplicate",
-            kind="methods",
-            name=both[0],
-        )
+    for name in sorted(set(_table("methods")) & set(_table("baselines"))):
+        message = f"{name!r} is registered as a method and as a baseline: rename one"
+        raise UsageError(message, code="registry.duplicate", kind="methods", name=name)
     return _table(kind)
 
 
@@ -86,6 +77,5 @@ def lookup(name: str, *kinds: str) -> Any:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     what = " or ".join(kind.removesuffix("s") for kind in kinds)
-    raise UsageError(
-        f"unknown {what} {name!r}{hint}: known are {', '.join(known)}", code="registry.unknown", what=what, name=name
-    )
+    message = f"unknown {what} {name!r}{hint}: known are {', '.join(known)}"
+    raise UsageError(message, code="registry.unknown", what=what, name=name)

@@ -66,11 +66,7 @@ class SignalHandler:
             self.stop()
 
     def stop(self, where: str = "") -> NoReturn:
-        """Act on the pending signal.
-
-        Args:
-            where: the point in the run, for the message.
-        """
+        """Act on the pending signal; ``where`` is the point in the run, for the message."""
         # Another process of the same run may have received the signal instead of this one.
         raise Interrupted(self.pending if self.pending is not None else signal.SIGTERM, where)
 

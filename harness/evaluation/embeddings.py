@@ -50,22 +50,14 @@ def embedded_run(record: Mapping[str, Any], selection: str, model: Path | None) 
     """Describe a run for the file of its features.
 
     Args:
-        record: of the run.
         selection: ``last`` or ``best-on-test``: the checkpoint of the training.
         model: the file of the trained model; None where nothing was trained.
     """
     data = {key: record["data"][key] for key in ("dataset", "test_split", "split_fingerprint", "frames_fingerprint")}
-    return {
-        "protocol": record["protocol"],
-        "method": record["method"],
-        "tuning": record["tuning"],
-        "seed": record["seed"],
-        "selection": selection,
-        "data": data,
-        "weights_sha256": record["weights_sha256"],
-        "model_sha256": None if model is None else file_sha256(model),
-        "checkpoint": record.get("checkpoint"),
-    }
+    same = {key: record[key] for key in ("protocol", "method", "tuning", "seed", "weights_sha256")}
+    model_sha256 = None if model is None else file_sha256(model)
+    checkpoint = record.get("checkpoint")
+    return same | {"selection": selection, "data": data, "model_sha256": model_sha256, "checkpoint": checkpoint}
 
 
 def save_embeddings(path: Path, result: Evaluation, relevance: Relevance, run: Mapping[str, Any]) -> None:
@@ -73,7 +65,6 @@ def save_embeddings(path: Path, result: Evaluation, relevance: Relevance, run: M
 
     Args:
         path: the file; its folder is made.
-        result: with the features.
         relevance: the split that was scored.
         run: plain data: what was encoded, and by which model.
 
@@ -82,19 +73,15 @@ def save_embeddings(path: Path, result: Evaluation, relevance: Relevance, run: M
     """
     tensors = {"text": result.text, "video": result.video, "caption_video": torch.tensor(relevance.caption_video)}
     tensors |= {} if relevance.scenes is None else {"scenes": torch.tensor(relevance.scenes)}
-    subsets = {name: rows for name, rows in relevance.subsets.items() if rows}
-    tensors |= {_SUBSET + name: torch.tensor(rows, dtype=torch.int64) for name, rows in subsets.items()}
+    tensors |= {_SUBSET + name: torch.tensor(rows) for name, rows in relevance.subsets.items() if rows}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "run": json.dumps(dict(run), sort_keys=True), "checksum": _checksum(tensors)}
     try:
         with atomic_path(path, draft_name=f".{path.name}.part") as draft:
             save_file(tensors, draft, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"the embeddings {path.name} cannot be written ({error}): free space on that disk",
-            code="embeddings.write",
-            path=str(path),
-        ) from None
+        message = f"the embeddings {path.name} cannot be written ({error}): free space on that disk"
+        raise UsageError(message, code="embeddings.write", path=str(path)) from None
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:
@@ -116,13 +103,11 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
             raise ValueError("another checksum than when it was written")
         run = _run(metadata)
     except OSError as error:
-        raise UsageError(
-            f"{path}: the embeddings cannot be read: {error.strerror or error}", code="embeddings.read", path=str(path)
-        ) from None
+        message = f"{path}: the embeddings cannot be read: {error.strerror or error}"
+        raise UsageError(message, code="embeddings.read", path=str(path)) from None
     except (SafetensorError, ValueError) as error:
-        raise UsageError(
-            f"{path}: damaged, or not embeddings ({error}): save them again", code="embeddings.damaged", path=str(path)
-        ) from None
+        message = f"{path}: damaged, or not embeddings ({error}): save them again"
+        raise UsageError(message, code="embeddings.damaged", path=str(path)) from None
     subsets = {n.removeprefix(_SUBSET): tuple(t.tolist()) for n, t in tensors.items() if n.startswith(_SUBSET)}
     return SavedEmbeddings(
         run=run,
@@ -145,9 +130,8 @@ def rescore(saved: SavedEmbeddings, path: Path) -> Evaluation:
             raise ValueError("a subset names a caption that is not in the file")
         result = score(saved.text, saved.video, saved)
     except ValueError as error:
-        raise UsageError(
-            f"{path}: these embeddings cannot be ranked: {error}", code="embeddings.unrankable", path=str(path)
-        ) from None
+        message = f"{path}: these embeddings cannot be ranked: {error}"
+        raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None
     result.metrics["selection"] = saved.run["selection"]
     return result
 
@@ -171,7 +155,6 @@ def _run(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())

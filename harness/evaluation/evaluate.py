@@ -17,7 +17,6 @@ from tvrbench.harness.core.distributed import dist_info, gather_shares
 from tvrbench.harness.data.frame_loader import FrameLoader, normalize
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.metrics import (
-    RankCounts,
     cosine_rank_counts,
     direction_metrics,
     metrics_from_ranks,
@@ -128,14 +127,15 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
         ValueError: features that cannot be ranked, or a caption of no video.
     """
     t2v, v2t = cosine_rank_counts(text_TE, video_VE, relevance.caption_video)
-    full = metrics_from_ranks(t2v.ranks(), v2t.ranks())
-    ranks = {"t2v": full["t2v"]["ranks"], "v2t": full["v2t"]["ranks"]}
-    metrics = without_ranks(full)
-    metrics["selection"] = "last"
-    metrics["intervals"] = {"confidence": 0.95} | {
-        direction: rank_intervals(values) for direction, values in ranks.items()
-    }
-    metrics["ties_shared"] = {"t2v": _expected_recall(t2v)}
+    ranks = {"t2v": t2v.ranks(), "v2t": v2t.ranks()}
+    metrics = without_ranks(metrics_from_ranks(**ranks)) | {"selection": "last"}
+    intervals = {direction: rank_intervals(values) for direction, values in ranks.items()}
+    metrics["intervals"] = {"confidence": 0.95, **intervals}
+    # R@k with ties broken at random in expectation, and the interval of R@1.
+    hits = {k: 100 * t2v.hit_probability(k) for k in (1, 5, 10)}
+    interval = bootstrap_interval(hits[1], mean)
+    shared: dict[str, Any] = {f"R{k}": float(values.mean()) for k, values in hits.items()}
+    metrics["ties_shared"] = {"t2v": shared | {"R1_interval": [interval.low, interval.high]}}
     if relevance.subsets:
         metrics["subsets"] = {
             name: {"t2v": without_ranks(direction_metrics(ranks["t2v"][list(rows)]))}
@@ -145,12 +145,3 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
     if relevance.scenes is not None:
         metrics["pair_accuracy"] = pair_accuracy(text_TE, video_VE, relevance.caption_video, relevance.scenes)
     return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
-
-
-def _expected_recall(t2v: RankCounts) -> dict[str, Any]:
-    """R@k with ties broken at random in expectation, and the interval of R@1."""
-    hits = {k: 100 * t2v.hit_probability(k) for k in (1, 5, 10)}
-    interval = bootstrap_interval(hits[1], mean)
-    return {f"R{k}": float(values.mean()) for k, values in hits.items()} | {
-        "R1_interval": [interval.low, interval.high]
-    }

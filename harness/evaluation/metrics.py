@@ -188,31 +188,21 @@ def direction_metrics(ranks: npt.ArrayLike) -> DirectionMetrics:
     ranks_Q = np.asarray(ranks, dtype=np.float64)
     if ranks_Q.ndim != 1 or ranks_Q.size == 0 or not (np.isfinite(ranks_Q) & (ranks_Q >= 1)).all():
         raise ValueError("ranks must be a list of at least one finite number, each 1 or more")
-    recall = {k: 100.0 * float(np.mean(ranks_Q <= k)) for k in (1, 5, 10)}
-    return DirectionMetrics(
-        R1=recall[1],
-        R5=recall[5],
-        R10=recall[10],
-        MdR=float(np.median(ranks_Q)),
-        MnR=float(np.mean(ranks_Q)),
-        RSum=sum(recall.values()),
-        ranks=ranks_Q,
-    )
+    r1, r5, r10 = (100.0 * float(np.mean(ranks_Q <= k)) for k in (1, 5, 10))
+    median, mean = float(np.median(ranks_Q)), float(np.mean(ranks_Q))
+    return DirectionMetrics(R1=r1, R5=r5, R10=r10, MdR=median, MnR=mean, RSum=r1 + r5 + r10, ranks=ranks_Q)
 
 
-def metrics_from_ranks(t2v_ranks: npt.ArrayLike, v2t_ranks: npt.ArrayLike) -> RetrievalMetrics:
+def metrics_from_ranks(t2v: npt.ArrayLike, v2t: npt.ArrayLike) -> RetrievalMetrics:
     """Turn known ranks into the result of ``retrieval_metrics``."""
-    t2v, v2t = direction_metrics(t2v_ranks), direction_metrics(v2t_ranks)
-    return RetrievalMetrics(t2v=t2v, v2t=v2t, RSum=t2v["RSum"])
+    t2v_metrics = direction_metrics(t2v)
+    return RetrievalMetrics(t2v=t2v_metrics, v2t=direction_metrics(v2t), RSum=t2v_metrics["RSum"])
 
 
 def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics without every ``ranks`` array, as a record keeps them (the ranks are in a file of their own)."""
-    return {
-        key: without_ranks(value) if isinstance(value, Mapping) else value
-        for key, value in metrics.items()
-        if key != "ranks"
-    }
+    kept = ((key, value) for key, value in metrics.items() if key != "ranks")
+    return {key: without_ranks(value) if isinstance(value, Mapping) else value for key, value in kept}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,22 +235,14 @@ class _Captions:
             raise ValueError(f"relevance must name videos from 0 to {videos - 1}")
         order_T = np.argsort(video_T, kind="stable")
         videos_G, starts_G = np.unique(video_T[order_T], return_index=True)
-        return cls(
-            videos=videos, video_T=video_T.astype(np.int64), order_T=order_T, starts_G=starts_G, videos_G=videos_G
-        )
+        video_T = video_T.astype(np.int64)
+        return cls(videos=videos, video_T=video_T, order_T=order_T, starts_G=starts_G, videos_G=videos_G)
 
 
 def _count(
     score: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]], own_T: npt.NDArray[Any], captions: _Captions, block: int
 ) -> tuple[RankCounts, RankCounts]:
-    """Both directions in one pass over blocks of scores.
-
-    Args:
-        score: gives the rows [R, Nv] of some texts.
-        own_T: each text's score with its own video.
-        captions: which texts belong together.
-        block: texts scored at a time.
-    """
+    """Both directions in one pass; ``score`` gives rows [R, Nv], ``own_T`` is each text's score with its own video."""
     videos = slice(None) if len(captions.videos_G) == captions.videos else captions.videos_G
     own_G = np.maximum.reduceat(own_T[captions.order_T], captions.starts_G)
     t2v, v2t = np.zeros((2, len(own_T)), dtype=np.int64), np.zeros((2, len(own_G)), dtype=np.int64)

@@ -34,7 +34,7 @@ class Interval:
     confidence: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PairedDifference:
     """A statistic of A minus that of B, its interval, and the two-sided p-value of no difference."""
 
@@ -116,10 +116,8 @@ def rank_intervals(
     ranks: npt.ArrayLike, confidence: float = 0.95, n: int = 2000, seed: int = 0
 ) -> dict[str, list[float]]:
     """``{"R1": [low, high], ...}`` for every metric of one direction, as a record holds them."""
-    intervals = {
-        name: bootstrap_interval(ranks, statistic, confidence, n, seed) for name, statistic in RANK_STATISTICS.items()
-    }
-    return {name: [interval.low, interval.high] for name, interval in intervals.items()}
+    intervals = ((k, bootstrap_interval(ranks, each, confidence, n, seed)) for k, each in RANK_STATISTICS.items())
+    return {name: [interval.low, interval.high] for name, interval in intervals}
 
 
 def paired_statistic(
@@ -214,7 +212,7 @@ def repeats_interval(samples: Sequence[float], confidence: float = 0.95) -> tupl
     return float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class VarianceParts:
     """Two sources of uncertainty of the mean of S seeds on Q queries; all in the values' unit.
 
@@ -257,15 +255,9 @@ def variance_parts(values: npt.ArrayLike) -> VarianceParts:
     rest = values_SQ - seed_S[:, None] - query_Q[None] + grand_mean
     rest_square = float((rest**2).sum()) / ((S - 1) * (Q - 1))
     total = max(seeds_square + queries_square - rest_square, seeds_square, queries_square) / (S * Q)
-    return VarianceParts(
-        mean=grand_mean,
-        seed_sd=math.sqrt(seeds_square / Q),
-        training_sd=math.sqrt(max(0.0, seeds_square - rest_square) / Q),
-        query_se=math.sqrt(queries_square / (S * Q)),
-        total_se=math.sqrt(total),
-        seeds=S,
-        queries=Q,
-    )
+    seed_sd, query_se = math.sqrt(seeds_square / Q), math.sqrt(queries_square / (S * Q))
+    training_sd = math.sqrt(max(0.0, seeds_square - rest_square) / Q)
+    return VarianceParts(grand_mean, seed_sd, training_sd, query_se, total_se=math.sqrt(total), seeds=S, queries=Q)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,8 +323,7 @@ def _draws(queries: int, n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _counts(rows: npt.NDArray[np.int64], queries: int) -> Values:
-    """Count each query in each resample [n, Q]."""
-    block = len(rows)
+    block = len(rows)  # counts of each query in each resample [n, Q]
     flat = (rows + np.arange(block)[:, None] * queries).ravel()
     return np.bincount(flat, minlength=block * queries).reshape(block, queries).astype(np.float64)
 
@@ -340,16 +331,9 @@ def _counts(rows: npt.NDArray[np.int64], queries: int) -> Values:
 def _difference(observed: float, resampled_n: Values, confidence: float, queries: int) -> PairedDifference:
     """Interval and p-value from the resampled differences; "at least as far" allows for rounding."""
     far = abs(observed) * (1 - 1e-9) - 1e-12
-    as_far = int(np.count_nonzero(np.abs(resampled_n - observed) >= far))
+    p_value = (1 + int(np.count_nonzero(np.abs(resampled_n - observed) >= far))) / (1 + len(resampled_n))
     low, high = _percentiles(resampled_n, confidence)
-    return PairedDifference(
-        difference=observed,
-        low=low,
-        high=high,
-        confidence=confidence,
-        p_value=(1 + as_far) / (1 + len(resampled_n)),
-        queries=queries,
-    )
+    return PairedDifference(observed, low, high, confidence, p_value, queries)
 
 
 def _percentiles(values: npt.NDArray[Any], confidence: float) -> tuple[float, float]:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.profiling.counts.flops import profile_by_name
-from tvrbench.harness.profiling.measure import count_costs, time_costs
+from tvrbench.harness.profiling.measure import count_costs, record_costs, time_costs
 from tvrbench.harness.profiling.plan import RANDOM, Job, Timing, settings_hash
-from tvrbench.harness.profiling.to_record import record_costs
 from tvrbench.harness.records.record import Measurement, ProtocolRef
 from tvrbench.harness.records.store import RecordStore
 

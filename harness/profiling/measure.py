@@ -1,18 +1,25 @@
-"""Costs of one method as measurements: counted on the model, or timed in fresh processes."""
+"""Costs of one method: counted on the model or timed in fresh processes, and stored as a record without metrics."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.io import without_folders
+from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.plan import Job, Scenario, dense_encoder
-from tvrbench.harness.records.record import Measurement
+from tvrbench.harness.records.provenance import environment
+from tvrbench.harness.records.record import SCHEMA_VERSION, Measurement, ProtocolRef
+from tvrbench.harness.records.store import RecordStore
 
 RUN_REPEATS = 3  # of the speed-up that each run measures
 
@@ -68,5 +75,44 @@ def try_measure(job: Job) -> list[Measurement]:
 def brief_reason(error: CheckFailed) -> str:
     """The first and the last line of an error in one line, without folders of this machine."""
     first, *rest = str(error).splitlines()
-    text = f"{first} {rest[-1].strip()}" if rest else first
-    return re.sub(r"(?:/[^/ :]+)+/", "", text)
+    return without_folders(f"{first} {rest[-1].strip()}" if rest else first)
+
+
+def record_costs(
+    store: RecordStore,
+    protocol: ProtocolRef,
+    model: RetrievalModel,
+    measure: Callable[[], Sequence[Measurement]],
+    *,
+    device: str,
+    command: str,
+    weights_sha256: str | None = None,
+) -> tuple[Path, Sequence[Measurement]]:
+    """Measure a model and store a record of it; returns the record's path and the measurements.
+
+    Args:
+        protocol: its name, and the hash of how the model is measured.
+        model: what is measured, with or without values.
+        weights_sha256: of the weights' file; None for random ones.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    costs = measure()
+    shape = {"backbone": vision_name(model.clip.arch), "frames": model.frames}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "protocol": protocol,
+        "method": {"name": model.name, "options": shape | model.spec.describe()},
+        "tuning": model.spec.options.tuning,
+        "seed": 0,
+        "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
+        "weights_sha256": weights_sha256,
+        "metrics": {},
+        "cost": [measurement.to_json() for measurement in costs],
+        "environment": environment(device),
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "duration_s": time.monotonic() - clock,
+        "status": "completed",
+        "failure": None,
+    }
+    return store.save(record), costs

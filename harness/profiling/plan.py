@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import parse_assignments
 
 RANDOM = "random:0"
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -26,9 +26,8 @@ def _at_least(settings: object, **minima: int) -> None:
     for name, minimum in minima.items():
         value = getattr(settings, name)
         if value is not None and value < minimum:
-            raise UsageError(
-                f"--{name.replace('_', '-')} must be at least {minimum}, not {value}", code="option.range", option=name
-            )
+            message = f"--{name.replace('_', '-')} must be at least {minimum}, not {value}"
+            raise UsageError(message, code="option.range", option=name)
 
 
 def settings_hash(document: Any) -> str:
@@ -152,13 +151,11 @@ class Job(MeasurementSettings):
         super().__post_init__()
         _at_least(self, batch=1)
         if self.scenario.endswith("comparison") != (self.baseline is not None):
-            raise UsageError(
-                "a comparison needs a baseline, and no other measurement takes one", code="measurement.baseline"
-            )
+            message = "a comparison needs a baseline, and no other measurement takes one"
+            raise UsageError(message, code="measurement.baseline")
         if self.compile and self.scenario.startswith("training"):
-            raise UsageError(
-                "a training step is measured as it is trained: leave out compilation", code="measurement.compile"
-            )
+            message = "a training step is measured as it is trained: leave out compilation"
+            raise UsageError(message, code="measurement.compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +191,8 @@ class Plan(MeasurementSettings):
 
     def job(self, choice: MethodChoice, backbone: str | None, **changes: Any) -> Job:
         """One measurement of a method under this plan."""
-        return Job(
-            method=choice.method,
-            options=choice.options,
-            backbone=backbone,
-            **{"timing": self.timing, **self.shared, **changes},
-        )
+        settings = {"timing": self.timing, **self.shared, **changes}
+        return Job(method=choice.method, options=choice.options, backbone=backbone, **settings)
 
 
 # A CPU encodes one ViT-B/16 video in seconds: few calls, and the check of the features is the warm-up. A GPU is busy
@@ -228,7 +221,6 @@ def plan_for(
         baseline: the dense encoder by default.
         batches: videos per call.
         training_batches: pairs per training step; giving some asks for training too.
-        training: measure training.
         settings: other fields of the plan.
 
     Raises:

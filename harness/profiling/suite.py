@@ -35,11 +35,9 @@ def measure_method(
     """Everything that the plan asks for of one method; what cannot be measured is missing with its reason.
 
     Args:
-        plan: how to measure.
-        choice: what to measure.
         backbone: a preset; None where the weights' shape decides.
         model: ``choice`` as ``load`` gives it.
-        log: told what is measured next.
+        log: receives a line on what is measured next.
     """
     job, title = plan.job(choice, backbone), f"{choice.label} on {backbone or plan.weights}"
     log(f"{title}: counting")

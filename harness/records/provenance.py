@@ -77,12 +77,10 @@ def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as typed, quoted for a shell, every path made portable.
-
-    Args:
-        arguments: without the program's name.
-    """
-    return shlex.join(["tvrbench", *(_portable_argument(argument) for argument in arguments)])
+    """The command as typed (without the program's name), quoted for a shell, every path made portable."""
+    # A path may follow any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
+    pieces = [re.split(r"""([=,;:'"()\[\]{}\s])""", argument) for argument in arguments]
+    return shlex.join(["tvrbench", *("".join(map(portable_path, each)) for each in pieces)])
 
 
 def portable_path(path: str) -> str:
@@ -93,11 +91,6 @@ def portable_path(path: str) -> str:
     if path.startswith(("\\", "~")) or ".." in re.split(r"[\\/]", path):
         return _last_part(path)
     return path
-
-
-def _portable_argument(argument: str) -> str:
-    # A path may follow any of these: --data=/x, a=/x,/y, file:/x, C:\x, ('/x', '/y').
-    return "".join(portable_path(piece) for piece in re.split(r"""([=,;:'"()\[\]{}\s])""", argument))
 
 
 def _last_part(path: str) -> str:

@@ -172,8 +172,7 @@ class _Metrics(TypedDict, total=False):
     intervals: _Intervals
 
 
-def _as(schema: type) -> GetPydanticSchema:
-    """Check a plain dict by a private type."""
+def _as(schema: type) -> GetPydanticSchema:  # a plain dict for callers, checked by a private type
     return GetPydanticSchema(lambda _, handler: handler(schema))
 
 
@@ -243,12 +242,6 @@ class Measurement:
         samples, conditions = list(self.samples), dict(self.conditions)
         return MeasurementDoc(name=self.name, value=self.value, unit=self.unit, samples=samples, conditions=conditions)
 
-    @classmethod
-    def from_json(cls, document: MeasurementDoc) -> Measurement:
-        """Undo ``to_json``."""
-        name, value, unit = document["name"], document["value"], document["unit"]
-        return cls(name, value, unit, tuple(document["samples"]), document["conditions"])
-
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:
     """Reduce a record to plain JSON types (tuples to lists, NumPy scalars to numbers) and check it.
@@ -261,9 +254,8 @@ def normalized(record: Mapping[str, Any], where: str) -> Record:
         _validator().validate_python(document)
     except ValidationError as error:
         at, message = first_error(error)
-        raise UsageError(
-            f"{where}: not a valid run record: at {at}: {message}", code="record.invalid", where=where, at=at
-        ) from None
+        message = f"{where}: not a valid run record: at {at}: {message}"
+        raise UsageError(message, code="record.invalid", where=where, at=at) from None
     return cast(Record, document)
 
 
@@ -288,9 +280,8 @@ def read_record(path: Path) -> Record:
     except UsageError:
         raise
     except OSError as error:
-        raise UsageError(
-            f"{path}: the record cannot be read: {error.strerror}", code="record.read", path=str(path)
-        ) from None
+        message = f"{path}: the record cannot be read: {error.strerror}"
+        raise UsageError(message, code="record.read", path=str(path)) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a JSON document: {error}", code="record.json", path=str(path)) from None
 

@@ -74,12 +74,14 @@ class RecordStore:
         folder, stem = self.folder(checked["protocol"]["name"]), run_name(checked)
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
-            ranks_name = f"{stem}-{_digest(arrays)}.npz"
-            checked["per_query_ranks_path"] = ranks_name
-            atomic_write(folder / ranks_name, _npz(arrays))
+            digest = hashlib.sha256(b"".join(arrays[name].astype("<f4").tobytes() for name in _DIRECTIONS))
+            checked["per_query_ranks_path"] = name = f"{stem}-{digest.hexdigest()[:8]}.npz"
+            atomic_write(folder / name, ranks_archive(arrays))
         atomic_write(path, dumps(checked, path.name).encode())
         if checked["status"] == "completed":
-            _remove_replaced(folder, stem, checked["per_query_ranks_path"])
+            replaced = {*folder.glob(f"{stem}-*.npz"), folder / f"{stem}-failed.json"}
+            for old in replaced - {folder / (checked["per_query_ranks_path"] or "")}:
+                old.unlink(missing_ok=True)
         return path
 
     def failure_since(self, record: Mapping[str, Any]) -> Path | None:
@@ -127,20 +129,15 @@ class RecordStore:
         name = record["per_query_ranks_path"]
         if name is None:
             method, seed = record["method"]["name"], record["seed"]
-            raise UsageError(
-                f"the record of {method}, seed {seed}, has no per-query ranks",
-                code="ranks.missing",
-                method=method,
-                seed=seed,
-            )
+            message = f"the record of {method}, seed {seed}, has no per-query ranks: run it again"
+            raise UsageError(message, code="ranks.missing", method=method, seed=seed)
         path = self.folder(record["protocol"]["name"]) / name
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {direction: _checked(archive[direction], direction) for direction in _DIRECTIONS}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UsageError(
-                f"{path}: the per-query ranks cannot be read: {error}", code="ranks.read", path=str(path)
-            ) from None
+            message = f"{path}: the per-query ranks cannot be read: {error}"
+            raise UsageError(message, code="ranks.read", path=str(path)) from None
 
 
 def run_name(record: Mapping[str, Any]) -> str:
@@ -152,35 +149,24 @@ def run_name(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
-    checkpoint = record.get("checkpoint")
-    if checkpoint is not None:
-        identity["checkpoint"] = checkpoint["sha256"]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    tuning = record["tuning"]
-    names = [_safe(record["method"]["name"], "method")] + ([] if tuning is None else [_safe(tuning, "tuning")])
-    names += [] if checkpoint is None else ["checkpoint"]
-    if checkpoint is None and record.get("metrics", {}).get("selection") == BEST_ON_TEST:
+    names = [_safe(record["method"]["name"], "method")]
+    if record["tuning"] is not None:
+        names.append(_safe(record["tuning"], "tuning"))
+    if record.get("checkpoint") is not None:
+        identity["checkpoint"] = record["checkpoint"]["sha256"]
+        names.append("checkpoint")
+    elif record.get("metrics", {}).get("selection") == BEST_ON_TEST:
         names.append(BEST_ON_TEST)  # kept beside the run that reports its last checkpoint, never in its place
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return "-".join([*names, f"seed{record['seed']}", digest])
 
 
 def _safe(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{what} name {name!r} cannot be a file name: use letters, digits and . _ + - @, a letter or digit first, "
-            "no double underscore",
-            code="name.unsafe",
-            what=what,
-            name=name,
-        )
+        rule = "use letters, digits and . _ + - @, a letter or digit first, no double underscore"
+        message = f"{what} name {name!r} cannot be a file name: {rule}"
+        raise UsageError(message, code="name.unsafe", what=what, name=name)
     return name
-
-
-def _remove_replaced(folder: Path, stem: str, ranks_name: str | None) -> None:
-    (folder / f"{stem}-failed.json").unlink(missing_ok=True)
-    for path in folder.glob(f"{stem}-*.npz"):
-        if path.name != ranks_name:
-            path.unlink(missing_ok=True)
 
 
 def _checked(ranks: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
@@ -192,14 +178,8 @@ def _checked(ranks: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def _digest(arrays: RankArrays) -> str:
-    digest = hashlib.sha256()
-    for name in _DIRECTIONS:
-        digest.update(arrays[name].astype("<f4").tobytes())
-    return digest.hexdigest()[:8]
-
-
-def _npz(arrays: RankArrays) -> bytes:
+def ranks_archive(ranks: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
+    """The content of a file of ranks: a compressed NumPy archive of ``t2v`` and ``v2t``, [queries] each."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, t2v=arrays["t2v"], v2t=arrays["v2t"])
+    np.savez_compressed(buffer, t2v=ranks["t2v"], v2t=ranks["v2t"])
     return buffer.getvalue()

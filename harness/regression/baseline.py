@@ -103,7 +103,7 @@ class Baseline:
     accepted: Annotated[list[Acceptance], Field(min_length=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """One metric compared.
 
@@ -129,13 +129,11 @@ def read_baseline(path: Path) -> Baseline:
         return TypeAdapter(Baseline).validate_json(path.read_bytes())
     except ValidationError as error:
         at, message = first_error(error)
-        raise UsageError(
-            f"baseline {path} is not valid at {at}: {message}", code="baseline.invalid", path=str(path), at=at
-        ) from None
+        message = f"baseline {path} is not valid at {at}: {message}"
+        raise UsageError(message, code="baseline.invalid", path=str(path), at=at) from None
     except OSError as error:
-        raise UsageError(
-            f"baseline {path} cannot be read: {error.strerror}", code="baseline.read", path=str(path)
-        ) from None
+        message = f"baseline {path} cannot be read: {error.strerror}"
+        raise UsageError(message, code="baseline.read", path=str(path)) from None
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
@@ -146,17 +144,12 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 def compare(baseline: Baseline, measured: Mapping[str, Value], tiers: Sequence[Tier]) -> list[Row]:
     """Compare every entry of the given tiers with the measured values."""
     prefixes = [prefix for tier in tiers for prefix in PREFIXES[tier]]
-    return [
-        Row(
-            key=key,
-            baseline=entry["value"],
-            measured=measured.get(key),
-            margin=float(entry["margin"]),
-            state=_state(key, entry, measured.get(key)),
-        )
-        for key, entry in baseline.entries.items()
-        if key.partition("/")[0] in prefixes
-    ]
+    rows = []
+    for key, entry in baseline.entries.items():
+        if key.partition("/")[0] in prefixes:
+            now = measured.get(key)
+            rows.append(Row(key, entry["value"], now, float(entry["margin"]), _state(key, entry, now)))
+    return rows
 
 
 def tiers_of(baseline: Baseline) -> list[Tier]:

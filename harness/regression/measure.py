@@ -7,15 +7,14 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import resources
+from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Device
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.store import RecordStore
@@ -34,6 +33,8 @@ _RATIOS: Mapping[str, tuple[str, str, bool]] = {
     "memory_training": ("peak_process_memory", "training", False),
 }
 """Ratio -> measurement, scenario, and True for a speed: the ratio of times is then its inverse."""
+_SAME = ("batch", "precision", "threads")
+"""Conditions in which both sides of a ratio agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,6 @@ def with_current_protocols(baseline: Baseline, tiers: Sequence[Tier], *, update:
 
     Args:
         baseline: as read, or an empty one.
-        tiers: those to be checked.
         update: the values are about to be replaced, so a section may be new and a protocol may have changed.
 
     Raises:
@@ -62,23 +62,17 @@ def with_current_protocols(baseline: Baseline, tiers: Sequence[Tier], *, update:
         runs = runs or Runs(hash="", **_new_baseline()[section])
         current = load_protocol(runs.protocol).hash
         if current != runs.hash and not update:
-            raise UsageError(
-                f"protocol {runs.protocol} has changed since the baseline was made ({runs.hash}, now {current}): "
-                "accept new values with --update-baseline 'why it changed'",
-                code="baseline.protocol-changed",
-                protocol=runs.protocol,
-            )
-        change: dict[str, Any] = {section: replace(runs, hash=current)}
-        baseline = replace(baseline, **change)
+            cause = f"protocol {runs.protocol} has changed since the baseline was made ({runs.hash}, now {current})"
+            message = f"{cause}: accept new values with --update-baseline 'why it changed'"
+            raise UsageError(message, code="baseline.protocol-changed", protocol=runs.protocol)
+        baseline = replace(baseline, **{section: replace(runs, hash=current)})  # type: ignore[arg-type]
     return baseline
 
 
 def measure(baseline: Baseline, tiers: Sequence[Tier], *, update: bool, data: Path | None) -> Measured:
-    """Measure the tiers now, in this process.
+    """Measure the tiers of the baseline now, in this process.
 
     Args:
-        baseline: says what is measured.
-        tiers: those to be measured.
         update: measure every registered method in the exact tier, also those that the baseline does not know.
         data: folder of the data set of the real tier.
     """
@@ -106,11 +100,11 @@ def from_store(folder: Path, baseline: Baseline, tiers: Sequence[Tier]) -> Measu
         UsageError: no such folder, or a baseline that does not say which records to compare.
     """
     if not (folder / "records").is_dir():
-        raise UsageError(
-            f"--records {folder}: no results folder with a folder records in it", code="check.records", path=str(folder)
-        )
+        message = f"--records {folder}: no folder `records` in it; give a results folder"
+        raise UsageError(message, code="check.records", path=str(folder))
     if baseline.standin is None and {"tight", "loose"}.intersection(tiers):
-        raise UsageError("the baseline has no stand-in tier to compare records with", code="check.no-standin")
+        message = "the baseline has no stand-in tier to compare records with: choose another --tier"
+        raise UsageError(message, code="check.no-standin")
     store = RecordStore(folder)
     standin, real = ([] if runs is None else matching(store, runs) for runs in (baseline.standin, baseline.real))
     return _of_records(baseline, tiers, standin, real)
@@ -145,14 +139,9 @@ def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
     for subject in subjects:
         method, _, backbone = subject.partition("@")
         profile = profile_by_name(method, backbone)
-        measured |= {
-            f"exact/{subject}/gmacs_video": profile["gmacs"]["video"],
-            f"exact/{subject}/gmacs_text": profile["gmacs"]["text"],
-            f"exact/{subject}/params_total": profile["params"]["total"],
-            f"exact/{subject}/params_trainable": profile["params"]["trainable"],
-            f"exact/{subject}/tokens": [list(pair) for pair in profile["tokens"]],
-            f"exact/{subject}/output_tokens": profile["output_tokens"],
-        }
+        values = {f"{group}_{part}": value for group in ("gmacs", "params") for part, value in profile[group].items()}
+        values |= {"tokens": profile["tokens"], "output_tokens": profile["output_tokens"]}
+        measured |= {f"exact/{subject}/{name}": value for name, value in values.items()}
         say(f"measured {subject}")
     return measured
 
@@ -165,28 +154,16 @@ def measure_signatures(methods: Iterable[str]) -> dict[str, Value]:
 def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None) -> list[Record]:
     """Repeat the runs in a temporary folder and return their records."""
     with tempfile.TemporaryDirectory(prefix="tvrbench-check-") as folder:
-        settings = RunSettings(
-            protocol=runs.protocol,
-            methods=tuple(runs.methods),
-            seeds=(runs.seed,),
-            data=data,
-            device=cast(Device, device),
-            results=Path(folder) / "results",
-            reports=Path(folder) / "reports",
-            full_size_costs="off",
-            no_timing=not speed,
-        )
-        run_suite(settings)
+        what = {"protocol": runs.protocol, "methods": tuple(runs.methods), "seeds": (runs.seed,), "data": data}
+        where: dict[str, Any] = {"device": device, "results": Path(folder) / "results", "reports": Path(folder)}
+        run_suite(RunSettings(**what | where, full_size_costs="off", no_timing=not speed))
         return matching(RecordStore(Path(folder) / "results"), runs)
 
 
 def matching(store: RecordStore, runs: Runs) -> list[Record]:
     """The stored records of the runs, without those that only scored a checkpoint."""
-    return [
-        record
-        for record in store.find(runs.protocol, seed=runs.seed, status="completed")
-        if record["protocol"]["hash"] == runs.hash and "checkpoint" not in record
-    ]
+    records = store.find(runs.protocol, seed=runs.seed, status="completed")
+    return [each for each in records if each["protocol"]["hash"] == runs.hash and "checkpoint" not in each]
 
 
 def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str, Value], dict[str, list[float]]]:
@@ -210,16 +187,15 @@ def cost_ratios(records: Iterable[Record], reference: str) -> dict[str, Value]:
     everything = list(records)
     base = next((record for record in everything if record["method"]["name"] == reference), None)
     ratios: dict[str, Value] = {}
-    for record in everything:
-        for ratio, (name, scenario, is_speed) in _RATIOS.items():
-            if base is None or record is base:
-                continue
-            own, other = _measurement(record, name, scenario), _measurement(base, name, scenario)
-            if own is None or other is None or not _comparable(record, base, own, other):
-                continue
-            over, under = (other["value"], own["value"]) if is_speed else (own["value"], other["value"])
-            if over and under:
-                ratios[f"loose/{record['method']['name']}/{ratio}"] = over / under
+    for record, (ratio, (name, scenario, is_speed)) in product(everything, _RATIOS.items()):
+        if base is None or record is base or record["environment"]["device"] != base["environment"]["device"]:
+            continue
+        own, other = _measurement(record, name, scenario), _measurement(base, name, scenario)
+        if own is None or other is None or any(own["conditions"].get(k) != other["conditions"].get(k) for k in _SAME):
+            continue
+        over, under = (other["value"], own["value"]) if is_speed else (own["value"], other["value"])
+        if over and under:
+            ratios[f"loose/{record['method']['name']}/{ratio}"] = over / under
     return ratios
 
 
@@ -242,15 +218,8 @@ def _reference(baseline: Baseline) -> Loose:
 
 @cache
 def _new_baseline() -> dict[str, Any]:
-    file = resources.files("tvrbench.harness.regression").joinpath("new_baseline.toml")
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name("new_baseline.toml").read_text(encoding="utf-8"))
 
 
 def _measurement(record: Record, name: str, scenario: str) -> MeasurementDoc | None:
     return next((m for m in record["cost"] if m["name"] == name and m["conditions"].get("what") == scenario), None)
-
-
-def _comparable(record: Record, base: Record, own: MeasurementDoc, other: MeasurementDoc) -> bool:
-    return record["environment"]["device"] == base["environment"]["device"] and all(
-        own["conditions"].get(key) == other["conditions"].get(key) for key in ("batch", "precision", "threads")
-    )

@@ -41,8 +41,8 @@ def explain(error: Exception, title: str) -> RunFailed | TrainingDiverged | None
     if dist_info().size > 1 and (isinstance(error, dist.DistError) or _matches(error, _LOST)):
         rank, size = dist_info().rank, dist_info().size
         return ProcessLost(
-            f"{title}: process {rank} of {size} lost another one ({_cause(error)}): see the output of that one, fix "
-            f"its fault, {RESUME_AFTER_FAILURE} and the same number of processes",
+            f"{title}: process {rank} of {size} lost contact with another ({_cause(error)}): see the output "
+            f"of that one, fix its fault, {RESUME_AFTER_FAILURE} and the same number of processes",
             code="run.process-lost",
             rank=rank,
         )

@@ -250,7 +250,7 @@ def _record_failure(
             session.store.save(record)
         except UsageError as second:
             return RunFailed(
-                f"{fault or record['failure']}; and no record of this could be written: {second}",
+                f"{fault or record['failure']}; and the record of this failure cannot be written: {second}",
                 code="record.write",
                 cause=getattr(fault, "code", ""),
             )

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Assignments, Bytes, Device, Json, Names, Numbers
-from tvrbench.harness.core.validation import parse_assignments
+from tvrbench.harness.core.options import Assignments, Bytes, Device, Json, Names, Numbers, parse_assignments
 from tvrbench.harness.records.store import LAST
 
 

@@ -27,9 +27,9 @@ from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed, UsageError
-from tvrbench.harness.core.options import pick_device
+from tvrbench.harness.core.options import parse_assignments, pick_device
 from tvrbench.harness.core.signals import SignalHandler
-from tvrbench.harness.core.validation import parse_assignments, validated
+from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore

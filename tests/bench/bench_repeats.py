@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tvrbench.harness.core.console import run_guarded
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.records.store import RecordStore
@@ -66,7 +66,7 @@ def main() -> None:
     first, second = figures(arguments.first), figures(arguments.second)
     shared = sorted(first.keys() & second.keys(), key=str)
     if not shared:
-        raise CheckFailed(f"no figure stands in both {arguments.first} and {arguments.second}")
+        raise CheckFailed(f"no figure is in both {arguments.first} and {arguments.second}", code="repeats.none")
     changed = [key for key in shared if first[key]["unit"] in COUNTED and first[key]["value"] != second[key]["value"]]
     counted = sum(first[key]["unit"] in COUNTED for key in shared)
     alone = len(first.keys() ^ second.keys())
@@ -83,7 +83,8 @@ def main() -> None:
         agree = sum(meet(a, b) for a, b in valid)
         print(f"| {name} | {len(valid)} | {agree} | {spread} | {len(pairs) - len(valid)} |")
     if changed:
-        raise CheckFailed(f"counts changed between two runs: {', '.join(str(key[:4]) for key in changed)}")
+        names = ", ".join(str(key[:4]) for key in changed)
+        raise CheckFailed(f"counts changed between two runs: {names}", code="repeats.counts")
 
 
 if __name__ == "__main__":

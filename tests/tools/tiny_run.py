@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import load_file
 
 from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.core.console import run_guarded
 from tvrbench.harness.core.distributed import dist_info, process_group
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.exit_codes import run_guarded
 from tvrbench.harness.core.signals import Interrupted, SignalHandler
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
 from tvrbench.harness.models.backbone.weights import load_weights

@@ -1,8 +1,16 @@
-"""Multiply-adds traced with fvcore, the tool behind the papers' "GFLOPs", checked against the formula."""
+"""Multiply-adds traced with fvcore, the tool behind the papers' "GFLOPs", checked against the formula.
+
+Every operator that multiplies matrices is counted, or the trace fails.
+"""
 
 from __future__ import annotations
 
 import copy
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,9 +22,61 @@ from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs, text_length
-from tvrbench.harness.profiling.counts.trace import Count, count_macs
 
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
+# Words in the names of operators that multiply matrices: each such operator must be counted.
+_MATRIX_WORD = re.compile(
+    "mm|addmm|bmm|baddbmm|addbmm|mv|addmv|matmul|dot|vdot|tensordot|inner|outer|ger|addr|kron|einsum|linear|bilinear|conv"
+    "|convolution|cdist|pdist|cov|corrcoef|attention|transformer|rnn|lstm|gru|matrix|svd|eig|eigh|eigvals|eigvalsh|qr"
+    "|cholesky|solve|inv|inverse|lstsq|pinv|pinverse"
+)
+
+
+def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """q k^T and attention x v of ``scaled_dot_product_attention``; a mask, causal or not, saves nothing."""
+    query, key, value = (v.type().sizes() for v in inputs[:3])
+    return int(prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {"aten::scaled_dot_product_attention": _attention_macs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """The result of a trace.
+
+    Attributes:
+        macs: multiply-adds of torch's own operators.
+        opaque: operators from outside torch (a method's custom operators), which the trace cannot count.
+    """
+
+    macs: int
+    opaque: tuple[str, ...]
+
+
+def count_macs(module: nn.Module, *inputs: Tensor) -> Count:
+    """fvcore's multiply-adds of ``module(*inputs)``.
+
+    Raises:
+        CheckFailed: an operator of torch that multiplies matrices has no handler; names it.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore uses torch.jit, which is deprecated
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        total = int(analysis.total())
+        uncounted = sorted(analysis.unsupported_ops())
+    if missed := [op for op in uncounted if _multiplies_matrices(op)]:
+        message = f"multiply-adds of {', '.join(missed)} are not counted: add a handler to {__name__}.HANDLERS"
+        raise CheckFailed(message, code="macs.uncounted", operators=missed)
+    return Count(macs=total, opaque=tuple(op for op in uncounted if not op.startswith(("aten::", "prim::"))))
+
+
+def _multiplies_matrices(op: str) -> bool:
+    namespace, _, name = op.partition("::")
+    return namespace == "aten" and any(_MATRIX_WORD.fullmatch(word) for word in re.split(r"[_\d]+", name))
 
 
 def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
@@ -38,52 +98,42 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     """
     if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
-    if device == "meta":
-        try:
-            counts = _count_on_meta(model)
-        except (RuntimeError, TypeError):  # torch has no value for a meta tensor
-            counts = _count(_copy(model, torch.device("cpu")), torch.device("cpu"))
-    else:
-        counts = _count(_copy(model, torch.device(device)), torch.device(device))
+    try:
+        counts = _count_on_meta(model) if device == "meta" else _count(model, torch.device(device))
+    except (RuntimeError, TypeError):  # torch has no value for a meta tensor
+        if device != "meta":
+            raise
+        counts = _count(model, torch.device("cpu"))
     return {name: count.macs + (reduction_macs(model) if count.opaque else 0) for name, count in counts.items()}
 
 
 class _Call(nn.Module):
-    """Makes one method of a model the ``forward`` that fvcore traces."""
+    """A function as the module that fvcore traces; the parameters that it uses are those of ``model``."""
 
-    def __init__(self, model: nn.Module, method: str) -> None:
+    def __init__(self, function: Callable[..., Tensor], model: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.method = method
+        self.function, self.model = function, model
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = getattr(self.model, self.method)(*inputs)
-        return out
+        return self.function(*inputs)
 
 
-class _Constant(nn.Module):
-    """Returns one tensor, whatever the input."""
-
-    def __init__(self, out: Tensor) -> None:
-        super().__init__()
-        self.out = out
-
-    def forward(self, _x: Tensor) -> Tensor:
-        return self.out
-
-
-def _count(twin: RetrievalModel, device: torch.device) -> dict[str, Count]:
+def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None = None) -> dict[str, Count]:
+    """Trace both encoders of a copy on ``device``, with another stem if one is given."""
+    twin = _copy(model, device)
+    if stem is not None:
+        twin.clip.visual.conv1 = stem  # type: ignore[assignment]
     noise = torch.Generator().manual_seed(0)
     arch, frames = twin.clip.arch, twin.frames
     pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
     ids = torch.arange(text_length(arch)).unsqueeze(0) % arch.vocab_size
-    inputs = {
-        "video": ("encode_video", pixels, torch.ones(1, frames, dtype=torch.bool)),
-        "text": ("encode_text", ids, torch.ones_like(ids, dtype=torch.bool)),
+    inputs: dict[str, tuple[Any, ...]] = {
+        "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
+        "text": (twin.encode_text, ids, torch.ones_like(ids, dtype=torch.bool)),
     }
     counts = {}
-    for name, (method, *tensors) in inputs.items():
-        call, moved = _Call(twin.eval(), method), [t.to(device) for t in tensors]
+    for name, (encode, *tensors) in inputs.items():
+        call, moved = _Call(encode, twin.eval()), [t.to(device) for t in tensors]
         with torch.no_grad():
             call(*moved)  # folds LoRA, so that the trace sees the folded matrix as a constant
         counts[name] = count_macs(call, *moved)
@@ -94,9 +144,8 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
     """Trace on the meta device except the stem: torch's meta convolution does not run under its tracer."""
     meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
     grid = arch.image_size // arch.patch_size
-    twin = _copy(model, meta)
-    twin.clip.visual.conv1 = _Constant(torch.empty(frames, arch.vision_width, grid, grid, device=meta))  # type: ignore[assignment]
-    counts = _count(twin, meta)
+    patches = torch.empty(frames, arch.vision_width, grid, grid, device=meta)
+    counts = _count(model, meta, _Call(lambda _: patches))
     stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
     return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}
@@ -118,14 +167,11 @@ def checked_macs(model: RetrievalModel) -> dict[str, int]:
     traced, expected = traced_macs(model), analytic_macs(model)
     for name, macs in traced.items():
         if abs(macs - expected[name]) > TOLERANCE * expected[name]:
-            raise CheckFailed(
+            message = (
                 f"{model.name}: the {name} encoder is traced at {macs / 1e9:.3f} GMACs, but its token plan gives "
-                f"{expected[name] / 1e9:.3f}: add a handler for an uncounted operator, or correct the plan",
-                code="macs.mismatch",
-                encoder=name,
-                traced=macs,
-                planned=expected[name],
+                f"{expected[name] / 1e9:.3f}: add a handler for an uncounted operator, or correct the plan"
             )
+            raise CheckFailed(message, code="macs.mismatch", encoder=name, traced=macs, planned=expected[name])
     return traced
 
 
@@ -134,12 +180,11 @@ def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any
 
     A method whose control flow reads tensor values gets random weights.
     """
+    load = partial(load_model, method, backbone=backbone, weights="random:0", frames=frames, **options)
     try:
-        return profile(
-            load_model(method, backbone=backbone, weights="random:0", frames=frames, device="meta", **options)
-        )
+        return profile(load(device="meta"))
     except NotImplementedError:  # torch cannot copy from the meta device
-        return profile(load_model(method, backbone=backbone, weights="random:0", frames=frames, **options))
+        return profile(load())
 
 
 def profile(model: RetrievalModel) -> dict[str, Any]:
@@ -155,16 +200,14 @@ def profile(model: RetrievalModel) -> dict[str, Any]:
     """
     tokens = [list(block) for block in model.tokens]
     parameters = list(model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
     return {
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
         "gmacs": {name: macs / 1e9 for name, macs in checked_macs(model).items()},
         "reduction_gmacs": reduction_macs(model) / 1e9,
-        "params": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        },
+        "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable},
         "tokens": tokens,
         "output_tokens": prod(tokens[-1]) if tokens else 0,
     }

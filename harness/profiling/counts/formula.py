@@ -61,12 +61,8 @@ def _text_macs(clip: CLIP) -> int:
 
 def _with(work: BlockTokens, prompts: int) -> BlockTokens:
     """The work with this number of prompts added to every sequence."""
-
-    def more(tokens: tuple[int, int]) -> tuple[int, int]:
-        return tokens[0], tokens[1] + prompts
-
-    also = tuple(more(tokens) for tokens in work.also_attending)
-    return replace(work, attention=more(work.attention), leaving=more(work.leaving), also_attending=also)
+    longer = [(number, tokens + prompts) for number, tokens in (work.attention, work.leaving, *work.also_attending)]
+    return replace(work, attention=longer[0], leaving=longer[1], also_attending=tuple(longer[2:]))
 
 
 def _block_macs(work: BlockTokens, block: Block, width: int) -> int:

@@ -39,7 +39,6 @@ def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
     """Run the job in a fresh process, as soon as no other measurement runs on its device.
 
     Args:
-        job: what to measure.
         timeout_s: limit of the measurement itself; waiting for the device does not count.
 
     Raises:
@@ -51,19 +50,17 @@ def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
 
 
 def lock_path(device: str) -> Path:
-    """The file whose lock a measurement on ``device`` holds, one per user and device."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", _physical(device))
-    return Path(tempfile.gettempdir()) / f"tvrbench-{os.getuid()}-{name}.lock"
+    """The file whose lock a measurement on ``device`` holds, one per user and device.
 
-
-def _physical(device: str) -> str:
-    """The device behind CUDA_VISIBLE_DEVICES: each process may number devices in its own way."""
-    kind, _, index = device.partition(":")
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    number = int(index) if index.isdigit() else 0
-    if kind != "cuda":
-        return kind
-    return f"cuda-{visible[number] if number < len(visible) else number}"
+    CUDA_VISIBLE_DEVICES counts, because each process may number devices in its own way.
+    """
+    name, _, index = device.partition(":")
+    if name == "cuda":
+        visible = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+        number = int(index) if index.isdigit() else 0
+        name = f"cuda-{visible[number] if number < len(visible) else number}"
+    safe_name = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    return Path(tempfile.gettempdir()) / f"tvrbench-{os.getuid()}-{safe_name}.lock"
 
 
 def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: Any) -> T:
@@ -96,12 +93,8 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
                     return answer  # type: ignore[no-any-return]
             process.join(_EXIT_S)
             lines = log.read().decode("utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:]
-            raise CheckFailed(
-                f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines),
-                code="measurement.died",
-                exit_code=process.exitcode,
-                stderr=lines,
-            )
+            message = f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines)
+            raise CheckFailed(message, code="measurement.died", exit_code=process.exitcode, stderr=lines)
         finally:
             process.kill()
             with suppress(ProcessLookupError):
@@ -135,11 +128,9 @@ def _serve(sender: connection.Connection, log: str, function: Callable[..., obje
             os.dup2(source.fileno(), stream)
     try:
         if not in_measuring_environment():
-            raise UsageError(
-                "measurement: this program had started multiprocessing's fork server before, in another environment; "
-                "measure first, or use another start method",
-                code="measurement.environment",
-            )
+            cause = "the program has already started multiprocessing's fork server in another environment"
+            message = f"cannot measure: {cause}; measure first, or use another start method"
+            raise UsageError(message, code="measurement.environment")
         sender.send(function(*arguments))
     except UsageError as error:
         sender.send(error)

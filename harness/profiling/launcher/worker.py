@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -47,24 +48,17 @@ def run_job(job: Job) -> list[Measurement]:
     with interference_monitor(device) as monitor:
         measurements = _SCENARIOS[job.scenario](job_model(job, device), job, device)
     measurements = [*mark_invalid(measurements, monitor.interference()), monitor.measurement()]
-    common = {
-        "what": job.scenario,
-        "precision": job.precision,
-        "compile": job.compile,
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-        "keeps_freed_memory": keeps_freed_memory(),
-    }
+    common: dict[str, Any] = {"what": job.scenario, "precision": job.precision, "compile": job.compile}
+    common |= {"matmul_precision": torch.get_float32_matmul_precision(), "threads": torch.get_num_threads()}
+    common["keeps_freed_memory"] = keeps_freed_memory()
     return [replace(m, conditions=common | dict(m.conditions)) for m in measurements]
 
 
 def mark_invalid(measurements: list[Measurement], reason: str | None) -> list[Measurement]:
     """Mark every measurement but memory as invalid for this reason; an earlier reason is kept."""
-    if reason is None:
-        return measurements
-    return [
-        m
-        if m.unit == MEMORY_UNIT or m.value is None
-        else replace(m, conditions={"invalid": reason} | dict(m.conditions))
-        for m in measurements
-    ]
+
+    def mark(m: Measurement) -> Measurement:
+        disturbed = reason is not None and m.unit != MEMORY_UNIT and m.value is not None
+        return replace(m, conditions={"invalid": reason, **m.conditions}) if disturbed else m
+
+    return [mark(m) for m in measurements]

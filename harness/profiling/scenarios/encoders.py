@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,14 @@ from tvrbench.harness.profiling.scenarios.synthetic import Inputs
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 
+
+class Encoders(NamedTuple):
+    """Both encoders, as they are timed."""
+
+    video: Encode
+    text: Encode
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative distance ||a - b|| / ||b|| of a feature from its float32 reference. Under half precision a nearly tied merge
 # falls the other way, so single features move by more than the rounding of the arithmetic; 0.14 is a cosine of 0.99.
@@ -27,14 +36,10 @@ CHECKED = 2  # items of a batch that are compared with the reference
 
 def job_device(name: str) -> torch.device:
     """The device of that name; UsageError where it is absent or cannot be measured."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name):
         message = f"device {name!r} cannot be measured: give cpu, cuda or cuda:N"
         raise UsageError(message, code="device.unknown", device=name)
-    count = torch.cuda.device_count()
+    device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         message = f"device {name!r} is missing: this machine has {count} CUDA devices"
         raise UsageError(message, code="device.missing", device=name)
@@ -44,22 +49,8 @@ def job_device(name: str) -> torch.device:
 def job_model(job: Job, device: torch.device, choice: MethodChoice | None = None) -> RetrievalModel:
     """The model of the job, or another method on the same backbone, weights and frames."""
     method, options = (job.method, job.options) if choice is None else (choice.method, choice.options)
-    return load_model(
-        method,
-        backbone=job.backbone,
-        weights=job.weights,
-        checkpoint=job.checkpoint if choice is None else None,
-        frames=job.frames,
-        device=device,
-        **options,
-    )
-
-
-class Encoders(NamedTuple):
-    """Both encoders, as they are timed."""
-
-    video: Encode
-    text: Encode
+    checkpoint, shape = None if choice else job.checkpoint, {"backbone": job.backbone, "weights": job.weights}
+    return load_model(method, checkpoint=checkpoint, frames=job.frames, device=device, **shape | options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +62,13 @@ class FeatureCheck:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Conditions of every measurement that these features belong to."""
+        """Conditions of every measurement that these features belong to; ``invalid`` says why they are wrong."""
         error = self.error if math.isfinite(self.error) else "not finite"
         conditions: dict[str, Any] = {"largest_relative_error": error, "tolerance": self.tolerance}
-        return conditions if self.fault is None else conditions | {"invalid": self.fault}
-
-    @property
-    def fault(self) -> str | None:
-        """Why the features are wrong, or None."""
         if self.error <= self.tolerance:  # false for NaN
-            return None
-        return f"features differ from the float32 reference by {self.error:.2g} of their length, over {self.tolerance}"
+            return conditions
+        fault = f"features differ from the float32 reference by {self.error:.2g} of their length, over {self.tolerance}"
+        return conditions | {"invalid": fault}
 
 
 def encoders(model: RetrievalModel, precision: Precision, compiled: bool) -> Encoders:
@@ -109,12 +96,10 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
     gradients.
     """
     timed = encoders(model, job.precision, job.compile)
-    pairs = (
-        (timed.video, model.encode_video, inputs.frames, inputs.mask),
-        (timed.text, model.encode_text, inputs.ids, inputs.text_mask),
-    )
+    videos = (timed.video, model.encode_video, inputs.frames, inputs.mask)
+    captions = (timed.text, model.encode_text, inputs.ids, inputs.text_mask)
     errors = []
-    for fast, plain, items, mask in pairs:
+    for fast, plain, items, mask in (videos, captions):
         if len(items) == 1 and job.precision == "float32" and not job.compile:
             features = fast(items, mask)
             errors.append(relative_error(features, features))

@@ -51,10 +51,8 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
         conditions = where | check.conditions
         passes = [_stages(dataset, spec, videos, timed.video, device) for videos in batches]
         stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms the decoder up
-        measurements = []
-        for name, seconds in stages:
-            samples = [1e3 * s / job.batch for s in seconds]
-            measurements.append(Measurement(name, median(samples), "ms/video", samples, conditions))
+        samples = {name: [1e3 * s / job.batch for s in seconds] for name, seconds in stages}
+        measurements = [Measurement(name, median(ms), "ms/video", ms, conditions) for name, ms in samples.items()]
         rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), batches, timed.video, device)
         measurements.append(Measurement("end_to_end_throughput", median(rates), "videos/s", rates, conditions))
         return [*measurements, _search(model, job, device)]
@@ -101,9 +99,7 @@ def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return out, time.perf_counter() - start
 
 
-def _pipeline(
-    loader: FrameLoader, batches: Sequence[Sequence[str]], encode: Encode, device: torch.device
-) -> list[float]:
+def _pipeline(loader: FrameLoader, batches: list[list[str]], encode: Encode, device: torch.device) -> list[float]:
     """Videos per second from one batch's features to the next, decoded ahead in threads."""
     ends = []
     for pixels, mask in loader.batches([(video, 0) for video in videos] for videos in batches):
@@ -114,10 +110,8 @@ def _pipeline(
 
 def _search(model: RetrievalModel, job: Job, device: torch.device) -> Measurement:
     """``search_time`` of 1,000 queries in a gallery of 1,000 features, in ms."""
-    noise = torch.Generator().manual_seed(0)
-    width = model.clip.arch.embed_dim
+    noise, width = torch.Generator().manual_seed(0), model.clip.arch.embed_dim
     text, video = (torch.randn(count, width, generator=noise).to(device) for count in (QUERIES, GALLERY))
-    seconds = time_calls(lambda: model.similarity(text, video).topk(TOP), device, job.timing)
-    samples = [1e3 * s for s in seconds]
+    samples = [1e3 * s for s in time_calls(lambda: model.similarity(text, video).topk(TOP), device, job.timing)]
     conditions = {"device": str(device), "queries": QUERIES, "gallery": GALLERY, "best": TOP}
     return Measurement("search_time", median(samples), "ms", samples, conditions)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -24,27 +26,19 @@ VIDEO, QUERIES = ("energy_video", "J/video"), ("energy_queries", "J/1000 queries
 
 def measure_energy(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
     """``energy_video`` and ``energy_queries`` (of 1,000 captions) at the job's batch; missing without a counter."""
-    if device.type != "cuda":
-        return _missing("energy comes from NVML's counter, which only a GPU has", job)
     try:
-        nvml = Nvml(gpu_uuid(device))
-    except NvmlUnavailable as error:
-        return _missing(str(error), job)
-    inputs = synthetic_batch(model, job.batch, device)
-    try:
-        with torch.inference_mode():
+        if device.type != "cuda":
+            raise NvmlUnavailable("energy comes from NVML's counter, which only a GPU has")
+        with closing(Nvml(gpu_uuid(device))) as nvml, torch.inference_mode():
+            inputs = synthetic_batch(model, job.batch, device)
             timed, check = checked_encoders(model, job, inputs)
             torch.cuda.synchronize(device)
             meter = EnergyMeter(nvml, device)
-            measurements = [
-                meter.measure(lambda: timed.video(inputs.frames, inputs.mask), job.batch, VIDEO),
-                meter.measure(lambda: timed.text(inputs.ids, inputs.text_mask), job.batch / 1000, QUERIES),
-            ]
-        return [replace(m, conditions={"batch": job.batch, **m.conditions, **check.conditions}) for m in measurements]
+            videos = meter.measure(partial(timed.video, inputs.frames, inputs.mask), job.batch, VIDEO)
+            queries = meter.measure(partial(timed.text, inputs.ids, inputs.text_mask), job.batch / 1000, QUERIES)
     except NvmlUnavailable as error:
-        return _missing(str(error), job)
-    finally:
-        nvml.close()
+        return [Measurement.missing(name, unit, str(error), batch=job.batch) for name, unit in (VIDEO, QUERIES)]
+    return [replace(m, conditions={"batch": job.batch, **m.conditions, **check.conditions}) for m in (videos, queries)]
 
 
 class EnergyMeter:
@@ -64,13 +58,7 @@ class EnergyMeter:
         self.idle_w = (joules_after - joules) / (end - start)
 
     def measure(self, call: Call, items: float, name_and_unit: tuple[str, str]) -> Measurement:
-        """Joules per item above idle.
-
-        Args:
-            call: the work.
-            items: per call.
-            name_and_unit: of the measurement.
-        """
+        """Joules above idle per item, of which each call does ``items``."""
         (joules, start), calls = self._tick(), 0
         while time.perf_counter() - start < WORK_S:
             call()
@@ -79,13 +67,8 @@ class EnergyMeter:
         joules_after, end = self._tick()
         seconds, gross = end - start, joules_after - joules
         net = gross - self.idle_w * seconds
-        conditions: dict[str, float | str] = {
-            "device": str(self._device),
-            "gross_j": gross,
-            "idle_w": self.idle_w,
-            "seconds": seconds,
-            "items": calls * items,
-        }
+        conditions: dict[str, float | str] = {"device": str(self._device), "gross_j": gross, "idle_w": self.idle_w}
+        conditions |= {"seconds": seconds, "items": calls * items}
         try:
             conditions["power_limit_w"] = self._nvml.power_limit_w()
         except NvmlUnavailable as error:
@@ -103,7 +86,3 @@ class EnergyMeter:
                 raise NvmlUnavailable(f"NVML: the energy counter did not move for {TICK_S:g} s")
             time.sleep(0.001)
         return joules, time.perf_counter()
-
-
-def _missing(reason: str, job: Job) -> list[Measurement]:
-    return [Measurement.missing(name, unit, reason, batch=job.batch) for name, unit in (VIDEO, QUERIES)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -13,7 +14,7 @@ from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe, peak_memory
 from tvrbench.harness.profiling.trackers.roofline import measure_roofline, share_of_peak
-from tvrbench.harness.profiling.trackers.timing import Call, latency_of, measure_latency, measure_throughput
+from tvrbench.harness.profiling.trackers.timing import Call, latency_of, measure_throughput, time_calls
 from tvrbench.harness.records.record import Measurement
 
 
@@ -24,7 +25,7 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
     ``invalid`` with the reason.
     """
     inputs = synthetic_batch(model, job.batch, device)
-    one = inputs.first(1)
+    one = inputs.frames[:1], inputs.mask[:1]
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, inputs)
         measurements = _videos(lambda: timed.video(inputs.frames, inputs.mask), job, device)
@@ -33,14 +34,11 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
             seconds = [1 / rate for rate in throughput.samples]
             measurements += latency_of(seconds, device, job.timing.warmup)
         elif job.latency:
-            timed.video(one.frames, one.mask)  # another batch size: what compiles, compiles again
-            measurements += measure_latency(lambda: timed.video(one.frames, one.mask), device, job.timing)
-
-        def captions() -> object:
-            return timed.text(inputs.ids, inputs.text_mask)
-
-        text = measure_throughput(captions, job.batch, device, job.timing, "text_throughput", "queries/s")
-        measurements.append(text)
+            timed.video(*one)  # another batch size: what compiles, compiles again
+            seconds = time_calls(lambda: timed.video(*one), device, job.timing)
+            measurements += latency_of(seconds, device, job.timing.warmup)
+        captions, how = partial(timed.text, inputs.ids, inputs.text_mask), (job.batch, device, job.timing)
+        measurements.append(measure_throughput(captions, *how, "text_throughput", "queries/s"))
     machine: list[Measurement] = []
     if job.roofline:
         machine = measure_roofline(device, job.precision)

@@ -24,15 +24,6 @@ class Inputs:
     ids: Tensor
     text_mask: Tensor
 
-    def first(self, count: int) -> Inputs:
-        """The first pairs."""
-        return Inputs(
-            frames=self.frames[:count],
-            mask=self.mask[:count],
-            ids=self.ids[:count],
-            text_mask=self.text_mask[:count],
-        )
-
 
 def synthetic_batch(model: RetrievalModel, batch: int, device: torch.device) -> Inputs:
     """``batch`` drifting videos without padding and full-length captions for a model; always the same."""

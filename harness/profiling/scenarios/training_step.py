@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -18,8 +20,7 @@ from tvrbench.harness.training.trainer import Trainer
 SCHEDULE_STEPS = 10_000  # of the learning rate's schedule, so that a measured step is an early one
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainStep:
+class TrainStep(NamedTuple):
     """One training step as a call, and the conditions that it runs under."""
 
     call: Call
@@ -36,10 +37,8 @@ def train_step_fn(model: RetrievalModel, job: Job, device: torch.device) -> Trai
     precision = recipe.precision if job.precision == "float32" else job.precision
     trainer = Trainer(model, replace(recipe, precision=precision), SCHEDULE_STEPS)
     inputs = synthetic_batch(model, job.batch, device)
-    return TrainStep(
-        call=lambda: trainer.step(inputs.frames, inputs.mask, inputs.ids, inputs.text_mask),
-        conditions={"precision": trainer.precision, "tuning": model.spec.options.tuning},
-    )
+    call = partial(trainer.step, inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
+    return TrainStep(call, {"precision": trainer.precision, "tuning": model.spec.options.tuning})
 
 
 def measure_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:

@@ -46,12 +46,8 @@ class CpuMonitor:
 
     def measurement(self) -> Measurement:
         """``other_load``, in cores."""
-        conditions = {
-            "device": "cpu",
-            "cores": self._cores,
-            "load_average": {"before": self._load, "after": _load_average()},
-            "pace_gmacs_per_s": self._speed,
-        }
+        load = {"before": self._load, "after": _load_average()}
+        conditions = {"device": "cpu", "cores": self._cores, "load_average": load, "pace_gmacs_per_s": self._speed}
         return Measurement("other_load", self._others, "cores", conditions=conditions)
 
     def interference(self) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,11 @@ from typing import Any, Self
 import torch
 
 from tvrbench.harness.profiling.trackers.nvml import Nvml, NvmlUnavailable, gpu_uuid
-from tvrbench.harness.profiling.trackers.peak_sampler import PeakSampler
 from tvrbench.harness.records.record import Measurement
 
 UNIT = "MiB"
 CALLS = {"cpu": 1, "cuda": 3}  # that are watched; one is enough on a CPU, where the system keeps the peak
+INTERVAL_S = 0.005  # between two samples
 MAX_GAP_S = 0.05  # a peak sampled more thinly than this is a lower bound
 _MIB = 2**20
 _PROC = Path("/proc/self")
@@ -32,10 +34,9 @@ class MemoryProbe:
     """
 
     def __init__(self, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        self._meters: list[NvmlMeter | AllocatorMeter | ProcessMeter] = (
-            [NvmlMeter(device), AllocatorMeter(device)] if on_gpu else [ProcessMeter()]
-        )
+        self._meters: list[NvmlMeter | AllocatorMeter | ProcessMeter] = [ProcessMeter()]
+        if device.type == "cuda":
+            self._meters = [NvmlMeter(device), AllocatorMeter(device)]
 
     def __enter__(self) -> Self:
         for meter in reversed(self._meters):  # the one with a thread starts last and stops first
@@ -52,13 +53,7 @@ class MemoryProbe:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device, **conditions: Any) -> list[Measurement]:
-    """Peak memory of a call that has run before, in separate calls, so that sampling disturbs no timing.
-
-    Args:
-        call: the work.
-        device: where it runs.
-        conditions: of every measurement.
-    """
+    """Peak memory of a call that has run before, in separate calls, so that sampling disturbs no timing."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what earlier work left in the allocator does not count
     with MemoryProbe(device) as probe:
@@ -67,6 +62,53 @@ def peak_memory(call: Callable[[], object], device: torch.device, **conditions: 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return [replace(m, conditions=dict(m.conditions) | conditions) for m in probe.measurements()]
+
+
+class PeakSampler:
+    """Reads a level every few milliseconds between ``start`` and ``stop`` and keeps the largest.
+
+    The thread is a daemon and ends with ``stop``.
+
+    Attributes:
+        peak: the largest level read, or None.
+        gap_s: the longest time without a reading, start and stop included.
+        readings: the number of levels read.
+        failure: why reading stopped early, or None.
+    """
+
+    def __init__(self, read: Callable[[], int | None], interval_s: float = INTERVAL_S) -> None:
+        self._read, self._interval_s, self._stop = read, interval_s, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tvrbench-peak-sampler", daemon=True)
+        self.gap_s, self.readings = 0.0, 0
+        self.peak: int | None = None
+        self.failure: str | None = None
+
+    def start(self) -> None:
+        """Start; the first level is read at once."""
+        self._last = time.perf_counter()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read a last level and end the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            last_round = False
+            while not last_round:
+                last_round = self._stop.wait(self._interval_s if self.readings else 0.0)
+                self._take()
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises must reach the record
+            self.failure = str(error) or type(error).__name__
+
+    def _take(self) -> None:
+        level = self._read()
+        now = time.perf_counter()
+        self.gap_s, self._last = max(self.gap_s, now - self._last), now
+        self.readings += 1
+        if level is not None:
+            self.peak = level if self.peak is None else max(self.peak, level)
 
 
 class NvmlMeter:
@@ -92,7 +134,6 @@ class NvmlMeter:
         self._sampler.start()
 
     def stop(self) -> None:
-        """Stop sampling and close NVML."""
         if self._sampler is not None:
             self._sampler.stop()
         if self._nvml is not None:
@@ -118,21 +159,16 @@ class AllocatorMeter:
         self._allocated = self._reserved = 0
 
     def start(self) -> None:
-        """Reset both peaks to the present level."""
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def stop(self) -> None:
-        """Read both peaks."""
         self._allocated = torch.cuda.max_memory_allocated(self._device)
         self._reserved = torch.cuda.max_memory_reserved(self._device)
 
     def measurements(self) -> list[Measurement]:
-        """Both peaks."""
-        conditions = {"device": str(self._device)}
-        return [
-            Measurement("peak_memory_allocated", self._allocated / _MIB, UNIT, conditions=conditions),
-            Measurement("peak_memory_reserved", self._reserved / _MIB, UNIT, conditions=conditions),
-        ]
+        peaks = {"peak_memory_allocated": self._allocated, "peak_memory_reserved": self._reserved}
+        where = {"device": str(self._device)}
+        return [Measurement(name, peak / _MIB, UNIT, conditions=where) for name, peak in peaks.items()]
 
 
 class ProcessMeter:
@@ -157,7 +193,6 @@ class ProcessMeter:
         self._scope = "since the measurement began"
 
     def stop(self) -> None:
-        """Read the peak."""
         self._peak = _peak_resident_bytes()
 
     def measurements(self) -> list[Measurement]:

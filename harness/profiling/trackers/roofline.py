@@ -24,13 +24,10 @@ def measure_roofline(device: torch.device, precision: Precision) -> list[Measure
 
     The fastest sample counts, because it was disturbed least.
     """
-    return [_matmul_peak(device, precision), _copy_bandwidth(device)]
-
-
-def _matmul_peak(device: torch.device, precision: Precision) -> Measurement:
     by_side = {side: _product_rates(side, device, precision) for side in SIDES[device.type]}
     side, rates = max(by_side.items(), key=lambda item: max(item[1]))
-    return Measurement(PEAK, max(rates), RATE_UNIT, rates, {"device": str(device), "side": side})
+    peak = Measurement(PEAK, max(rates), RATE_UNIT, rates, {"device": str(device), "side": side})
+    return [peak, _copy_bandwidth(device)]
 
 
 def _product_rates(side: int, device: torch.device, precision: Precision) -> list[float]:

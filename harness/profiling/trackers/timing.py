@@ -21,8 +21,8 @@ def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int 
     """Seconds of each timed call.
 
     Args:
-        call: does the work; it may return before a GPU has finished.
-        device: where the work runs; CUDA events take the time on ``cuda``, the wall clock elsewhere.
+        call: does the work; on a GPU it may return before the work ends.
+        device: CUDA events take the time on ``cuda``, the wall clock elsewhere.
         timing: how often; a thousand calls are enough for any.
         in_flight: calls queued on a GPU between two synchronizations. 1 times each call alone, its launch included;
             more keep the GPU busy, as encoding a data set does.
@@ -31,14 +31,13 @@ def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int 
         call()
     seconds: list[float] = []
     while len(seconds) < timing.min_iterations or (sum(seconds) < timing.min_seconds and len(seconds) < MAX_SAMPLES):
-        seconds += _time_on_gpu(call, device, in_flight) if device.type == "cuda" else [_time_on_cpu(call)]
+        if device.type == "cuda":
+            seconds += _time_on_gpu(call, device, in_flight)
+        else:
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _time_on_cpu(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _time_on_gpu(call: Call, device: torch.device, calls: int) -> list[float]:
@@ -56,33 +55,17 @@ def _time_on_gpu(call: Call, device: torch.device, calls: int) -> list[float]:
 def measure_throughput(
     encode: Call, batch: int, device: torch.device, timing: Timing, name: str = "throughput", unit: str = "videos/s"
 ) -> Measurement:
-    """Median items per second.
-
-    Args:
-        encode: encodes ``batch`` items that are on the device already.
-        batch: items per call.
-        device: where it runs.
-        timing: how often.
-        name, unit: of the measurement.
-    """
+    """Median items per second of ``encode``, which encodes ``batch`` items that are on the device already."""
     rates = [batch / s for s in time_calls(encode, device, timing, in_flight=timing.min_iterations)]
     return Measurement(name, float(np.median(rates)), unit, rates, _conditions(rates, batch, device, timing.warmup))
 
 
-def measure_latency(encode: Call, device: torch.device, timing: Timing) -> tuple[Measurement, Measurement]:
-    """``latency_median`` and ``latency_p95`` of a batch of one, from the call to the finished result, in ms."""
-    return latency_of(time_calls(encode, device, timing), device, timing.warmup)
-
-
-def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> tuple[Measurement, Measurement]:
-    """Both measurements of ``measure_latency`` from the seconds of single calls, each waited for."""
+def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> list[Measurement]:
+    """``latency_median`` and ``latency_p95`` in ms, from the seconds of single calls on a batch of one."""
     samples = [1e3 * s for s in seconds]
     conditions = _conditions(samples, 1, device, warmup)
-    median, p95 = (float(np.percentile(samples, q)) for q in (50, 95))
-    return (
-        Measurement("latency_median", median, "ms", samples, conditions),
-        Measurement("latency_p95", p95, "ms", samples, conditions),
-    )
+    points = {"latency_median": 50, "latency_p95": 95}
+    return [Measurement(m, float(np.percentile(samples, q)), "ms", samples, conditions) for m, q in points.items()]
 
 
 def measure_step(step: Call, batch: int, device: torch.device, timing: Timing) -> Measurement:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tvrbench.harness.core.console import say
-from tvrbench.harness.core.exit_codes import run_guarded
+from tvrbench.harness.core.console import run_guarded, say
 from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.profiling.launcher.isolated import lock_path

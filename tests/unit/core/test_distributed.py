@@ -1,4 +1,4 @@
-"""One batch over 1, 2 and 4 processes, and in micro-batches: the same loss and the same gradients."""
+"""One batch over 1 and 3 processes, and in micro-batches: the same loss and the same gradients."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _free_port() -> int:
 def test_the_number_of_processes_changes_nothing(
     method: str, options: dict[str, Any], tiny_weights: Path, tmp_path: Path
 ) -> None:
-    data, sizes = tmp_path / "batch.pt", (1, 2, 4)
-    torch.save(_batch(4) | {"options": options | {"tuning": "full"}}, data)
+    data, sizes = tmp_path / "batch.pt", (1, 3)
+    torch.save(_batch(3) | {"options": options | {"tuning": "full"}}, data)
     worlds = [f"{size}:{_free_port()}" for size in sizes]
     done = subprocess.run(
         [sys.executable, "-P", "-c", WORLDS, method, str(tiny_weights), str(data), str(tmp_path), *worlds],
@@ -114,15 +114,14 @@ def test_the_number_of_processes_changes_nothing(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    alone, *others = (torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in sizes)
-    for together in others:
-        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-        assert together["steps"] == pytest.approx(alone["steps"], abs=1e-5)
-        for what in ("grads", "after"):
-            assert together[what].keys() == alone[what].keys()
-            for name, value in alone[what].items():
-                torch.testing.assert_close(together[what][name], value, rtol=1e-4, atol=1e-5, msg=name)
-        assert together["uneven"].tolist() == list(range(7))
+    alone, together = (torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in sizes)
+    assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    assert together["steps"] == pytest.approx(alone["steps"], abs=1e-5)
+    for what in ("grads", "after"):
+        assert together[what].keys() == alone[what].keys()
+        for name, value in alone[what].items():
+            torch.testing.assert_close(together[what][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert together["uneven"].tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("name", ["clip4clip", "tempme", "centerclip"])

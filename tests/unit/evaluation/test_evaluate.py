@@ -31,7 +31,7 @@ class _Counting:
     def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         self.decoded.append(video_id)
         if video_id == "bad":
-            raise UsageError("bad.mp4: truncated")
+            raise UsageError("bad.mp4: truncated", code="video.broken")
         shade = int(video_id) if seed == 0 else seed % 256
         return np.full((spec.frames, 3, spec.size, spec.size), shade, np.uint8), np.ones(spec.frames, bool)
 

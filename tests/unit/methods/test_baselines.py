@@ -21,9 +21,8 @@ from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.heads import SequenceTransformer
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.flops import traced_macs
+from tvrbench.harness.profiling.counts.flops import count_macs, traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs
-from tvrbench.harness.profiling.counts.trace import count_macs
 from tvrbench.harness.training.trainer import parameter_groups
 
 pytestmark = pytest.mark.unit

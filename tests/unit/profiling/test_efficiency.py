@@ -165,7 +165,8 @@ def test_only_how_things_are_timed_parts_tables() -> None:
 
 
 def test_a_reason_is_one_line_without_folders() -> None:
-    error = CheckFailed('it ended with code 1:\n  File "/home/me/x.py", line 1\nOutOfMemoryError: /opt/a/b.so is full')
+    text = 'it ended with code 1:\n  File "/home/me/x.py", line 1\nOutOfMemoryError: /opt/a/b.so is full'
+    error = CheckFailed(text, code="measurement.died")
     assert brief_reason(error) == "it ended with code 1: OutOfMemoryError: b.so is full"
 
 

@@ -23,9 +23,8 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
 from tvrbench.harness.profiling.counts import flops
-from tvrbench.harness.profiling.counts.flops import checked_macs, profile, traced_macs
+from tvrbench.harness.profiling.counts.flops import checked_macs, count_macs, profile, profile_by_name, traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs
-from tvrbench.harness.profiling.counts.trace import count_macs
 
 pytestmark = pytest.mark.unit
 NAMES = registry.names("methods", "baselines")
@@ -237,12 +236,11 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "backbone", "options", "gmacs", "tokens", "trainable"), PUBLISHED)
 def test_published_numbers(
     name: str, backbone: str, options: dict[str, Any], gmacs: float, tokens: int, trainable: int
 ) -> None:
-    found = profile(load_model(name, backbone=backbone, weights="random:0", **options))
+    found = profile_by_name(name, backbone, **options)
     assert found["gmacs"]["video"] == pytest.approx(gmacs, rel=0.005)
     assert found["output_tokens"] == tokens
     assert found["params"]["trainable"] == trainable

@@ -17,9 +17,8 @@ import pytest
 import torch
 
 from tvrbench.harness.profiling.trackers import memory
-from tvrbench.harness.profiling.trackers.memory import MemoryProbe, NvmlMeter, ProcessMeter, peak_memory
+from tvrbench.harness.profiling.trackers.memory import MemoryProbe, NvmlMeter, PeakSampler, ProcessMeter, peak_memory
 from tvrbench.harness.profiling.trackers.nvml import Nvml, NvmlUnavailable
-from tvrbench.harness.profiling.trackers.peak_sampler import PeakSampler
 from tvrbench.harness.records.record import Measurement
 
 pytestmark = pytest.mark.unit

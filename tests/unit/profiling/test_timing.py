@@ -17,7 +17,7 @@ from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.launcher.worker import run_job
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Timing
 from tvrbench.harness.profiling.trackers import timing as throughput
-from tvrbench.harness.profiling.trackers.timing import measure_latency, measure_step, measure_throughput, time_calls
+from tvrbench.harness.profiling.trackers.timing import latency_of, measure_step, measure_throughput, time_calls
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_throughput_is_the_median_rate_with_its_samples(seconds: list[float]) ->
 
 def test_latency_median_and_p95(seconds: list[float]) -> None:
     seconds[:] = [0.001, 0.002, 0.003, 0.010]
-    median, p95 = measure_latency(lambda: None, CPU, ONCE)
+    median, p95 = latency_of(time_calls(lambda: None, CPU, ONCE), CPU, ONCE.warmup)
     assert (median.name, p95.name, median.unit) == ("latency_median", "latency_p95", "ms")
     assert median.value == pytest.approx(2.5)
     assert p95.value == pytest.approx(3 + 0.85 * 7)

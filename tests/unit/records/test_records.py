@@ -120,7 +120,7 @@ class TestSchema:
         with raises("json.type", where="r", at="$.method.options.deep[1]"):
             dumps(record, "r")
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -162,9 +162,10 @@ class TestReading:
 
 
 class TestMeasurement:
-    def test_goes_to_json_and_back(self) -> None:
-        measurement = Measurement("latency", 1.5, "ms", (1.4, 1.6), {"batch": 4})
-        assert Measurement.from_json(measurement.to_json()) == measurement
+    def test_is_plain_data_in_a_record(self) -> None:
+        document = Measurement("latency", 1.5, "ms", (1.4, 1.6), {"batch": 4}).to_json()
+        same = {"name": "latency", "value": 1.5, "unit": "ms", "samples": [1.4, 1.6], "conditions": {"batch": 4}}
+        assert document == same
 
     def test_missing_is_not_zero(self) -> None:
         missing = Measurement.missing("energy", "J", "no counter", device="CPU")

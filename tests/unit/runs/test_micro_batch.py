@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core.validation import parse_bytes
+from tvrbench.harness.core.options import parse_bytes
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.runs.micro_batch import choose_micro_batch, largest
 from tvrbench.harness.training.trainer import Pairs, Trainer
