@@ -78,9 +78,9 @@ def _bias(clip: CLIP, rank: int) -> None:
 
 
 TUNINGS: dict[str, Callable[[CLIP, int], object]] = {  # each starts from a frozen CLIP
-    "frozen": lambda clip, rank: None,
+    "frozen": lambda _clip, _rank: None,
     "full": _full,
-    "full-all": lambda clip, rank: clip.requires_grad_(True),
+    "full-all": lambda clip, _rank: clip.requires_grad_(True),
     "lora": _lora,
     "adapter": _adapter,
     "bias": _bias,
