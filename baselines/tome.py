@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
-from tvrbench.harness.models.tokens import Attends, AttentionOut, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import AttentionOut, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 
@@ -33,10 +33,7 @@ class ToMeReducer(TokenReducer):
         super().__init__(arch, frames)
         require_range("tome", "r", options.r, 0)
         self.options = options
-
-    def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
-        """Attention with or without the size bias; sizes are tracked either way, because they weigh the merges."""
-        return block.attend(stream.x, stream.size if self.options.proportional_attention else None)
+        self.proportional_attention = options.proportional_attention
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
         """Merge inside each frame."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
-from tvrbench.harness.models.tokens import Attends, AttentionOut, BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import AttentionOut, BlockTokens, TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 
@@ -102,6 +102,7 @@ class TempMeReducer(TokenReducer):
         super().__init__(arch, frames)
         _check(options, arch.vision_layers)
         self.options = options
+        self.proportional_attention = options.proportional_attention
         self.steps = list(_schedule(options, arch, frames))
         embedded = options.merge_blocks if options.frame_positions else ()
         shapes = {str(index): (self.steps[index].sequences, arch.vision_width) for index in embedded}
@@ -120,10 +121,6 @@ class TempMeReducer(TokenReducer):
             positions = table_FD.to(stream.x.dtype).repeat(videos, 1).unsqueeze(1)
             joined = replace(joined, x=stream.with_x(stream.x + positions).join(step.join).x)
         return joined.merge(merge) if step.cross else joined
-
-    def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
-        """Attention with or without the size bias; sizes are tracked either way, because they weigh the merges."""
-        return block.attend(stream.x, stream.size if self.options.proportional_attention else None)
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
         """Merge inside each frame or clip; the metric is the keys, averaged over heads."""

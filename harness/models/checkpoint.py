@@ -74,7 +74,7 @@ def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoi
     Raises:
         UsageError: no such file, corrupt, holds code, or saved by another method.
     """
-    meta = _metadata(path)
+    meta = read_metadata(path)
     ours = meta.get("format") == FORMAT
     arch, options, frames, selection = _description(path, meta, method) if ours else (None, {}, None, "unknown")
     state = read_state_dict(path)
@@ -96,14 +96,8 @@ def method_in(path: Path) -> str | None:
     Raises:
         UsageError: no such file, or corrupt.
     """
-    meta = _metadata(path)
+    meta = read_metadata(path)
     return meta.get("method", "") if meta.get("format") == FORMAT else None
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise UsageError(f"checkpoint {path}: there is no such file", code="checkpoint.missing", file=path.name)
-    return read_metadata(path)
 
 
 def _damaged(path: Path, problem: str) -> UsageError:

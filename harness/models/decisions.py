@@ -52,10 +52,11 @@ class Replay:
         self._left = list(reversed(made))
 
     def __call__(self, decision: D) -> Any:
-        if self._left:
-            return self._left.pop()
-        problem = "more decisions were taken than were recorded: the two calls do not match"
-        raise CheckFailed(problem, code="decisions.count")
+        if not self._left:
+            raise CheckFailed(
+                "more decisions were taken than were recorded: the two calls do not match", code="decisions.count"
+            )
+        return self._left.pop()
 
 
 class Margins:
@@ -68,8 +69,7 @@ class Margins:
         self._seen: list[Tensor] = []
 
     def __call__(self, decision: D) -> D:
-        margin_S = getattr(decision, "margin_S", None)
-        if margin_S is not None:
+        if (margin_S := getattr(decision, "margin_S", None)) is not None:
             self._seen.append(margin_S.detach().float())
         return decision
 
@@ -95,8 +95,9 @@ def agreement(one: Sequence[Decision], other: Sequence[Decision]) -> float | Non
     None where there are no such tokens. Raises CheckFailed where the calls took different numbers of decisions.
     """
     if len(one) != len(other):
-        problem = f"{len(one)} decisions against {len(other)}: the two calls do not match"
-        raise CheckFailed(problem, code="decisions.count")
+        raise CheckFailed(
+            f"{len(one)} decisions against {len(other)}: the two calls do not match", code="decisions.count"
+        )
     same = moved = 0
     for first, second in ((a.representative, b.representative) for a, b in zip(one, other, strict=True)):
         own = torch.arange(first.shape[1], device=first.device)

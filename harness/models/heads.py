@@ -13,6 +13,7 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.tokens import NORM_MACS
 
 BLOCKS = 4
+NORM_EPS = 1e-12  # of CLIP4Clip
 MASKED = -1e6  # added to the logits of padded frames
 
 
@@ -51,13 +52,12 @@ class SequenceTransformer(Head):
     Args:
         arch: of the dual encoder; frame features must be as wide as the text tower.
         frames: T, at most the text tower's context length.
-        eps: of the LayerNorms; 1e-12 in CLIP4Clip, 1e-5 in CenterCLIP.
 
     Raises:
         UsageError: the architecture or the frame count does not fit.
     """
 
-    def __init__(self, arch: Architecture, frames: int, eps: float = 1e-12) -> None:
+    def __init__(self, arch: Architecture, frames: int) -> None:
         super().__init__()
         if arch.embed_dim != arch.text_width:
             problem = f"runs text blocks of width {arch.text_width} on features of width {arch.embed_dim}: use 'meanP'"
@@ -69,7 +69,7 @@ class SequenceTransformer(Head):
         self.transformer = Transformer(arch.text_width, BLOCKS, arch.activation)
         for module in self.transformer.modules():
             if isinstance(module, nn.LayerNorm):
-                module.eps = eps
+                module.eps = NORM_EPS
         self.mean = MeanPooling()
 
     def attach(self, clip: CLIP) -> None:

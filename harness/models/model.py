@@ -52,9 +52,8 @@ class RetrievalModel(nn.Module):
 
     def _check_video(self, frames: Tensor, mask: Tensor) -> None:
         side = self.clip.arch.image_size
-        expected = [self.frames, 3, side, side]
-        if list(frames.shape[1:]) != expected:
-            raise _bad_video("frames", list(frames.shape), f"[batch, {str(expected)[1:]}")
+        if frames.shape[1:] != (self.frames, 3, side, side):
+            raise _bad_video("frames", list(frames.shape), f"[batch, {self.frames}, 3, {side}, {side}]")
         if not frames.is_floating_point():
             raise _bad_video("frames", frames.dtype, "CLIP-normalized floating point")
         if mask.shape != frames.shape[:2]:

@@ -274,10 +274,12 @@ class TokenReducer(nn.Module):
     Attributes:
         carries_prompts: True where it keeps the ``stream.num_prefix_tokens`` tokens before the patches in place, so
             that prompts can travel with the class tokens. A subclass that looks at positions sets it for itself.
+        proportional_attention: False for plain attention; sizes are tracked either way, because they weigh the merges.
         observer: receives every decision and returns the one to carry out; None outside of measurements.
     """
 
     carries_prompts: ClassVar[bool] = False
+    proportional_attention: bool = True
 
     def __init__(self, arch: Architecture, frames: int) -> None:
         super().__init__()
@@ -308,8 +310,8 @@ class TokenReducer(nn.Module):
         return stream
 
     def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
-        """The attention branch of the stream; proportional attention by default where sizes are tracked."""
-        return block.attend(stream.x, stream.size)
+        """The attention branch of the stream, by default proportional where sizes are tracked."""
+        return block.attend(stream.x, stream.size if self.proportional_attention else None)
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
         """Act between attention and MLP; ``attention`` is what ``attend`` returned, already added to the stream."""

@@ -31,21 +31,10 @@ def is_added(name: str) -> bool:
     return any(part in name for part in _ADDED)
 
 
-# Every tuning starts from a frozen CLIP.
-
-
-def _frozen(clip: CLIP, rank: int) -> None:
-    """Nothing learns."""
-
-
 def _full(clip: CLIP, rank: int) -> None:
     """Everything but stems and embeddings: what the released CLIP4Clip and CenterCLIP train."""
     for name, parameter in clip.named_parameters():
         parameter.requires_grad_(not name.startswith(STEM))
-
-
-def _full_all(clip: CLIP, rank: int) -> None:
-    clip.requires_grad_(True)
 
 
 def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
@@ -88,10 +77,10 @@ def _bias(clip: CLIP, rank: int) -> None:
                 parameter.requires_grad_(True)
 
 
-TUNINGS: dict[str, Callable[[CLIP, int], None]] = {
-    "frozen": _frozen,
+TUNINGS: dict[str, Callable[[CLIP, int], object]] = {  # each starts from a frozen CLIP
+    "frozen": lambda _clip, _rank: None,
     "full": _full,
-    "full-all": _full_all,
+    "full-all": lambda clip, _rank: clip.requires_grad_(True),
     "lora": _lora,
     "adapter": _adapter,
     "bias": _bias,
@@ -101,7 +90,7 @@ TUNINGS: dict[str, Callable[[CLIP, int], None]] = {
 
 
 def apply_tuning(clip: CLIP, name: str, rank: int) -> None:
-    """Set ``requires_grad`` and add the modules that the tuning needs; UsageError lists the known names."""
+    """Tune a CLIP that starts frozen: set ``requires_grad``, add modules; UsageError lists the known names."""
     if name not in TUNINGS:
         raise UsageError(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}", code="tuning.unknown", tuning=name)
     TUNINGS[name](clip.requires_grad_(False), rank)

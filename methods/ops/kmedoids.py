@@ -16,8 +16,7 @@ SAME_NORM = 1e-6
 # Summed movement of an item's medoids below which it has converged.
 STILL = 1e-6
 # Iterations between two looks at who has converged: a look costs a CPU nothing, and empties a GPU's queue.
-LOOK_CPU = 1
-LOOK_GPU = 8
+LOOK_CPU, LOOK_GPU = 1, 8
 # Stored on the diagonal of the distances: below every distance, yet nothing when added to one. So a medoid is
 # nearest to itself even among duplicates, and the farthest-first search never picks a token twice.
 SELF = -1e-30

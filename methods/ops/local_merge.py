@@ -68,7 +68,7 @@ class GlobalMerge:
     Attributes:
         tokens: [S, M, D] the merged set.
         pairing: how both sets, sources first, merged.
-        bank_first_S: [S] whether the bank was the source.
+        bank_first_S: [S] True where the bank was the source.
     """
 
     tokens: Tensor
@@ -150,8 +150,7 @@ def match_frames(
             tokens that an earlier level left unmerged: destinations too, after the target frames' patches.
         frames, patches: frames that still hold all their patches, and patches per frame.
         ratio: share of the sources that merges, rounded down.
-        stride: one of every ``stride`` consecutive frames is a target.
-        target: which one, below ``stride``: one number, or one for every sequence [S].
+        stride, target: frame ``target`` of every ``stride`` consecutive ones is a target; one number, or [S].
         loose: tokens before the first frame.
         average: as in ``pair``.
 
@@ -213,9 +212,8 @@ def global_match(
 
     Args:
         tokens, bank: [S, L, D] each; they are their own metric.
-        ratio: share of the sources that merges, rounded down.
-        bank_first: [S] bool, whether the bank is the source and the chunk the destination, or the other way round.
-        average: as in ``pair``.
+        ratio, average: share of the sources that merges, rounded down; as in ``pair``.
+        bank_first: [S] bool, True where the bank is the source and the chunk the destination.
         decide: receives the merge and returns the one to carry out.
 
     Raises:

@@ -44,8 +44,7 @@ class Merge:
         """
         S, N, D = x.shape
         M = self.kept_SM.shape[1]
-        if size is None:
-            size = x.new_ones(S, N, 1)
+        size = x.new_ones(S, N, 1) if size is None else size
         # Flat row indices: one index per token instead of one per element, which gather and scatter would need.
         rows = torch.arange(S, device=x.device).unsqueeze(1)
         kept, source = (self.kept_SM + rows * N).flatten(), (self.source_SR + rows * N).flatten()

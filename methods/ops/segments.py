@@ -47,9 +47,8 @@ class SegmentReducer(TokenReducer):
         name: of the method, for error messages.
         schedule: (block, segments, clusters) of each reduction; blocks count from 0.
         segment_mask: a segment is valid if ``any`` of its frames is, or if its ``last`` one is (as released).
-        arch: of the backbone.
-        frames: T.
-        kept: how many patch tokens stay.
+        arch, frames: of the model.
+        kept: gives the patch tokens that stay.
 
     Raises:
         UsageError: the schedule does not fit the backbone or the frame count.

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
 from tvrbench.harness.models.decisions import Recorder, Replay, agreement, watched
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
 
 pytestmark = pytest.mark.contract
 NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).card.encodes]
-IN_FAST_TIER = "token_sampling"  # joins and selects; tracing each method takes seconds
 Make = Callable[..., RetrievalModel]
 
 
@@ -44,7 +47,16 @@ def test_bfloat16_autocast(
     assert cosine >= 0.99
 
 
-@pytest.mark.parametrize("name", [n if n == IN_FAST_TIER else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+def test_a_reducer_between_two_blocks_is_one_graph(tiny_batch: dict[str, Any], tmp_path: Path) -> None:
+    with same_randomness():
+        save_tiny_weights(tmp_path / "weights.safetensors", replace(TINY, vision_layers=2, text_layers=1))
+    merges = {"r": 1, "merge_blocks": (1,), "merge_frames": (2,), "clip_ratio": 0.3, "intra_ratio": 0.1}
+    model = load_model("tempme", weights=tmp_path / "weights.safetensors", **merges)
+    _compare(model, tiny_batch, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_the_whole_encoder_is_one_graph(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
     """Traced without a break and run by PyTorch; the compiler behind it is tried in the slow tier."""
     model = tiny_model(name)

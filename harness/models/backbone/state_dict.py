@@ -37,6 +37,7 @@ HF_TOP = {
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
     "logit_scale": "logit_scale",
 }
+HF_TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
 HF_BLOCK = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -51,7 +52,9 @@ def _unreadable(path: Path, problem: str) -> UsageError:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; none for other files. Raises UsageError where it is unreadable."""
+    """The metadata of a checkpoint: none where it is not safetensors. UsageError where it is missing or unreadable."""
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path}: there is no such file", code="checkpoint.missing", file=path.name)
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -122,10 +125,8 @@ def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if key in HF_TOP:
             out[HF_TOP[key]] = tensor
-        elif key == "visual_projection.weight":
-            out["visual.proj"] = tensor.T.contiguous()
-        elif key == "text_projection.weight":
-            out["text_projection"] = tensor.T.contiguous()
+        elif key in HF_TRANSPOSED:
+            out[HF_TRANSPOSED[key]] = tensor.T.contiguous()
         elif match := re.fullmatch(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
             tower, layer, part, kind = match.groups()
             block = ("visual." if tower == "vision" else "") + f"transformer.resblocks.{layer}."
