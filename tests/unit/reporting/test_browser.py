@@ -25,7 +25,7 @@ from report_records import report, write_unchecked
 
 from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.figures.points import Point, frontier
+from tvrbench.harness.reporting.figures.axes import Point, frontier
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
