@@ -103,7 +103,7 @@ def _backbone(
     matched = matched_cost(rows, bench.frames)
     frames = {} if matched is None else {timed.row.label: timed.frames for timed in matched.curve}
     groups.append(Group(name=f"{name}, {bench.name}", table=cost.name, rows=rows, frames=frames))
-    compared: list[Block] = [Text("Not compared: fewer than two numbers of frames were timed.")]
+    compared: list[Block] = [Text(("Not compared: fewer than two numbers of frames were timed.",))]
     if matched is not None:
         compared = [equal_time_table(matched, bench, stem, context)]
         if any(entry.timed is not None for entry in matched.points):

@@ -21,20 +21,11 @@ from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
-from tvrbench.harness.reporting.pages.layout import (
-    Block,
-    Bullets,
-    Report,
-    Section,
-    Text,
-    bullets,
-    provenance,
-    write,
-)
+from tvrbench.harness.reporting.pages.layout import Block, Bullets, Report, Section, Text, bullets, provenance, write
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
-from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, skipped_videos, warnings
+from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, shared_values, warnings
 from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
 from tvrbench.harness.reporting.tables.table import Table
@@ -231,7 +222,7 @@ def _origins(
 ) -> list[Section]:
     every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
     failed = [(context.link(run), f": {brief(run.record['failure'])}") for run in selected.failed]
-    skipped = [(f"{ids} ({names(runs)})",) for ids, runs in skipped_videos(every_run).items()]
+    skipped = shared_values(every_run, lambda record: ", ".join(record["data"]["skipped"]) or None)
     left_out = [
         (context.link(run), f": protocol hash {run.record['protocol']['hash']}")
         for run in (*selected.left_out, *outdated)
@@ -239,7 +230,7 @@ def _origins(
     return [
         provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
         *bullets("Runs that failed", failed),
-        *bullets("Videos left out", skipped),
+        *bullets("Videos left out", [(f"{ids} ({names(runs)})",) for ids, runs in skipped.items()]),
         *bullets("Not measured", [(brief(line),) for line in not_measured([*rows, *full_size])]),
         *bullets(
             "Records left out",
