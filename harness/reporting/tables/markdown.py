@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -68,19 +69,18 @@ def inline(parts: Iterable[Inline] | str) -> Markdown:
     return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
 
 
+def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Environment:
+    """Return the report's templates; ``finalize`` escapes what they print."""
+    options |= {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    loader = jinja2.PackageLoader("tvrbench.harness.reporting")
+    return jinja2.Environment(loader=loader, finalize=finalize, **options)
+
+
 def templates() -> jinja2.Environment:
-    """Return the report's templates. They escape what is not Markdown already."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
-        autoescape=False,  # HTML's rules; ``finalize`` applies Markdown's
-        finalize=escaped,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"inline": inline}
-    return environment
+    """Return the templates in Markdown, which escape what is not Markdown already."""
+    made = environment(escaped, keep_trailing_newline=True)
+    made.filters |= {"inline": inline}
+    return made
 
 
 def _piece(part: Inline) -> Markdown:
