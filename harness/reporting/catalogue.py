@@ -90,36 +90,24 @@ def metric(name: str, what: str | None = None, unit: str | None = None) -> Metri
         raise KeyError(name)
     if known is not None and known.kind != "memory":
         return known if what is None else replace(known, what=what)
-    what, unit = what or "inference", unit or (known.unit if known else "")
-    words = name.replace("_", " ")
-    if known is not None:
-        return replace(known, what=what, unit=unit, label=f"{known.label}, {what} ({unit})")
-    kind: Kind = "memory" if unit in _MEMORY_UNITS else "time"
-    return Metric(
-        name=name,
-        label=f"{words}, {what} ({unit})",
-        short=words,
-        unit=unit,
-        better="min",
-        show=significant(3),
-        kind=kind,
-        what=what,
-    )
+    if known is None:
+        kind: Kind = "memory" if unit in _MEMORY_UNITS else "time"
+        words = name.replace("_", " ")
+        known = Metric(name=name, label=words, short=words, unit="", better="min", show=significant(3), kind=kind)
+    what, unit = what or "inference", unit or known.unit
+    return replace(known, what=what, unit=unit, label=f"{known.label}, {what} ({unit})")
 
 
 def retrieval(direction: str) -> list[Metric]:
     """List the metrics of one direction (``t2v`` or ``v2t``): R@1, R@5, R@10, median rank, mean rank, R-Sum."""
-    arrow = DIRECTIONS[direction]
-    return [
-        _retrieval(f"{direction}_{name}", name, f"{arrow} {_RANKED[name][0]}", (direction, name)) for name in _RANKED
-    ]
+    short = {name: f"{DIRECTIONS[direction]} {printed}" for name, (printed, _, _) in _RANKED.items()}
+    return [_retrieval(f"{direction}_{name}", name, short[name], (direction, name)) for name in _RANKED]
 
 
 def subset_metric(subset: str | None, name: str) -> Metric:
     """Describe a text-to-video metric on a named subset of the queries, or on all of them."""
     path = ("t2v", name) if subset is None else ("subsets", subset, "t2v", name)
-    subset = subset or "all"
-    return _retrieval(f"{subset}_{name}", name, f"{subset}: {_RANKED[name][0]}", path)
+    return _retrieval(f"{subset or 'all'}_{name}", name, f"{subset or 'all'}: {_RANKED[name][0]}", path)
 
 
 def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "latency"]) -> list[Metric]:
@@ -129,7 +117,7 @@ def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "la
         for m in measurements
         if (m["unit"] in _MEMORY_UNITS if kind == "memory" else m["name"].startswith("latency"))
     }
-    return [metric(name, what, unit) for name, what, unit in kinds]
+    return [metric(*key) for key in kinds]
 
 
 _RANKED: Mapping[str, tuple[str, str, Better]] = {
@@ -142,26 +130,28 @@ _RANKED: Mapping[str, tuple[str, str, Better]] = {
 }
 
 
-def _retrieval(name: str, kind: str, short: str, path: tuple[str, ...], label: str | None = None) -> Metric:
+def _retrieval(name: str, kind: str, short: str, path: tuple[str, ...]) -> Metric:
     _, unit, better = _RANKED[kind]
-    label = label or f"{short} ({unit})" if unit else short
-    return Metric(
-        name=name, label=label, short=short, unit=unit, better=better, show=fixed(1), kind="retrieval", path=path
-    )
+    label, show = f"{short} ({unit})" if unit else short, fixed(1)
+    return Metric(name=name, label=label, short=short, unit=unit, better=better, show=show, kind="retrieval", path=path)
+
+
+def _cost(
+    kind: Kind, name: str, what: str, short: str, label: str, unit: str, better: Better, show: Show, scale: float = 1.0
+) -> Metric:
+    known = Metric(name=name, label=label, short=short, unit=unit, better=better, show=show, kind=kind)
+    return replace(known, what=what, scale=scale)
 
 
 EXPECTED_R1 = _retrieval("t2v_R1_ties_shared", "R1", "t→v R@1, expected over ties", ("ties_shared", "t2v", "R1"))
 """R@1 with ties broken at random, in expectation: the metric that orders rows, figures and tests."""
 
-PAIR_ACCURACY = _retrieval(
-    "pair_accuracy",
-    "R1",
-    "correct order picked, % (chance 50)",
-    ("pair_accuracy",),
-    "correct order picked (%, chance 50)",
+PAIR_ACCURACY = replace(
+    _retrieval("pair_accuracy", "R1", "correct order picked, % (chance 50)", ("pair_accuracy",)),
+    label="correct order picked (%, chance 50)",
 )
 
-_INFER, _STAGES = "inference", "end-to-end"
+_INFER, _FILES = "inference", "end-to-end"
 _3, _4 = significant(3), significant(4)
 # kind: (name, scenario, column header, axis label, recorded unit, good end, format[, printed over recorded value])
 _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
@@ -187,19 +177,14 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
             *("training_speedup", "training-comparison", "training speed-up"),
             *("training speed-up over the dense encoder (x)", "x", "max", fixed(2)),
         ),
-        ("decode_time", _STAGES, "decode (ms/video)", "decoding (ms/video)", "ms/video", "min", _3),
-        ("preprocess_time", _STAGES, "preprocess (ms/video)", "preprocessing (ms/video)", "ms/video", "min", _3),
-        ("encode_time", _STAGES, "encode (ms/video)", "encoding (ms/video)", "ms/video", "min", _3),
+        ("decode_time", _FILES, "decode (ms/video)", "decoding (ms/video)", "ms/video", "min", _3),
+        ("preprocess_time", _FILES, "preprocess (ms/video)", "preprocessing (ms/video)", "ms/video", "min", _3),
+        ("encode_time", _FILES, "encode (ms/video)", "encoding (ms/video)", "ms/video", "min", _3),
         (
-            "end_to_end_throughput",
-            _STAGES,
-            "videos/s from files",
-            "videos per second, from files",
-            "videos/s",
-            "max",
-            _3,
+            *("end_to_end_throughput", _FILES, "videos/s from files"),
+            *("videos per second, from files", "videos/s", "max", _3),
         ),
-        ("search_time", _STAGES, "search (ms/1,000 queries)", "search (ms per 1,000 queries)", "ms", "min", _3),
+        ("search_time", _FILES, "search (ms/1,000 queries)", "search (ms per 1,000 queries)", "ms", "min", _3),
     ),
     # By meter: the first that both sides of a comparison have is judged, as what a paper reads off its GPU.
     "memory": (
@@ -221,22 +206,9 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
     ),
 }
 
+_ALL_COSTS = [_cost(kind, *cost) for kind, costs in _COSTS.items() for cost in costs]
 CATALOGUE: Mapping[str, Metric] = {
-    m.name: m for m in (EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY)
-} | {
-    name: Metric(
-        name=name,
-        what=what,
-        short=short,
-        label=label,
-        unit=unit,
-        better=better,
-        show=show,
-        scale=(*scale, 1.0)[0],
-        kind=kind,
-    )
-    for kind, costs in _COSTS.items()
-    for name, what, short, label, unit, better, show, *scale in costs
+    m.name: m for m in (EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY, *_ALL_COSTS)
 }
 """All metrics by name; memory in order of preference."""
 

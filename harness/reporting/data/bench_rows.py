@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.data.records import StoredRecord, newest
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.papers.published import Variant
+from tvrbench.harness.reporting.tables.markdown import slug
 
 NAME = "efficiency"
 UNMEASURED = "this record does not hold it"
@@ -56,11 +56,7 @@ class Bench:
     @property
     def backbones(self) -> list[str]:
         """Their names, small ones first."""
-        heaviest: dict[str, float] = {}
-        for row in self.rows:
-            gmacs = value_of(figure(row, "gmacs_video")) or 0.0
-            heaviest[backbone(row)] = max(gmacs, heaviest.get(backbone(row), 0.0))
-        return sorted(heaviest, key=lambda name: (heaviest[name], name))
+        return backbones(self.rows)
 
     def on(self, name: str) -> list[MethodRow]:
         """Return the rows of one backbone."""
@@ -113,14 +109,19 @@ def backbone(row: MethodRow) -> str:
     return str(row.options.get("backbone", "unnamed"))
 
 
+def backbones(rows: Sequence[MethodRow]) -> list[str]:
+    """Return the backbones of rows, small ones first."""
+    heaviest: dict[str, float] = {}
+    for row in rows:
+        gmacs = value_of(figure(row, "gmacs_video")) or 0.0
+        heaviest[backbone(row)] = max(gmacs, heaviest.get(backbone(row), 0.0))
+    return sorted(heaviest, key=lambda name: (heaviest[name], name))
+
+
 def figure(row: MethodRow, name: str, what: str | None = None, batch: int | None = None) -> MeasurementDoc | None:
     """Return a measurement by name: a valid one before an invalid and a missing one; None where there is none.
 
-    Args:
-        row: one method.
-        name: as in the records.
-        what: the scenario; a measurement that names none counts for any.
-        batch: the batch size; likewise.
+    A measurement that names no scenario (``what``) or batch counts for any.
     """
     matching = (
         m
@@ -169,16 +170,6 @@ def shared_batch(rows: Sequence[MethodRow], name: str, what: str | None = None) 
     return max(common or set().union(*usable), default=None)
 
 
-def variant_name(row: MethodRow, variants: Sequence[Variant]) -> str | None:
-    """Return a paper's name for the row's options, where it has one."""
-
-    def fits(variant: Variant) -> bool:
-        options = variant.options.items()
-        return variant.method == row.method and all(k in row.options and row.options[k] == v for k, v in options)
-
-    return next((variant.name for variant in variants if fits(variant)), None)
-
-
 def _settings(runs: Sequence[StoredRecord]) -> tuple[int, str | None, bool]:
     """Return frames, precision and compilation of encoding."""
     conditions = [m["conditions"] for run in runs for m in run.record["cost"]]
@@ -191,7 +182,6 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
     frames, precision, compiled = _settings(runs)
     device = runs[0].record["environment"]["device"]
     devices = {str(m["conditions"].get("device", "")) for run in runs for m in run.record["cost"]}
-    words = [device, precision or "untimed", *(["compiled"] * compiled), f"{frames}f"]
     return Bench(
         device=device,
         on_gpu=any(name.startswith("cuda") for name in devices),
@@ -200,7 +190,7 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
         compiled=compiled,
         hashes=tuple(sorted({run.record["protocol"]["hash"] for run in runs})),
         rows=tuple(_labeled(runs, variants)),
-        slug=re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60],
+        slug=slug(f"{device} {precision or 'untimed'}{' compiled' * compiled} {frames}f", 60),
     )
 
 
@@ -208,7 +198,8 @@ def _labeled(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> list[
     """Return rows; a paper's named variant has its name and does not lengthen the labels of the others."""
     named: dict[str | None, list[StoredRecord]] = {}
     for row in method_rows(runs):
-        named.setdefault(variant_name(row, variants), []).extend(row.runs)
+        fitting = (v for v in variants if v.method == row.method and v.options.items() <= row.options.items())
+        named.setdefault(next((variant.name for variant in fitting), None), []).extend(row.runs)
     rows = [
         row if name is None else replace(row, label=f"{row.label}: {name}")
         for name, members in named.items()

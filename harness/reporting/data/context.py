@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,9 @@ class ReportContext:
         """Join the sentences that are not None, and the notice."""
         return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
 
-    def table(
-        self,
-        name: str,
-        title: str,
-        sentences: Sequence[str | None],
-        columns: Sequence[Column],
-        items: Iterable[Any],
-        **options: Any,
-    ) -> Table:
-        """Fill a table of this protocol: its title names the protocol, its caption and CSV hold the notice."""
-        return make_table(name, f"{title}, {self.protocol}", sentences, columns, items, note=self.notice, **options)
+    def table(self, name: str, title: str, *content: Any, **options: Any) -> Table:
+        """Fill a table (``make_table``): its title names the protocol, its caption and CSV hold the notice."""
+        return make_table(name, f"{title}, {self.protocol}", *content, note=self.notice, **options)
 
     def record_column(self) -> Column:
         """Return the column of links to a row's records, one per seed."""
@@ -81,18 +73,17 @@ class ReportContext:
 
     def links(self, runs: Sequence[StoredRecord]) -> tuple[tuple[str, str | None], ...]:
         """Return a link to each run's record, named by its seed; costs alone and scored checkpoints have none."""
-        seeded = (run.record["metrics"] and not run.scored for run in runs)
         return tuple(
-            (f"seed {run.record['seed']}" if named else "record", run.link_from(self.folder))
-            for run, named in zip(runs, seeded, strict=True)
+            (f"seed {run.record['seed']}" if run.record["metrics"] and not run.scored else "record", target)
+            for run in runs
+            for target in [run.link_from(self.folder)]
         )
 
     def _declared(self, attribute: str) -> str | None:
         """Return what the data set's class declares; None for a data set that is not registered."""
         if self.dataset not in registry.table("datasets"):
             return None
-        value: str | None = getattr(registry.lookup(self.dataset, "datasets"), attribute, None)
-        return value
+        return getattr(registry.lookup(self.dataset, "datasets"), attribute, None)
 
 
 def compares_methods(protocol: str) -> bool:

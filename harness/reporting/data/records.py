@@ -80,38 +80,26 @@ class Selected:
 
 
 def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | None) -> Selected:
-    """Split the records by protocol hash and status.
-
-    Args:
-        stored: all records of the protocol.
-        protocol: its name.
-        protocol_hash: the hash to report; that of the latest completed run by default.
+    """Split a protocol's records by status and hash: the given one, or that of the latest completed run.
 
     Raises:
         UsageError: no completed record is left.
     """
     completed = [s for s in stored if s.record["status"] == "completed" and s.record["metrics"]]
+    failed = [s for s in stored if s.record["status"] == "failed"]
     if not completed:
-        failed = [s.path.name for s in stored if s.record["status"] == "failed"]
-        seen = f"; {len(failed)} failed, see {failed[0]}" if failed else ""
-        raise UsageError(
-            f"{protocol}: no completed run is recorded{seen}; make one with 'tvrbench run {protocol}'",
-            code="report.no-run",
-            protocol=protocol,
-            failed=failed,
-        )
+        names = [s.path.name for s in failed]
+        seen = f"; {len(names)} failed, see {names[0]}" if names else ""
+        message = f"{protocol}: no completed run is recorded{seen}; make one with 'tvrbench run {protocol}'"
+        raise UsageError(message, code="report.no-run", protocol=protocol, failed=names)
     hashes = sorted({s.record["protocol"]["hash"] for s in completed})
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
     if chosen not in hashes:
-        raise UsageError(
-            f"{protocol}: no completed run has protocol hash {chosen}; recorded are {', '.join(hashes)}",
-            code="report.no-such-hash",
-            protocol=protocol,
-            protocol_hash=chosen,
-            recorded=hashes,
-        )
+        message = f"{protocol}: no completed run has protocol hash {chosen}; recorded are {', '.join(hashes)}"
+        facts = {"protocol": protocol, "protocol_hash": chosen, "recorded": hashes}
+        raise UsageError(message, code="report.no-such-hash", **facts)
     return Selected(
         completed=tuple(s for s in completed if s.record["protocol"]["hash"] == chosen),
-        failed=tuple(s for s in stored if s.record["status"] == "failed" and s.record["protocol"]["hash"] == chosen),
+        failed=tuple(s for s in failed if s.record["protocol"]["hash"] == chosen),
         left_out=tuple(s for s in stored if s.record["protocol"]["hash"] != chosen),
     )

@@ -62,8 +62,8 @@ class Cost:
         conditions, unit = [m["conditions"] for m in measurements], measurements[0]["unit"]
         values = [m["value"] for m in measurements if m["value"] is not None]
         if len(values) < runs:
-            reasons = [str(c["reason"]) for c in conditions if "reason" in c]
-            return cls(value=None, unit=unit, reason=reasons[0] if reasons else "not measured in every run")
+            reasons = (str(c["reason"]) for c in conditions if "reason" in c)
+            return cls(value=None, unit=unit, reason=next(reasons, "not measured in every run"))
         invalid = next((str(c["invalid"]) for c in conditions if "invalid" in c), None)
         bound = any(c.get("lower_bound") is True for c in conditions)
         return cls(value=fmean(values), unit=unit, lower_bound=bound, invalid=invalid)
@@ -109,9 +109,10 @@ class MethodRow:
 
     def values(self, *path: str) -> list[float] | None:
         """Return a metric of each run by its path in the record, e.g. ("t2v", "R1"); None unless every run has it."""
-        values = [_at(run.record["metrics"], path) for run in self.runs]
-        numbers = [value for value in values if value is not None]
-        return numbers if len(numbers) == len(values) else None
+        values: list[Any] = [run.record["metrics"] for run in self.runs]
+        for key in path:
+            values = [value.get(key) if isinstance(value, Mapping) else None for value in values]
+        return None if None in values else [float(value) for value in values]
 
     def metric(self, *path: str) -> float | None:
         """Return the metric's mean over seeds."""
@@ -147,14 +148,12 @@ class MethodRow:
     def cost(self, name: str, what: str = "inference") -> Cost | None:
         """Return a measurement by name, averaged over the runs; None where no run mentions it.
 
-        Args:
-            name: as in the records.
-            what: the scenario; a measurement that names none counts for any.
+        A measurement that names no scenario (``what``) counts for any.
         """
-        per_run = [
+        per_run = (
             [m for m in run.record["cost"] if m["name"] == name and m["conditions"].get("what", what) == what]
             for run in self.runs
-        ]
+        )
         first = [measurements[0] for measurements in per_run if measurements]
         return Cost.mean(first, len(self.runs)) if first else None
 
@@ -162,19 +161,18 @@ class MethodRow:
 def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) -> list[MethodRow]:
     """Group completed runs into rows, in order of method name.
 
-    The label of a method with several rows names the options that differ.
-
-    Args:
-        stored: the records.
-        apart: options that the table shows in columns of their own; labels leave them out.
+    The label of a method with several rows names the options that differ, without those that are set ``apart`` in
+    columns of their own.
     """
     groups: dict[str, list[StoredRecord]] = {}
     for run in stored:
         if run.record["status"] == "completed":
             groups.setdefault(json.dumps(_identity(run.record), sort_keys=True), []).append(run)
     runs = [tuple(sorted(group, key=lambda r: r.record["seed"])) for _, group in sorted(groups.items())]
-    labels = _labels([_identity(group[0].record) for group in runs], apart)
-    rows = [MethodRow(label=label, runs=group) for label, group in zip(labels, runs, strict=True)]
+    identities = [_identity(group[0].record) for group in runs]
+    rows = [
+        MethodRow(label=_label(one, identities, apart), runs=group) for one, group in zip(identities, runs, strict=True)
+    ]
     return sorted(rows, key=lambda row: (row.method, row.label))
 
 
@@ -244,13 +242,12 @@ def row_credits(row: MethodRow) -> Values | None:
 def why_not_paired(a: MethodRow, b: MethodRow) -> str | None:
     """Return the reason why the queries of two rows cannot be paired; None where they can."""
     one, other = a.record["data"]["split_fingerprint"], b.record["data"]["split_fingerprint"]
-    if one is None or one != other:
+    credits = [(row, row_credits(row)) for row in (a, b)]
+    lengths = {None if values is None else len(values) for _, values in credits}
+    if one is None or one != other or (None not in lengths and len(lengths) > 1):
         return "not tested on the same queries"
-    values = [row_credits(row) for row in (a, b)]
-    for row, credits in zip((a, b), values, strict=True):
-        if credits is None:
-            return f"the records of {row.label} hold no usable ranks of single queries"
-    return None if len({len(v) for v in values if v is not None}) == 1 else "not tested on the same queries"
+    lacking = (row.label for row, values in credits if values is None)
+    return next((f"the records of {label} hold no usable ranks of single queries" for label in lacking), None)
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -266,22 +263,12 @@ def _identity(record: Record) -> dict[str, Any]:
     }
 
 
-def _labels(identities: Sequence[Mapping[str, Any]], apart: tuple[str, ...]) -> list[str]:
-    labels = []
-    for identity in identities:
-        others = [o for o in identities if all(o.get(key) == identity.get(key) for key in ("", *apart))]
-        differing = [key for key in identity if any(other.get(key) != identity[key] for other in others)]
-        options = ", ".join(f"{key}={_short(identity[key])}" for key in differing)
-        labels.append(f"{identity['']} ({options})" if options else str(identity[""]))
-    return labels
+def _label(identity: Mapping[str, Any], identities: Sequence[Mapping[str, Any]], apart: tuple[str, ...]) -> str:
+    others = [o for o in identities if all(o.get(key) == identity.get(key) for key in ("", *apart))]
+    differing = [key for key in identity if any(other.get(key) != identity[key] for other in others)]
+    options = ", ".join(f"{key}={_short(identity[key])}" for key in differing)
+    return f"{identity['']} ({options})" if options else str(identity[""])
 
 
 def _short(value: Any) -> str:
     return brief(json.dumps(value, ensure_ascii=False).strip('"').replace(", ", ","), 40)
-
-
-def _at(metrics: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    value: Any = metrics
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)

@@ -12,7 +12,7 @@ from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
-from tvrbench.harness.reporting.pages.layout import Block, Report, Section, Text, bullets, provenance, write
+from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, write
 from tvrbench.harness.reporting.papers.published import (
     load_claims,
     load_configurations,
@@ -59,20 +59,15 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     sections = [Section(title="Cost against cost", blocks=[], chart=True)]
     for bench in measured:
         about = ("Measured ", bench.dates, "; measurement settings ", Code(", ".join(bench.hashes)), ".")
-        sections.append(Section(title=bench.name, blocks=[Text(about)]))
+        sections.append(Section(title=bench.name, blocks=[about]))
         for name in bench.backbones:
             sections += _backbone(bench, name, context, groups, figures)
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
+    in_words = ("claims", "The papers' claims about cost, and what was measured")
+    in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
     claims = [
-        claims_table(judge(stated, measured, papers), name, title, context)
-        for stated, name, title in (
-            (load_claims(), "claims", "The papers' claims about cost, and what was measured"),
-            (
-                table_claims(papers.numbers),
-                "claims-tables",
-                "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline",
-            ),
-        )
+        claims_table(judge(stated, measured, papers), *name_and_title, context)
+        for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
     ]
     sections.append(Section(title="The papers' claims", blocks=claims))
     sections.append(provenance(provenance_table(runs, context), runs, context, ["report", NAME]))
@@ -103,7 +98,7 @@ def _backbone(
     matched = matched_cost(rows, bench.frames)
     frames = {} if matched is None else {timed.row.label: timed.frames for timed in matched.curve}
     groups.append(Group(name=f"{name}, {bench.name}", table=cost.name, rows=rows, frames=frames))
-    compared: list[Block] = [Text("Not compared: fewer than two numbers of frames were timed.")]
+    compared: list[Block] = [("Not compared: fewer than two numbers of frames were timed.",)]
     if matched is not None:
         compared = [equal_time_table(matched, bench, stem, context)]
         if any(entry.timed is not None for entry in matched.points):

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, one_line
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, environment, one_line
 from tvrbench.harness.reporting.tables.table import MISSING, Cell, Table
 
 _LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
@@ -24,19 +24,12 @@ _LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
 
 def html_templates() -> jinja2.Environment:
     """Return the report's templates, escaped for HTML; control and direction characters become spaces."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"inline": inline, "data_uri": data_uri, "sort_value": sort_value}
-    environment.tests |= {"missing": is_missing}
-    environment.globals |= {"is_number": is_number}
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
-    return environment
+    made = environment(lambda value: value if isinstance(value, Markup) else one_line(value), autoescape=True)
+    made.filters |= {"inline": inline, "data_uri": data_uri, "sort_value": sort_value}
+    made.tests |= {"missing": is_missing}
+    made.globals |= {"is_number": is_number}
+    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    return made
 
 
 def html_page(template: str, *, sheet: str, script: str = "", **content: Any) -> str:
@@ -85,11 +78,7 @@ def _piece(part: Inline) -> Markup:
     if isinstance(part, Code):
         return Markup("<code>{}</code>").format(one_line(part))
     if isinstance(part, tuple):
-        text, target = part
-        return (
-            Markup('<a href="{}">{}</a>').format(quote(target), one_line(text))
-            if target
-            else Markup.escape(one_line(text))
-        )
-    ends = [" " if end.isspace() else "" for end in (part[:1], part[1:][-1:])]
-    return Markup("{}{}{}").format(ends[0], one_line(part), ends[1])
+        text, target = one_line(part[0]), part[1]
+        return Markup('<a href="{}">{}</a>').format(quote(target), text) if target else Markup.escape(text)
+    before, after = (" " * end.isspace() for end in (part[:1], part[1:][-1:]))
+    return Markup("{}{}{}").format(before, one_line(part), after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
 from tvrbench.harness.reporting.tables.latex import document, fragment
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, templates
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, slug, templates
 from tvrbench.harness.reporting.tables.provenance import shared_values
 from tvrbench.harness.reporting.tables.table import Table
 
@@ -26,27 +25,11 @@ _TABLES = (
     *("paper-scale", "provenance", "cost-*", "training-*", "claims*"),
 )
 _FIGURES = ("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*")
-_OWNED = (
-    *(f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")),
-    *(f"{stem}.png" for stem in _FIGURES),
-)
+_OWNED = [f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")] + [f"{stem}.png" for stem in _FIGURES]
 
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    parts: tuple[Inline, ...]
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list, one line of pieces per item."""
-
-    items: Sequence[Sequence[Inline]]
-
-
-Block = Table | Picture | Text | Bullets
+Line = tuple[Inline, ...]
+Block = Table | Picture | Line | list[Line]
+"""A table, a figure, a paragraph, or a list with one line of pieces per item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +51,7 @@ class Section:
     @property
     def name(self) -> str:
         """The anchor."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return slug(self.title)
 
     @property
     def heading(self) -> Markdown:
@@ -139,16 +122,14 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 def provenance(table: Table, runs: Sequence[StoredRecord], context: ReportContext, command: Sequence[str]) -> Section:
     """Return the section of origins: the table, the commands that made the records, and the report's own command."""
-    commands: list[Sequence[Inline]] = []
+    commands: list[Line] = []
     for line, members in shared_values(runs, lambda record: record["command"]).items():
         links = [part for run in members for part in (", ", context.link(run))][1:]
         commands.append((Code(line), " made ", *links))
     own = ("This report is made from the records alone: ", Code(command_line(command)), ".")
-    intro = Text(("Commands that made the records:",))
-    return Section(title="Provenance", blocks=[table, intro, Bullets(commands), Text(own)])
+    return Section(title="Provenance", blocks=[table, ("Commands that made the records:",), commands, own])
 
 
-def bullets(title: str, items: Sequence[Sequence[Inline]], intro: str | None = None) -> list[Section]:
+def bullets(title: str, items: list[Line], *intro: str) -> list[Section]:
     """Return a subsection of one list; nothing for an empty one."""
-    blocks: list[Block] = [] if intro is None else [Text((intro,))]
-    return [Section(title=title, level=3, blocks=[*blocks, Bullets(items)])] if items else []
+    return [Section(title=title, level=3, blocks=[*((text,) for text in intro), items])] if items else []

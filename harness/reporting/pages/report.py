@@ -12,6 +12,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1
+from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
@@ -21,27 +22,17 @@ from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
-from tvrbench.harness.reporting.pages.layout import (
-    Block,
-    Bullets,
-    Report,
-    Section,
-    Text,
-    bullets,
-    provenance,
-    write,
-)
+from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, write
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
-from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, skipped_videos, warnings
+from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, shared_values, warnings
 from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
 from tvrbench.harness.reporting.tables.table import Table
 from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, pair_table, selection_table, spread_table
 
 PAPER_SCALE = "paper-scale"
-BENCHED = "efficiency"
 BESIDE = (TOKENS, GALLERY)
 """Files that ``tvrbench visualize`` writes beside a report; the report shows those that exist."""
 
@@ -60,12 +51,13 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     """
     selected = select(stored_records(store, protocol), protocol, protocol_hash)
     selected = replace(selected, completed=with_unique_labels(selected.completed))
-    folder = reports.joinpath(*protocol.split("/"))
     dataset = selected.completed[0].record["data"]["dataset"]
-    context = ReportContext(protocol=protocol, dataset=dataset, folder=folder)
+    context = ReportContext(protocol=protocol, dataset=dataset, folder=reports.joinpath(*protocol.split("/")))
     rows = method_rows([run for run in selected.completed if not run.scored])
-    full_size, outdated = _full_size(store)
-    figures = pictures(rows, context, _benched(store))
+    full_size_runs, outdated = _latest(store, PAPER_SCALE)
+    full_size = method_rows(full_size_runs, apart=("backbone",))
+    staged, _ = _latest(store, BENCHED, *STAGES)
+    figures = pictures(rows, context, method_rows(staged))
     sections = [
         *_results(rows, selected, figures, context),
         *_published(rows, full_size, context),
@@ -74,8 +66,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     lead = (
         "These runs show that the whole job works: real video files, training, evaluation, cost. "
         f"For {context.stands_for} itself run ",
-        Code(f"nox -s reproduce-{context.stands_for} -- --data DIR"),
-        ".",
+        *(Code(f"nox -s reproduce-{context.stands_for} -- --data DIR"), "."),
     )
     report = Report(
         title=context.title,
@@ -86,7 +77,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
         figures=figures,
         chart=chart_data(rows, context),
     )
-    return write(report, folder)
+    return write(report, context.folder)
 
 
 def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
@@ -132,72 +123,62 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
     }
 
 
-def _full_size(store: RecordStore) -> tuple[list[MethodRow], list[StoredRecord]]:
-    """Return the costs at paper scale, of the latest run's protocol hash, and the records of other hashes."""
-    completed = [s for s in stored_records(store, PAPER_SCALE) if s.record["status"] == "completed"]
-    if not completed:
-        return [], []
-    current = newest(completed).record["protocol"]["hash"]
-    kept = [s for s in completed if s.record["protocol"]["hash"] == current]
-    return method_rows(kept, apart=("backbone",)), [s for s in completed if s not in kept]
+def _latest(store: RecordStore, protocol: str, *measured: str) -> tuple[list[StoredRecord], list[StoredRecord]]:
+    """Return completed records of the latest run's protocol hash, and those of other hashes.
 
-
-def _benched(store: RecordStore) -> list[MethodRow]:
-    """Return what ``tvrbench bench`` measured last with the stages of a video's time."""
-    runs = [s for s in stored_records(store, BENCHED) if s.record["status"] == "completed"]
-    staged = [s for s in runs if any(m["name"] in STAGES for m in s.record["cost"])]
-    if not staged:
-        return []
-    current = newest(staged).record["protocol"]["hash"]
-    return method_rows([s for s in staged if s.record["protocol"]["hash"] == current])
+    Only records that hold one of the measurements count, where any is named.
+    """
+    runs = [s for s in stored_records(store, protocol) if s.record["status"] == "completed"]
+    runs = [s for s in runs if not measured or any(m["name"] in measured for m in s.record["cost"])]
+    current = newest(runs).record["protocol"]["hash"] if runs else None
+    kept = [s for s in runs if s.record["protocol"]["hash"] == current]
+    return kept, [s for s in runs if s not in kept]
 
 
 def _results(
     rows: Sequence[MethodRow], selected: Selected, figures: Sequence[Picture], context: ReportContext
 ) -> list[Section]:
     pairs = compared_pairs(rows, context)
-    nothing = Text(("Nothing was trained under this protocol yet.",))
     scored = scored_table([run for run in selected.completed if run.scored], context)
     first = [figure for figure in figures if figure.kind == "pareto"][:1]
-    print_links = [Text(("For print: ", *((f.file, f.file) for f in first), "."))] if first else []
+    print_links: list[Block] = [("For print: ", *((f.file, f.file) for f in first), ".")] * bool(first)
     others = [replace(f, data=b"") if f.kind == "pareto" else f for f in figures if f not in first]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
-    commands = missing_points(rows, context)
+    commands: list[Line] = [(Code(line),) for line in missing_points(rows, context)]
     equal_time: list[Block] = []
     if equal is not None or commands:
-        equal_time = [equal or Text(("No method is compared with fewer frames at its own speed: no run is recorded.",))]
+        equal_time.append(equal or ("No method is compared with fewer frames at its own speed: no run is recorded.",))
     if commands:
-        equal_time.append(Text(("These commands make the points of the line of fewer frames that are not recorded:",)))
-        equal_time.append(Bullets([(Code(line),) for line in commands]))
+        equal_time += [("These commands make the points of the line of fewer frames that are not recorded:",), commands]
+    tests = (pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context))
+    nothing = ("Nothing was trained under this protocol yet.",)
     return [
         Section(title="Accuracy against cost", blocks=[*first, *print_links], chart=True),
         Section(title="Results", blocks=[main_table(rows, pairs, context) if rows else nothing]),
-        Section(title="Scored checkpoints", blocks=[scored] if scored else []),
+        Section(title="Scored checkpoints", blocks=_present(scored)),
         Section(title="Pictures", blocks=[*_visualized(context), *others]),
         Section(title="Accuracy at equal measured time", blocks=equal_time),
-        Section(
-            title="Significance of the differences",
-            blocks=_there(pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context)),
-        ),
-        Section(title="Order in time", blocks=_there(subset_table(rows, context))),
+        Section(title="Significance of the differences", blocks=_present(*tests)),
+        Section(title="Order in time", blocks=_present(subset_table(rows, context))),
     ]
 
 
 def _visualized(context: ReportContext) -> list[Block]:
     """Return what ``tvrbench visualize`` left beside the report."""
-    commands = {
-        name: Code(command_line(["visualize", kind, context.protocol]))
-        for name, kind in ((TOKENS, "tokens"), (GALLERY, "gallery"))
-        if (context.folder / name).is_file()
-    }
     blocks: list[Block] = []
-    if TOKENS in commands:
-        title = "Which patches of a clip share a token, method by method"
+    if (context.folder / TOKENS).is_file():
+        title, made = (
+            "Which patches of a clip share a token, method by method",
+            ["visualize", "tokens", context.protocol],
+        )
         blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
-        blocks.append(Text((f"{title} (", commands[TOKENS], "). ", context.notice or "")))
-    if GALLERY in commands:
-        text = "Queries on which two methods disagree most, with the videos that each finds: "
-        blocks.append(Text((text, (GALLERY, GALLERY), " (", commands[GALLERY], ").")))
+        blocks.append((f"{title} (", Code(command_line(made)), "). ", context.notice or ""))
+    if (context.folder / GALLERY).is_file():
+        text, made = (
+            "Queries on which two methods disagree most, with the videos that each finds: ",
+            ["visualize", "gallery"],
+        )
+        blocks.append((text, (GALLERY, GALLERY), " (", Code(command_line([*made, context.protocol])), ")."))
     return blocks
 
 
@@ -206,18 +187,16 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     comparisons = compare(PaperData(numbers=numbers, configurations=configurations), rows, full_size, context)
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
-    costs: Block = Text(("Not measured: there is no record of the full-size models beside these.",))
+    costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
+    verdicts: list[Block] = [
+        verdict_table(comparisons, context) or ("No published number is comparable with this report's.",),
+        *_present(apart_table(comparisons, context)),
+        *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),
+    ]
     return [
-        Section(
-            title="Published and measured",
-            blocks=[
-                verdict_table(comparisons, context) or Text(("No published number is comparable with this report's.",)),
-                *_there(apart_table(comparisons, context)),
-                *([Text((f"Published for this data set, of methods without a run: {elsewhere}.",))] * bool(elsewhere)),
-            ],
-        ),
+        Section(title="Published and measured", blocks=verdicts),
         Section(title="Cost at paper scale", blocks=[costs]),
     ]
 
@@ -230,24 +209,21 @@ def _origins(
     context: ReportContext,
 ) -> list[Section]:
     every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
-    failed = [(context.link(run), f": {brief(run.record['failure'])}") for run in selected.failed]
-    skipped = [(f"{ids} ({names(runs)})",) for ids, runs in skipped_videos(every_run).items()]
-    left_out = [
+    failed: list[Line] = [(context.link(run), f": {brief(run.record['failure'])}") for run in selected.failed]
+    skipped = shared_values(every_run, lambda record: ", ".join(record["data"]["skipped"]) or None)
+    left_out: list[Line] = [
         (context.link(run), f": protocol hash {run.record['protocol']['hash']}")
         for run in (*selected.left_out, *outdated)
     ]
+    why = "Made under another version of their protocol (its hash differs), which no table mixes with the latest:"
     return [
         provenance(provenance_table(selected.completed, context), every_run, context, ["report", context.protocol]),
         *bullets("Runs that failed", failed),
-        *bullets("Videos left out", skipped),
+        *bullets("Videos left out", [(f"{ids} ({names(runs)})",) for ids, runs in skipped.items()]),
         *bullets("Not measured", [(brief(line),) for line in not_measured([*rows, *full_size])]),
-        *bullets(
-            "Records left out",
-            left_out,
-            "Made under another version of their protocol (its hash differs), which no table mixes with the latest:",
-        ),
+        *bullets("Records left out", left_out, why),
     ]
 
 
-def _there(*tables: Table | None) -> list[Table]:
+def _present(*tables: Table | None) -> list[Table]:
     return [table for table in tables if table is not None]

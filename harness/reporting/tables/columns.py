@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvrbench.harness.evaluation.statistics import PairedDifference
-from tvrbench.harness.records.record import MeasurementDoc
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, Metric, fixed, metric, recorded, retrieval
-from tvrbench.harness.reporting.data.bench_rows import UNMEASURED
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, Metric, fixed, recorded, retrieval
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_recall
 from tvrbench.harness.reporting.tables.markdown import brief
 from tvrbench.harness.reporting.tables.table import (
@@ -21,18 +19,28 @@ from tvrbench.harness.reporting.tables.table import (
     text_column,
 )
 
-Find = Callable[[MethodRow], MeasurementDoc | None]
+
+def interval_column(key: str, header: str, ends: Callable[[Any], tuple[float, float] | None], form: str) -> Column:
+    """Return a column of intervals, printed by ``form``, for example ``{:.1f} to {:.1f}``."""
+
+    def cell(item: Any) -> Cell:
+        found = ends(item)
+        return NOTHING if found is None else Cell(text=form.format(*found), value="{:.4f} to {:.4f}".format(*found))
+
+    return Column(key=key, header=header, cell=cell)
 
 
-def label_column() -> Column:
-    """Return the column of the rows' labels."""
-    return Column(
-        key="method",
-        header="method",
-        cell=lambda row: Cell(text=row.label, value=row.label),
-        left=True,
-        chance=Cell(text="chance", value="chance"),
-    )
+LABEL = Column(
+    key="method",
+    header="method",
+    cell=lambda row: Cell(text=row.label, value=row.label),
+    left=True,
+    chance=Cell(text="chance", value="chance"),
+)
+RECALL_INTERVAL = interval_column(
+    "t2v_R1_interval", "R@1 95 % interval", lambda row: row.interval("t2v", "R1"), "{:.1f} to {:.1f}"
+)
+RECALL_SPREAD = number_column("t2v_R1_sd", "R@1 sd over seeds", lambda row: row.sd("t2v", "R1"), fixed(1))
 
 
 def metric_column(shown: Metric, chance: float | None = None) -> Column:
@@ -51,16 +59,6 @@ def direction_columns(direction: str, chance: Mapping[str, float]) -> list[Colum
     return [metric_column(shown, chance.get(shown.path[-1])) for shown in retrieval(direction)]
 
 
-def interval_column(direction: str, name: str) -> Column:
-    """Return the column of a metric's 95 % interval."""
-    header = f"{metric(f'{direction}_{name}').short.split()[-1]} 95 % interval"
-    return Column(
-        key=f"{direction}_{name}_interval",
-        header=header,
-        cell=lambda row: interval_cell(row.interval(direction, name), "{:.1f} to {:.1f}"),
-    )
-
-
 def cost_column(shown: Metric, *, best: bool = True) -> Column:
     """Return the column of a cost, averaged over seeds; ``best`` marks the best of the column."""
     return Column(
@@ -74,36 +72,6 @@ def cost_column(shown: Metric, *, best: bool = True) -> Column:
 def recorded_columns(rows: Sequence[MethodRow], kind: Any) -> list[Column]:
     """Return one column per recorded kind of memory or latency, each scenario apart."""
     return [cost_column(shown) for shown in recorded((m for row in rows for m in row.measurements), kind)]
-
-
-def measured_column(
-    key: str,
-    header: str,
-    find: Find,
-    show: Callable[[MeasurementDoc], str],
-    *,
-    better: Any = None,
-    value: Callable[[MeasurementDoc], float | None] = lambda m: m["value"],
-    instead: Find | None = None,
-) -> Column:
-    """Return a column of single measurements, each missing one with its reason.
-
-    Args:
-        key, header, better: of the column.
-        find: the measurement of a row.
-        show: prints it.
-        value: for CSV and ranking; the measurement's own by default.
-        instead: the measurement whose absence explains that of this one.
-    """
-
-    def cell(row: MethodRow) -> Cell:
-        measured = find(row)
-        if measured is None or measured["value"] is None:
-            cause = measured if measured is not None or instead is None else instead(row)
-            return missing_cell(UNMEASURED if cause is None else Cost.mean([cause]).reason)
-        return cost_cell(Cost.mean([measured | {"value": value(measured)}]), row, lambda _: show(measured))
-
-    return Column(key=key, header=header, cell=cell, better=better)
 
 
 def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -> Cell:
@@ -126,27 +94,14 @@ def difference_columns(
 ) -> list[Column]:
     """Return difference, interval, corrected p-value and verdict of a paired test; blank where nothing was tested."""
 
-    def ends(item: Any) -> tuple[float, float] | None:
-        return (d.low, d.high) if (d := test(item)[0]) else None
-
     def p_value(value: float) -> str:
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
     points = (lambda item: d.difference if (d := test(item)[0]) else None), "{:+.1f}".format
+    ends = (lambda item: (d.low, d.high) if (d := test(item)[0]) else None), "{:+.1f} to {:+.1f}"
     return [
         number_column("difference", "difference, points", *points),
-        Column(key="interval", header="95 % interval", cell=lambda i: interval_cell(ends(i), "{:+.1f} to {:+.1f}")),
+        interval_column("interval", "95 % interval", *ends),
         number_column("p_value", "p, corrected", lambda item: test(item)[1], p_value),
         text_column("verdict", "verdict", verdict),
     ]
-
-
-def interval_cell(ends: tuple[float, float] | None, form: str) -> Cell:
-    """Return the cell of an interval."""
-    return NOTHING if ends is None else Cell(text=form.format(*ends), value="{:.4f} to {:.4f}".format(*ends))
-
-
-def spread_column(direction: str, name: str) -> Column:
-    """Return the column of a metric's standard deviation over seeds."""
-    header = f"{metric(f'{direction}_{name}').short.split()[-1]} sd over seeds"
-    return number_column(f"{direction}_{name}_sd", header, lambda row: row.sd(direction, name), fixed(1))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
-from tvrbench.harness.reporting.catalogue import fixed, metric, recorded, significant
+from tvrbench.harness.reporting.catalogue import Metric, fixed, metric, recorded, significant
 from tvrbench.harness.reporting.data.bench_rows import (
+    UNMEASURED,
     Bench,
     backbone,
     batches,
@@ -20,21 +22,26 @@ from tvrbench.harness.reporting.data.bench_rows import (
     value_of,
 )
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.tables.columns import Find, label_column, measured_column
+from tvrbench.harness.reporting.data.rows import Cost, MethodRow
+from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell
+from tvrbench.harness.reporting.tables.markdown import slug
 from tvrbench.harness.reporting.tables.table import (
-    NOTHING,
     Cell,
     Column,
     Table,
     link_column,
     make_table,
+    missing_cell,
+    number_cell,
     number_column,
-    range_cell,
     text_column,
 )
 
+Find = Callable[[MethodRow], MeasurementDoc | None]
+
 _show = significant(3)
+_STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
+_NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
 
 
 def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
@@ -50,8 +57,9 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         _peak_sentence(rows),
         _pace_sentence(rows),
     )
-    failed, no_ratio = _find("throughput", "inference"), _find("speedup")
-    best_batch = shared_batch(rows, "text_throughput", "inference")
+    failed, ratio = _find("throughput", "inference"), _find("speedup")
+    best_batch, share = _at_best_batch("throughput", "throughput_best"), _at_best_batch(*["share_of_peak"] * 2)
+    texts = shared_batch(rows, "text_throughput", "inference")
     columns = [
         _column("gmacs_video"),
         _column("gmacs_reduction", best=False),
@@ -59,47 +67,34 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         _column("output_tokens"),
         _column("params_trainable", best=False),
         *(_column("throughput", at=batch) for batch in batches(rows, "throughput", "inference")),
-        _column("throughput_best", " (quartiles), batch", find=_best_throughput, show=_quartiles, instead=failed),
-        _column("share_of_peak", ", at the best batch", find=_share_at_best, instead=failed),
+        _column("throughput_best", " (quartiles), batch", best_batch, _quartiles, instead=failed),
+        _column("share_of_peak", ", at the best batch", share, instead=failed),
         _column("latency_median", instead=failed),
         _column("latency_p95", instead=failed),
-        _column("text_throughput", at=best_batch, key="text_throughput", instead=failed),
+        _column("text_throughput", at=texts, key="text_throughput", instead=failed),
         *_memory_columns(rows, "inference", failed),
         _column("speedup", " (95 %)", show=_ranged),
-        measured_column(
-            "speedup_allowed",
-            "allowed by GMACs",
-            _find("speedup_reached"),
-            lambda m: f"{m['conditions']['allowed']:.2f}x",
-            value=lambda m: m["conditions"]["allowed"],
-            instead=no_ratio,
+        _column(
+            "speedup_reached", "allowed by GMACs", _allowed, _factor, key="speedup_allowed", best=False, instead=ratio
         ),
-        _column("speedup_reached", instead=no_ratio),
+        _column("speedup_reached", instead=ratio),
     ]
     title = f"Cost of encoding on {name}, {bench.name}"
-    return _table(f"cost-{_slug(name)}-{bench.slug}", title, sentences, columns, rows, context)
+    return _table(f"cost-{slug(name, 40)}-{bench.slug}", title, sentences, columns, rows, context)
 
 
 def further_table(bench: Bench, name: str, context: ReportContext) -> Table | None:
     """Make the table of training steps, stages from files to a ranking, and energy; None where none was measured."""
     rows = bench.on(name)
-    no_step, stages, energy = _find("step_time", "training"), _find("end_to_end_throughput"), _find("energy_video")
+    no_step, no_stage, no_energy = _find("step_time", "training"), _find("end_to_end_throughput"), _find("energy_video")
     columns = [_column("step_time", at=batch) for batch in batches(rows, "step_time", "training")]
     if any(no_step(row) for row in rows):
         columns.append(_column("training_speedup", " (95 %)", show=_ranged, instead=no_step))
         columns += _memory_columns(rows, "training", no_step)
-    for key, instead in (
-        ("decode_time", stages),
-        ("preprocess_time", stages),
-        ("encode_time", stages),
-        ("end_to_end_throughput", stages),
-        ("search_time", stages),
-        ("energy_video", energy),
-        ("energy_queries", energy),
-    ):
+    for key in (*_STAGES, "energy_video", "energy_queries"):
+        instead = no_stage if key in _STAGES else no_energy
         if any(_find(key)(row) or instead(row) for row in rows):
-            best = key not in ("decode_time", "preprocess_time", "search_time")  # not of the method
-            columns.append(_column(key, best=best, instead=instead))
+            columns.append(_column(key, best=key not in _NOT_OF_THE_METHOD, instead=instead))
     if not columns:
         return None
     sentences = (
@@ -109,18 +104,11 @@ def further_table(bench: Bench, name: str, context: ReportContext) -> Table | No
         "Energy: joules above idling, from the GPU's counter.",
     )
     title = f"Training, stages and energy on {name}, {bench.name}"
-    return _table(f"training-{_slug(name)}-{bench.slug}", title, sentences, columns, rows, context)
+    return _table(f"training-{slug(name, 40)}-{bench.slug}", title, sentences, columns, rows, context)
 
 
 def equal_time_table(matched: MatchedTime, bench: Bench, name: str, context: ReportContext) -> Table:
-    """Make the table of each method's time, the frames that fit into it, and the cost of those frames.
-
-    Args:
-        matched: the methods of one backbone.
-        bench: where they were measured.
-        name: of the table.
-        context: of the report.
-    """
+    """Make the table of each method's time, the frames that fit into it, and the cost of those frames."""
 
     def part(side: str, key: str) -> Callable[[MatchedPoint], float | None]:
         return lambda entry: None if (point := getattr(entry, side)) is None else getattr(point, key)
@@ -150,39 +138,47 @@ def equal_time_table(matched: MatchedTime, bench: Bench, name: str, context: Rep
 
 
 def _table(
-    name: str,
-    title: str,
-    sentences: Sequence[str | None],
-    columns: Sequence[Column],
-    rows: Sequence[MethodRow],
-    context: ReportContext,
+    name: str, title: str, sentences: Any, columns: Sequence[Column], rows: Sequence[MethodRow], context: ReportContext
 ) -> Table:
-    columns = [label_column(), *columns, context.record_column()]
-    return make_table(name, title, sentences, columns, rows, best=True)
+    return make_table(name, title, sentences, [LABEL, *columns, context.record_column()], rows, best=True)
 
 
 def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
     return lambda row: figure(row, name, what, batch)
 
 
-def _column(name: str, words: str = "", *, at: int | None = None, best: bool = True, **options: Any) -> Column:
-    """Return the column of a measurement.
+def _column(
+    shown: str | Metric,
+    header: str = "",
+    find: Find | None = None,
+    show: Callable[[MeasurementDoc], str] | None = None,
+    *,
+    at: int | None = None,
+    best: bool = True,
+    key: str | None = None,
+    instead: Find | None = None,
+) -> Column:
+    """Return the column of a measurement, each missing one with its reason or that of ``instead``.
 
-    Args:
-        name: in the catalogue.
-        words: end the header.
-        at: a batch size, which then belongs to header and key.
-        best: mark the best of the column.
-        options: key, find, show and instead, where they differ from the usual ones.
+    The header is the catalogue's by default; one that starts with a space or a comma ends it, as a batch size does.
     """
-    shown = metric(name)
-    return measured_column(
-        options.pop("key", name if at is None else f"{name}_{at}"),
-        shown.short + (words if at is None else f", batch {at}"),
-        options.pop("find", _find(name, None if at is None else shown.what, at)),
-        options.pop("show", lambda m: shown.text(m["value"])),
-        better=shown.better if best else None,
-        **options,
+    known = metric(shown) if isinstance(shown, str) else shown
+    words = header if at is None else f", batch {at}"
+    find = find or _find(known.name, None if at is None else known.what, at)
+    show = show or (lambda m: known.text(m["value"] or 0.0))
+
+    def cell(row: MethodRow) -> Cell:
+        measured = find(row)
+        if measured is None or measured["value"] is None:
+            cause = measured or (instead and instead(row))
+            return missing_cell(Cost.mean([cause]).reason if cause else UNMEASURED)
+        return cost_cell(replace(Cost.mean([measured]), value=measured["value"]), row, lambda _: show(measured))
+
+    return Column(
+        key=key or (known.name if at is None else f"{known.name}_{at}"),
+        header=words if words and words[0] not in " ," else known.short + words,
+        cell=cell,
+        better=known.better if best else None,
     )
 
 
@@ -194,30 +190,37 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
             batch = shared_batch(rows, shown.name, what)
             header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short})"
             header += "" if batch is None else f", batch {batch}"
-            find, show = _find(shown.name, what, batch), (lambda m: _show(m["value"]))
-            columns.append(measured_column(shown.key, header, find, show, better="min", instead=instead))
+            columns.append(_column(shown, header, key=shown.key, find=_find(shown.name, what, batch), instead=instead))
     return columns
 
 
 def _ranged(m: MeasurementDoc) -> str:
     """Print a ratio with the interval of its rounds."""
     low, high = rounds_interval(m)
-    return f"{m['value']:.2f}x ({low:.2f} to {high:.2f})"
+    return f"{_factor(m)} ({low:.2f} to {high:.2f})"
 
 
-def _best_batch(row: MethodRow) -> int | None:
-    best = figure(row, "throughput_best")
-    return None if best is None else best["conditions"].get("batch")
+def _factor(m: MeasurementDoc) -> str:
+    return f"{m['value']:.2f}x"
 
 
-def _share_at_best(row: MethodRow) -> MeasurementDoc | None:
-    return figure(row, "share_of_peak", batch=_best_batch(row))
+def _allowed(row: MethodRow) -> MeasurementDoc | None:
+    """Find the speed-up that the multiply-adds allow."""
+    reached = figure(row, "speedup_reached")
+    if reached is None or reached["value"] is None:
+        return reached
+    return {**reached, "value": reached["conditions"]["allowed"]}
 
 
-def _best_throughput(row: MethodRow) -> MeasurementDoc | None:
-    """Return the measurement behind the best throughput, which has the samples."""
-    batch = _best_batch(row)
-    return figure(row, "throughput_best") if batch is None else figure(row, "throughput", "inference", batch)
+def _at_best_batch(name: str, otherwise: str) -> Find:
+    """Find the measurement at the batch of the best throughput, which has the samples."""
+
+    def find(row: MethodRow) -> MeasurementDoc | None:
+        best = figure(row, "throughput_best")
+        batch = None if best is None else best["conditions"].get("batch")
+        return figure(row, otherwise) if batch is None else figure(row, name, "inference", batch)
+
+    return find
 
 
 def _quartiles(m: MeasurementDoc) -> str:
@@ -229,15 +232,15 @@ def _quartiles(m: MeasurementDoc) -> str:
 
 
 def _time_cell(entry: MatchedPoint) -> Cell:
-    if entry.timed is None or entry.timed.interval is None:
-        return NOTHING
-    low, high = entry.timed.interval
-    return range_cell(entry.timed.time, f"{low:.2f}", f"{high:.2f}", fixed(2))
+    low, high = (entry.timed and entry.timed.interval) or (0.0, 0.0)
+    time = None if entry.timed is None else entry.timed.time
+    return number_cell(time, lambda value: f"{value:.2f} ({low:.2f} to {high:.2f})")
 
 
 def _frames_cell(entry: MatchedPoint) -> Cell:
     low, high = ("beyond" if end is None else f"{end:.1f}" for end in entry.span)
-    return range_cell(None if entry.budget is None else entry.budget.frames, low, high, fixed(1))
+    frames = None if entry.budget is None else entry.budget.frames
+    return number_cell(frames, lambda value: f"{value:.1f} ({low} to {high})")
 
 
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:
@@ -281,7 +284,3 @@ def _pace_sentence(rows: Sequence[MethodRow]) -> str | None:
         f"Before and after each process a fixed product ran at {middle:.0f} GMACs/s ({low:.0f} to {high:.0f} in 90 % "
         "of cases): measurements of different processes are no more comparable than that, speed-ups are."
     )
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())[:40]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -43,6 +44,11 @@ def brief(value: object, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
+def slug(text: str, longest: int | None = None) -> str:
+    """Return a text as a part of file names and anchors: lower case, with hyphens for all but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest]
+
+
 def escaped(value: object) -> Markdown:
     """Escape text so that it shows as it is, in a paragraph, a list item or a table cell."""
     if isinstance(value, Markdown):
@@ -51,19 +57,6 @@ def escaped(value: object) -> Markdown:
     text = _INLINE.sub(lambda match: f"\\{match.group()}", text)
     text = _BARE_LINK.sub(lambda match: f"{match.group()[:-1]}&#{ord(match.group()[-1])};", text)
     return Markdown(_BLOCK.sub(lambda match: f"{match.group()}\\", text))
-
-
-def code(value: object) -> Markdown:
-    """Return a code span, fenced by more backticks than the text holds in a row; not for table cells."""
-    text = one_line(value)
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return Markdown(f"{fence}{pad}{text}{pad}{fence}")
-
-
-def link(text: object, target: str) -> Markdown:
-    """Return a link to a relative path."""
-    return Markdown(f"[{escaped(text)}]({quote(target)})")
 
 
 def bold(text: object) -> Markdown:
@@ -76,28 +69,30 @@ def inline(parts: Iterable[Inline] | str) -> Markdown:
     return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
 
 
+def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Environment:
+    """Return the report's templates; ``finalize`` escapes what they print."""
+    options |= {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    loader = jinja2.PackageLoader("tvrbench.harness.reporting")
+    return jinja2.Environment(loader=loader, finalize=finalize, **options)
+
+
 def templates() -> jinja2.Environment:
-    """Return the report's templates. They escape what is not Markdown already."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tvrbench.harness.reporting"),
-        autoescape=False,  # HTML's rules; ``finalize`` applies Markdown's
-        finalize=escaped,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"inline": inline}
-    return environment
+    """Return the templates in Markdown, which escape what is not Markdown already."""
+    made = environment(escaped, keep_trailing_newline=True)
+    made.filters |= {"inline": inline}
+    return made
 
 
 def _piece(part: Inline) -> Markdown:
     if isinstance(part, tuple):
-        return escaped(part[0]) if part[1] is None else link(part[0], part[1])
-    if isinstance(part, Code):
-        return code(part)
-    ends = [" " if end.isspace() else "" for end in (part[:1], part[1:][-1:])]
-    return Markdown(f"{ends[0]}{escaped(part)}{ends[1]}")
+        return Markdown(f"[{escaped(part[0])}]({quote(part[1])})") if part[1] is not None else escaped(part[0])
+    if isinstance(part, Code):  # fenced by more backticks than the text holds in a row
+        text = one_line(part)
+        fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+        pad = " " * (text.startswith("`") or text.endswith("`"))
+        return Markdown(f"{fence}{pad}{text}{pad}{fence}")
+    before, after = (" " * end.isspace() for end in (part[:1], part[1:][-1:]))
+    return Markdown(f"{before}{escaped(part)}{after}")
 
 
 def _unprintable(character: str) -> bool:

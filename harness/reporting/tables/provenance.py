@@ -53,11 +53,6 @@ def not_measured(rows: Sequence[MethodRow]) -> list[str]:
     ]
 
 
-def skipped_videos(runs: Runs) -> Mapping[str, Runs]:
-    """Group runs by the ids of the videos that ``--skip-bad-videos`` left out."""
-    return shared_values(runs, lambda record: ", ".join(record["data"]["skipped"]) or None)
-
-
 def warnings(runs: Runs, context: ReportContext) -> Iterator[str]:
     """Yield what a reader must know before comparing rows."""
     if len({run.record["data"]["split_fingerprint"] for run in runs}) > 1:
@@ -74,24 +69,20 @@ def warnings(runs: Runs, context: ReportContext) -> Iterator[str]:
         yield "The runs did not all see the same decoded frames (frames fingerprint)."
 
 
-def _versions(record: Record) -> str:
-    return ", ".join(f"{name} {version}" for name, version in record["environment"]["versions"].items() if version)
-
-
 def _commit(record: Record) -> str:
     sha, dirty = record["environment"]["git_sha"], record["environment"]["dirty"]
     return "not run from a checkout" if sha is None else f"{sha}{' with uncommitted changes' if dirty else ''}"
 
 
-def _checkpoint(record: Record) -> str | None:
-    checkpoint = record.get("checkpoint")
-    return None if checkpoint is None else f"{checkpoint['sha256']} ({checkpoint['file']}, {checkpoint['format']})"
-
-
 def _backbone(record: Record) -> str | None:
     options = record["method"]["options"]
-    parts = [str(options[key]) + what for key, what in (("backbone", ""), ("frames", " frames")) if key in options]
-    return ", ".join(parts) or None
+    parts = (str(options.get("backbone", "")), f"{options['frames']} frames" if "frames" in options else "")
+    return ", ".join(filter(None, parts)) or None
+
+
+def _checkpoint(record: Record) -> str | None:
+    checkpoint = record.get("checkpoint")
+    return checkpoint and "{sha256} ({file}, {format})".format_map(checkpoint)
 
 
 _FACTS: Mapping[str, Callable[[Record], str | None]] = {
@@ -104,6 +95,6 @@ _FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "device": lambda record: record["environment"]["device"],
     "CPU cores": lambda record: str(record["environment"].get("cpu_count", "")) or None,
     "driver": lambda record: record["environment"]["driver"],
-    "versions": _versions,
+    "versions": lambda record: ", ".join(f"{n} {v}" for n, v in record["environment"]["versions"].items() if v),
     "commit": _commit,
 }

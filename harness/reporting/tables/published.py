@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric
+from tvrbench.harness.reporting.data.bench_rows import backbone, backbones
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import ABSOLUTE, Claim, Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import ABSOLUTE, Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import (
     GMACS_TOLERANCE,
     MARGINS,
@@ -19,7 +20,7 @@ from tvrbench.harness.reporting.papers.verdicts import (
     PaperComparison,
     match_rows,
 )
-from tvrbench.harness.reporting.tables.columns import cost_column, label_column, recorded_columns
+from tvrbench.harness.reporting.tables.columns import LABEL, cost_column, recorded_columns
 from tvrbench.harness.reporting.tables.table import (
     NOTHING,
     Cell,
@@ -28,7 +29,6 @@ from tvrbench.harness.reporting.tables.table import (
     link_column,
     make_table,
     number_cell,
-    text_cell,
     text_column,
 )
 
@@ -41,9 +41,16 @@ def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext
     comparable = [c for c in comparisons if c.verdict != "not comparable"]
     if not comparable:
         return None
+
+    def measured(c: PaperComparison) -> Cell:
+        return number_cell(c.measured, fixed(c.number.decimals + (c.number.metric != "output_tokens")))
+
+    def difference(c: PaperComparison) -> Cell:
+        return number_cell(c.difference, _signed_percent if c.number.metric in COUNTS else "{:+.1f}".format)
+
     columns = (
         text_column("method", "method", lambda c: c.row.label if c.row else c.number.method),
-        text_column("backbone", "backbone", lambda c: _backbone(c.row) if c.row else c.number.backbone),
+        text_column("backbone", "backbone", lambda c: (c.row.options if c.row else vars(c.number)).get("backbone")),
         text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number)),
         text_column("measure", "measure", lambda c: _measure(c.number)),
         Column(
@@ -51,8 +58,8 @@ def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext
             header="published",
             cell=lambda c: number_cell(c.number.value, lambda _: _as_printed(c.number)),
         ),
-        Column(key="measured", header="measured", cell=_measured_cell),
-        Column(key="difference", header="difference", cell=_difference_cell),
+        Column(key="measured", header="measured", cell=measured),
+        Column(key="difference", header="difference", cell=difference),
         text_column("verdict", "verdict", lambda c: c.verdict + (f" ({c.reason})" if c.reason else "")),
         text_column("source", "source", lambda c: c.number.cited),
         text_column("read_from", "read from", lambda c: c.number.read_from),
@@ -84,23 +91,18 @@ def apart_table(comparisons: Sequence[PaperComparison], context: ReportContext) 
             groups.setdefault(key, []).append(n)
     if not groups:
         return None
-
     lines = []
     for (*variant, why, cited, read_from), numbers in groups.items():
-        values = (f"{_measure(n)} {_as_printed(n)} {_UNITS.get(n.unit, n.unit)}".strip() for n in numbers)
-        lines.append((*variant, ", ".join(values), why, cited, read_from))
+        lines.append((*variant, ", ".join(map(_with_measure, numbers)), why, cited, read_from))
     headers = ("method", "backbone", "paper's configuration", "published", "why not", "source", "read from")
     columns = [
         text_column(text.replace("'s", "").replace(" ", "_"), text, itemgetter(i)) for i, text in enumerate(headers)
     ]
-    return context.table(
-        "not-comparable",
+    title, sentence = (
         "Published numbers that are not comparable here",
-        ("Each with the reason; nothing is concluded from them.",),
-        columns,
-        lines,
-        folded=True,
+        "Each with the reason; nothing is concluded from ",
     )
+    return context.table("not-comparable", title, (f"{sentence}them.",), columns, lines, folded=True)
 
 
 def paper_scale_table(
@@ -115,7 +117,9 @@ def paper_scale_table(
     def published(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
             printed = [n for n in numbers if n.metric == name and row in match_rows(n, configurations, full_size).rows]
-            return _joined([f"{_as_printed(n)}{_device(n)}" for n in printed], [n.value for n in printed])
+            return _joined(
+                [_as_printed(n) + "".join(n.unit.partition(" on ")[1:]) for n in printed], [n.value for n in printed]
+            )
 
         return Column(key=f"{name}_published", header="published", cell=cell)
 
@@ -131,8 +135,8 @@ def paper_scale_table(
         return cost_column(metric(name), best=False)
 
     columns = [
-        text_column("backbone", "backbone", _backbone),
-        label_column(),
+        text_column("backbone", "backbone", lambda row: row.options.get("backbone")),
+        LABEL,
         *(cost("gmacs_video"), published("gmacs_video"), difference("gmacs_video")),
         *(cost("gmacs_text"), cost("gmacs_reduction")),
         *(cost("output_tokens"), published("output_tokens"), difference("output_tokens")),
@@ -149,7 +153,9 @@ def paper_scale_table(
         "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
         "Time and memory depend on the device, so they have no difference.",
     )
-    return make_table("paper-scale", "Cost at paper scale", sentences, columns, _by_size(full_size), note=note)
+    order = backbones(full_size)
+    rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
+    return make_table("paper-scale", "Cost at paper scale", sentences, columns, rows, note=note)
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
@@ -157,23 +163,32 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
 
     Its footnotes are the commands that measure what was not measured on a GPU.
     """
+
+    def subject(number: PublishedNumber) -> str:
+        return f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"
+
+    def baseline(result: PaperComparison) -> str | None:
+        if (claim := result.claim) is None or not claim.against:
+            return "no baseline needed"
+        return f"{', '.join(filter(None, (claim.against, claim.against_config)))} ({claim.reading})"
+
+    def reason(r: PaperComparison) -> Cell:
+        full = r.reason if r.command is None else f"{r.reason}; measure it with: {r.command}"
+        return NOTHING if r.reason is None else Cell(text=r.reason, value=full, note=r.command)
+
+    def value(number: PublishedNumber, value: float | None, more_decimals: int) -> Cell:
+        unit = {"x faster": "x", ABSOLUTE: " M"}.get(number.unit, f" {number.unit}")
+        return number_cell(value, lambda v: f"{v:,.{number.decimals + more_decimals}f}{unit}")
+
     columns = (
-        text_column("claim", "claim", lambda r: _claim(r).text),
-        text_column("of", "of", lambda r: _subject(r.number)),
-        text_column("against", "baseline", _baseline),
-        Column(
-            key="claimed",
-            header="claimed",
-            cell=lambda r: number_cell(r.number.value, lambda v: _with_unit(v, r.number, 0)),
-        ),
-        Column(
-            key="measured",
-            header="measured",
-            cell=lambda r: number_cell(r.measured, lambda v: _with_unit(v, r.number, 1)),
-        ),
+        text_column("claim", "claim", lambda r: r.claim and r.claim.text),
+        text_column("of", "of", lambda r: subject(r.number)),
+        text_column("against", "baseline", baseline),
+        Column(key="claimed", header="claimed", cell=lambda r: value(r.number, r.number.value, 0)),
+        Column(key="measured", header="measured", cell=lambda r: value(r.number, r.measured, 1)),
         text_column("verdict", "verdict", lambda r: r.verdict),
-        Column(key="reason", header="how, or why not (command)", cell=_reason_cell, left=True),
-        text_column("device", "device", lambda r: r.bench.name if r.bench else None),
+        Column(key="reason", header="how, or why not (command)", cell=reason, left=True),
+        text_column("device", "device", lambda r: r.bench and r.bench.name),
         text_column("source", "source (read from)", lambda r: f"{r.number.cited} ({r.number.read_from})"),
         link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
     )
@@ -202,21 +217,16 @@ def _as_printed(number: PublishedNumber) -> str:
     return f"{number.value:,.{number.decimals}f}"
 
 
+def _with_measure(number: PublishedNumber) -> str:
+    """Return measure, value and unit; a measure that the unit already names is left out."""
+    measure, unit = _measure(number), _UNITS.get(number.unit, number.unit)
+    return f"{'' if unit.startswith(measure) else measure} {_as_printed(number)} {unit}".strip()
+
+
 def _configuration(number: PublishedNumber) -> str | None:
     """Return the paper's words for the variant, and its frames where they are stated."""
-    frames = f"{number.frames} frames" if number.frames is not None else ""
-    return ", ".join(part for part in (number.config, frames) if part) or None
-
-
-def _measured_cell(comparison: PaperComparison) -> Cell:
-    number = comparison.number
-    return number_cell(comparison.measured, fixed(number.decimals + (number.metric != "output_tokens")))
-
-
-def _difference_cell(comparison: PaperComparison) -> Cell:
-    cost = comparison.number.metric in COUNTS
-    show: Callable[[float], str] = _signed_percent if cost else lambda value: f"{value:+.1f}"
-    return number_cell(comparison.difference, show)
+    frames = "" if number.frames is None else f"{number.frames} frames"
+    return ", ".join(filter(None, (number.config, frames))) or None
 
 
 def _joined(texts: Sequence[str], values: Sequence[float]) -> Cell:
@@ -227,49 +237,3 @@ def _joined(texts: Sequence[str], values: Sequence[float]) -> Cell:
 
 def _signed_percent(value: float) -> str:
     return f"{value:+.1f} %"
-
-
-def _device(number: PublishedNumber) -> str:
-    _, on, device = number.unit.partition(" on ")
-    return f"{on}{device}"
-
-
-def _backbone(row: MethodRow) -> str | None:
-    name = row.options.get("backbone")
-    return None if name is None else str(name)
-
-
-def _by_size(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """Sort small backbones first, and methods in order within one."""
-    heaviest: dict[str | None, float] = {}
-    for row in rows:
-        cost = row.cost("gmacs_video")
-        heaviest[_backbone(row)] = max((cost and cost.value) or 0.0, heaviest.get(_backbone(row), 0.0))
-    return sorted(rows, key=lambda row: (heaviest[_backbone(row)], _backbone(row) or "", row.method, row.label))
-
-
-def _subject(number: PublishedNumber) -> str:
-    return f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"
-
-
-def _claim(result: PaperComparison) -> Claim:
-    assert result.claim is not None  # of a result of ``judge``
-    return result.claim
-
-
-def _baseline(result: PaperComparison) -> str:
-    claim = _claim(result)
-    against = ", ".join(part for part in (claim.against, claim.against_config) if part)
-    return f"{against} ({claim.reading})" if against else "no baseline needed"
-
-
-def _reason_cell(result: PaperComparison) -> Cell:
-    if result.command is None:
-        return text_cell(result.reason)
-    full = f"{result.reason}; measure it with: {result.command}"
-    return Cell(text=result.reason, value=full, note=result.command)
-
-
-def _with_unit(value: float, number: PublishedNumber, more_decimals: int) -> str:
-    unit = {"x faster": "x", ABSOLUTE: " M"}.get(number.unit, f" {number.unit}")
-    return f"{value:,.{number.decimals + more_decimals}f}{unit}"

@@ -6,25 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
-from tvrbench.harness.reporting.catalogue import (
-    EXPECTED_R1,
-    PAIR_ACCURACY,
-    Metric,
-    fixed,
-    metric,
-    subset_metric,
-)
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, PAIR_ACCURACY, fixed, metric, subset_metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, ties_matter
 from tvrbench.harness.reporting.tables.columns import (
+    LABEL,
+    RECALL_INTERVAL,
+    RECALL_SPREAD,
     cost_column,
     direction_columns,
-    interval_column,
-    label_column,
     metric_column,
     recorded_columns,
-    spread_column,
 )
 from tvrbench.harness.reporting.tables.table import Table, number_column, text_column
 
@@ -50,26 +43,18 @@ def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str
 
 
 def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext) -> Table:
-    """Make the table of both directions and cost, one row per method, the chance level first.
-
-    Args:
-        rows: in any order.
-        pairs: compared pairs, for the ranks.
-        context: of the report.
-    """
+    """Make the table of both directions and cost, one row per method, the chance level first; pairs give the ranks."""
     t2v, v2t = chance_levels(rows)
     recall, *rest = direction_columns("t2v", t2v)
     paired = any(row.cost("speedup", "comparison") for row in rows)
+    ties, seeds = ties_matter(rows), any(len(row.runs) > 1 for row in rows)
     columns = [
-        label_column(),
+        LABEL,
         text_column("checkpoint", "checkpoint", _selection),
         text_column("seeds", "seeds", lambda row: str(len(row.runs))),
         *([number_column("rank", "rank", lambda row: rank(row, pairs), fixed(0))] * bool(pairs)),
-        *([metric_column(EXPECTED_R1, t2v.get("R1"))] * ties_matter(rows)),
-        recall,
-        interval_column("t2v", "R1"),
-        *([spread_column("t2v", "R1")] * any(len(row.runs) > 1 for row in rows)),
-        *rest,
+        *([metric_column(EXPECTED_R1, t2v.get("R1"))] * ties),
+        *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
         *([cost_column(metric("speedup"))] * paired),
@@ -82,23 +67,17 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         _seeds_sentence(rows),
         "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
         "R@1, expected over ties: ties count as broken at random; plain R@k counts a tie at the top as a miss. The "
-        "expected R@1 orders rows and figures."
-        if ties_matter(rows)
-        else None,
+        "expected R@1 orders rows and figures." * ties,
         "Interval: 95 % bootstrap over queries.",
         "Rank: 1 + the methods whose R@1 is significantly higher; methods that do not differ significantly share one."
-        if pairs
-        else None,
+        * bool(pairs),
         "Fewer frames, in several numbers, have no rank: they are judged at equal time."
-        if pairs and sum(is_frame_budget(row.method) for row in rows) > 1
-        else None,
+        * (bool(pairs) and sum(is_frame_budget(row.method) for row in rows) > 1),
         "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
         f"Time and memory: {setting(rows)}.",
         "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
-        "between which the speed of a machine may change."
-        if paired
-        else None,
-        "Chance: expectation of random scores." if t2v else None,
+        "between which the speed of a machine may change." * paired,
+        "Chance: expectation of random scores." * bool(t2v),
         _bold_sentence(context),
     )
     best = context.compares
@@ -112,49 +91,32 @@ def subset_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | N
     if not names and not pairs:
         return None
     chance, _ = chance_levels(rows)
-    shown: list[Metric] = [subset_metric(name, k) for name in (None, *names) for k in ("R1", "R5")]
-    columns = [label_column(), *(metric_column(m, chance.get(m.path[-1])) for m in shown)]
+    shown = [subset_metric(name, k) for name in (None, *names) for k in ("R1", "R5")]
+    columns = [LABEL, *(metric_column(m, chance.get(m.path[-1])) for m in shown)]
     columns += [metric_column(PAIR_ACCURACY, PAIR_CHANCE)] * pairs
     columns.append(context.record_column())
     sentences = (
         "Text to video, percent. Every query searches all test videos, whichever subset it belongs to.",
         "Correct order picked: share of pairs of videos that differ only in the order of events in which the query's "
         "own video scores higher; a tie counts half. A method that averages frames cannot distinguish the two, so it "
-        "is never correct at rank 1 on such a query."
-        if pairs
-        else None,
+        "is never correct at rank 1 on such a query." * pairs,
         _bold_sentence(context),
     )
-    return context.table(
-        "subsets",
-        "Queries with and without order in time",
-        sentences,
-        columns,
-        by_recall(rows),
-        chance=bool(chance),
-        best=context.compares,
-    )
+    title, options = "Queries with and without order in time", {"chance": bool(chance), "best": context.compares}
+    return context.table("subsets", title, sentences, columns, by_recall(rows), **options)
 
 
 def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table | None:
-    """Make the table of checkpoints that were scored and not trained under the protocol; None where there is none.
-
-    Args:
-        runs: completed runs that scored a checkpoint.
-        context: of the report.
-    """
+    """Make the table of checkpoints that were scored and not trained under the protocol; None where there is none."""
     rows = method_rows(runs)
     if not rows:
         return None
     recall, *rest = direction_columns("t2v", {})
     columns = [
-        label_column(),
-        text_column("saved_by", "saved by", _saved_by),
+        LABEL,
+        text_column("saved_by", "saved by", lambda row: _SAVED_BY[row.record["checkpoint"]["format"]]),
         text_column("checkpoint", "chosen", lambda row: _CHOSEN.get(row.selection, row.selection)),
-        metric_column(EXPECTED_R1),
-        recall,
-        *rest,
-        interval_column("t2v", "R1"),
+        *(metric_column(EXPECTED_R1), recall, *rest, RECALL_INTERVAL),
         *direction_columns("v2t", {}),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "throughput")),
         context.record_column(),
@@ -169,11 +131,6 @@ def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table 
 
 def _selection(row: MethodRow) -> str:
     return "last" if row.selection == "last" else f"⚠ {row.selection.replace('-', ' ')}"
-
-
-def _saved_by(row: MethodRow) -> str | None:
-    checkpoint = row.record.get("checkpoint")
-    return None if checkpoint is None else _SAVED_BY[checkpoint["format"]]
 
 
 def _data_sentence(rows: Sequence[MethodRow]) -> str:

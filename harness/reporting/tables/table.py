@@ -41,7 +41,7 @@ class Cell:
     def markdown(self) -> Markdown:
         """The cell, escaped; a link without a target is its text."""
         if self.links:
-            return inline(_joined(self.links))
+            return inline([part for link in self.links for part in (", ", link)][1:])
         return bold(self.text) if self.bold else escaped(self.text)
 
 
@@ -117,11 +117,8 @@ class Table:
 
     def to_csv(self) -> str:
         """Return the unrounded values, empty where nothing was measured."""
-        frame = pd.DataFrame(
-            [[_plain(cell) for cell in row] for row in self.rows],
-            columns=[column.key for column in self.columns],
-            dtype=object,
-        )
+        values = [[_plain(cell) for cell in row] for row in self.rows]
+        frame = pd.DataFrame(values, columns=[column.key for column in self.columns], dtype=object)
         if self.note is not None:
             frame["note"] = self.note
         return frame.to_csv(index=False, lineterminator="\n")
@@ -146,20 +143,19 @@ def make_table(
         sentences: two for the caption, the rest as remarks; None is left out.
         columns: each fills its cell from an item.
         items: one per row.
-        note: ends the caption and each line of the CSV.
         chance: start with the chance level.
         best: print the best of each column in bold. Ties share it; it is left out where all rankable cells print alike.
+        note: ends the caption and each line of the CSV.
     """
-    rows = [[column.chance for column in columns]] * chance
-    rows += [[column.cell(item) for column in columns] for item in items]
     notes: dict[str, int] = {}
-    for row in rows:
-        row[:] = [
-            cell
-            if cell.note is None
-            else replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
-            for cell in row
-        ]
+
+    def numbered(cell: Cell) -> Cell:
+        if cell.note is None:
+            return cell
+        return replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
+
+    rows = [[column.chance for column in columns]] * chance
+    rows += [[numbered(column.cell(item)) for column in columns] for item in items]
     for index, column in enumerate(columns if best else ()):
         text = _best(column, [row[index] for row in rows])
         for row in rows:
@@ -170,7 +166,7 @@ def make_table(
         title=title,
         caption=" ".join([*texts[:2], *([note] if note else [])]),
         columns=tuple(columns),
-        rows=tuple(tuple(row) for row in rows),
+        rows=tuple(map(tuple, rows)),
         remarks=tuple(texts[2:]),
         footnotes=tuple(notes),
         pinned=int(chance),
@@ -179,19 +175,9 @@ def make_table(
     )
 
 
-def text_cell(value: str | None) -> Cell:
-    """Return a cell of text."""
-    return NOTHING if value is None else Cell(text=value, value=value)
-
-
 def number_cell(value: float | None, show: Show) -> Cell:
     """Return a cell of a number that is not ranked; a missing one shows as a dash, never as 0."""
     return NOTHING if value is None else Cell(text=show(value), value=value)
-
-
-def range_cell(value: float | None, low: str, high: str, show: Show) -> Cell:
-    """Return a cell of a number with its range."""
-    return NOTHING if value is None else Cell(text=f"{show(value)} ({low} to {high})", value=value)
 
 
 def missing_cell(reason: str | None) -> Cell:
@@ -201,7 +187,11 @@ def missing_cell(reason: str | None) -> Cell:
 
 def text_column(key: str, header: str, text: Callable[[Any], str | None], *, left: bool = True) -> Column:
     """Return a column of text."""
-    return Column(key=key, header=header, cell=lambda item: text_cell(text(item)), left=left)
+
+    def cell(item: Any) -> Cell:
+        return NOTHING if (value := text(item)) is None else Cell(text=value, value=value)
+
+    return Column(key=key, header=header, cell=cell, left=left)
 
 
 def number_column(key: str, header: str, value: Callable[[Any], float | None], show: Show) -> Column:
@@ -214,16 +204,10 @@ def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Colum
 
     def cell(item: Any) -> Cell:
         links = tuple(targets(item))
-        if not links:
-            return NOTHING
-        paths = [text if target is None else target for text, target in links]
-        return Cell(text=", ".join(text for text, _ in links), value="; ".join(paths), links=links)
+        text = ", ".join(text for text, _ in links)
+        return Cell(text=text, value="; ".join(path or text for text, path in links), links=links) if links else NOTHING
 
     return Column(key=key, header=header, cell=cell, left=True)
-
-
-def _joined(links: Links) -> list[Inline]:
-    return [part for link in links for part in (", ", link)][1:]
 
 
 def _best(column: Column, cells: Sequence[Cell]) -> str | None:

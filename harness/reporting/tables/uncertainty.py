@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from tvrbench.harness.evaluation.statistics import (
-    SIGNIFICANCE,
-    SelectionGap,
-    VarianceParts,
-    selection_gap,
-    variance_parts,
-)
+from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
 from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
 from tvrbench.harness.reporting.analysis.pairwise import Pair
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
 from tvrbench.harness.reporting.tables.columns import difference_columns
-from tvrbench.harness.reporting.tables.table import Links, Table, link_column, number_column, text_column
+from tvrbench.harness.reporting.tables.table import Column, Links, Table, link_column, number_column, text_column
 
 _FEW_SEEDS = f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges these trained models; another training may differ."
 
@@ -84,19 +78,21 @@ def equal_time_table(entries: Sequence[MatchedPoint], context: ReportContext) ->
 def spread_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
     """Make the table of variance from seeds and from queries; None where no method has two seeds with usable ranks."""
     credits = [(row, seed_credits(row)) for row in by_recall(rows)]
-    lines: list[tuple[MethodRow, VarianceParts]] = [
-        (row, variance_parts(seeds_SQ)) for row, seeds_SQ in credits if seeds_SQ is not None and len(seeds_SQ) > 1
-    ]
+    lines = [(row, variance_parts(seeds)) for row, seeds in credits if seeds is not None and len(seeds) > 1]
     if not lines:
         return None
+
+    def part(key: str, header: str) -> Column:
+        return number_column(key, header, lambda line: getattr(line[1], key), fixed(2))
+
     columns = (
         text_column("method", "method", lambda line: line[0].label),
         text_column("seeds", "seeds", lambda line: str(line[1].seeds), left=False),
-        number_column("mean", f"{EXPECTED_R1.short}, mean", lambda line: line[1].mean, fixed(2)),
-        number_column("seed_sd", "sd over seeds", lambda line: line[1].seed_sd, fixed(2)),
-        number_column("training_sd", "sd of training alone", lambda line: line[1].training_sd, fixed(2)),
-        number_column("query_se", "standard error over queries", lambda line: line[1].query_se, fixed(2)),
-        number_column("total_se", "standard error over both", lambda line: line[1].total_se, fixed(2)),
+        part("mean", f"{EXPECTED_R1.short}, mean"),
+        part("seed_sd", "sd over seeds"),
+        part("training_sd", "sd of training alone"),
+        part("query_se", "standard error over queries"),
+        part("total_se", "standard error over both"),
         link_column("records", "records", lambda line: context.links(line[0].runs)),
     )
     sentences = (
@@ -124,7 +120,7 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         text_column(
             "checkpoints",
             "checkpoints scored",
-            lambda line: ", ".join(dict.fromkeys(str(gap.checkpoints) for gap in line[2])),
+            lambda line: ", ".join(dict.fromkeys(str(g.checkpoints) for g in line[2])),
             left=False,
         ),
         number_column("last", "last", lambda line: fmean(gap.last for gap in line[2]), fixed(1)),

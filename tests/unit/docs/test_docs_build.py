@@ -17,7 +17,7 @@ from snippets import find_file, run_command, run_python, snippets, unknown_optio
 from sybil import Document
 
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.context import STANDIN_NOTICE
+from tvrbench.datasets.standin.dataset import StandIn
 
 pytestmark = pytest.mark.unit
 
@@ -117,7 +117,7 @@ def test_the_readme_shows_the_results_of_the_records(store: RecordStore, tmp_pat
     save(store, make_record("tempme"))
     table = results_table(tmp_path / "results").to_markdown()
     assert "| tempme " in table
-    assert STANDIN_NOTICE in table
+    assert str(StandIn.notice) in table
 
 
 def png(gray: int, corner: int | None = None) -> bytes:

@@ -14,11 +14,11 @@ from tvrbench.harness.cli.report import report
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.efficiency_rival import EqualTimes, at_equal_time, verdict
+from tvrbench.harness.reporting.analysis.matched_time import MatchedTime, matched_cost
 from tvrbench.harness.reporting.data.bench_rows import UNMEASURED, Bench, benches, shared_batch
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
-from tvrbench.harness.reporting.figures.matched_time import equal_time_picture
+from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
 from tvrbench.harness.reporting.tables.table import Cell, Table
@@ -178,21 +178,21 @@ class TestEqualTime:
         return tmp_path
 
     @staticmethod
-    def compared(root: Path) -> EqualTimes:
+    def compared(root: Path) -> MatchedTime:
         (bench,) = found(root)
-        equal = at_equal_time(bench.on("ViT-B-16"), 12)
+        equal = matched_cost(bench.on("ViT-B-16"), 12)
         assert equal is not None
         return equal
 
     def test_interpolated_in_the_time_of_paired_rounds(self, root: Path) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(4 / 3, 2.0, spread=0.1), speed(1.0)])
         equal = self.compared(root)
-        assert [(t.frames, t.share) for t in equal.line] == [(6, 0.5), (12, 1.0)]
-        (entry,) = equal.entries
-        assert entry.rival is not None
-        assert (entry.rival.frames, entry.rival.gmacs, entry.rival.tokens) == pytest.approx((9, 150, 1773))
+        assert [(t.frames, t.time) for t in equal.curve] == [(6, 0.5), (12, 1.0)]
+        (entry,) = equal.points
+        assert entry.budget is not None
+        assert (entry.budget.frames, entry.budget.gmacs, entry.budget.tokens) == pytest.approx((9, 150, 1773))
         assert entry.span == pytest.approx((12 * 0.75 / 1.1, 12 * 0.75 / 0.9))
-        assert verdict(entry, equal) == "takes the time of 9.0 of 12 frames and does 20 % less work in it"
+        assert entry.cost_verdict(12) == "takes the time of 9.0 of 12 frames and does 20 % less work in it"
 
     def test_the_table_gives_time_and_frames_with_their_ranges(self, root: Path) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(4 / 3, 2.0, spread=0.4)])
@@ -212,27 +212,27 @@ class TestEqualTime:
     def test_outside_the_line_nothing_is_made_up(self, root: Path, ratio_to_plain: float, words: str) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(ratio_to_plain, 2.0)])
         equal = self.compared(root)
-        (entry,) = equal.entries
-        assert words in verdict(entry, equal)
-        assert (entry.rival is None) == (ratio_to_plain != 0.96)
-        assert equal_time_picture(equal, "Title $x$").startswith(b"\x89PNG")
+        (entry,) = equal.points
+        assert words in entry.cost_verdict(12)
+        assert (entry.budget is None) == (ratio_to_plain != 0.96)
+        assert matched_time_figure(equal, "Title $x$").startswith(b"\x89PNG")
 
     def test_an_invalid_time_does_not_count(self, root: Path) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(1.3, 2.0, invalid="disturbed")])
         equal = self.compared(root)
-        assert verdict(equal.entries[0], equal) == "not compared: not valid: disturbed"
+        assert equal.points[0].cost_verdict(12) == "not compared: not valid: disturbed"
         save(root, "lora", [*counts(200.0, 2364), *ratio(1.0, 1.0, invalid="disturbed")])
-        assert at_equal_time(found(root)[0].on("ViT-B-16"), 12) is None
+        assert matched_cost(found(root)[0].on("ViT-B-16"), 12) is None
 
     def test_ratios_to_different_encoders_make_no_line(self, root: Path) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(1.3, 2.0, against="clip4clip")])
-        assert at_equal_time(found(root)[0].on("ViT-B-16"), 12) is None
+        assert matched_cost(found(root)[0].on("ViT-B-16"), 12) is None
 
     def test_a_rival_that_keeps_all_frames_ends_the_line(self, root: Path) -> None:
         save(root, "frame_subsample", [*counts(200.0, 2364), *ratio(0.99, 1.0)], keep=12)
         equal = self.compared(root)
-        assert [t.row.method for t in equal.line] == ["frame_subsample"] * 2
-        assert equal.entries == ()
+        assert [t.row.method for t in equal.curve] == ["frame_subsample"] * 2
+        assert equal.points == ()
 
 
 class TestFiles:

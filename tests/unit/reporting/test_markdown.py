@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from tvrbench.harness.reporting.catalogue import significant
-from tvrbench.harness.reporting.tables.markdown import Markdown, brief, code, escaped, one_line, templates
+from tvrbench.harness.reporting.tables.markdown import Code, Markdown, brief, escaped, inline, one_line, templates
 
 pytestmark = pytest.mark.unit
 
@@ -62,7 +62,7 @@ def test_escaped_text_shows_as_it_is(text: str) -> None:
 @settings(max_examples=100, deadline=None)
 def test_code_keeps_its_backticks(text: str) -> None:
     if one_line(text):
-        assert f"<code>{one_line(text)}</code>" in html(code(text))
+        assert f"<code>{one_line(text)}</code>" in html(inline([Code(text)]))
 
 
 def test_a_template_escapes_what_is_not_markdown() -> None:

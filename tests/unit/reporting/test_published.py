@@ -100,7 +100,7 @@ def test_configurations_are_options_that_the_methods_take() -> None:
 
 def test_the_default_presets_are_the_papers_configurations() -> None:
     for backbone in ("ViT-B-32", "ViT-B-16"):
-        described = lookup("tempme", "methods").configure("tempme", preset(backbone), 12, {}).describe()
+        described = lookup("tempme", "methods").configure("tempme", preset(backbone), 12, {}).spec("").describe()
         (paper,) = [c for c in load_configurations() if (c.config, c.backbone) == ("LoRA", backbone)]
         for key, value in paper.options.items():
             assert described[key] == (tuple(value) if isinstance(value, list) else value)

@@ -15,7 +15,7 @@ from report_records import STANDIN
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.matched_time import against_fewer_frames, missing_points
+from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, rank
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
@@ -151,31 +151,31 @@ class TestEqualTime:
     def test_between_two_points_the_rival_is_a_mixture_in_time(self, store: RecordStore, tmp_path: Path) -> None:
         line(store, {4: 0.4, 8: 0.6, 12: 0.7})
         save(store, "method", ranks_of(0.9), speed(100 / 5))
-        (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
+        (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
         low, high = (100 * float(np.mean(ranks_of(r) <= 1)) for r in (0.4, 0.6))
-        assert entry.rival is not None
-        assert entry.rival.share == pytest.approx(0.25)
-        assert entry.rival.recall == pytest.approx(0.75 * low + 0.25 * high)
+        assert entry.budget is not None
+        assert entry.budget.share == pytest.approx(0.25)
+        assert entry.budget.recall == pytest.approx(0.75 * low + 0.25 * high)
         assert entry.difference is not None
         own = 100 * float(np.mean(ranks_of(0.9) <= 1))
-        assert entry.difference.difference == pytest.approx(own - entry.rival.recall)
+        assert entry.difference.difference == pytest.approx(own - entry.budget.recall)
         assert entry.difference.low < entry.difference.difference < entry.difference.high
         assert entry.verdict == "beats fewer frames"
 
     @pytest.mark.parametrize(
         ("recall", "throughput", "verdict"),
         [
-            (0.505, 100 / 6, "does not beat fewer frames (cannot be told apart)"),
+            (0.505, 100 / 6, "does not beat fewer frames (no significant difference)"),
             (0.2, 100 / 6, "does not beat fewer frames (worse)"),
             (0.95, 100 / 15, "better, and slower than any choice of frames"),
             (0.2, 100 / 15, "does not beat fewer frames (worse)"),
-            (0.9, 100 / 2, "not compared: faster than frame_subsample with keep=4"),
+            (0.9, 100 / 2, "not compared: faster than 4 frames"),
         ],
     )
     def test_verdicts(self, store: RecordStore, tmp_path: Path, recall: float, throughput: float, verdict: str) -> None:
         line(store, {4: 0.4, 8: 0.6, 12: 0.7})
         save(store, "method", ranks_of(recall, seed=3), speed(throughput))
-        (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
+        (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
         assert entry.verdict.startswith(verdict)
 
     def test_the_methods_own_tuning_comes_first_and_another_is_named(self, store: RecordStore, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ class TestEqualTime:
         line(store, {4: 0.2, 8: 0.3}, tuning="full")
         for name, throughput in (("between", 100 / 5), ("beyond", 100 / 10)):
             save(store, name, ranks_of(0.5), speed(throughput), tuning="full")
-        found = {entry.row.method: entry.rival for entry in against_fewer_frames(rows_of(store), scope_of(tmp_path))}
-        assert [rival.points[0].record["tuning"] for rival in found.values() if rival] == ["full", "lora"]
+        found = {entry.row.method: entry.budget for entry in matched_recall(rows_of(store), scope_of(tmp_path))}
+        assert [rival.points[0].row.record["tuning"] for rival in found.values() if rival] == ["full", "lora"]
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
         text = {row["method"]: row["rival"] for row in csv_rows(folder, "equal-time")}
         assert text["between"] == "keep 4 and 8, 25 % of the latter, full"
@@ -194,10 +194,10 @@ class TestEqualTime:
         line(store, {4: 0.4, 8: 0.6})  # speed-ups of 25 and 12.5 over the plain encoder
         save(store, "plain", ranks_of(0.7), speed(0.97))
         save(store, "method", ranks_of(0.9), speed(2.0))
-        (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
-        assert entry.rival is not None
-        assert [point.method for point in entry.rival.points] == ["frame_subsample", "plain"]
-        assert entry.rival.share == pytest.approx((1 / 2 - 1 / 12.5) / (1 - 1 / 12.5))  # its time is 1, not 1 / 0.97
+        (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
+        assert entry.budget is not None
+        assert [point.row.method for point in entry.budget.points] == ["frame_subsample", "plain"]
+        assert entry.budget.share == pytest.approx((1 / 2 - 1 / 12.5) / (1 - 1 / 12.5))  # its time is 1, not 1 / 0.97
         assert "keep=$keep" in missing_points(rows_of(store), scope_of(tmp_path))[0]
         assert "for keep in 2 6 10;" in missing_points(rows_of(store), scope_of(tmp_path))[0]
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
@@ -210,7 +210,7 @@ class TestEqualTime:
         ("throughput", "reason"),
         [
             (None, "its speed-up was not measured"),
-            (speed(20.0, invalid="disturbed"), "its speed-up is not valid: disturbed"),
+            (speed(20.0, invalid="disturbed"), "its speed-up is invalid: disturbed"),
             (speed(20.0, batch=1), "another device or in another setting"),
             (speed(20.0, precision="bfloat16"), "another device or in another setting"),
         ],
@@ -220,7 +220,7 @@ class TestEqualTime:
     ) -> None:
         line(store, {4: 0.4, 8: 0.6})
         save(store, "method", ranks_of(0.5), throughput)
-        (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
+        (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
         assert entry.verdict.startswith("not compared: ")
         assert reason in entry.verdict
 
@@ -228,7 +228,7 @@ class TestEqualTime:
         line(store, {4: 0.4, 8: 0.6})
         environment = json.loads(FIXTURE.read_text())["environment"] | {"device": "another"}
         save(store, "method", ranks_of(0.5), speed(20.0), environment=environment)
-        (entry,) = against_fewer_frames(rows_of(store), scope_of(tmp_path))
+        (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
         assert "another device" in entry.verdict
 
     def test_what_is_missing_is_said_with_the_command_that_makes_it(self, store: RecordStore, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ class TestEqualTime:
         published = "standin/published"
         save(store, "frame_subsample", ranks_of(0.4), speed(20.0), kind=published, options={"keep": 8})
         save(store, "method", ranks_of(0.5), speed(20.0), kind=published)
-        assert against_fewer_frames(rows_of(store, published), scope_of(tmp_path, published)) == []
+        assert matched_recall(rows_of(store, published), scope_of(tmp_path, published)) == []
         assert missing_points(rows_of(store, published), scope_of(tmp_path, published)) == []
 
     def test_every_number_links_to_its_record(self, store: RecordStore, tmp_path: Path) -> None:
