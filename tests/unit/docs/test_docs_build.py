@@ -16,8 +16,8 @@ from records import make_record, save
 from snippets import find_file, run_command, run_python, snippets, unknown_options
 from sybil import Document
 
-from tvrbench.harness.records.store import RecordStore
 from tvrbench.datasets.standin.dataset import StandIn
+from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.unit
 
