@@ -45,18 +45,14 @@ class Bench:
     @property
     def name(self) -> str:
         """Device and settings, for people."""
-        parts = [self.device, self.precision, "compiled" if self.compiled else None, f"{self.frames} frames"]
-        return ", ".join(part for part in parts if part)
+        return ", ".join(
+            filter(None, (self.device, self.precision, "compiled" * self.compiled, f"{self.frames} frames"))
+        )
 
     @property
     def runs(self) -> tuple[StoredRecord, ...]:
         """The records."""
         return tuple(run for row in self.rows for run in row.runs)
-
-    @property
-    def backbones(self) -> list[str]:
-        """Their names, small ones first."""
-        return backbones(self.rows)
 
     def on(self, name: str) -> list[MethodRow]:
         """Return the rows of one backbone."""
@@ -80,14 +76,12 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
     """
     groups: dict[tuple[str, str, str], list[StoredRecord]] = {}
     for run in stored:
-        if run.record["status"] == "completed":
-            on = str(run.record["method"]["options"].get("backbone"))
-            key = (run.record["protocol"]["hash"], run.record["environment"]["device"], on)
-            groups.setdefault(key, []).append(run)
+        if (record := run.record)["status"] == "completed":
+            on = str(record["method"]["options"].get("backbone"))
+            groups.setdefault((record["protocol"]["hash"], record["environment"]["device"], on), []).append(run)
     if not groups:
-        raise UsageError(
-            "no cost is recorded; measure methods with 'tvrbench bench' or 'nox -s efficiency'", code="report.no-cost"
-        )
+        message = "no cost is recorded; measure methods with 'tvrbench bench' or 'nox -s efficiency'"
+        raise UsageError(message, code="report.no-cost")
     largest: dict[tuple[Any, ...], list[StoredRecord]] = {}
     for (_, device, on), runs in groups.items():
         table = (device, *_settings(runs), on)
@@ -99,8 +93,8 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
     result = [_bench(runs, variants) for runs in chosen.values()]
     result.sort(key=lambda b: (not b.on_gpu, b.device, b.precision or "", b.compiled, b.frames))
     slugs = [bench.slug for bench in result]
-    unique = [f"{slug}-{i + 1}" if slug in slugs[:i] else slug for i, slug in enumerate(slugs)]
-    numbered = [replace(bench, slug=slug) for bench, slug in zip(result, unique, strict=True)]
+    numbers = [f"-{i + 1}" if slug in slugs[:i] else "" for i, slug in enumerate(slugs)]
+    numbered = [replace(bench, slug=bench.slug + number) for bench, number in zip(result, numbers, strict=True)]
     return numbered, [run for run in stored if run.path not in kept]
 
 

@@ -39,14 +39,12 @@ class Cost:
 
     Attributes:
         value: None where a run lacks it.
-        unit: of the value.
         lower_bound: the value is at least this.
         reason: why there is no value.
         invalid: why the value is excluded, for example a disturbed run.
     """
 
     value: float | None
-    unit: str
     lower_bound: bool = False
     reason: str | None = None
     invalid: str | None = None
@@ -59,14 +57,14 @@ class Cost:
     @classmethod
     def mean(cls, measurements: Sequence[MeasurementDoc], runs: int = 1) -> Cost:
         """Average the measurements that so many runs have."""
-        conditions, unit = [m["conditions"] for m in measurements], measurements[0]["unit"]
+        conditions = [m["conditions"] for m in measurements]
         values = [m["value"] for m in measurements if m["value"] is not None]
         if len(values) < runs:
             reasons = (str(c["reason"]) for c in conditions if "reason" in c)
-            return cls(value=None, unit=unit, reason=next(reasons, "not measured in every run"))
+            return cls(value=None, reason=next(reasons, "not measured in every run"))
         invalid = next((str(c["invalid"]) for c in conditions if "invalid" in c), None)
         bound = any(c.get("lower_bound") is True for c in conditions)
-        return cls(value=fmean(values), unit=unit, lower_bound=bound, invalid=invalid)
+        return cls(value=fmean(values), lower_bound=bound, invalid=invalid)
 
 
 @dataclass(frozen=True, kw_only=True)

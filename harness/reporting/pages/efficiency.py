@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_cost
-from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, benches
+from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbones, benches
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.figures.all_figures import Picture
@@ -60,7 +60,7 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
     for bench in measured:
         about = ("Measured ", bench.dates, "; measurement settings ", Code(", ".join(bench.hashes)), ".")
         sections.append(Section(title=bench.name, blocks=[about]))
-        for name in bench.backbones:
+        for name in backbones(bench.rows):
             sections += _backbone(bench, name, context, groups, figures)
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
     in_words = ("claims", "The papers' claims about cost, and what was measured")

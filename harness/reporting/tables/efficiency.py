@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -80,7 +79,8 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         _column("speedup_reached", instead=ratio),
     ]
     title = f"Cost of encoding on {name}, {bench.name}"
-    return _table(f"cost-{slug(name, 40)}-{bench.slug}", title, sentences, columns, rows, context)
+    stem, columns = f"cost-{slug(name, 40)}-{bench.slug}", [LABEL, *columns, context.record_column()]
+    return make_table(stem, title, sentences, columns, rows, best=True)
 
 
 def further_table(bench: Bench, name: str, context: ReportContext) -> Table | None:
@@ -104,7 +104,8 @@ def further_table(bench: Bench, name: str, context: ReportContext) -> Table | No
         "Energy: joules above idling, from the GPU's counter.",
     )
     title = f"Training, stages and energy on {name}, {bench.name}"
-    return _table(f"training-{slug(name, 40)}-{bench.slug}", title, sentences, columns, rows, context)
+    stem, columns = f"training-{slug(name, 40)}-{bench.slug}", [LABEL, *columns, context.record_column()]
+    return make_table(stem, title, sentences, columns, rows, best=True)
 
 
 def equal_time_table(matched: MatchedTime, bench: Bench, name: str, context: ReportContext) -> Table:
@@ -135,12 +136,6 @@ def equal_time_table(matched: MatchedTime, bench: Bench, name: str, context: Rep
     )
     title = f"Cost at equal measured time on {backbone(matched.curve[0].row)}, {bench.name}"
     return make_table(name, title, sentences, columns, matched.points)
-
-
-def _table(
-    name: str, title: str, sentences: Any, columns: Sequence[Column], rows: Sequence[MethodRow], context: ReportContext
-) -> Table:
-    return make_table(name, title, sentences, [LABEL, *columns, context.record_column()], rows, best=True)
 
 
 def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
@@ -186,11 +181,12 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
     """Return one column per meter, each at the largest batch that every method could do."""
     columns = []
     for shown in recorded((m for row in rows for m in row.measurements), "memory"):
-        if shown.what == what:
-            batch = shared_batch(rows, shown.name, what)
-            header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short})"
-            header += "" if batch is None else f", batch {batch}"
-            columns.append(_column(shown, header, key=shown.key, find=_find(shown.name, what, batch), instead=instead))
+        if shown.what != what:
+            continue
+        batch = shared_batch(rows, shown.name, what)
+        at = "" if batch is None else f", batch {batch}"
+        header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short}){at}"
+        columns.append(_column(shown, header, key=shown.key, find=_find(shown.name, what, batch), instead=instead))
     return columns
 
 
@@ -263,8 +259,10 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, title: str) -> str |
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:
     """Describe the machine's own limits, as each measuring process measured them."""
-    values = ([value_of(figure(row, name)) for row in rows] for name in ("matmul_peak", "copy_bandwidth"))
-    peaks, copies = ([value for value in group if value is not None] for group in values)
+    peaks, copies = (
+        [value for row in rows if (value := value_of(figure(row, name))) is not None]
+        for name in ("matmul_peak", "copy_bandwidth")
+    )
     if not peaks or not copies:
         return None
     return (
