@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video import VideoStream
 
 from tvrbench.datasets.base import VideoFolderDataset
 from tvrbench.harness.data.types import Split
@@ -37,11 +38,11 @@ def encode(
 ) -> Path:
     """Write pictures [H, W, 3], all of one size, as one video; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = None
+    stream: VideoStream | None = None
     with av.open(str(path), "w", options=container) as file:
         for picture in pictures:
             if stream is None:
-                stream = file.add_stream(codec, rate=rate, options=options or {})
+                stream = cast(VideoStream, file.add_stream(codec, rate=rate, options=options or {}))
                 (stream.height, stream.width), stream.pix_fmt = picture.shape[:2], pixels
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         assert stream is not None, "a video needs a picture"
