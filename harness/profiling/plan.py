@@ -1,4 +1,4 @@
-"""What is measured and how: settings shared by a whole table, one measurement (``Job``), all of a bench (``Plan``).
+"""Plans of measurements: settings shared by a whole table, one measurement (``Job``), all of a bench (``Plan``).
 
 Imports no torch, so that ``tvrbench --help`` need not either.
 """

@@ -1,4 +1,4 @@
-"""What one run is and what follows from it: its key, its files, its recipe, its model, its amount of work."""
+"""One run and all that follows from it: its key, files, recipe, model and amount of work."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class RunKey:
 
     @property
     def identity(self) -> Identity:
-        """What a saved state must hold to be this run's."""
+        """The facts that a saved state of this run holds."""
         head = self.head
         return {
             "protocol": head["protocol"]["name"],

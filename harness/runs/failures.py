@@ -1,4 +1,4 @@
-"""What stops a run, in one sentence with its remedy; anything unknown here is a bug and stays one."""
+"""Causes that stop a run, each in one sentence with its remedy; an unknown error is a bug and stays one."""
 
 from __future__ import annotations
 

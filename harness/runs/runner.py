@@ -53,7 +53,7 @@ LONGEST_WAIT_S = 5  # more than the first process waits before one reports anoth
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What all runs of a command share. Nothing here affects results.
+    """Settings and services shared by all runs of a command. Nothing here affects results.
 
     Attributes:
         settings: of the command.

@@ -1,4 +1,4 @@
-"""What a user asks of ``run`` and ``sweep``: each option once, with its help. Imports nothing heavy."""
+"""Options of ``run`` and ``sweep``, each once, with its help. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured: encoding, a training step, video file to ranking."""
+"""Scenarios to measure: encoding, a training step, from video files to a ranking."""

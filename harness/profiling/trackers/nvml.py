@@ -100,7 +100,7 @@ class Nvml:
         return float(self._ask("nvmlDeviceGetTotalEnergyConsumption")) / 1e3
 
     def clock_reasons(self) -> tuple[str, ...]:
-        """What limits the clock at present, in words."""
+        """The present limits of the clock, in words."""
         new, old = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
         bits = int(self._ask(new if hasattr(self._lib, new) else old))
         return tuple(name for bit, name in {**SLOWDOWNS, **OTHER_REASONS}.items() if bits & bit)

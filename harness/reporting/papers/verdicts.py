@@ -151,7 +151,7 @@ def bench_command(claim: Claim, papers: PaperData) -> str:
 def _configurations(
     number: PublishedNumber, method: str, config: str, configurations: Sequence[Configuration]
 ) -> list[Configuration]:
-    """What the number's paper means by ``config`` of a method, on the number's backbone if it states one."""
+    """The paper's meaning of ``config`` of a method, on the number's backbone if it states one."""
     return [
         c
         for c in configurations

@@ -13,7 +13,7 @@ from tvrbench.harness.runs.launch.worker import dumps, run_when_free
 
 
 class RunJob:
-    """What a job calls; if the cluster takes its machine away, the job queues again and the run resumes."""
+    """The function of a job; if the cluster takes its machine away, the job queues again and the run resumes."""
 
     def __call__(self, text: str) -> None:
         """Do the run of the settings."""
