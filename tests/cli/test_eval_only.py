@@ -337,7 +337,7 @@ def test_features_that_cannot_be_ranked_are_refused(capsys: pytest.CaptureFixtur
         ({"options": "[" * 100_000}, "checkpoint.description"),
         ({"frames": "0"}, "checkpoint.description"),
         ({"architecture": "{}"}, "option.invalid"),
-        ({"architecture": {"vision_width": 64 * 10**9}}, "checkpoint.architecture"),
+        ({"architecture": {"vision_width": 64 * 10**9}}, "checkpoint.description"),
         ({"method": "zap"}, "registry.unknown"),
     ],
 )
