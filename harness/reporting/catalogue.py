@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 from tvrbench.harness.records.record import MeasurementDoc
@@ -35,33 +35,34 @@ def significant(digits: int) -> Show:
     return show
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """One metric of retrieval or cost.
 
     Attributes:
         name: in the records; for retrieval the path joined by underscores, e.g. ``t2v_R1``.
-        label: on the axis of a figure, unit included.
+        what: scenario of a cost (``inference``, ``training``, ``comparison``, ...).
         short: in the header of a column, unit included where the cells leave it out.
+        label: on the axis of a figure, unit included.
         unit: of the recorded value.
         better: the good end of the scale; None where neither end is better.
         show: prints a scaled value.
         scale: printed value over recorded value.
         kind: family; a ``count`` belongs to the model alone and is the same on every machine, a ``published`` metric is
             printed by papers only.
-        what: scenario of a cost (``inference``, ``training``, ``comparison``, ...).
         path: of a retrieval metric, its keys below ``metrics`` in a record; empty for costs.
     """
 
     name: str
-    label: str
+    what: str
     short: str
+    label: str
     unit: str
-    better: Better | None = None
+    better: Better | None
     show: Show
     scale: float = 1.0
+    _: KW_ONLY
     kind: Kind
-    what: str = "inference"
     path: tuple[str, ...] = ()
 
     @property
@@ -93,7 +94,7 @@ def metric(name: str, what: str | None = None, unit: str | None = None) -> Metri
     if known is None:
         kind: Kind = "memory" if unit in _MEMORY_UNITS else "time"
         words = name.replace("_", " ")
-        known = Metric(name=name, label=words, short=words, unit="", better="min", show=significant(3), kind=kind)
+        known = Metric(name, "inference", words, words, "", "min", significant(3), kind=kind)
     what, unit = what or "inference", unit or known.unit
     return replace(known, what=what, unit=unit, label=f"{known.label}, {what} ({unit})")
 
@@ -132,15 +133,8 @@ _RANKED: Mapping[str, tuple[str, str, Better]] = {
 
 def _retrieval(name: str, kind: str, short: str, path: tuple[str, ...]) -> Metric:
     _, unit, better = _RANKED[kind]
-    label, show = f"{short} ({unit})" if unit else short, fixed(1)
-    return Metric(name=name, label=label, short=short, unit=unit, better=better, show=show, kind="retrieval", path=path)
-
-
-def _cost(
-    kind: Kind, name: str, what: str, short: str, label: str, unit: str, better: Better, show: Show, scale: float = 1.0
-) -> Metric:
-    known = Metric(name=name, label=label, short=short, unit=unit, better=better, show=show, kind=kind)
-    return replace(known, what=what, scale=scale)
+    label = f"{short} ({unit})" if unit else short
+    return Metric(name, "inference", short, label, unit, better, fixed(1), kind="retrieval", path=path)
 
 
 EXPECTED_R1 = _retrieval("t2v_R1_ties_shared", "R1", "t→v R@1, expected over ties", ("ties_shared", "t2v", "R1"))
@@ -206,11 +200,11 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
     ),
 }
 
-_ALL_COSTS = [_cost(kind, *cost) for kind, costs in _COSTS.items() for cost in costs]
+_COST_METRICS = [Metric(*cost, kind=kind) for kind, costs in _COSTS.items() for cost in costs]
 CATALOGUE: Mapping[str, Metric] = {
-    m.name: m for m in (EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY, *_ALL_COSTS)
+    m.name: m for m in (EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY, *_COST_METRICS)
 }
 """All metrics by name; memory in order of preference."""
 
-MEMORY = tuple(m for m in CATALOGUE.values() if m.kind == "memory")
-COUNTS = tuple(m.name for m in CATALOGUE.values() if m.kind == "count")
+MEMORY = tuple(m for m in _COST_METRICS if m.kind == "memory")
+COUNTS = tuple(m.name for m in _COST_METRICS if m.kind == "count")

@@ -88,11 +88,6 @@ class Report:
     chart: Mapping[str, Any] | None = None
     costs_only: bool = False
 
-    @property
-    def tables(self) -> list[Table]:
-        """Every table, in order."""
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
-
 
 def write(report: Report, folder: Path) -> list[Path]:
     """Write a report's files and remove those of an earlier one; the same report gives the same bytes.
@@ -108,10 +103,11 @@ def write(report: Report, folder: Path) -> list[Path]:
     content = {"report": report, "title": report.title, "notice": report.notice, "chart": report.chart}
     page = html_page("report.html.j2", sheet=sheet, script=script, **content)
     files = {"README.md": templates().get_template("report.md.j2").render(report=report), PAGE: page}
-    for table in report.tables:
+    tables = [block for section in report.sections for block in section.blocks if isinstance(block, Table)]
+    for table in tables:
         made = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": fragment(table)}
         files |= {f"{table.name}.{kind}": text for kind, text in made.items()}
-    files[LATEX] = document(report.tables)
+    files[LATEX] = document(tables)
     encoded = {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
     for name, data in encoded.items():
         atomic_write(folder / name, data)

@@ -33,6 +33,8 @@ from tvrbench.harness.reporting.tables.table import (
 )
 
 _UNITS = {"percent": "%", "points": "points", "rank": "", "GMACs": "", "tokens": ""}
+_FULL_SIZE = ("gmacs_video", "gmacs_text", "gmacs_reduction", "output_tokens", "params_trainable", "throughput")
+_PRINTED = ("gmacs_video", "output_tokens", "params_trainable", "throughput")  # by papers
 _FULL_SIZE_NOTICE = "Costs of full-size models, measured without data. The rest of this report:"
 
 
@@ -131,17 +133,12 @@ def paper_scale_table(
 
         return Column(key=f"{name}_difference_percent", header="difference", cell=cell)
 
-    def cost(name: str) -> Column:
-        return cost_column(metric(name), best=False)
-
-    columns = [
-        text_column("backbone", "backbone", lambda row: row.options.get("backbone")),
-        LABEL,
-        *(cost("gmacs_video"), published("gmacs_video"), difference("gmacs_video")),
-        *(cost("gmacs_text"), cost("gmacs_reduction")),
-        *(cost("output_tokens"), published("output_tokens"), difference("output_tokens")),
-        *(cost("params_trainable"), published("params_trainable"), difference("params_trainable")),
-        *(cost("throughput"), published("throughput")),
+    columns = [text_column("backbone", "backbone", lambda row: row.options.get("backbone")), LABEL]
+    for name in _FULL_SIZE:
+        columns.append(cost_column(metric(name), best=False))
+        columns += [published(name)] * (name in _PRINTED)
+        columns += [difference(name)] * (name in _PRINTED and name in COUNTS)
+    columns += [
         *recorded_columns(full_size, "latency"),
         *recorded_columns(full_size, "memory"),
         context.record_column(),
