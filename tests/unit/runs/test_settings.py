@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from errors import raises
 
-from tvrbench.harness.core.options import split_names, split_numbers
+from tvrbench.harness.core.options import parse_names, parse_numbers
 from tvrbench.harness.runs.settings import RunSettings, SweepSettings
 
 pytestmark = pytest.mark.unit
@@ -42,15 +42,15 @@ def test_a_sweep_has_the_same_rules() -> None:
 
 
 def test_lists_are_parsed() -> None:
-    assert split_names(" lora, tempme,") == ("lora", "tempme")
-    assert split_numbers("0,12") == (0, 12)
+    assert parse_names(" lora, tempme,") == ("lora", "tempme")
+    assert parse_numbers("0,12") == (0, 12)
     with raises("option.list-empty"):
-        split_names(" , ")
+        parse_names(" , ")
     with raises("option.list-twice"):
-        split_names("a,b,a")
+        parse_names("a,b,a")
     for text in ("0,x", "-1", "1.5", "٣", "1" * 10):
         with raises("option.list-number"):
-            split_numbers(text)
+            parse_numbers(text)
 
 
 def test_help_imports_no_torch() -> None:
