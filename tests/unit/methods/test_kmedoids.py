@@ -29,11 +29,13 @@ def plain(x: Tensor, k: int, metric: str = "euclidean", p: float = 2.0, pre_norm
     if pre_norm:
         x = F.normalize(x, dim=1)
     n = len(x)
-    if metric == "cosine":
-        unit = F.normalize(x, dim=1)
-        distance = [[float(1 - unit[i] @ unit[j]) for j in range(n)] for i in range(n)]
-    else:
-        distance = [[float((x[i] - x[j]).norm(p=p)) for j in range(n)] for i in range(n)]
+    unit = F.normalize(x, dim=1)
+
+    def between(i: int, j: int) -> float:
+        return float(1 - unit[i] @ unit[j] if metric == "cosine" else (x[i] - x[j]).norm(p=p))
+
+    # Each pair once: a BLAS may round the two orders of a dot product differently, and two members of a cluster tie.
+    distance = [[between(min(i, j), max(i, j)) for j in range(n)] for i in range(n)]
     medoids = [start]
     while len(medoids) < k:
         free = [i for i in range(n) if i not in medoids]
