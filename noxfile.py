@@ -137,4 +137,5 @@ def docs_check(session: nox.Session) -> None:
     session.run("cog", "-I", "docs/_build", "--check", "--diff", "--check-fail-msg=run nox -s docs", *GENERATED)
     session.run("pytest", "docs/_build/committed_reports.py")
     snippets = {"PYTHONPATH": str(ROOT / "docs" / "_build")}  # -p imports before pytest reads its settings
-    session.run("pytest", "-p", "snippets", "README.md", "CONTRIBUTING.md", "docs", env=snippets)
+    split = ("-n", "2", "--dist", "loadfile")
+    session.run("pytest", "-p", "snippets", *split, "README.md", "CONTRIBUTING.md", "docs", env=snippets)
