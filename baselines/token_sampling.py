@@ -12,7 +12,7 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream
-from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage
+from tvrbench.methods.ops.segments import SCHEDULES, Schedule, SegmentMask, SegmentReducer, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,7 @@ class TokenSampling(Method[TokenSamplingOptions]):
         group="token reduction",
         recipe="centerclip",
         tuning="full",
-        presets={
-            "ViT-B-32": {"schedule": ((6, 4, 49),)},
-            "ViT-B-16": {"schedule": ((6, 4, 160),)},
-            "tiny": {"schedule": ((6, 4, 16),)},
-        },
+        presets={backbone: {"schedule": schedule} for backbone, schedule in SCHEDULES.items()},
         identity={"schedule": ()},
     )
     Options = TokenSamplingOptions

@@ -14,7 +14,7 @@ from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream, VisionEncoder, take
 from tvrbench.methods.ops.kmedoids import k_medoids
-from tvrbench.methods.ops.segments import Schedule, SegmentMask, SegmentReducer, Stage, cluster_means
+from tvrbench.methods.ops.segments import SCHEDULES, Schedule, SegmentMask, SegmentReducer, Stage, cluster_means
 from tvrbench.methods.ops.spectral import spectral_cluster
 
 
@@ -115,11 +115,7 @@ class CenterCLIP(Method[CenterCLIPOptions]):
         group="token reduction",
         recipe="centerclip",
         tuning="full",
-        presets={
-            "ViT-B-32": {"schedule": ((6, 4, 49),)},
-            "ViT-B-16": {"schedule": ((6, 4, 160),)},
-            "tiny": {"schedule": ((6, 4, 16),)},
-        },
+        presets={backbone: {"schedule": schedule} for backbone, schedule in SCHEDULES.items()},
         identity={"schedule": ()},
     )
     Options = CenterCLIPOptions

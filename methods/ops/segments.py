@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,12 @@ from tvrbench.harness.models.tokens import TokenReducer, TokenStream, take
 
 Schedule = tuple[tuple[int, int, int], ...]
 SegmentMask = Literal["any", "last"]
+SCHEDULES: Mapping[str, Schedule] = {
+    "ViT-B-32": ((6, 4, 49),),
+    "ViT-B-16": ((6, 4, 160),),
+    "tiny": ((6, 4, 16),),
+}
+"""CenterCLIP's schedule on each backbone; its controls run the same one."""
 
 
 @dataclass(frozen=True, kw_only=True)
