@@ -18,8 +18,20 @@ from tvrbench.harness.records.record import Environment
 
 _PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
-# The outputs of runs do not count as changed sources.
-_OUTPUTS = (":(exclude)results/records", ":(exclude)reports")
+_OWN_PACKAGES = ("harness", "methods", "baselines", "datasets")
+# What a number can depend on: a change of a document, a test or an output of a run is none of the sources.
+_SOURCES = (*_OWN_PACKAGES, "results/published", "pyproject.toml", "constraints.txt")
+# Files that the packages would find although git does not track them.
+_FOUND = (
+    *(f":(glob){package}/**/*.py" for package in _OWN_PACKAGES),
+    ":(glob)harness/config/**/*.toml",
+    ":(glob)harness/regression/*.toml",
+    ":(glob)harness/reporting/templates/*.j2",
+    ":(glob)datasets/standin/*.safetensors",
+    ":(glob)datasets/standin/*.txt",
+    ":(glob)datasets/standin/*.json",
+    ":(glob)results/published/*.csv",
+)
 
 
 def environment(device: torch.device | str) -> Environment:
@@ -66,14 +78,27 @@ def gpu_driver() -> str | None:
 def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]:
     """Commit of the checkout at ``root``, and True if its sources differ from it; (None, None) elsewhere.
 
-    A repository that merely contains ``root`` (an environment inside another project) does not count.
+    Sources are the packages, the published numbers and the pinned versions: tracked files that differ from the commit,
+    and untracked files that the packages would find. Any other file (an environment, a log, a sweep, a result, a
+    document, a test) is none. A repository that merely contains ``root`` (an environment inside another project) does
+    not count.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
     sha = _git(root, "rev-parse", "--verify", "HEAD")
     if top is None or sha is None or Path(top) != root.resolve():
         return None, None
-    changes = _git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *_OUTPUTS)
-    return sha, None if changes is None else bool(changes)
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *_SOURCES)
+    untracked = _git(root, "ls-files", "-z", "--others", "--", *_FOUND)  # ignored ones too
+    if changed is None or untracked is None:
+        return sha, None
+    return sha, bool(changed) or any(_is_source(root, Path(name)) for name in untracked.split("\0") if name)
+
+
+def _is_source(root: Path, path: Path) -> bool:
+    """False for a Python file that no import finds (a backup, a copy), and inside a virtual environment."""
+    if any((root / folder / "pyvenv.cfg").exists() for folder in list(path.parents)[:-1]):
+        return False
+    return path.suffix != ".py" or all(part.isidentifier() for part in path.with_suffix("").parts)
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -107,12 +132,18 @@ def _version(package: str) -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Git's output; None if it fails or is not installed. Variables such as GIT_DIR must not point it elsewhere."""
+    """Git's output; None if it fails or is not installed. Variables such as GIT_DIR must not point it elsewhere.
+
+    The checkout is the one that this process runs its code from, so an owner other than the user (in a container) is
+    no reason to distrust it. Permission bits, which some file systems do not keep, are no change of a source.
+    """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    settings = {"safe.directory": str(root), "core.fileMode": "false", "core.fsmonitor": "false"}
+    command = ["git", "--no-optional-locks", "-C", str(root)]
+    for name, value in settings.items():
+        command += ["-c", f"{name}={value}"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], env=variables, capture_output=True, text=True, timeout=60, check=True
-        )
+        done = subprocess.run([*command, *arguments], env=variables, capture_output=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return os.fsdecode(done.stdout).rstrip("\n")

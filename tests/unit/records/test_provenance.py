@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,22 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, env=variables)
 
 
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("changed\n", encoding="utf-8")
+
+
+ROOT = Path(__file__).parents[3]
+SOURCES = ("harness/code.py", "methods/ours.py", "results/published/a.csv", "pyproject.toml", "constraints.txt")
+OTHERS = ("README.md", "docs/a.md", "tests/a.py", "results/records/a/c.json", "reports/a/b.md", "noxfile.py")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    root = tmp_path / "checkout"
-    (root / "harness").mkdir(parents=True)
-    (root / "harness" / "code.py").write_text("x = 1\n", encoding="utf-8")
+    root = tmp_path / "a checkout"
+    for name in (*SOURCES, *OTHERS):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x = 1\n", encoding="utf-8")
     git(root, "init")
     git(root, "add", ".")
     git(root, "commit", "-m", "first")
@@ -82,16 +94,113 @@ class TestSourceRevision:
         assert len(sha) == 40
         assert dirty is False
 
-    @pytest.mark.parametrize("name", ["harness/code.py", "harness/new.py"])
-    def test_a_changed_or_new_source_is_dirty(self, checkout: Path, name: str) -> None:
-        (checkout / name).write_text("x = 2\n", encoding="utf-8")
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "missing-videos.txt",
+            "nohup.out",
+            "slurm-1.out",
+            "SWEEP.toml",
+            "notebook.ipynb",
+            "try_it.py",
+            "venv/pyvenv.cfg",
+            ".venv/lib/python3.11/site-packages/a.py",
+            "results/records/a/b.json",
+            "reports/a/README.md",
+            "runs/records/a/b.json",
+            "tests/unit/test_new.py",
+            "docs/new.md",
+            "datasets/MSRVTT/msrvtt_data/MSRVTT_JSFUSION_test.csv",
+            "datasets/MSRVTT/videos/video0.mp4",
+            "harness/nohup.out",
+            "harness/__pycache__/code.cpython-311.pyc",
+            "harness/code.py~",
+            "harness/code.py.orig",
+            "harness/code (copy).py",
+            "harness/.#code.py",
+            "harness/.ipynb_checkpoints/code-checkpoint.py",
+            "harness/venv/lib/python3.11/site-packages/six.py",
+        ],
+    )
+    def test_an_untracked_file_that_is_no_source_changes_nothing(self, checkout: Path, name: str) -> None:
+        write(checkout / name)
+        assert source_revision(checkout)[1] is False
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "harness/new.py",
+            "harness/runs/new.py",
+            "methods/new.py",
+            "baselines/new.py",
+            "datasets/décor.py",
+            "harness/config/protocols/my-data/uniform.toml",
+            "results/published/new.csv",
+        ],
+    )
+    @pytest.mark.parametrize("ignored", [False, True])
+    def test_an_untracked_source_is_dirty(self, checkout: Path, name: str, ignored: bool) -> None:
+        if ignored:
+            (checkout / ".git" / "info" / "exclude").write_text("*\n", encoding="utf-8")
+        write(checkout / name)
         assert source_revision(checkout)[1] is True
 
-    @pytest.mark.parametrize("name", ["results/records/a/b.json", "reports/a/README.md"])
-    def test_what_a_run_writes_is_no_change_of_source(self, checkout: Path, name: str) -> None:
-        (checkout / name).parent.mkdir(parents=True)
-        (checkout / name).write_text("{}", encoding="utf-8")
+    def test_what_the_wheel_ships_is_a_source(self, checkout: Path) -> None:
+        settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+        for package, patterns in settings["package-data"].items():
+            parent = ".".join(package.split(".")[:2])
+            folder = Path(settings["package-dir"][parent], *package.split(".")[2:])
+            for pattern in (pattern for pattern in patterns if "*" in pattern):
+                path = checkout / folder / pattern.replace("**", "a").replace("*", "new")
+                write(path)
+                assert source_revision(checkout)[1] is True, path
+                path.unlink()
+
+    @pytest.mark.parametrize("name", SOURCES)
+    @pytest.mark.parametrize("staged", [False, True])
+    def test_a_changed_or_deleted_source_is_dirty(self, checkout: Path, name: str, staged: bool) -> None:
+        for change in (write, Path.unlink):
+            change(checkout / name)
+            if staged:
+                git(checkout, "add", "--all")
+            assert source_revision(checkout)[1] is True
+
+    def test_a_renamed_source_is_dirty(self, checkout: Path) -> None:
+        git(checkout, "mv", "harness/code.py", "docs/code.py")
+        assert source_revision(checkout)[1] is True
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_a_changed_or_deleted_file_beside_the_sources_is_not(self, checkout: Path, name: str) -> None:
+        for change in (write, Path.unlink):
+            change(checkout / name)
+            assert source_revision(checkout)[1] is False
+
+    def test_permission_bits_are_no_change(self, checkout: Path) -> None:
+        (checkout / "harness" / "code.py").chmod(0o755)
         assert source_revision(checkout)[1] is False
+
+    @pytest.mark.parametrize("kind", ["worktree", "shallow", "submodule"])
+    def test_other_kinds_of_checkout(self, checkout: Path, tmp_path: Path, kind: str) -> None:
+        other = tmp_path / "other checkout"
+        if kind == "worktree":
+            git(checkout, "worktree", "add", "--detach", str(other))
+        elif kind == "shallow":
+            git(tmp_path, "clone", "--depth", "1", checkout.as_uri(), str(other))
+        else:
+            git(tmp_path, "init", str(other))
+            git(other, "-c", "protocol.file.allow=always", "submodule", "add", checkout.as_uri(), "part of it")
+            other /= "part of it"
+        assert source_revision(other) == (source_revision(checkout)[0], False)
+        write(other / "harness" / "code.py")
+        assert source_revision(other)[1] is True
+        assert source_revision(checkout)[1] is False
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+    def test_a_checkout_of_another_owner(self, checkout: Path) -> None:
+        clean = source_revision(checkout)
+        for path in (checkout, checkout / ".git"):
+            os.chown(path, 12345, 12345)
+        assert source_revision(checkout) == clean
 
     def test_a_repository_around_it_is_not_ours(self, checkout: Path) -> None:
         assert source_revision(checkout / "harness") == (None, None)
