@@ -44,7 +44,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Make a folder to run in, with the committed records and an importable folder ``plugins``."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "plugins").mkdir()
-    shutil.copytree(ROOT / "results" / "records", folder / "results" / "records")
+    shutil.copytree(ROOT / "results" / "records", folder / "runs" / "records")  # as if the reader had run them
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("PYTHONPATH", str(folder / "plugins"))

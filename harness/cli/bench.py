@@ -15,7 +15,17 @@ from tyro.conf import Positional, arg
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Assignments, Device, Json, Names, Numbers, parse_assignments, pick_device
+from tvrbench.harness.core.options import (
+    REPORTS,
+    RESULTS,
+    Assignments,
+    Device,
+    Json,
+    Names,
+    Numbers,
+    parse_assignments,
+    pick_device,
+)
 from tvrbench.harness.profiling.plan import (
     RANDOM,
     MeasurementSettings,
@@ -45,7 +55,7 @@ class BenchSettings(MeasurementSettings):
         energy: Measure joules per video and per 1,000 captions too, by the GPU's own counter.
         assignments: Method option for every method, for example --set tuning=full; may be repeated.
         results: Folder of the records.
-        reports: Folder of the reports; the report is reports/efficiency.
+        reports: Folder of the reports; the report is efficiency in it.
         no_report: Write no report.
     """
 
@@ -60,8 +70,8 @@ class BenchSettings(MeasurementSettings):
     end_to_end: bool = False
     energy: bool = False
     assignments: Assignments = ()
-    results: Path = Path("results")
-    reports: Path = Path("reports")
+    results: Path = RESULTS
+    reports: Path = REPORTS
     no_report: bool = False
     as_json: Json = False
 
@@ -121,16 +131,16 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
             tables.setdefault(name, {})[choice.label] = costs
             row = {"method": choice.method, "options": choice.options, "backbone": name, "record": str(path)}
             rows.append(row | {"cost": [measurement.to_json() for measurement in costs]})
-    if not settings.no_report:
-        say(f"report: {write_efficiency(store, settings.reports)[0]}")
+    pages = [] if settings.no_report else write_efficiency(store, settings.reports)[:1]
     if settings.as_json:
         print_json({"protocol": protocol, "rows": rows})
-        return
-    for name, table in tables.items():
+    for name, table in ({} if settings.as_json else tables).items():
         compiled = ", compiled" if plan.compile else ""
         print(f"\n{name}, {plan.frames} frames, {plan.device}, {plan.precision}{compiled}, over {plan.baseline.label}")
         print_costs(table)
     say(f"records: {store.folder(NAME)}")
+    for page in pages:
+        say(f"report: {page}")
 
 
 COLUMNS = {

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Json
+from tvrbench.harness.core.options import RESULTS, Json
 from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.tables.markdown import brief, one_line
 
@@ -28,7 +28,7 @@ def compare(
     a: Annotated[Positional[str], arg(metavar="A")],
     b: Annotated[Positional[str], arg(metavar="B")],
     /,
-    results: Path = Path("results"),
+    results: Path = RESULTS,
     as_json: Json = False,
 ) -> None:
     """Explain what differs between two records, then compare their numbers, with intervals where queries are shared.
@@ -60,6 +60,7 @@ def find_record(name: str, results: Path) -> StoredRecord:
         UsageError: there is none, there are several, or it is no valid record.
     """
     from tvrbench.harness.records.record import read_record
+    from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.data.records import StoredRecord
 
     path = Path(name)
@@ -70,7 +71,7 @@ def find_record(name: str, results: Path) -> StoredRecord:
         matches = [file for file in under if file.stem == stem] or under
         if not matches:
             raise UsageError(
-                f"no record {name!r}: give a record's file or the start of its name below {results / 'records'}",
+                f"no record {name!r}: give a record's file or the start of its name below {RecordStore(results).searched()}",
                 code="record.missing",
                 record=name,
             )

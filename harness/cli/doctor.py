@@ -12,7 +12,7 @@ from typing import Literal
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table
 from tvrbench.harness.core.errors import CheckFailed
-from tvrbench.harness.core.options import Json
+from tvrbench.harness.core.options import RESULTS, Json
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _folder(results: Path) -> Finding:
     return Finding("results folder", "ok", f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
 
 
-def doctor(results: Path = Path("results"), as_json: Json = False) -> None:
+def doctor(results: Path = RESULTS, as_json: Json = False) -> None:
     """Show what this machine has and lacks; exits with 1 where something is broken.
 
     Args:

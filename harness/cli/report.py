@@ -8,15 +8,15 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.core.options import Json
+from tvrbench.harness.core.options import REPORTS, RESULTS, Json
 from tvrbench.harness.records.store import RecordStore
 
 
 def report(
     protocol: Annotated[Positional[str], arg(metavar="PROTOCOL")],
     /,
-    results: Path = Path("results"),
-    reports: Path = Path("reports"),
+    results: Path = RESULTS,
+    reports: Path = REPORTS,
     as_json: Json = False,
 ) -> None:
     """Write the report of a protocol, or of efficiency, again from its records alone.

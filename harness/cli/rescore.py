@@ -23,7 +23,7 @@ def rescore(
     """Compute metrics again from the embeddings of tvrbench run --save-embeddings; needs no model and no data.
 
     Args:
-        file: results/embeddings/PROTOCOL/RUN.safetensors.
+        file: runs/embeddings/PROTOCOL/RUN.safetensors.
         ranks: Write the rank of every query to this .npz file: t2v of the captions, v2t of the videos.
     """
     from tvrbench.harness.evaluation.embeddings import load_embeddings

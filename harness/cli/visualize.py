@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.core.options import Device, Json, pick_device
+from tvrbench.harness.core.options import REPORTS, RESULTS, Device, Json, pick_device
 from tvrbench.harness.core.registry import matching
 
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
@@ -34,7 +34,7 @@ Ranks = npt.NDArray[np.floating[Any]]
 class Visualize:
     """Draw figures that need models and videos: patches that share a token, or queries on which two methods disagree.
 
-    Models come from results/checkpoints: those of runs with the same options and seed. A method without a checkpoint
+    Models come from runs/checkpoints: those of runs with the same options and seed. A method without a checkpoint
     runs untrained, and the figure says so.
 
     Attributes:
@@ -62,8 +62,8 @@ class Visualize:
     data: Path | None = None
     weights: str | None = None
     device: Device = "auto"
-    results: Path = Path("results")
-    reports: Path = Path("reports")
+    results: Path = RESULTS
+    reports: Path = REPORTS
     as_json: Json = False
 
     def run(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
@@ -12,6 +13,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from tvrbench.harness.core.errors import UsageError
 
+# Where commands write and look in the working folder by default; the repository ignores it.
+RESULTS, REPORTS = Path("runs"), Path("runs/reports")
 RESERVED = {"method", "backbone", "weights", "checkpoint", "frames", "device", "seed"}
 
 

@@ -22,6 +22,7 @@ from tvrbench.harness.records.record import Record, dumps, normalized, read_reco
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
 _DIRECTIONS = ("t2v", "v2t")
+_DEMO = Path("results")  # in a checkout: the committed runs
 # The checkpoint of a training that a run reports.
 LAST: Literal["last"] = "last"
 BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
@@ -43,6 +44,13 @@ class RecordStore:
             UsageError: the name cannot be a folder's.
         """
         return self._records / "__".join(_safe(part, "protocol") for part in protocol.split("/"))
+
+    def searched(self, protocol: str | None = None) -> str:
+        """Where records (of a protocol) were looked for, for a message, and where a checkout has its own."""
+        folder, demo = (s._records if protocol is None else s.folder(protocol) for s in (self, RecordStore(_DEMO)))
+        is_demo = folder.resolve() == demo.resolve()
+        hint = f" (the repository's demo: --results {_DEMO})" if demo.is_dir() and not is_demo else ""
+        return f"{folder}{hint}"
 
     def check_writable(self, protocol: str) -> None:
         """Create the folder and write to it once, so that a long run does not fail at its end.

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.options import Assignments, Bytes, Device, Json, Names, Numbers, parse_assignments
+from tvrbench.harness.core.options import (
+    REPORTS,
+    RESULTS,
+    Assignments,
+    Bytes,
+    Device,
+    Json,
+    Names,
+    Numbers,
+    parse_assignments,
+)
 from tvrbench.harness.records.store import LAST
 
 
@@ -31,8 +41,8 @@ class ExecutionSettings:
     """
 
     device: Device = "auto"
-    results: Path = Path("results")
-    reports: Path = Path("reports")
+    results: Path = RESULTS
+    reports: Path = REPORTS
     skip_bad_videos: bool = False
     save_interval_min: float = 10.0
     micro_batch_size: int | None = None
@@ -72,7 +82,7 @@ class RunSettings(ExecutionSettings):
         data: Folder of the data set: annotations and a folder videos. The embedded one needs none.
         backbone: A backbone instead of the protocol's; the protocol's name then says so.
         weights: CLIP weights instead of the protocol's: openai, an open_clip tag, a file or a folder.
-        checkpoint: A trained model to score with --eval-only: saved by a run under results/checkpoints, or a state dict
+        checkpoint: A trained model to score with --eval-only: saved by a run under runs/checkpoints, or a state dict
             released by a paper's code (then name its --methods).
         eval_only: Score the --checkpoint on the protocol's test split; train nothing.
         checkpoint_selection: The checkpoint to report; best-on-test looks at the test set in training and is flagged
@@ -85,7 +95,7 @@ class RunSettings(ExecutionSettings):
         no_report: Leave the report as it is.
         resume: Resume an interrupted command. Completed runs are skipped.
         skip_existing: Skip completed runs; start interrupted ones again.
-        save_embeddings: Keep the features of the test split under results/embeddings, for tvrbench rescore.
+        save_embeddings: Keep the features of the test split under runs/embeddings, for tvrbench rescore.
         refuse_other_states: With resume, stop if another run of the same method and seed was interrupted.
         videos_checked: The caller has decoded the videos to check them.
         command: The command of the records; the one typed by default.

@@ -76,7 +76,7 @@ def context() -> RunContext:
 def score(*arguments: str) -> Record:
     """The record of a checkpoint scored into the working directory, which holds no other."""
     assert cli.main(["run", NAME, "--eval-only", *QUICK, *arguments]) == 0
-    (record,) = [r for r in RecordStore(Path("results")).load_all(NAME) if "checkpoint" in r]
+    (record,) = [r for r in RecordStore(Path("runs")).load_all(NAME) if "checkpoint" in r]
     return record
 
 
@@ -87,7 +87,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: str, *arguments: str) -> s
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
-    assert not list(Path("results").rglob("*.json"))
+    assert not list(Path("runs").rglob("*.json"))
     (line,) = [line for line in err.splitlines() if line.startswith("tvrbench: ")]
     assert err.strip().endswith(line)
     assert line.endswith(f"[{code}]"), line
@@ -121,14 +121,14 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
 
     monkeypatch.setattr("tvrbench.harness.runs.context.load_weights", unwanted)
     monkeypatch.setattr("tvrbench.harness.runs.runner.TrainingLoop", unwanted)
-    shutil.copytree(trained.results, "results")
-    file = str(Path("results") / trained.checkpoint.relative_to(trained.results))
+    shutil.copytree(trained.results, "runs")
+    file = str(Path("runs") / trained.checkpoint.relative_to(trained.results))
     monkeypatch.setattr("sys.argv", ["tvrbench", "run", NAME, "--eval-only", "--checkpoint", str(Path(file).resolve())])
     record = score("--checkpoint", file)
     assert record["command"] == f"tvrbench run {NAME} --eval-only --checkpoint {file}"
     before = {key: value for key, value in trained.record["metrics"].items() if key != "training"}
     assert record["metrics"] == before
-    store = RecordStore(Path("results"))
+    store = RecordStore(Path("runs"))
     for direction, ranks in store.load_ranks(trained.record).items():
         assert (ranks == store.load_ranks(record)[direction]).all()
     sha256 = file_sha256(trained.checkpoint)
@@ -138,7 +138,7 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
         assert record[same] == trained.record[same]  # type: ignore[literal-required]
     assert record["data"]["frames_fingerprint"] == trained.record["data"]["frames_fingerprint"]
     assert not [key for key in record["data"] if key.startswith("train_")]
-    main, scored = (Path("reports/standin/uniform", f"{name}.md").read_text() for name in ("main", "scored"))
+    main, scored = (Path("runs/reports/standin/uniform", f"{name}.md").read_text() for name in ("main", "scored"))
     assert "scored checkpoint" not in main
     assert f"lora, scored checkpoint {trained.checkpoint.name}" in scored
     assert trained.record in store.load_all(NAME)
@@ -191,7 +191,7 @@ def test_a_released_state_dict_scores_what_its_model_scores(name: str, context: 
     record = score("--checkpoint", str(file), "--methods", method, *given)
     metrics, ranks = direct(model, context)
     assert without_selection(record["metrics"]) == json.loads(json.dumps(without_selection(metrics)))
-    stored = RecordStore(Path("results")).load_ranks(record)
+    stored = RecordStore(Path("runs")).load_ranks(record)
     assert all((stored[direction] == ranks[direction].astype("f4")).all() for direction in ranks)
     assert record["metrics"]["selection"] == "unknown"
     assert record["checkpoint"] == {"file": file.name, "sha256": file_sha256(file), "format": "released"}
@@ -199,7 +199,7 @@ def test_a_released_state_dict_scores_what_its_model_scores(name: str, context: 
     assert record["method"]["options"] == json.loads(
         json.dumps({"backbone": record["method"]["options"]["backbone"], "frames": 12} | model.spec.describe())
     )
-    assert "Nothing was trained" in Path("reports/standin/uniform/README.md").read_text()
+    assert "Nothing was trained" in Path("runs/reports/standin/uniform/README.md").read_text()
 
 
 def test_tuned_parameters_alone_are_scored_on_the_protocols_weights(context: RunContext, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_the_plan_has_no_step(trained: Trained, capsys: pytest.CaptureFixture[st
     assert cli.main(["run", NAME, *QUICK, *arguments]) == 0
     (planned,) = json.loads(capsys.readouterr().out)["runs"]
     assert (planned["method"], planned["tuning"], planned["steps"], planned["trainings"]) == ("lora", "lora", 0, 0)
-    assert not list(Path("results").rglob("*.json"))
+    assert not list(Path("runs").rglob("*.json"))
 
 
 def test_a_regression_check_reads_past_it(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +238,7 @@ def test_a_regression_check_reads_past_it(trained: Trained, capsys: pytest.Captu
     r1 = record["metrics"]["t2v"]["R1"]
     other = record["metrics"] | {"t2v": record["metrics"]["t2v"] | {"R1": r1 + 50}}
     reference = {"file": "other.bin", "sha256": "c" * 64, "format": "released"}
-    store, ref = RecordStore(Path("results")), {"name": protocol.name, "hash": protocol.hash}
+    store, ref = RecordStore(Path("runs")), {"name": protocol.name, "hash": protocol.hash}
     store.save(dict(record) | {"protocol": ref, "checkpoint": reference, "metrics": other})
     baseline = {
         "schema_version": 1,
@@ -248,7 +248,7 @@ def test_a_regression_check_reads_past_it(trained: Trained, capsys: pytest.Captu
         "accepted": [{"date": "2024-01-01", "reason": "a test", "git_sha": None}],
     }
     Path("baseline.json").write_text(json.dumps(baseline))
-    check = ["check", "--against", "baseline.json", "--records", "results", "--json"]
+    check = ["check", "--against", "baseline.json", "--records", "runs", "--json"]
     assert cli.main(check) == 1
     assert [row["measured"] for row in json.loads(capsys.readouterr().out)] == [None]
     store.save(dict(record) | {"protocol": ref})

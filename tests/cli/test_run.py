@@ -23,6 +23,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,24 @@ def _short_runs(standin_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str) -> list[Record]:
     code = cli.main(["run", "standin/uniform", "--full-size-costs", "off", "--device", "cpu", *arguments])
     assert code == 0
-    return RecordStore(Path("results")).load_all("standin/uniform")
+    return RecordStore(Path("runs")).load_all("standin/uniform")
+
+
+def test_a_run_in_a_clone_leaves_its_tracked_files_and_its_status_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    cloned = subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], capture_output=True, check=False)
+    if cloned.returncode != 0:
+        pytest.skip("the tests do not run from a git checkout")
+    monkeypatch.chdir(clone)
+    run("--methods", "zero_shot", "--save-embeddings")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"report: {Path('runs/reports/standin/uniform/README.md')}"
+    assert Path("runs/reports/standin/uniform/README.md").is_file()
+    assert cli.main(["report", "standin/uniform"]) == 0
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    assert status.stdout == ""
 
 
 def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,13 +68,13 @@ def test_two_runs_with_one_seed_give_the_same_record(capsys: pytest.CaptureFixtu
     choice = tempme["metrics"]["training"]["learning_rate_choice"]
     assert choice["chosen"] in (0.5, 1.0)
     assert set(choice["held_out_rsum"]) == {"0.5", "1.0"}
-    ranks = RecordStore(Path("results")).load_ranks(tempme)
+    ranks = RecordStore(Path("runs")).load_ranks(tempme)
     assert (ranks["t2v"] <= 1).mean() * 100 == pytest.approx(tempme["metrics"]["t2v"]["R1"])
-    page = Path("reports/standin/uniform/README.md").read_text()
+    page = Path("runs/reports/standin/uniform/README.md").read_text()
     assert "stand-in" in page.splitlines()[0]
-    assert len(list(Path("results/checkpoints/standin__uniform").glob("tempme-lora-seed0-*.safetensors"))) == 1
+    assert len(list(Path("runs/checkpoints/standin__uniform").glob("tempme-lora-seed0-*.safetensors"))) == 1
     assert cli.main(["report", "standin/uniform"]) == 0
-    assert Path("reports/standin/uniform/README.md").read_text() == page
+    assert Path("runs/reports/standin/uniform/README.md").read_text() == page
 
 
 def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
@@ -75,7 +93,7 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
     assert code == 2
     assert "[video.unusable]" in err
     assert all(video.name in err for video in videos[:3])
-    assert not list(Path("results").rglob("*.json"))
+    assert not list(Path("runs").rglob("*.json"))
     (record,) = run("--methods", "zero_shot", "--data", str(data), "--skip-bad-videos")
     assert sorted(record["data"]["skipped"]) == sorted(video.stem for video in videos[:3])
     assert record["data"]["train_videos"] + record["data"]["test_videos"] == 2297
@@ -92,7 +110,7 @@ def test_a_failed_run_is_recorded_and_earlier_records_stay(
     monkeypatch.setattr("tvrbench.harness.runs.runner.choose_lr", explode)
     with pytest.raises(RuntimeError, match="no such luck"):
         cli.main(["run", "standin/uniform", "--methods", "lora", "--full-size-costs", "off"])
-    records = RecordStore(Path("results")).load_all("standin/uniform")
+    records = RecordStore(Path("runs")).load_all("standin/uniform")
     assert before in records
     (failed,) = [record for record in records if record["status"] == "failed"]
     assert failed["failure"] == "RuntimeError: no such luck"
@@ -113,7 +131,7 @@ def test_a_stopped_command_resumes_and_completed_runs_are_skipped(
     monkeypatch.setattr(Trainer, "step", step)
     assert cli.main(command) == 143
     assert "SIGTERM after step 2 of 3 of lora (seed 0)" in capsys.readouterr().err
-    assert len(RecordStore(Path("results")).load_all("standin/uniform")) == 1
+    assert len(RecordStore(Path("runs")).load_all("standin/uniform")) == 1
     assert cli.main([*command, "--set", "rank=4", "--resume"]) == 2
     assert "[state.other-run]" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
@@ -157,4 +175,4 @@ def test_ctrl_c_ends_in_one_sentence(standin_cache: Path, tmp_path: Path) -> Non
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted" in err
-    assert json.dumps(sorted(p.name for p in (tmp_path / "results").rglob("*.json"))) == "[]"
+    assert json.dumps(sorted(p.name for p in (tmp_path / "runs").rglob("*.json"))) == "[]"

@@ -28,7 +28,7 @@ def test_a_sweep_does_the_runs_without_a_record(capsys: pytest.CaptureFixture[st
     assert cli.main(command) == 0
     out = json.loads(capsys.readouterr().out)
     assert [run["code"] for run in out["runs"]] == [0]
-    (record,) = RecordStore(Path("results")).load_all("standin/uniform")
+    (record,) = RecordStore(Path("runs")).load_all("standin/uniform")
     assert record["command"] == "tvrbench run standin/uniform --methods zero_shot --seeds 0"
     assert Path(out["report"][0]).is_file()
     assert cli.main(command) == 0
@@ -51,7 +51,7 @@ def test_a_cluster_job_does_the_same_run() -> None:
     )
     (job,) = submit([Task(title="one", settings=settings)], Path("jobs"), {"cluster": "local", "timeout_min": 10})
     job.result()
-    (record,) = RecordStore(Path("results")).load_all("standin/uniform")
+    (record,) = RecordStore(Path("runs")).load_all("standin/uniform")
     assert record["status"] == "completed"
     with raises("sweep.slurm"):
         submit([], Path("jobs"), {"cluster": "local", "nonsense": 1})

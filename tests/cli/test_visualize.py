@@ -42,7 +42,7 @@ def visualize(*arguments: str) -> int:
 def files_of(method: str, seed: int = 0, **options: Any) -> RunFiles:
     context = open_context(load_protocol(PROTOCOL), None, None)
     name = RunKey.of(context, RunConfig(method=method, seed=seed, options=options)).name
-    return RunFiles(RecordStore(Path("results")), PROTOCOL, name)
+    return RunFiles(RecordStore(Path("runs")), PROTOCOL, name)
 
 
 def save(method: str, seed: int = 0) -> Path:
@@ -63,7 +63,7 @@ def test_tokens_are_drawn_with_checkpoints_where_there_are_and_the_protocol_s_we
     assert "vidtome:mode=persistent: not trained: on the protocol's weights\n" in done.err
     assert "Embedded stand-in, not MSR-VTT" in done.err
     file = Path(json.loads(done.out)["file"])
-    assert file == Path("reports/standin/uniform/tokens.png")
+    assert file == Path("runs/reports/standin/uniform/tokens.png")
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_other_options_is_not_the_run_s(capsys: pytest.CaptureFi
 
 def test_a_gallery_of_two_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert visualize("gallery", PROTOCOL, "zero_shot", "frame_subsample", "--queries", "3") == 0
-    page = Path("reports/standin/uniform/gallery.html").read_text(encoding="utf-8")
+    page = Path("runs/reports/standin/uniform/gallery.html").read_text(encoding="utf-8")
     assert page.count("<article") == 3
     assert "zero_shot: R@1 15.3 % (not trained: on the protocol&#39;s weights)" in page
     assert "reports/standin/uniform/gallery.html" in capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_bad_input_is_refused_before_anything_is_written(changes: dict[str, Any]
     options: dict[str, Any] = {"kind": "tokens", "protocol": PROTOCOL, "device": "cpu"}
     with raises(code):
         Visualize(**(options | changes)).run()
-    assert not Path("reports").exists()
+    assert not Path("runs/reports").exists()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_unknown_names_and_absent_data_exit_with_2(
 ) -> None:
     assert visualize(*arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
-    assert not Path("reports").exists()
+    assert not Path("runs/reports").exists()
 
 
 def test_ranks_are_compared_with_the_record(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.records import StoredRecord, newest
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.papers.published import Variant
@@ -65,11 +66,14 @@ class Bench:
         return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
-def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tuple[list[Bench], list[StoredRecord]]:
+def benches(
+    stored: Sequence[StoredRecord], variants: Sequence[Variant], store: RecordStore | None = None
+) -> tuple[list[Bench], list[StoredRecord]]:
     """Group the records, GPUs first, and return those of older settings apart.
 
     Where a backbone was measured on a device with settings that differ only in thoroughness (batches, repeats), the
-    ones with the most rows count, and of equal ones the newest: a quick trial does not replace a whole table.
+    ones with the most rows count, and of equal ones the newest: a quick trial does not replace a whole table. ``store`` is
+    where they were read from, for the message.
 
     Raises:
         UsageError: there is no record.
@@ -80,7 +84,8 @@ def benches(stored: Sequence[StoredRecord], variants: Sequence[Variant]) -> tupl
             on = str(record["method"]["options"].get("backbone"))
             groups.setdefault((record["protocol"]["hash"], record["environment"]["device"], on), []).append(run)
     if not groups:
-        message = "no cost is recorded; measure methods with 'tvrbench bench' or 'nox -s efficiency'"
+        where = f" in {store.searched(NAME)}" if store else ""
+        message = f"no cost is recorded{where}; measure methods with 'tvrbench bench' or 'nox -s efficiency'"
         raise UsageError(message, code="report.no-cost")
     largest: dict[tuple[Any, ...], list[StoredRecord]] = {}
     for (_, device, on), runs in groups.items():

@@ -79,8 +79,12 @@ class Selected:
     left_out: tuple[StoredRecord, ...]
 
 
-def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | None) -> Selected:
+def select(
+    stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | None, store: RecordStore | None = None
+) -> Selected:
     """Split a protocol's records by status and hash: the given one, or that of the latest completed run.
+
+    ``store`` is where they were read from, for the message.
 
     Raises:
         UsageError: no completed record is left.
@@ -90,7 +94,8 @@ def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | N
     if not completed:
         names = [s.path.name for s in failed]
         seen = f"; {len(names)} failed, see {names[0]}" if names else ""
-        message = f"{protocol}: no completed run is recorded{seen}; make one with 'tvrbench run {protocol}'"
+        where = f" in {store.searched(protocol)}" if store else ""
+        message = f"{protocol}: no completed run is recorded{where}{seen}; make one with 'tvrbench run {protocol}'"
         raise UsageError(message, code="report.no-run", protocol=protocol, failed=names)
     hashes = sorted({s.record["protocol"]["hash"] for s in completed})
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]

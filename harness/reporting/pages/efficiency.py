@@ -1,4 +1,4 @@
-"""``reports/efficiency``: the cost of methods on each device, from the records of ``tvrbench bench`` alone."""
+"""The report ``efficiency``: the cost of methods on each device, from the records of ``tvrbench bench`` alone."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _FIGURE_CAPTION = (
 
 
 def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
-    """Write ``reports/efficiency`` and return its files, ``README.md`` first; same records, same bytes.
+    """Write the folder ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
     """
-    measured, left_out = benches(stored_records(store, NAME), load_variants())
+    measured, left_out = benches(stored_records(store, NAME), load_variants(), store)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs]
     groups: list[Group] = []

@@ -41,7 +41,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     """Write a protocol's report from its records, and return its files, ``README.md`` first.
 
     Args:
-        protocol: its name in the records; the report's folder is ``reports/<protocol>``.
+        protocol: its name in the records; the report's folder is ``<reports>/<protocol>``.
         store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
         reports: the folder of all reports.
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
@@ -49,7 +49,7 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
     Raises:
         UsageError: no completed record (of that hash), a broken record, or a folder that cannot be written to.
     """
-    selected = select(stored_records(store, protocol), protocol, protocol_hash)
+    selected = select(stored_records(store, protocol), protocol, protocol_hash, store)
     selected = replace(selected, completed=with_unique_labels(selected.completed))
     dataset = selected.completed[0].record["data"]["dataset"]
     context = ReportContext(protocol=protocol, dataset=dataset, folder=reports.joinpath(*protocol.split("/")))
