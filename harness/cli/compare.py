@@ -8,14 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tabulate import tabulate
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import RESULTS, Json
-from tvrbench.harness.reporting.catalogue import significant
-from tvrbench.harness.reporting.tables.markdown import brief, one_line
 
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
     from tvrbench.harness.reporting.analysis.compare_records import RecordComparison
@@ -39,6 +36,7 @@ def compare(
         results: Folder of records.
     """
     from tvrbench.harness.reporting.analysis.compare_records import compare_records
+    from tvrbench.harness.reporting.tables.markdown import one_line
 
     one, other = (find_record(name, results) for name in (a, b))
     comparison = compare_records(one, other)
@@ -70,8 +68,9 @@ def find_record(name: str, results: Path) -> StoredRecord:
         under = [f for f in records if path.parent.name in ("", f.parent.name) and stem and f.stem.startswith(stem)]
         matches = [file for file in under if file.stem == stem] or under
         if not matches:
+            where = RecordStore(results).searched()
             raise UsageError(
-                f"no record {name!r}: give a record's file or the start of its name below {RecordStore(results).searched()}",
+                f"no record {name!r}: give a record's file or the start of its name below {where}",
                 code="record.missing",
                 record=name,
             )
@@ -105,6 +104,8 @@ def _print_facts(comparison: RecordComparison) -> None:
 
 
 def _print_metrics(comparison: RecordComparison) -> None:
+    from tvrbench.harness.reporting.tables.markdown import one_line
+
     if not comparison.metrics:
         print(f"No metrics to compare: {comparison.why_not_paired}\n")
         return
@@ -126,6 +127,9 @@ def _print_metrics(comparison: RecordComparison) -> None:
 
 
 def _print_costs(comparison: RecordComparison) -> None:
+    from tvrbench.harness.reporting.catalogue import significant
+    from tvrbench.harness.reporting.tables.markdown import brief
+
     if not comparison.costs:
         print("No costs to compare.")
         return
@@ -141,6 +145,8 @@ def _print_costs(comparison: RecordComparison) -> None:
 
 def _print_table(rows: Sequence[Sequence[str | None]], headers: Sequence[str]) -> None:
     """Print a plain table whose numbers stay as they were written."""
+    from tabulate import tabulate
+
     align = ["left" if header in ("", "so", "no ratio because") else "right" for header in headers]
     print(tabulate(rows, headers, tablefmt="simple", missingval="–", disable_numparse=True, colalign=align))
 
@@ -151,6 +157,8 @@ def _p(value: float) -> str:
 
 def _short(value: str | None) -> str | None:
     """A value for a column: hashes by their beginning, as git shows them."""
+    from tvrbench.harness.reporting.tables.markdown import brief
+
     if value is None:
         return None
     return value[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) else brief(value, 48)

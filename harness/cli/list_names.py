@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from tvrbench.harness.config.protocol import load_protocol, protocol_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table
 from tvrbench.harness.core.options import Json
@@ -20,6 +19,8 @@ def list_names(
     Args:
         kind: What to list.
     """
+    from tvrbench.harness.config.protocol import load_protocol, protocol_names
+
     rows: list[dict[str, Any]]
     if kind == "protocols":
         rows = [{"name": name, "summary": load_protocol(name).title} for name in protocol_names()]

@@ -9,7 +9,6 @@ from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.options import REPORTS, RESULTS, Json
-from tvrbench.harness.records.store import RecordStore
 
 
 def report(
@@ -26,6 +25,7 @@ def report(
         results: Folder of the records.
         reports: Folder of the reports.
     """
+    from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.data.bench_rows import NAME
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
     from tvrbench.harness.reporting.pages.report import write_report

@@ -11,7 +11,6 @@ from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.core.options import Json
-from tvrbench.harness.records.store import ranks_archive
 
 _COLUMNS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "median rank", "MnR": "mean rank", "RSum": "R-Sum"}
 _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -28,6 +27,7 @@ def rescore(
     """
     from tvrbench.harness.evaluation.embeddings import load_embeddings
     from tvrbench.harness.evaluation.embeddings import rescore as metrics_of
+    from tvrbench.harness.records.store import ranks_archive
 
     if ranks is not None and ranks.suffix != ".npz":
         message = f"--ranks {ranks}: ranks are written as a NumPy archive, so give a file that ends in .npz"

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
@@ -17,7 +15,10 @@ from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.core.options import REPORTS, RESULTS, Device, Json, pick_device
 from tvrbench.harness.core.registry import matching
 
-if TYPE_CHECKING:  # these import torch, for which --help must not wait
+if TYPE_CHECKING:  # --help must not wait for numpy and torch
+    import numpy as np
+    import numpy.typing as npt
+
     from tvrbench.harness.data.types import FrameSpec
     from tvrbench.harness.models.model import RetrievalModel
     from tvrbench.harness.reporting.data.context import ReportContext
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # these import torch, for which --help must not wait
     from tvrbench.harness.runs.context import RunContext
 
 _BATCH = 32
-Ranks = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def load_for_display(options: Visualize, context: RunContext, name: str) -> Disp
     return DisplayModel(label=choice.label, origin=origin, model=model.eval(), spec=spec, files=files)
 
 
-def compare_with_record(ranks_T: Ranks, files: RunFiles) -> int | None:
+def compare_with_record(ranks_T: npt.NDArray[np.floating[Any]], files: RunFiles) -> int | None:
     """The number of ranks that differ from those of the run's record; None if no record holds as many."""
     from tvrbench.harness.records.record import read_record
 
@@ -152,7 +152,7 @@ def compare_with_record(ranks_T: Ranks, files: RunFiles) -> int | None:
     if record is None or record["per_query_ranks_path"] is None:
         return None
     recorded = files.store.load_ranks(record)["t2v"]
-    return int(np.sum(recorded != ranks_T.astype(recorded.dtype))) if len(recorded) == len(ranks_T) else None
+    return int((recorded != ranks_T.astype(recorded.dtype)).sum()) if len(recorded) == len(ranks_T) else None
 
 
 def _run_of(

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: stop at once, or during training after the step, with the state saved."""
+"""Ctrl-C, SIGTERM and SIGHUP: stop at once, or during training after the step, with the state saved."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any, NoReturn, Self
 
 RESUME_HINT = "finished records are kept; the same command with --resume continues from the saved state"
 
+_HANGUP = getattr(signal, "SIGHUP", None)  # POSIX only
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([] if _HANGUP is None else [_HANGUP])]
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the command; the message says how to resume."""
 
     def __init__(self, number: int, where: str = "", how: str = RESUME_HINT) -> None:
         self.number = number
-        super().__init__(f"interrupted by {signal.Signals(number).name}{where}: {how}")
+        super().__init__(f"interrupted by {signal.Signals(number).name}{where}{': ' if how else ''}{how}")
 
     @property
     def exit_code(self) -> int:
@@ -26,8 +29,38 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
+@contextmanager
+def raising() -> Iterator[None]:
+    """Let a signal whose default is to end the process raise Interrupted in the block, in the main thread only.
+
+    A signal that is ignored (as under ``nohup``) or handled already stays so. An import that a signal ends may raise
+    an error of its own instead; after a signal any error in the block counts as Interrupted.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise Interrupted(number, how="")
+
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    if threading.current_thread() is not threading.main_thread():
+        defaults = ()
+    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) in defaults}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    except Exception as error:
+        if received:
+            raise Interrupted(received[0], how="") from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class SignalHandler:
-    """Handles both signals inside ``with SignalHandler() as interrupts:``, in the main thread only.
+    """Handles the signals inside ``with SignalHandler() as interrupts:``, in the main thread only.
 
     Inside ``with interrupts.deferred():`` the first signal is only stored in ``pending``, and the code there stops at
     a safe point; a second signal stops at once.
@@ -40,7 +73,8 @@ class SignalHandler:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            handled = [number for number in _SIGNALS if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -74,5 +108,7 @@ class SignalHandler:
         if not self._deferred or self.pending is not None:
             raise Interrupted(number)
         self.pending = number
-        # print() is not reentrant.
-        os.write(2, b"tvrbench: finishing this step and saving; press Ctrl-C again to quit now\n")
+        try:  # print() is not reentrant
+            os.write(2, b"tvrbench: finishing this step and saving; press Ctrl-C again to quit now\n")
+        except OSError:  # the terminal has hung up, and any later line on it would fail too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

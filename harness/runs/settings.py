@@ -20,7 +20,6 @@ from tvrbench.harness.core.options import (
     Numbers,
     parse_assignments,
 )
-from tvrbench.harness.records.store import LAST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ class RunSettings(ExecutionSettings):
                 "--checkpoint FILE needs --eval-only, which scores it: a run always trains from the protocol's weights",
                 code="eval-only.missing",
             )
-        if self.checkpoint_selection != LAST:
+        if self.checkpoint_selection != "last":
             raise UsageError(
                 f"--checkpoint-selection {self.checkpoint_selection} is a choice in training, and --eval-only trains "
                 "nothing: leave one of them out",

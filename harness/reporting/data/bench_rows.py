@@ -72,8 +72,8 @@ def benches(
     """Group the records, GPUs first, and return those of older settings apart.
 
     Where a backbone was measured on a device with settings that differ only in thoroughness (batches, repeats), the
-    ones with the most rows count, and of equal ones the newest: a quick trial does not replace a whole table. ``store`` is
-    where they were read from, for the message.
+    ones with the most rows count, and of equal ones the newest: a quick trial does not replace a whole table.
+    ``store`` is where they were read from, for the message.
 
     Raises:
         UsageError: there is no record.

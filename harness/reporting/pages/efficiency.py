@@ -46,7 +46,7 @@ _FIGURE_CAPTION = (
 
 
 def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
-    """Write the folder ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
+    """Write ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
