@@ -108,7 +108,7 @@ def reencode_videos(
     encoder = dict(dataset.encoder_facts())
     head = {"format": FORMAT, "dataset": dataset.name, "settings": asdict(settings), "encoder": encoder}
     sources, faults = _sources(dataset, video_ids)
-    done: list[NewVideo] = []
+    done, added = list[NewVideo](), 0
     with _write_errors(folder), _locked(folder), _open_manifest(folder, head) as (before, journal):
         check_space(folder, 0, "the re-encoded data set")
         for path in dataset.annotation_files():
@@ -122,7 +122,8 @@ def reencode_videos(
                 if isinstance(result, VideoFault):
                     faults.append(result)
                 else:
-                    done.append(result)
+                    done.append(result[0])
+                    added += result[1]
                 if number % _CHECK_EVERY == 0:
                     mean = sum(video.size for video in done) // max(1, len(done))
                     check_space(folder, mean * (len(sources) - number), "the re-encoded data set")
@@ -130,11 +131,10 @@ def reencode_videos(
                     progress(number, len(sources))
         finally:
             pool.shutdown(cancel_futures=True)  # so that an interrupt does not wait for thousands of videos
-    kept = sum(video.file in before and before[video.file].sha256 == video.sha256 for video in done)
     return ReencodeReport(
         folder=folder,
-        added=len(done) - kept,
-        kept=kept,
+        added=added,
+        kept=len(done) - added,
         faults=tuple(faults),
         source_bytes=sum(video.source.size for video in done),
         bytes=sum(video.size for video in done),
@@ -152,8 +152,8 @@ class _Work:
     before: Mapping[str, NewVideo]
     journal: BinaryIO
 
-    def carry_out(self, source: tuple[Path, str]) -> NewVideo | VideoFault:
-        """Return the new video, the earlier one if its source is unchanged, or the fault of the source.
+    def carry_out(self, source: tuple[Path, str]) -> tuple[NewVideo, bool] | VideoFault:
+        """Return the video and whether it was written, not kept since its source is unchanged; or the source's fault.
 
         Raises:
             OSError: the new file cannot be written.
@@ -167,12 +167,12 @@ class _Work:
             if old is not None and not (target.is_file() and target.stat().st_size == old.size):
                 old = None  # removed or damaged since
             if old is not None and old.source.stat == stat:
-                return old
+                return old, False
             stamp = FileStamp(size=stat[0], mtime_ns=stat[1], ctime_ns=stat[2], sha256=file_sha256(path))
         except (UsageError, OSError) as error:
             return VideoFault.of(video_id, path, error)
         if old is not None and old.source.sha256 == stamp.sha256:
-            return self._noted(replace(old, source=stamp))
+            return self._noted(replace(old, source=stamp)), False
         if target.exists() and target.samefile(path):
             message = f"{target} is the source itself, through a link; choose a folder without links to {path.parent}"
             raise UsageError(message, code="reencode.own-source", path=str(target))
@@ -186,7 +186,7 @@ class _Work:
                 size, sha256 = draft.stat().st_size, file_sha256(draft)
         except UsageError as error:
             return VideoFault.of(video_id, path, error)
-        return self._noted(NewVideo(file=file.as_posix(), source=stamp, size=size, sha256=sha256, **facts))
+        return self._noted(NewVideo(file=file.as_posix(), source=stamp, size=size, sha256=sha256, **facts)), True
 
     def _noted(self, video: NewVideo) -> NewVideo:
         self.journal.write(json.dumps(asdict(video)).encode() + b"\n")  # unbuffered, so that lines stay whole

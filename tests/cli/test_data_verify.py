@@ -118,7 +118,10 @@ def test_the_effect_on_r1(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "standard error" in out
 
 
-def test_ranks_of_a_record_serve_where_no_embeddings_are_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_of_a_record_serve_where_no_embeddings_are_kept(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MSVD, "disjoint", {})
     (root / "test_list.txt").write_text("b_0_2\nc_0_2\n")
     split = MSVD(root).split("test")
     data = {"dataset": "msvd", "test_split": "test", "frames_fingerprint": None}
