@@ -136,7 +136,8 @@ def ranking_of_embeddings(path: Path, dataset: RetrievalDataset) -> Ranking:
     saved = load_embeddings(path)
     data = _data(saved.run)
     if data.get("dataset") != dataset.name or data.get("test_split") not in dataset.split_names:
-        message = f"{path} holds embeddings of {data.get('dataset')}, not of {dataset.name}; give another file"
+        found = f"{data.get('dataset')} {data.get('test_split')}"
+        message = f"{path} holds embeddings of {found}, which is no split of {dataset.name}; give another file"
         raise UsageError(message, code="embeddings.other-data", path=str(path), dataset=data.get("dataset"))
     split = dataset.split(data["test_split"])
     try:

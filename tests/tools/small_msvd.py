@@ -44,4 +44,4 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def call(*arguments: str) -> None:
     """Run the command without its outermost layer, so that its errors can be looked at."""
-    tyro.cli(DataCommand, args=arguments).run()  # type: ignore[arg-type,call-overload]
+    tyro.cli(DataCommand, args=arguments).run()
