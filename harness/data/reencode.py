@@ -253,7 +253,7 @@ def _read_manifest(path: Path, head: Mapping[str, Any]) -> dict[str, NewVideo]:
         raise UsageError(message, code="reencode.manifest", path=str(path)) from error
     if changed := [key for key in head if found[key] != head[key]]:
         was, now = (json.dumps(facts[changed[0]]) for facts in (found, head))
-        message = f"{path.parent} was written with another {changed[0]}: {was}, now {now}; choose another folder"
+        message = f"{path.parent} was written with {changed[0]} {was}, not {now}; choose another folder"
         raise UsageError(message, code="reencode.other-settings", path=str(path), changed=changed)
     return {video.file: video for video in videos}
 
