@@ -16,6 +16,7 @@ from typing import ClassVar, TypeVar
 from tvrbench.datasets.annotations import checked_id
 from tvrbench.datasets.decoders import versions
 from tvrbench.datasets.decoding import VideoError
+from tvrbench.datasets.reencoding import encoder_facts, reencode
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbnails
 from tvrbench.harness.core.errors import UsageError
@@ -26,6 +27,7 @@ from tvrbench.harness.data.types import (
     FrameSpec,
     Mask,
     Progress,
+    Reencoding,
     Source,
     VideoFault,
     VideoFiles,
@@ -34,6 +36,7 @@ from tvrbench.harness.data.types import (
 )
 
 T = TypeVar("T")
+_MAX_ANNOTATION_BYTES = 256 * 2**20  # a larger file beside the videos is an archive of videos
 
 
 class VideoFolderDataset(VideoFiles, ABC):
@@ -93,6 +96,16 @@ class VideoFolderDataset(VideoFiles, ABC):
         check_sampler(spec.sampler)
         return versions(spec.decoder)
 
+    def annotation_files(self) -> Sequence[Path]:
+        """Hook: the files of the annotation; here all files of the root itself that are no videos and not hidden."""
+        return self._plain_files(self.root)
+
+    def reencode(self, video_id: str, target: Path, settings: Reencoding) -> Mapping[str, int]:
+        return reencode(self.video_path(video_id), target, settings)
+
+    def encoder_facts(self) -> Mapping[str, str]:
+        return encoder_facts()
+
     def video_path(self, video_id: str) -> Path:
         """Return the file of a video.
 
@@ -126,6 +139,12 @@ class VideoFolderDataset(VideoFiles, ABC):
     ) -> Iterator[VideoReport]:
         """Decode every frame of each video in parallel threads; yield reports, with ``spec``'s frames, in order."""
         return _parallel(lambda video_id: self._examine(video_id, spec), video_ids, workers)
+
+    @staticmethod
+    def _plain_files(folder: Path) -> list[Path]:
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        plain = [path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES and path.name[0] != "."]
+        return [path for path in plain if path.stat().st_size <= _MAX_ANNOTATION_BYTES]
 
     def _default_path(self, video_id: str) -> Path:
         return self.root / "videos" / f"{video_id}.mp4"

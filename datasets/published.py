@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -86,6 +86,10 @@ class PublishedDataset(VideoFolderDataset):
     def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
         """The lengths that ``_captions`` noted in ``_seconds``, for the splits that have been opened."""
         return self._seconds.get(video_id)
+
+    def annotation_files(self) -> Sequence[Path]:
+        """The files of the root and of ``folder``."""
+        return [*super().annotation_files(), *self._plain_files(self.root / self.folder)]
 
     @abstractmethod
     def _captions(self, name: str) -> dict[str, list[str]]:

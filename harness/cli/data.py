@@ -1,138 +1,38 @@
-"""``tvrbench data``: download and verify data sets, compare two copies or two decoders, cache decoded frames.
+"""``tvrbench data``: download, verify and re-encode data sets, compare copies or decoders, cache decoded frames.
 
 Heavy modules are imported where they are used, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg, subcommand
+from tyro.conf import Positional, arg, subcommand
 
+from tvrbench.harness.cli.data_options import (
+    RESUME_HINT,
+    OnDataset,
+    OnFrames,
+    check_usable,
+    print_faults,
+    progress_bar,
+)
+from tvrbench.harness.cli.data_reencode import Reencode
+from tvrbench.harness.cli.data_verify import Verify
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.core.signals import Interrupted
-from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, Source, VideoFault, VideoFiles
-
-if TYPE_CHECKING:
-    from tvrbench.harness.core.progress import Bar
+from tvrbench.harness.data.types import RetrievalDataset, Source, VideoFiles
 
 SHOWN = 20  # differing videos that are printed; --json prints all
-RESUME_HINT = "finished videos and downloaded bytes are kept; run the same command to resume"
 UNTESTED = (
     "the URLs are copied from the projects' pages and untested: if one has moved, set another with --url; the "
     "annotation is compared with the published splits"
 )
-MAX_FRAMES, MAX_SIZE = 1_024, 2_048
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OnDataset:
-    """Options of the commands that open a data set.
-
-    Attributes:
-        dataset: A data set (tvrbench list datasets).
-        root: Its folder, with annotations and a folder videos.
-    """
-
-    dataset: Annotated[Positional[str], arg(metavar="DATASET")]
-    root: Path | None = None
-
-    def open(self) -> RetrievalDataset:
-        """Return the data set; UsageError for an unknown name or a wrong folder."""
-        from tvrbench.harness.data.open import open_dataset
-
-        return open_dataset(self.dataset, self.root)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OnFrames(_OnDataset):
-    """Options of the commands that decode frames.
-
-    Attributes:
-        splits: Only this split; may be repeated.
-        sampler: Frame sampler: tempme, clip4clip or centerclip.
-        frames: Frames per video; DiDeMo and ActivityNet use 64.
-        size: Side of the square crop in pixels.
-        as_json: Print one JSON document.
-    """
-
-    splits: Annotated[UseAppendAction[tuple[str, ...]], arg(name="split", metavar="SPLIT")] = ()
-    sampler: str = "tempme"
-    frames: int = 12
-    size: int = 224
-    as_json: Annotated[bool, arg(name="json")] = False
-
-    def spec(self, *, native: bool = False, decoder: str | None = None) -> FrameSpec:
-        """Return the frames; UsageError for numbers that would fill the memory."""
-        if not 1 <= self.frames <= MAX_FRAMES or not 1 <= self.size <= MAX_SIZE:
-            limits = f"use 1 to {MAX_FRAMES:,} frames of 1 to {MAX_SIZE:,} pixels"
-            message = f"--frames {self.frames} --size {self.size} is out of range: {limits}"
-            raise UsageError(message, code="option.range", frames=self.frames, size=self.size)
-        chosen = {} if decoder is None else {"decoder": decoder}
-        return FrameSpec(sampler=self.sampler, frames=self.frames, size=NATIVE if native else self.size, **chosen)
-
-    def video_ids(self, dataset: RetrievalDataset) -> list[str]:
-        """Return the videos of the splits, each once."""
-        parts = [dataset.split(name) for name in self.splits or dataset.split_names]
-        return list(dict.fromkeys(video_id for part in parts for video_id in part.video_ids))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify(_OnFrames):
-    """Decode every video: report missing and broken ones, wrong durations, and the fingerprint of the frames.
-
-    Attributes:
-        decoder: pyav or torchcodec; by default TVRBENCH_DECODER, or pyav.
-        missing_list: File for the ids of missing videos.
-        report: JSON file for the facts of each video, for tvrbench data compare.
-    """
-
-    decoder: str | None = None
-    missing_list: Path = Path("missing-videos.txt")
-    report: Path | None = None
-
-    def run(self) -> None:
-        """Raise CheckFailed if a video is missing, broken, or has a wrong duration."""
-        from tvrbench.harness.data.verify import check_writable, verify, write_report
-
-        spec, dataset = self.spec(decoder=self.decoder), self.open()
-        if self.report is not None:
-            check_writable(self.report)
-        splits, hint = self.splits or dataset.split_names, "nothing was written; run the same command to start again"
-        with _bar(f"decoding videos of {self.dataset}", hint) as bar:
-            result = verify(dataset, splits, spec=spec, list_path=self.missing_list, progress=bar.reach)
-        if self.report is not None:
-            write_report(result, self.report)
-        if self.as_json:
-            print_json(result.summary())
-        else:
-            columns = ["split", "videos", "captions", "present", "missing", "corrupt", "wrong duration"]
-            hashes = [[s.fingerprint[:12], s.frames_fingerprint and s.frames_fingerprint[:12]] for s in result.splits]
-            rows = [[*list(asdict(s).values())[:7], *pair] for s, pair in zip(result.splits, hashes, strict=True)]
-            print_table(rows, [*columns, "annotation", "frames"])
-            _print_faults(result.corrupt)
-            for video in result.wrong_duration:
-                off, seconds = video.off_by_s or 0.0, video.facts["duration_s"]
-                than = "longer" if off > 0 else "shorter"
-                print(f"{video.path}: duration: {seconds:.1f} s, {abs(off):.1f} s {than} than annotated")
-            if result.missing:
-                count, folder = len(result.missing), dataset.root / "videos"
-                say(f"{count} videos are missing in {folder}; their ids are in {result.missing_list}")
-        if self.report is not None:
-            say(f"{self.report} describes every video; tvrbench data compare explains the differences of two reports")
-        if not result.ok:
-            counts = {name: len(getattr(result, name)) for name in ("corrupt", "missing", "wrong_duration")}
-            parts = f"{counts['corrupt']} are corrupt, {counts['missing']} missing and {counts['wrong_duration']}"
-            message = f"{self.dataset}: of {len(result.reports)} videos, {parts} of a wrong duration; replace them"
-            raise CheckFailed(message, code="data.unusable-videos", dataset=self.dataset, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +70,7 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoders(_OnFrames):
+class Decoders(OnFrames):
     """Compare frame numbers, pixels and speed of PyAV and torchcodec.
 
     Attributes:
@@ -191,7 +91,7 @@ class Decoders(_OnFrames):
             raise UsageError(message, code="dataset.no-files", dataset=self.dataset)
         dataset.pixel_versions(spec)
         existing = [v for v in self.video_ids(dataset) if _exists(dataset, v)][: self.limit]
-        with _bar(f"decoding {len(existing)} videos of {self.dataset} twice") as bar:
+        with progress_bar(f"decoding {len(existing)} videos of {self.dataset} twice") as bar:
             result = compare_decoders(dataset, spec, existing, progress=bar.reach)
         if self.as_json:
             print_json(asdict(result))
@@ -208,7 +108,7 @@ class Decoders(_OnFrames):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cache(_OnFrames):
+class Cache(OnFrames):
     """Decode every video once and cache its frames; an interrupted command resumes.
 
     Attributes:
@@ -224,7 +124,7 @@ class Cache(_OnFrames):
         from tvrbench.harness.data.cache import fill_cache
 
         spec, dataset = self.spec(native=self.native, decoder=self.decoder), self.open()
-        with _bar(f"caching frames of {self.dataset}", RESUME_HINT) as bar:
+        with progress_bar(f"caching frames of {self.dataset}", RESUME_HINT) as bar:
             result = fill_cache(dataset, spec, self.video_ids(dataset), progress=bar.reach)
         if self.as_json:
             faults = [asdict(fault) | {"path": str(fault.path)} for fault in result.faults]
@@ -237,17 +137,12 @@ class Cache(_OnFrames):
                 print(f"{result.wasted / 2**30:.2f} GiB belong to replaced clips")
             if self.native:
                 print("frames have native resolution: they are augmented and resized whenever they are read")
-            _print_faults([fault for fault in result.faults if fault.kind != "missing"])
-        if result.faults:
-            missing = sum(fault.kind == "missing" for fault in result.faults)
-            counts = {"missing": missing, "corrupt": len(result.faults) - missing}
-            parts = f"{missing} videos are missing and {counts['corrupt']} cannot be decoded"
-            message = f"{self.dataset}: {parts}; replace them"
-            raise CheckFailed(message, code="data.unusable-videos", dataset=self.dataset, **counts)
+            print_faults(result.faults)
+        check_usable(self.dataset, result.faults)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Download(_OnDataset):
+class Download(OnDataset):
     """Download the published files of a data set, and print the steps that must be done by hand.
 
     An interrupted download resumes. The published URLs are untested, and the checksums of those files are unknown: the
@@ -304,12 +199,12 @@ def _download(source: Source, root: Path, file: str | None) -> None:
     def reject(path: Path) -> str | None:
         return "not an archive (perhaps a web page)" if packed and not is_archive(path) else None
 
-    with _bar(f"downloading {source.url}", RESUME_HINT) as bar:
+    with progress_bar(f"downloading {source.url}", RESUME_HINT) as bar:
         result = download(source.url, root, name=file, sha256=source.sha256, progress=bar.reach, reject=reject)
     known = "as expected" if result.checked else "NOT VERIFIED: its checksum is unknown"
     print(f"{result.path}: {result.size:,} bytes, SHA-256 {result.sha256} ({known})")
     if source.videos:
-        with _bar(f"unpacking {result.path}", RESUME_HINT) as bar:
+        with progress_bar(f"unpacking {result.path}", RESUME_HINT) as bar:
             count = unpack_videos(result.path, root / "videos", bar.reach)
         print(f"{root / 'videos'}: {count} videos; {result.path.name} is no longer needed")
         say("run tvrbench data verify to check the videos")
@@ -332,26 +227,6 @@ def _check_splits(dataset: RetrievalDataset, files: Sequence[str]) -> None:
         raise CheckFailed(message, code="data.wrong-splits", dataset=dataset.name, splits=wrong)
 
 
-@contextmanager
-def _bar(title: str, hint: str | None = None) -> Iterator[Bar]:
-    """Show progress; Ctrl-C ends the command with a hint on how to continue."""
-    from tvrbench.harness.core.progress import Bar
-
-    try:
-        with Bar() as bar:
-            bar.begin(title)
-            yield bar
-    except KeyboardInterrupt:
-        if hint is None:
-            raise
-        raise Interrupted(signal.SIGINT, how=hint) from None
-
-
-def _print_faults(faults: Sequence[VideoFault]) -> None:
-    for fault in faults:
-        print(f"{fault.path}: {fault.kind}: {fault.detail}")
-
-
 def _exists(dataset: VideoFiles, video_id: str) -> bool:
     try:
         return dataset.video_path(video_id).is_file()
@@ -365,9 +240,10 @@ DataCommand = (
     | Annotated[Decoders, subcommand("decoders")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[Download, subcommand("download")]
+    | Annotated[Reencode, subcommand("reencode")]
 )
 
 
 def data(command: Annotated[DataCommand, arg(name="")]) -> None:
-    """Download and verify data sets, compare two copies, keep decoded frames."""
+    """Download, verify and re-encode data sets, compare two copies, keep decoded frames."""
     command.run()

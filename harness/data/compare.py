@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,9 @@ def _video_findings(differences: list[VideoDifference], either: int, both: int) 
     for kind, count in Counter(d.kind for d in differ).most_common():
         details = Counter(d.detail for d in differ if d.kind == kind).most_common(3)
         most = "; ".join(f"{detail} ({n})" if n > 1 else detail for detail, n in details)
-        findings.append(f"{count} of {either} videos: {kind}: {most}")
+        levels = [d.gray_levels for d in differ if d.kind == kind and d.gray_levels is not None]
+        by = f", by {median(levels):.1f} of 255 gray levels at the median" if levels else ""
+        findings.append(f"{count} of {either} videos: {kind}{by}: {most}")
     same = both - sum(d.kind not in ("only in A", "only in B") for d in differ)
     findings.append(f"{same} of {either} videos have the same frames in both")
     if differ:

@@ -127,6 +127,30 @@ class FrameSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reencoding:
+    """How videos are written anew; by default as CLIP4Clip's and CenterCLIP's READMEs state.
+
+    Attributes:
+        fps: frames per second.
+        short_side: pixels of the shorter side, an even number; the aspect is kept.
+
+    Raises:
+        UsageError: a number out of range.
+    """
+
+    fps: float = 3.0
+    short_side: int = 224
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.fps <= 240:  # false for NaN
+            message = f"--fps {self.fps:g} is out of range: give 0.01 to 240 frames per second"
+            raise UsageError(message, code="option.range", fps=self.fps)
+        if not 16 <= self.short_side <= 2_048 or self.short_side % 2:
+            message = f"--short-side {self.short_side} is out of range: give an even number of pixels from 16 to 2,048"
+            raise UsageError(message, code="option.range", short_side=self.short_side)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A downloadable file of a data set.
 
@@ -261,6 +285,18 @@ class VideoFiles(RetrievalDataset, Protocol):
 
     def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
         """Turn cached frames into the result of ``frames``, bit for bit: augment, resize, pad."""
+        ...
+
+    def annotation_files(self) -> Sequence[Path]:
+        """Return the files of the annotation, in the root or below it."""
+        ...
+
+    def reencode(self, video_id: str, target: Path, settings: Reencoding) -> Mapping[str, int]:
+        """Write a video anew; return ``frames, width, height``. UsageError for a bad video, OSError for the target."""
+        ...
+
+    def encoder_facts(self) -> Mapping[str, str]:
+        """Return the encoder of ``reencode``, its settings and the versions of its libraries."""
         ...
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:

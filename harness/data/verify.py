@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.core.io import atomic_path, atomic_write
 from tvrbench.harness.data.frame_loader import fingerprint_of
 from tvrbench.harness.data.types import (
     FrameSpec,
@@ -63,7 +64,6 @@ class VerifyReport:
         frames: the fingerprinted frames: sampler, frames, size and decoder.
         libraries: the versions that decide the pixels.
         splits: counts per split.
-        missing_list: the file that lists missing videos, one id per line; None if not requested.
         reports: of each video, in the order of the splits.
     """
 
@@ -72,7 +72,6 @@ class VerifyReport:
     frames: Mapping[str, Any]
     libraries: Mapping[str, str]
     splits: tuple[SplitCount, ...]
-    missing_list: str | None
     reports: tuple[VideoReport, ...]
 
     @property
@@ -106,7 +105,7 @@ class VerifyReport:
             "splits": [asdict(split) for split in self.splits],
             "videos": len(self.reports),
             "missing": len(self.missing),
-            "missing_list": self.missing_list,
+            "missing_ids": self.missing,
             "corrupt": [asdict(fault) | {"path": str(fault.path)} for fault in self.corrupt],
             "wrong_duration": [
                 {"video_id": r.video_id, "path": str(r.path)}
@@ -139,7 +138,6 @@ def verify(
     splits: Sequence[str],
     *,
     spec: FrameSpec | None = None,
-    list_path: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> VerifyReport:
@@ -149,45 +147,48 @@ def verify(
         dataset: the data set.
         splits: names of splits; their annotation is checked first.
         spec: the frames; the default spec if None.
-        list_path: file for the ids of missing videos, one per line; replaced if it exists.
         progress: called with (done, all) after each video.
         workers: threads; all cores by default.
 
     Raises:
-        UsageError: an unknown split, sampler or decoder, a broken annotation file, or a list that cannot be written.
+        UsageError: an unknown split, sampler or decoder, or a broken annotation file.
     """
     spec = spec or FrameSpec()
     libraries = dict(dataset.pixel_versions(spec)) if isinstance(dataset, VideoFiles) else {}
     parts = [dataset.split(name) for name in splits]
     video_ids = list(dict.fromkeys(v for part in parts for v in part.video_ids))
-    if list_path is not None:
-        check_writable(list_path)
     reports: dict[str, VideoReport] = {}
     for done, report in enumerate(_examine(dataset, video_ids, spec, workers), start=1):
         reports[report.video_id] = report
         if progress is not None:
             progress(done, len(video_ids))
-    result = VerifyReport(
+    return VerifyReport(
         dataset=dataset.name,
         root=str(dataset.root),
         frames={"sampler": spec.sampler, "frames": spec.frames, "size": spec.size, "decoder": spec.decoder},
         libraries=libraries,
         splits=tuple(_count(part, [reports[v] for v in part.video_ids], spec) for part in parts),
-        missing_list=str(list_path) if list_path is not None else None,
         reports=tuple(reports.values()),
     )
-    if list_path is not None:
-        atomic_write(list_path, "".join(f"{video_id}\n" for video_id in result.missing).encode())
-    return result
 
 
-def check_writable(path: Path) -> None:
-    """Raise UsageError before hours of decoding if a file cannot be written."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}, which is a folder; choose a file name", code="io.write", path=str(path))
-    probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
-    atomic_write(probe, b"")
-    probe.unlink()
+def check_writable(path: Path, option: str) -> None:
+    """Raise UsageError, naming the option, before hours of decoding if a file cannot be written."""
+    probe = path.parent / f".{os.getpid()}.probe"
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with atomic_path(probe) as draft:
+            draft.touch()
+        probe.unlink()
+    except OSError as error:
+        message = f"{option} {path} cannot be written ({error.strerror}); choose a file in another folder"
+        raise UsageError(message, code="io.write", path=str(path), option=option) from None
+
+
+def write_missing(report: VerifyReport, path: Path) -> None:
+    """Write the ids of the missing videos, one per line, atomically."""
+    atomic_write(path, "".join(f"{video_id}\n" for video_id in report.missing).encode())
 
 
 def write_report(report: VerifyReport, path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,9 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
     Raises:
         UsageError: no such file, a damaged one, or one of another kind.
     """
-    try:
+    with _read_errors(path):
         with safe_open(path, framework="pt") as handle:
-            metadata = dict(handle.metadata() or {})
-            if metadata.get("format") != FORMAT:
-                raise ValueError("not a file of tvrbench run --save-embeddings")
+            metadata = _metadata(handle)
             names = set(handle.keys())
             if wrong := sorted(name for name in names if not _fits(handle, name)) or sorted(_REQUIRED - names):
                 raise ValueError(f"the tensor {wrong[0]!r} is missing or damaged")
@@ -102,12 +101,6 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
         if _checksum(tensors) != metadata.get("checksum"):
             raise ValueError("another checksum than when it was written")
         run = _run(metadata)
-    except OSError as error:
-        message = f"{path}: the embeddings cannot be read: {error.strerror or error}"
-        raise UsageError(message, code="embeddings.read", path=str(path)) from None
-    except (SafetensorError, ValueError) as error:
-        message = f"{path}: damaged, or not embeddings ({error}): save them again"
-        raise UsageError(message, code="embeddings.damaged", path=str(path)) from None
     subsets = {n.removeprefix(_SUBSET): tuple(t.tolist()) for n, t in tensors.items() if n.startswith(_SUBSET)}
     return SavedEmbeddings(
         run=run,
@@ -117,6 +110,12 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
         subsets=subsets,
         scenes=tuple(tensors["scenes"].tolist()) if "scenes" in tensors else None,
     )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read which run a file of ``save_embeddings`` belongs to, without its features; errors as ``load_embeddings``."""
+    with _read_errors(path), safe_open(path, framework="pt") as handle:
+        return _run(_metadata(handle))
 
 
 def rescore(saved: SavedEmbeddings, path: Path) -> Evaluation:
@@ -134,6 +133,25 @@ def rescore(saved: SavedEmbeddings, path: Path) -> Evaluation:
         raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None
     result.metrics["selection"] = saved.run["selection"]
     return result
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{path}: the embeddings cannot be read: {error.strerror or error}"
+        raise UsageError(message, code="embeddings.read", path=str(path)) from None
+    except (SafetensorError, ValueError) as error:
+        message = f"{path}: damaged, or not embeddings ({error}): save them again"
+        raise UsageError(message, code="embeddings.damaged", path=str(path)) from None
+
+
+def _metadata(handle: Any) -> dict[str, str]:
+    metadata = dict(handle.metadata() or {})
+    if metadata.get("format") != FORMAT:
+        raise ValueError("not a file of tvrbench run --save-embeddings")
+    return metadata
 
 
 def _fits(handle: Any, name: str) -> bool:

@@ -15,7 +15,7 @@ from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.data.compare import read_report
 from tvrbench.harness.data.frame_loader import FrameLoader, frames_fingerprint
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
-from tvrbench.harness.data.verify import verify, write_report
+from tvrbench.harness.data.verify import check_writable, verify, write_missing, write_report
 
 pytestmark = pytest.mark.unit
 
@@ -58,17 +58,15 @@ def test_a_whole_folder_is_ok(root: Path) -> None:
     report = verify(Folder(root), ["train", "test"])
     assert report.ok
     assert len(report.reports) == report.summary()["videos"] == 6
-    assert report.missing_list is None
     assert [(s.name, s.videos, s.present) for s in report.splits] == [("train", 4, 4), ("test", 3, 3)]
 
 
 def test_every_fault_is_named_and_absent_videos_are_listed(broken: Path) -> None:
     path, seen = broken / "missing.txt", []
-    report = verify(
-        Folder(broken), ["train", "test"], list_path=path, progress=lambda done, total: seen.append((done, total))
-    )
+    report = verify(Folder(broken), ["train", "test"], progress=lambda done, total: seen.append((done, total)))
     assert not report.ok
-    assert (report.missing, report.missing_list) == (["video0"], str(path))
+    assert report.missing == report.summary()["missing_ids"] == ["video0"]
+    write_missing(report, path)
     assert path.read_text() == "video0\n"
     assert [(c.video_id, c.kind) for c in report.corrupt] == [
         ("video1", "empty"),
@@ -139,29 +137,18 @@ def test_the_report_holds_every_video(broken: Path) -> None:
 def test_a_stale_list_is_replaced(root: Path) -> None:
     path = root / "missing.txt"
     path.write_text("video99\n")
-    verify(Folder(root), ["test"], list_path=path)
+    write_missing(verify(Folder(root), ["test"]), path)
     assert path.read_text() == ""
 
 
-def test_a_list_that_cannot_be_written(root: Path) -> None:
-    with raises("io.write"):
-        verify(Folder(root), ["test"], list_path=root / "videos/video5.mp4" / "missing.txt")
-
-
-def test_that_a_list_cannot_be_written_is_found_before_anything_is_decoded(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a video was decoded")
-
-    monkeypatch.setattr(Folder, "examine_videos", refuse)
-    for path in (root / "videos", root / "videos/video5.mp4/x"):
-        with raises("io.write"):
-            verify(Folder(root), ["test"], list_path=path)
-    before = sorted(root.iterdir())
-    with pytest.raises(AssertionError, match="decoded"):
-        verify(Folder(root), ["test"], list_path=root / "missing.txt")
-    assert sorted(root.iterdir()) == before
+@pytest.mark.parametrize("place", ["videos", "videos/video5.mp4/x", "videos/video5.mp4/new/x"])
+def test_a_file_that_cannot_be_written_is_named_with_its_option(root: Path, place: str) -> None:
+    before = sorted(root.rglob("*"))
+    with raises("io.write", path=str(root / place), option="--x") as caught:
+        check_writable(root / place, "--x")
+    assert str(caught.value).startswith(f"--x {root / place} ")
+    check_writable(root / "missing.txt", "--x")
+    assert sorted(root.rglob("*")) == before
 
 
 def test_no_videos_folder_means_all_are_missing(tmp_path: Path) -> None:
@@ -229,7 +216,7 @@ def test_the_fingerprint_is_of_pixels_order_and_spec(root: Path) -> None:
 def test_the_real_sample(tmp_path: Path) -> None:
     (tmp_path / "videos").symlink_to(SHARED / "data/msrvtt-sample/videos")
     (tmp_path / "msrvtt_data.zip").symlink_to(SHARED / "annotations/msrvtt/msrvtt_data.zip")
-    report = verify(MSRVTT(tmp_path), ["test-1ka"], list_path=tmp_path / "missing.txt")
+    report = verify(MSRVTT(tmp_path), ["test-1ka"])
     assert report.corrupt == []
     assert [(s.present, s.missing) for s in report.splits] == [(3, 997)]
-    assert len((tmp_path / "missing.txt").read_text().split()) == len(report.missing) == 997
+    assert len(report.missing) == 997
