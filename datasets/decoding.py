@@ -7,14 +7,13 @@ loaders, pixels that are not square stay so, and interlaced pictures keep both f
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import av
 import numpy as np
@@ -24,6 +23,8 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from tvrbench.datasets.completeness import is_whole
+from tvrbench.datasets.orientation import UPRIGHT, OddAngle, Orientation, declared
 from tvrbench.harness.core.errors import UsageError
 
 # A hostile header can announce a picture of any size; this is twice 8K video.
@@ -34,13 +35,15 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "max_pixels": str(_MAX_PIXELS),
 }
+# Tags need not be UTF-8. Since version 19, PyAV reads them all and has no setting for it.
+_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Resizing the short side of a very long picture would fill the memory.
 _MAX_ASPECT = 50
 # Codecs in which one packet is one shown picture. Others hide packets (VP8's alternate references) or pack two
 # pictures into one (MPEG-4 in AVI), so that only decoding counts the frames.
 _ONE_PICTURE_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1"})
-_EBML_HEADER = bytes.fromhex("1a45dfa3")
-_EBML_SEGMENT = bytes.fromhex("18538067")
+# These have no header with a duration, and FFmpeg estimates one from times or the bit rate.
+_WITHOUT_DURATION = frozenset({"mpeg", "mpegts"})
 
 RGB = npt.NDArray[np.uint8]
 
@@ -64,7 +67,9 @@ class PacketIndex:
             pictures, or where packets lack times, so that only decoding counts the frames.
         time_base: seconds.
         stream: number of the video stream in the file.
-        duration_s: end of the last frame as the header declares it; None where it declares none.
+        duration_s: as the header declares it; None where it declares none.
+        misdeclared: that duration is wrong.
+        transfer: number of the transfer function (ITU-T H.273, table 3).
     """
 
     count: int
@@ -74,6 +79,8 @@ class PacketIndex:
     time_base: Fraction
     stream: int
     duration_s: float | None
+    misdeclared: bool
+    transfer: int
 
     @property
     def span_s(self) -> float:
@@ -89,24 +96,37 @@ class PacketIndex:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the file's container and first real video stream; FFmpeg's errors inside the block become VideoError."""
-    if not path.is_file():
-        raise VideoError(f"there is no video file {path}; copy it there", code="video.missing", video=str(path))
-    if path.stat().st_size == 0:
-        message = f"video {path} is empty (0 bytes); replace it with a complete copy"
-        raise VideoError(message, code="video.empty", video=str(path))
-    try:
+    """Open the file's container and first real video stream; errors of its file inside the block become VideoError."""
+    with _naming(path):
+        if not path.is_file():
+            raise VideoError(f"there is no video file {path}; copy it there", code="video.missing", video=str(path))
+        if path.stat().st_size == 0:
+            message = f"video {path} is empty (0 bytes); replace it with a complete copy"
+            raise VideoError(message, code="video.empty", video=str(path))
         # One thread: decoding a clip of seconds takes less time than starting a pool of decoder threads.
-        with av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), metadata_errors="replace") as container:
+        with av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), **_TAGS) as container:
             pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
             stream = next(pictures, None)
             if stream is None:
                 raise _fault(path, "it contains no video stream; it may be a sound file")
+            if stream.codec_context is None:  # whatever PyAV's types say
+                raise _fault(path, "its video codec is unknown")
             stream.thread_type = "NONE"
             stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
             yield container, stream
-    except FFmpegError as error:
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn the errors that the system, PyAV and NumPy raise for a bad file into a VideoError that names it."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (FFmpegError, OSError) as error:
         raise _fault(path, error.strerror or str(error)) from error
+    except (ValueError, ArithmeticError, MemoryError, NotImplementedError) as error:
+        raise _fault(path, str(error) or type(error).__name__) from error
 
 
 def scan(path: Path) -> PacketIndex:
@@ -117,7 +137,7 @@ def scan(path: Path) -> PacketIndex:
     """
     with open_video(path) as (container, stream):
         times: list[int | None] = []
-        total, end_s = 0, -math.inf
+        total, start_s, end_s = 0, math.inf, -math.inf
         for packet in container.demux():
             if packet.size == 0:
                 continue  # the end-of-stream marker
@@ -131,24 +151,24 @@ def scan(path: Path) -> PacketIndex:
             if stream.duration is None or packet.stream.index == stream.index:
                 shown = packet.pts if packet.pts is not None else packet.dts
                 if shown is not None and packet.time_base is not None:
+                    start_s = min(start_s, float(shown * packet.time_base))
                     end_s = max(end_s, float((shown + (packet.duration or 0)) * packet.time_base))
         rate = stream.average_rate or stream.guessed_rate
         if not times:
             raise _fault(path, "it contains no video frame")
-        if not rate:
+        if not rate or rate < 0:
             raise _fault(path, "it states no frame rate")
+        whole = is_whole(path)
         # A count that disagrees is no proof: edit lists drop packets, and headers of complete files can be wrong.
-        if (not stream.frames or total < stream.frames) and _ends_early(path):
+        if (not stream.frames or total < stream.frames) and whole is False:
             raise _fault(path, f"it ends after {total} frames")
-        declared_s = None
-        if stream.duration is not None and stream.time_base is not None:
-            declared_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        elif container.duration is not None:  # a Matroska file declares its longest stream only
-            declared_s = ((container.start_time or 0) + container.duration) / av.time_base
+        declared_s = _declared_duration(container, stream)
+        missing_s = 0.0 if declared_s is None or end_s < start_s else _missing(declared_s, start_s, end_s)
         # Writers round durations to milliseconds and omit the duration of the last frame, so an intact file may be
         # short by a frame or an audio packet.
-        if declared_s is not None and end_s < declared_s - max(0.5, 2 / float(rate)):
-            raise _truncated(path, f"it has {max(end_s, 0):.1f} of the {declared_s:.1f} s that its header declares")
+        slack_s = max(0.5, 2 / float(rate))
+        if missing_s > slack_s and not whole:
+            raise _truncated(path, f"{missing_s:.1f} of the {declared_s:.1f} s that its header declares are missing")
         known = sorted(t for t in times if t is not None)
         codec = stream.codec_context.name
         safe = codec in _ONE_PICTURE_PER_PACKET and len(set(known)) == len(times)
@@ -160,16 +180,60 @@ def scan(path: Path) -> PacketIndex:
             time_base=stream.time_base or Fraction(1, av.time_base),
             stream=stream.index,
             duration_s=declared_s,
+            misdeclared=abs(missing_s) > slack_s,
+            transfer=int(stream.codec_context.color_trc or 0),  # frames state it too, but not before PyAV 17
         )
 
 
-def decode(path: Path) -> Iterator[av.VideoFrame]:
-    """Yield the frames in display order; VideoError at the first one that is damaged or cannot be decoded."""
+def _declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the seconds that the header declares: of the stream, else (Matroska) of the longest stream."""
+    if container.format.name in _WITHOUT_DURATION:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def _missing(declared_s: float, start_s: float, end_s: float) -> float:
+    """Return the seconds that a file lacks of its declared duration; negative if it has more.
+
+    Writers count a duration from the first packet or, where that is not at 0, from 0: the reading that fits better
+    holds.
+    """
+    from_start_s = declared_s - (end_s - start_s)
+    return min(from_start_s, declared_s - end_s, key=abs) if start_s < declared_s else from_start_s
+
+
+@dataclass(frozen=True)
+class OrientedFrame:
+    """A decoded frame, and the orientation in which it is to be displayed."""
+
+    frame: av.VideoFrame
+    orientation: Orientation
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as displayed."""
+        return self.orientation.size(self.frame.width, self.frame.height)
+
+
+def decode(path: Path) -> Iterator[OrientedFrame]:
+    """Yield the frames in display order. An orientation holds until a frame declares another one.
+
+    Raises:
+        VideoError: at the first frame that is damaged, cannot be decoded, or is to be turned by an odd angle.
+    """
     with open_video(path) as (container, stream):
+        orientation = UPRIGHT
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise _fault(path, f"frame {number} is damaged")
-            yield frame
+            try:
+                orientation = declared(frame) or orientation
+            except OddAngle as angle:
+                message = f"video {path} is to be turned by {angle} degrees; re-encode it turned by a multiple of 90"
+                raise VideoError(message, code="video.unreadable", video=str(path)) from angle
+            yield OrientedFrame(frame, orientation)
 
 
 def count_frames(path: Path, index: PacketIndex) -> int:
@@ -188,15 +252,16 @@ def check_count(path: Path, n_frames: int, index: PacketIndex) -> None:
         raise _fault(path, f"{n_frames} of its {index.count} frames decode")
 
 
-def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, path: Path) -> RGB:
+def to_rgb(decoded: OrientedFrame, reformatter: VideoReformatter, path: Path) -> RGB:
     """Convert a decoded frame to RGB uint8 [H, W, 3] as displayed; VideoError if it cannot be displayed.
 
     Creating a reformatter costs 25 times the conversion itself, so the caller keeps one per clip.
     """
+    frame = decoded.frame
     check_aspect(frame.width, frame.height, path)
-    rgb: RGB = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
-    turns = quarter_turns(frame, path)
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+    with _naming(path):
+        rgb: RGB = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
+    return decoded.orientation.apply(rgb)
 
 
 def check_aspect(width: int, height: int, path: Path) -> None:
@@ -206,18 +271,9 @@ def check_aspect(width: int, height: int, path: Path) -> None:
         raise VideoError(message, code="video.unreadable", video=str(path))
 
 
-def quarter_turns(frame: av.VideoFrame, path: Path) -> int:
-    """Return how many times to rotate the picture by 90 degrees, counter-clockwise."""
-    turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        message = f"video {path} declares a rotation by {frame.rotation} degrees; re-encode it with a multiple of 90"
-        raise VideoError(message, code="video.unreadable", video=str(path))
-    return turns
-
-
 def _fault(path: Path, reason: str) -> VideoError:
     try:
-        if _ends_early(path):
+        if is_whole(path) is False:
             return _truncated(path, reason)
     except OSError:
         reason += "; its bytes cannot be read"
@@ -228,62 +284,3 @@ def _fault(path: Path, reason: str) -> VideoError:
 def _truncated(path: Path, reason: str) -> VideoError:
     message = f"video {path} is truncated ({reason}); replace it with a complete copy"
     return VideoError(message, code="video.truncated", video=str(path))
-
-
-# Sizes that containers state tell an interrupted download from a file that never was a video.
-
-
-def _ends_early(path: Path) -> bool:
-    """True for an MP4, AVI or Matroska file shorter than it states, and for an MP4 without its index."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[4:8] == b"ftyp":
-            return _mp4_ends_early(file, size)
-        if head[:4] == b"RIFF":
-            # Odd chunks are padded to even length, and some writers count that last byte but do not write it.
-            return int.from_bytes(head[4:8], "little") + 8 > size + 1
-        if head[:4] == _EBML_HEADER:
-            return _matroska_ends_early(file, size)
-    return False
-
-
-def _mp4_ends_early(file: BinaryIO, size: int) -> bool:
-    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): each must end inside the file, and one must be ``moov``."""
-    at, indexed = 0, False
-    while at + 8 <= size:
-        file.seek(at)
-        header = file.read(16)
-        length, header_length = int.from_bytes(header[:4], "big"), 8
-        if length == 1:  # a 64-bit length follows the name
-            length, header_length = int.from_bytes(header[8:16], "big"), 16
-        elif length == 0:  # the box runs to the end of the file
-            length = size - at
-        if length < header_length:
-            return False  # damaged, not truncated
-        indexed = indexed or header[4:8] == b"moov"
-        at += length
-    return at > size or not indexed
-
-
-def _matroska_ends_early(file: BinaryIO, size: int) -> bool:
-    """Compare with the length of the segment after the header (RFC 8794, section 4); a stream states none."""
-    file.seek(len(_EBML_HEADER))
-    header_length = _ebml_length(file)
-    if header_length is None:
-        return False
-    file.seek(header_length, os.SEEK_CUR)
-    if file.read(4) != _EBML_SEGMENT:
-        return file.tell() >= size
-    length = _ebml_length(file)
-    return length is not None and file.tell() + length > size
-
-
-def _ebml_length(file: BinaryIO) -> int | None:
-    """Read a variable-length integer; leading zeros of the first byte count further bytes, all ones mean unknown."""
-    first = file.read(1)
-    if not first or not first[0]:
-        return None
-    extra = 8 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(extra), "big") & ((1 << 7 * (extra + 1)) - 1)
-    return None if value == (1 << 7 * (extra + 1)) - 1 else value

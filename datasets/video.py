@@ -15,14 +15,15 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from tvrbench.datasets.decoders import Pick, naming, read_picked
-from tvrbench.datasets.decoding import RGB, PacketIndex, check_count, decode, quarter_turns, scan, to_rgb
+from tvrbench.datasets.decoding import RGB, PacketIndex, check_count, decode, scan, to_rgb
+from tvrbench.datasets.orientation import Orientation
 from tvrbench.datasets.sampling import frame_indices
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
 Picture = Image.Image
 _GRID = 4  # side of the thumbnails by which two copies of a video are compared
-_HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)
+_HDR = {16, 18}  # the transfer functions PQ and HLG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,14 @@ def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = 
     def use(rgb: RGB) -> Frames:
         return rgb.transpose(2, 0, 1) if spec.size == NATIVE else resize_and_crop(Image.fromarray(rgb), spec.size)
 
-    return np.stack(_probe_and_pick(path, spec, use, first_seconds=first_seconds)[1])
+    pictures = _probe_and_pick(path, spec, use, first_seconds=first_seconds)[1]
+    sizes = sorted({picture.shape[1:] for picture in pictures})
+    if len(sizes) > 1:
+        shown = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+        remedy = "re-encode it, or cache crops instead of native frames"
+        message = f"video {path} changes its size between frames ({shown} pixels); {remedy}"
+        raise UsageError(message, code="video.size-changes", video=str(path), sizes=sizes)
+    return np.stack(pictures)
 
 
 def finish_clip(stored: Frames, spec: FrameSpec, seed: int) -> Clip:
@@ -191,37 +199,43 @@ def _decode_all(
     """Decode the whole file and apply ``use`` to some frames; None for these if frame and packet times differ."""
     picked, results = set(numbers), dict[int, Frames]()
     reformatter = VideoReformatter()
+    orientations, sizes = dict[Orientation, None](), dict[tuple[int, int], None]()  # in the order of the video
     n_frames, first, consistent = 0, None, True
-    for number, frame in enumerate(decode(path)):
+    for number, decoded in enumerate(decode(path)):
         n_frames = number + 1
-        first = first or frame
-        consistent = consistent and (index.times is None or index.times[number:n_frames] == (frame.pts,))
+        first = first or decoded.frame
+        orientations[decoded.orientation] = None
+        sizes[decoded.size] = None
+        consistent = consistent and (index.times is None or index.times[number:n_frames] == (decoded.frame.pts,))
         if number in picked:
-            results[number] = use(to_rgb(frame, reformatter, path))
+            results[number] = use(to_rgb(decoded, reformatter, path))
     check_count(path, n_frames, index)
     assert first is not None, "check_count refuses a file without frames"
-    sideways = quarter_turns(first, path) % 2
+    width, height = next(iter(sizes))
     info = VideoInfo(
         n_frames=n_frames,
         fps=index.fps,
         duration_s=n_frames / index.fps if index.even else index.span_s + 1 / index.fps,
-        width=first.height if sideways else first.width,
-        height=first.width if sideways else first.height,
+        width=width,
+        height=height,
         codec=index.codec,
-        notes=tuple(_notes(first, index)),
+        notes=tuple(_notes(first, index, list(orientations), len(sizes))),
     )
     return info, results if consistent and n_frames == index.count else None
 
 
-def _notes(frame: av.VideoFrame, index: PacketIndex) -> list[str]:
+def _notes(frame: av.VideoFrame, index: PacketIndex, orientations: Sequence[Orientation], n_sizes: int) -> list[str]:
     depth = max(component.bits for component in frame.format.components)
     notes = {
         f"{depth}-bit": depth > 8,
-        "high dynamic range": frame.color_trc in _HDR,
+        "high dynamic range": index.transfer in _HDR,
         "interlaced": frame.interlaced_frame,
-        f"turned by {frame.rotation} degrees": frame.rotation,
+        **dict.fromkeys(orientations[0].notes(), True),
+        "orientation changes": len(orientations) > 1,
+        "size changes": n_sizes > 1,
         "variable frame rate": not index.even,
         "no duration in its header": index.duration_s is None,
+        "wrong duration in its header": index.misdeclared,
         "odd size": frame.width % 2 or frame.height % 2,
     }
     return [note for note, holds in notes.items() if holds]

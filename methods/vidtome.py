@@ -126,7 +126,7 @@ class UnmergeReducer(VidToMeReducer):
         S, _, D = stream.x.shape
         prompts = out[:, C:prefix].repeat_interleave(self.options.chunk, dim=0)  # a chunk's, for each of its frames
         parted = [out[:, :C].reshape(S, -1, D), prompts, local.unmerge(out[:, prefix:]).reshape(S, -1, D)]
-        return attention._replace(delta=torch.cat(parted, dim=1))
+        return attention.with_delta(torch.cat(parted, dim=1))
 
     def _attend_with_bank(self, tokens: Tensor, prefix: int, block: Attends) -> AttentionOut:
         """Attention of each chunk's tokens [S, prefix + L, D] together with the bank; its output for the chunk's alone.
@@ -142,7 +142,7 @@ class UnmergeReducer(VidToMeReducer):
             torch.cat([part[:, :prefix], merge.unmerge(part[:, prefix:])], dim=1)
             for part, merge in zip(attention.delta.view(later.shape).unbind(1), merges, strict=True)
         ]
-        return attention._replace(delta=torch.stack([first, *restored], dim=1).flatten(0, 1))
+        return attention.with_delta(torch.stack([first, *restored], dim=1).flatten(0, 1))
 
     def _bank_merges(self, chunks: Tensor) -> list[GlobalMerge]:
         """The merges of the second and all later chunks of chunks [videos, chunks, L, D] with the bank before them."""

@@ -40,11 +40,11 @@ def _decode_picked(
     picked = set(numbers)
     results: dict[int, T] = {}
     reformatter = VideoReformatter()
-    for number, frame in enumerate(decode(path)):
-        if times is not None and times[number : number + 1] != (frame.pts,):
+    for number, decoded in enumerate(decode(path)):
+        if times is not None and times[number : number + 1] != (decoded.frame.pts,):
             return None
         if number in picked:
-            results[number] = use(to_rgb(frame, reformatter, path))
+            results[number] = use(to_rgb(decoded, reformatter, path))
         if len(results) == len(picked):
             return [results[i] for i in numbers]
     return None

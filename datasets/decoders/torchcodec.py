@@ -1,13 +1,14 @@
 """The optional decoder torchcodec: seeks to the picked frames instead of decoding up to them.
 
 Its wheels do not include FFmpeg's shared libraries (version 4 to 9), which must be installed. Each frame must have the
-time that its packet states, so that both decoders give the same frames. torchcodec does not report damaged pictures;
-PyAV checks whether a file is whole in either case.
+time that its packet states, so that both decoders give the same frames. A video that is to be turned or mirrored is
+left to PyAV. torchcodec does not report damaged pictures; PyAV checks whether a file is whole in either case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from typing import Any
 import numpy as np
 
 from tvrbench.datasets.decoders import Pick, T
-from tvrbench.datasets.decoding import RGB, PacketIndex, VideoError, check_aspect, count_frames
+from tvrbench.datasets.decoding import RGB, PacketIndex, VideoError, check_aspect, count_frames, decode
+from tvrbench.datasets.orientation import UPRIGHT
 from tvrbench.harness.core.errors import UsageError
 
 
 def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
     """See `tvrbench.datasets.decoders.Decoder.read`."""
     _package()
+    with closing(decode(path)) as frames:
+        orientation = next((first.orientation for first in frames), UPRIGHT)
+    if orientation != UPRIGHT:  # versions differ in what they do with it
+        raise _fault(path, f"it is to be displayed {' and '.join(orientation.notes())}")
     n_frames = index.count if index.times is not None else count_frames(path, index)
     numbers = list(pick(n_frames, index.fps))
     if not numbers:

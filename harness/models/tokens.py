@@ -31,6 +31,10 @@ class AttentionOut(NamedTuple):
     queries: Tensor
     keys: Tensor
 
+    def with_delta(self, delta: Tensor) -> AttentionOut:
+        """The same queries and keys with another delta; torch.compile does not trace ``_replace``."""
+        return AttentionOut(delta, self.queries, self.keys)
+
 
 class Attends(Protocol):
     """A transformer block, as far as a reducer sees it."""

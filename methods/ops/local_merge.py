@@ -19,7 +19,7 @@ from tvrbench.harness.models.tokens import take
 from tvrbench.methods.ops.matching import require_finite
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen, as in `matching`
 class Pairing:
     """The pairs of tokens that merge, and the new position of every token.
 
@@ -61,7 +61,7 @@ class Pairing:
         return Pairing(kept_SM=kept, place_SN=place, divisor_SN=divisor)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class GlobalMerge:
     """A chunk's tokens and a bank merged into one set.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: torch.compile traces those since PyTorch 2.11 or 2.12
 class Merge:
     """The pairs of tokens that merge, and the new position of every token.
 

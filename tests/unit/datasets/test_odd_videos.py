@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from errors import raises
+from gray_videos import STEP, levels, write_video
 from videos import encode_sound
 
 from tvrbench.datasets import decoders
@@ -27,39 +26,7 @@ from tvrbench.harness.data.types import FrameSpec, clip_sha256
 
 pytestmark = pytest.mark.unit
 
-STEP = 8
 SPEC = FrameSpec(frames=4, size=32)
-
-
-def write_video(
-    path: Path,
-    times: Sequence[int] = tuple(range(20)),
-    *,
-    rate: int = 10,
-    size: tuple[int, int] = (64, 48),
-    codec: str = "libx264",
-    pixels: str = "yuv420p",
-    options: dict[str, str] | None = None,
-    mark: Callable[[av.VideoFrame], None] = lambda frame: None,
-    **container: str,
-) -> Path:
-    """A clip whose frame i is gray level 8 i, shown at ``times[i]`` / rate seconds."""
-    with av.open(str(path), "w", options=container) as file:
-        stream = file.add_stream(codec, rate=rate, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = *size, pixels
-        stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
-        for i, time in enumerate(times):
-            picture = np.full((size[1], size[0], 3), STEP * i, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pixels)
-            frame.pts, frame.time_base = time, Fraction(1, rate)
-            mark(frame)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    return path
-
-
-def levels(pictures: Sequence[np.ndarray[Any, Any]]) -> list[int]:
-    return [round(float(p.mean()) / STEP) for p in pictures]
 
 
 def test_a_variable_frame_rate_is_picked_by_frame_number(tmp_path: Path) -> None:
