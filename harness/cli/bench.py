@@ -122,7 +122,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
             row = {"method": choice.method, "options": choice.options, "backbone": name, "record": str(path)}
             rows.append(row | {"cost": [measurement.to_json() for measurement in costs]})
     if not settings.no_report:
-        say(f"report: {write_efficiency(store, settings.reports)[0]}")
+        say(f"report: {write_efficiency(store, settings.reports, log=say)[0]}")
     if settings.as_json:
         print_json({"protocol": protocol, "rows": rows})
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
 from tvrbench.harness.records.record import Record
+from tvrbench.harness.reporting.data.comparability import OWN_REASONS, RULES, shortfalls
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
@@ -51,6 +53,30 @@ def not_measured(rows: Sequence[MethodRow]) -> list[str]:
         f"{name.replace('_', ' ')}{f' ({what})' if what else ''}: {reason} ({', '.join(labels)})"
         for (name, what, reason), labels in gaps.items()
     ]
+
+
+def banner(runs: Runs, rows: Sequence[MethodRow], context: ReportContext) -> tuple[str, ...]:
+    """Say what keeps runs from being set beside papers or rows beside each other, and how many they are."""
+    groups: dict[str, list[StoredRecord]] = {}
+    for run in runs:
+        for reason in shortfalls(run.record):
+            if reason.code not in RULES or not context.compares:  # other rules matter to papers alone
+                groups.setdefault(reason.text, []).append(run)
+    lines = [f"{text[0].upper()}{text[1:]} in {_how_many(members, runs)}." for text, members in groups.items()]
+    if lines and not context.standin:
+        lines.append("Such runs are judged against no published number.")
+    apart: dict[str, list[str]] = {}
+    for row in rows if context.compares else ():
+        if row.apart is not None and row.apart.code not in OWN_REASONS:
+            apart.setdefault(row.apart.text, []).append(row.label)
+    return (*lines, *(f"Compared with no other row ({text}): {', '.join(who)}." for text, who in apart.items()))
+
+
+def _how_many(members: Runs, runs: Runs) -> str:
+    if len(members) == len(runs) > 1:
+        return f"all {len(runs)} runs"
+    found, every = (Counter(run.record["method"]["name"] for run in some) for some in (members, runs))
+    return ", ".join(f"{count} of {every[method]} {method} runs" for method, count in found.items())
 
 
 def warnings(runs: Runs, context: ReportContext) -> Iterator[str]:
