@@ -47,6 +47,8 @@ def compare(
         return
     for letter, run in (("A", one), ("B", other)):
         print(f"{letter}: {one_line(run.name)} ({one_line(run.path.parent.name)}/{one_line(run.path.stem)})")
+    if comparison.same_run is not None:
+        print(f"A and B are two records of one run, which count as one seed: B is {comparison.same_run}.")
     print()
     _print_facts(comparison)
     _print_metrics(comparison)

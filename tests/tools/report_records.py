@@ -72,7 +72,7 @@ def full_size_record(method: str = "tempme", backbone: str = "ViT-B-32", **value
 def msrvtt_record(method: str, r1: float, kind: str = "published", **changes: Any) -> dict[str, Any]:
     """Return the record of a run on real data that compares with the papers: whole splits, OpenAI's weights."""
     protocol = load_protocol(f"msrvtt-1ka-9k/{kind}")
-    openai = next(sha256 for sha256, backbone in OPENAI_WEIGHTS.items() if backbone == "ViT-B/32")
+    openai = next(sha256 for sha256, backbone in OPENAI_WEIGHTS.items() if backbone == "ViT-B-32")
     record = method_record(method, r1, protocol={"name": protocol.name, "hash": protocol.hash}, weights_sha256=openai)
     record["data"] |= {
         "dataset": "msrvtt",

@@ -11,10 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tvrbench.harness.config.known_weights import OPENAI_ARCHIVES
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 
+# OpenAI publishes its weights as TorchScript archives, which hold code: only these two are ever opened as such.
+OPENAI_ARCHIVES = {
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B/32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B/16",
+}
 # Written by OpenAI's loader beside the weights; plain numbers, not parameters.
 SCALARS = ("input_resolution", "context_length", "vocab_size")
 LORA = {"TVPt_LoRA_a": "lora.A", "TVPt_LoRA_b": "lora.B"}  # TempMe's names
@@ -72,7 +76,7 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
                 return openai_names({key: handle.get_tensor(key) for key in handle.keys()})  # noqa: SIM118
         except SafetensorError as error:
             raise _unreadable(path, f"not a readable safetensors file ({error})") from None
-    if _is_torchscript(path):  # may hold code: only OpenAI's own two are ever opened
+    if _is_torchscript(path):
         if (sha256 or file_sha256(path)) not in OPENAI_ARCHIVES:
             problem = "a TorchScript archive can run code, and this one is not OpenAI's published ViT-B/32 or ViT-B/16"
             raise _unreadable(path, f"{problem} (SHA-256): save a plain state dict instead")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import Protocol, shipped_protocol
@@ -81,7 +81,7 @@ def set_apart(rows: Sequence[Sequence[Record]]) -> list[Reason | None]:
     usable = [conditions[0] for conditions, reason in zip(facts, reasons, strict=True) if reason is None]
     if not usable:
         return reasons
-    usual = dict(max(usable, key=lambda one: (_alike(one, usable), one["test-videos"])))
+    usual = max(usable, key=lambda one: (_alike(one, usable), one["test-videos"])).copy()
     for key in [key for key, value in usual.items() if value is None]:
         known = Counter(one[key] for one in usable if one[key] is not None and _differing(usual, one) is None)
         usual[key] = known.most_common(1)[0][0] if known else None
@@ -104,10 +104,10 @@ _DIFFERENT: Mapping[str, str] = {
 def _conditions(record: Record) -> dict[str, Any]:
     """What rows must share, by code; None where not known."""
     data, options = record["data"], record["method"]["options"]
-    weights: Mapping[str, Any] = dict(record).get("weights") or {}  # type: ignore[assignment]
+    sha256, weights = record["weights_sha256"], _weights_section(record)
     return {
         "split": data["split_fingerprint"],
-        "weights": record["weights_sha256"] and (record["weights_sha256"], weights.get("activation")),
+        "weights": sha256 and (OPENAI_WEIGHTS.get(sha256, sha256), weights.get("activation")),
         "backbone": options.get("backbone"),
         "frame-count": options.get("frames"),
         "training-videos": None if record["tuning"] == "frozen" else data.get("train_fingerprint"),
@@ -171,13 +171,17 @@ def _weights(record: Record, protocol: Protocol | None) -> list[Reason]:
         return [Reason("weights-random", "weights are random")]
     if protocol is None or protocol.weights != "openai":
         return []
-    if OPENAI_WEIGHTS.get(sha256, "").replace("/", "-") != named:
+    if OPENAI_WEIGHTS.get(sha256) != named:
         text = f"weights are no known file of OpenAI's {named} (SHA-256 {sha256[:12]}…)"
         return [Reason("weights-unknown", text)]
-    weights: Mapping[str, Any] = dict(record).get("weights") or {}  # type: ignore[assignment]
-    if weights.get("activation", "quick_gelu") != "quick_gelu":
-        return [Reason("weights-activation", f"OpenAI's weights run with {weights['activation']}, not QuickGELU")]
+    if (activation := _weights_section(record).get("activation", "quick_gelu")) != "quick_gelu":
+        return [Reason("weights-activation", f"OpenAI's weights run with {activation}, not QuickGELU")]
     return []
+
+
+def _weights_section(record: Record) -> Mapping[str, Any]:
+    """What newer records hold about the weights besides their SHA-256."""
+    return cast(Mapping[str, Any], record).get("weights") or {}
 
 
 def _other_split(record: Record, protocol: Protocol) -> list[Reason]:
@@ -216,7 +220,8 @@ def _other_rules(record: Record, protocol: Protocol) -> list[Reason]:
 
 
 @cache
-def _hashes(name: str, weights_sha256: str | None) -> tuple[str, ...]:
+def _hashes(protocol_name: str, weights_sha256: str | None) -> tuple[str, ...]:
     """The hashes of a shipped protocol on its own weights, and on weights given by file."""
-    protocol = shipped_protocol(name)
-    return () if protocol is None else (protocol.hash, protocol.with_weights(weights_sha256).hash)
+    if (protocol := shipped_protocol(protocol_name)) is None:
+        return ()
+    return protocol.hash, replace(protocol, weights_sha256=weights_sha256 or "random").hash

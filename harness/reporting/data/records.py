@@ -124,13 +124,15 @@ def identity(record: Record) -> tuple[Any, ...]:
 
 
 def difference_of_repeats(run: Record, other: Record) -> str:
-    """Say how two records of one run differ: in nothing, or by so much of R@1."""
+    """Say what a record is to another one of the same run: a copy, or a repetition with so much more or less R@1."""
     if run == other:
         return "an exact copy"
     r1, r1_other = (record["metrics"].get("t2v", {}).get("R1") for record in (run, other))
     if r1 is None or r1_other is None:
-        return "measured again"
-    return "recorded again with the same R@1" if r1 == r1_other else f"its R@1 differs by {r1 - r1_other:+.2f} points"
+        return "a repetition"
+    if r1 == r1_other:
+        return "a repetition with the same R@1"
+    return f"a repetition whose R@1 is {abs(r1 - r1_other):.2f} points {'higher' if r1 > r1_other else 'lower'}"
 
 
 def _dataset(runs: Sequence[StoredRecord], protocol: str) -> str | None:
@@ -148,11 +150,11 @@ def _precedence(run: StoredRecord) -> tuple[float, bool, int, str]:
 
 
 def _repeated(run: StoredRecord, kept: StoredRecord) -> SetAside:
-    how = difference_of_repeats(run.record, kept.record)
+    how, name = difference_of_repeats(run.record, kept.record), kept.path.name
     if run.record == kept.record:
-        return SetAside(run=run, code="copy", reason=f"{how} of {kept.path.name}")
-    when = "newer" if _started(run.record) < _started(kept.record) else "same start"
-    return SetAside(run=run, code="repeated", reason=f"the same run as {kept.path.name} ({when}), which counts; {how}")
+        return SetAside(run=run, code="copy", reason=f"{how} of {name}")
+    newer = "newer " * (_started(run.record) < _started(kept.record))
+    return SetAside(run=run, code="repeated", reason=f"{how}; the {newer}{name} counts")
 
 
 def _started(record: Record) -> float:
