@@ -18,8 +18,8 @@ from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.tables.markdown import brief, one_line
 
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
+    from tvrbench.harness.records.runs import StoredRecord
     from tvrbench.harness.reporting.analysis.compare_records import RecordComparison
-    from tvrbench.harness.reporting.data.records import StoredRecord
 
 _NAMED = 5
 
@@ -62,7 +62,7 @@ def find_record(name: str, results: Path) -> StoredRecord:
         UsageError: there is none, there are several, or it is no valid record.
     """
     from tvrbench.harness.records.record import read_record
-    from tvrbench.harness.reporting.data.records import StoredRecord
+    from tvrbench.harness.records.runs import StoredRecord
 
     path = Path(name)
     if not path.is_file():

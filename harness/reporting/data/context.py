@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core import registry
-from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Column, Table, link_column, make_table
 

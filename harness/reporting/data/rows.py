@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
 from tvrbench.harness.records.record import MeasurementDoc, Record
-from tvrbench.harness.reporting.data.comparability import Reason, set_apart
-from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
 Values = npt.NDArray[np.float64]

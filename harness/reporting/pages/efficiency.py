@@ -9,7 +9,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_cost
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbones, benches
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import read_runs
+from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
@@ -54,7 +54,7 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
     """
-    stored, aside = read_runs(store, NAME)
+    stored, aside = protocol_runs(store, NAME)
     for record in aside:
         log(one_line(record))
     measured, left_out = benches(stored, load_variants())

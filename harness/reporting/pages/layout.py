@@ -9,8 +9,8 @@ from typing import Any
 
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.runs import SetAside, StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import SetAside, StoredRecord
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
 from tvrbench.harness.reporting.tables.latex import document, fragment

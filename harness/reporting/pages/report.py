@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.runs import SetAside, StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import Selected, SetAside, StoredRecord, newest, read_runs, select
+from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
 from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, pictures
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
@@ -64,7 +65,7 @@ def write_report(
     Raises:
         UsageError: no completed record (of that hash), a broken record, or a folder that cannot be written to.
     """
-    runs, aside = read_runs(store, protocol)
+    runs, aside = protocol_runs(store, protocol)
     selected = select(runs, protocol, protocol_hash)
     selected = replace(selected, completed=with_unique_labels(selected.completed))
     dataset = selected.completed[0].record["data"]["dataset"]
@@ -93,7 +94,7 @@ def write_report(
         lead=lead if context.standin else (),
         warnings=[
             *(("Not comparable.", text) for text in context.banner),
-            *(("Note.", text) for text in warnings(selected.completed, context)),
+            *(("Note.", text) for text in warnings(selected.completed)),
         ],
         sections=sections,
         figures=figures,
@@ -152,7 +153,7 @@ def _latest(
 
     Only records that hold one of the measurements count, where any is named.
     """
-    stored, aside = read_runs(store, protocol)
+    stored, aside = protocol_runs(store, protocol)
     runs = [s for s in stored if s.record["status"] == "completed"]
     runs = [s for s in runs if not measured or any(m["name"] in measured for m in s.record["cost"])]
     current = newest(runs).record["protocol"]["hash"] if runs else None

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from tvrbench.harness.evaluation.comparability import Reason, shortfalls, trained
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.store import LAST
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench
-from tvrbench.harness.reporting.data.comparability import Reason, comparability
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import ABSOLUTE, FORMS, Claim, Configuration, PublishedNumber
@@ -111,6 +113,14 @@ def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) 
     return comparisons
 
 
+def comparability(records: Iterable[Record], number: PublishedNumber) -> list[Reason]:
+    """Return why a published number may not be judged by these runs (the seeds of a row); empty where it may."""
+    found: dict[Reason, None] = {}
+    for record in records:
+        found |= dict.fromkeys((*shortfalls(record), *_unlike(record, number)))
+    return list(found)
+
+
 def match_rows(number: PublishedNumber, configurations: Sequence[Configuration], rows: Sequence[MethodRow]) -> RowMatch:
     """Find the rows of the number's method, backbone, frames and configuration."""
     left = [row for row in rows if row.method == number.method]
@@ -179,6 +189,18 @@ def _compare_number(
         yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
     if match.reason is not None:
         yield _not_comparable(number, [match.reason])
+
+
+def _unlike(record: Record, number: PublishedNumber) -> Iterator[Reason]:
+    """What a run and a published number do not share."""
+    options, trained_on = record["method"]["options"], record["data"].get("train_split")
+    for code, wanted in (("backbone", number.backbone), ("frames", number.frames)):
+        if wanted is not None and options.get(code) != wanted:
+            yield Reason(code, f"run with {code} {options.get(code)}, published with {wanted}")
+    if trained(record) and number.train_split not in (None, trained_on):
+        yield Reason("train-split", f"trained on {trained_on} here, on {number.train_split} there")
+    if number.selection == LAST and record["metrics"].get("selection", LAST) != LAST:
+        yield Reason("selection", "checkpoint chosen on the test set here, the last one there")
 
 
 def _not_comparable(number: PublishedNumber, reasons: Sequence[Reason], *rows: MethodRow) -> PaperComparison:

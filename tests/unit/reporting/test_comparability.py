@@ -15,11 +15,12 @@ from report_records import STANDIN, method_record, msrvtt_record, page, report, 
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.evaluation.comparability import set_apart, shortfalls
 from tvrbench.harness.records.record import Measurement, Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.comparability import comparability, set_apart, shortfalls
 from tvrbench.harness.reporting.pages.report import write_report
 from tvrbench.harness.reporting.papers.published import PublishedNumber, load_configurations, load_published
+from tvrbench.harness.reporting.papers.verdicts import comparability
 
 pytestmark = pytest.mark.unit
 

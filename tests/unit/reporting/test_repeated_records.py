@@ -15,7 +15,7 @@ from records import csv_rows, failed_record
 from report_records import STANDIN, full_size_record, method_record, page, report
 
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.records import read_runs
+from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.pages.report import write_report
 
 pytestmark = pytest.mark.unit
@@ -67,7 +67,7 @@ class TestReport:
         (row,) = csv_rows(folder)[1:]
         assert (row["seeds"], Path(row["records"]).name) == ("1", path.name)
         assert "Fewer than 3 seeds" in page(folder)
-        (found,) = read_runs(store, STANDIN)[1]
+        (found,) = protocol_runs(store, STANDIN)[1]
         assert (found.code, found.run.path) == ("copy", copied)
         assert [line for line in logged if copied.name in line and path.name in line]
         assert "### Records set aside" in page(folder)
@@ -75,7 +75,7 @@ class TestReport:
     def test_of_two_results_for_one_seed_the_newest_counts_and_both_are_told(self, store: RecordStore) -> None:
         path = store.save(method_record(r1=50.0))
         newer = copy(path, "from another machine", elsewhere)
-        (kept,), (found,) = read_runs(store, STANDIN)
+        (kept,), (found,) = protocol_runs(store, STANDIN)
         assert (kept.path, found.run.path, found.code) == (newer, path, "repeated")
         assert "1.50 points lower" in found.reason
 
@@ -87,7 +87,7 @@ class TestReport:
         copy(path, "selection", lambda record: record["metrics"].update(selection="best-on-test"))
         copy(path, "weights", lambda record: record.update(weights_sha256="e" * 64))
         copy(path, "hash", lambda record: record["protocol"].update(hash="e" * 16))
-        runs, aside = read_runs(store, STANDIN)
+        runs, aside = protocol_runs(store, STANDIN)
         assert (len(runs), aside) == (7, [])
 
     @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ class TestReport:
     def test_a_record_in_the_wrong_folder_is_set_aside(self, store: RecordStore, code: str, edit: Edit) -> None:
         path = store.save(method_record())
         strange = copy(path, "strange", lambda record: (record.update(seed=1), edit(record)))
-        (kept,), (found,) = read_runs(store, STANDIN)
+        (kept,), (found,) = protocol_runs(store, STANDIN)
         assert (kept.path, found.run.path, found.code) == (path, strange, code)
 
     def test_under_a_protocol_of_one_s_own_the_data_set_of_most_runs_counts(self, store: RecordStore) -> None:
@@ -108,7 +108,7 @@ class TestReport:
             record = method_record(seed=seed, protocol={"name": "mine", "hash": "e" * 16})
             record["data"]["dataset"] = dataset
             store.save(record)
-        runs, (found,) = read_runs(store, "mine")
+        runs, (found,) = protocol_runs(store, "mine")
         assert (len(runs), found.code, found.run.record["seed"]) == (2, "other-dataset", 2)
 
     def test_failures_and_full_size_costs_count_once(self, store: RecordStore, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ class TestReport:
         assert text.partition("### Records set aside")[2].count("(copy)") >= 2
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(copied=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(NAMES)), max_size=8, unique=True))
 def test_copies_of_any_records_change_no_table(tmp_path: Path, copied: list[tuple[int, str]]) -> None:
     shutil.rmtree(tmp_path, ignore_errors=True)
@@ -151,11 +151,11 @@ class TestEfficiency:
         path = store.save(measured())
         copy(path, "{} (copy)")
         copy(path, "other", lambda record: record["environment"].update(device="another CPU"))
-        runs, (found,) = read_runs(store, "efficiency")
+        runs, (found,) = protocol_runs(store, "efficiency")
         assert ({run.path.name for run in runs}, found.code) == ({path.name, "other.json"}, "copy")
 
     def test_measured_again_the_newest_counts(self, store: RecordStore) -> None:
         path = store.save(measured())
         newer = copy(path, "again", lambda record: record.update(started="2030-01-01T00:00:00Z"))
-        (kept,), (found,) = read_runs(store, "efficiency")
+        (kept,), (found,) = protocol_runs(store, "efficiency")
         assert (kept.path, found.code) == (newer, "repeated")

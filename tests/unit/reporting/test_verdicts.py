@@ -10,8 +10,8 @@ import pytest
 from report_records import msrvtt_record
 
 from tvrbench.harness.records.record import Measurement, Record
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import PaperComparison, PaperData, compare, prints_like
