@@ -131,7 +131,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
             tables.setdefault(name, {})[choice.label] = costs
             row = {"method": choice.method, "options": choice.options, "backbone": name, "record": str(path)}
             rows.append(row | {"cost": [measurement.to_json() for measurement in costs]})
-    pages = [] if settings.no_report else write_efficiency(store, settings.reports)[:1]
+    pages = [] if settings.no_report else write_efficiency(store, settings.reports, log=say)[:1]
     if settings.as_json:
         print_json({"protocol": protocol, "rows": rows})
     for name, table in ({} if settings.as_json else tables).items():

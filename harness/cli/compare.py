@@ -15,8 +15,8 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import RESULTS, Json
 
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
+    from tvrbench.harness.records.runs import StoredRecord
     from tvrbench.harness.reporting.analysis.compare_records import RecordComparison
-    from tvrbench.harness.reporting.data.records import StoredRecord
 
 _NAMED = 5
 
@@ -45,6 +45,8 @@ def compare(
         return
     for letter, run in (("A", one), ("B", other)):
         print(f"{letter}: {one_line(run.name)} ({one_line(run.path.parent.name)}/{one_line(run.path.stem)})")
+    if comparison.same_run is not None:
+        print(f"A and B are two records of one run, which count as one seed: B is {comparison.same_run}.")
     print()
     _print_facts(comparison)
     _print_metrics(comparison)
@@ -58,8 +60,8 @@ def find_record(name: str, results: Path) -> StoredRecord:
         UsageError: there is none, there are several, or it is no valid record.
     """
     from tvrbench.harness.records.record import read_record
+    from tvrbench.harness.records.runs import StoredRecord
     from tvrbench.harness.records.store import RecordStore
-    from tvrbench.harness.reporting.data.records import StoredRecord
 
     path = Path(name)
     if not path.is_file():

@@ -31,7 +31,10 @@ def report(
     from tvrbench.harness.reporting.pages.report import write_report
 
     store = RecordStore(results)
-    files = write_efficiency(store, reports) if protocol == NAME else write_report(protocol, store, reports)
+    if protocol == NAME:
+        files = write_efficiency(store, reports, log=say)
+    else:
+        files = write_report(protocol, store, reports, log=say)
     if as_json:
         print_json([str(file) for file in files])
     else:

@@ -26,7 +26,7 @@ def run(settings: Annotated[RunSettings, arg(name="")]) -> None:
     pages = []
     if not settings.no_report:
         with SignalHandler():
-            pages = write_report(result.protocol, RecordStore(settings.results), settings.reports)
+            pages = write_report(result.protocol, RecordStore(settings.results), settings.reports, log=say)
         say(f"report: {pages[0]}")
     if settings.as_json:
         print_json({"records": [str(path) for path in result.records], "report": [str(page) for page in pages]})

@@ -22,7 +22,7 @@ def sweep(settings: Annotated[SweepSettings, arg(name="")]) -> None:
     if result is None:
         return
     store = RecordStore(settings.results)
-    pages = [write_report(protocol, store, settings.reports)[0] for protocol in result.protocols]
+    pages = [write_report(protocol, store, settings.reports, log=say)[0] for protocol in result.protocols]
     for page in pages:
         say(f"report: {page}")
     if settings.as_json:

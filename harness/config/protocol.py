@@ -7,6 +7,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,10 +87,10 @@ class Protocol:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def on(self, backbone: str | None) -> Protocol:
-        """The protocol on another backbone, under a name that says so."""
-        if backbone is None or backbone == self.backbone:
+        """The protocol on another backbone, under a name that says so; ``ViT-B/16`` is ``ViT-B-16``."""
+        if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self
-        return replace(self, name=f"{self.name}@{backbone.replace('/', '-')}", backbone=backbone)
+        return replace(self, name=f"{self.name}@{wanted}", backbone=wanted)
 
     def with_weights(self, sha256: str | None) -> Protocol:
         """The protocol on weights of this content, at any path; None for random ones."""
@@ -117,3 +118,10 @@ def load_protocol(name: str) -> Protocol:
         raise UsageError(message, code="protocol.unknown", protocol=name)
     text = _CONFIG.joinpath(f"protocols/{name}.toml").read_text(encoding="utf-8")
     return validated(Protocol, {"name": name} | tomllib.loads(text), f"protocol {name}")
+
+
+@cache
+def shipped_protocol(name: str) -> Protocol | None:
+    """The shipped protocol of a name in records, which may end in ``@BACKBONE``; None for one that is not shipped."""
+    base, _, backbone = name.partition("@")
+    return load_protocol(base).on(backbone or None) if base in protocol_names() else None

@@ -150,6 +150,18 @@ class RecordStore:
 
 def run_name(record: Mapping[str, Any]) -> str:
     """File name of a run without suffix: words for people, and a hash of everything that makes it another run."""
+    names = [_safe(record["method"]["name"], "method")]
+    if record["tuning"] is not None:
+        names.append(_safe(record["tuning"], "tuning"))
+    if record.get("checkpoint") is not None:
+        names.append("checkpoint")
+    elif record.get("metrics", {}).get("selection") == BEST_ON_TEST:
+        names.append(BEST_ON_TEST)  # kept beside the run that reports its last checkpoint, never in its place
+    return "-".join([*names, f"seed{record['seed']}", run_digest(record)])
+
+
+def run_digest(record: Mapping[str, Any]) -> str:
+    """Hash (8 hex digits) of what makes it another run, besides method, seed and selection."""
     identity = {
         "protocol": record["protocol"]["hash"],
         "options": record["method"]["options"],
@@ -157,16 +169,9 @@ def run_name(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
-    names = [_safe(record["method"]["name"], "method")]
-    if record["tuning"] is not None:
-        names.append(_safe(record["tuning"], "tuning"))
     if record.get("checkpoint") is not None:
         identity["checkpoint"] = record["checkpoint"]["sha256"]
-        names.append("checkpoint")
-    elif record.get("metrics", {}).get("selection") == BEST_ON_TEST:
-        names.append(BEST_ON_TEST)  # kept beside the run that reports its last checkpoint, never in its place
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join([*names, f"seed{record['seed']}", digest])
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _safe(name: str, what: str) -> str:

@@ -20,6 +20,7 @@ from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.baseline import Acceptance, Baseline, Entry, Loose, Runs, Section, Tier, Value
 from tvrbench.harness.regression.signature import TOLERANCE, signature
+from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.runs.suite import run_suite
 
@@ -161,9 +162,12 @@ def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None)
 
 
 def matching(store: RecordStore, runs: Runs) -> list[Record]:
-    """The stored records of the runs, without those that only scored a checkpoint."""
-    records = store.find(runs.protocol, seed=runs.seed, status="completed")
-    return [each for each in records if each["protocol"]["hash"] == runs.hash and "checkpoint" not in each]
+    """The stored records of the runs, each run once, without those that only scored a checkpoint."""
+    stored, aside = protocol_runs(store, runs.protocol)
+    for record in aside:
+        say(str(record))
+    records = [run.record for run in stored if run.record["status"] == "completed" and not run.scored]
+    return [each for each in records if (each["protocol"]["hash"], each["seed"]) == (runs.hash, runs.seed)]
 
 
 def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str, Value], dict[str, list[float]]]:

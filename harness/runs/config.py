@@ -12,6 +12,7 @@ from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.types import Split
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.factory import build, load_model, method_class
@@ -155,12 +156,14 @@ def describe(model: RetrievalModel) -> dict[str, Any]:
 
 
 def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
+    """The record's account of the data: each split as used, and as declared before videos were skipped."""
     train, test = context.train, context.test
     trained_on = {
         "train_split": train.name,
         "train_videos": len(train.video_ids),
         "train_pairs": len(train.captions),
         "train_fingerprint": train.fingerprint,
+        **_declared(context, "train", "pairs", context.declared_train),
     }
     return {
         "dataset": context.dataset.name,
@@ -170,7 +173,20 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "split_fingerprint": test.fingerprint,
         "frames_fingerprint": None,
         "skipped": list(context.skipped),
+        **_declared(context, "test", "captions", context.declared_test),
     } | ({} if config.checkpoint else trained_on)  # the training data of a checkpoint is not known
+
+
+def _declared(context: RunContext, kind: str, texts: str, split: Split) -> dict[str, Any]:
+    """A whole split; ``published`` is None where the data set knows no fingerprint of it."""
+    expected = getattr(context.dataset, "expected_fingerprints", {}).get(split.name)
+    fingerprint = split.fingerprint
+    return {
+        f"{kind}_videos_declared": len(split.video_ids),
+        f"{kind}_{texts}_declared": len(split.captions),
+        f"{kind}_fingerprint_declared": fingerprint,
+        f"{kind}_split_published": None if expected is None else fingerprint == expected,
+    }
 
 
 def recipe_of(protocol: Protocol, config: RunConfig) -> Recipe:

@@ -32,6 +32,7 @@ class RunContext:
 
     Attributes:
         train, test: the splits, without skipped videos; ``train`` is empty if a checkpoint is scored.
+        declared_train, declared_test: the same splits as the data set declares them, with every video.
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
         weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
         weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
@@ -42,6 +43,8 @@ class RunContext:
     dataset: RetrievalDataset
     train: Split
     test: Split
+    declared_train: Split
+    declared_test: Split
     skipped: tuple[str, ...]
     weights: Weights
     weights_spec: str | None
@@ -136,6 +139,8 @@ def open_context(
         dataset=dataset,
         train=train,
         test=test,
+        declared_train=train,
+        declared_test=test,
         skipped=(),
         weights=weights,
         weights_spec=spec,

@@ -147,6 +147,14 @@ def test_the_standin_tier_compares_records(
         entries = {f"standin/{name}/t2v_R1": {"value": value, "margin": 2.0}}
         baseline.write_text(json.dumps(document | {"standin": standin, "entries": entries}))
         assert rows(capsys, baseline, "--records", str(tmp_path / "results")) == (code, {"t2v_R1": state})
+    (path,) = (tmp_path / "results" / "records").glob("*/*.json")
+    better = record["metrics"]["t2v"] | {"R1": r1 - 9}
+    path.with_name("z.json").write_text(
+        json.dumps(record | {"started": "2020-01-01T00:00:00Z", "metrics": {**record["metrics"], "t2v": better}})
+    )
+    assert (
+        rows(capsys, baseline, "--records", str(tmp_path / "results"))[0] == 1
+    )  # the newest counts, not the older one in z.json
     assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "nowhere")]) == 2
     baseline.write_text(json.dumps(document | {"standin": standin | {"hash": "0" * 16}, "entries": entries}))
     assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "results")]) == 2

@@ -100,10 +100,30 @@ def test_everything_that_differs_is_named(bench: Bench) -> None:
     assert "data: split_fingerprint" not in found
 
 
+def test_two_records_of_one_run_are_said_to_be_one(bench: Bench, tmp_path: Path) -> None:
+    path, again = bench.save(record()), tmp_path / "again.json"
+    made = record(started="2030-01-01T00:00:00Z")
+    made["metrics"]["t2v"]["R1"] -= 2
+    again.write_text(json.dumps(made))
+    assert bench.compare(path, again)["same_run"] == "a repetition whose R@1 is 2.00 points lower"
+    assert bench.compare(path, bench.save(record(seed=1)))["same_run"] is None
+    assert cli.main(["compare", str(path), str(again)]) == 0
+    assert "count as one seed" in bench.capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"weights_sha256": None}, {"data": {"frames_fingerprint": "8" * 64}}])
+def test_two_methods_that_saw_different_things_are_not_tested(bench: Bench, change: dict[str, Any]) -> None:
+    other = record("lora")
+    other |= {"data": other["data"] | change["data"]} if "data" in change else change
+    found = bench.compare(bench.save(record()), bench.save(other))
+    assert (found["mcnemar"], metrics(found)["t2v R1"]["paired"]) == ({}, None)
+    assert "do not compare" in found["why_not_paired"]
+
+
 def test_a_record_and_itself_differ_in_nothing(bench: Bench) -> None:
     path = bench.save(record())
     found = bench.compare(path, path)
-    assert found["facts"] == []
+    assert (found["same_run"], found["facts"]) == ("an exact copy", [])
     assert {line["difference"] for line in found["metrics"]} == {0.0}
     assert {line["ratio"] for line in found["costs"]} == {1.0}
 

@@ -16,6 +16,7 @@ import pytest
 from canonical import canonical
 from standin import STEPS, shorten_runs
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import Record
@@ -82,7 +83,8 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(next(standin_cache.glob("standin-*")), data)
-    videos = sorted((data / "videos").glob("*.mp4"))
+    tested = StandIn(data).split("test-1ka").video_ids[0]
+    videos = sorted((data / "videos").glob("*.mp4"), key=lambda video: video.stem != tested)
     videos[0].unlink()
     videos[1].write_bytes(videos[1].read_bytes()[:300])
     videos[2].write_text("no video at all")
@@ -97,6 +99,15 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
     (record,) = run("--methods", "zero_shot", "--data", str(data), "--skip-bad-videos")
     assert sorted(record["data"]["skipped"]) == sorted(video.stem for video in videos[:3])
     assert record["data"]["train_videos"] + record["data"]["test_videos"] == 2297
+    missing = 300 - record["data"]["test_videos"]
+    assert missing >= 1
+    declared = {key: record["data"][f"{key}_declared"] for key in ("train_videos", "test_videos", "test_fingerprint")}
+    assert list(declared.values()) == [2000, 300, StandIn.expected_fingerprints["test-1ka"]]
+    assert record["data"]["split_fingerprint"] != declared["test_fingerprint"]
+    assert record["data"]["test_split_published"] is True
+    banner = f"{missing} of 300 test videos are missing in 1 of 1 zero_shot runs."
+    assert banner in capsys.readouterr().err
+    assert banner in Path("reports/standin/uniform/README.md").read_text()[:500]
 
 
 def test_a_failed_run_is_recorded_and_earlier_records_stay(

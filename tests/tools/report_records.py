@@ -9,6 +9,9 @@ from typing import Any
 
 from records import make_record
 
+from tvrbench.datasets.msrvtt import MSRVTT
+from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
+from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.records.record import Measurement, normalized
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
@@ -67,10 +70,20 @@ def full_size_record(method: str = "tempme", backbone: str = "ViT-B-32", **value
 
 
 def msrvtt_record(method: str, r1: float, kind: str = "published", **changes: Any) -> dict[str, Any]:
-    """Return the record of a run on real data."""
-    record = method_record(method, r1, protocol={"name": f"msrvtt-1ka-9k/{kind}", "hash": HASH}, **changes)
-    record["data"] |= {"dataset": "msrvtt", "test_videos": 1000, "test_captions": 1000}
-    return record
+    """Return the record of a run on real data that compares with the papers: whole splits, OpenAI's weights."""
+    protocol = load_protocol(f"msrvtt-1ka-9k/{kind}")
+    openai = next(sha256 for sha256, backbone in OPENAI_WEIGHTS.items() if backbone == "ViT-B-32")
+    record = method_record(method, r1, protocol={"name": protocol.name, "hash": protocol.hash}, weights_sha256=openai)
+    record["data"] |= {
+        "dataset": "msrvtt",
+        "test_videos": 1000,
+        "test_captions": 1000,
+        "train_videos": 9000,
+        "train_pairs": 180_000,
+        "split_fingerprint": MSRVTT.expected_fingerprints["test-1ka"],
+        "train_fingerprint": MSRVTT.expected_fingerprints["train-9k"],
+    }
+    return record | changes
 
 
 def write_unchecked(store: RecordStore, *records: dict[str, Any]) -> None:

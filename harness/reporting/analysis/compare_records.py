@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.evaluation.comparability import set_apart
 from tvrbench.harness.evaluation.statistics import (
     RANK_STATISTICS,
     McNemar,
@@ -18,10 +19,10 @@ from tvrbench.harness.evaluation.statistics import (
     paired_statistic,
 )
 from tvrbench.harness.records.record import MeasurementDoc, Record
+from tvrbench.harness.records.runs import StoredRecord, difference_of_repeats, identity
 from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
 from tvrbench.harness.reporting.catalogue import CATALOGUE, COUNTS
 from tvrbench.harness.reporting.data.context import compares_methods
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import Values, run_credits
 
 _COUNTED = {CATALOGUE[name].unit for name in COUNTS}  # the same on every machine
@@ -50,6 +51,7 @@ class RecordComparison:
     """Everything about two records: differences are B minus A, ratios B over A; None where a record holds no value.
 
     Attributes:
+        same_run: both are records of one run, and how they differ; None for two runs.
         facts: each difference with ``what`` it is, ``a``, ``b``, and its ``meaning``.
         metrics: each ``metric`` of both, ``a``, ``b``, their ``difference``, and the ``paired`` bootstrap of it where
             queries are shared.
@@ -59,6 +61,7 @@ class RecordComparison:
             no ratio.
     """
 
+    same_run: str | None
     facts: list[dict[str, str | None]]
     metrics: list[dict[str, Any]]
     mcnemar: dict[str, McNemar]
@@ -70,7 +73,9 @@ def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
     """Compare two records."""
     ranks, reason = _paired_ranks(a, b)
     one, other = _described(a.record), _described(b.record)
+    repeated = identity(a.record) == identity(b.record)
     return RecordComparison(
+        same_run=difference_of_repeats(b.record, a.record) if repeated else None,
         facts=[
             {"what": what, "a": one.get(what), "b": other.get(what), "meaning": _MEANING.get(what)}
             for what in one | other
@@ -130,8 +135,11 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
         return {}, "the split fingerprints differ: not the same test videos and captions"
     protocols = [run.record["protocol"] for run in (a, b)]
     uniform = protocols[0]["hash"] == protocols[1]["hash"] and all(compares_methods(p["name"]) for p in protocols)
-    if a.record["method"]["name"] != b.record["method"]["name"] and not uniform:
-        return {}, "two methods are compared only under one and the same uniform protocol"
+    if a.record["method"]["name"] != b.record["method"]["name"]:
+        if not uniform:
+            return {}, "two methods are compared only under one and the same uniform protocol"
+        if reasons := [reason.text for reason in set_apart([[a.record], [b.record]]) if reason is not None]:
+            return {}, f"the methods do not compare: {reasons[0]}"
     try:
         one, two = a.ranks(), b.ranks()
     except UsageError as error:

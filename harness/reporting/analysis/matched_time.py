@@ -217,16 +217,16 @@ def matched_recall(rows: Sequence[MethodRow], scope: ReportContext) -> list[Matc
     The baseline has the method's own tuning where its points allow, otherwise the tuning of most of its points. The
     dense encoder that the speed-ups are over keeps all frames, so it is the slowest point.
     """
-    rows = [row for row in rows if row.selection == "last"]
+    rows = scope.comparable(rows)
     fewer = [row for row in rows if is_frame_budget(row.method)]
-    if not scope.compares or not fewer:
+    if not fewer:
         return []
     others = [row for row in rows if row not in fewer and row.encodes]
     budgets = fewer + [row for row in others if _is_dense(row)]
     points = [_with_budget(row, budgets) for row in others if row not in budgets]
     gains = {i: gain for i, point in enumerate(points) if (gain := _gain(point)) is not None}
     differences: dict[int, PairedDifference] = {}
-    for length in {len(gain) for gain in gains.values()}:  # rows of another split have other queries
+    for length in {len(gain) for gain in gains.values()}:  # a broken record may have ranks of other queries
         group = [i for i, gain in gains.items() if len(gain) == length]
         differences |= zip(group, paired_mean_differences([gains[i] for i in group]), strict=True)
     adjusted = dict(zip(differences, holm([d.p_value for d in differences.values()]), strict=True))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import mode
 
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.rows import MethodRow, Values, row_credits
+from tvrbench.harness.reporting.data.rows import MethodRow, row_credits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +31,17 @@ class Pair:
 
 
 def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair]:
-    """Every pair of rows, the better one first; none where the protocol does not compare methods.
+    """Every pair of comparable rows, the better one first; none where the protocol does not compare methods.
 
-    Left out: rows without usable ranks, rows tested on other queries than most, rows whose checkpoint was chosen on
-    the test set, which no test on that set can judge, and the points of the line of fewer frames where there are
-    several, which have a table of their own.
+    Left out: rows without usable ranks, and the points of the line of fewer frames where there are several, which have
+    a table of their own.
     """
-    if not scope.compares:
-        return []
-    line = [row for row in rows if is_frame_budget(row.method)]
-    fair = [row for row in rows if row.selection == "last" and (len(line) == 1 or row not in line)]
-    candidates = [(row, values) for row in fair if (values := row_credits(row)) is not None]
-    groups: dict[tuple[str, int], list[tuple[MethodRow, Values]]] = {}
-    for row, values in candidates:
-        if (split := row.record["data"]["split_fingerprint"]) is not None:
-            groups.setdefault((split, len(values)), []).append((row, values))
-    same = max(groups.values(), key=len, default=[])
+    fair = scope.comparable(rows)
+    line = [row for row in fair if is_frame_budget(row.method)]
+    judged = [row for row in fair if len(line) == 1 or row not in line]
+    credits = [(row, values) for row in judged if (values := row_credits(row)) is not None]
+    queries = mode(len(values) for _, values in credits) if credits else 0  # a broken record may have other ranks
+    same = [(row, values) for row, values in credits if len(values) == queries]
     pairs = [
         (a, b, values_a - values_b) if values_a.mean() >= values_b.mean() else (b, a, values_b - values_a)
         for (a, values_a), (b, values_b) in combinations(same, 2)

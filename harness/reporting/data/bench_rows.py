@@ -10,8 +10,8 @@ from typing import Any
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.data.records import StoredRecord, newest
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.papers.published import Variant
 from tvrbench.harness.reporting.tables.markdown import slug

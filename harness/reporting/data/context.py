@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core import registry
-from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Column, Table, link_column, make_table
 
@@ -23,11 +23,13 @@ class ReportContext:
         protocol: its name.
         dataset: the records' data set.
         folder: where the report is written; links are relative to it.
+        banner: what keeps runs from being compared, one sentence each; shown above everything and with every table.
     """
 
     protocol: str
     dataset: str
     folder: Path
+    banner: tuple[str, ...] = ()
 
     @property
     def standin(self) -> bool:
@@ -55,13 +57,22 @@ class ReportContext:
         """True if rows may be compared with each other: never under each paper's own recipe."""
         return compares_methods(self.protocol)
 
+    def comparable(self, rows: Sequence[MethodRow]) -> list[MethodRow]:
+        """Return the rows that may be compared with each other."""
+        return [row for row in rows if self.compares and row.apart is None]
+
+    @property
+    def note(self) -> str | None:
+        """The notice and the banner."""
+        return " ".join(filter(None, (self.notice, *self.banner))) or None
+
     def caption(self, *sentences: str | None) -> str:
-        """Join the sentences that are not None, and the notice."""
-        return " ".join(sentence for sentence in (*sentences, self.notice) if sentence)
+        """Join the sentences that are not None, and the note."""
+        return " ".join(sentence for sentence in (*sentences, self.note) if sentence)
 
     def table(self, name: str, title: str, *content: Any, **options: Any) -> Table:
-        """Fill a table (``make_table``): its title names the protocol, its caption and CSV hold the notice."""
-        return make_table(name, f"{title}, {self.protocol}", *content, note=self.notice, **options)
+        """Fill a table (``make_table``): its title names the protocol, its caption and CSV hold the note."""
+        return make_table(name, f"{title}, {self.protocol}", *content, note=self.note, **options)
 
     def record_column(self) -> Column:
         """Return the column of links to a row's records, one per seed."""

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
 from tvrbench.harness.records.record import MeasurementDoc, Record
-from tvrbench.harness.reporting.data.records import StoredRecord
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
 Values = npt.NDArray[np.float64]
@@ -69,10 +70,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """The runs of one method with the same options, weights, split and selection: one per seed, in order of seed."""
+    """The runs of one method with the same options, weights, split and selection: one per seed, in order of seed.
+
+    ``apart`` is the reason why the row is compared with no other one; None where it is compared.
+    """
 
     label: str
     runs: tuple[StoredRecord, ...]
+    apart: Reason | None = None
 
     @property
     def record(self) -> Record:
@@ -157,7 +162,7 @@ class MethodRow:
 
 
 def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) -> list[MethodRow]:
-    """Group completed runs into rows, in order of method name.
+    """Group completed runs into rows, in order of method name; rows with metrics know whether they compare.
 
     The label of a method with several rows names the options that differ, without those that are set ``apart`` in
     columns of their own.
@@ -168,8 +173,11 @@ def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) 
             groups.setdefault(json.dumps(_identity(run.record), sort_keys=True), []).append(run)
     runs = [tuple(sorted(group, key=lambda r: r.record["seed"])) for _, group in sorted(groups.items())]
     identities = [_identity(group[0].record) for group in runs]
+    scored = any(run.record["metrics"] for group in runs for run in group)
+    reasons = set_apart([[run.record for run in group] for group in runs]) if scored else [None] * len(runs)
     rows = [
-        MethodRow(label=_label(one, identities, apart), runs=group) for one, group in zip(identities, runs, strict=True)
+        MethodRow(label=_label(one, identities, apart), runs=group, apart=reason)
+        for one, group, reason in zip(identities, runs, reasons, strict=True)
     ]
     return sorted(rows, key=lambda row: (row.method, row.label))
 

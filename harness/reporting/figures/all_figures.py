@@ -45,7 +45,9 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
         benched: rows of ``tvrbench bench``, for the stages of time where no row of the table has them.
     """
     notice = scope.notice or (None if scope.compares else RECIPES_NOTICE)
-    figures = [_pareto(drawn, axis, notice, rows, scope) for axis in _cost_axes(rows) if (drawn := points(rows, axis))]
+    shown = scope.comparable(rows) if scope.compares else rows
+    axes = _cost_axes(shown)
+    figures = [_pareto(drawn, axis, notice, rows, scope) for axis in axes if (drawn := points(shown, axis))]
 
     def add(kind: str, file: str, data: bytes, subject: str, *caption: str | None) -> None:
         subject, text = f"{subject} of each method, {scope.protocol}", scope.caption(*caption)

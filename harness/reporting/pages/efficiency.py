@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_cost
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbones, benches
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import stored_records
+from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
-from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, write
+from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import (
     load_claims,
     load_configurations,
@@ -22,7 +23,7 @@ from tvrbench.harness.reporting.papers.published import (
 )
 from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
 from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
-from tvrbench.harness.reporting.tables.markdown import Code
+from tvrbench.harness.reporting.tables.markdown import Code, one_line
 from tvrbench.harness.reporting.tables.provenance import provenance_table
 from tvrbench.harness.reporting.tables.published import claims_table
 
@@ -45,13 +46,18 @@ _FIGURE_CAPTION = (
 )
 
 
-def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
+def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
     """Write ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
+
+    ``log`` receives the records that are set aside.
 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
     """
-    measured, left_out = benches(stored_records(store, NAME), load_variants(), store)
+    stored, aside = protocol_runs(store, NAME)
+    for record in aside:
+        log(one_line(record))
+    measured, left_out = benches(stored, load_variants(), store)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs]
     groups: list[Group] = []
@@ -76,6 +82,7 @@ def write_efficiency(store: RecordStore, reports: Path) -> list[Path]:
         [(context.link(run), ": measurement settings ", Code(run.record["protocol"]["hash"])) for run in left_out],
         "Measured on the same device with other settings, or not completed; no table mixes them with these:",
     )
+    sections += set_aside(aside, context)
     report = Report(
         title="Cost of methods",
         lead=_LEAD,

@@ -9,8 +9,8 @@ from typing import Any
 
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.runs import SetAside, StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
 from tvrbench.harness.reporting.tables.latex import document, fragment
@@ -129,3 +129,12 @@ def provenance(table: Table, runs: Sequence[StoredRecord], context: ReportContex
 def bullets(title: str, items: list[Line], *intro: str) -> list[Section]:
     """Return a subsection of one list; nothing for an empty one."""
     return [Section(title=title, level=3, blocks=[*((text,) for text in intro), items])] if items else []
+
+
+def set_aside(records: Sequence[SetAside], context: ReportContext) -> list[Section]:
+    """Return the subsection of records that no table counts; nothing where there are none."""
+    items: list[Line] = [
+        ((found.run.path.name, found.run.link_from(context.folder)), f": {found.reason} ({found.code})")
+        for found in records
+    ]
+    return bullets("Records set aside", items, "Each run counts once, under the protocol and data set of its record:")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.runs import SetAside, StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import Selected, StoredRecord, newest, select, stored_records
+from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
 from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, pictures
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
@@ -22,11 +23,18 @@ from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
-from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, write
+from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
-from tvrbench.harness.reporting.tables.provenance import names, not_measured, provenance_table, shared_values, warnings
+from tvrbench.harness.reporting.tables.provenance import (
+    banner,
+    names,
+    not_measured,
+    provenance_table,
+    shared_values,
+    warnings,
+)
 from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
 from tvrbench.harness.reporting.tables.table import Table
@@ -37,7 +45,14 @@ BESIDE = (TOKENS, GALLERY)
 """Files that ``tvrbench visualize`` writes beside a report; the report shows those that exist."""
 
 
-def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_hash: str | None = None) -> list[Path]:
+def write_report(
+    protocol: str,
+    store: RecordStore,
+    reports: Path,
+    *,
+    protocol_hash: str | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Write a protocol's report from its records, and return its files, ``README.md`` first.
 
     Args:
@@ -45,23 +60,28 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
         store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
         reports: the folder of all reports.
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
+        log: receives the banner, and the records that are set aside.
 
     Raises:
         UsageError: no completed record (of that hash), a broken record, or a folder that cannot be written to.
     """
-    selected = select(stored_records(store, protocol), protocol, protocol_hash, store)
+    runs, aside = protocol_runs(store, protocol)
+    selected = select(runs, protocol, protocol_hash, store)
     selected = replace(selected, completed=with_unique_labels(selected.completed))
     dataset = selected.completed[0].record["data"]["dataset"]
     context = ReportContext(protocol=protocol, dataset=dataset, folder=reports.joinpath(*protocol.split("/")))
     rows = method_rows([run for run in selected.completed if not run.scored])
-    full_size_runs, outdated = _latest(store, PAPER_SCALE)
+    context = replace(context, banner=banner(selected.completed, rows, context))
+    for line in (*aside, *context.banner):
+        log(one_line(line))
+    full_size_runs, outdated, aside_too = _latest(store, PAPER_SCALE)
     full_size = method_rows(full_size_runs, apart=("backbone",))
-    staged, _ = _latest(store, BENCHED, *STAGES)
+    staged, _, _ = _latest(store, BENCHED, *STAGES)
     figures = pictures(rows, context, method_rows(staged))
     sections = [
         *_results(rows, selected, figures, context),
         *_published(rows, full_size, context),
-        *_origins(rows, full_size, selected, outdated, context),
+        *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
     lead = (
         "These runs show that the whole job works: real video files, training, evaluation, cost. "
@@ -72,7 +92,10 @@ def write_report(protocol: str, store: RecordStore, reports: Path, *, protocol_h
         title=context.title,
         notice=context.notice,
         lead=lead if context.standin else (),
-        warnings=[("Note.", text) for text in warnings(selected.completed, context)],
+        warnings=[
+            *(("Not comparable.", text) for text in context.banner),
+            *(("Note.", text) for text in warnings(selected.completed)),
+        ],
         sections=sections,
         figures=figures,
         chart=chart_data(rows, context),
@@ -85,7 +108,7 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
 
     For each axis a method has [value, low, high, lower bound]; low and high are null where they are not known.
     """
-    shown = plotted(rows)
+    shown = plotted(context.comparable(rows) if context.compares else rows)
     costs, accuracies = cost_axes(shown), accuracy_axes(shown)
     if not shown or not costs or not accuracies:
         return None
@@ -123,16 +146,19 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
     }
 
 
-def _latest(store: RecordStore, protocol: str, *measured: str) -> tuple[list[StoredRecord], list[StoredRecord]]:
-    """Return completed records of the latest run's protocol hash, and those of other hashes.
+def _latest(
+    store: RecordStore, protocol: str, *measured: str
+) -> tuple[list[StoredRecord], list[StoredRecord], list[SetAside]]:
+    """Return completed records of the latest run's protocol hash, those of other hashes, and those set aside.
 
     Only records that hold one of the measurements count, where any is named.
     """
-    runs = [s for s in stored_records(store, protocol) if s.record["status"] == "completed"]
+    stored, aside = protocol_runs(store, protocol)
+    runs = [s for s in stored if s.record["status"] == "completed"]
     runs = [s for s in runs if not measured or any(m["name"] in measured for m in s.record["cost"])]
     current = newest(runs).record["protocol"]["hash"] if runs else None
     kept = [s for s in runs if s.record["protocol"]["hash"] == current]
-    return kept, [s for s in runs if s not in kept]
+    return kept, [s for s in runs if s not in kept], aside
 
 
 def _results(
@@ -206,6 +232,7 @@ def _origins(
     full_size: Sequence[MethodRow],
     selected: Selected,
     outdated: Sequence[StoredRecord],
+    aside: Sequence[SetAside],
     context: ReportContext,
 ) -> list[Section]:
     every_run = (*selected.completed, *(run for row in full_size for run in row.runs))
@@ -222,6 +249,7 @@ def _origins(
         *bullets("Videos left out", [(f"{ids} ({names(runs)})",) for ids, runs in skipped.items()]),
         *bullets("Not measured", [(brief(line),) for line in not_measured([*rows, *full_size])]),
         *bullets("Records left out", left_out, why),
+        *set_aside(aside, context),
     ]
 
 

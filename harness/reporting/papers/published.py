@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationError
 from pydantic.dataclasses import dataclass
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.records.store import BEST_ON_TEST
 from tvrbench.harness.reporting.catalogue import COUNTS
 
 MEASURES = (*COUNTS, "infer_time", "train_time", "train_memory")
@@ -102,6 +103,7 @@ class PublishedNumber:
         value: in ``unit``, as printed.
         decimals: digits printed after the point.
         read_from: how the number was read.
+        selection: the checkpoint that the number is of; papers of this field choose it on the test set.
     """
 
     paper: _Text
@@ -117,6 +119,7 @@ class PublishedNumber:
     unit: _Text
     decimals: int
     read_from: _Text
+    selection: Annotated[Literal["last", "best-on-test"], BeforeValidator(lambda v: v or BEST_ON_TEST)] = BEST_ON_TEST
 
     @property
     def cited(self) -> str:
@@ -290,7 +293,7 @@ def _cells(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[tup
 
 def _number(file: Traversable, line: int, row: Mapping[str, str], *, value: str, **fields: str) -> PublishedNumber:
     """One number; its text is in the column ``value``."""
-    common = ("paper", "dataset", "train_split", "backbone", "method", "config", "frames", "read_from")
+    common = ("paper", "dataset", "train_split", "backbone", "method", "config", "frames", "read_from", "selection")
     values = {column: row[column] for column in common} | fields
     decimals = len(row[value].partition(".")[2])
     return _checked(file, line, PublishedNumber, values | {"value": row[value], "decimals": decimals})

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from tvrbench.harness.evaluation.comparability import Reason, shortfalls, trained
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.store import LAST
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
@@ -46,6 +49,7 @@ class PaperComparison:
         difference: measured minus published: in percent of the published for a cost, in its own unit for a metric.
         verdict: the conclusion.
         reason: what was compared, why it cannot be, or what limits the verdict.
+        codes: of the reasons why it cannot be compared, stable; empty where it is.
         command: measures a claim on a GPU that was not measured on one.
     """
 
@@ -57,6 +61,7 @@ class PaperComparison:
     difference: float | None = None
     verdict: Verdict
     reason: str | None = None
+    codes: tuple[str, ...] = ()
     command: str | None = None
 
     @property
@@ -77,7 +82,7 @@ class RowMatch(NamedTuple):
     """The rows that a published number may be compared with, or the reason why there are none."""
 
     rows: tuple[MethodRow, ...] = ()
-    reason: str | None = None
+    reason: Reason | None = None
 
 
 def compare(
@@ -108,25 +113,33 @@ def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) 
     return comparisons
 
 
+def comparability(records: Iterable[Record], number: PublishedNumber) -> list[Reason]:
+    """Return why a published number may not be judged by these runs (the seeds of a row); empty where it may."""
+    found: dict[Reason, None] = {}
+    for record in records:
+        found |= dict.fromkeys((*shortfalls(record), *_unlike(record, number)))
+    return list(found)
+
+
 def match_rows(number: PublishedNumber, configurations: Sequence[Configuration], rows: Sequence[MethodRow]) -> RowMatch:
     """Find the rows of the number's method, backbone, frames and configuration."""
     left = [row for row in rows if row.method == number.method]
     if not left:
-        return RowMatch(reason="the method was not run here")
-    for key, wanted, reason in (
+        return RowMatch(reason=Reason("not-run", "the method was not run here"))
+    for key, wanted, text in (
         ("backbone", number.backbone, f"not run on {number.backbone} here"),
         ("frames", number.frames, f"not run with {number.frames} frames here"),
     ):
         left = [row for row in left if wanted is None or row.options.get(key) == wanted]
         if not left:
-            return RowMatch(reason=reason)
+            return RowMatch(reason=Reason(key, text))
     same = _configurations(number, number.method, number.config, configurations)
     if not same:
-        return RowMatch(reason="no configuration here is known to be the paper's")
+        return RowMatch(reason=Reason("configuration", "no configuration here is known to be the paper's"))
     if fitting := tuple(row for row in left if any(not _missing_options(row, c) for c in same)):
         return RowMatch(fitting)
     options = [", ".join(f"{key}={value}" for key, value in _missing_options(left[0], c).items()) for c in same]
-    return RowMatch(reason=f"not run with the paper's options: {'; '.join(options)}")
+    return RowMatch(reason=Reason("options", f"not run with the paper's options: {'; '.join(options)}"))
 
 
 def prints_like(measured: float, number: PublishedNumber) -> bool:
@@ -168,37 +181,52 @@ def _compare_number(
     scope: ReportContext,
 ) -> Iterator[PaperComparison]:
     cost = number.metric in COUNTS
-    reason = None if cost else _obstacle(number, runs, scope)
+    reason = None if cost else _obstacle(number, scope)
     match = (
         RowMatch(reason=reason) if reason else match_rows(number, papers.configurations, full_size if cost else runs)
     )
     for row in match.rows:
         yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
-    if not match.rows:
-        yield PaperComparison(number=number, verdict="not comparable", reason=match.reason)
+    if match.reason is not None:
+        yield _not_comparable(number, [match.reason])
 
 
-def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: ReportContext) -> str | None:
+def _unlike(record: Record, number: PublishedNumber) -> Iterator[Reason]:
+    """What a run and a published number do not share."""
+    options, trained_on = record["method"]["options"], record["data"].get("train_split")
+    for code, wanted in (("backbone", number.backbone), ("frames", number.frames)):
+        if wanted is not None and options.get(code) != wanted:
+            yield Reason(code, f"run with {code} {options.get(code)}, published with {wanted}")
+    if trained(record) and number.train_split not in (None, trained_on):
+        yield Reason("train-split", f"trained on {trained_on} here, on {number.train_split} there")
+    if number.selection == LAST and record["metrics"].get("selection", LAST) != LAST:
+        yield Reason("selection", "checkpoint chosen on the test set here, the last one there")
+
+
+def _not_comparable(number: PublishedNumber, reasons: Sequence[Reason], *rows: MethodRow) -> PaperComparison:
+    text, codes = "; ".join(reason.text for reason in reasons), tuple(reason.code for reason in reasons)
+    return PaperComparison(number=number, rows=rows, verdict="not comparable", reason=text, codes=codes)
+
+
+def _obstacle(number: PublishedNumber, scope: ReportContext) -> Reason | None:
     """The reason why a number other than a model cost cannot be compared under this protocol at all."""
     if not number.metric.startswith(("t2v_", "v2t_")):
-        return "time and memory belong to the paper's device and batch"
+        return Reason("device", "time and memory belong to the paper's device and batch")
     if scope.standin:
-        return f"measured on the embedded stand-in, not on {number.dataset}"
+        return Reason("stand-in", f"measured on the embedded stand-in, not on {number.dataset}")
     if scope.compares:
-        return "one recipe for all methods here, not the paper's own"
+        return Reason("recipe", "one recipe for all methods here, not the paper's own")
     if number.backbone is None:
-        return "the table does not name the backbone"
-    splits = {str(row.record["data"].get("train_split")) for row in runs}
-    if number.train_split is not None and splits - {number.train_split}:
-        return f"trained on {', '.join(sorted(splits))} here, on {number.train_split} there"
+        return Reason("backbone", "the table does not name the backbone")
     return None
 
 
 def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
     cost = row.cost(number.metric)
     if cost is None or cost.valid is None:
-        reason = cost and (f"invalid: {cost.invalid}" if cost.invalid else cost.reason)
-        return PaperComparison(number=number, rows=(row,), verdict="not comparable", reason=reason or "not measured")
+        if cost is not None and cost.invalid:
+            return _not_comparable(number, [Reason("invalid", f"invalid: {cost.invalid}")], row)
+        return _not_comparable(number, [Reason("not-measured", (cost and cost.reason) or "not measured")], row)
     measured = cost.valid * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
     near = number.metric == "gmacs_video" and abs(difference) <= 100.0 * GMACS_TOLERANCE
@@ -207,10 +235,12 @@ def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
 
 
 def _metric_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
+    if reasons := comparability((run.record for run in row.runs), number):
+        return _not_comparable(number, reasons, row)
     direction, metric = number.metric.split("_")
     measured, interval = row.metric(direction, metric), row.interval(direction, metric)
     if measured is None:
-        return PaperComparison(number=number, rows=(row,), verdict="not comparable", reason="not measured")
+        return _not_comparable(number, [Reason("not-measured", "not measured")], row)
     notes = [] if len(row.runs) >= SEEDS_FOR_A_CLAIM else [f"{len(row.runs)} of {SEEDS_FOR_A_CLAIM} seeds: no claim"]
     notes += [] if row.selection == "last" else ["checkpoint chosen on the test set"]
     verdict: Verdict = "reproduced"
@@ -226,8 +256,8 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     """Judge a claim on one bench."""
     number = claim.number
     match = match_rows(number, papers.configurations, bench.rows)
-    if not match.rows:
-        return _unmeasured(claim, match.reason)
+    if match.reason is not None:
+        return _unmeasured(claim, match.reason.text)
     rows = match.rows[:1]
     ratio = absolute(claim, rows[0]) if number.unit == ABSOLUTE else interleaved(claim, rows[0])
     if isinstance(ratio, str) and number.unit != ABSOLUTE:
@@ -243,7 +273,7 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
             reason = _published_only(claim, printed, papers)
             return PaperComparison(number=number, claim=claim, verdict="not comparable", reason=reason)
         elif any(row.method == claim.against for row in bench.rows):
-            ratio = other.reason or ""
+            ratio = other.reason.text if other.reason else ""
         else:
             ratio = f"the baseline {claim.against} was not run here"
     if isinstance(ratio, str):

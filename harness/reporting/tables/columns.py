@@ -48,7 +48,7 @@ def metric_column(shown: Metric, chance: float | None = None) -> Column:
 
     def cell(row: MethodRow) -> Cell:
         value = expected_recall(row) if shown is EXPECTED_R1 else row.metric(*shown.path)
-        return NOTHING if value is None else Cell(text=shown.text(value), value=value, rankable=True)
+        return NOTHING if value is None else Cell(text=shown.text(value), value=value, rankable=row.apart is None)
 
     level = number_cell(chance, shown.show)
     return Column(key=shown.name, header=shown.short, cell=cell, better=shown.better, chance=level)
@@ -78,7 +78,7 @@ def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -
     """Return the cell of a cost.
 
     Missing and excluded values name the reason in a footnote, and lower bounds are marked. Neither is ranked, nor is
-    a 0 or a method that encodes nothing.
+    a 0, a method that encodes nothing or a row that is compared with no other.
     """
     if cost is None or cost.value is None:
         return missing_cell(None if cost is None else cost.reason)
@@ -86,7 +86,8 @@ def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -
     if cost.invalid is not None:
         note = f"! Excluded from every best and every claim: {brief(cost.invalid)}."
         return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", note=note)
-    return Cell(text=text, value=cost.value, rankable=row.encodes and cost.value > 0 and not cost.lower_bound)
+    fair = row.encodes and row.apart is None
+    return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0 and not cost.lower_bound)
 
 
 def difference_columns(

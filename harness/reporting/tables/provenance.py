@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
+from tvrbench.harness.evaluation.comparability import OWN_REASONS, RULES, shortfalls
 from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Table, text_column
 
@@ -53,20 +55,38 @@ def not_measured(rows: Sequence[MethodRow]) -> list[str]:
     ]
 
 
-def warnings(runs: Runs, context: ReportContext) -> Iterator[str]:
+def banner(runs: Runs, rows: Sequence[MethodRow], context: ReportContext) -> tuple[str, ...]:
+    """Say what keeps runs from being set beside papers or rows beside each other, and how many they are."""
+    groups: dict[str, list[StoredRecord]] = {}
+    for run in runs:
+        for reason in shortfalls(run.record):
+            if reason.code not in RULES or not context.compares:  # other rules matter to papers alone
+                groups.setdefault(reason.text, []).append(run)
+    lines = [f"{text[0].upper()}{text[1:]} in {_how_many(members, runs)}." for text, members in groups.items()]
+    if lines and not context.standin:
+        lines.append("Such runs are judged against no published number.")
+    apart: dict[str, list[str]] = {}
+    for row in rows if context.compares else ():
+        if row.apart is not None and row.apart.code not in OWN_REASONS:
+            apart.setdefault(row.apart.text, []).append(row.label)
+    return (*lines, *(f"Compared with no other row ({text}): {', '.join(who)}." for text, who in apart.items()))
+
+
+def _how_many(members: Runs, runs: Runs) -> str:
+    if len(members) == len(runs) > 1:
+        return f"all {len(runs)} runs"
+    found, every = (Counter(run.record["method"]["name"] for run in some) for some in (members, runs))
+    return ", ".join(f"{count} of {every[method]} {method} runs" for method, count in found.items())
+
+
+def warnings(runs: Runs) -> Iterator[str]:
     """Yield what a reader must know before comparing rows."""
-    if len({run.record["data"]["split_fingerprint"] for run in runs}) > 1:
-        yield "The runs were not all tested on the same videos and captions: rows of different splits do not compare."
-    if len({run.record["weights_sha256"] for run in runs if not run.scored}) > 1:
-        yield "The runs did not all start from the same weights."
     if len({run.record["environment"]["device"] for run in runs}) > 1:
         yield "The runs were not all made on one device: throughput, latency and memory do not compare across devices."
     if dirty := [run for run in runs if run.record["environment"]["dirty"]]:
         yield f"Made from sources with uncommitted changes: {names(dirty)}."
     if chosen := [run for run in runs if run.record["metrics"].get("selection") == "best-on-test"]:
         yield f"Checkpoint chosen on the test set, which flatters the number: {names(chosen)}."
-    if context.compares and len({run.record["data"]["frames_fingerprint"] for run in runs}) > 1:
-        yield "The runs did not all see the same decoded frames (frames fingerprint)."
 
 
 def _commit(record: Record) -> str:

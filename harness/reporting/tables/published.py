@@ -89,14 +89,14 @@ def apart_table(comparisons: Sequence[PaperComparison], context: ReportContext) 
     for c in comparisons:
         if c.verdict == "not comparable":
             n = c.number
-            key = (n.method, n.backbone, _configuration(n), c.reason or "", n.cited, n.read_from)
+            key = (n.method, n.backbone, _configuration(n), c.reason or "", ", ".join(c.codes), n.cited, n.read_from)
             groups.setdefault(key, []).append(n)
     if not groups:
         return None
     lines = []
-    for (*variant, why, cited, read_from), numbers in groups.items():
-        lines.append((*variant, ", ".join(map(_with_measure, numbers)), why, cited, read_from))
-    headers = ("method", "backbone", "paper's configuration", "published", "why not", "source", "read from")
+    for (*variant, why, codes, cited, read_from), numbers in groups.items():
+        lines.append((*variant, ", ".join(map(_with_measure, dict.fromkeys(numbers))), why, codes, cited, read_from))
+    headers = ("method", "backbone", "paper's configuration", "published", "why not", "code", "source", "read from")
     columns = [
         text_column(text.replace("'s", "").replace(" ", "_"), text, itemgetter(i)) for i, text in enumerate(headers)
     ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, PAIR_ACCURACY, fixed, metric, subset_metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, ties_matter
 from tvrbench.harness.reporting.tables.columns import (
     LABEL,
@@ -19,7 +19,7 @@ from tvrbench.harness.reporting.tables.columns import (
     metric_column,
     recorded_columns,
 )
-from tvrbench.harness.reporting.tables.table import Table, number_column, text_column
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, missing_cell, number_cell, text_column
 
 PAIR_CHANCE = 50.0
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
@@ -48,11 +48,18 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
     recall, *rest = direction_columns("t2v", t2v)
     paired = any(row.cost("speedup", "comparison") for row in rows)
     ties, seeds = ties_matter(rows), any(len(row.runs) > 1 for row in rows)
+    apart = any(row.apart for row in rows)
+
+    def ranked(row: MethodRow) -> Cell:
+        if row.apart is not None:
+            return missing_cell(f"Compared with no other row: {row.apart.text} ({row.apart.code})")
+        return number_cell(rank(row, pairs), fixed(0))
+
     columns = [
         LABEL,
         text_column("checkpoint", "checkpoint", _selection),
         text_column("seeds", "seeds", lambda row: str(len(row.runs))),
-        *([number_column("rank", "rank", lambda row: rank(row, pairs), fixed(0))] * bool(pairs)),
+        *([Column(key="rank", header="rank", cell=ranked)] * (bool(pairs) or (apart and context.compares))),
         *([metric_column(EXPECTED_R1, t2v.get("R1"))] * ties),
         *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),

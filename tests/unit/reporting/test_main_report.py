@@ -318,7 +318,9 @@ class TestWhatIsMixed:
         other["data"] |= {"split_fingerprint": "f" * 64, "frames_fingerprint": "f" * 64}
         other["environment"] |= {"device": "another CPU", "dirty": True}
         save(store, method_record("tempme"), other)
-        assert page(report(store, tmp_path)).count("> **Note.**") == 5
+        text = page(report(store, tmp_path))
+        assert text.count("> **Note.**") == 2  # devices, uncommitted changes
+        assert "> **Not comparable.** Compared with no other row (tested on other videos or captions)" in text
 
     def test_rows_under_their_own_recipes_are_not_compared(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, msrvtt_record("tempme", 46.0), msrvtt_record("lora", 43.7))

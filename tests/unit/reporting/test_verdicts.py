@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from report_records import msrvtt_record
 
 from tvrbench.harness.records.record import Measurement, Record
+from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import PaperComparison, PaperData, compare, prints_like
@@ -44,17 +45,12 @@ STANDIN = ReportContext(protocol="standin/uniform", dataset="standin", folder=Pa
 def row(
     recall: float | None = None, cost: Measurement | None = None, *, interval: float | None = 3.0, **options: Any
 ) -> MethodRow:
-    """One run of tempme, with a t2v R@1 or with a cost."""
+    """One run of tempme that compares with the papers, with a t2v R@1 or with a cost."""
     metrics: dict[str, Any] = {} if recall is None else {"t2v": {"R1": recall}, "selection": "last"}
     if recall is not None and interval is not None:
         metrics["intervals"] = {"confidence": 0.95, "t2v": {"R1": [recall - interval, recall + interval]}}
-    record = {
-        "method": {"name": "tempme", "options": {"backbone": "ViT-B-32", "frames": 12, "r": 2} | options},
-        "seed": 0,
-        "data": {"train_split": "train-9k"},
-        "metrics": metrics,
-        "cost": [] if cost is None else [cost.to_json()],
-    }
+    record = msrvtt_record("tempme", 50.0, metrics=metrics, cost=[] if cost is None else [cost.to_json()])
+    record["method"]["options"] = {"backbone": "ViT-B-32", "frames": 12, "r": 2} | options
     return MethodRow(label="tempme", runs=(StoredRecord(record=cast(Record, record), path=Path("r.json")),))
 
 

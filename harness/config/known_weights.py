@@ -1,0 +1,15 @@
+"""Files that hold OpenAI's CLIP weights, by SHA-256: the weights that the papers start from."""
+
+from __future__ import annotations
+
+OPENAI_WEIGHTS = {
+    # OpenAI's own TorchScript archives
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B-16",
+    # open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai and patch16: what the tag openai fetches
+    "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31": "ViT-B-32",
+    "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f": "ViT-B-16",
+    # pytorch_model.bin of openai/clip-vit-base-patch32
+    "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f": "ViT-B-32",
+}
+"""Every file known to hold them, and its backbone."""

@@ -1,0 +1,204 @@
+"""Whether the scores of a run compare with published ones, and those of several runs with each other; if not, why.
+
+Every verdict, rank, test and best value asks here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import mode
+from typing import Any, cast
+
+from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
+from tvrbench.harness.config.protocol import Protocol, shipped_protocol
+from tvrbench.harness.core import registry
+from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.store import LAST
+
+RULES = ("protocol-unknown", "protocol-hash")
+"""Codes of runs under other rules than a shipped protocol's."""
+OWN_REASONS = ("selection", "weights-random")
+"""Codes of rows that compare with no row, whatever the others are."""
+
+Facts = Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something is not compared: a stable code, and the words for people."""
+
+    code: str
+    text: str
+
+
+def shortfalls(record: Record) -> list[Reason]:
+    """Return what keeps a run from being set beside any published number; a stand-in's weights and split are its own.
+
+    What old records do not hold is taken from the shipped protocol of their name.
+    """
+    name = record["protocol"]["name"]
+    protocol = shipped_protocol(name)
+    found = [*_missing_videos(record, protocol), *_weights(record, protocol)]
+    if protocol is None:
+        found.append(Reason("protocol-unknown", f"{name} is not a protocol of this benchmark"))
+    elif protocol.weights == "openai":
+        found += [*_other_split(record, protocol), *_other_rules(record, protocol)]
+    if record["status"] != "completed":
+        found.append(Reason("failed", "the run failed"))
+    return found
+
+
+def set_apart(rows: Sequence[Sequence[Record]]) -> list[Reason | None]:
+    """Return for each row of runs why it is compared with no other row; None for those that compare with each other.
+
+    The rows that share all of ``_SHARED`` with most others, where it is known, are compared with each other; of two
+    groups of one size those with most test videos.
+    """
+    facts = [[{code: fact(record) for code, (_, fact) in _SHARED.items()} for record in row] for row in rows]
+    reasons = [_own_reason(row, own) for row, own in zip(rows, facts, strict=True)]
+    usable = [(own[0], row[0]) for row, own, reason in zip(rows, facts, reasons, strict=True) if reason is None]
+    if not usable:
+        return reasons
+
+    def alike(one: tuple[Facts, Record]) -> tuple[int, int]:
+        same = sum(_differing(one[0], other) is None for other, _ in usable)
+        return same, _count(one[1]["data"], "test_videos") or 0
+
+    usual = dict(max(usable, key=alike)[0])
+    for code in [code for code, value in usual.items() if value is None]:  # as most rows have it that know it
+        known = [own[code] for own, _ in usable if own[code] is not None and _differing(usual, own) is None]
+        usual[code] = mode(known) if known else None
+    return [
+        reason or next((found for one in own if (found := _differing(usual, one)) is not None), None)
+        for own, reason in zip(facts, reasons, strict=True)
+    ]
+
+
+def _initial_weights(record: Record) -> str | None:
+    sha256, activation = record["weights_sha256"], _weights_section(record).get("activation", "quick_gelu")
+    return sha256 and f"{OPENAI_WEIGHTS.get(sha256, sha256)} {activation}"
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+_SHARED: Mapping[str, tuple[str, Callable[[Record], str | None]]] = {
+    "split": ("tested on other videos or captions", lambda r: r["data"]["split_fingerprint"]),
+    "weights": ("started from other weights", _initial_weights),
+    "backbone": ("has another backbone", lambda r: _text(r["method"]["options"].get("backbone"))),
+    "frame-count": ("has another number of frames", lambda r: _text(r["method"]["options"].get("frames"))),
+    "training-videos": (
+        "trained on other videos or captions",
+        lambda r: None if r["tuning"] == "frozen" else _text(r["data"].get("train_fingerprint")),
+    ),
+    "frames": ("saw other decoded frames", lambda r: r["data"]["frames_fingerprint"]),
+}
+"""What rows must share to be compared, by code: the words for a row that differs, and how a record has it."""
+
+
+def _differing(one: Facts, other: Facts) -> Reason | None:
+    """The first fact that both know and do not share."""
+    for code, (text, _) in _SHARED.items():
+        if None not in (one[code], other[code]) and one[code] != other[code]:
+            return Reason(code, text)
+    return None
+
+
+def _own_reason(records: Sequence[Record], facts: Sequence[Facts]) -> Reason | None:
+    """Why a row compares with no row at all."""
+    if any(record["metrics"].get("selection", LAST) != LAST for record in records):
+        return Reason("selection", "its checkpoint was chosen on the test set")
+    if any(record["weights_sha256"] is None for record in records):
+        return Reason("weights-random", "weights are random")
+    if any(one["split"] is None for one in facts):
+        return Reason("split", "its test split is not recorded")
+    mixed = next((found for one in facts if (found := _differing(facts[0], one)) is not None), None)
+    return mixed and Reason(mixed.code, f"not all of its seeds are alike: one {mixed.text}")
+
+
+def trained(record: Record) -> bool:
+    """Return True if the run trained a model."""
+    return record["tuning"] != "frozen" and "checkpoint" not in record
+
+
+def _count(data: Mapping[str, Any], key: str) -> int | None:
+    value = data.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _missing_videos(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
+    """Videos left out of each split; an old record names them without their split, and counts those of the test."""
+    data, skipped = record["data"], len(record["data"]["skipped"])
+    tested, whole = _count(data, "test_videos"), _count(data, "test_videos_declared")
+    if whole is None and protocol is not None:
+        whole = protocol.test_videos
+    missing = skipped if whole is None or tested is None else max(whole - tested, 0)
+    counts = [("test", missing, whole)]
+    if trained(record):
+        used, whole = _count(data, "train_videos"), _count(data, "train_videos_declared")
+        counts.append(("training", skipped - missing if whole is None or used is None else whole - used, whole))
+    for kind, gone, whole in counts:
+        if gone > 0:
+            of = f" of {whole:,}" if whole else ""
+            yield Reason(f"{kind}-videos-missing", f"{gone:,}{of} {kind} videos are missing")
+
+
+def _weights(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
+    sha256, backbone = record["weights_sha256"], record["method"]["options"].get("backbone")
+    activation = _weights_section(record).get("activation", "quick_gelu")
+    if "checkpoint" in record:
+        return
+    if sha256 is None:
+        yield Reason("weights-random", "weights are random")
+    elif protocol is None or protocol.weights != "openai":
+        return
+    elif OPENAI_WEIGHTS.get(sha256) != backbone:
+        yield Reason("weights-unknown", f"weights are no known file of OpenAI's {backbone} (SHA-256 {sha256[:12]}…)")
+    elif activation != "quick_gelu":
+        yield Reason("weights-activation", f"OpenAI's weights run with {activation}, not QuickGELU")
+
+
+def _weights_section(record: Record) -> Mapping[str, Any]:
+    """What newer records hold about the weights besides their SHA-256."""
+    return cast(Mapping[str, Any], record).get("weights") or {}
+
+
+def _other_split(record: Record, protocol: Protocol) -> Iterator[Reason]:
+    """Splits other than the published ones; an old record with skipped videos does not tell the whole split."""
+    data = record["data"]
+    train = [("train", "train-split", protocol.train_split, "train_fingerprint")] * trained(record)
+    for kind, code, name, used in (("test", "split", protocol.test_split, "split_fingerprint"), *train):
+        own, expected = data.get(f"{kind}_split", name), _expected_fingerprint(data["dataset"], name)
+        whole = data.get(f"{kind}_fingerprint_declared", None if data["skipped"] else data.get(used))
+        differs = None not in (whole, expected) and whole != expected
+        if own != name or differs or data.get(f"{kind}_split_published") is False:
+            yield Reason(code, f"{kind} split {own} is not the published {name}")
+    size = _count(data, "test_videos_declared") or max(_count(data, "test_videos") or 0, protocol.test_videos)
+    if size != protocol.test_videos:
+        yield Reason("split", f"the test split has {size:,} videos, the published {protocol.test_videos:,}")
+
+
+def _expected_fingerprint(dataset: str, split: str) -> str | None:
+    if dataset not in registry.table("datasets"):
+        return None
+    return getattr(registry.lookup(dataset, "datasets"), "expected_fingerprints", {}).get(split)
+
+
+def _other_rules(record: Record, protocol: Protocol) -> Iterator[Reason]:
+    """Another backbone or number of frames than the protocol's, or another hash, which covers words and recipes."""
+    for code, wanted in (("backbone", protocol.backbone), ("frames", protocol.frames)):
+        if (own := record["method"]["options"].get(code, wanted)) != wanted:
+            yield Reason(code, f"run with {code} {own}, the protocol has {wanted}")
+    if record["protocol"]["hash"] not in _hashes(protocol.name, record["weights_sha256"]):
+        yield Reason("protocol-hash", f"run under other rules than {protocol.name} has now (protocol hash)")
+
+
+@cache
+def _hashes(protocol_name: str, weights_sha256: str | None) -> tuple[str, ...]:
+    """The hashes of a shipped protocol on its own weights, and on weights given by file."""
+    if (protocol := shipped_protocol(protocol_name)) is None:
+        return ()
+    return protocol.hash, replace(protocol, weights_sha256=weights_sha256 or "random").hash

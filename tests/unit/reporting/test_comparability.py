@@ -1,0 +1,250 @@
+"""What may be set beside a paper's number and what rows beside each other: every reason has a code, and no verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from records import csv_rows, make_record
+from report_records import STANDIN, method_record, msrvtt_record, page, report, table
+
+from tvrbench.datasets.msrvtt import MSRVTT
+from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
+from tvrbench.harness.config.protocol import load_protocol
+from tvrbench.harness.evaluation.comparability import set_apart, shortfalls
+from tvrbench.harness.records.record import Measurement, Record
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.pages.report import write_report
+from tvrbench.harness.reporting.papers.published import PublishedNumber, load_configurations, load_published
+from tvrbench.harness.reporting.papers.verdicts import comparability
+
+pytestmark = pytest.mark.unit
+
+PUBLISHED, UNIFORM = "msrvtt-1ka-9k/published", "msrvtt-1ka-9k/uniform"
+NUMBER = next(n for n in load_published() if (n.method, n.metric, n.frames) == ("lora", "t2v_R1", 12))
+OPTIONS = next(c for c in load_configurations() if c.method == "lora").options
+RANKS = np.where(np.arange(1000) % 2, 1.0, 7.0)
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(tmp_path / "results")
+
+
+def run(edit: Edit = lambda _: None, **changes: Any) -> dict[str, Any]:
+    """A run of lora that compares with the paper's, edited."""
+    record = msrvtt_record("lora", 43.7, **changes)
+    record["method"]["options"] = {"backbone": "ViT-B-32", "frames": 12} | dict(OPTIONS)
+    edit(record)
+    return record
+
+
+def data(**changes: Any) -> Edit:
+    return lambda record: record["data"].update(changes)
+
+
+def options(**changes: Any) -> Edit:
+    return lambda record: record["method"]["options"].update(changes)
+
+
+def top(**changes: Any) -> Edit:
+    return lambda record: record.update(changes)
+
+
+WHOLE = {"test_videos_declared": 1000, "test_fingerprint_declared": MSRVTT.expected_fingerprints["test-1ka"]}
+SKIPPED = [f"video{i}" for i in range(40)]
+# By code: edits of a record that is otherwise the paper's run. Records without the newer fields are judged too.
+EDITS: list[tuple[str, Edit]] = [
+    ("test-videos-missing", data(test_videos=960, skipped=SKIPPED)),
+    ("test-videos-missing", data(test_videos=960)),
+    ("test-videos-missing", data(test_videos=960, split_fingerprint="e" * 64, **WHOLE)),
+    ("training-videos-missing", data(skipped=SKIPPED)),
+    ("training-videos-missing", data(train_videos=8999, train_videos_declared=9000)),
+    ("split", data(split_fingerprint="e" * 64)),
+    ("split", data(test_split="test-full")),
+    ("split", data(test_split_published=False)),
+    ("split", data(test_videos=1001, split_fingerprint="e" * 64)),
+    ("split", data(test_videos_declared=900, test_videos=900, test_split_published=None)),
+    ("train-split", data(train_fingerprint="e" * 64)),
+    ("train-split", data(train_split="train-7k")),
+    ("weights-random", top(weights_sha256=None)),
+    ("weights-unknown", top(weights_sha256="e" * 64)),
+    ("weights-unknown", top(weights_sha256=next(s for s, b in OPENAI_WEIGHTS.items() if b == "ViT-B-16"))),
+    ("weights-activation", top(weights={"activation": "gelu"})),
+    ("backbone", options(backbone="ViT-B-16")),
+    ("frames", options(frames=8)),
+    ("protocol-hash", lambda record: record["protocol"].update(hash="0" * 16)),
+    ("protocol-unknown", lambda record: record["protocol"].update(name="mine/published")),
+    ("failed", top(status="failed", failure="out of memory")),
+]
+
+
+@pytest.mark.parametrize(("code", "edit"), EDITS)
+def test_each_reason_has_its_code(code: str, edit: Edit) -> None:
+    assert comparability([cast(Record, run())], NUMBER) == []
+    found = comparability([cast(Record, run()), cast(Record, run(edit))], NUMBER)
+    assert code in {reason.code for reason in found}
+    assert all(reason.text for reason in found)
+
+
+@pytest.mark.parametrize("sha256", [sha256 for sha256, backbone in OPENAI_WEIGHTS.items() if backbone == "ViT-B-32"])
+def test_openai_s_weights_from_a_file_are_the_published_ones(sha256: str) -> None:
+    protocol = load_protocol(PUBLISHED)
+    given = {"name": PUBLISHED, "hash": replace(protocol, weights_sha256=sha256).hash}
+    assert comparability([cast(Record, run(weights_sha256=sha256, protocol=given))], NUMBER) == []
+
+
+@pytest.mark.parametrize("spelling", ["ViT-B-16", "ViT-B/16"])
+def test_another_backbone_of_the_protocol_compares_with_that_backbone_s_numbers(spelling: str) -> None:
+    protocol = load_protocol(PUBLISHED).on(spelling)
+    weights = next(s for s, b in OPENAI_WEIGHTS.items() if b == "ViT-B-16")
+    made = run(options(backbone="ViT-B-16"), protocol={"name": protocol.name, "hash": protocol.hash})
+    record = cast(Record, made | {"weights_sha256": weights})
+    assert comparability([record], replace_number(backbone="ViT-B-16")) == []
+    assert [reason.code for reason in comparability([record], NUMBER)] == ["backbone"]
+
+
+def replace_number(**changes: Any) -> PublishedNumber:
+    return replace(NUMBER, **changes)
+
+
+def test_a_checkpoint_chosen_on_test_does_not_stand_for_a_paper_s_last_one() -> None:
+    chosen = run()
+    chosen["metrics"]["selection"] = "best-on-test"
+    assert comparability([cast(Record, chosen)], NUMBER) == []  # papers choose so too
+    (reason,) = comparability([cast(Record, chosen)], replace_number(selection="last"))
+    assert reason.code == "selection"
+
+
+def test_missing_training_videos_do_not_matter_to_what_is_not_trained() -> None:
+    record = run(data(skipped=["video1"]), tuning="frozen")
+    assert shortfalls(cast(Record, record)) == []
+
+
+class TestPapers:
+    def test_a_whole_run_is_judged(self, store: RecordStore, tmp_path: Path) -> None:
+        store.save(run())
+        folder = report(store, tmp_path, PUBLISHED)
+        verdicts = [row["verdict"] for row in csv_rows(folder, "verdicts") if row["measure"] == "t→v R@1"]
+        assert verdicts == ["reproduced (1 of 3 seeds: no claim)"]
+        assert "Not comparable." not in page(folder)
+
+    @pytest.mark.parametrize(
+        ("code", "edit"), [(code, edit) for code, edit in EDITS if code not in ("failed", "protocol-unknown")]
+    )
+    def test_a_run_that_does_not_compare_gets_no_verdict_and_is_named_at_the_top(
+        self, store: RecordStore, tmp_path: Path, code: str, edit: Edit
+    ) -> None:
+        if code == "weights-activation":
+            pytest.skip("records have no such section yet")
+        logged: list[str] = []
+        store.save(run(edit))
+        folder = write_report(PUBLISHED, store, tmp_path / "reports", log=logged.append)[0].parent
+        assert not (folder / "verdicts.csv").exists()
+        codes = {one for row in csv_rows(folder, "not-comparable") for one in row["code"].split(", ")}
+        assert code in codes
+        assert "> **Not comparable.**" in page(folder)[:1500]
+        assert "<strong>Not comparable.</strong>" in (folder / "page.html").read_text()
+        assert all("no published number" in row["note"] for row in csv_rows(folder))
+        assert "no published number" in (folder / "main.tex").read_text()
+        assert logged
+
+    def test_the_banner_counts(self, store: RecordStore, tmp_path: Path) -> None:
+        for seed in range(3):
+            store.save(run(data(test_videos=960, skipped=SKIPPED), seed=seed))
+        store.save(msrvtt_record("tempme", 46.0))
+        text = page(report(store, tmp_path, PUBLISHED))
+        assert "> **Not comparable.** 40 of 1,000 test videos are missing in 3 of 3 lora runs.\n" in text
+
+
+class TestRows:
+    """Of the rows of a uniform protocol, those that differ from most have no rank, no test and no best value."""
+
+    @pytest.mark.parametrize(
+        ("code", "edit"),
+        [
+            ("split", data(split_fingerprint="e" * 64)),
+            ("weights", top(weights_sha256="e" * 64)),
+            ("weights-random", top(weights_sha256=None)),
+            ("backbone", options(backbone="ViT-B-16")),
+            ("frame-count", options(frames=8)),
+            ("training-videos", data(train_fingerprint="e" * 64)),
+            ("frames", data(frames_fingerprint="e" * 64)),
+            ("selection", lambda record: record["metrics"].update(selection="best-on-test")),
+        ],
+    )
+    def test_a_row_unlike_the_others_has_a_dash_and_a_reason(
+        self, store: RecordStore, tmp_path: Path, code: str, edit: Edit
+    ) -> None:
+        for method in ("adapter", "bias"):
+            store.save(msrvtt_record(method, 50.0, kind="uniform"), {"t2v": RANKS, "v2t": RANKS})
+        best = msrvtt_record("lora", 99.0, kind="uniform")
+        best["cost"] = [Measurement("gmacs_video", 1.0, "GMACs").to_json()]
+        edit(best)
+        all_first = np.ones(1000)
+        store.save(best, {"t2v": all_first, "v2t": all_first})
+        folder = report(store, tmp_path, UNIFORM)
+        rows = {row["method"]: row for row in csv_rows(folder)}
+        (name,) = [name for name in rows if name.startswith("lora")]
+        assert (rows[name]["rank"], rows["adapter"]["rank"]) == ("", "1")
+        assert {row[side] for row in csv_rows(folder, "pairs") for side in ("a", "b")} == {"adapter", "bias"}
+        assert "**" not in "".join(table(folder)[name].values()).replace("\\*", "")
+        assert f"({code})." in (folder / "main.md").read_text()
+
+    def test_rows_that_lack_the_same_videos_compare_with_each_other_and_no_paper(
+        self, store: RecordStore, tmp_path: Path
+    ) -> None:
+        for method, r1 in (("adapter", 50.0), ("bias", 40.0)):
+            record = msrvtt_record(method, r1, kind="uniform")
+            record["data"] |= {"test_videos": 960, "skipped": SKIPPED, "split_fingerprint": "e" * 64}
+            store.save(record, {"t2v": RANKS, "v2t": RANKS})
+        folder = report(store, tmp_path, UNIFORM)
+        assert [row["rank"] for row in csv_rows(folder)[1:]] == ["1", "1"]
+        assert table(folder)["adapter"]["t→v R@1"] == "**50.0**"
+        assert "40 of 1,000 test videos are missing in all 2 runs" in page(folder)
+
+    def test_random_weights_conclude_nothing(self, store: RecordStore, tmp_path: Path) -> None:
+        for method, r1 in (("tempme", 50.0), ("lora", 40.0)):
+            store.save(make_record(method, r1, weights_sha256=None), {"t2v": RANKS, "v2t": RANKS})
+        folder = report(store, tmp_path)
+        assert not (folder / "pairs.csv").exists()
+        assert "**" not in "".join("".join(row.values()) for row in table(folder).values())
+        assert "Weights are random in all 2 runs" in page(folder)
+        assert "frontier" not in page(folder)
+
+    def test_seeds_that_are_not_alike_make_no_row_to_compare(self, store: RecordStore, tmp_path: Path) -> None:
+        odd = method_record("lora", seed=1)
+        odd["data"]["frames_fingerprint"] = "e" * 64
+        for record in (method_record("tempme"), method_record("adapter"), method_record("lora"), odd):
+            store.save(record)
+        assert "not all of its seeds are alike" in page(report(store, tmp_path))
+
+    def test_what_is_not_known_excludes_nobody(self) -> None:
+        unknown = make_record("lora")
+        unknown["data"]["frames_fingerprint"] = None
+        rows = [[cast(Record, record)] for record in (make_record("tempme"), unknown, make_record("adapter"))]
+        assert set_apart(rows) == [None, None, None]
+
+    def test_the_unknown_does_not_join_what_differs(self) -> None:
+        unknown, other = make_record("lora"), make_record("adapter")
+        unknown["data"]["frames_fingerprint"], other["data"]["frames_fingerprint"] = None, "e" * 64
+        rows = [[cast(Record, record)] for record in (make_record("tempme"), unknown, other)]
+        assert sum(reason is not None for reason in set_apart(rows)) == 1
+
+    def test_ranks_of_other_queries_under_one_fingerprint_are_left_out(
+        self, store: RecordStore, tmp_path: Path
+    ) -> None:
+        for method, ranks in (("tempme", RANKS), ("adapter", RANKS), ("lora", RANKS[:300])):
+            store.save(make_record(method, 50.0), {"t2v": ranks, "v2t": ranks})
+        folder = report(store, tmp_path, STANDIN)
+        assert len(csv_rows(folder, "pairs")) == 1

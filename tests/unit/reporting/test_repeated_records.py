@@ -1,0 +1,161 @@
+"""A record is one run: copies, conflict copies and repetitions make no further seed, row or sample, and are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from records import csv_rows, failed_record
+from report_records import STANDIN, full_size_record, method_record, page, report
+
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.data.records import protocol_runs
+from tvrbench.harness.reporting.pages.report import write_report
+
+pytestmark = pytest.mark.unit
+
+Edit = Callable[[dict[str, Any]], object]
+NAMES = (
+    "{} (copy)",
+    "{} 2",
+    "{}.sync-conflict-20260101-120000-ABCDEFG",
+    "{} (laptop's conflicted copy 2026-01-01)",
+    "Copy of {}",
+    "a",
+    "zzz",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(tmp_path / "results")
+
+
+def copy(path: Path, name: str, edit: Edit = lambda _: None) -> Path:
+    """Copy a record under another name, edited."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    edit(record)
+    target = path.with_name(f"{name.format(path.stem)}.json")
+    target.write_text(json.dumps(record), encoding="utf-8")
+    return target
+
+
+def elsewhere(record: dict[str, Any]) -> None:
+    """Make it the record of another machine, a day later and with another result."""
+    record["environment"]["device"] = "another CPU"
+    record["started"] = "2030-01-01T00:00:00Z"
+    record["metrics"]["t2v"]["R1"] += 1.5
+
+
+class TestReport:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_copy_is_the_same_seed(self, store: RecordStore, tmp_path: Path, name: str) -> None:
+        path = store.save(method_record())
+        copied, logged = copy(path, name), list[str]()
+        folder = write_report(STANDIN, store, tmp_path / "reports", log=logged.append)[0].parent
+        (row,) = csv_rows(folder)[1:]
+        assert (row["seeds"], Path(row["records"]).name) == ("1", path.name)
+        assert "Fewer than 3 seeds" in page(folder)
+        (found,) = protocol_runs(store, STANDIN)[1]
+        assert (found.code, found.run.path) == ("copy", copied)
+        assert [line for line in logged if copied.name in line and path.name in line]
+        assert "### Records set aside" in page(folder)
+
+    def test_of_two_results_for_one_seed_the_newest_counts_and_both_are_told(self, store: RecordStore) -> None:
+        path = store.save(method_record(r1=50.0))
+        newer = copy(path, "from another machine", elsewhere)
+        (kept,), (found,) = protocol_runs(store, STANDIN)
+        assert (kept.path, found.run.path, found.code) == (newer, path, "repeated")
+        assert "1.50 points lower" in found.reason
+
+    def test_other_seeds_methods_options_and_selections_are_other_runs(self, store: RecordStore) -> None:
+        path = store.save(method_record())
+        copy(path, "seed", lambda record: record.update(seed=1))
+        copy(path, "method", lambda record: record["method"].update(name="other"))
+        copy(path, "options", lambda record: record["method"]["options"].update(r=3))
+        copy(path, "selection", lambda record: record["metrics"].update(selection="best-on-test"))
+        copy(path, "weights", lambda record: record.update(weights_sha256="e" * 64))
+        copy(path, "hash", lambda record: record["protocol"].update(hash="e" * 16))
+        runs, aside = protocol_runs(store, STANDIN)
+        assert (len(runs), aside) == (7, [])
+
+    @pytest.mark.parametrize(
+        ("code", "edit"),
+        [
+            ("other-protocol", lambda record: record["protocol"].update(name="standin/other")),
+            ("other-dataset", lambda record: record["data"].update(dataset="msrvtt")),
+        ],
+    )
+    def test_a_record_in_the_wrong_folder_is_set_aside(self, store: RecordStore, code: str, edit: Edit) -> None:
+        path = store.save(method_record())
+        strange = copy(path, "strange", lambda record: (record.update(seed=1), edit(record)))
+        (kept,), (found,) = protocol_runs(store, STANDIN)
+        assert (kept.path, found.run.path, found.code) == (path, strange, code)
+
+    def test_under_a_protocol_of_one_s_own_the_data_set_of_most_runs_counts(self, store: RecordStore) -> None:
+        for seed, dataset in enumerate(("clips", "clips", "others")):
+            record = method_record(seed=seed, protocol={"name": "mine", "hash": "e" * 16})
+            record["data"]["dataset"] = dataset
+            store.save(record)
+        runs, (found,) = protocol_runs(store, "mine")
+        assert (len(runs), found.code, found.run.record["seed"]) == (2, "other-dataset", 2)
+
+    def test_failures_and_full_size_costs_count_once(self, store: RecordStore, tmp_path: Path) -> None:
+        store.save(method_record())
+        for path in (store.save(failed_record(seed=1)), store.save(full_size_record())):
+            copy(path, "{} (copy)")
+        folder = report(store, tmp_path)
+        assert len(csv_rows(folder, "paper-scale")) == 1
+        text = page(folder)
+        assert text.partition("### Runs that failed")[2].partition("###")[0].count("\n- ") == 1
+        assert text.partition("### Records set aside")[2].count("(copy)") >= 2
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(copied=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(NAMES)), max_size=8, unique=True))
+def test_copies_of_any_records_change_no_table(tmp_path: Path, copied: list[tuple[int, str]]) -> None:
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    store = RecordStore(tmp_path / "results")
+    methods = [("tempme", 0), ("tempme", 1), ("lora", 0), ("zero_shot", 0), ("adapter", 2)]
+    paths = [store.save(method_record(method, 50.0 + seed, seed=seed)) for method, seed in methods]
+    paths.append(store.save(full_size_record()))
+    before = tables(report(store, tmp_path))
+    for number, name in copied:
+        copy(paths[number], f"{name}{number}" if "{}" not in name else name)
+    assert tables(report(store, tmp_path)) == before
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """Every file of a report that holds tables alone."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("README.md", "page.html")}
+
+
+def measured() -> dict[str, Any]:
+    """Return a record of ``tvrbench bench``."""
+    return full_size_record() | {"protocol": {"name": "efficiency", "hash": "e" * 16}}
+
+
+class TestEfficiency:
+    def test_a_device_counts_once_and_another_device_is_another_run(self, store: RecordStore) -> None:
+        path = store.save(measured())
+        copy(path, "{} (copy)")
+        copy(path, "other", lambda record: record["environment"].update(device="another CPU"))
+        runs, (found,) = protocol_runs(store, "efficiency")
+        assert ({run.path.name for run in runs}, found.code) == ({path.name, "other.json"}, "copy")
+
+    def test_measured_again_the_newest_counts(self, store: RecordStore) -> None:
+        path = store.save(measured())
+        newer = copy(path, "again", lambda record: record.update(started="2030-01-01T00:00:00Z"))
+        (kept,), (found,) = protocol_runs(store, "efficiency")
+        assert (kept.path, found.code) == (newer, "repeated")

@@ -1,0 +1,34 @@
+"""What a record says of its data: each split as used and as declared, and whether it is the published one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_run import Clips, tiny_context
+
+from tvrbench.harness.runs.config import RunConfig, RunKey
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_run_without_some_videos_records_the_whole_splits_too(tiny_weights: Path) -> None:
+    whole = tiny_context(tiny_weights)
+    gone = (whole.test.video_ids[0], whole.train.video_ids[0], whole.train.video_ids[1])
+    part = replace(whole, train=whole.train.without(gone), test=whole.test.without(gone), skipped=gone)
+    config = RunConfig(method="lora", seed=0)
+    one, other = (RunKey.of(context, config).head["data"] for context in (whole, part))
+    for kind, texts, used in (("test", "captions", "split_fingerprint"), ("train", "pairs", "train_fingerprint")):
+        for key in (f"{kind}_videos", f"{kind}_{texts}"):
+            assert one[key] == one[f"{key}_declared"] == other[f"{key}_declared"] > other[key]
+        assert one[used] == one[f"{kind}_fingerprint_declared"] == other[f"{kind}_fingerprint_declared"] != other[used]
+        assert other[f"{kind}_split_published"] is None  # the data set knows no fingerprint
+
+
+def test_a_split_is_compared_with_the_published_one(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = tiny_context(tiny_weights)
+    known = {context.train.name: context.train.fingerprint, context.test.name: "e" * 64}
+    monkeypatch.setattr(Clips, "expected_fingerprints", known, raising=False)
+    data = RunKey.of(context, RunConfig(method="lora", seed=0)).head["data"]
+    assert (data["train_split_published"], data["test_split_published"]) == (True, False)
