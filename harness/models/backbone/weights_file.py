@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -174,8 +175,8 @@ def read_content(path: Path, sha256: str | None = None) -> Any:
 def _published_archive(path: Path, sha256: str | None) -> dict[str, Any]:
     if (sha256 or file_sha256(path)) not in OPENAI_ARCHIVES:
         problem = (
-            "is a TorchScript archive, which can run code, and not one that OpenAI published (SHA-256): save its state "
-            "dict instead, where you trust it: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+            "is a TorchScript archive, which can run code, and not one that OpenAI published (SHA-256): ask its author "
+            "for the plain state dict"
         )
         raise unreadable(path, problem, "torchscript")
     state: dict[str, Any] = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
@@ -206,8 +207,10 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [_inert(
 def _unpickled(path: Path) -> Any:
     """The content of a pickle, read by torch's restricted unpickler, which looks up no name outside its list."""
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # A file object, because torch itself takes some suffixes for formats.
+        with path.open("rb") as file, torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols and the time that checks take
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         raise _refused_pickle(path, str(error)) from None
 
@@ -220,7 +223,7 @@ def _refused_pickle(path: Path, reason: str) -> UsageError:
         return unreadable(path, problem, "damaged")
     problem = (
         f"holds {met[1]}, which only running code could restore, and nothing here runs code of a file: save the "
-        "tensors alone where you trust it, as safetensors or torch.save(model.state_dict(), NEW)"
+        "tensors alone, with the code that made it: torch.save(model.state_dict(), FILE), or safetensors"
     )
     return unreadable(path, problem, "code")
 
