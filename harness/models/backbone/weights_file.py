@@ -22,6 +22,7 @@ OPENAI_ARCHIVES = {
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B/32",
     "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B/16",
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
 # Objects of training scripts that often lie beside the tensors. An object without behavior is made in their place.
 HARMLESS = (
@@ -59,6 +60,11 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 def unreadable(path: Path, problem: str, kind: str) -> UsageError:
     """The error for a file that holds no weights that can be read; ``kind`` says what it is."""
     return UsageError(f"{path.name}: {problem}", code="weights.unreadable", file=path.name, kind=kind)
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """Text from a file for a message: cut, and without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:limit])
 
 
 def format_of(path: Path) -> Format:
@@ -146,7 +152,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _damaged_safetensors(path: Path, error: SafetensorError) -> UsageError:
     if "incomplete" in str(error).lower():  # fewer bytes than the header declares
         return _cut(path)
-    problem = f"is a damaged safetensors file ({str(error)[:100]}): download or copy it again"
+    problem = f"is a damaged safetensors file ({printable(error)}): download or copy it again"
     return unreadable(path, problem, "safetensors")
 
 

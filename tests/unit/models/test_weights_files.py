@@ -363,3 +363,15 @@ def test_shards_that_do_not_fit_their_index_are_refused(state: State, tmp_path: 
     index.unlink()
     with raises("weights.shard"):
         load_weights(tmp_path, **QUICK)
+
+
+def test_a_single_shard_of_one_is_a_whole_file(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model-00001-of-00001.safetensors")
+    assert same(load_weights(tmp_path, **QUICK).state, state)
+
+
+def test_control_characters_of_a_file_reach_no_terminal(state: State, tmp_path: Path) -> None:
+    torch.save(state | {"visual.\x1b[31m\nred": torch.ones(1)}, tmp_path / "w.pt")
+    with raises("weights.keys") as error:
+        load_model("zero_shot", weights=tmp_path / "w.pt", **QUICK)
+    _is_short(str(error.value))

@@ -316,3 +316,9 @@ def test_the_record_holds_how_weights_were_read(file: Path) -> None:
     assert (section["mean"], section["std"], section["image_size"]) == ([0.5] * 3, [0.5] * 3, 64)
     random = load_weights("random:0", "ViT-B-32")
     assert (random.source, random.arch.activation, random.sha256) == ("random:0", "quick_gelu", None)
+
+
+def test_towers_with_other_heads_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state | {"visual.conv1.weight": torch.zeros(1280, 3, 16, 16)}, tmp_path / "w.pt")
+    with raises("weights.unsupported", field="head_width"):
+        load_weights(tmp_path / "w.pt", activation="gelu")
