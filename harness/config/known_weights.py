@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-OPENAI_WEIGHTS = {
-    # OpenAI's own TorchScript archives
+OPENAI_ARCHIVES = {
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
     "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B-16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
+}
+"""OpenAI's own TorchScript archives, and their backbones."""
+
+OPENAI_WEIGHTS = OPENAI_ARCHIVES | {
     # open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai and patch16: what the tag openai fetches
     "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31": "ViT-B-32",
     "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f": "ViT-B-16",

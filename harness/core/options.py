@@ -15,7 +15,7 @@ from tvrbench.harness.core.errors import UsageError
 
 # Where commands write and look in the working folder by default; the repository ignores it.
 RESULTS, REPORTS = Path("runs"), Path("runs/reports")
-RESERVED = {"method", "backbone", "weights", "checkpoint", "frames", "device", "seed"}
+RESERVED = {"method", "backbone", "weights", "activation", "checkpoint", "frames", "device", "seed"}
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ _DEMO = Path("results")  # in a checkout: the committed runs
 # The checkpoint of a training that a run reports.
 LAST: Literal["last"] = "last"
 BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
+USUAL_ACTIVATION = "quick_gelu"  # of OpenAI's weights, and of every run before records named it
 
 RankArrays = dict[str, npt.NDArray[np.float32]]
 
@@ -169,6 +170,9 @@ def run_digest(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
+    activation = record.get("weights", {}).get("activation", USUAL_ACTIVATION)
+    if activation != USUAL_ACTIVATION:  # the one of records that name none
+        identity["activation"] = activation
     if record.get("checkpoint") is not None:
         identity["checkpoint"] = record["checkpoint"]["sha256"]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
