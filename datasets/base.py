@@ -159,22 +159,35 @@ class VideoFolderDataset(VideoFiles, ABC):
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
-        """Video files below ``root/videos`` by file stem; linked folders are followed, each once."""
+        """Video files below ``root/videos`` by file stem."""
         files: dict[str, list[Path]] = {}
-        visited: set[str] = set()
-        videos = self.root / "videos"
-        walk = os.walk(videos, followlinks=True, onerror=_unreadable_folder) if videos.is_dir() else ()
-        for folder, subfolders, names in walk:
-            real = os.path.realpath(folder)
-            if real in visited:  # a link to a parent folder
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders.sort()
-            for path in (Path(folder, name) for name in sorted(names)):
-                if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                    files.setdefault(_stem(path), []).append(path)
+        for path in walk_videos(self.root / "videos"):
+            files.setdefault(_stem(path), []).append(path)
         return files
+
+
+def walk_videos(folder: Path, *, hidden: bool = True) -> Iterator[Path]:
+    """Yield the video files below a folder, in order; linked folders are followed, each once.
+
+    Args:
+        folder: where to look; yields nothing if there is no such folder.
+        hidden: also yield files and enter folders whose name starts with a dot.
+
+    Raises:
+        UsageError: a folder below cannot be read.
+    """
+    visited: set[str] = set()
+    walk = os.walk(folder, followlinks=True, onerror=_unreadable_folder) if folder.is_dir() else ()
+    for place, subfolders, names in walk:
+        real = os.path.realpath(place)
+        if real in visited:  # a link to a parent folder
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if hidden or name[0] != ".")
+        for path in (Path(place, name) for name in sorted(names) if hidden or name[0] != "."):
+            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                yield path
 
 
 def _parallel(work: Callable[[str], T], video_ids: Sequence[str], workers: int | None) -> Iterator[T]:
