@@ -81,7 +81,9 @@ class _OnFrames(_OnDataset):
 
     def video_ids(self, dataset: RetrievalDataset) -> list[str]:
         """Return the videos of the splits, each once."""
-        parts = [dataset.split(name) for name in self.splits or dataset.split_names]
+        from tvrbench.harness.data.open import splits_of
+
+        parts = [dataset.split(name) for name in self.splits or splits_of(dataset)]
         return list(dict.fromkeys(video_id for part in parts for video_id in part.video_ids))
 
 
@@ -101,12 +103,13 @@ class Verify(_OnFrames):
 
     def run(self) -> None:
         """Raise CheckFailed if a video is missing, broken, or has a wrong duration."""
+        from tvrbench.harness.data.open import splits_of
         from tvrbench.harness.data.verify import check_writable, verify, write_report
 
         spec, dataset = self.spec(decoder=self.decoder), self.open()
         if self.report is not None:
             check_writable(self.report)
-        splits, hint = self.splits or dataset.split_names, "nothing was written; run the same command to start again"
+        splits, hint = self.splits or splits_of(dataset), "nothing was written; run the same command to start again"
         with _bar(f"decoding videos of {self.dataset}", hint) as bar:
             result = verify(dataset, splits, spec=spec, list_path=self.missing_list, progress=bar.reach)
         if self.report is not None:
@@ -118,6 +121,8 @@ class Verify(_OnFrames):
             hashes = [[s.fingerprint[:12], s.frames_fingerprint and s.frames_fingerprint[:12]] for s in result.splits]
             rows = [[*list(asdict(s).values())[:7], *pair] for s, pair in zip(result.splits, hashes, strict=True)]
             print_table(rows, [*columns, "annotation", "frames"])
+            for line in result.split_origin.lines() if result.split_origin else ():
+                print(line)
             _print_faults(result.corrupt)
             for video in result.wrong_duration:
                 off, seconds = video.off_by_s or 0.0, video.facts["duration_s"]
