@@ -83,6 +83,10 @@ class FolderDataset(VideoFolderDataset):
 
     def split_origin(self) -> SplitOrigin:
         """Return how the videos came into their splits, and the files with identical bytes in two splits."""
+        return self._origin
+
+    @cached_property
+    def _origin(self) -> SplitOrigin:
         used = {self._find(file) for file in self._split_of}
         silent = sum(path not in used for path in self._paths.values())
         return SplitOrigin(rule=self._rule, without_caption=silent, same_content=tuple(self._same_content()))

@@ -22,15 +22,17 @@ def report(
     """Write the report of a protocol, or of efficiency, again from its records alone.
 
     Args:
-        protocol: Name of the protocol in the records; efficiency for the cost of methods.
+        protocol: Name of the protocol in the records (of a protocol file, its path or own/STEM); efficiency for the
+            cost of methods.
         results: Folder of the records.
         reports: Folder of the reports.
     """
+    from tvrbench.harness.config.protocol import protocol_name
     from tvrbench.harness.reporting.data.bench_rows import NAME
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
     from tvrbench.harness.reporting.pages.report import write_report
 
-    store = RecordStore(results)
+    store, protocol = RecordStore(results), protocol_name(protocol)
     files = write_efficiency(store, reports) if protocol == NAME else write_report(protocol, store, reports)
     if as_json:
         print_json([str(file) for file in files])

@@ -87,7 +87,7 @@ class Visualize:
             raise UsageError(
                 f"--queries {self.queries} shows nothing; give 1 or more", code="option.range", option="queries"
             )
-        context = open_context(load_protocol(self.protocol), self.data, self.weights)
+        context = open_context(load_protocol(self.protocol).on(None, self.weights), self.data, self.weights)
         folder = self.reports.joinpath(*context.protocol.name.split("/"))
         scope = ReportContext(protocol=context.protocol.name, dataset=context.dataset.name, folder=folder)
         if scope.notice:

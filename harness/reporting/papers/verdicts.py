@@ -188,7 +188,7 @@ def _obstacle(number: PublishedNumber, runs: Sequence[MethodRow], scope: ReportC
         return "one recipe for all methods here, not the paper's own"
     if number.backbone is None:
         return "the table does not name the backbone"
-    splits = {str(row.record["data"].get("train_split")) for row in runs}
+    splits = {str(split) for row in runs if (split := row.record["data"].get("train_split")) is not None}
     if number.train_split is not None and splits - {number.train_split}:
         return f"trained on {', '.join(sorted(splits))} here, on {number.train_split} there"
     return None
