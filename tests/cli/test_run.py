@@ -16,6 +16,7 @@ import pytest
 from canonical import canonical
 from standin import STEPS, shorten_runs
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import Record
@@ -64,7 +65,7 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(next(standin_cache.glob("standin-*")), data)
-    videos = sorted((data / "videos").glob("*.mp4"))
+    videos = [data / "videos" / f"{video}.mp4" for video in StandIn(data).split("test-1ka").video_ids[:3]]
     videos[0].unlink()
     videos[1].write_bytes(videos[1].read_bytes()[:300])
     videos[2].write_text("no video at all")
@@ -78,7 +79,8 @@ def test_bad_videos_stop_the_run_or_are_left_out_and_listed(
     assert not list(Path("results").rglob("*.json"))
     (record,) = run("--methods", "zero_shot", "--data", str(data), "--skip-bad-videos")
     assert sorted(record["data"]["skipped"]) == sorted(video.stem for video in videos[:3])
-    assert record["data"]["train_videos"] + record["data"]["test_videos"] == 2297
+    assert record["data"]["test_videos"] == 297
+    assert record["data"]["train_split"] is None
 
 
 def test_a_failed_run_is_recorded_and_earlier_records_stay(
