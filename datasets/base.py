@@ -136,7 +136,7 @@ class VideoFolderDataset(VideoFiles, ABC):
             probed[path] = result
             if progress is not None:
                 progress(done, len(paths))
-        faults = (self._fault(v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
+        faults = (self._video_fault(v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
         return [fault for fault in faults if fault is not None]
 
     def examine_videos(
@@ -172,7 +172,7 @@ class VideoFolderDataset(VideoFiles, ABC):
         except VideoError as error:
             return VideoFault.of(video_id, self._default_path(video_id), error)
 
-    def _fault(self, video_id: str, found: VideoFault | VideoInfo | UsageError) -> VideoFault | None:
+    def _video_fault(self, video_id: str, found: VideoFault | VideoInfo | UsageError) -> VideoFault | None:
         """What is wrong with a video, from what was found in its file."""
         if isinstance(found, VideoFault):
             return found

@@ -184,8 +184,8 @@ def _own_protocol(path: Path) -> Protocol:
         raise UsageError(message, code="protocol.name", file=path.name)
     protocol = validated(Protocol, values | {"name": protocol_name(path.name)}, f"protocol {path.name}")
     if (protocol.kind == "published") != path.stem.startswith("published"):
-        message = f"{path.name}: the file of a protocol of kind published, and of no other, has a name that starts so"
-        raise UsageError(f"{message}: reports go by it", code="protocol.name", file=path.name)
+        rule = "reports take files whose name starts with published, and no others, for protocols of that kind"
+        raise UsageError(f"{path.name}: {rule}; rename the file", code="protocol.name", file=path.name)
     if protocol.dataset not in registry.table("datasets"):
         registry.lookup(protocol.dataset, "datasets")  # raises the error that lists the known ones
     if strange := sorted(set(protocol.recipes_replaced) - set(recipe_names())):

@@ -48,7 +48,8 @@ def checked_options(name: str, options: Mapping[str, Any]) -> object | None:
     if cls is None:
         message = f"data set {name} has no options: leave data_options out"
         raise UsageError(message, code="dataset.no-options", dataset=name)
-    return validated(cls, options, f"option of data set {name}")
+    checked: object = validated(cls, options, f"option of data set {name}")
+    return checked
 
 
 def splits_of(dataset: RetrievalDataset) -> tuple[str, ...]:

@@ -132,6 +132,7 @@ def test_a_protocol_file_runs_resumes_sweeps_and_reports(clips: Path, capsys: py
         run("mine.toml", "zero_shot")
 
 
+@pytest.mark.slow
 def test_what_trains_nothing_needs_test_videos_alone(clips: Path) -> None:
     keep_test_alone(clips)
     for method, options in (("zero_shot", ()), ("random", ()), ("tome", ("tuning=frozen", "r=1"))):
@@ -157,8 +158,10 @@ def test_a_checkpoint_is_scored_on_test_videos_alone(clips: Path) -> None:
     run("mine.toml", "lora")
     keep_test_alone(clips)
     (checkpoint,) = Path("results/checkpoints/own__mine").glob("lora-*.safetensors")
-    records = run("folder/uniform", data=clips, checkpoint=checkpoint, eval_only=True)
+    shutil.copy(StandIn.weights_path.with_name("vocab.txt"), checkpoint.parent)
+    records = run("folder/uniform", data=clips, weights=None, checkpoint=checkpoint, eval_only=True)
     assert [record["checkpoint"]["file"] for record in records] == [checkpoint.name]
+    assert "train_split" not in records[0]["data"]
 
 
 def test_a_training_split_smaller_than_a_batch_is_named(clips: Path) -> None:
@@ -190,6 +193,7 @@ def test_copies_in_two_splits_are_told_in_the_record_and_the_report(
     assert "same content" in Path("reports/folder/uniform/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_videos(clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.toml").write_text(OWN)
     command = ["run", "mine.toml", "--methods", "zero_shot", "--device", "cpu", "--dry-run", "--json"]
