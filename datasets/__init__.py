@@ -6,5 +6,6 @@ DATASETS: dict[str, str] = {
     "lsmdc": "tvrbench.datasets.lsmdc:LSMDC",
     "didemo": "tvrbench.datasets.didemo:DiDeMo",
     "activitynet": "tvrbench.datasets.activitynet:ActivityNet",
+    "folder": "tvrbench.datasets.folder:FolderDataset",
     "standin": "tvrbench.datasets.standin.dataset:StandIn",
 }

@@ -18,7 +18,17 @@ from tvrbench.datasets.decoders import versions
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.datasets.reencoding import encoder_facts, reencode
 from tvrbench.datasets.sampling import check_sampler
-from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbnails
+from tvrbench.datasets.video import (
+    VideoInfo,
+    Window,
+    examine,
+    finish_clip,
+    load_clip,
+    probe,
+    stored_frames,
+    thumbnails,
+    window_error,
+)
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import (
     VIDEO_SUFFIXES,
@@ -35,6 +45,7 @@ from tvrbench.harness.data.types import (
     clip_sha256,
 )
 
+S = TypeVar("S")
 T = TypeVar("T")
 _MAX_ANNOTATION_BYTES = 256 * 2**20  # a larger file beside the videos is an archive of videos
 
@@ -71,6 +82,11 @@ class VideoFolderDataset(VideoFiles, ABC):
         del video_id
         return None
 
+    def window(self, video_id: str) -> Window | None:
+        """Hook: the seconds of its file, start and end, that belong to a video; None for all of it."""
+        del video_id
+        return None if self.first_seconds is None else (0.0, self.first_seconds)
+
     def frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
         """Return pixels uint8 [T, 3, size, size] and mask [T] (False = padding).
 
@@ -84,10 +100,10 @@ class VideoFolderDataset(VideoFiles, ABC):
 
     def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
         seed = _own_seed(seed, video_id)
-        return load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
+        return load_clip(self.video_path(video_id), spec, seed, window=self.window(video_id))
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
-        return stored_frames(self.video_path(video_id), spec, first_seconds=self.first_seconds)
+        return stored_frames(self.video_path(video_id), spec, window=self.window(video_id))
 
     def finish(self, video_id: str, stored: Frames, spec: FrameSpec, seed: int) -> Clip:
         return finish_clip(stored, spec, _own_seed(seed, video_id))
@@ -125,14 +141,16 @@ class VideoFolderDataset(VideoFiles, ABC):
         return paths[0]
 
     def check_videos(self, video_ids: Sequence[str], *, progress: Progress | None = None) -> list[VideoFault]:
-        """Decode every frame of each video in parallel threads; return the faults in the order given."""
-        faults = []
-        for done, fault in enumerate(_parallel(self._check, video_ids, None), start=1):
-            if fault is not None:
-                faults.append(fault)
+        """Decode every frame of each file once, in parallel threads; return the faults in the order given."""
+        files = {video_id: self._file(video_id) for video_id in video_ids}
+        paths = list(dict.fromkeys(path for path in files.values() if isinstance(path, Path)))
+        probed: dict[Path, VideoInfo | UsageError] = {}
+        for done, (path, result) in enumerate(zip(paths, _parallel(_probe, paths, None), strict=True), start=1):
+            probed[path] = result
             if progress is not None:
-                progress(done, len(video_ids))
-        return faults
+                progress(done, len(paths))
+        faults = (self._video_fault(v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
+        return [fault for fault in faults if fault is not None]
 
     def examine_videos(
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None
@@ -153,7 +171,7 @@ class VideoFolderDataset(VideoFiles, ABC):
         path = self._default_path(video_id)
         try:
             path = self.video_path(video_id)
-            info, clip = examine(path, spec, first_seconds=self.first_seconds)
+            info, clip = examine(path, spec, window=self.window(video_id))
             size = path.stat().st_size
         except (UsageError, OSError) as error:
             return VideoReport(video_id=video_id, path=path, fault=VideoFault.of(video_id, path, error))
@@ -167,39 +185,63 @@ class VideoFolderDataset(VideoFiles, ABC):
             thumbs=thumbnails(clip[0]),
         )
 
-    def _check(self, video_id: str) -> VideoFault | None:
-        path = self._default_path(video_id)
+    def _file(self, video_id: str) -> Path | VideoFault:
         try:
-            path = self.video_path(video_id)
-            probe(path)
+            return self.video_path(video_id)
         except VideoError as error:
-            return VideoFault.of(video_id, path, error)
-        return None
+            return VideoFault.of(video_id, self._default_path(video_id), error)
+
+    def _video_fault(self, video_id: str, found: VideoFault | VideoInfo | UsageError) -> VideoFault | None:
+        """What is wrong with a video, from what was found in its file."""
+        if isinstance(found, VideoFault):
+            return found
+        error = window_error(self.window(video_id), found.duration_s) if isinstance(found, VideoInfo) else found
+        return None if error is None else VideoFault.of(video_id, self.video_path(video_id), error)
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
-        """Video files below ``root/videos`` by file stem; linked folders are followed, each once."""
+        """Video files below ``root/videos`` by file stem."""
         files: dict[str, list[Path]] = {}
-        visited: set[str] = set()
-        videos = self.root / "videos"
-        walk = os.walk(videos, followlinks=True, onerror=_unreadable_folder) if videos.is_dir() else ()
-        for folder, subfolders, names in walk:
-            real = os.path.realpath(folder)
-            if real in visited:  # a link to a parent folder
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders.sort()
-            for path in (Path(folder, name) for name in sorted(names)):
-                if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                    files.setdefault(_stem(path), []).append(path)
+        for path in walk_videos(self.root / "videos"):
+            files.setdefault(_stem(path), []).append(path)
         return files
 
 
-def _parallel(work: Callable[[str], T], video_ids: Sequence[str], workers: int | None) -> Iterator[T]:
+def walk_videos(folder: Path, *, hidden: bool = True) -> Iterator[Path]:
+    """Yield the video files below a folder, in order; linked folders are followed, each once.
+
+    Args:
+        folder: where to look; yields nothing if there is no such folder.
+        hidden: also yield files and enter folders whose name starts with a dot.
+
+    Raises:
+        UsageError: a folder below cannot be read.
+    """
+    visited: set[str] = set()
+    walk = os.walk(folder, followlinks=True, onerror=_unreadable_folder) if folder.is_dir() else ()
+    for place, subfolders, names in walk:
+        real = os.path.realpath(place)
+        if real in visited:  # a link to a parent folder
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if hidden or name[0] != ".")
+        for path in (Path(place, name) for name in sorted(names) if hidden or name[0] != "."):
+            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                yield path
+
+
+def _probe(path: Path) -> VideoInfo | UsageError:
+    try:
+        return probe(path)
+    except VideoError as error:
+        return error
+
+
+def _parallel(work: Callable[[S], T], items: Sequence[S], workers: int | None) -> Iterator[T]:
     pool = ThreadPoolExecutor(workers or os.cpu_count())  # decoding releases Python's global lock
     try:
-        yield from pool.map(work, video_ids)
+        yield from pool.map(work, items)
     finally:
         pool.shutdown(cancel_futures=True)  # so that an interrupt does not wait for thousands of videos
 

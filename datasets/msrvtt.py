@@ -69,7 +69,7 @@ class MSRVTT(PublishedDataset):
 
     def expected_seconds(self, video_id: str) -> tuple[float, float] | None:
         """The clip's length by its start and end time on YouTube."""
-        record = self._videos.get(video_id, {})
+        record = self._videos.get(video_id, {}) if self._with_json else {}
         times = [record.get("start time"), record.get("end time")]
         if None in times:
             return None
@@ -81,16 +81,15 @@ class MSRVTT(PublishedDataset):
         del split_name, keys
         return MappingProxyType({})
 
-    def scenes(self, split_name: str, videos: Sequence[Record]) -> tuple[int, ...] | None:
-        """Hook: a group number per video of the split, given each one's record in the JSON. Here: none."""
-        del split_name, videos
+    def scenes(self, split_name: str, video_ids: Sequence[str]) -> tuple[int, ...] | None:
+        """Hook: a group number per video of the split. Here: none."""
+        del split_name, video_ids
         return None
 
     def _build(self, name: str) -> Split:
         split = super()._build(name)
         keys = [key for queries in self._queries(name).values() for key, _ in queries]
-        videos = [self._videos[v] for v in split.video_ids]
-        return replace(split, subsets=self.subsets(name, keys), scenes=self.scenes(name, videos))
+        return replace(split, subsets=self.subsets(name, keys), scenes=self.scenes(name, split.video_ids))
 
     def _captions(self, name: str) -> dict[str, list[str]]:
         return {video: [text for _, text in queries] for video, queries in self._queries(name).items()}
@@ -118,15 +117,21 @@ class MSRVTT(PublishedDataset):
         }
 
     def _rows(self, file: str, columns: Sequence[str]) -> list[dict[str, str]]:
-        """The rows of a list of videos, each safe as a file name, listed once, and in the JSON."""
+        """The rows of a list of videos, each safe as a file name, listed once, and in the JSON if that is there."""
         where = self._where(file)
         rows = parse_csv(self._read(file), where, columns)
         if not rows:
             raise malformed(where, "empty", "there are no rows below the header")
-        for number, video_id in enumerate(parse_ids([row["video_id"] for row in rows], where), start=1):
-            if video_id not in self._videos:
+        ids = parse_ids([row["video_id"] for row in rows], where)
+        known = self._videos if file != _TEST_CSV or self._with_json else ids  # the test list has its own captions
+        for number, video_id in enumerate(ids, start=1):
+            if video_id not in known:
                 raise malformed(f"{where}, entry {number}", "unknown-video", f"{video_id} is not a video of {_JSON}")
         return rows
+
+    @cached_property
+    def _with_json(self) -> bool:
+        return self._has(_JSON)
 
     @property
     def _videos(self) -> dict[str, Record]:

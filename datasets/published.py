@@ -98,6 +98,8 @@ class PublishedDataset(VideoFolderDataset):
     def _build(self, name: str) -> Split:
         captions = self._cached_captions(name)
         for other in self.disjoint.get(name, ()):
+            if not self._has(self.files[other]):  # nobody trains on a split that is not there
+                continue
             if shared := sorted(set(captions) & set(self._ids(other))):
                 both = f"{self.files[name]} and {self.files[other]} in {self.root}"
                 message = f"{both} share {len(shared)} videos, {shared[0]} first; replace them with the published files"
@@ -108,6 +110,14 @@ class PublishedDataset(VideoFolderDataset):
             captions=tuple(text for texts in captions.values() for text in texts),
             caption_video=tuple(i for i, texts in enumerate(captions.values()) for _ in texts),
         )
+
+    def _has(self, file: str) -> bool:
+        """True if an annotation file is there, readable or not."""
+        try:
+            self._read_bytes(file)
+        except UsageError as error:
+            return error.code != "annotation.missing"
+        return True
 
     def _ids(self, name: str) -> Collection[str]:
         """Hook: the videos of a split, where they can be read without its captions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
 Picture = Image.Image
 _GRID = 4  # side of the thumbnails by which two copies of a video are compared
-_HDR = {16, 18}  # the transfer functions PQ and HLG
+Window = tuple[float, float]  # seconds from the first frame: start, and the end, which is not part of it
+_HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def probe(path: Path) -> VideoInfo:
     return _decode_all(path, scan(path), (), np.array)[0]
 
 
-def examine(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> tuple[VideoInfo, Clip]:
+def examine(path: Path, spec: FrameSpec, *, window: Window | None = None) -> tuple[VideoInfo, Clip]:
     """Do ``probe`` and ``load_clip`` with a single decode where possible.
 
     Raises:
@@ -66,7 +68,7 @@ def examine(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) 
         UsageError: as ``load_clip``.
     """
     info, crops = _probe_and_pick(
-        path, spec, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size), first_seconds=first_seconds
+        path, spec, lambda rgb: resize_and_crop(Image.fromarray(rgb), spec.size), window=window
     )
     return info, padded(np.stack(crops), spec)
 
@@ -88,7 +90,7 @@ def read_frames(path: Path, wanted: Sequence[int] | FrameSpec, seed: int = 0) ->
 
 
 def load_clip(
-    path: Path, spec: FrameSpec, seed: int = 0, *, first_seconds: float | None = None
+    path: Path, spec: FrameSpec, seed: int = 0, *, window: Window | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[int]]:
     """Return the clip a model sees, before CLIP's normalization.
 
@@ -96,23 +98,23 @@ def load_clip(
         path: the video file.
         spec: sampler, number of frames T, side S of the crop, training augmentation and decoder.
         seed: of a random sampler and of the augmentation, which is the same for all frames.
-        first_seconds: sample only this many seconds from the start; None: the whole video.
+        window: sample only from this second to before that one; None: the whole video.
 
     Returns:
         Pixels uint8 [T, 3, S, S], mask bool [T] (False = padding, whose pixels are 0) and the frame numbers used.
 
     Raises:
         VideoError: the file cannot be decoded up to the last frame picked.
-        UsageError: unknown sampler or augmentation, or a frame rate too low for the sampler; names the file.
+        UsageError: unknown sampler or augmentation, a frame rate too low for the sampler, or a window that starts
+            behind the end; names the file.
     """
     edit = _editor(spec, seed)
-    numbers, pictures = read_picked(
-        spec.decoder, path, _picker(spec, seed, first_seconds), lambda rgb: edit(Image.fromarray(rgb))
-    )
+    pick = _picker(spec, seed, window and _frames_of(window, scan(path)))
+    numbers, pictures = read_picked(spec.decoder, path, pick, lambda rgb: edit(Image.fromarray(rgb)))
     return *padded(np.stack(pictures), spec), numbers
 
 
-def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = None) -> Frames:
+def stored_frames(path: Path, spec: FrameSpec, *, window: Window | None = None) -> Frames:
     """Return frames to cache: uint8 [t, 3, H, W] without padding, resized unless the spec's size is native.
 
     The whole file is decoded, so that cached videos need no further check.
@@ -125,7 +127,7 @@ def stored_frames(path: Path, spec: FrameSpec, *, first_seconds: float | None = 
     def use(rgb: RGB) -> Frames:
         return rgb.transpose(2, 0, 1) if spec.size == NATIVE else resize_and_crop(Image.fromarray(rgb), spec.size)
 
-    pictures = _probe_and_pick(path, spec, use, first_seconds=first_seconds)[1]
+    pictures = _probe_and_pick(path, spec, use, window=window)[1]
     sizes = sorted({picture.shape[1:] for picture in pictures})
     if len(sizes) > 1:
         shown = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
@@ -177,13 +179,14 @@ def thumbnails(pixels: Frames) -> str:
 
 
 def _probe_and_pick(
-    path: Path, spec: FrameSpec, use: Callable[[RGB], Frames], *, first_seconds: float | None
+    path: Path, spec: FrameSpec, use: Callable[[RGB], Frames], *, window: Window | None
 ) -> tuple[VideoInfo, list[Frames]]:
     """Probe, and apply ``use`` to the frames that the spec picks; a single decode if the packets give their count.
 
     PyAV checks the file whatever the decoder, because only PyAV detects damage.
     """
-    index, pick = scan(path), _picker(spec, 0, first_seconds)
+    index = scan(path)
+    pick = _picker(spec, 0, window and _frames_of(window, index))
     numbers: list[int] = []
     if index.times is not None and spec.decoder == "pyav":
         numbers = list(naming(path, pick)(index.count, index.fps))
@@ -241,12 +244,43 @@ def _notes(frame: av.VideoFrame, index: PacketIndex, orientations: Sequence[Orie
     return [note for note, holds in notes.items() if holds]
 
 
-def _picker(wanted: Sequence[int] | FrameSpec, seed: int, first_seconds: float | None = None) -> Pick:
+def window_error(window: Window | None, duration_s: float) -> UsageError | None:
+    """Return the error for a window that starts behind the end of its video; None for one that does not."""
+    if window is None or window[0] < duration_s:
+        return None
+    message = f"the clip starts at {window[0]:g} s, but the video lasts {duration_s:.1f} s; correct its start and end"
+    return UsageError(message, code="video.window", start=window[0], duration_s=duration_s)
+
+
+def _frames_of(window: Window, index: PacketIndex) -> Callable[[int, float], range]:
+    """Return a function from frame count and rate to the numbers of the frames that are shown in a window.
+
+    Frames count by their time from the first one; at a constant rate, or where times are unknown, by their number.
+    There is at least one: the picture that stands at the start. The function raises UsageError if the window starts
+    behind the end of the video.
+    """
+    times = None if index.times is None or index.even else [t - index.times[0] for t in index.times]
+
+    def frames(n_frames: int, fps: float) -> range:
+        if error := window_error(window, n_frames / fps if times is None else index.span_s + 1 / fps):
+            raise error
+        if times is None:
+            # Rounded, because 0.1 x 30 is a little more than 3 in floating point.
+            first, stop = (math.ceil(round(seconds * fps, 6)) for seconds in window)
+        else:
+            first, stop = (bisect_left(times, round(seconds / index.time_base, 3)) for seconds in window)
+        stop = min(stop, n_frames)
+        first = min(first, n_frames)
+        return range(first, stop) if first < stop else range(max(0, first - 1), max(1, first))
+
+    return frames
+
+
+def _picker(wanted: Sequence[int] | FrameSpec, seed: int, part: Callable[[int, float], range] | None = None) -> Pick:
     def pick(n_frames: int, fps: float) -> Sequence[int]:
         if isinstance(wanted, FrameSpec):
-            if first_seconds is not None:
-                n_frames = min(n_frames, max(1, math.ceil(first_seconds * fps)))
-            return frame_indices(wanted.sampler, n_frames, fps, wanted.frames, seed=seed)
+            shown = range(n_frames) if part is None else part(n_frames, fps)
+            return [shown[i] for i in frame_indices(wanted.sampler, len(shown), fps, wanted.frames, seed=seed)]
         beyond = [i for i in wanted if not 0 <= i < n_frames]
         if beyond:
             message = f"there is no frame {beyond[0]}; choose from 0 to {n_frames - 1}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from tvrbench.datasets.msrvtt import MSRVTT, Record
+from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
 from tvrbench.harness.core.errors import UsageError
 
@@ -78,14 +78,13 @@ class StandIn(MSRVTT):
             "order-only": tuple(i for i, key in enumerate(keys) if key in order_only),
         }
 
-    def scenes(self, split_name: str, videos: Sequence[Record]) -> tuple[int, ...]:
+    def scenes(self, split_name: str, video_ids: Sequence[str]) -> tuple[int, ...]:
         """The scene that each video shows, in either order."""
-        ids = [str(video["video_id"]) for video in videos]
-        unknown = [video_id for video_id in ids if video_id not in self._clips]
+        unknown = [video_id for video_id in video_ids if video_id not in self._clips]
         if unknown:
             message = f"{unknown[0]} of {split_name} is not a generated clip; remove the folder {self.root}"
             raise UsageError(message, code="standin.foreign-folder", root=str(self.root))
-        return tuple(self._clips[video_id].scene_number for video_id in ids)
+        return tuple(self._clips[video_id].scene_number for video_id in video_ids)
 
     @cached_property
     def _clips(self) -> dict[str, Clip]:

@@ -55,7 +55,9 @@ class OnVideos(OnDataset):
 
     def video_ids(self, dataset: RetrievalDataset) -> list[str]:
         """Return the videos of the splits, each once."""
-        parts = [dataset.split(name) for name in self.splits or dataset.split_names]
+        from tvrbench.harness.data.open import splits_of
+
+        parts = [dataset.split(name) for name in self.splits or splits_of(dataset)]
         return list(dict.fromkeys(video_id for part in parts for video_id in part.video_ids))
 
 

@@ -42,6 +42,7 @@ class Verify(OnFrames):
 
     def run(self) -> None:
         """Raise CheckFailed if a video is missing, broken, or has a wrong duration."""
+        from tvrbench.harness.data.open import splits_of
         from tvrbench.harness.data.verify import check_writable, verify, write_missing, write_report
 
         spec, dataset = self.spec(decoder=self.decoder), self.open()
@@ -50,7 +51,7 @@ class Verify(OnFrames):
         ranking = self._given_ranking(dataset)
         if (problem := self._list_problem()) is not None:
             say(f"{problem}; the videos are checked all the same")
-        splits, hint = self.splits or dataset.split_names, "nothing was written; run the same command to start again"
+        splits, hint = self.splits or splits_of(dataset), "nothing was written; run the same command to start again"
         with progress_bar(f"decoding videos of {self.dataset}", hint) as bar:
             result = verify(dataset, splits, spec=spec, progress=bar.reach)
         if self.report is not None:
@@ -124,6 +125,8 @@ def _print_report(result: VerifyReport, missing_list: Path | None) -> None:
     hashes = [[s.fingerprint[:12], s.frames_fingerprint and s.frames_fingerprint[:12]] for s in result.splits]
     rows = [[*list(asdict(s).values())[:7], *pair] for s, pair in zip(result.splits, hashes, strict=True)]
     print_table(rows, [*columns, "annotation", "frames"])
+    for line in result.split_origin.lines() if result.split_origin else ():
+        print(line)
     print_faults(result.corrupt)
     for video in result.wrong_duration:
         off, seconds = video.off_by_s or 0.0, video.facts["duration_s"]

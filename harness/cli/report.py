@@ -21,16 +21,18 @@ def report(
     """Write the report of a protocol, or of efficiency, again from its records alone.
 
     Args:
-        protocol: Name of the protocol in the records; efficiency for the cost of methods.
+        protocol: Name of the protocol in the records (of a protocol file, its path or own/STEM); efficiency for the
+            cost of methods.
         results: Folder of the records.
         reports: Folder of the reports.
     """
+    from tvrbench.harness.config.protocol import protocol_name
     from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.data.bench_rows import NAME
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
     from tvrbench.harness.reporting.pages.report import write_report
 
-    store = RecordStore(results)
+    store, protocol = RecordStore(results), protocol_name(protocol)
     if protocol == NAME:
         files = write_efficiency(store, reports, log=say)
     else:

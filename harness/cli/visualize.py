@@ -90,7 +90,8 @@ class Visualize:
             raise UsageError(
                 f"--queries {self.queries} shows nothing; give 1 or more", code="option.range", option="queries"
             )
-        context = open_context(load_protocol(self.protocol), self.data, self.weights, activation=self.activation)
+        protocol = load_protocol(self.protocol).on(None, self.weights)
+        context = open_context(protocol, self.data, self.weights, activation=self.activation)
         folder = self.reports.joinpath(*context.protocol.name.split("/"))
         scope = ReportContext(protocol=context.protocol.name, dataset=context.dataset.name, folder=folder)
         if scope.notice:

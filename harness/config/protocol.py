@@ -1,9 +1,11 @@
-"""Protocols: what is run and compared under one name, read from ``protocols/**/*.toml``."""
+"""Protocols: what is run and compared under one name, read from ``protocols/**/*.toml`` or a file of one's own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -12,12 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
+from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
 Activation = Literal["quick_gelu", "gelu"]
 
+OWN = "own"  # the folder of names of protocols that do not ship
 _CONFIG = Path(__file__).parent
+_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(_[A-Za-z0-9.+-]+)*")
+_MAX_BYTES = 2**20
+_NOT_HASHED = ("seeds", "title", "data", "backbone_from_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,7 @@ class Protocol:
     """One protocol; a table may hold two runs only if their protocols have the same hash.
 
     Attributes:
-        name: path of its file without the suffix, ``DATA/KIND``.
+        name: path of its file without the suffix, ``DATA/KIND``, or ``own/STEM`` for a file of one's own.
         kind: ``uniform`` (one recipe, methods are compared) or ``published`` (each paper's own, for verdicts).
         dataset: a registered data set.
         backbone: preset name, or None to read the architecture from the weights.
@@ -40,7 +47,13 @@ class Protocol:
         weights_sha256: of weights given in place of the protocol's own.
         weights_config: how weights are read where that is not the protocol's own way: activation, mean, std, tokenizer.
         small: methods run with their options for small models.
-        train_pairs, test_videos: sizes of the full splits, so that a plan needs no data.
+        train_pairs, test_videos: sizes of the full splits, so that a plan needs no data; None to count them there.
+        data_options: of a data set that has options.
+        data: the folder of the data, if none is given; not part of the hash.
+        backbone_from_weights: a file of weights that is given in place of ``weights`` brings its own backbone.
+
+    Raises:
+        UsageError: a value that does not fit the others, or is out of range.
     """
 
     name: str
@@ -62,8 +75,11 @@ class Protocol:
     weights_sha256: str | None = None
     weights_config: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
-    train_pairs: int
-    test_videos: int
+    train_pairs: int | None = None
+    test_videos: int | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    data: Path | None = None
+    backbone_from_weights: bool = False
 
     def __post_init__(self) -> None:
         if (self.kind == "uniform") != (self.recipe is not None):
@@ -72,6 +88,22 @@ class Protocol:
         if len(self.lr_factors) > 1 and self.held_out < 1:
             message = f"protocol {self.name}: several lr_factors need held_out training videos to choose on"
             raise UsageError(message, code="protocol.held-out", protocol=self.name)
+        if self.train_split == self.test_split:
+            message = f"protocol {self.name}: it would train and test on {self.test_split}; name two splits"
+            raise UsageError(message, code="protocol.same-split", protocol=self.name)
+        ranges = {
+            "frames": self.frames >= 1,
+            "words": self.words >= 3,  # the start, a word and the end
+            "held_out": self.held_out >= 0,
+            "seeds": self.seeds and min(self.seeds) >= 0 and len(set(self.seeds)) == len(self.seeds),
+            "lr_factors": self.lr_factors and all(0 < factor < math.inf for factor in self.lr_factors),
+            "train_pairs": self.train_pairs is None or self.train_pairs >= 1,
+            "test_videos": self.test_videos is None or self.test_videos >= 1,
+        }
+        for key, fits in ranges.items():
+            if not fits:
+                message = f"protocol {self.name}: {key} is out of range: {getattr(self, key)!r:.60}"
+                raise UsageError(message, code="protocol.range", protocol=self.name, option=key)
 
     def recipe_for(self, method_recipe: str) -> Recipe:
         """The recipe for a method whose own recipe is ``method_recipe``."""
@@ -86,12 +118,26 @@ class Protocol:
         ``hash.toml`` for renamed fields.
         """
         recipes = [self.recipe] if self.recipe else recipe_names()
-        own = {key: value for key, value in _hashed(self).items() if key not in ("seeds", "title")}
+        own = {key: value for key, value in _hashed(self).items() if key not in _NOT_HASHED}
         content = {"protocol": own, "recipes": {name: _hashed(self.recipe_for(name)) for name in recipes}}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def on(self, backbone: str | None) -> Protocol:
-        """The protocol on another backbone, under a name that says so; ``ViT-B/16`` is ``ViT-B-16``."""
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Name and hash for records; of a protocol of one's own also its fields, as they differ from the defaults."""
+        short = {"name": self.name, "hash": self.hash}
+        if not self.name.startswith(f"{OWN}/"):
+            return short
+        given = {key: value for key, value in _hashed(self).items() if key not in ("name", "data")}
+        return short | {"definition": given}
+
+    def on(self, backbone: str | None, weights: str | None = None) -> Protocol:
+        """The protocol on another backbone, under a name that says so, or on that of a given file of weights.
+
+        ``ViT-B/16`` is ``ViT-B-16``.
+        """
+        if backbone is None and self.backbone_from_weights and weights and Path(weights).expanduser().exists():
+            return replace(self, backbone=None)
         if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self
         return replace(self, name=f"{self.name}@{wanted}", backbone=wanted)
@@ -116,10 +162,16 @@ def protocol_names() -> list[str]:
 
 
 def load_protocol(name: str) -> Protocol:
-    """Load a protocol by name; UsageError lists the known ones."""
+    """Load a shipped protocol by name, or one of your own by the path of its file, which ends in ``.toml``.
+
+    Raises:
+        UsageError: an unknown name, a file that cannot be read, or a field that does not fit.
+    """
+    if Path(name).suffix.lower() == ".toml":
+        return _own_protocol(Path(name))
     if name not in protocol_names():
-        message = f"unknown protocol {name!r}: known are {', '.join(protocol_names())}"
-        raise UsageError(message, code="protocol.unknown", protocol=name)
+        known = f"known are {', '.join(protocol_names())}; the path of a file of your own ends in .toml"
+        raise UsageError(f"unknown protocol {name!r}: {known}", code="protocol.unknown", protocol=name)
     text = _CONFIG.joinpath(f"protocols/{name}.toml").read_text(encoding="utf-8")
     return validated(Protocol, {"name": name} | tomllib.loads(text), f"protocol {name}")
 
@@ -129,3 +181,41 @@ def shipped_protocol(name: str) -> Protocol | None:
     """The shipped protocol of a name in records, which may end in ``@BACKBONE``; None for one that is not shipped."""
     base, _, backbone = name.partition("@")
     return load_protocol(base).on(backbone or None) if base in protocol_names() else None
+def protocol_name(text: str) -> str:
+    """The name in records of the protocol that a user means by its name, or by the path of its file."""
+    path = Path(text)
+    return f"{OWN}/{path.stem}" if path.suffix.lower() == ".toml" else text
+
+
+def _own_protocol(path: Path) -> Protocol:
+    values = _read_toml(path)
+    if not _STEM.fullmatch(path.stem):
+        rule = "name the file with letters, digits and . + - _, a letter or digit first"
+        raise UsageError(f"{path.name} cannot name a protocol: {rule}", code="protocol.name", file=path.name)
+    if "name" in values:
+        message = f"{path.name}: its file names it {protocol_name(path.name)}; remove the field name"
+        raise UsageError(message, code="protocol.name", file=path.name)
+    protocol = validated(Protocol, values | {"name": protocol_name(path.name)}, f"protocol {path.name}")
+    if (protocol.kind == "published") != path.stem.startswith("published"):
+        rule = "reports take files whose name starts with published, and no others, for protocols of that kind"
+        raise UsageError(f"{path.name}: {rule}; rename the file", code="protocol.name", file=path.name)
+    if protocol.dataset not in registry.table("datasets"):
+        registry.lookup(protocol.dataset, "datasets")  # raises the error that lists the known ones
+    if strange := sorted(set(protocol.recipes_replaced) - set(recipe_names())):
+        load_recipe(strange[0])  # likewise
+    _ = protocol.hash  # reads every recipe that the protocol can use
+    return protocol if protocol.data is None else replace(protocol, data=path.parent / protocol.data)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except OSError as error:
+        message = f"{path}: the protocol cannot be read: {error.strerror}"
+        raise UsageError(message, code="protocol.read", path=str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a TOML file: {error!s:.200}", code="protocol.toml", path=str(path)) from None

@@ -38,6 +38,9 @@ class Recipe:
         sampler: frame sampler at test time, and in training unless ``train_sampler`` names another.
         augment: augmentation of training frames, at their native resolution.
         pair_scenes: put all videos of a scene into one batch, if the data set has scenes.
+
+    Raises:
+        UsageError: a number out of range.
     """
 
     optimizer: Literal["adamw", "adamw-decay-after", "bertadam"]
@@ -65,6 +68,19 @@ class Recipe:
     augment: str = "none"
     pair_scenes: bool = False
 
+    def __post_init__(self) -> None:
+        rates = [rate for rate in (self.lr, *self.tuning_lr.values()) if rate is not None]
+        ranges = {
+            "batch_size": self.batch_size >= 1,
+            "epochs": self.epochs >= 1,
+            "steps": self.steps is None or self.steps >= 1,
+            "warmup": 0 <= self.warmup <= 1,
+            "lr or tuning_lr": all(0 < rate < math.inf for rate in rates),
+        }
+        for name, fits in ranges.items():
+            if not fits:
+                raise UsageError(f"recipe: {name} is out of range", code="recipe.range", option=name)
+
     def for_tuning(self, tuning: str, factor: float = 1.0) -> Recipe:
         """The recipe with its rate fixed for one tuning, times ``factor``; UsageError if it has none."""
         lr = self.tuning_lr.get(tuning, self.lr)
@@ -79,7 +95,8 @@ class Recipe:
             return self.steps
         per_epoch = pairs // self.batch_size
         if per_epoch == 0:
-            message = f"{pairs} training pairs do not fill one batch of {self.batch_size}: use a smaller batch"
+            remedy = "add captions, or run a protocol file of your own with a smaller recipe_overrides.batch_size"
+            message = f"{pairs} training pairs do not fill one batch of {self.batch_size}: {remedy}"
             raise UsageError(message, code="recipe.batch-size", pairs=pairs, batch_size=self.batch_size)
         return self.epochs * per_epoch
 

@@ -242,7 +242,8 @@ def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any
         "size": spec.size,
         "decoder": spec.decoder,
         "versions": dict(dataset.pixel_versions(spec)),
-        "first_seconds": dataset.first_seconds,
+        # Where a data set cuts its videos, the frames in the cut are found by their times (once: by their numbers).
+        "first_seconds": None if dataset.first_seconds is None else f"{dataset.first_seconds:g} s by time",
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
     return _base(dataset) / f"{spec.sampler}-{spec.frames}x{spec.size or 'native'}-{spec.decoder}-{digest}", key

@@ -82,6 +82,34 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitOrigin:
+    """How the videos of a data set without published splits came into its splits.
+
+    Attributes:
+        rule: in words, for example ``by the column split of captions.csv``.
+        without_caption: number of video files that no split uses.
+        same_content: pairs of files with identical bytes in two splits.
+    """
+
+    rule: str
+    without_caption: int = 0
+    same_content: tuple[tuple[str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        """What a user should know, one sentence each."""
+        lines = [f"splits: {self.rule}"]
+        if self.without_caption:
+            lines.append(f"{self.without_caption} video files have no caption and are not used")
+        if self.same_content:
+            count, (one, other) = len(self.same_content), self.same_content[0]
+            lines.append(
+                f"WARNING: {count} files of one split have the same content as one of another, {other} as {one} first: "
+                "scores on them are no test; remove the copies"
+            )
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameSpec:
     """Specification of the frames of a video.
 
@@ -301,4 +329,17 @@ class VideoFiles(RetrievalDataset, Protocol):
 
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
         """Return the versions of the libraries that decide the pixels; UsageError for an unknown sampler or decoder."""
+        ...
+
+
+@runtime_checkable
+class OwnSplits(Protocol):
+    """A data set whose user makes the splits: ``split_names`` are no more than the usual ones."""
+
+    def own_splits(self) -> tuple[str, ...]:
+        """Return the splits that have a video; UsageError for a missing or broken annotation file."""
+        ...
+
+    def split_origin(self) -> SplitOrigin:
+        """Return how the splits were made; UsageError for a missing or broken annotation file."""
         ...

@@ -13,11 +13,13 @@ from typing import Any
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, atomic_write
 from tvrbench.harness.data.frame_loader import fingerprint_of
+from tvrbench.harness.data.open import origin_of
 from tvrbench.harness.data.types import (
     FrameSpec,
     Progress,
     RetrievalDataset,
     Split,
+    SplitOrigin,
     VideoFault,
     VideoFiles,
     VideoReport,
@@ -64,6 +66,7 @@ class VerifyReport:
         frames: the fingerprinted frames: sampler, frames, size and decoder.
         libraries: the versions that decide the pixels.
         splits: counts per split.
+        split_origin: how the splits were made; None for published ones.
         reports: of each video, in the order of the splits.
     """
 
@@ -72,6 +75,7 @@ class VerifyReport:
     frames: Mapping[str, Any]
     libraries: Mapping[str, str]
     splits: tuple[SplitCount, ...]
+    split_origin: SplitOrigin | None
     reports: tuple[VideoReport, ...]
 
     @property
@@ -103,6 +107,7 @@ class VerifyReport:
             "frames": dict(self.frames),
             "libraries": dict(self.libraries),
             "splits": [asdict(split) for split in self.splits],
+            "split_origin": asdict(self.split_origin) if self.split_origin else None,
             "videos": len(self.reports),
             "missing": len(self.missing),
             "missing_ids": self.missing,
@@ -168,6 +173,7 @@ def verify(
         frames={"sampler": spec.sampler, "frames": spec.frames, "size": spec.size, "decoder": spec.decoder},
         libraries=libraries,
         splits=tuple(_count(part, [reports[v] for v in part.video_ids], spec) for part in parts),
+        split_origin=origin_of(dataset),
         reports=tuple(reports.values()),
     )
 

@@ -74,10 +74,11 @@ def _consistent(record: Any) -> Any:
 
 @_closed
 class ProtocolRef(TypedDict):
-    """A protocol by name and by the hash of everything in it."""
+    """A protocol by name and by the hash of everything in it; one that does not ship also by its definition."""
 
     name: Text
     hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
+    definition: NotRequired[dict[str, Any]]
 
 
 @_closed

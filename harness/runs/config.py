@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.open import origin_of
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.weights import Weights
@@ -20,7 +22,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
 from tvrbench.harness.records.store import LAST, RecordStore, run_name
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
-from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.context import RunContext, with_training_data
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 from tvrbench.harness.training.loop import TRAIN_WORK
 from tvrbench.harness.training.state_file import SUFFIX, Identity
@@ -36,6 +38,7 @@ class RunConfig:
         checkpoint: scored instead of training a model.
         selection: the checkpoint of the training to report, ``last`` or ``best-on-test``.
         timing: measure time and memory.
+        frozen: no parameter of its model is to be trained, see ``settle``.
     """
 
     method: str
@@ -45,6 +48,12 @@ class RunConfig:
     checkpoint: EvalCheckpoint | None = None
     selection: str = LAST
     timing: bool = True
+    frozen: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """True if a model is trained, so that training data is needed."""
+        return self.checkpoint is None and not self.frozen and method_class(self.method).card.trains
 
     @property
     def title(self) -> str:
@@ -72,12 +81,10 @@ class RunKey:
         Raises:
             UsageError: an option that does not fit.
         """
-        shapes = {name: tensor.to("meta") for name, tensor in context.weights.state.items()}
-        with torch.device("meta"):
-            description = describe(_untrained(context, replace(context.weights, state=shapes), config))
+        description = describe(_shape(context, config))
         head = {
             "schema_version": SCHEMA_VERSION,
-            "protocol": {"name": context.protocol.name, "hash": context.protocol.hash},
+            "protocol": context.protocol.reference,
             "method": {"name": config.method, "options": description["options"]},
             "tuning": description["tuning"],
             "seed": config.seed,
@@ -156,16 +163,36 @@ def describe(model: RetrievalModel) -> dict[str, Any]:
     return {"options": shape | model.spec.describe(), "tuning": model.spec.options.tuning}
 
 
+def settle(context: RunContext, configs: Sequence[RunConfig]) -> tuple[RunContext, list[RunConfig]]:
+    """Mark the runs whose tuning leaves nothing to train, and open the training split if one of the others needs it.
+
+    The shapes of the models tell. A run that trains nothing has no seeds, so only those of the first seed stay.
+
+    Raises:
+        UsageError: an option that does not fit, or a training split that cannot be opened.
+    """
+
+    def learns(config: RunConfig) -> bool:
+        options = {"tuning": method_class(config.method).card.tuning} | options_of(context.protocol, config)
+        return options["tuning"] != "frozen" or bool(_shape(context, config).trainable())
+
+    marked = [c if not c.trains or learns(c) else replace(c, frozen=True, selection=LAST) for c in configs]
+    kept = [config for config in marked if not config.frozen or config.seed == configs[0].seed]
+    return with_training_data(context) if any(config.trains for config in kept) else context, kept
+
+
 def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
     """The record's account of the data: each split as used, and as declared before videos were skipped."""
-    train, test = context.train, context.test
-    trained_on = {
+    train, test, origin = context.train, context.test, origin_of(context.dataset)
+    trained_on: dict[str, Any] = {
         "train_split": train.name,
         "train_videos": len(train.video_ids),
         "train_pairs": len(train.captions),
         "train_fingerprint": train.fingerprint,
         **_declared(context, "train", "pairs", context.declared_train),
     }
+    if not config.trains:  # of a checkpoint, the training data is not known
+        trained_on = {} if config.checkpoint else {"train_split": None, "train_videos": 0, "train_pairs": 0}
     return {
         "dataset": context.dataset.name,
         "test_split": test.name,
@@ -175,7 +202,9 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "frames_fingerprint": None,
         "skipped": list(context.skipped),
         **_declared(context, "test", "captions", context.declared_test),
-    } | ({} if config.checkpoint else trained_on)  # the training data of a checkpoint is not known
+        **({"split_origin": asdict(origin)} if origin else {}),
+        **trained_on,
+    }
 
 
 def _declared(context: RunContext, kind: str, texts: str, split: Split) -> dict[str, Any]:
@@ -197,7 +226,7 @@ def recipe_of(protocol: Protocol, config: RunConfig) -> Recipe:
 
 def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
     """Optimizer steps of one training of this run on ``pairs`` training pairs; 0 if nothing is trained."""
-    if config.checkpoint is not None or not method_class(config.method).card.trains:
+    if not config.trains:
         return 0
     return recipe_of(protocol, config).total_steps(pairs)
 
@@ -241,6 +270,13 @@ def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
     if config.checkpoint is not None:
         return read_model(context.protocol, context.weights_spec, config, context.weights.arch.activation)
     return _untrained(context, context.weights, config).to(config.device).eval()
+
+
+def _shape(context: RunContext, config: RunConfig) -> RetrievalModel:
+    """The run's untrained model without values, in milliseconds."""
+    shapes = {name: tensor.to("meta") for name, tensor in context.weights.state.items()}
+    with torch.device("meta"):
+        return _untrained(context, replace(context.weights, state=shapes), config)
 
 
 def _untrained(context: RunContext, weights: Weights, config: RunConfig) -> RetrievalModel:

@@ -33,7 +33,7 @@ class RunContext:
     """A protocol's data and weights, ready to run.
 
     Attributes:
-        train, test: the splits, without skipped videos; ``train`` is empty if a checkpoint is scored.
+        train, test: the splits, without skipped videos; ``train`` is empty where nothing is trained.
         declared_train, declared_test: the same splits as the data set declares them, with every video.
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
         weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
@@ -120,21 +120,20 @@ def open_context(
     activation: Activation | None = None,
     scored: EvalCheckpoint | None = None,
 ) -> RunContext:
-    """Open the data and load the weights; no video is decoded yet, see ``check_videos``.
+    """Open the test data and load the weights; no video is decoded yet, see ``check_videos``.
 
     Args:
         protocol: to run.
-        root: the data folder, or None for a data set that generates itself.
+        root: the data folder instead of the protocol's own, or None.
         weights_spec: weights instead of the protocol's own, or None.
         activation: of the weights, over what their sources state.
-        scored: a checkpoint to score; no training data is opened then, nor weights if it holds its own.
+        scored: a checkpoint to score; no weights are opened if it holds its own.
 
     Raises:
         UsageError: a file is missing or broken.
     """
-    dataset = open_dataset(protocol.dataset, root)
-    empty = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
-    train = empty if scored else dataset.split(protocol.train_split)
+    dataset = open_dataset(protocol.dataset, root or protocol.data, protocol.data_options)
+    train = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
     test = dataset.split(protocol.test_split)
     if scored and scored.base:
         spec, weights = None, scored.base
@@ -178,6 +177,36 @@ def _read_as(protocol: Protocol, weights: Weights, tokenizer: Tokenizer, *, give
     if tokenizer.name != BYTE_PAIRS:
         config["tokenizer"] = tokenizer.name
     return protocol.with_weights(weights.sha256, config)
+def with_training_data(context: RunContext) -> RunContext:
+    """The context with the training split.
+
+    Raises:
+        UsageError: an annotation file is missing or broken.
+    """
+    train = context.dataset.split(context.protocol.train_split)
+    return replace(context, train=train, declared_train=train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSizes:
+    """Sizes of the full splits, for a plan; no training pairs where nothing is trained."""
+
+    train_pairs: int
+    test_videos: int
+
+
+def split_sizes(protocol: Protocol, root: Path | None, *, trains: bool) -> SplitSizes:
+    """The sizes that a protocol states, or those of the data where it states none.
+
+    Raises:
+        UsageError: an annotation file that is needed is missing or broken.
+    """
+    pairs, videos = protocol.train_pairs, protocol.test_videos
+    if videos is None or (trains and pairs is None):
+        dataset = open_dataset(protocol.dataset, root or protocol.data, protocol.data_options)
+        videos = len(dataset.split(protocol.test_split).video_ids)
+        pairs = len(dataset.split(protocol.train_split).captions) if trains else 0
+    return SplitSizes(train_pairs=pairs or 0, test_videos=videos)
 
 
 def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
@@ -210,8 +239,9 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
         log(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:MISSING_LISTED])}")
         context = replace(context, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
     if not context.test.captions or (train.captions and not context.train.captions):
+        used = f"{train.name} or {test.name}" if train.captions else test.name
         raise UsageError(
-            f"protocol {context.protocol.name}: {train.name} or {test.name} has no usable video left: repair the "
+            f"protocol {context.protocol.name}: {used} has no usable video left: repair the "
             "videos (tvrbench data verify names them)",
             code="split.no-video-left",
         )

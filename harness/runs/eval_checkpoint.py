@@ -108,7 +108,7 @@ def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | Non
             protocol=protocol.frames,
         )
     if scored.base is None:
-        return protocol.on(backbone)
+        return protocol.on(backbone, weights)
     if weights is not None:
         raise UsageError(
             f"--checkpoint {name} holds all weights of its model: leave --weights {weights} out",

@@ -16,7 +16,7 @@ from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.records.record import plain
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
 from tvrbench.harness.runs.config import RunConfig, describe, read_model, recipe_of, training_steps, trainings
-from tvrbench.harness.runs.context import weights_of
+from tvrbench.harness.runs.context import SplitSizes, weights_of
 from tvrbench.harness.training.loop import TRAIN_WORK
 from tvrbench.harness.training.trainer import Trainer
 
@@ -49,21 +49,21 @@ class PlannedRun:
         return [*shown, f"{self.disk_mib:.0f}", f"{self.hours:.2f}"]
 
 
-def make_plan(protocol: Protocol, configs: Sequence[RunConfig]) -> list[PlannedRun]:
-    """Plan every run from the protocol's sizes; each method is timed once, on random weights if possible."""
+def make_plan(protocol: Protocol, configs: Sequence[RunConfig], sizes: SplitSizes) -> list[PlannedRun]:
+    """Plan every run from the sizes of the splits; each method is timed once, on random weights if possible."""
     weights = "random:0" if protocol.backbone else weights_of(protocol)
     timed: dict[str, tuple[dict[str, Any], int, float]] = {}  # description, parameters, seconds per video
     plan = []
     for config in configs:
         recipe = recipe_of(protocol, config)
-        steps = training_steps(protocol, config, protocol.train_pairs)
+        steps = training_steps(protocol, config, sizes.train_pairs)
         if config.method not in timed:
             say(f"timing {config.method} on {config.device}")
             timed[config.method] = _timed(protocol, config, weights, trains=steps > 0)
         description, parameters, seconds = timed[config.method]
         repeats = trainings(protocol) if steps else 1
         evals = repeats + len(eval_steps(config.selection, recipe, steps // recipe.epochs, steps))
-        work = repeats * steps * recipe.batch_size + evals * protocol.test_videos / (TRAIN_WORK if steps else 1)
+        work = repeats * steps * recipe.batch_size + evals * sizes.test_videos / (TRAIN_WORK if steps else 1)
         plan.append(
             PlannedRun(
                 method=config.method,
@@ -111,9 +111,8 @@ def print_plan(plan: Sequence[PlannedRun], protocol: Protocol, as_json: bool) ->
     """Print the plan as a table or as JSON, with totals."""
     hours, disk = sum(run.hours for run in plan), sum(run.disk_mib for run in plan)
     if as_json:
-        reference = {"name": protocol.name, "hash": protocol.hash}
         runs = [asdict(run) for run in plan]
-        print_json({"protocol": reference, "runs": runs, "hours": hours, "disk_mib": disk})
+        print_json({"protocol": protocol.reference, "runs": runs, "hours": hours, "disk_mib": disk})
         return
     print(f"{protocol.name} ({protocol.hash}): {protocol.title}")
     print_table([run.cells() for run in plan], HEADERS)

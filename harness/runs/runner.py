@@ -16,7 +16,6 @@ from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.models.checkpoint import save_checkpoint
-from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.flops import profile
 from tvrbench.harness.profiling.measure import count_costs, time_costs
@@ -222,7 +221,7 @@ def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[
         recipe=recipe,
         timing=Timing(min_seconds=1.0),
     )
-    return time_costs(job, trains=method_class(config.method).card.trains and scored is None)
+    return time_costs(job, trains=config.trains)
 
 
 def _store(store: RecordStore, record: dict[str, Any], result: Evaluation) -> Path:

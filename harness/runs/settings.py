@@ -76,7 +76,8 @@ class RunSettings(ExecutionSettings):
     """One ``tvrbench run``.
 
     Attributes:
-        protocol: For example msrvtt-1ka-9k/uniform or standin/uniform (tvrbench list protocols).
+        protocol: For example msrvtt-1ka-9k/uniform or standin/uniform (tvrbench list protocols), or the path of a
+            protocol file of your own, which ends in .toml.
         methods: Names separated by commas (default: all registered).
         seeds: Whole numbers separated by commas (default: the protocol's own).
         data: Folder of the data set: annotations and a folder videos. The embedded one needs none.

@@ -15,13 +15,14 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
+from tvrbench.harness.data.open import checked_options, origin_of
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.record import weights_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
-from tvrbench.harness.runs.config import RunConfig, new_model, planned_work
-from tvrbench.harness.runs.context import check_videos, open_context
+from tvrbench.harness.runs.config import RunConfig, new_model, planned_work, settle
+from tvrbench.harness.runs.context import check_videos, open_context, split_sizes
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
 from tvrbench.harness.runs.plan import make_plan, print_plan
@@ -60,8 +61,9 @@ class Suite:
             UsageError: a name or checkpoint that does not fit.
         """
         protocol, scored = load_protocol(settings.protocol), None
+        checked_options(protocol.dataset, protocol.data_options)
         if settings.checkpoint is None:
-            protocol = protocol.on(settings.backbone)
+            protocol = protocol.on(settings.backbone, settings.weights)
         else:
             scored = open_checkpoint(settings.checkpoint, settings.methods, settings.activation)
             protocol = protocol_for(scored, protocol, settings.backbone, settings.weights)
@@ -99,7 +101,8 @@ def run_suite(settings: RunSettings) -> SuiteResult | None:
     notice = registry.lookup(suite.protocol.dataset, "datasets").notice
     if settings.dry_run:
         _log(notice)
-        print_plan(make_plan(suite.protocol, suite.configs), suite.protocol, settings.as_json)
+        sizes = split_sizes(suite.protocol, settings.data, trains=any(config.trains for config in suite.configs))
+        print_plan(make_plan(suite.protocol, suite.configs, sizes), suite.protocol, settings.as_json)
         return None
     if settings.tensorboard:
         check_tensorboard()
@@ -127,14 +130,18 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     for note in context.weights.notes:
         _log(note)
     _log(f"weights {weights_line(context.weights.to_json(context.tokenizer.name))}")
+    context, configs = settle(context, suite.configs)
+    origin = origin_of(context.dataset)
+    for line in origin.lines() if origin else ():
+        _log(line)
     skip = settings.resume or settings.skip_existing
     refuse = settings.resume and settings.refuse_other_states
     if suite.scored is not None:
-        new_model(context, suite.configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
-    work = work_list(context, suite.configs, store, skip=skip, refuse=refuse)
+        new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
+    work = work_list(context, configs, store, skip=skip, refuse=refuse)
     if work.left and not settings.videos_checked:  # after the options, which take milliseconds
         context = check_videos(context, skip_bad=settings.skip_bad_videos, log=_log)
-        work = work_list(context, suite.configs, store, skip=skip, refuse=refuse)
+        work = work_list(context, configs, store, skip=skip, refuse=refuse)
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
     command = settings.command or command_line(sys.argv[1:])

@@ -33,8 +33,8 @@ from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.config import RunConfig
-from tvrbench.harness.runs.context import check_videos, open_context
+from tvrbench.harness.runs.config import RunConfig, settle
+from tvrbench.harness.runs.context import SplitSizes, check_videos, open_context, split_sizes
 from tvrbench.harness.runs.launch.local import Finished, Task, run_all
 from tvrbench.harness.runs.launch.slurm import check_submitit, submit
 from tvrbench.harness.runs.plan import HEADERS, HOURS_NOTE, make_plan
@@ -134,10 +134,10 @@ def sweep_groups(sweep: Sweep, device: str = "cpu") -> list[Group]:
                 for method in sweep.chosen_methods
                 if number == 0 or trains[method]
             ]
-            data = sweep.data.get(base.dataset)
+            data = sweep.data.get(base.dataset, base.data)
             groups.append(
                 Group(
-                    protocol=base.on(backbone),
+                    protocol=base.on(backbone, sweep.weights),
                     base=name,
                     backbone=backbone,
                     data=data,
@@ -209,12 +209,17 @@ def devices_of(device: str) -> list[str]:
 def _tasks(group: Group, settings: SweepSettings, store: RecordStore) -> list[Task]:
     """The runs without a record; their options fit, and unless a cluster does it their videos are checked."""
     context = open_context(group.protocol, group.data, group.weights, activation=group.activation)
-    left = work_list(context, group.configs, store, skip=True, refuse=False).left
+    context, configs = settle(context, group.configs)
+    left = work_list(context, configs, store, skip=True, refuse=False).left
     if left and not settings.slurm:
         context = check_videos(context, skip_bad=settings.skip_bad_videos, log=say)
-        left = work_list(context, group.configs, store, skip=True, refuse=False).left
+        left = work_list(context, configs, store, skip=True, refuse=False).left
     where = f" under {group.base}" + (f" on {group.backbone}" if group.backbone else "")
     return [Task(title=f"{config.title}{where}", settings=_settings(group, config, settings)) for config in left]
+
+
+def _sizes(group: Group) -> SplitSizes:
+    return split_sizes(group.protocol, group.data, trains=any(config.trains for config in group.configs))
 
 
 def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSettings:
@@ -257,7 +262,7 @@ def _print_plan(groups: Sequence[Group], settings: SweepSettings, store: RecordS
     rows = [
         (group.protocol, run, run_status(group.protocol, run, store, other_weights=group.other_weights))
         for group in groups
-        for run in make_plan(group.protocol, group.configs)
+        for run in make_plan(group.protocol, group.configs, _sizes(group))
     ]
     left = [(run, status) for _, run, status in rows if not status.done]
     hours, disk = sum(run.hours for run, _ in left), sum(run.disk_mib for run, _ in left)

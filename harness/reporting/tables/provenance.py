@@ -83,6 +83,8 @@ def warnings(runs: Runs) -> Iterator[str]:
     """Yield what a reader must know before comparing rows."""
     if len({run.record["environment"]["device"] for run in runs}) > 1:
         yield "The runs were not all made on one device: throughput, latency and memory do not compare across devices."
+    if copied := [run for run in runs if run.record["data"].get("split_origin", {}).get("same_content")]:
+        yield f"Files with the same content are in two splits, so these scores are no test of them: {names(copied)}."
     if dirty := [run for run in runs if run.record["environment"]["dirty"]]:
         yield f"Made from sources with uncommitted changes: {names(dirty)}."
     if chosen := [run for run in runs if run.record["metrics"].get("selection") == "best-on-test"]:
@@ -115,6 +117,7 @@ _FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "weights, SHA-256": lambda record: record["weights_sha256"],
     "weights, read as": _weights,
     "scored checkpoint, SHA-256": _checkpoint,
+    "splits": lambda record: record["data"].get("split_origin", {}).get("rule"),
     "split fingerprint": lambda record: record["data"]["split_fingerprint"],
     "frames fingerprint": lambda record: record["data"]["frames_fingerprint"],
     "device": lambda record: record["environment"]["device"],

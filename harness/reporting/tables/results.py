@@ -144,7 +144,9 @@ def _data_sentence(rows: Sequence[MethodRow]) -> str:
     data: Mapping[str, object] = rows[0].record["data"]
     counts = (("test_videos", "videos"), ("test_captions", "queries"))
     sizes = ", ".join(f"{data[key]:,} {what}" for key, what in counts if key in data)
-    trained = f", trained on {data['train_split']}" if "train_split" in data else ""
+    split_names = (row.record["data"].get("train_split") for row in rows)  # a method without training has none
+    train = next((name for name in split_names if name is not None), None)
+    trained = f", trained on {train}" if train else ""
     split = data.get("test_split", "the test split")
     return f"Tested on {split} of {data['dataset']}{f' ({sizes})' if sizes else ''}{trained}."
 

@@ -154,6 +154,17 @@ def test_missing_files_and_an_unknown_split(tmp_path: Path, name: str) -> None:
         data.split("x")
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_annotation_of_the_test_split_alone_is_enough_to_score(tmp_path: Path, name: str) -> None:
+    whole = dataset(tmp_path, name)
+    test = whole.split_names[0]
+    found = whole.split(test)
+    for split, file in whole.files.items():
+        if split != test:
+            (tmp_path / file).unlink(missing_ok=True)
+    assert CLASSES[name](tmp_path, expected={}).split(test) == found
+
+
 BIG = "x" * 2**20
 LSMDC_TEST, ACTIVITY = "LSMDC16_challenge_1000_publictect.csv", "val_1.json"
 BROKEN: list[tuple[str, str, bytes, str]] = [

@@ -66,6 +66,15 @@ def test_a_train_split_has_all_captions_in_the_order_of_its_videos(tmp_path: Pat
     assert split.caption_video == (0, 0, 1, 1, 2, 2)
 
 
+def test_the_test_list_alone_is_enough_to_score(tmp_path: Path) -> None:
+    root = write(tmp_path / "whole", files())
+    alone = MSRVTT(write(tmp_path / "alone", {TEST: files()[TEST]}), expected={})
+    assert alone.split("test-1ka") == MSRVTT(root, expected={}).split("test-1ka")
+    assert alone.expected_seconds("video4") is None
+    with raises("annotation.missing", file=TRAIN):
+        alone.split("train-9k")
+
+
 def test_the_full_test_split_comes_from_the_json(tmp_path: Path) -> None:
     split = dataset(tmp_path).split("test-full")
     assert split.video_ids == ("video3", "video4")
@@ -97,8 +106,8 @@ def test_a_subclass_groups_captions_and_videos(tmp_path: Path) -> None:
         def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
             return {split_name: tuple(i for i, key in enumerate(keys) if key == "ret1")}
 
-        def scenes(self, split_name: str, videos: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
-            return tuple(int(str(v["url"]).split()[1]) for v in videos)
+        def scenes(self, split_name: str, video_ids: Sequence[str]) -> tuple[int, ...]:
+            return tuple(int(video_id.removeprefix("video")) // 2 for video_id in video_ids)
 
     split = Generated(write(tmp_path, files())).split("test-1ka")
     assert split.subsets == {"test-1ka": (1,)}

@@ -159,10 +159,10 @@ def test_only_the_beginning_counts_where_the_data_set_says_so(tmp_path: Path) ->
     whole, cut = write_video(tmp_path / "whole.mp4", range(30)), write_video(tmp_path / "cut.mp4", range(20))
     for sampler in ("tempme", "clip4clip", "centerclip"):
         spec = FrameSpec(sampler=sampler, frames=4, size=32)
-        numbers = load_clip(whole, spec, first_seconds=2.0)[2]
+        numbers = load_clip(whole, spec, window=(0.0, 2.0))[2]
         assert numbers == load_clip(cut, spec)[2] != load_clip(whole, spec)[2]
-        assert clip_sha256(*examine(whole, spec, first_seconds=2.0)[1]) == clip_sha256(
-            *load_clip(whole, spec, first_seconds=2.0)[:2]
+        assert clip_sha256(*examine(whole, spec, window=(0.0, 2.0))[1]) == clip_sha256(
+            *load_clip(whole, spec, window=(0.0, 2.0))[:2]
         )
 
 
