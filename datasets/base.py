@@ -149,7 +149,8 @@ class VideoFolderDataset(VideoFiles, ABC):
             probed[path] = result
             if progress is not None:
                 progress(done, len(paths))
-        faults = (self._video_fault(v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
+        results = ((v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
+        faults = (self._video_fault(v, result) for v, result in results)
         return [fault for fault in faults if fault is not None]
 
     def examine_videos(

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from tvrbench.datasets.decoders.pyav import versions
-from tvrbench.datasets.decoding import RGB, VideoError, check_count, decode, scan, to_rgb
+from tvrbench.datasets.decoding import RGB, OrientedFrame, VideoError, check_count, decode, scan, to_rgb
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Reencoding
 
@@ -80,10 +80,10 @@ def reencode(path: Path, target: Path, settings: Reencoding) -> dict[str, int]:
     container = "matroska" if target.suffix.lower() in _MATROSKA else "mp4"
     with _writing(path, target), av.open(f"file:{target.absolute()}", "w", format=container) as output:
         stream = cast(VideoStream, output.add_stream(encoder(), rate=fps, options=dict(ENCODERS[encoder()])))
-        for frame, repeats in _at_rate(path, fps):
+        for decoded, repeats in _at_rate(path, fps):
             if not repeats:
                 continue
-            rgb = to_rgb(frame, reader, path)
+            rgb = to_rgb(decoded, reader, path)
             size = _checked_size(path, rgb, settings.short_side, size)
             if number == 0:
                 _start(stream, size, fps)
@@ -99,7 +99,7 @@ def reencode(path: Path, target: Path, settings: Reencoding) -> dict[str, int]:
     return {"frames": number, "width": size[0], "height": size[1]}
 
 
-def _at_rate(path: Path, fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
+def _at_rate(path: Path, fps: Fraction) -> Iterator[tuple[OrientedFrame, int]]:
     """Yield each frame of a file and how many frames of the new rate show it, as FFmpeg's filter ``fps`` counts.
 
     Times count from the first frame. Each is rounded to the nearest frame of the new rate, halves upwards, and a frame
@@ -107,10 +107,11 @@ def _at_rate(path: Path, fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
     """
     index = scan(path)
     own_rate = Fraction(index.fps).limit_denominator(1001)
-    held: av.VideoFrame | None = None
+    held: OrientedFrame | None = None
     start, end = Fraction(0), Fraction(0)
     shown = n_frames = 0
-    for frame in decode(path):
+    for decoded in decode(path):
+        frame = decoded.frame
         seconds = n_frames / own_rate if frame.pts is None else frame.pts * index.time_base
         if held is None:
             start = seconds
@@ -119,7 +120,7 @@ def _at_rate(path: Path, fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
             yield held, max(0, until - shown)
             shown = max(shown, until)
         lasts = frame.duration * index.time_base if frame.duration else 1 / own_rate
-        held, end, n_frames = frame, seconds - start + lasts, n_frames + 1
+        held, end, n_frames = decoded, seconds - start + lasts, n_frames + 1
     check_count(path, n_frames, index)
     assert held is not None, "check_count refuses a file without frames"
     yield held, max(_slot(path, end, fps) - shown, 0 if shown else 1)

@@ -181,6 +181,8 @@ def shipped_protocol(name: str) -> Protocol | None:
     """The shipped protocol of a name in records, which may end in ``@BACKBONE``; None for one that is not shipped."""
     base, _, backbone = name.partition("@")
     return load_protocol(base).on(backbone or None) if base in protocol_names() else None
+
+
 def protocol_name(text: str) -> str:
     """The name in records of the protocol that a user means by its name, or by the path of its file."""
     path = Path(text)

@@ -177,6 +177,8 @@ def _read_as(protocol: Protocol, weights: Weights, tokenizer: Tokenizer, *, give
     if tokenizer.name != BYTE_PAIRS:
         config["tokenizer"] = tokenizer.name
     return protocol.with_weights(weights.sha256, config)
+
+
 def with_training_data(context: RunContext) -> RunContext:
     """The context with the training split.
 
