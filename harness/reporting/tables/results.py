@@ -143,7 +143,8 @@ def _selection(row: MethodRow) -> str:
 def _data_sentence(rows: Sequence[MethodRow]) -> str:
     data: Mapping[str, object] = rows[0].record["data"]
     counts = (("test_videos", "videos"), ("test_captions", "queries"))
-    sizes = ", ".join(f"{data[key]:,} {what}" for key, what in counts if key in data)
+    alike = all(row.record["data"].get(key) == data.get(key) for row in rows for key, _ in counts)
+    sizes = ", ".join(f"{data[key]:,} {what}" for key, what in counts if alike and key in data)
     trained = f", trained on {data['train_split']}" if "train_split" in data else ""
     split = data.get("test_split", "the test split")
     return f"Tested on {split} of {data['dataset']}{f' ({sizes})' if sizes else ''}{trained}."
