@@ -81,18 +81,24 @@ def _initial_weights(record: Record) -> str | None:
     return sha256 and f"{OPENAI_WEIGHTS.get(sha256, sha256)} {activation}"
 
 
+def _split(record: Record, fingerprint: str, kind: str) -> str | None:
+    """A split as used, by fingerprint and size; None where its fingerprint is not recorded."""
+    data = record["data"]
+    return None if data.get(fingerprint) is None else f"{data[fingerprint]} {data.get(f'{kind}_videos')}"
+
+
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
 _SHARED: Mapping[str, tuple[str, Callable[[Record], str | None]]] = {
-    "split": ("tested on other videos or captions", lambda r: r["data"]["split_fingerprint"]),
+    "split": ("tested on other videos or captions", lambda r: _split(r, "split_fingerprint", "test")),
     "weights": ("started from other weights", _initial_weights),
     "backbone": ("has another backbone", lambda r: _text(r["method"]["options"].get("backbone"))),
     "frame-count": ("has another number of frames", lambda r: _text(r["method"]["options"].get("frames"))),
     "training-videos": (
         "trained on other videos or captions",
-        lambda r: None if r["tuning"] == "frozen" else _text(r["data"].get("train_fingerprint")),
+        lambda r: _split(r, "train_fingerprint", "train") if trained(r) else None,
     ),
     "frames": ("saw other decoded frames", lambda r: r["data"]["frames_fingerprint"]),
 }

@@ -66,13 +66,15 @@ def write_report(
         UsageError: no completed record (of that hash), a broken record, or a folder that cannot be written to.
     """
     runs, aside = protocol_runs(store, protocol)
+    for record in aside:
+        log(one_line(record))
     selected = select(runs, protocol, protocol_hash, store)
     selected = replace(selected, completed=with_unique_labels(selected.completed))
     dataset = selected.completed[0].record["data"]["dataset"]
     context = ReportContext(protocol=protocol, dataset=dataset, folder=reports.joinpath(*protocol.split("/")))
     rows = method_rows([run for run in selected.completed if not run.scored])
     context = replace(context, banner=banner(selected.completed, rows, context))
-    for line in (*aside, *context.banner):
+    for line in context.banner:
         log(one_line(line))
     full_size_runs, outdated, aside_too = _latest(store, PAPER_SCALE)
     full_size = method_rows(full_size_runs, apart=("backbone",))

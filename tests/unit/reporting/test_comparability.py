@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +90,8 @@ EDITS: list[tuple[str, Edit]] = [
     ("failed", top(status="failed", failure="out of memory")),
 ]
 
+UNREPORTED = ("failed", "protocol-unknown", "weights-activation")  # in no table, another report, no whole section
+
 
 @pytest.mark.parametrize(("code", "edit"), EDITS)
 def test_each_reason_has_its_code(code: str, edit: Edit) -> None:
@@ -139,14 +143,10 @@ class TestPapers:
         assert verdicts == ["reproduced (1 of 3 seeds: no claim)"]
         assert "Not comparable." not in page(folder)
 
-    @pytest.mark.parametrize(
-        ("code", "edit"), [(code, edit) for code, edit in EDITS if code not in ("failed", "protocol-unknown")]
-    )
+    @pytest.mark.parametrize(("code", "edit"), [(code, edit) for code, edit in EDITS if code not in UNREPORTED])
     def test_a_run_that_does_not_compare_gets_no_verdict_and_is_named_at_the_top(
         self, store: RecordStore, tmp_path: Path, code: str, edit: Edit
     ) -> None:
-        if code == "weights-activation":
-            pytest.skip("records have no such section yet")
         logged: list[str] = []
         store.save(run(edit))
         folder = write_report(PUBLISHED, store, tmp_path / "reports", log=logged.append)[0].parent
@@ -174,6 +174,7 @@ class TestRows:
         ("code", "edit"),
         [
             ("split", data(split_fingerprint="e" * 64)),
+            ("split", data(test_videos=960, skipped=SKIPPED)),
             ("weights", top(weights_sha256="e" * 64)),
             ("weights-random", top(weights_sha256=None)),
             ("backbone", options(backbone="ViT-B-16")),
@@ -200,6 +201,10 @@ class TestRows:
         assert {row[side] for row in csv_rows(folder, "pairs") for side in ("a", "b")} == {"adapter", "bias"}
         assert "**" not in "".join(table(folder)[name].values()).replace("\\*", "")
         assert f"({code})." in (folder / "main.md").read_text()
+        drawn = re.search(r'id="chart-data">(.*?)</script>', (folder / "page.html").read_text())
+        assert drawn is not None
+        methods = {method["label"] for group in json.loads(drawn[1])["groups"] for method in group["methods"]}
+        assert methods == {"adapter", "bias"}
 
     def test_rows_that_lack_the_same_videos_compare_with_each_other_and_no_paper(
         self, store: RecordStore, tmp_path: Path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from errors import raises
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import csv_rows, failed_record
@@ -102,6 +103,15 @@ class TestReport:
         strange = copy(path, "strange", lambda record: (record.update(seed=1), edit(record)))
         (kept,), (found,) = protocol_runs(store, STANDIN)
         assert (kept.path, found.run.path, found.code) == (path, strange, code)
+
+    def test_where_nothing_is_left_the_reasons_are_said(self, store: RecordStore, tmp_path: Path) -> None:
+        path = store.save(method_record())
+        copy(path, "moved", lambda record: record["protocol"].update(name="standin/other"))
+        path.unlink()
+        logged: list[str] = []
+        with raises("report.no-run"):
+            write_report(STANDIN, store, tmp_path / "reports", log=logged.append)
+        assert "moved.json" in logged[0]
 
     def test_under_a_protocol_of_one_s_own_the_data_set_of_most_runs_counts(self, store: RecordStore) -> None:
         for seed, dataset in enumerate(("clips", "clips", "others")):
