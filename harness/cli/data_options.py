@@ -94,10 +94,10 @@ def progress_bar(title: str, hint: str | None = None) -> Iterator[Bar]:
         with Bar() as bar:
             bar.begin(title)
             yield bar
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if hint is None:
             raise
-        raise Interrupted(signal.SIGINT, how=hint) from None
+        raise Interrupted(getattr(stop, "number", signal.SIGINT), how=hint) from None
 
 
 def print_faults(faults: Sequence[VideoFault]) -> None:

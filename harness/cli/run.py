@@ -14,7 +14,14 @@ def run(settings: Annotated[RunSettings, arg(name="")]) -> None:
 
     Several GPUs or machines: torchrun --no-python --nproc-per-node N tvrbench run ...; see docs/training.md.
     """
+    import os
+
     from tvrbench.harness.core.console import print_json, say
+    from tvrbench.harness.core.rendezvous import read_launch
+
+    launch = None if settings.single_process or settings.dry_run else read_launch(os.environ)
+    if launch is not None and not launch.served:  # at once: what a cluster left may be news to the user
+        say(f"process {launch.rank} of {launch.size}, which meets the others at {launch.place}")
     from tvrbench.harness.core.signals import SignalHandler
     from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.pages.report import write_report

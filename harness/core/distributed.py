@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.console import say
+from tvrbench.harness.core.errors import RunFailed, UsageError
+from tvrbench.harness.core.rendezvous import Launch, join, read_launch
 
 TIMEOUT = timedelta(minutes=10)  # a rank that does not answer for this long counts as lost
 
@@ -58,27 +60,46 @@ def dist_info() -> DistInfo:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[DistInfo]:
-    """Join the processes of ``torchrun`` for the duration of the block; without torchrun, run alone.
+def process_group(device: str, *, single: bool = False) -> Iterator[DistInfo]:
+    """Join the processes of ``torchrun`` for the duration of the block; without torchrun, or if ``single``, run alone.
 
     Raises:
-        UsageError: torchrun's variables are incomplete, or it started more processes than the machine has GPUs.
+        UsageError: torchrun's variables do not fit, or it started more processes than the machine has GPUs.
+        RunFailed: a process of the group did not come.
     """
-    if "RANK" not in os.environ:
+    launch = None if single else read_launch(os.environ)
+    if launch is None:
+        if not single and os.environ.get("WORLD_SIZE", "1") not in ("", "1") and not os.environ.get("RANK"):
+            say(f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set without RANK: this process runs alone")
         yield DistInfo()
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device.startswith("cuda"):
-        if local >= (gpus := torch.cuda.device_count()):
-            message = f"torchrun started process {local} on a machine with {gpus} GPUs: start one process per GPU"
-            raise UsageError(message, code="torchrun.gpus", process=local, gpus=gpus)
-        torch.cuda.set_device(local)
+        if launch.local >= (gpus := torch.cuda.device_count()):
+            message = (
+                f"torchrun started process {launch.local} on a machine with {gpus} GPUs: start one process per GPU"
+            )
+            raise UsageError(message, code="torchrun.gpus", process=launch.local, gpus=gpus)
+        torch.cuda.set_device(launch.local)
     try:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
-    except ValueError as error:
-        raise UsageError(f"torchrun's environment is incomplete: {error}", code="torchrun.environment") from None
+        store = join(launch, TIMEOUT)
+        with _initialized("nccl" if device.startswith("cuda") else "gloo", store, launch):
+            yield dist_info()
+    except BaseException as error:
+        if launch.rank > 0:
+            error.add_note(f"process {launch.rank} of {launch.size}")
+        raise
+
+
+@contextmanager
+def _initialized(backend: str, store: dist.Store, launch: Launch) -> Iterator[None]:
     try:
-        yield dist_info()
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
+        message = f"the processes found each other but cannot exchange data ({cause}), at {launch.place}"
+        raise RunFailed(message, code="torchrun.connect", rank=launch.rank) from error
+    try:
+        yield
     finally:
         dist.destroy_process_group()
 

@@ -43,9 +43,8 @@ def raising() -> Iterator[None]:
         raise Interrupted(number, how="")
 
     defaults = (signal.SIG_DFL, signal.default_int_handler)
-    if threading.current_thread() is not threading.main_thread():
-        defaults = ()
-    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) in defaults}
+    numbers = _SIGNALS if threading.current_thread() is threading.main_thread() else []
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) in defaults}
     for number in before:
         signal.signal(number, handle)
     try:

@@ -93,6 +93,7 @@ class RunSettings(ExecutionSettings):
         full_size_costs: What the methods cost on full-size ViT-B/32 and ViT-B/16: count (GMACs, tokens, parameters),
             time (minutes per method on a CPU), or off; auto times on a GPU, counts on a CPU, and is off with
             --eval-only.
+        single_process: Ignore the variables of torchrun (RANK, WORLD_SIZE, ...), for example those that a cluster left.
         no_timing: Leave out the measurements of time and memory.
         no_report: Leave the report as it is.
         resume: Resume an interrupted command. Completed runs are skipped.
@@ -115,6 +116,7 @@ class RunSettings(ExecutionSettings):
     checkpoint_selection: Literal["last", "best-on-test"] = "last"
     assignments: Assignments = ()
     full_size_costs: Literal["auto", "count", "time", "off"] = "auto"
+    single_process: bool = False
     no_timing: bool = False
     no_report: bool = False
     resume: bool = False

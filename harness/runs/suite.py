@@ -106,7 +106,7 @@ def run_suite(settings: RunSettings) -> SuiteResult | None:
         return None
     if settings.tensorboard:
         check_tensorboard()
-    with process_group(pick_device(settings.device)), SignalHandler() as signals:
+    with process_group(pick_device(settings.device), single=settings.single_process), SignalHandler() as signals:
         _log(notice)
         _log(TEST_NOTICE if settings.checkpoint_selection == BEST_ON_TEST else None)
         try:

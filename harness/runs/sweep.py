@@ -246,6 +246,7 @@ def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSe
         no_report=True,
         resume=True,
         refuse_other_states=False,
+        single_process=True,  # a run of a sweep is one process, whatever variables a cluster left
         videos_checked=not (settings.slurm or settings.skip_bad_videos),
         command=command_line(arguments),
     )
