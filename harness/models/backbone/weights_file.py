@@ -22,6 +22,9 @@ from tvrbench.harness.core.io import file_sha256
 HARMLESS = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
     "numpy.dtype",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "UInt8", "Bool")),
     "argparse.Namespace",

@@ -145,6 +145,7 @@ HARMLESS: dict[str, Any] = {
     "numpy scalar": np.float64(3),
     "numpy float32": np.float32(3),
     "numpy integer": np.int64(3),
+    "numpy array": np.random.default_rng(0).integers(0, 9, 5),
     "namespace": argparse.Namespace(lr=0.1, best=np.float64(1)),
     "path": Path("a/b"),
 }

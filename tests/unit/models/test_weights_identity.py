@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 from tvrbench.datasets.standin.pretrain import config as open_clip_config
 from tvrbench.harness import load_model
 from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
+from tvrbench.harness.evaluation.evaluate import encode_videos
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import BYTE_PAIRS, tokenizer_for
@@ -238,6 +240,17 @@ def test_frames_are_normalized_as_the_weights_ask(name: str, file: Path) -> None
     frames = model.normalize(pixels, torch.tensor([[True, False]]))
     assert (frames[0, 0] == 1).all()
     assert (frames[0, 1] == 0).all()
+
+
+def test_an_evaluation_feeds_the_model_its_own_normalization(file: Path) -> None:
+    model = half(file)
+    pixels = torch.randint(0, 256, (1, 2, 3, 64, 64), dtype=torch.uint8)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loader: Any = SimpleNamespace(batches=lambda _: [(pixels, mask)])
+    found = encode_videos(model, ("v",), loader, 1, lambda _: None)
+    with torch.no_grad():
+        want = model.encode_video(pixels / 255 * 2 - 1, mask)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_captions_must_fit_the_context(tmp_path: Path) -> None:
 
 def test_the_record_names_weights_and_its_file_the_activation(tmp_path: Path) -> None:
     head = RunKey.of(opened(activation="gelu"), CONFIG).head
-    assert head["weights"]["activation_source"] == "--activation"
+    assert head["weights"]["activation_source"] == "--activation, over quick_gelu of open_clip_config.json"
     assert head["weights"]["sha256"] == head["weights_sha256"]
     assert head["weights"]["tokenizer"].startswith("33 words")
     without = {key: value for key, value in head.items() if key != "weights"}
