@@ -23,7 +23,7 @@ from tvrbench.harness.data.types import NATIVE, Clip, Frames, FrameSpec
 
 Picture = Image.Image
 _GRID = 4  # side of the thumbnails by which two copies of a video are compared
-_HDR = {16, 18}  # the transfer functions PQ and HLG
+_HDR = {16, 18}  # the transfer functions PQ and HLG (ITU-T H.273, table 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,7 @@ def _notes(frame: av.VideoFrame, index: PacketIndex, orientations: Sequence[Orie
     depth = max(component.bits for component in frame.format.components)
     notes = {
         f"{depth}-bit": depth > 8,
-        "high dynamic range": index.transfer in _HDR,
+        "high dynamic range": frame.color_trc in _HDR,
         "interlaced": frame.interlaced_frame,
         **dict.fromkeys(orientations[0].notes(), True),
         "orientation changes": len(orientations) > 1,
