@@ -56,6 +56,28 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", workers, "--dist", "worksteal", *(session.posargs or ("-m", "not slow")))
 
 
+# Commands, messages, decoding, weights, the frame cache and one training: what new or old versions break first.
+BOUNDS_TESTS = (
+    "tests/cli/test_cli.py",
+    "tests/unit/core/test_packaging.py",
+    "tests/unit/data/test_cache.py",
+    "tests/unit/datasets/test_containers.py",
+    "tests/unit/datasets/test_odd_videos.py",
+    "tests/unit/datasets/test_orientation.py",
+    "tests/unit/models",
+    "tests/unit/training/test_trainer.py",
+)
+
+
+@nox.session(venv_backend="uv")
+@nox.parametrize("resolution", [nox.param(name, id=name) for name in ("lowest-direct", "highest")])
+def bounds(session: nox.Session, resolution: str) -> None:
+    """Test the lowest and the newest versions that pyproject.toml allows; arguments replace the choice of tests."""
+    session.install("--upgrade", "--resolution", resolution, "-e", ".[test,docs]")
+    session.env["PYTHONSAFEPATH"] = "1"
+    session.run("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", *(session.posargs or BOUNDS_TESTS))
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, the direction of imports and the length of files."""

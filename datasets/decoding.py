@@ -69,7 +69,6 @@ class PacketIndex:
         stream: number of the video stream in the file.
         duration_s: as the header declares it; None where it declares none.
         misdeclared: that duration is wrong.
-        transfer: number of the transfer function (ITU-T H.273, table 3).
     """
 
     count: int
@@ -80,7 +79,6 @@ class PacketIndex:
     stream: int
     duration_s: float | None
     misdeclared: bool
-    transfer: int
 
     @property
     def span_s(self) -> float:
@@ -181,7 +179,6 @@ def scan(path: Path) -> PacketIndex:
             stream=stream.index,
             duration_s=declared_s,
             misdeclared=abs(missing_s) > slack_s,
-            transfer=int(stream.codec_context.color_trc or 0),  # frames state it too, but not before PyAV 17
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import av
 import numpy as np
@@ -83,9 +84,10 @@ def declared(frame: av.VideoFrame) -> Orientation | None:
     Raises:
         OddAngle: see `orientation`.
     """
+    entries: Any = frame.side_data  # PyAV's types know some kinds of entries only
     with suppress(IndexError):
-        for number in count():  # by number: iterating gives entries before PyAV 19, and their types since
-            entry = frame.side_data[number]
+        for number in count():  # iterating gives entries before PyAV 19, and their types since
+            entry = entries[number]
             if entry.type == Type.DISPLAYMATRIX:
                 return orientation(_MATRIX.unpack(bytes(entry)))
     return None

@@ -231,7 +231,7 @@ def _notes(frame: av.VideoFrame, index: PacketIndex, orientations: Sequence[Orie
     depth = max(component.bits for component in frame.format.components)
     notes = {
         f"{depth}-bit": depth > 8,
-        "high dynamic range": index.transfer in _HDR,
+        "high dynamic range": frame.color_trc in _HDR,
         "interlaced": frame.interlaced_frame,
         **dict.fromkeys(orientations[0].notes(), True),
         "orientation changes": len(orientations) > 1,

@@ -8,7 +8,6 @@ left to PyAV. torchcodec does not report damaged pictures; PyAV checks whether a
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from tvrbench.harness.core.errors import UsageError
 def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
     """See `tvrbench.datasets.decoders.Decoder.read`."""
     _package()
-    with closing(decode(path)) as frames:
-        orientation = next((first.orientation for first in frames), UPRIGHT)
-    if orientation != UPRIGHT:  # versions differ in what they do with it
-        raise _fault(path, f"it is to be displayed {' and '.join(orientation.notes())}")
+    first = next(decode(path), None)
+    if first is not None and first.orientation != UPRIGHT:  # versions differ in what they do with it
+        raise _fault(path, f"it is to be displayed {' and '.join(first.orientation.notes())}")
     n_frames = index.count if index.times is not None else count_frames(path, index)
     numbers = list(pick(n_frames, index.fps))
     if not numbers:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av.video import VideoStream
 
 STEP = 8
 
@@ -27,7 +28,7 @@ def write_video(
 ) -> Path:
     """A clip whose frame i is gray level 8 i, shown at ``times[i]`` / rate seconds."""
     with av.open(str(path), "w", options=container) as file:
-        stream = file.add_stream(codec, rate=rate, options=options or {})
+        stream = cast(VideoStream, file.add_stream(codec, rate=rate, options=options or {}))
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
         for i, time in enumerate(times):
