@@ -136,7 +136,8 @@ class VideoFolderDataset(VideoFiles, ABC):
             probed[path] = result
             if progress is not None:
                 progress(done, len(paths))
-        faults = (self._video_fault(v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
+        found = {v: file if isinstance(file, VideoFault) else probed[file] for v, file in files.items()}
+        faults = (self._video_fault(video_id, result) for video_id, result in found.items())
         return [fault for fault in faults if fault is not None]
 
     def examine_videos(
