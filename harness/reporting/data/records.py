@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from tvrbench.harness.config.protocol import OWN
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import Record, read_record
 from tvrbench.harness.records.store import RecordStore
@@ -90,7 +91,8 @@ def select(stored: Sequence[StoredRecord], protocol: str, protocol_hash: str | N
     if not completed:
         names = [s.path.name for s in failed]
         seen = f"; {len(names)} failed, see {names[0]}" if names else ""
-        message = f"{protocol}: no completed run is recorded{seen}; make one with 'tvrbench run {protocol}'"
+        to_run = "FILE.toml" if protocol.startswith(f"{OWN}/") else protocol
+        message = f"{protocol}: no completed run is recorded{seen}; make one with 'tvrbench run {to_run}'"
         raise UsageError(message, code="report.no-run", protocol=protocol, failed=names)
     hashes = sorted({s.record["protocol"]["hash"] for s in completed})
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
