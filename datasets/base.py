@@ -149,8 +149,8 @@ class VideoFolderDataset(VideoFiles, ABC):
             probed[path] = result
             if progress is not None:
                 progress(done, len(paths))
-        results = ((v, path if isinstance(path, VideoFault) else probed[path]) for v, path in files.items())
-        faults = (self._video_fault(v, result) for v, result in results)
+        found = {v: file if isinstance(file, VideoFault) else probed[file] for v, file in files.items()}
+        faults = (self._video_fault(video_id, result) for video_id, result in found.items())
         return [fault for fault in faults if fault is not None]
 
     def examine_videos(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -136,8 +137,9 @@ class Protocol:
 
         ``ViT-B/16`` is ``ViT-B-16``.
         """
-        if backbone is None and self.backbone_from_weights and weights and Path(weights).expanduser().exists():
-            return replace(self, backbone=None)
+        if backbone is None and self.backbone_from_weights and weights:
+            is_file = Path(os.path.expanduser(weights)).exists()  # noqa: PTH111 - pathlib's raises for an unknown user
+            return replace(self, backbone=None) if is_file else self
         if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self
         return replace(self, name=f"{self.name}@{wanted}", backbone=wanted)

@@ -21,6 +21,7 @@ from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader
+from tvrbench.harness.data.open import splits_of
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.plan import Job, MeasurementSettings
@@ -75,7 +76,7 @@ def open_videos(settings: MeasurementSettings) -> RetrievalDataset:
 
 def _batches(dataset: RetrievalDataset, job: Job) -> list[list[str]]:
     """One batch more than is measured, from the first split, which starts again where it ends."""
-    videos = cycle(dataset.split(dataset.split_names[0]).video_ids)
+    videos = cycle(dataset.split(splits_of(dataset)[0]).video_ids)
     return [list(islice(videos, job.batch)) for _ in range(1 + job.timing.min_iterations)]
 
 

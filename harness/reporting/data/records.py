@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvrbench.harness.config.protocol import shipped_protocol
+from tvrbench.harness.config.protocol import OWN, shipped_protocol
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.runs import SetAside, StoredRecord, newest, read_runs
 from tvrbench.harness.records.store import RecordStore
@@ -47,7 +47,8 @@ def select(
         names = [s.path.name for s in failed]
         seen = f"; {len(names)} failed, see {names[0]}" if names else ""
         where = f" in {store.searched(protocol)}" if store else ""
-        message = f"{protocol}: no completed run is recorded{where}{seen}; make one with 'tvrbench run {protocol}'"
+        to_run = "FILE.toml" if protocol.startswith(f"{OWN}/") else protocol
+        message = f"{protocol}: no completed run is recorded{where}{seen}; make one with 'tvrbench run {to_run}'"
         raise UsageError(message, code="report.no-run", protocol=protocol, failed=names)
     hashes = sorted({s.record["protocol"]["hash"] for s in completed})
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]
