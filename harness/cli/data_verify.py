@@ -160,10 +160,12 @@ def _print_effect(found: dict[str, Any]) -> None:
         how = "keep the embeddings of a run (--save-embeddings), or name their file with --embeddings"
         print(f"{split}: {found['unusable']} unusable videos; to learn how far they move R@1, {how}")
         return
-    part = "" if found["complete"] else f", scored on {effect['videos']:,} of its videos"
-    r1, by = effect["r1"], f"by {found['run']} ({found['file']}{part})"
-    if effect["missing"]:
-        shift = f"{effect['expected_r1'] - r1:+.1f}, spread {effect['spread']:.1f}"
+    r1, by = effect["r1"], f"by {found['run']} ({found['file']})"
+    shift = f"{effect['expected_r1'] - r1:+.1f}, spread {effect['spread']:.1f}"
+    if not found["complete"]:
+        known = f"its R@1 {r1:.1f} on {effect['videos']:,} videos is already without some of the split"
+        print(f"{split}: {effect['missing']} videos left out at random move R@1 by about {shift}, {by}; {known}")
+    elif effect["missing"]:
         after = f"R@1 {r1:.1f} is expected to become {effect['expected_r1']:.1f} ({shift})"
         print(f"{split}: without {effect['missing']} videos at random, {after}, {by}")
     error = f"R@1 {r1:.1f} by one standard error ({effect['standard_error']:.1f})"

@@ -118,6 +118,7 @@ def test_the_effect_on_r1(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     keep_embeddings(Path("kept/embeddings/p__q/a.safetensors"), test, fingerprint="0" * 64)
     [found] = effects(root, capsys, "--results", "kept")
     assert (found["unusable"], found["complete"], found["run"]) == (1, False, "lora, seed 3, p/q")
+    assert "already without" in run(capsys, *verify(root, "--results", "kept"))[1]
     keep_embeddings(Path("kept/embeddings/p__q/b.safetensors"), test)
     keep_embeddings(Path("kept/embeddings/p__q/c.safetensors"), test, dataset="didemo")
     [found] = effects(root, capsys, "--results", "kept")
