@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tvrbench.harness.cli.data_options import OnFrames, print_faults, progress_bar
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.data.types import RetrievalDataset
 
 if TYPE_CHECKING:
+    from tvrbench.harness.data.types import RetrievalDataset
     from tvrbench.harness.data.verify import VerifyReport
     from tvrbench.harness.evaluation.missing_videos import Ranking
 
