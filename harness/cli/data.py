@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -25,7 +25,9 @@ from tvrbench.harness.cli.data_verify import Verify
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.data.types import RetrievalDataset, Source, VideoFiles
+
+if TYPE_CHECKING:
+    from tvrbench.harness.data.types import RetrievalDataset, Source, VideoFiles
 
 SHOWN = 20  # differing videos that are printed; --json prints all
 UNTESTED = (
@@ -82,6 +84,7 @@ class Decoders(OnFrames):
     def run(self) -> None:
         """Print the comparison."""
         from tvrbench.harness.data.compare_decoders import compare_decoders
+        from tvrbench.harness.data.types import VideoFiles
 
         if self.limit < 1:
             raise UsageError(f"--limit {self.limit} is out of range: give at least 1", code="option.range")
@@ -164,6 +167,8 @@ class Download(OnDataset):
 
     def run(self) -> None:
         """Raise CheckFailed if the downloaded annotation is not the published one."""
+        from tvrbench.harness.data.types import Source
+
         cls = registry.lookup(self.dataset, "datasets")
         sources: tuple[Source, ...] = getattr(cls, "sources", ())
         access: str = getattr(cls, "access", "")

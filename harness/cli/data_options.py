@@ -1,4 +1,4 @@
-"""Options and output that the commands of ``tvrbench data`` share. Imports no torch, for the sake of --help."""
+"""Options and output that the commands of ``tvrbench data`` share. Imports nothing heavy, for the sake of --help."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.core.signals import Interrupted
-from tvrbench.harness.data.types import NATIVE, FrameSpec, RetrievalDataset, VideoFault
 
 if TYPE_CHECKING:
     from tvrbench.harness.core.progress import Bar
+    from tvrbench.harness.data.types import FrameSpec, RetrievalDataset, VideoFault
 
 RESUME_HINT = "finished videos and downloaded bytes are kept; run the same command to resume"
 MAX_FRAMES, MAX_SIZE = 1_024, 2_048
@@ -77,6 +77,8 @@ class OnFrames(OnVideos):
 
     def spec(self, *, native: bool = False, decoder: str | None = None) -> FrameSpec:
         """Return the frames; UsageError for numbers that would fill the memory."""
+        from tvrbench.harness.data.types import NATIVE, FrameSpec
+
         if not 1 <= self.frames <= MAX_FRAMES or not 1 <= self.size <= MAX_SIZE:
             limits = f"use 1 to {MAX_FRAMES:,} frames of 1 to {MAX_SIZE:,} pixels"
             message = f"--frames {self.frames} --size {self.size} is out of range: {limits}"
@@ -97,7 +99,7 @@ def progress_bar(title: str, hint: str | None = None) -> Iterator[Bar]:
     except KeyboardInterrupt as stop:
         if hint is None:
             raise
-        raise Interrupted(getattr(stop, "number", signal.SIGINT), how=hint) from None
+        raise Interrupted(stop.number if isinstance(stop, Interrupted) else signal.SIGINT, how=hint) from None
 
 
 def print_faults(faults: Sequence[VideoFault]) -> None:

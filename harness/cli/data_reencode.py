@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tvrbench.harness.cli.data_options import RESUME_HINT, OnVideos, check_usable, print_faults, progress_bar
 from tvrbench.harness.core.console import print_json, say
-from tvrbench.harness.data.types import Reencoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,7 @@ class Reencode(OnVideos):
     def run(self) -> None:
         """Raise CheckFailed if a video is missing or broken; the others are copied."""
         from tvrbench.harness.data.reencode import MANIFEST, reencode_videos
+        from tvrbench.harness.data.types import Reencoding
 
         settings, dataset = Reencoding(fps=self.fps, short_side=self.short_side), self.open()
         with progress_bar(f"re-encoding videos of {self.dataset}", RESUME_HINT) as bar:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tvrbench.harness.cli.data_options import OnFrames, print_faults, progress_bar
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.data.types import RetrievalDataset
 
 if TYPE_CHECKING:
+    from tvrbench.harness.data.types import RetrievalDataset
     from tvrbench.harness.data.verify import VerifyReport
     from tvrbench.harness.evaluation.missing_videos import Ranking
 
@@ -104,9 +104,9 @@ class Verify(OnFrames):
         unusable = {s.name: s.missing + s.corrupt for s in result.splits if s.name in test_splits}
         effects = []
         for name, count in unusable.items():
-            if count:
-                ranking = given if given and given.split == name else self._newest_ranking(dataset, name)
-                effects.append(_effect(name, count, ranking))
+            own = given if given is not None and given.split == name else None
+            if count or own:
+                effects.append(_effect(name, count, own or self._newest_ranking(dataset, name)))
         return effects
 
     def _newest_ranking(self, dataset: RetrievalDataset, split: str) -> Ranking | None:
@@ -153,7 +153,7 @@ def _effect(split: str, unusable: int, ranking: Ranking | None) -> dict[str, Any
         return known | {"run": None, "file": None, "complete": None, "effect": None}
     from tvrbench.harness.evaluation.missing_videos import missing_effect
 
-    effect = asdict(missing_effect(ranking, unusable))
+    effect = asdict(missing_effect(ranking.better_Q, ranking.caption_video, ranking.videos, unusable))
     return known | {"run": ranking.run, "file": str(ranking.path), "complete": ranking.complete, "effect": effect}
 
 
@@ -163,12 +163,13 @@ def _print_effect(found: dict[str, Any]) -> None:
         how = "keep the embeddings of a run (--save-embeddings), or name their file with --embeddings"
         print(f"{split}: {found['unusable']} unusable videos; to learn how far they move R@1, {how}")
         return
-    part = "" if found["complete"] else f", scored on {effect['videos']:,} of its videos"
-    shift = effect["expected_r1"] - effect["r1"]
-    print(
-        f"{split}: without {effect['missing']} videos at random, R@1 {effect['r1']:.1f} is expected to become "
-        f"{effect['expected_r1']:.1f} ({shift:+.1f}, spread {effect['spread']:.1f}), by {found['run']} "
-        f"({found['file']}{part})"
-    )
-    error, limit = f"one standard error ({effect['standard_error']:.1f})", effect["limit"]
-    print(f"{split}: {limit} missing videos move R@1 by {error}" if limit else f"{split}: none move R@1 by {error}")
+    r1, by = effect["r1"], f"by {found['run']} ({found['file']})"
+    shift = f"{effect['expected_r1'] - r1:+.1f}, spread {effect['spread']:.1f}"
+    if not found["complete"]:
+        known = f"its R@1 {r1:.1f} on {effect['videos']:,} videos is already without some of the split"
+        print(f"{split}: {effect['missing']} videos left out at random move R@1 by about {shift}, {by}; {known}")
+    elif effect["missing"]:
+        after = f"R@1 {r1:.1f} is expected to become {effect['expected_r1']:.1f} ({shift})"
+        print(f"{split}: without {effect['missing']} videos at random, {after}, {by}")
+    error = f"R@1 {r1:.1f} by one standard error ({effect['standard_error']:.1f})"
+    print(f"{split}: {effect['limit'] or 'no number of'} missing videos move {error}, {by}")

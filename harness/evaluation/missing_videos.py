@@ -43,9 +43,7 @@ class Ranking:
         split: the name of the split.
         run: words for the run: method, seed, protocol.
         path: the file that it was read from.
-        better_Q: for each caption, how many videos score at least as high as its own [Q].
-        caption_video: for each caption, the index of its video [Q].
-        videos: N, the number of candidates.
+        better_Q, caption_video, videos: as in ``missing_effect``.
         complete: False if the run was scored without some videos of the split.
     """
 
@@ -85,45 +83,57 @@ class MissingEffect:
     limit: int | None
 
 
-def missing_effect(ranking: Ranking, missing: int) -> MissingEffect:
+def missing_effect(better_Q: Counts, caption_video: Sequence[int], videos: int, missing: int) -> MissingEffect:
     """Compute the effect of ``missing`` videos, drawn at random.
+
+    Args:
+        better_Q: for each caption, how many videos score at least as high as its own [Q]; of ranks, ``better_of``.
+        caption_video: for each caption, the index of its video [Q].
+        videos: N, the number of candidates.
+        missing: k.
 
     Raises:
         ValueError: no caption, or ``missing`` not from 0 to N - 1.
     """
-    if not len(ranking.better_Q) or not 0 <= missing < ranking.videos:
-        message = f"{missing} of {ranking.videos} videos with {len(ranking.better_Q)} captions: some must be left"
-        raise ValueError(message)
-    r1, error = expected_r1(ranking, 0), standard_error(ranking)
+    if not len(better_Q) or not 0 <= missing < videos:
+        raise ValueError(f"{missing} of {videos} videos with {len(better_Q)} captions: some must be left")
+    r1, error = expected_r1(better_Q, videos, 0), standard_error(better_Q, caption_video)
 
-    def change(k: int) -> float:
-        mean, spread = expected_r1(ranking, k) - r1, _spread(ranking, k)
-        return float(foldnorm.mean(abs(mean) / spread, scale=spread)) if spread else abs(mean)
+    def moments(k: int) -> tuple[float, float, float]:
+        mean, spread = expected_r1(better_Q, videos, k), _spread(better_Q, error, videos, k)
+        shift = abs(mean - r1)
+        return mean, spread, float(foldnorm.mean(shift / spread, scale=spread)) if spread else shift
 
     # Both the shift and the spread grow with k, and so does the change.
-    limit = bisect.bisect_right(range(1, ranking.videos), error, key=change) + 1
+    limit = bisect.bisect_right(range(1, videos), error, key=lambda k: moments(k)[2]) + 1
+    mean, spread, change = moments(missing)
     return MissingEffect(
-        videos=ranking.videos,
-        queries=len(ranking.better_Q),
+        videos=videos,
+        queries=len(better_Q),
         r1=r1,
         standard_error=error,
         missing=missing,
-        expected_r1=expected_r1(ranking, missing),
-        spread=_spread(ranking, missing),
-        expected_change=change(missing),
-        limit=limit if limit < ranking.videos else None,
+        expected_r1=mean,
+        spread=spread,
+        expected_change=change,
+        limit=limit if limit < videos else None,
     )
 
 
-def expected_r1(ranking: Ranking, missing: int) -> float:
+def better_of(ranks_Q: npt.NDArray[Any]) -> Counts:
+    """How many other candidates a rank stands for; a video that ties must be missing too."""
+    return np.asarray(np.ceil(ranks_Q - 1), dtype=np.int64)
+
+
+def expected_r1(better_Q: Counts, videos: int, missing: int) -> float:
     """Expected R@1 in percent with ``missing`` videos removed at random; see the head of this module."""
-    return 100.0 * float(_first_probability(ranking, missing).mean())
+    return 100.0 * float(_first_probability(better_Q, videos, missing).mean())
 
 
-def standard_error(ranking: Ranking) -> float:
+def standard_error(better_Q: Counts, caption_video: Sequence[int]) -> float:
     """Standard error of R@1 in points from drawing other videos: captions of one video are one draw, not many."""
-    hit_Q = (ranking.better_Q == 0).astype(np.float64)
-    sums_V = np.bincount(np.asarray(ranking.caption_video), weights=hit_Q - hit_Q.mean())
+    hit_Q = (better_Q == 0).astype(np.float64)
+    sums_V = np.bincount(np.asarray(caption_video), weights=hit_Q - hit_Q.mean())
     return 100.0 * math.sqrt(float((sums_V**2).sum())) / len(hit_Q)
 
 
@@ -193,7 +203,7 @@ def _ranking_of_record(store: RecordStore, record: Record, part: Split, complete
         split=part.name,
         run=_words(record),
         path=path,
-        better_Q=np.ceil(ranks_Q - 1).astype(np.int64),  # a tied video must be missing too
+        better_Q=better_of(ranks_Q),
         caption_video=part.caption_video,
         videos=len(part.video_ids),
         complete=complete,
@@ -209,25 +219,25 @@ def _words(run: Mapping[str, Any]) -> str:
     return f"{run['method']['name']}, seed {run['seed']}, {run['protocol']['name']}"
 
 
-def _first_probability(ranking: Ranking, missing: int) -> npt.NDArray[np.float64]:
+def _first_probability(better_Q: Counts, videos: int, missing: int) -> npt.NDArray[np.float64]:
     """p(b, k) of each caption [Q]."""
-    b, where_Q = np.unique(ranking.better_Q, return_inverse=True)
+    b, where_Q = np.unique(better_Q, return_inverse=True)
     p = np.zeros(len(b))
-    low, others = b[b <= missing], ranking.videos - 1  # b is sorted
+    low, others = b[b <= missing], videos - 1  # b is sorted
     p[: len(low)] = np.exp(
         gammaln(missing + 1) - gammaln(missing - low + 1) + gammaln(others - low + 1) - gammaln(others + 1)
     )
     return np.asarray(p[where_Q])
 
 
-def _spread(ranking: Ranking, missing: int) -> float:
+def _spread(better_Q: Counts, error: float, videos: int, missing: int) -> float:
     """Standard deviation of R@1 over the choices of missing videos, in points.
 
     Two parts: which captions stay (a mean over videos drawn without replacement), and which of the candidates that were
     better go, taken as independent from caption to caption.
     """
-    stay = 1 - missing / ranking.videos
-    sampled = standard_error(ranking) ** 2 * missing / ((ranking.videos - 1) * stay) if missing else 0.0
-    p_Q = _first_probability(ranking, missing)
+    stay = 1 - missing / videos
+    sampled = error**2 * missing / ((videos - 1) * stay) if missing else 0.0
+    p_Q = _first_probability(better_Q, videos, missing)
     promoted = 100.0**2 * float((p_Q * (1 - p_Q)).sum()) / (len(p_Q) ** 2 * stay)
     return math.sqrt(sampled + promoted)

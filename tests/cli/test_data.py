@@ -33,8 +33,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_msvd(tmp_path / "msvd", monkeypatch)
 
 
-def test_importing_the_options_does_not_import_torch() -> None:
-    code = "import sys, tvrbench.harness.cli.data; sys.exit('torch' in sys.modules)"
+def test_importing_the_options_imports_nothing_heavy() -> None:
+    code = "import sys, tvrbench.harness.cli.data; sys.exit(bool({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

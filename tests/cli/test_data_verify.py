@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from records import make_record
 from small_msvd import call, make_msvd, run
 
 from tvrbench.datasets.msvd import MSVD
-from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.errors import CheckFailed, TvrbenchError
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.embeddings import save_embeddings
 from tvrbench.harness.evaluation.evaluate import score
@@ -47,6 +48,13 @@ def test_nothing_is_written_unasked(root: Path, capsys: pytest.CaptureFixture[st
     assert sorted(root.rglob("*")) == before
     code, out, _ = run(capsys, *verify(root, "--json"))
     assert json.loads(out)["missing_ids"] == ["c_0_2"]
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("command", ["cache", "decoders", "download"])
+def test_no_other_command_writes_into_the_working_folder(root: Path, command: str) -> None:
+    with suppress(TvrbenchError):  # missing videos, no torchcodec, no folder for a download
+        call(command, "msvd", *(("--root", str(root), "--size", "32") if command != "download" else ()))
     assert not list(Path.cwd().iterdir())
 
 
@@ -95,6 +103,11 @@ def effects(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> li
 
 def test_the_effect_on_r1(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert effects(root, capsys) == []  # a missing video of val moves no R@1
+    keep_embeddings(Path("a.safetensors"), MSVD(root).split("test"))
+    [asked] = effects(root, capsys, "--embeddings", "a.safetensors")
+    assert (asked["unusable"], asked["complete"]) == (0, True)
+    assert isinstance(asked["effect"], dict)
+    assert asked["effect"]["r1"] == asked["effect"]["expected_r1"]
     (root / "videos/b_0_2.mp4").write_bytes(b"")
     nothing = {"split": "test", "unusable": 1, "run": None, "file": None, "complete": None, "effect": None}
     assert effects(root, capsys) == [nothing]
@@ -105,6 +118,7 @@ def test_the_effect_on_r1(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     keep_embeddings(Path("kept/embeddings/p__q/a.safetensors"), test, fingerprint="0" * 64)
     [found] = effects(root, capsys, "--results", "kept")
     assert (found["unusable"], found["complete"], found["run"]) == (1, False, "lora, seed 3, p/q")
+    assert "already without" in run(capsys, *verify(root, "--results", "kept"))[1]
     keep_embeddings(Path("kept/embeddings/p__q/b.safetensors"), test)
     keep_embeddings(Path("kept/embeddings/p__q/c.safetensors"), test, dataset="didemo")
     [found] = effects(root, capsys, "--results", "kept")
