@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 
 from tvrbench.datasets.annotations import checked_id
 from tvrbench.datasets.decoders import versions
-from tvrbench.datasets.decoding import VideoError
+from tvrbench.datasets.decoding import VideoError, scan
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import examine, finish_clip, load_clip, probe, stored_frames, thumbnails
 from tvrbench.harness.core.errors import UsageError
@@ -82,6 +82,15 @@ class VideoFolderDataset(VideoFiles, ABC):
     def numbered_frames(self, video_id: str, spec: FrameSpec, seed: int = 0) -> tuple[Frames, Mask, list[int]]:
         seed = _own_seed(seed, video_id)
         return load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
+
+    def seconds(self, video_id: str) -> float:
+        """Return the length of a video by its packets, in seconds; nothing is decoded.
+
+        Raises:
+            VideoError: the file is missing or cannot be read.
+        """
+        index = scan(self.video_path(video_id))
+        return index.count / index.fps if index.even else index.span_s + 1 / index.fps
 
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
         return stored_frames(self.video_path(video_id), spec, first_seconds=self.first_seconds)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tvrbench.datasets.msrvtt import MSRVTT, Record
-from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
+from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate, write_demo
 from tvrbench.harness.core.errors import UsageError
 
 
@@ -67,6 +67,11 @@ class StandIn(MSRVTT):
         generate(root, settings)
         super().__init__(root, expected=None if settings == DEFAULT else {})
         self.settings = settings
+
+    @staticmethod
+    def write_demo(folder: Path) -> int:
+        """Write some clips into a folder, for a first search; returns their number."""
+        return write_demo(folder)
 
     def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
         """Captions of the test split that need no order, and those that only the order distinguishes."""

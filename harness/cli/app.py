@@ -14,11 +14,13 @@ from tvrbench.harness.cli.check import Check
 from tvrbench.harness.cli.compare import compare
 from tvrbench.harness.cli.data import data
 from tvrbench.harness.cli.doctor import doctor
+from tvrbench.harness.cli.embed import Embed
 from tvrbench.harness.cli.list_names import list_names
 from tvrbench.harness.cli.profile import profile
 from tvrbench.harness.cli.report import report
 from tvrbench.harness.cli.rescore import rescore
 from tvrbench.harness.cli.run import run
+from tvrbench.harness.cli.search import Search
 from tvrbench.harness.cli.sweep import sweep
 from tvrbench.harness.cli.visualize import Visualize
 from tvrbench.harness.core.console import run_guarded
@@ -36,6 +38,8 @@ COMMANDS: Mapping[str, Callable[..., Any]] = {
     "compare": compare,
     "check": Check,
     "data": data,
+    "embed": Embed,
+    "search": Search,
     "doctor": doctor,
 }
 DESCRIPTION = "Train, evaluate and measure efficient text-video retrieval methods under one protocol."

@@ -247,6 +247,22 @@ class Cache(_OnFrames):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Write 60 generated clips into a folder, each named by what it shows, to try tvrbench embed and search on.
+
+    Attributes:
+        folder: An empty or new folder.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+
+    def run(self) -> None:
+        """Write the clips that are not there yet."""
+        source = registry.lookup(registry.matching("datasets", generated=True)[0], "datasets")
+        print(f"{self.folder}: {source.write_demo(self.folder)} clips")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Download(_OnDataset):
     """Download the published files of a data set, and print the steps that must be done by hand.
 
@@ -364,6 +380,7 @@ DataCommand = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Decoders, subcommand("decoders")]
     | Annotated[Cache, subcommand("cache")]
+    | Annotated[Demo, subcommand("demo")]
     | Annotated[Download, subcommand("download")]
 )
 
