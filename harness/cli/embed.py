@@ -66,8 +66,9 @@ class Embed:
         from tvrbench.harness.data.types import FrameSpec
         from tvrbench.harness.search.embed import check_some, embed_folder
         from tvrbench.harness.search.encoder import ModelSettings, ModelSource, load_encoder
-        from tvrbench.harness.search.files import open_folder, printable
+        from tvrbench.harness.search.files import open_folder
         from tvrbench.harness.search.index import index_base
+        from tvrbench.harness.search.text import encodable, printable
 
         dataset = open_folder(self.folder)
         spec = FrameSpec(sampler=self.sampler, **({"decoder": self.decoder} if self.decoder else {}))
@@ -93,7 +94,9 @@ class Embed:
         except KeyboardInterrupt:
             raise Interrupted(signal.SIGINT, how=RESUME_HINT) from None
         if self.as_json:
-            print_json(asdict(report) | {"index": str(report.index), "model": asdict(encoder.identity)})
+            failed = {encodable(file): encodable(error) for file, error in report.failed.items()}
+            shown = {"index": encodable(str(report.index)), "failed": failed, "model": asdict(encoder.identity)}
+            print_json(asdict(report) | shown)
         else:
             for file, error in report.failed.items():
                 say(f"{printable(file)}: {printable(error)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tvrbench.harness.core.console import print_json, print_table, say
+from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.core.options import Device, Json, pick_device
@@ -53,10 +53,10 @@ class Search:
     def run(self) -> None:
         """Print the closest videos."""
         self._check()
-        from tvrbench.harness.search.files import find_changes, open_folder, printable
+        from tvrbench.harness.search.files import find_changes, open_folder
         from tvrbench.harness.search.index import find_index, open_index
-        from tvrbench.harness.search.page import clock, search_page
         from tvrbench.harness.search.query import hit_json, load_index_encoder, search, shown_frames
+        from tvrbench.harness.search.text import clock, encodable, printable
 
         dataset, index = open_folder(self.folder), open_index(find_index(self.folder, self.index))
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
@@ -67,20 +67,22 @@ class Search:
         if query.cut:
             notes.append("The query is longer than the model reads: words at its end were left out.")
         if changes:
-            counts = f"{len(changes.new)} files are new, {len(changes.changed)} changed and {len(changes.gone)} gone"
-            notes.append(f"The index is not up to date: {counts}. tvrbench embed updates it.")
+            counts = f"new files: {len(changes.new)}, changed: {len(changes.changed)}, gone: {len(changes.gone)}"
+            notes.append(f"The index is not up to date ({counts}): tvrbench embed updates it.")
         for note in notes:
             say(note)
         model = encoder.identity
         about = f"{model.method} on {model.backbone}, {model.frames} frames: {len(index.encoded)} videos"
         if self.html is not None:
+            from tvrbench.harness.search.page import search_page  # the reports' templates take a second to import
+
             page = search_page(query, hits, lambda hit: shown_frames(dataset, encoder.spec, hit.entry), about, notes)
             atomic_write(self.html, page.encode())
         if self.as_json:
             print_json(
                 {
-                    "query": {"kind": query.kind, "text": query.text, "cut": query.cut},
-                    "index": str(index.folder),
+                    "query": {"kind": query.kind, "text": encodable(query.text), "cut": query.cut},
+                    "index": encodable(str(index.folder)),
                     "model": asdict(model),
                     "videos": len(index.encoded),
                     "changes": {"new": len(changes.new), "changed": len(changes.changed), "gone": len(changes.gone)},
@@ -90,8 +92,9 @@ class Search:
             )
             return
         say(about)
-        rows = [[h.rank, f"{h.score:.3f}", clock(h.entry.seconds), printable(h.entry.file)] for h in hits]
-        print_table(rows, ["rank", "cosine", "length", "file"])
+        print("rank  cosine    length  file")
+        for hit in hits:
+            print(f"{hit.rank:>4}  {hit.score:6.3f}  {clock(hit.entry.seconds):>8}  {printable(hit.entry.file)}")
         if self.html is not None:
             say(f"page: {self.html}")
 

@@ -108,7 +108,7 @@ def embed_folder(
         (folder / MANIFEST).touch()  # the index that was asked for last is the newest
     failed |= {entry.file: entry.error for entry in changes.kept if entry.error is not None}
     kept = sum(entry.row is not None for entry in changes.kept)
-    report = EmbedReport(
+    return EmbedReport(
         index=folder,
         videos=sum(counts.values()) + kept,
         kept=kept,
@@ -116,7 +116,6 @@ def embed_folder(
         failed=dict(sorted(failed.items())),
         **counts,
     )
-    return report
 
 
 def check_some(report: EmbedReport) -> None:
@@ -223,5 +222,7 @@ def _read(dataset: VideoFolder, spec: FrameSpec, same: Mapping[str, IndexEntry],
 
 def _reason(error: Exception, path: Path) -> str:
     """An error without the path, which is printed before it."""
+    if isinstance(error, UnicodeEncodeError):
+        return "its name holds bytes that are no text; rename it"
     text = str(error) if isinstance(error, UsageError | OSError) else f"{type(error).__name__}: {error}"
     return text.removeprefix("video ").removeprefix(str(path)).removeprefix(":").strip() or type(error).__name__

@@ -18,7 +18,6 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.types import Clip, FrameSpec
-from tvrbench.harness.evaluation.evaluate import encode_texts
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import load_weights
@@ -51,9 +50,7 @@ class ModelSource:
         weights = self.weights
         if weights is not None and weights not in registry.names("datasets") and Path(weights).exists():
             weights = str(Path(weights).absolute())
-        return replace(
-            self, weights=weights, checkpoint=self.checkpoint and str(Path(self.checkpoint).absolute())
-        )
+        return replace(self, weights=weights, checkpoint=self.checkpoint and str(Path(self.checkpoint).absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,19 +148,21 @@ class Encoder:
         features = self.model.encode_video(normalize(pixels, mask, device), mask.to(device))
         return features.float().cpu().numpy().astype(self.identity.precision)
 
+    @torch.inference_mode()
     def encode_query(self, text: str) -> tuple[Features, bool]:
         """A text -> its feature [1, E], not normalized, and whether words beyond the context were cut off.
 
         Raises:
             UsageError: no word in it, or one that the weights do not know.
         """
-        context = self.model.clip.arch.context_length
-        ids, _ = self.tokenizer([text], UNCUT)
-        if ids.shape[1] <= 2:  # start and end
+        clip = self.model.clip
+        whole, _ = self.tokenizer([text], UNCUT)
+        if whole.shape[1] <= 2:  # start and end
             raise UsageError("the query holds no word; describe what the video shows", code="query.empty")
-        ends = int((ids[0] == ids[0, -1]).nonzero()[0])  # the text tower reads up to the first end token
-        features = encode_texts(self.model, (text,), self.tokenizer, context)
-        return features.numpy(), ends + 1 > context or ends + 1 < ids.shape[1]
+        read = 1 + int((whole[0] == whole[0, -1]).nonzero()[0])  # the text tower reads up to the first end token
+        ids, mask = (part.to(clip.logit_scale.device) for part in self.tokenizer([text], clip.arch.context_length))
+        feature = self.model.encode_text(ids, mask).float().cpu().numpy()
+        return feature, min(read, ids.shape[1]) < whole.shape[1]
 
 
 def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> Encoder:

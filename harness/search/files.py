@@ -80,8 +80,3 @@ def stat_of(path: Path) -> Stat | None:
     except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def printable(text: str) -> str:
-    """A text for a terminal: what is not printable (escape codes, bytes that are no text) as an escape of ASCII."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

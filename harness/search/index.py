@@ -131,17 +131,17 @@ def open_index(folder: Path) -> VideoIndex:
     Raises:
         UsageError: there is none, or it is damaged.
     """
+    if not (folder / MANIFEST).is_file():
+        message = f"there is no index in {folder}: run tvrbench embed, or name another with --index"
+        raise UsageError(message, code="index.missing", folder=str(folder))
     try:
         lines = (folder / MANIFEST).read_bytes().splitlines(keepends=True)
         header = _header_type().validate_python(json.loads(lines[0]))
         if not _ARRAY.fullmatch(header.array):
             raise ValueError(f"{header.array!r} is not the name of an array of features")
-        features = np.load(folder / header.array, mmap_mode="r", allow_pickle=False)
+        features = np.lib.format.open_memmap(folder / header.array, mode="r")
         if features.ndim != 2 or features.dtype != np.dtype(header.model.precision):
             raise ValueError(f"the array of features is {features.dtype} of shape {features.shape}")
-    except FileNotFoundError as error:
-        message = f"there is no whole index in {folder}: run tvrbench embed again"
-        raise UsageError(message, code="index.missing", folder=str(folder), file=error.filename) from None
     except (OSError, ValueError, IndexError, RecursionError) as error:
         why = "its first line is not that of an index" if isinstance(error, ValidationError) else error
         message = f"the index {folder} is damaged ({why}): remove that folder and run tvrbench embed again"

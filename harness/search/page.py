@@ -8,8 +8,8 @@ from typing import Any
 from tvrbench.harness.data.types import Frames
 from tvrbench.harness.reporting.figures.gallery import strip
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
-from tvrbench.harness.search.files import printable
 from tvrbench.harness.search.query import Hit, Query
+from tvrbench.harness.search.text import clock, printable
 
 FRAMES, SIDE = 6, 128  # of a strip; pixels of a frame
 
@@ -39,7 +39,7 @@ def search_page(
 
     return html_page(
         "search.html.j2",
-        sheet=html_templates().get_template("search.css.j2").render(width=FRAMES * SIDE),
+        sheet=html_templates().get_template("search.css.j2").render(),
         title=f"“{query.text}”" if query.kind == "text" else f"{query.kind} {printable(query.text)}",
         notice=None,
         query_strip=None if query.frames is None else strip(query.frames, min(len(query.frames), FRAMES), SIDE),
@@ -47,12 +47,3 @@ def search_page(
         notes=notes,
         hits=[shown(hit) for hit in hits],
     )
-
-
-def clock(seconds: float | None) -> str:
-    """A length as minutes and seconds, or hours, minutes and seconds; empty for None."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -17,6 +17,7 @@ from tvrbench.harness.evaluation.metrics import cosine_scores
 from tvrbench.harness.search.encoder import Encoder, Features, ModelSource, load_encoder
 from tvrbench.harness.search.files import VideoFolder, open_folder
 from tvrbench.harness.search.index import BLOCK, IndexEntry, VideoIndex
+from tvrbench.harness.search.text import encodable
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # formats that run no other program
 MOST_PIXELS, MOST_ASPECT = 8192**2, 50
@@ -177,5 +178,5 @@ def _formats() -> list[str]:
 def hit_json(hit: Hit, root: Path) -> dict[str, Any]:
     """A hit as plain data."""
     entry = hit.entry
-    shown = {"rank": hit.rank, "score": hit.score, "file": entry.file, "path": str(root / entry.file)}
+    shown = {"rank": hit.rank, "score": hit.score, "file": entry.file, "path": encodable(str(root / entry.file))}
     return shown | {"seconds": entry.seconds}
