@@ -1,4 +1,4 @@
-"""Queries of an index: ranks as in an evaluation, words, pictures and videos, and the model that must be the index's."""
+"""Queries of an index: ranks as in an evaluation; words, pictures and videos; and the model of the index."""
 
 from __future__ import annotations
 
