@@ -6,11 +6,13 @@ time are left for fine-tuning. Takes about six minutes on two CPU cores.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +27,12 @@ from torch.nn import functional as F
 from tvrbench.datasets.standin.render import RADIUS, SIDE, background, paint
 from tvrbench.datasets.standin.scenes import COLORS, RELATIONS, SHAPES, SIZES, VOCABULARY, draw
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import normalize
-from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD, normalize
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
 from tvrbench.harness.models.backbone.weights import initialize
+from tvrbench.harness.models.backbone.weights_config import OPEN_CLIP
 
 ARCHITECTURE = Architecture(
     image_size=SIDE,
@@ -51,7 +54,7 @@ class Pretraining:
     """Options of the pre-training command.
 
     Attributes:
-        out: the safetensors file to write; ``vocab.txt`` goes beside it.
+        out: the safetensors file to write; ``vocab.txt`` and ``open_clip_config.json`` go beside it.
         images: captioned images, all drawn before the first step.
         steps: optimizer steps.
         batch: images per step.
@@ -124,7 +127,7 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
         rows = torch.randint(options.images, (options.batch,))
         batch = [captions[i] for i in rows.tolist()]
         ids, mask = tokenizer(batch, LONGEST)
-        one_frame = normalize(pixels[rows].unsqueeze(1), torch.ones(len(rows), 1), "cpu")
+        one_frame = normalize(pixels[rows].unsqueeze(1), torch.ones(len(rows), 1), "cpu", CLIP_MEAN, CLIP_STD)
         image, text = model.encode_image(one_frame[:, 0]), model.encode_text(ids, mask)
         loss = multi_positive_loss(image, text, model.logit_scale, batch)
         optimizer.zero_grad()
@@ -139,13 +142,26 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
     return model
 
 
+def config(arch: Architecture) -> dict[str, Any]:
+    """open_clip's description of the model, for the file beside the weights: they hold no activation themselves."""
+    vision = {"image_size": arch.image_size, "patch_size": arch.patch_size}
+    vision |= {"width": arch.vision_width, "layers": arch.vision_layers}
+    text = {"context_length": arch.context_length, "vocab_size": arch.vocab_size, "width": arch.text_width}
+    text |= {"heads": arch.text_width // HEAD_WIDTH, "layers": arch.text_layers}
+    model = {"embed_dim": arch.embed_dim, "quick_gelu": arch.activation == "quick_gelu"}
+    preprocessing = {"mean": list(arch.mean), "std": list(arch.std)}
+    return {"model_cfg": model | {"vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocessing}
+
+
 def write_weights(options: Pretraining) -> None:
-    """Write the vocabulary, train, and write the weights in float16 with the command that reproduces them."""
+    """Write vocabulary and config, train, and write the weights in float16 with the command that reproduces them."""
     if min(options.images, options.steps, options.batch, options.threads) < 1:
         raise UsageError("--images, --steps, --batch and --threads must each be at least 1", code="option.range")
     vocabulary = options.out.parent / "vocab.txt"
     try:
         vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+        text = json.dumps(config(ARCHITECTURE), indent=2) + "\n"
+        options.out.with_name(OPEN_CLIP).write_text(text, encoding="utf-8")
         model = pretrain(options, WordTokenizer.from_file(vocabulary))
         state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
         settings = {key: str(value) for key, value in asdict(options).items() if key != "out"}

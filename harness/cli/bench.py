@@ -110,12 +110,22 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     rows = []
     tables: dict[str, dict[str, Sequence[Measurement]]] = {}
     for backbone in backbones:
-        sha256 = None if plan.weights == RANDOM else load_weights(settings.weights, backbone).sha256
+        usual = plan.weights == RANDOM and plan.activation is None
+        weights = None if usual else load_weights(settings.weights, backbone, settings.activation)
+        for note in weights.notes if weights else ():
+            say(note)
+        read_as = weights.to_json(None) if weights else None
         for choice in choices:
             model = load(plan, choice, backbone)
             measure = partial(measure_method, plan, choice, backbone, model, say)
             path, costs = record_costs(
-                store, protocol, model, measure, device=plan.device, command=command, weights_sha256=sha256
+                store,
+                protocol,
+                model,
+                measure,
+                device=plan.device,
+                command=command,
+                weights=read_as,
             )
             name = vision_name(model.clip.arch)
             tables.setdefault(name, {})[choice.label] = costs

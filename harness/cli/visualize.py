@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tyro.conf import Positional, arg
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
@@ -48,6 +49,7 @@ class Visualize:
         queries: Number of queries in the gallery.
         data: Folder of the data set. The stand-in makes its own.
         weights: Other CLIP weights for untrained methods.
+        activation: Activation of those weights, where no config beside them says it.
         device: Where to run; auto uses a GPU if there is one.
         results: Folder of records and checkpoints.
         reports: Folder of reports.
@@ -61,6 +63,7 @@ class Visualize:
     queries: int = 24
     data: Path | None = None
     weights: str | None = None
+    activation: Activation | None = None
     device: Device = "auto"
     results: Path = Path("results")
     reports: Path = Path("reports")
@@ -87,7 +90,7 @@ class Visualize:
             raise UsageError(
                 f"--queries {self.queries} shows nothing; give 1 or more", code="option.range", option="queries"
             )
-        context = open_context(load_protocol(self.protocol), self.data, self.weights)
+        context = open_context(load_protocol(self.protocol), self.data, self.weights, activation=self.activation)
         folder = self.reports.joinpath(*context.protocol.name.split("/"))
         scope = ReportContext(protocol=context.protocol.name, dataset=context.dataset.name, folder=folder)
         if scope.notice:
@@ -200,13 +203,12 @@ def _token_map(options: Visualize, context: RunContext, scope: ReportContext) ->
 def _merged(shown: DisplayModel, frames: Frames, mask: npt.NDArray[np.bool_]) -> Merged:
     import torch
 
-    from tvrbench.harness.data.frame_loader import normalize
     from tvrbench.harness.reporting.figures.token_map import Merged
 
     device = shown.model.clip.logit_scale.device
     pixels_BT, mask_BT = torch.from_numpy(frames)[None], torch.from_numpy(mask)[None]
     with torch.inference_mode():
-        _, trace = shown.model.encode_video(normalize(pixels_BT, mask_BT, device), mask_BT.to(device), trace=True)
+        _, trace = shown.model.encode_video(shown.model.normalize(pixels_BT, mask_BT), mask_BT.to(device), trace=True)
     return Merged(
         label=shown.label,
         origin=shown.origin,

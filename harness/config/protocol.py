@@ -14,6 +14,8 @@ from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.validation import validated
 
+Activation = Literal["quick_gelu", "gelu"]
+
 _CONFIG = Path(__file__).parent
 
 
@@ -35,6 +37,7 @@ class Protocol:
         lr_factors: multiples of its rate that each method tries.
         seeds: the default seeds.
         weights_sha256: of weights given in place of the protocol's own.
+        weights_config: how weights are read where that is not the protocol's own way: activation, mean, std, tokenizer.
         small: methods run with their options for small models.
         train_pairs, test_videos: sizes of the full splits, so that a plan needs no data.
     """
@@ -56,6 +59,7 @@ class Protocol:
     lr_factors: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
     weights_sha256: str | None = None
+    weights_config: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
     train_pairs: int
     test_videos: int
@@ -91,9 +95,9 @@ class Protocol:
             return self
         return replace(self, name=f"{self.name}@{backbone.replace('/', '-')}", backbone=backbone)
 
-    def with_weights(self, sha256: str | None) -> Protocol:
-        """The protocol on weights of this content, at any path; None for random ones."""
-        return replace(self, weights_sha256=sha256 or "random")
+    def with_weights(self, sha256: str | None, config: Mapping[str, Any]) -> Protocol:
+        """The protocol on weights of this content, at any path, read in this way; None for random ones."""
+        return replace(self, weights_sha256=sha256 or "random", weights_config=config)
 
 
 def _hashed(config: Protocol | Recipe) -> dict[str, Any]:

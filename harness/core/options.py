@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from tvrbench.harness.core.errors import UsageError
 
-RESERVED = {"method", "backbone", "weights", "checkpoint", "frames", "device", "seed"}
+RESERVED = {"method", "backbone", "weights", "activation", "checkpoint", "frames", "device", "seed"}
 
 
 def parse_names(text: str) -> tuple[str, ...]:

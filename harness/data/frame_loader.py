@@ -21,12 +21,23 @@ MEMORY_LIMIT = 2 * 2**30
 AHEAD = 2
 
 
-def normalize(pixels: Tensor, mask: Tensor, device: torch.device | str) -> Tensor:
-    """Return uint8 [B, T, 3, H, W] as CLIP-normalized float32 on ``device``; padding by mask [B, T] is zero."""
+def normalize(
+    pixels: Tensor, mask: Tensor, device: torch.device | str, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Normalize frames as weights ask for, see ``RetrievalModel.normalize``.
+
+    Args:
+        pixels: [B, T, 3, H, W] uint8.
+        mask: [B, T] bool, False = padding, which becomes zero.
+        device: of the result.
+        mean, std: of red, green and blue, of pixels from 0 to 1.
+
+    Returns:
+        [B, T, 3, H, W] float32.
+    """
     x = pixels.to(device).float().div_(255)
-    mean = torch.tensor(CLIP_MEAN, device=x.device).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=x.device).view(3, 1, 1)
-    return x.sub_(mean).div_(std).mul_(mask.to(device).view(*mask.shape, 1, 1, 1))
+    means, stds = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
+    return x.sub_(means).div_(stds).mul_(mask.to(device).view(*mask.shape, 1, 1, 1))
 
 
 class FrameLoader:

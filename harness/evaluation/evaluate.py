@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness.core.distributed import dist_info, gather_shares
-from tvrbench.harness.data.frame_loader import FrameLoader, normalize
+from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.metrics import (
     cosine_rank_counts,
@@ -84,7 +84,7 @@ def encode_videos(
     requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
     parts = [torch.empty(0, model.clip.arch.embed_dim)]
     for pixels, mask in loader.batches(requests):
-        parts.append(model.encode_video(normalize(pixels, mask, device), mask.to(device)).float().cpu())
+        parts.append(model.encode_video(model.normalize(pixels, mask), mask.to(device)).float().cpu())
         on_batch(len(pixels))
     return gather_shares(torch.cat(parts))
 

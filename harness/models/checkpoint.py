@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, file_sha256
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
-from tvrbench.harness.models.backbone.state_dict import read_metadata, read_state_dict
-from tvrbench.harness.models.backbone.weights import Weights
+from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
+from tvrbench.harness.models.backbone.weights import Weights, as_weights, intrinsic_statements
+from tvrbench.harness.models.backbone.weights_config import Statement, read_configs
+from tvrbench.harness.models.backbone.weights_file import read_content, read_metadata
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
@@ -68,26 +71,72 @@ def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) ->
         raise UsageError(problem, code="checkpoint.write", file=path.name) from None
 
 
-def read_checkpoint(path: Path, method: str, cls: type[Method[Any]]) -> Checkpoint:
-    """Read our own format, or a released state dict of the method (see ``openai_names``).
+def read_checkpoint(
+    path: Path, method: str, cls: type[Method[Any]], activation: Activation | None = None
+) -> Checkpoint:
+    """Read our own format, or a released state dict of the method, under any wrappers.
+
+    Args:
+        path: the file.
+        method, cls: that it is read as.
+        activation: of the CLIP inside, over what the file's sources state.
 
     Raises:
-        UsageError: no such file, corrupt, holds code, or saved by another method.
+        UsageError: no such file, corrupt, holds code, saved by another method, or a whole CLIP whose activation no
+            source states.
     """
-    meta = read_metadata(path)
-    ours = meta.get("format") == FORMAT
-    arch, options, frames, selection = _description(path, meta, method) if ours else (None, {}, None, "unknown")
-    state = read_state_dict(path)
-    if not ours:
-        state = dict(cls.from_released(key, tensor) for key, tensor in state.items())
-    clip = {k.removeprefix("clip."): t for k, t in state.items() if k.startswith("clip.") and not is_added(k)}
-    base = None
-    if ours or "visual.conv1.weight" in clip:
-        read = from_state_dict(clip, arch.activation if arch else "quick_gelu")
-        if arch not in (None, read):  # before anything is made by the description
-            raise _damaged(path, "its description names another architecture than its tensors have")
-        base = Weights(state=clip, arch=read, sha256=file_sha256(path), folder=path.parent)
+    meta = _metadata(path)
+    if meta.get("format") == FORMAT:
+        return _read_own(path, meta, method, activation)
+    tensors = named_tensors(read_content(path), path.name)
+    named = {f"clip.{key}": tensor for key, tensor in tensors.clip.items()} | tensors.rest
+    state = dict(cls.from_released(key, tensor) for key, tensor in named.items())
+    clip = {key: tensor for key, tensor in _clip_of(state).items() if not is_added(key)}
+    base = _released_base(path, replace(tensors, clip=clip), activation) if "visual.conv1.weight" in clip else None
+    return Checkpoint(path=path, state=state, base=base, options={}, frames=None, selection="unknown")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path}: there is no such file", code="checkpoint.missing", file=path.name)
+    return read_metadata(path)
+
+
+def _clip_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("clip."): tensor for key, tensor in state.items() if key.startswith("clip.")}
+
+
+def _read_own(path: Path, meta: dict[str, str], method: str, activation: Activation | None) -> Checkpoint:
+    arch, options, frames, selection = _description(path, meta, method)
+    state = {key: tensor.float() for key, tensor in read_content(path).items()}
+    clip = {key: tensor for key, tensor in _clip_of(state).items() if not is_added(key)}
+    described = Statement(source="its own metadata", activation=arch.activation, normalization=(arch.mean, arch.std))
+    base = as_weights(clip, [described], activation, source=path.name, sha256=file_sha256(path), folder=path.parent)
+    if replace(base.arch, activation=arch.activation) != arch:  # before anything is made by the description
+        raise _damaged(path, "its description names another architecture than its tensors have")
     return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
+
+
+def _released_base(path: Path, tensors: NamedTensors, activation: Activation | None) -> Weights:
+    """The CLIP of a checkpoint that other code saved.
+
+    What TempMe, CenterCLIP and CLIP4Clip release has its CLIP under ``clip.`` and started from OpenAI's, so it has
+    QuickGELU, unless a config beside it says otherwise.
+    """
+    sha256 = file_sha256(path)
+    configs = read_configs(path, from_state_dict(tensors.clip, "quick_gelu"))
+    statements = intrinsic_statements(tensors, sha256, {}, configs.statements)
+    if f".{tensors.prefix}".endswith(".clip."):
+        statements.append(Statement(source="released checkpoint, from OpenAI's CLIP", activation="quick_gelu"))
+    return as_weights(
+        tensors.clip,
+        statements,
+        activation,
+        source=path.name,
+        sha256=sha256,
+        notes=configs.notes,
+        folder=path.parent,
+    )
 
 
 def method_in(path: Path) -> str | None:
@@ -96,7 +145,7 @@ def method_in(path: Path) -> str | None:
     Raises:
         UsageError: no such file, or corrupt.
     """
-    meta = read_metadata(path)
+    meta = _metadata(path)
     return meta.get("method", "") if meta.get("format") == FORMAT else None
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.state_dict import brief_keys
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
 from tvrbench.harness.models.checkpoint import read_checkpoint
 from tvrbench.harness.models.method import Method
@@ -26,6 +28,7 @@ def load_model(
     backbone: str | None = None,
     weights: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    activation: Activation | None = None,
     frames: int = 12,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -39,26 +42,28 @@ def load_model(
         weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder.
         checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
             ``backbone`` and ``weights``.
+        activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state; needed where none does.
         frames: T, frames per video.
         device: of the model; ``meta`` gives shapes without values, for counting.
         seed: of newly initialized parameters (LoRA's A).
         options: the method's options; the backbone's published preset fills the rest.
 
     Raises:
-        UsageError: an unknown name, an option that does not fit, or weights with missing or unexpected keys.
+        UsageError: an unknown name, an option that does not fit, or weights with missing or unexpected keys
+            or without a source that states their activation.
     """
     if frames < 1:
         raise UsageError(f"frames must be at least 1, not {frames}", code="frames.range", frames=frames)
     cls, saved = method_class(method), None
     on_meta = str(device) == "meta"
     if checkpoint is not None and not on_meta:
-        saved = read_checkpoint(Path(checkpoint), method, cls)
+        saved = read_checkpoint(Path(checkpoint), method, cls, activation)
         frames, options = saved.frames or frames, saved.options | options
     with torch.device("meta") if on_meta else nullcontext():
         if saved and saved.base:
             base = saved.base
         elif weights is not None:
-            base = load_weights(weights, backbone)
+            base = load_weights(weights, backbone, activation)
         else:
             what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
             raise UsageError(
@@ -105,7 +110,8 @@ def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *
     missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
         raise UsageError(
-            f"{what}: missing keys {missing or 'none'}, unexpected keys {unexpected or 'none'}",
+            f"{what}: {len(missing)} missing keys ({brief_keys(missing)}), {len(unexpected)} unexpected keys "
+            f"({brief_keys(unexpected)}): give weights or a checkpoint of this method's model",
             code="weights.keys",
             missing=missing,
             unexpected=unexpected,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
 from tvrbench.harness.models.spec import MethodSpec
@@ -50,12 +51,20 @@ class RetrievalModel(nn.Module):
         """(sequences, tokens per sequence) leaving each block, for one video."""
         return [block.leaving for block in self.reducer.plan()]
 
+    def normalize(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] uint8 and mask [B, T] -> what ``encode_video`` takes, on the model's device.
+
+        Mean and standard deviation are those of the weights; padding is zero.
+        """
+        arch = self.clip.arch
+        return normalize(pixels, mask, self.clip.logit_scale.device, arch.mean, arch.std)
+
     def _check_video(self, frames: Tensor, mask: Tensor) -> None:
         side = self.clip.arch.image_size
         if frames.shape[1:] != (self.frames, 3, side, side):
             raise _bad_video("frames", list(frames.shape), f"[batch, {self.frames}, 3, {side}, {side}]")
         if not frames.is_floating_point():
-            raise _bad_video("frames", frames.dtype, "CLIP-normalized floating point")
+            raise _bad_video("frames", frames.dtype, "normalized floating point (see RetrievalModel.normalize)")
         if mask.shape != frames.shape[:2]:
             raise _bad_video("mask", list(mask.shape), f"{list(frames.shape[:2])}")
 
@@ -76,7 +85,7 @@ class RetrievalModel(nn.Module):
         """Encode videos.
 
         Args:
-            frames: [B, T, 3, H, W] float, CLIP-normalized.
+            frames: [B, T, 3, H, W] float, normalized as the weights ask for (``normalize``): CLIP's way but for few.
             mask: [B, T] bool, False = padding.
             trace: also return the source patches that each token that leaves the tower holds.
 

@@ -18,7 +18,7 @@ from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.plan import Job, Scenario, dense_encoder
 from tvrbench.harness.records.provenance import environment
-from tvrbench.harness.records.record import SCHEMA_VERSION, Measurement, ProtocolRef
+from tvrbench.harness.records.record import SCHEMA_VERSION, Measurement, ProtocolRef, WeightsRef
 from tvrbench.harness.records.store import RecordStore
 
 RUN_REPEATS = 3  # of the speed-up that each run measures
@@ -86,14 +86,14 @@ def record_costs(
     *,
     device: str,
     command: str,
-    weights_sha256: str | None = None,
+    weights: WeightsRef | None = None,
 ) -> tuple[Path, Sequence[Measurement]]:
     """Measure a model and store a record of it; returns the record's path and the measurements.
 
     Args:
         protocol: its name, and the hash of how the model is measured.
         model: what is measured, with or without values.
-        weights_sha256: of the weights' file; None for random ones.
+        weights: what was measured; None for random ones.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     costs = measure()
@@ -105,7 +105,7 @@ def record_costs(
         "tuning": model.spec.options.tuning,
         "seed": 0,
         "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},
-        "weights_sha256": weights_sha256,
+        "weights_sha256": None if weights is None else weights["sha256"],
         "metrics": {},
         "cost": [measurement.to_json() for measurement in costs],
         "environment": environment(device),
@@ -114,5 +114,5 @@ def record_costs(
         "duration_s": time.monotonic() - clock,
         "status": "completed",
         "failure": None,
-    }
+    } | ({} if weights is None else {"weights": weights})
     return store.save(record), costs

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -59,6 +60,7 @@ class MeasurementSettings:
     Attributes:
         device: Where to run: cpu, cuda or cuda:N.
         weights: CLIP weights: random:0, openai, an open_clip tag, a file or a folder. Times do not depend on training.
+        activation: Activation of weights from a file, where no config beside it says it.
         frames: Frames per video.
         threads: Threads of torch on a CPU; its own default where left out.
         precision: Precision of encoding: float32, or autocast to another. A training step takes another precision than
@@ -71,6 +73,7 @@ class MeasurementSettings:
 
     device: str = "cpu"
     weights: str | None = RANDOM
+    activation: Activation | None = None
     frames: int = 12
     threads: int | None = None
     precision: Precision = "float32"

@@ -25,7 +25,13 @@ def load(plan: Plan, choice: MethodChoice, backbone: str | None) -> RetrievalMod
     """
     device = "meta" if plan.weights == RANDOM else "cpu"
     return load_model(
-        choice.method, backbone=backbone, weights=plan.weights, frames=plan.frames, device=device, **choice.options
+        choice.method,
+        backbone=backbone,
+        weights=plan.weights,
+        activation=plan.activation,
+        frames=plan.frames,
+        device=device,
+        **choice.options,
     )
 
 

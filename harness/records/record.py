@@ -31,6 +31,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Rank = Annotated[float, Field(ge=1)]
 Sum = Annotated[float, Field(ge=0, le=300)]
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 MetricName = Literal["R1", "R5", "R10", "MdR", "MnR", "RSum"]
 _closed = with_config(ConfigDict(extra="forbid", strict=True))
@@ -94,6 +95,25 @@ class CheckpointRef(TypedDict):
     file: Annotated[str, Field(pattern="^[^/]+$")]
     sha256: Sha256
     format: Literal["tvrbench", "released"]
+
+
+@_closed
+class WeightsRef(TypedDict):
+    """The weights that a run started from, or that are in its checkpoint, and how they were read.
+
+    ``source`` is a file or folder by its name, an open_clip tag or ``random:SEED``; ``mean`` and ``std`` normalize red,
+    green and blue from 0 to 1; ``tokenizer`` is None where no caption was read.
+    """
+
+    source: Annotated[str, Field(pattern="^[^/]+$")]
+    sha256: Sha256 | None
+    activation: Literal["quick_gelu", "gelu"]
+    activation_source: Text
+    image_size: Annotated[int, Field(ge=1)]
+    mean: Channels
+    std: Channels
+    normalization_source: Text
+    tokenizer: Text | None
 
 
 @_closed
@@ -193,6 +213,7 @@ class Record(TypedDict):
     seed: Annotated[int, Field(ge=0)]
     data: Annotated[dict[str, Any], _as(_Data)]
     weights_sha256: Sha256 | None
+    weights: NotRequired[WeightsRef]
     metrics: Annotated[dict[str, Any], _as(_Metrics), AfterValidator(_known_metrics)]
     per_query_ranks_path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.npz$", max_length=255)] | None
     cost: list[Annotated[MeasurementDoc, AfterValidator(_with_reason)]]
@@ -241,6 +262,16 @@ class Measurement:
         """The measurement as plain data."""
         samples, conditions = list(self.samples), dict(self.conditions)
         return MeasurementDoc(name=self.name, value=self.value, unit=self.unit, samples=samples, conditions=conditions)
+
+
+def weights_line(weights: WeightsRef) -> str:
+    """Weights and how they are read, in a line."""
+    mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (weights["mean"], weights["std"]))
+    return (
+        f"{weights['source']}: {weights['activation']} ({weights['activation_source']}), "
+        f"{weights['image_size']} pixels, mean {mean} and std {std} ({weights['normalization_source']}), "
+        f"tokenizer: {weights['tokenizer'] or 'none'}"
+    )
 
 
 def normalized(record: Mapping[str, Any], where: str) -> Record:

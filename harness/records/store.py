@@ -25,6 +25,7 @@ _DIRECTIONS = ("t2v", "v2t")
 # The checkpoint of a training that a run reports.
 LAST: Literal["last"] = "last"
 BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
+USUAL_ACTIVATION = "quick_gelu"  # of OpenAI's weights, and of every run before records named it
 
 RankArrays = dict[str, npt.NDArray[np.float32]]
 
@@ -149,6 +150,9 @@ def run_name(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
+    activation = record.get("weights", {}).get("activation", USUAL_ACTIVATION)
+    if activation != USUAL_ACTIVATION:  # the one of records that name none
+        identity["activation"] = activation
     names = [_safe(record["method"]["name"], "method")]
     if record["tuning"] is not None:
         names.append(_safe(record["tuning"], "tuning"))

@@ -5,9 +5,11 @@ Counts (tokens, GMACs, parameters) miss a swapped set, a wrong temperature or a 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +91,11 @@ def same_randomness() -> Iterator[None]:
 
 
 def save_tiny_weights(path: Path, arch: Architecture = TINY) -> None:
-    """Write random weights of a tiny CLIP, drawn from torch's generator, as safetensors."""
+    """Write random weights of a tiny CLIP, drawn from torch's generator, as safetensors that state their shape."""
     model = CLIP(arch)
     initialize(model)
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(state, path, metadata={"architecture": json.dumps(asdict(arch))})
 
 
 def _inputs() -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tvrbench.harness.config.protocol import Protocol
+from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
@@ -82,6 +82,7 @@ class RunKey:
             "seed": config.seed,
             "data": _data(context, config),
             "weights_sha256": context.weights.sha256,
+            "weights": context.weights.to_json(context.tokenizer.name),
             "metrics": {} if config.selection == LAST else {"selection": config.selection},
         } | ({"checkpoint": config.checkpoint.to_json()} if config.checkpoint else {})
         return cls(head=head, device=config.device.partition(":")[0])
@@ -222,7 +223,7 @@ def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
         UsageError: an option that does not fit, or a checkpoint that is not this method's.
     """
     if config.checkpoint is not None:
-        return read_model(context.protocol, context.weights_spec, config)
+        return read_model(context.protocol, context.weights_spec, config, context.weights.arch.activation)
     return _untrained(context, context.weights, config).to(config.device).eval()
 
 
@@ -232,8 +233,15 @@ def _untrained(context: RunContext, weights: Weights, config: RunConfig) -> Retr
     return build(config.method, method, weights, config.seed)
 
 
-def read_model(protocol: Protocol, weights: str | None, config: RunConfig) -> RetrievalModel:
-    """Load the run's model from files, without a context; ``weights`` is None if a checkpoint holds them.
+def read_model(
+    protocol: Protocol, weights: str | None, config: RunConfig, activation: Activation | None = None
+) -> RetrievalModel:
+    """Load the run's model from files, without a context.
+
+    Args:
+        protocol, config: of the run.
+        weights: as for ``load_model``; None if a checkpoint holds them.
+        activation: of the weights, over what their sources state.
 
     Raises:
         UsageError: an option that does not fit, or a checkpoint that is not this method's.
@@ -245,6 +253,7 @@ def read_model(protocol: Protocol, weights: str | None, config: RunConfig) -> Re
             backbone=protocol.backbone,
             weights=weights,
             checkpoint=scored.path if scored else None,
+            activation=scored.base.arch.activation if scored and scored.base else activation,
             frames=protocol.frames,
             device=config.device,
             seed=config.seed,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from tvrbench.harness.config.protocol import Protocol
+from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.distributed import all_gather_object, dist_info
@@ -18,9 +19,10 @@ from tvrbench.harness.data.open import open_dataset
 from tvrbench.harness.data.pair_loader import PairLoader
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset, Split, VideoFault, VideoFiles
 from tvrbench.harness.evaluation.evaluate import Evaluation, evaluate
-from tvrbench.harness.models.backbone.tokenizer import CLIP_VOCABULARY, Tokenizer, tokenizer_for
-from tvrbench.harness.models.backbone.weights import Weights, load_weights
+from tvrbench.harness.models.backbone.tokenizer import BYTE_PAIRS, CLIP_VOCABULARY, Tokenizer, tokenizer_for
+from tvrbench.harness.models.backbone.weights import CLIP_NORMALIZATION, Weights, load_weights
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.records.store import USUAL_ACTIVATION
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 
 MISSING_LISTED = 20  # absent videos that a message names one by one
@@ -35,6 +37,7 @@ class RunContext:
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
         weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
         weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
+        tokenizer: of the weights.
         loaders: one frame loader per FrameSpec in use, shared so that pixels are decoded once.
     """
 
@@ -107,7 +110,12 @@ def weights_of(protocol: Protocol) -> str:
 
 
 def open_context(
-    protocol: Protocol, root: Path | None, weights_spec: str | None, *, scored: EvalCheckpoint | None = None
+    protocol: Protocol,
+    root: Path | None,
+    weights_spec: str | None,
+    *,
+    activation: Activation | None = None,
+    scored: EvalCheckpoint | None = None,
 ) -> RunContext:
     """Open the data and load the weights; no video is decoded yet, see ``check_videos``.
 
@@ -115,6 +123,7 @@ def open_context(
         protocol: to run.
         root: the data folder, or None for a data set that generates itself.
         weights_spec: weights instead of the protocol's own, or None.
+        activation: of the weights, over what their sources state.
         scored: a checkpoint to score; no training data is opened then, nor weights if it holds its own.
 
     Raises:
@@ -128,19 +137,42 @@ def open_context(
         spec, weights = None, scored.base
     else:
         spec = weights_spec or weights_of(protocol)
-        weights = load_weights(spec, protocol.backbone)
-    if weights_spec:
-        protocol = protocol.with_weights(weights.sha256)
+        weights = load_weights(spec, protocol.backbone, activation)
+    tokenizer = _tokenizer(protocol, weights)
+    if protocol.words > weights.arch.context_length:
+        raise UsageError(
+            f"protocol {protocol.name} reads {protocol.words} words per caption, and the context of {weights.source} "
+            f"holds {weights.arch.context_length}: give other weights",
+            code="weights.context",
+            words=protocol.words,
+            context=weights.arch.context_length,
+        )
     return RunContext(
-        protocol=protocol,
+        protocol=_read_as(protocol, weights, tokenizer, given=bool(weights_spec)),
         dataset=dataset,
         train=train,
         test=test,
         skipped=(),
         weights=weights,
         weights_spec=spec,
-        tokenizer=_tokenizer(protocol, weights),
+        tokenizer=tokenizer,
     )
+
+
+def _read_as(protocol: Protocol, weights: Weights, tokenizer: Tokenizer, *, given: bool) -> Protocol:
+    """The protocol on these weights; how they are read is part of it where that is not the protocol's own way.
+
+    One file read with another activation gives other numbers, so such runs share no table and no saved state.
+    """
+    own = USUAL_ACTIVATION if given else weights.stated_activation
+    config: dict[str, Any] = {} if weights.arch.activation == own else {"activation": weights.arch.activation}
+    if not given:
+        return replace(protocol, weights_config=config) if config else protocol
+    if (weights.arch.mean, weights.arch.std) != CLIP_NORMALIZATION:
+        config |= {"mean": weights.arch.mean, "std": weights.arch.std}
+    if tokenizer.name != BYTE_PAIRS:
+        config["tokenizer"] = tokenizer.name
+    return protocol.with_weights(weights.sha256, config)
 
 
 def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tvrbench.harness.config.protocol import Protocol
+from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.architecture import PRESETS, vision_name
@@ -51,12 +51,17 @@ class EvalCheckpoint:
         return CheckpointRef(file=self.path.name, sha256=self.sha256, format=self.format)
 
 
-def open_checkpoint(path: Path, methods: Sequence[str]) -> EvalCheckpoint:
+def open_checkpoint(path: Path, methods: Sequence[str], activation: Activation | None = None) -> EvalCheckpoint:
     """Read a checkpoint as the one method in ``methods``, or if that is empty as the one that the file names.
 
+    Args:
+        path: the file.
+        methods: given by the user.
+        activation: of the CLIP inside, over what the file's sources state.
+
     Raises:
-        UsageError: not exactly one method, or a file that is missing, damaged, holds code or was saved by another
-            method.
+        UsageError: not exactly one method, or a file that is missing, damaged, holds code, was saved by another method
+            or does not state its activation.
     """
     if len(methods) > 1:
         raise UsageError(
@@ -69,7 +74,7 @@ def open_checkpoint(path: Path, methods: Sequence[str]) -> EvalCheckpoint:
         raise UsageError(
             f"--checkpoint {path.name} does not name its method: give --methods NAME", code="checkpoint.no-method"
         )
-    saved = read_checkpoint(path, method, method_class(method))
+    saved = read_checkpoint(path, method, method_class(method), activation)
     return EvalCheckpoint(
         path=path,
         method=method,

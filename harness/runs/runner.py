@@ -213,6 +213,7 @@ def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[
         method=config.method,
         backbone=context.protocol.backbone,
         weights=context.weights_spec,
+        activation=context.weights.arch.activation,
         checkpoint=str(scored.path) if scored else None,
         frames=context.protocol.frames,
         options=options_of(context.protocol, config),

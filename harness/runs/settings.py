@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Fixed, Positional, Suppress, arg
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import Assignments, Bytes, Device, Json, Names, Numbers, parse_assignments
 from tvrbench.harness.records.store import LAST
@@ -72,6 +73,7 @@ class RunSettings(ExecutionSettings):
         data: Folder of the data set: annotations and a folder videos. The embedded one needs none.
         backbone: A backbone instead of the protocol's; the protocol's name then says so.
         weights: CLIP weights instead of the protocol's: openai, an open_clip tag, a file or a folder.
+        activation: Activation of CLIP weights or of a checkpoint, where no config says it or the config is wrong.
         checkpoint: A trained model to score with --eval-only: saved by a run under results/checkpoints, or a state dict
             released by a paper's code (then name its --methods).
         eval_only: Score the --checkpoint on the protocol's test split; train nothing.
@@ -97,6 +99,7 @@ class RunSettings(ExecutionSettings):
     data: Path | None = None
     backbone: str | None = None
     weights: str | None = None
+    activation: Activation | None = None
     checkpoint: Path | None = None
     eval_only: bool = False
     checkpoint_selection: Literal["last", "best-on-test"] = "last"

@@ -18,6 +18,7 @@ from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
+from tvrbench.harness.records.record import weights_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model, planned_work
 from tvrbench.harness.runs.context import check_videos, open_context
@@ -62,7 +63,7 @@ class Suite:
         if settings.checkpoint is None:
             protocol = protocol.on(settings.backbone)
         else:
-            scored = open_checkpoint(settings.checkpoint, settings.methods)
+            scored = open_checkpoint(settings.checkpoint, settings.methods, settings.activation)
             protocol = protocol_for(scored, protocol, settings.backbone, settings.weights)
         methods = (scored.method,) if scored else settings.methods or tuple(registry.names("baselines", "methods"))
         seeds = settings.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
@@ -120,7 +121,12 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     store = RecordStore(settings.results)
     if dist_info().first:
         store.check_writable(suite.protocol.name)
-    context = open_context(suite.protocol, settings.data, settings.weights, scored=suite.scored)
+    context = open_context(
+        suite.protocol, settings.data, settings.weights, activation=settings.activation, scored=suite.scored
+    )
+    for note in context.weights.notes:
+        _log(note)
+    _log(f"weights {weights_line(context.weights.to_json(context.tokenizer.name))}")
     skip = settings.resume or settings.skip_existing
     refuse = settings.resume and settings.refuse_other_states
     if suite.scored is not None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tvrbench.harness.config.protocol import Protocol, load_protocol
+from tvrbench.harness.config.protocol import Activation, Protocol, load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed, UsageError
@@ -52,6 +52,7 @@ class Sweep:
     seeds: tuple[int, ...] = ()
     backbones: tuple[str, ...] = ()
     weights: str | None = None
+    activation: Activation | None = None
     data: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -87,7 +88,13 @@ class Group:
     backbone: str | None
     data: Path | None
     weights: str | None
+    activation: Activation | None
     configs: Sequence[RunConfig]
+
+    @property
+    def other_weights(self) -> bool:
+        """True if the runs' protocol hash will depend on weights that a plan does not open."""
+        return self.weights is not None or self.activation is not None
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -135,6 +142,7 @@ def sweep_groups(sweep: Sweep, device: str = "cpu") -> list[Group]:
                     backbone=backbone,
                     data=data,
                     weights=sweep.weights,
+                    activation=sweep.activation,
                     configs=configs,
                 )
             )
@@ -200,7 +208,7 @@ def devices_of(device: str) -> list[str]:
 
 def _tasks(group: Group, settings: SweepSettings, store: RecordStore) -> list[Task]:
     """The runs without a record; their options fit, and unless a cluster does it their videos are checked."""
-    context = open_context(group.protocol, group.data, group.weights)
+    context = open_context(group.protocol, group.data, group.weights, activation=group.activation)
     left = work_list(context, group.configs, store, skip=True, refuse=False).left
     if left and not settings.slurm:
         context = check_videos(context, skip_bad=settings.skip_bad_videos, log=say)
@@ -212,7 +220,8 @@ def _tasks(group: Group, settings: SweepSettings, store: RecordStore) -> list[Ta
 def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSettings:
     """One run's own settings; its command is the ``tvrbench run`` that does the same."""
     arguments = ["run", group.base, "--methods", config.method, "--seeds", str(config.seed)]
-    for name, value in (("backbone", group.backbone), ("weights", group.weights), ("data", group.data)):
+    for name in ("backbone", "weights", "activation", "data"):
+        value = getattr(group, name)
         arguments += [] if value is None else [f"--{name}", str(value)]
     assignments = tuple(_assignment(key, value) for key, value in config.options.items())
     for text in assignments:
@@ -226,6 +235,7 @@ def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSe
         data=group.data,
         backbone=group.backbone,
         weights=group.weights,
+        activation=group.activation,
         assignments=assignments,
         full_size_costs="off",
         no_report=True,
@@ -245,7 +255,7 @@ def _assignment(key: str, value: Any) -> str:
 def _print_plan(groups: Sequence[Group], settings: SweepSettings, store: RecordStore) -> None:
     """Print every run with its steps, disk, hours here and status; the totals count runs without a record."""
     rows = [
-        (group.protocol, run, run_status(group.protocol, run, store, other_weights=group.weights is not None))
+        (group.protocol, run, run_status(group.protocol, run, store, other_weights=group.other_weights))
         for group in groups
         for run in make_plan(group.protocol, group.configs)
     ]

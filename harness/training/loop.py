@@ -12,7 +12,6 @@ import torch
 from tvrbench.harness.core.distributed import all_gather_object, any_rank, dist_info
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
 from tvrbench.harness.core.progress import ProgressReporter
-from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.pair_loader import PairBatch, PairLoader
 from tvrbench.harness.training.run_state import RunState
 from tvrbench.harness.training.trainer import Trainer
@@ -85,7 +84,7 @@ class TrainingLoop:
                 batch = self._next_batch()
                 device = trainer.device
                 out = trainer.step(
-                    normalize(batch.pixels, batch.video_mask, device),
+                    trainer.model.normalize(batch.pixels, batch.video_mask),
                     batch.video_mask.to(device),
                     batch.ids.to(device),
                     batch.text_mask.to(device),

@@ -1,15 +1,17 @@
-"""The shape of a CLIP model: named presets, or read off a state dict."""
+"""The shape of a CLIP model and how it takes its input: named presets, or read off a state dict."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from math import isfinite
 
 import torch
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 
 HEAD_WIDTH = 64  # every released CLIP ViT uses heads of 64
 VISION_SHAPE = ("image_size", "patch_size", "vision_width", "vision_layers")  # which presets are told apart by
@@ -17,7 +19,11 @@ VISION_SHAPE = ("image_size", "patch_size", "vision_width", "vision_layers")  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Everything needed to build the two towers; sizes in pixels, tokens or channels."""
+    """Everything needed to build the two towers and to feed them; sizes in pixels, tokens or channels.
+
+    Attributes:
+        mean, std: of red, green and blue, by which pixels from 0 to 1 are normalized.
+    """
 
     image_size: int
     patch_size: int
@@ -28,10 +34,12 @@ class Architecture:
     context_length: int
     vocab_size: int
     embed_dim: int
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Activation = "quick_gelu"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
-        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "activation"}
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("activation", "mean", "std")}
         bad = {name: size for name, size in sizes.items() if not isinstance(size, int) or size < 1}
         problems = [(name, f"{size!r} is not a positive whole number") for name, size in bad.items()]
         if not problems and self.image_size % self.patch_size:
@@ -41,6 +49,8 @@ class Architecture:
                 problems.append((name, f"{sizes[name]} is not a multiple of the head width {HEAD_WIDTH}"))
         if self.activation not in ("quick_gelu", "gelu"):
             problems.append(("activation", f"{self.activation!r} is neither quick_gelu nor gelu"))
+        if not all(isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            problems.append(("std", f"{self.std!r} with mean {self.mean!r} cannot normalize frames"))
         for field, problem in problems:
             raise UsageError(f"architecture: {field} {problem}", code="architecture.value", field=field)
 
@@ -93,8 +103,12 @@ def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len(numbers)
 
 
-def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_gelu") -> Architecture:
-    """Read the architecture off a state dict with OpenAI CLIP's key names.
+def from_state_dict(state: Mapping[str, torch.Tensor], activation: Activation) -> Architecture:
+    """Read the shape off a state dict with OpenAI CLIP's key names; its normalization is CLIP's.
+
+    Args:
+        state: the tensors.
+        activation: of both towers, which no tensor shows.
 
     Raises:
         UsageError: a tensor that fixes the shape is absent or has the wrong rank.
@@ -126,5 +140,5 @@ def from_state_dict(state: Mapping[str, torch.Tensor], activation: str = "quick_
         context_length=state["positional_embedding"].shape[0],
         vocab_size=state["token_embedding.weight"].shape[0],
         embed_dim=state["visual.proj"].shape[1],
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,15 +15,25 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.weights import Weights
+from tvrbench.harness.models.backbone.weights_file import read_json
 
 CLIP_VOCABULARY = 49408
+BYTE_PAIRS = "CLIP's byte pairs"
+WORDS, HUGGING_FACE_VOCABULARY = "vocab.txt", "vocab.json"
+_LONGEST = 8 * 2**20
+_SPECIAL = 2  # start and end, the last ids, under names of their own in every library
 
 
 class Tokenizer(Protocol):
     """Captions -> (ids [B, L] int64, mask [B, L] bool, False = padding); L is the longest of the batch.
 
     Captions are cut to ``length`` ids with the end token kept.
+
+    Attributes:
+        name: for records: the same for the same ids.
     """
+
+    name: str
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Encode a batch."""
@@ -39,10 +50,27 @@ def _pack(rows: list[list[int]], start: int, end: int, length: int) -> tuple[Ten
 class BytePairTokenizer:
     """OpenAI CLIP's byte-pair encoding, as open_clip ships it."""
 
+    name = BYTE_PAIRS
+
     def __init__(self) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
         self._bpe = SimpleTokenizer()
+
+    def check_same(self, vocabulary: Path) -> None:
+        """UsageError unless a vocabulary in Hugging Face's layout gives CLIP's tokens the ids that they have here."""
+        try:
+            ids = read_json(vocabulary, _LONGEST)
+            same = all(ids.get(token) == number for token, number in list(self._bpe.encoder.items())[:-_SPECIAL])
+        except (OSError, ValueError, AttributeError):
+            same = False
+        if not same:
+            raise UsageError(
+                f"{vocabulary.name} beside the weights is not the vocabulary of CLIP's byte pairs, and no other "
+                "tokenizer of subwords is known here: give weights with CLIP's own",
+                code="vocabulary.other",
+                file=vocabulary.name,
+            )
 
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Encode a batch: [B, L] ids and mask, L at most ``length``."""
@@ -58,6 +86,7 @@ class WordTokenizer:
         if len(self._ids) != len(words):
             raise UsageError("vocab.txt lists a word twice", code="vocabulary.duplicate")
         self.vocab_size = len(words) + 3
+        self.name = f"{len(words)} words, SHA-256 {hashlib.sha256(chr(10).join(words).encode()).hexdigest()[:16]}"
 
     @classmethod
     def from_file(cls, path: Path) -> WordTokenizer:
@@ -84,9 +113,9 @@ def tokenizer_for(weights: Weights) -> Tokenizer:
     """The tokenizer of weights: ``vocab.txt`` beside them, else CLIP's byte pairs.
 
     Raises:
-        UsageError: the vocabulary sizes do not agree.
+        UsageError: the vocabulary sizes do not agree, or the vocabulary beside the weights is not CLIP's.
     """
-    words = weights.folder / "vocab.txt" if weights.folder else None
+    words = weights.folder / WORDS if weights.folder else None
     if words is not None and words.is_file():
         tokenizer = WordTokenizer.from_file(words)
         if tokenizer.vocab_size != weights.arch.vocab_size:
@@ -100,4 +129,7 @@ def tokenizer_for(weights: Weights) -> Tokenizer:
             code="vocabulary.missing",
             weights=weights.arch.vocab_size,
         )
-    return _byte_pair()
+    byte_pairs = _byte_pair()
+    if weights.folder is not None and (weights.folder / HUGGING_FACE_VOCABULARY).is_file():
+        byte_pairs.check_same(weights.folder / HUGGING_FACE_VOCABULARY)
+    return byte_pairs

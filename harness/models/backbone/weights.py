@@ -1,20 +1,34 @@
-"""CLIP weights from every source of the contract, as (state dict with OpenAI's names, architecture, identity)."""
+"""CLIP weights from every source of the contract: tensors under OpenAI's names, and how they are to be read.
+
+A state dict names neither its activation nor the normalization of its frames. Both are part of its identity, so each is
+taken from a source that knows it, and recorded with that source; without one, the weights are refused.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import file_sha256
+from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.models.backbone.architecture import VISION_SHAPE, Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.state_dict import read_state_dict
+from tvrbench.harness.models.backbone.sharded import file_in_folder, read_weights_content
+from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
+from tvrbench.harness.models.backbone.weights_config import Normalization, Statement, read_configs
+from tvrbench.harness.models.backbone.weights_file import OPENAI_ARCHIVES, read_metadata
+from tvrbench.harness.records.record import WeightsRef
+
+OPTION = "--activation"
+CLIP_NORMALIZATION: Normalization = (CLIP_MEAN, CLIP_STD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,33 +37,65 @@ class Weights:
 
     Attributes:
         state: name -> tensor.
-        arch: the shape, read from the file where it can be.
-        sha256: of the file, or None for random weights.
+        arch: the shape, read from the file where it can be, with activation and normalization.
+        sha256: of the file (of shards, see ``sharded.Content``), or None for random weights.
+        source: a file or folder by its name, an open_clip tag, or ``random:SEED``.
+        activation_source, normalization_source: where ``arch`` has them from.
+        stated_activation: of the best source but the option; None where there is none.
+        notes: what a user should know: configs that were passed over, contradictions.
         folder: may hold a tokenizer vocabulary beside the weights; None for other sources.
     """
 
     state: dict[str, Tensor]
     arch: Architecture
     sha256: str | None
+    source: str
+    activation_source: str
+    normalization_source: str
+    stated_activation: Activation | None
+    notes: tuple[str, ...] = ()
     folder: Path | None = None
 
+    def to_json(self, tokenizer: str | None) -> WeightsRef:
+        """Their entry in a record; no folder of this machine.
 
-def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
+        Args:
+            tokenizer: the name of the tokenizer that captions are read with; None where there are none.
+        """
+        return WeightsRef(
+            source=self.source,
+            sha256=self.sha256,
+            activation=self.arch.activation,
+            activation_source=self.activation_source,
+            image_size=self.arch.image_size,
+            mean=list(self.arch.mean),
+            std=list(self.arch.std),
+            normalization_source=self.normalization_source,
+            tokenizer=tokenizer,
+        )
+
+
+def load_weights(spec: str | Path, backbone: str | None = None, activation: Activation | None = None) -> Weights:
     """Resolve the ``weights`` option.
 
     Args:
         spec: ``random:SEED``; ``openai`` or an open_clip pretrained tag; a local file or folder.
         backbone: preset name; needed for random weights and tags, otherwise only compared with the file.
+        activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state.
 
     Raises:
-        UsageError: nothing there, not a CLIP state dict, code in a pickle, or no network for a download.
+        UsageError: nothing there, not a CLIP state dict, code in a pickle, no network for a download, or no source
+            that states the activation.
     """
+    if activation not in (None, "quick_gelu", "gelu"):
+        problem = f"activation {activation!r} is not known: give quick_gelu or gelu"
+        raise UsageError(problem, code="weights.activation-unknown", activation=activation)
     text = str(spec)
     if text.startswith("random:"):
-        return _random_weights(text, backbone)
+        return _random_weights(text, backbone, activation)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
     if path.exists():
-        weights = _from_path(path)
+        weights = _from_path(path, activation)
     elif "/" in text or path.suffix or not backbone:
         raise UsageError(
             f"weights {text!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
@@ -58,7 +104,7 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
             weights=text,
         )
     else:
-        weights = _from_open_clip(text, backbone)
+        weights = _from_open_clip(text, backbone, activation)
     wanted = preset(backbone) if backbone else weights.arch
     for name in VISION_SHAPE:
         if getattr(weights.arch, name) != getattr(wanted, name):
@@ -67,7 +113,122 @@ def load_weights(spec: str | Path, backbone: str | None = None) -> Weights:
     return weights
 
 
-def _random_weights(spec: str, backbone: str | None) -> Weights:
+def as_weights(
+    state: dict[str, Tensor],
+    statements: Sequence[Statement],
+    activation: Activation | None,
+    *,
+    source: str,
+    sha256: str | None,
+    notes: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Weights:
+    """Weights as the first statements that speak say they are to be read.
+
+    Args:
+        state: a CLIP under OpenAI's names.
+        statements: what sources state, the best first.
+        activation: the user's own, over every statement.
+        source, sha256, notes, folder: see ``Weights``.
+
+    Raises:
+        UsageError: not a CLIP, or neither the user nor a statement gives the activation.
+    """
+    stated = next((each for each in statements if each.activation is not None), None)
+    chosen = stated if activation is None else Statement(source=OPTION, activation=activation)
+    if chosen is None:
+        because = f" ({'; '.join(notes)})" if notes else ""
+        raise UsageError(
+            f"{source}: does not say whether its activation is QuickGELU or GELU, and no config beside it does"
+            f"{because}: give --activation quick_gelu (OpenAI's and what was fine-tuned from it) or --activation gelu "
+            "(most other open_clip weights)",
+            code="weights.activation",
+            weights=source,
+        )
+    contradictions = [
+        f"{source}: {each.source} says {each.activation}; {chosen.activation} is used, from {chosen.source}"
+        for each in statements
+        if each.activation not in (None, chosen.activation)
+    ]
+    normalized = next((each for each in statements if each.normalization is not None), None)
+    mean, std = CLIP_NORMALIZATION if normalized is None else cast(Normalization, normalized.normalization)
+    arch = from_state_dict(state, cast(Activation, chosen.activation))
+    return Weights(
+        state=state,
+        arch=replace(arch, mean=mean, std=std),
+        sha256=sha256,
+        source=source,
+        activation_source=chosen.source,
+        normalization_source="CLIP's own" if normalized is None else normalized.source,
+        stated_activation=None if stated is None else cast(Activation, stated.activation),
+        notes=(*notes, *contradictions),
+        folder=folder,
+    )
+
+
+def intrinsic_statements(
+    tensors: NamedTensors, sha256: str, metadata: Mapping[str, str], configs: Sequence[Statement]
+) -> list[Statement]:
+    """What is known of a file, the best source first: its SHA-256, configs beside it, its metadata, its numbers.
+
+    Args:
+        tensors: of the file.
+        sha256: of the file.
+        metadata: of a safetensors file; ours holds the architecture.
+        configs: that lie beside the file and belong to it.
+    """
+    statements = [*configs, _described(metadata)]
+    if sha256 in OPENAI_ARCHIVES:
+        archive = f"SHA-256 of OpenAI's {OPENAI_ARCHIVES[sha256]}"
+        statements.insert(0, Statement(source=archive, activation="quick_gelu", normalization=CLIP_NORMALIZATION))
+    shape = from_state_dict(tensors.clip, "quick_gelu")
+    numbers = {
+        "input_resolution": shape.image_size,
+        "context_length": shape.context_length,
+        "vocab_size": shape.vocab_size,
+    }
+    if tensors.numbers == numbers:
+        statements.append(Statement(source="the numbers that OpenAI's archives hold", activation="quick_gelu"))
+    return [each for each in statements if each is not None]
+
+
+def _described(metadata: Mapping[str, str]) -> Statement | None:
+    """What the metadata of a file of our own states; None in one of others."""
+    try:
+        shape = json.loads(metadata["architecture"])
+        activation, mean, std = shape["activation"], shape.get("mean", CLIP_MEAN), shape.get("std", CLIP_STD)
+        normalization = cast(Normalization, (tuple(map(float, mean)), tuple(map(float, std))))
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    if activation not in ("quick_gelu", "gelu") or [len(each) for each in normalization] != [3, 3]:
+        return None
+    return Statement(source="its own metadata", activation=activation, normalization=normalization)
+
+
+def _from_path(path: Path, activation: Activation | None) -> Weights:
+    file, source = (file_in_folder(path), path.resolve().name) if path.is_dir() else (path, path.name)
+    content = read_weights_content(file)
+    tensors = named_tensors(content.data, file.name)
+    # What is no part of the CLIP stays, so that building the model refuses it by name.
+    state = tensors.clip | {key: tensor for key, tensor in tensors.rest.items() if key not in tensors.clip}
+    configs = read_configs(file, from_state_dict(state, "quick_gelu"))
+    statements = intrinsic_statements(tensors, content.sha256, _metadata(file), configs.statements)
+    return as_weights(
+        state,
+        statements,
+        activation,
+        source=source,
+        sha256=content.sha256,
+        notes=configs.notes,
+        folder=file.parent,
+    )
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    return {} if file.suffix == ".json" else read_metadata(file)
+
+
+def _random_weights(spec: str, backbone: str | None, activation: Activation | None) -> Weights:
     """``random:SEED`` weights with OpenAI's initialization, the same on every machine."""
     seed = spec.removeprefix("random:")
     if not seed.isdigit():
@@ -79,12 +240,14 @@ def _random_weights(spec: str, backbone: str | None) -> Weights:
             f"weights {spec!r} need a backbone, for example ViT-B-32", code="weights.no-backbone", weights=spec
         )
     arch = preset(backbone)
+    stated = Statement(source="random weights", activation=arch.activation, normalization=CLIP_NORMALIZATION)
+    arch = arch if activation is None else replace(arch, activation=activation)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         model = CLIP(arch)
         if not model.logit_scale.is_meta:  # there, shapes are all there is
             initialize(model)
-    return Weights(state=dict(model.state_dict()), arch=arch, sha256=None)
+    return as_weights(dict(model.state_dict()), [stated], activation, source=spec, sha256=None)
 
 
 def initialize(model: CLIP) -> None:
@@ -104,44 +267,7 @@ def initialize(model: CLIP) -> None:
                 nn.init.zeros_(linear.bias)
 
 
-def _from_path(path: Path) -> Weights:
-    path, folder = (_file_in_folder(path), path) if path.is_dir() else (path, path.parent)
-    activation, sha256 = _activation_beside(path), file_sha256(path)
-    state = read_state_dict(path, sha256)
-    return Weights(state=state, arch=from_state_dict(state, activation), sha256=sha256, folder=folder)
-
-
-def _file_in_folder(folder: Path) -> Path:
-    for pattern in ("model.safetensors", "open_clip_model.safetensors", "*.safetensors", "pytorch_model.bin", "*.pt"):
-        files = sorted(folder.glob(pattern))
-        if len(files) > 1:
-            problem = f"weights folder {folder.name}: name one of the files {pattern}"
-            raise UsageError(problem, code="weights.ambiguous", files=pattern)
-        if files:
-            return files[0]
-    problem = f"weights folder {folder.name}: no model.safetensors, pytorch_model.bin or *.pt in it"
-    raise UsageError(problem, code="weights.missing", weights=folder.name)
-
-
-def _activation_beside(path: Path) -> str:
-    """The activation in the config beside a weights file; OpenAI's QuickGELU where there is none.
-
-    A state dict does not name its activation, so open_clip's and Hugging Face's own config files are read.
-    """
-    hub, open_clip = path.with_name("config.json"), path.with_name("open_clip_config.json")
-    try:
-        if open_clip.is_file():
-            quick = json.loads(open_clip.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False)
-            return "quick_gelu" if quick else "gelu"
-        if hub.is_file():
-            return str(json.loads(hub.read_text(encoding="utf-8"))["vision_config"].get("hidden_act", "quick_gelu"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        problem = f"weights {path.name}: the config beside it is not a CLIP config ({error!r})"
-        raise UsageError(problem, code="weights.config", file=path.name) from None
-    return "quick_gelu"
-
-
-def _from_open_clip(tag: str, backbone: str) -> Weights:
+def _from_open_clip(tag: str, backbone: str, activation: Activation | None) -> Weights:
     import open_clip
     from open_clip.pretrained import download_pretrained
 
@@ -161,6 +287,11 @@ def _from_open_clip(tag: str, backbone: str) -> Weights:
             code="weights.download",
             source=wanted,
         ) from None
-    activation = "quick_gelu" if config.get("quick_gelu") or tag == "openai" else "gelu"
-    weights = _from_path(path)
-    return replace(weights, arch=from_state_dict(weights.state, activation), folder=None)
+    stated = Statement(
+        source=f"open_clip tag {tag}",
+        activation="quick_gelu" if config.get("quick_gelu") or tag == "openai" else "gelu",
+        normalization=(tuple(config["mean"]), tuple(config["std"])) if "mean" in config and "std" in config else None,
+    )
+    content = read_weights_content(path)
+    state = named_tensors(content.data, path.name).clip
+    return as_weights(state, [stated], activation, source=f"{backbone.replace('/', '-')} {tag}", sha256=content.sha256)

@@ -49,8 +49,16 @@ def job_device(name: str) -> torch.device:
 def job_model(job: Job, device: torch.device, choice: MethodChoice | None = None) -> RetrievalModel:
     """The model of the job, or another method on the same backbone, weights and frames."""
     method, options = (job.method, job.options) if choice is None else (choice.method, choice.options)
-    checkpoint, shape = None if choice else job.checkpoint, {"backbone": job.backbone, "weights": job.weights}
-    return load_model(method, checkpoint=checkpoint, frames=job.frames, device=device, **shape | options)
+    return load_model(
+        method,
+        backbone=job.backbone,
+        weights=job.weights,
+        checkpoint=None if choice else job.checkpoint,
+        activation=job.activation,
+        frames=job.frames,
+        device=device,
+        **options,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

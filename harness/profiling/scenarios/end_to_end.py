@@ -20,7 +20,7 @@ import torch
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import FrameLoader, normalize
+from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.plan import Job, MeasurementSettings
@@ -49,11 +49,11 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, synthetic_batch(model, job.batch, device))
         conditions = where | check.conditions
-        passes = [_stages(dataset, spec, videos, timed.video, device) for videos in batches]
+        passes = [_stages(dataset, spec, videos, timed.video, model) for videos in batches]
         stages = zip(STAGES, zip(*passes[1:], strict=True), strict=True)  # the first batch warms the decoder up
         samples = {name: [1e3 * s / job.batch for s in seconds] for name, seconds in stages}
         measurements = [Measurement(name, median(ms), "ms/video", ms, conditions) for name, ms in samples.items()]
-        rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), batches, timed.video, device)
+        rates = _pipeline(FrameLoader(dataset, spec, 0, memory_limit=-1), batches, timed.video, model)
         measurements.append(Measurement("end_to_end_throughput", median(rates), "videos/s", rates, conditions))
         return [*measurements, _search(model, job, device)]
 
@@ -80,13 +80,14 @@ def _batches(dataset: RetrievalDataset, job: Job) -> list[list[str]]:
 
 
 def _stages(
-    dataset: RetrievalDataset, spec: FrameSpec, videos: Sequence[str], encode: Encode, device: torch.device
+    dataset: RetrievalDataset, spec: FrameSpec, videos: Sequence[str], encode: Encode, model: RetrievalModel
 ) -> tuple[float, float, float]:
     """Seconds of decoding, preprocessing and encoding one batch, one after the other."""
+    device = model.clip.logit_scale.device
     clips, decoding = _timed(lambda: [dataset.frames(video, spec) for video in videos], device)
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in clips]))
     mask = torch.from_numpy(np.stack([mask for _, mask in clips]))
-    frames, preprocessing = _timed(lambda: normalize(pixels, mask, device), device)
+    frames, preprocessing = _timed(lambda: model.normalize(pixels, mask), device)
     _, encoding = _timed(lambda: encode(frames, mask.to(device)), device)
     return decoding, preprocessing, encoding
 
@@ -99,11 +100,11 @@ def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return out, time.perf_counter() - start
 
 
-def _pipeline(loader: FrameLoader, batches: list[list[str]], encode: Encode, device: torch.device) -> list[float]:
+def _pipeline(loader: FrameLoader, batches: list[list[str]], encode: Encode, model: RetrievalModel) -> list[float]:
     """Videos per second from one batch's features to the next, decoded ahead in threads."""
-    ends = []
+    ends, device = [], model.clip.logit_scale.device
     for pixels, mask in loader.batches([(video, 0) for video in videos] for videos in batches):
-        encode(normalize(pixels, mask, device), mask.to(device)).float().cpu()  # waits for a GPU
+        encode(model.normalize(pixels, mask), mask.to(device)).float().cpu()  # waits for a GPU
         ends.append(time.perf_counter())
     return [len(batches[0]) / (after - before) for before, after in pairwise(ends)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
-from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.record import Record, weights_line
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
@@ -85,10 +85,15 @@ def _checkpoint(record: Record) -> str | None:
     return checkpoint and "{sha256} ({file}, {format})".format_map(checkpoint)
 
 
+def _weights(record: Record) -> str | None:
+    return weights_line(record["weights"]) if "weights" in record else None
+
+
 _FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "protocol hash": lambda record: record["protocol"]["hash"],
     "backbone": _backbone,
     "weights, SHA-256": lambda record: record["weights_sha256"],
+    "weights, read as": _weights,
     "scored checkpoint, SHA-256": _checkpoint,
     "split fingerprint": lambda record: record["data"]["split_fingerprint"],
     "frames fingerprint": lambda record: record["data"]["frames_fingerprint"],

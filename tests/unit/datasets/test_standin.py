@@ -28,7 +28,6 @@ from tvrbench.datasets.standin.pretrain import ARCHITECTURE, LONGEST, captioned_
 from tvrbench.datasets.standin.render import EVENT_FRAMES, RGB, render, swap
 from tvrbench.datasets.standin.scenes import COLORS, SHAPES, SIZES, VERBS, VOCABULARY, Event, Scene, draw_scenes
 from tvrbench.harness import load_model
-from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.evaluation.metrics import cosine_scores, pair_accuracy, retrieval_metrics
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer, tokenizer_for
@@ -347,7 +346,7 @@ class TestWeights:
         frames = torch.from_numpy(np.stack([pixels(dataset, video_id) for video_id in split.video_ids]))
         mask = torch.ones(frames.shape[:2], dtype=torch.bool)
         with torch.no_grad():
-            video = model.encode_video(normalize(frames, mask, "cpu"), mask)
+            video = model.encode_video(model.normalize(frames, mask), mask)
             text = model.encode_text(*tokenizer(split.captions, ARCHITECTURE.context_length))
         scores = cosine_scores(text, video)
         chance = 100 * 5 / len(split.video_ids)

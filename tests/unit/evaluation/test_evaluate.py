@@ -65,7 +65,7 @@ def test_a_bad_clip_stops_the_loader_with_its_own_words() -> None:
 
 def test_pixels_are_normalized_and_padding_is_zero() -> None:
     pixels = torch.full((1, 2, 3, 2, 2), 255, dtype=torch.uint8)
-    out = normalize(pixels, torch.tensor([[True, False]]), "cpu")
+    out = normalize(pixels, torch.tensor([[True, False]]), "cpu", CLIP_MEAN, CLIP_STD)
     want = [(1 - mean) / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]
     assert out[0, 0, :, 0, 0].tolist() == pytest.approx(want, abs=1e-6)
     assert (out[0, 1] == 0).all()
