@@ -83,15 +83,6 @@ class VideoFolderDataset(VideoFiles, ABC):
         seed = _own_seed(seed, video_id)
         return load_clip(self.video_path(video_id), spec, seed, first_seconds=self.first_seconds)
 
-    def seconds(self, video_id: str) -> float:
-        """Return the length of a video by its packets, in seconds; nothing is decoded.
-
-        Raises:
-            VideoError: the file is missing or cannot be read.
-        """
-        index = scan(self.video_path(video_id))
-        return index.count / index.fps if index.even else index.span_s + 1 / index.fps
-
     def stored_frames(self, video_id: str, spec: FrameSpec) -> Frames:
         return stored_frames(self.video_path(video_id), spec, first_seconds=self.first_seconds)
 
@@ -101,6 +92,27 @@ class VideoFolderDataset(VideoFiles, ABC):
     def pixel_versions(self, spec: FrameSpec) -> Mapping[str, str]:
         check_sampler(spec.sampler)
         return versions(spec.decoder)
+
+    def files(self) -> Iterator[Path]:
+        """Yield every video file below the folder that is not hidden, whatever its name is.
+
+        Raises:
+            UsageError: a folder below cannot be read.
+        """
+        return walk_videos(self.root, hidden=False)
+
+    def file_clip(self, path: Path, spec: FrameSpec) -> Clip:
+        """Return ``frames`` of a whole file that need not be in the folder; errors as there."""
+        return load_clip(path, spec)[:2]
+
+    def file_seconds(self, path: Path) -> float:
+        """Return the length of a file by its packets, in seconds; nothing is decoded.
+
+        Raises:
+            VideoError: the file is missing or cannot be read.
+        """
+        index = scan(path)
+        return index.count / index.fps if index.even else index.span_s + 1 / index.fps
 
     def video_path(self, video_id: str) -> Path:
         """Return the file of a video.

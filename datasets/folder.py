@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tvrbench.datasets.base import VideoFolderDataset, walk_videos
 from tvrbench.datasets.decoding import VideoError
@@ -38,10 +37,6 @@ class FolderDataset(VideoFolderDataset):
         """Every video file, whether it has a caption or not, sorted."""
         return tuple(self._paths)
 
-    def files(self) -> Iterator[Path]:
-        """Yield every video file, whatever its name is; UsageError for a folder that cannot be read."""
-        return walk_videos(self.root, hidden=False)
-
     def split(self, name: str) -> Split:
         """Return the named split.
 
@@ -52,17 +47,15 @@ class FolderDataset(VideoFolderDataset):
         raise UsageError(message, code="annotation.missing", split=name)
 
     def video_path(self, video_id: str) -> Path:
-        """Return the file of a video; the folder is searched only for a name in another spelling of Unicode.
+        """Return the file of a video.
 
         Raises:
             VideoError: there is none.
         """
-        plain, path = PurePosixPath(video_id), self._default_path(video_id)
-        if plain.is_absolute() or ".." in plain.parts or not path.is_file():
-            path = self._paths.get(video_id, path)
-            if video_id not in self._paths or not path.is_file():
-                message = f"there is no video file {path}; copy it there"
-                raise VideoError(message, code="video.missing", video=str(path))
+        path = self._paths.get(video_id)
+        if path is None or not path.is_file():
+            path = self._default_path(video_id)
+            raise VideoError(f"there is no video file {path}; copy it there", code="video.missing", video=str(path))
         return path
 
     def _default_path(self, video_id: str) -> Path:

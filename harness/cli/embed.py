@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import Assignments, Device, Json, parse_assignments, pick_device
@@ -33,6 +34,7 @@ class Embed:
             that ships weights, for example standin.
         checkpoint: A trained model, of a run or released by a paper.
         backbone: ViT-B-32 (the default for openai and random weights), ViT-B-16 or ViT-L-14.
+        activation: quick_gelu or gelu, where no config beside the weights says it.
         assignments: A method option, for example --set r=2; may be repeated.
         frames: Frames per video; by default the checkpoint's, or 12.
         sampler: Frame sampler: tempme, clip4clip or centerclip.
@@ -48,6 +50,7 @@ class Embed:
     weights: str | None = None
     checkpoint: Path | None = None
     backbone: str | None = None
+    activation: Activation | None = None
     assignments: Assignments = ()
     frames: int | None = None
     sampler: str = "tempme"
@@ -73,8 +76,15 @@ class Embed:
         dataset = open_folder(self.folder)
         spec = FrameSpec(sampler=self.sampler, **({"decoder": self.decoder} if self.decoder else {}))
         dataset.pixel_versions(spec)  # an unknown sampler or decoder is found before the model is loaded
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        source = ModelSource(weights=self.weights, checkpoint=checkpoint, backbone=self.backbone)
+        if spec.random:
+            message = f"sampler {spec.sampler} draws frames at random, so no index can be kept; choose another"
+            raise UsageError(message, code="embed.random-sampler", sampler=spec.sampler)
+        source = ModelSource(
+            weights=self.weights,
+            checkpoint=self.checkpoint and str(self.checkpoint),
+            backbone=self.backbone,
+            activation=self.activation,
+        )
         settings = ModelSettings(
             method=self.method,
             options=parse_assignments(self.assignments),
@@ -84,8 +94,8 @@ class Embed:
             precision=self.precision,
         )
         encoder = load_encoder(source, settings, pick_device(self.device))
-        if not encoder.trained:
-            say(f"{encoder.identity.method} is not trained: without --checkpoint its new parameters are as they start")
+        for note in encoder.notes:
+            say(note)
         base = index_base(self.folder, self.index)
         try:
             with Bar() as bar:

@@ -53,14 +53,15 @@ class Search:
     def run(self) -> None:
         """Print the closest videos."""
         self._check()
+        from tvrbench.harness.search.encoder import ModelSource
         from tvrbench.harness.search.files import find_changes, open_folder
         from tvrbench.harness.search.index import find_index, open_index
         from tvrbench.harness.search.query import hit_json, load_index_encoder, search, shown_frames
         from tvrbench.harness.search.text import clock, encodable, printable
 
         dataset, index = open_folder(self.folder), open_index(find_index(self.folder, self.index))
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        encoder = load_index_encoder(index, pick_device(self.device), self.weights, checkpoint)
+        moved = ModelSource(weights=self.weights, checkpoint=self.checkpoint and str(self.checkpoint))
+        encoder = load_index_encoder(index, pick_device(self.device), moved)
         query = self._encode(encoder, dataset)
         hits, changes = search(index, query.feature, self.top), find_changes(dataset, index)
         notes = []
@@ -114,5 +115,5 @@ class Search:
         if self.image is not None:
             return image_query(encoder, dataset, self.image)
         if self.video is not None:
-            return video_query(encoder, self.video)
+            return video_query(encoder, dataset, self.video)
         return text_query(encoder, self.query or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,7 +106,7 @@ def embed_folder(
             width = encoder.model.clip.arch.embed_dim
             with IndexWriter(folder, header, old, changes.kept, len(wanted), width) as writer:
                 counts, failed = _add_all(writer, dataset, encoder, old, wanted, batch, progress)
-        (folder / MANIFEST).touch()  # the index that was asked for last is the newest
+        os.utime(folder / MANIFEST, ns=(time.time_ns(),) * 2)  # the index that was asked for last is the newest
     failed |= {entry.file: entry.error for entry in changes.kept if entry.error is not None}
     kept = sum(entry.row is not None for entry in changes.kept)
     return EmbedReport(
@@ -212,7 +213,7 @@ def _read(dataset: VideoFolder, spec: FrameSpec, same: Mapping[str, IndexEntry],
         stamp = replace(stamp, sha256=file_sha256(path))
         if stamp.sha256 in same:
             return _Read(file=file, stamp=stamp, same=same[stamp.sha256])
-        clip, seconds = dataset.frames(file, spec), dataset.seconds(file)
+        clip, seconds = dataset.file_clip(path, spec), dataset.file_seconds(path)
     except Exception as error:  # noqa: BLE001 - whatever one file does to a decoder, the others are to be encoded
         return _Read(file=file, stamp=stamp, error=_reason(error, path))
     if stat_of(path) != stamp.stat:

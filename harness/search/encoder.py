@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.data.types import Clip, FrameSpec
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer, tokenizer_for
@@ -39,11 +39,13 @@ class ModelSource:
         weights: as for ``load_model``, or a data set that ships weights; None if the checkpoint holds them.
         checkpoint: a trained model.
         backbone: a preset; None if the weights determine it.
+        activation: over what the weights' own sources state; None for theirs.
     """
 
     weights: str | None = None
     checkpoint: str | None = None
     backbone: str | None = None
+    activation: Activation | None = None
 
     def absolute(self) -> ModelSource:
         """The same source for a command that runs in another folder."""
@@ -81,13 +83,17 @@ class ModelIdentity:
     Attributes:
         weights: the name of weights that are no file, for example ``random:0``.
         weights_sha256, checkpoint_sha256: of the files.
+        tokenizer: its name, see ``Tokenizer``.
     """
 
     method: str
     options: dict[str, Any]
     backbone: str
-    activation: str
+    activation: Activation
     image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokenizer: str
     frames: int
     sampler: str
     decoder: str
@@ -126,13 +132,13 @@ class Encoder:
         model: in evaluation mode.
         tokenizer: of its weights.
         identity: of its features.
-        trained: False for a method that learns, but was given no checkpoint.
+        notes: what to know about how it was read.
     """
 
     model: RetrievalModel
     tokenizer: Tokenizer
     identity: ModelIdentity
-    trained: bool
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def spec(self) -> FrameSpec:
@@ -144,8 +150,8 @@ class Encoder:
     def encode_clips(self, clips: list[Clip]) -> Features:
         """Clips (pixels [T, 3, S, S], mask [T]) -> features [B, E], not normalized."""
         pixels, mask = (torch.from_numpy(np.stack(part)) for part in zip(*clips, strict=True))
-        device = self.model.clip.logit_scale.device
-        features = self.model.encode_video(normalize(pixels, mask, device), mask.to(device))
+        frames = self.model.normalize(pixels, mask)
+        features = self.model.encode_video(frames, mask.to(frames.device))
         return features.float().cpu().numpy().astype(self.identity.precision)
 
     @torch.inference_mode()
@@ -177,16 +183,19 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     shipped, trains = _shipped(source.weights), method_class(name).card.trains
     path = str(shipped or source.weights or DEFAULT_WEIGHTS)
     backbone = source.backbone or (None if scored or Path(path).exists() else DEFAULT_BACKBONE)
-    weights = scored.base if scored and scored.base else load_weights(path, backbone)
+    weights = scored.base if scored and scored.base else load_weights(path, backbone, source.activation)
     model = load_model(
         name,
         backbone=backbone,
         weights=None if scored and scored.base else path,
         checkpoint=scored.path if scored else None,
+        activation=source.activation,
         frames=_frames(settings, scored),
         device=device,
         **((method_class(name).card.tiny if shipped and not scored else {}) | dict(settings.options)),
     )
+    # A checkpoint lacks the word list of small weights, so it may take that of the data set that ships them.
+    tokenizer = tokenizer_for(replace(weights, folder=shipped.parent) if shipped else weights)
     arch = model.clip.arch
     identity = ModelIdentity(
         method=name,
@@ -194,6 +203,9 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
         backbone=vision_name(arch),
         activation=arch.activation,
         image_size=arch.image_size,
+        mean=arch.mean,
+        std=arch.std,
+        tokenizer=tokenizer.name,
         frames=model.frames,
         sampler=settings.sampler,
         decoder=settings.decoder,
@@ -202,9 +214,9 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
         weights_sha256=weights.sha256,
         checkpoint_sha256=scored.sha256 if scored else None,
     )
-    # A checkpoint lacks the word list of small weights, so it may take that of the data set that ships them.
-    tokenizer = tokenizer_for(replace(weights, folder=shipped.parent) if shipped else weights)
-    return Encoder(model=model, tokenizer=tokenizer, identity=identity, trained=scored is not None or not trains)
+    untrained = f"{name} is not trained: without a checkpoint its new parameters are as they start"
+    notes = (*weights.notes, untrained) if trains and scored is None else weights.notes
+    return Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
 
 
 def _plain_clip() -> str:
@@ -215,7 +227,7 @@ def _plain_clip() -> str:
 def _checkpoint(source: ModelSource, settings: ModelSettings) -> EvalCheckpoint | None:
     if source.checkpoint is None:
         return None
-    scored = open_checkpoint(Path(source.checkpoint), [settings.method] if settings.method else [])
+    scored = open_checkpoint(Path(source.checkpoint), [settings.method] if settings.method else [], source.activation)
     if scored.base and source.weights and not _shipped(source.weights):
         message = f"--checkpoint {scored.path.name} holds all weights of its model: leave --weights out"
         raise UsageError(message, code="checkpoint.weights")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tvrbench.harness.data.open import open_dataset
-from tvrbench.harness.data.types import VideoFiles
+from tvrbench.harness.data.types import Clip, FrameSpec, VideoFiles
 from tvrbench.harness.search.index import IndexEntry, VideoIndex
 
 DATASET = "folder"  # the data set whose videos are the files of a folder
@@ -17,14 +17,18 @@ Stat = tuple[int, int, int]
 
 @runtime_checkable
 class VideoFolder(VideoFiles, Protocol):
-    """A data set of all video files below a folder; a video's id is its POSIX path relative to the folder."""
+    """A data set of video files, which can also be read by their paths."""
 
     def files(self) -> Iterator[Path]:
         """Yield the files, whatever their names are; UsageError for a folder that cannot be read."""
         ...
 
-    def seconds(self, video_id: str) -> float:
-        """Return the length of a video, without decoding it; UsageError for a bad file."""
+    def file_clip(self, path: Path, spec: FrameSpec) -> Clip:
+        """Return the frames and mask of any video file; UsageError for a bad one."""
+        ...
+
+    def file_seconds(self, path: Path) -> float:
+        """Return the length of a video file, without decoding it; UsageError for a bad one."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Clip, Frames, FrameSpec
 from tvrbench.harness.evaluation.metrics import cosine_scores
 from tvrbench.harness.search.encoder import Encoder, Features, ModelSource, load_encoder
-from tvrbench.harness.search.files import VideoFolder, open_folder
+from tvrbench.harness.search.files import VideoFolder
 from tvrbench.harness.search.index import BLOCK, IndexEntry, VideoIndex
 from tvrbench.harness.search.text import encodable
 
@@ -51,22 +51,21 @@ class Hit:
     entry: IndexEntry
 
 
-def load_index_encoder(index: VideoIndex, device: str, weights: str | None, checkpoint: str | None) -> Encoder:
+def load_index_encoder(index: VideoIndex, device: str, moved: ModelSource | None = None) -> Encoder:
     """Load the model of an index.
 
     Args:
         index: names its model.
         device: to run it on.
-        weights, checkpoint: its files if they have moved.
+        moved: its files if they have moved.
 
     Raises:
         UsageError: as ``load_encoder``; or another model than that of the index.
     """
     header = index.header
-    given = {name: value for name, value in (("weights", weights), ("checkpoint", checkpoint)) if value is not None}
-    source: ModelSource = replace(header.source, **given)
+    given = {name: value for name, value in asdict(moved or ModelSource()).items() if value is not None}
     try:
-        encoder = load_encoder(source, header.model.settings(), device)
+        encoder = load_encoder(replace(header.source, **given), header.model.settings(), device)
     except UsageError as error:
         where = f"the model of the index {index.folder} cannot be loaded"
         message = f"{where}: {error}; if its files have moved, give --weights or --checkpoint"
@@ -98,9 +97,9 @@ def image_query(encoder: Encoder, dataset: VideoFolder, path: Path) -> Query:
     return _of_clip(encoder, "image", path, clip, pixels[:1])
 
 
-def video_query(encoder: Encoder, path: Path) -> Query:
+def video_query(encoder: Encoder, dataset: VideoFolder, path: Path) -> Query:
     """Encode a video file; UsageError for a bad one."""
-    pixels, mask = open_folder(path.parent).frames(path.name, encoder.spec)
+    pixels, mask = dataset.file_clip(path, encoder.spec)
     return _of_clip(encoder, "video", path, (pixels, mask), pixels[mask])
 
 
@@ -155,7 +154,7 @@ def read_picture(path: Path) -> Frames:
 def shown_frames(dataset: VideoFolder, spec: FrameSpec, entry: IndexEntry) -> Frames | None:
     """Frames of a hit, uint8 [t, 3, S, S], without padding; None if the file cannot be read any more."""
     try:
-        pixels, mask = dataset.frames(entry.file, spec)
+        pixels, mask = dataset.file_clip(dataset.root / entry.file, spec)
     except (UsageError, OSError):
         return None
     kept: Frames = pixels[mask]

@@ -159,6 +159,7 @@ def test_bad_queries_exit_with_2(
         (("--method", "tempmee"), "registry.unknown"),
         (("--frames", "0"), "frames.range"),
         (("--sampler", "every"), "sampler.unknown"),
+        (("--sampler", "centerclip-train"), "embed.random-sampler"),
         (("--decoder", "every"), "decoder.unknown"),
         (("--batch", "0"), "option.range"),
         (("--set", "r"), "option.assignment"),

@@ -108,7 +108,7 @@ def test_a_broken_file_is_named_remembered_and_tried_again_once_it_changes(
         raise AssertionError("nothing is read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderDataset, "frames", refuse)
+        patch.setattr(FolderDataset, "file_clip", refuse)
         again = embed(tmp_path, encoder)
     assert (counts(again), set(again.failed)) == ((0, 0, 1, 0), set(broken))
     (tmp_path / "cut.mp4").write_bytes(whole + b"\0")  # repaired, and not the same bytes as the other
@@ -121,17 +121,17 @@ def test_a_file_that_is_still_being_written_is_named_and_not_remembered(
     demo: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = copy_clips(demo, tmp_path, 2)
-    decode = FolderDataset.frames
+    decode = FolderDataset.file_clip
 
-    def growing(self: FolderDataset, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
-        clip = decode(self, video_id, spec, seed)
-        if video_id == names[0]:
-            with self.video_path(video_id).open("ab") as file:
+    def growing(self: FolderDataset, path: Path, spec: FrameSpec) -> Clip:
+        clip = decode(self, path, spec)
+        if path.name == names[0]:
+            with path.open("ab") as file:
                 file.write(b"\0")
         return clip
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderDataset, "frames", growing)
+        patch.setattr(FolderDataset, "file_clip", growing)
         report = embed(tmp_path, encoder)
     assert (report.videos, set(report.failed)) == (1, {names[0]})
     assert counts(embed(tmp_path, encoder)) == (1, 0, 1, 0)
@@ -142,14 +142,14 @@ def test_whatever_one_file_does_to_the_decoder_the_others_are_encoded(
     demo: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     names = copy_clips(demo, tmp_path, 3)
-    decode = FolderDataset.frames
+    decode = FolderDataset.file_clip
 
-    def failing(self: FolderDataset, video_id: str, spec: FrameSpec, seed: int = 0) -> Clip:
-        if video_id == names[1]:
+    def failing(self: FolderDataset, path: Path, spec: FrameSpec) -> Clip:
+        if path.name == names[1]:
             raise error
-        return decode(self, video_id, spec, seed)
+        return decode(self, path, spec)
 
-    monkeypatch.setattr(FolderDataset, "frames", failing)
+    monkeypatch.setattr(FolderDataset, "file_clip", failing)
     report = embed(tmp_path, encoder)
     assert (report.videos, set(report.failed)) == (2, {names[1]})
     assert report.failed[names[1]]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from search_folder import SETTINGS, copy_clips, embed, make_encoder, opened, row_of
 
 from tvrbench.datasets.standin.dataset import StandIn
-from tvrbench.harness.data.frame_loader import FrameLoader, normalize
+from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.evaluate import evaluate
 from tvrbench.harness.models.checkpoint import save_checkpoint
@@ -105,7 +105,7 @@ def test_a_picture_is_a_video_that_shows_nothing_else(demo: Path, encoder: Encod
     query = image_query(encoder, open_folder(demo), tmp_path / "a.png")
     pixels = torch.from_numpy(picture.transpose(2, 0, 1)[None, None])
     with torch.inference_mode():
-        feature = encoder.model.clip.encode_image(normalize(pixels, torch.ones(1, 1), "cpu")[0]).numpy()
+        feature = encoder.model.clip.encode_image(encoder.model.normalize(pixels, torch.ones(1, 1))[0]).numpy()
     unit = [each / np.linalg.norm(each) for each in (query.feature, feature)]
     np.testing.assert_allclose(*unit, atol=1e-6)
     assert query.frames is not None
@@ -121,12 +121,11 @@ def test_every_kind_of_method_takes_words_pictures_and_videos(demo: Path, tmp_pa
     index = opened(tmp_path)
     assert len(search(index, image_query(encoder, open_folder(tmp_path), tmp_path / "a.jpg").feature, 5)) == 3
     assert len(search(index, text_query(encoder, "a red star").feature, 5)) == 3
-    hit = search(index, video_query(encoder, tmp_path / name).feature, 1)[0]
+    query = video_query(encoder, open_folder(tmp_path), tmp_path / name)
+    hit = search(index, query.feature, 1)[0]
     assert hit.entry.file == name
     assert hit.score == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(
-        index.features[row_of(index, name)], video_query(encoder, tmp_path / name).feature[0], atol=1e-5
-    )
+    np.testing.assert_allclose(index.features[row_of(index, name)], query.feature[0], atol=1e-5)
 
 
 def test_pictures_are_upright_and_rgb(tmp_path: Path) -> None:
@@ -165,7 +164,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_video_is_refused(encoder: Encoder, tmp_path: Path, name: str) -> None:
     (tmp_path / "text.mp4").write_bytes(b"text")
     with raises("video.missing" if name == "absent.mp4" else "video.unreadable"):
-        video_query(encoder, tmp_path / name)
+        video_query(encoder, open_folder(tmp_path), tmp_path / name)
 
 
 def test_a_checkpoint_is_searched_with_its_own_options(demo: Path, tmp_path: Path) -> None:
@@ -174,10 +173,10 @@ def test_a_checkpoint_is_searched_with_its_own_options(demo: Path, tmp_path: Pat
     save_checkpoint(trained.model, file)
     source = ModelSource(weights="standin", checkpoint=str(file))  # the word list is that of the stand-in's weights
     encoder = make_encoder(source)
-    assert (encoder.identity.method, encoder.trained) == ("tempme", True)
+    assert (encoder.identity.method, encoder.notes) == ("tempme", ())
     copy_clips(demo, tmp_path / "root", 2)
     embed(tmp_path / "root", encoder, source)
-    again = load_index_encoder(opened(tmp_path / "root"), "cpu", None, None)
+    again = load_index_encoder(opened(tmp_path / "root"), "cpu")
     assert again.identity == encoder.identity
     with raises("checkpoint.frames"):
         make_encoder(source, replace(SETTINGS, frames=6))
@@ -195,20 +194,20 @@ def test_the_model_must_be_that_of_the_index(
     shutil.copy(StandIn.weights_path, file)
     shutil.copy(StandIn.weights_path.with_name("vocab.txt"), file.with_name("vocab.txt"))
     monkeypatch.chdir(tmp_path)
-    source = ModelSource(weights="model/clip.safetensors")
+    source = ModelSource(weights="model/clip.safetensors", activation="quick_gelu")
     copy_clips(demo, tmp_path / "root", 2)
     embed(tmp_path / "root", make_encoder(source), source)
     monkeypatch.chdir(tmp_path / "root")  # the index holds an absolute path
     index = opened(tmp_path / "root")
-    assert load_index_encoder(index, "cpu", None, None).identity == index.header.model
+    assert load_index_encoder(index, "cpu").identity == index.header.model
 
     file.parent.rename(tmp_path / "moved")
     with raises("index.model", cause="weights.missing"):
-        load_index_encoder(index, "cpu", None, None)
+        load_index_encoder(index, "cpu")
     moved = tmp_path / "moved" / "clip.safetensors"
-    assert load_index_encoder(index, "cpu", str(moved), None).identity == index.header.model
+    assert load_index_encoder(index, "cpu", ModelSource(weights=str(moved))).identity == index.header.model
 
     changed: dict[str, Any] = {key: tensor + 1e-3 for key, tensor in make_encoder().model.clip.state_dict().items()}
     save_file(changed, moved)
     with raises("index.other-model", differing=["weights_sha256"]):
-        load_index_encoder(index, "cpu", str(moved), None)
+        load_index_encoder(index, "cpu", ModelSource(weights=str(moved)))
