@@ -93,27 +93,6 @@ class VideoFolderDataset(VideoFiles, ABC):
         check_sampler(spec.sampler)
         return versions(spec.decoder)
 
-    def files(self) -> Iterator[Path]:
-        """Yield every video file below the folder that is not hidden, whatever its name is.
-
-        Raises:
-            UsageError: a folder below cannot be read.
-        """
-        return walk_videos(self.root, hidden=False)
-
-    def file_clip(self, path: Path, spec: FrameSpec) -> Clip:
-        """Return ``frames`` of a whole file that need not be in the folder; errors as there."""
-        return load_clip(path, spec)[:2]
-
-    def file_seconds(self, path: Path) -> float:
-        """Return the length of a file by its packets, in seconds; nothing is decoded.
-
-        Raises:
-            VideoError: the file is missing or cannot be read.
-        """
-        index = scan(path)
-        return index.count / index.fps if index.even else index.span_s + 1 / index.fps
-
     def video_path(self, video_id: str) -> Path:
         """Return the file of a video.
 
@@ -141,6 +120,27 @@ class VideoFolderDataset(VideoFiles, ABC):
             if progress is not None:
                 progress(done, len(video_ids))
         return faults
+
+    def files(self) -> Iterator[Path]:
+        """Yield every video file below the folder that is not hidden, whatever its name is.
+
+        Raises:
+            UsageError: a folder below cannot be read.
+        """
+        return walk_videos(self.root, hidden=False)
+
+    def file_clip(self, path: Path, spec: FrameSpec) -> Clip:
+        """Return ``frames`` of a whole file that need not be in the folder; errors as there."""
+        return load_clip(path, spec)[:2]
+
+    def file_seconds(self, path: Path) -> float:
+        """Return the length of a file by its packets, in seconds; nothing is decoded.
+
+        Raises:
+            VideoError: the file is missing or cannot be read.
+        """
+        index = scan(path)
+        return index.count / index.fps if index.even else index.span_s + 1 / index.fps
 
     def examine_videos(
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None

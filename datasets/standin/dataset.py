@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tvrbench.datasets.msrvtt import MSRVTT, Record
-from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate, write_demo
+from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
 from tvrbench.harness.core.errors import UsageError
 
 
@@ -68,11 +68,6 @@ class StandIn(MSRVTT):
         super().__init__(root, expected=None if settings == DEFAULT else {})
         self.settings = settings
 
-    @staticmethod
-    def write_demo(folder: Path) -> int:
-        """Write some clips into a folder, for a first search; returns their number."""
-        return write_demo(folder)
-
     def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
         """Captions of the test split that need no order, and those that only the order distinguishes."""
         if split_name != "test-1ka":
@@ -95,3 +90,10 @@ class StandIn(MSRVTT):
     @cached_property
     def _clips(self) -> dict[str, Clip]:
         return {clip.video_id: clip for clip in clips(self.settings)}
+
+    @staticmethod
+    def write_demo(folder: Path) -> int:
+        """Write some clips into a folder, for a first search; returns their number."""
+        from tvrbench.datasets.standin.demo import write_demo  # opening the data set does not need it
+
+        return write_demo(folder)

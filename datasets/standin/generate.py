@@ -25,7 +25,6 @@ from rich.progress import track
 from tvrbench.datasets.standin.render import EVENT_FRAMES, SIDE, render, swap
 from tvrbench.datasets.standin.scenes import Scene, draw_scenes
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import atomic_path
 
 VERSION = 1  # increase it with every change that affects the generated data
 MARKER = "standin.json"
@@ -109,38 +108,15 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], quantizer: int) -> None:
         container.mux(stream.encode(None))
 
 
-def write_demo(folder: Path, count: int = 60) -> int:
-    """Write some clips of the test split, named by their captions, to look at and to search; returns their number.
-
-    Raises:
-        UsageError: the folder holds anything else, or cannot be written.
-    """
-    chosen = [clip for clip in clips(DEFAULT) if clip.split == "test" and not clip.order_only][:count]
-    names = {f"{clip.caption}.mp4": clip for clip in chosen}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(path.name not in names and path.name[0] != "." for path in folder.iterdir()):
-            message = f"{folder} holds other files; give an empty or new folder"
-            raise UsageError(message, code="standin.foreign-folder", root=str(folder))
-        _check_encoder()
-        for name, clip in names.items():
-            if not (folder / name).exists():
-                with atomic_path(folder / name) as draft:
-                    encode(draft, render(clip.scene), DEFAULT.quantizer)
-    except OSError as error:
-        message = f"cannot write clips to {folder} ({error.strerror or error}); give another folder"
-        raise UsageError(message, code="io.write", path=str(folder)) from error
-    return len(names)
-
-
-def _check_encoder() -> None:
+def check_encoder() -> None:
+    """Raise UsageError if this PyAV cannot write the clips."""
     if "libx264" not in av.codecs_available:
         message = "this build of PyAV lacks the H.264 encoder libx264, which the stand-in needs; install PyAV from PyPI"
         raise UsageError(message, code="standin.no-encoder")
 
 
 def _write_all(folder: Path, settings: Settings) -> None:
-    _check_encoder()
+    check_encoder()
     wanted, console = clips(settings), Console(stderr=True)
     (folder / "videos").mkdir()
     frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from tvrbench.harness.cli.data_demo import Demo
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed, UsageError
@@ -247,22 +248,6 @@ class Cache(_OnFrames):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Write 60 generated clips into a folder, each named by what it shows, to try tvrbench embed and search on.
-
-    Attributes:
-        folder: An empty or new folder.
-    """
-
-    folder: Annotated[Positional[Path], arg(metavar="DIR")]
-
-    def run(self) -> None:
-        """Write the clips that are not there yet."""
-        source = registry.lookup(registry.matching("datasets", generated=True)[0], "datasets")
-        print(f"{self.folder}: {source.write_demo(self.folder)} clips")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Download(_OnDataset):
     """Download the published files of a data set, and print the steps that must be done by hand.
 
@@ -380,8 +365,8 @@ DataCommand = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Decoders, subcommand("decoders")]
     | Annotated[Cache, subcommand("cache")]
-    | Annotated[Demo, subcommand("demo")]
     | Annotated[Download, subcommand("download")]
+    | Annotated[Demo, subcommand("demo")]
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from search_folder import make_encoder
 
-from tvrbench.datasets.standin.generate import write_demo
+from tvrbench.datasets.standin.demo import write_demo
 from tvrbench.harness.search.encoder import Encoder
 
 
