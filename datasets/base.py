@@ -121,7 +121,7 @@ class VideoFolderDataset(VideoFiles, ABC):
                 progress(done, len(video_ids))
         return faults
 
-    def files(self) -> Iterator[Path]:
+    def file_paths(self) -> Iterator[Path]:
         """Yield every video file below the folder that is not hidden, whatever its name is.
 
         Raises:

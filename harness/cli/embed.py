@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,14 +74,15 @@ class Embed:
         from tvrbench.harness.search.text import encodable, printable
 
         dataset = open_folder(self.folder)
-        spec = FrameSpec(sampler=self.sampler, **({"decoder": self.decoder} if self.decoder else {}))
+        spec = FrameSpec(sampler=self.sampler)
+        spec = spec if self.decoder is None else replace(spec, decoder=self.decoder)
         dataset.pixel_versions(spec)  # an unknown sampler or decoder is found before the model is loaded
         if spec.random:
             message = f"sampler {spec.sampler} draws frames at random, so no index can be kept; choose another"
             raise UsageError(message, code="embed.random-sampler", sampler=spec.sampler)
         source = ModelSource(
             weights=self.weights,
-            checkpoint=self.checkpoint and str(self.checkpoint),
+            checkpoint=None if self.checkpoint is None else str(self.checkpoint),
             backbone=self.backbone,
             activation=self.activation,
         )

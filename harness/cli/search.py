@@ -60,7 +60,8 @@ class Search:
         from tvrbench.harness.search.text import clock, encodable, printable
 
         dataset, index = open_folder(self.folder), open_index(find_index(self.folder, self.index))
-        moved = ModelSource(weights=self.weights, checkpoint=self.checkpoint and str(self.checkpoint))
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        moved = ModelSource(weights=self.weights, checkpoint=checkpoint)
         encoder = load_index_encoder(index, pick_device(self.device), moved)
         query = self._encode(encoder, dataset)
         hits, changes = search(index, query.feature, self.top), find_changes(dataset, index)

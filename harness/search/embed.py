@@ -20,7 +20,6 @@ from tvrbench.harness.data.types import Clip, FrameSpec, Progress
 from tvrbench.harness.search.encoder import Encoder, ModelSource
 from tvrbench.harness.search.files import VideoFolder, find_changes, stat_of
 from tvrbench.harness.search.index import (
-    FORMAT,
     MANIFEST,
     Header,
     IndexEntry,
@@ -86,7 +85,7 @@ def embed_folder(
         CheckFailed: no video could be encoded.
     """
     folder = base / encoder.identity.name
-    if next(dataset.files(), None) is None:
+    if next(dataset.file_paths(), None) is None:
         message = f"there is no video file in {dataset.root}: name a folder that holds some, at any depth"
         raise UsageError(message, code="index.no-videos", folder=str(dataset.root))
     with locked(folder):
@@ -97,7 +96,6 @@ def embed_folder(
         counts = {"encoded": 0, "reused": 0}
         if changes or old is None:
             header = Header(
-                format=FORMAT,
                 model=encoder.identity,
                 source=source.absolute(),
                 root=os.path.relpath(dataset.root.resolve(), folder.resolve()),

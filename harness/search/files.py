@@ -19,7 +19,7 @@ Stat = tuple[int, int, int]
 class VideoFolder(VideoFiles, Protocol):
     """A data set of video files, which can also be read by their paths."""
 
-    def files(self) -> Iterator[Path]:
+    def file_paths(self) -> Iterator[Path]:
         """Yield the files, whatever their names are; UsageError for a folder that cannot be read."""
         ...
 
@@ -63,7 +63,7 @@ def find_changes(dataset: VideoFolder, index: VideoIndex | None) -> Changes:
     """Compare a folder with its index by the size and times of the files; no file is read."""
     known: Mapping[str, IndexEntry] = index.entries if index else {}
     changes, present = Changes(), set[str]()
-    for path in dataset.files():
+    for path in dataset.file_paths():
         file = path.relative_to(dataset.root).as_posix()
         present.add(file)
         entry = known.get(file)

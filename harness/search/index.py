@@ -15,7 +15,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -32,7 +32,6 @@ from tvrbench.harness.core.io import atomic_path
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.search.encoder import Features, ModelIdentity, ModelSource
 
-FORMAT = "tvrbench-index-1"
 MANIFEST = "manifest.jsonl"
 FOLDER = ".tvrbench"  # in the folder of videos, unless another place is given
 BLOCK = 16_384  # rows held in memory at a time
@@ -67,13 +66,14 @@ class Header:
         source: where it was read from.
         root: the folder of videos, relative to the index.
         array: the file of features.
+        format: of the files; to be raised when they change, or what the features depend on.
     """
 
-    format: Literal["tvrbench-index-1"]
     model: ModelIdentity
     source: ModelSource
     root: str
     array: str
+    format: Literal["tvrbench-index-1"] = "tvrbench-index-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,11 @@ class VideoIndex:
     def encoded(self) -> list[IndexEntry]:
         """The files that have a feature, in order of their names."""
         return sorted((e for e in self.entries.values() if e.row is not None), key=lambda e: e.file)
+
+
+def rows_of(entries: Iterable[IndexEntry]) -> list[int]:
+    """The rows of the files that have one."""
+    return [entry.row for entry in entries if entry.row is not None]
 
 
 def index_base(root: Path, given: Path | None) -> Path:
@@ -186,7 +191,7 @@ class IndexWriter:
         for stale in folder.glob("features-*.npy"):  # of killed writers
             if old is None or stale.name != old.header.array:
                 stale.unlink()
-        dtype, stay = np.dtype(header.model.precision), [e for e in kept if e.row is not None]
+        dtype, stay = np.dtype(header.model.precision), rows_of(kept)
         shape = (max(1, len(stay) + more), width)
         np.lib.format.open_memmap(array, mode="w+", dtype=dtype, shape=shape)
         # Written through a file: a full disk is an error there, and a signal that kills the process in a memory map.
@@ -194,7 +199,7 @@ class IndexWriter:
         self._rows.seek(array.stat().st_size - shape[0] * width * dtype.itemsize)
         for start in range(0, len(stay), BLOCK):
             assert old is not None, "entries that stay are those of an index"
-            self._rows.write(old.features[[e.row for e in stay[start : start + BLOCK]]].tobytes())
+            self._rows.write(old.features[stay[start : start + BLOCK]].tobytes())
         _sync(self._rows)
         with atomic_path(folder / MANIFEST) as draft, draft.open("wb") as file:
             file.write(_line(asdict(replace(header, array=array.name))))

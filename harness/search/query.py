@@ -16,7 +16,7 @@ from tvrbench.harness.data.types import Clip, Frames, FrameSpec
 from tvrbench.harness.evaluation.metrics import cosine_scores
 from tvrbench.harness.search.encoder import Encoder, Features, ModelSource, load_encoder
 from tvrbench.harness.search.files import VideoFolder
-from tvrbench.harness.search.index import BLOCK, IndexEntry, VideoIndex
+from tvrbench.harness.search.index import BLOCK, IndexEntry, VideoIndex, rows_of
 from tvrbench.harness.search.text import encodable
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # formats that run no other program
@@ -115,13 +115,13 @@ def search(index: VideoIndex, feature: Features, top: int) -> list[Hit]:
     if not entries:
         message = f"the index {index.folder} holds no video yet: run tvrbench embed"
         raise UsageError(message, code="index.empty", folder=str(index.folder))
-    rows = 1 + max(entry.row for entry in entries if entry.row is not None)
+    rows = rows_of(entries)
     try:
-        parts = [cosine_scores(feature, block)[0] for block in _blocks(index.features[:rows])]
+        parts = [cosine_scores(feature, block)[0] for block in _blocks(index.features[: max(rows) + 1])]
     except ValueError as error:
         message = f"the index {index.folder} is damaged ({error}): remove that folder and run tvrbench embed again"
         raise UsageError(message, code="index.damaged", folder=str(index.folder)) from None
-    scores: npt.NDArray[np.float64] = np.concatenate(parts)[[entry.row for entry in entries]]
+    scores: npt.NDArray[np.float64] = np.concatenate(parts)[rows]
     best = np.argsort(-scores, kind="stable")[:top].tolist()
     return [Hit(rank=rank, score=float(scores[i]), entry=entries[i]) for rank, i in enumerate(best, start=1)]
 
