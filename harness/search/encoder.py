@@ -21,6 +21,7 @@ from tvrbench.harness.data.types import Clip, FrameSpec
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import load_weights
+from tvrbench.harness.models.checkpoint import method_in
 from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import plain
@@ -227,7 +228,11 @@ def _plain_clip() -> str:
 def _checkpoint(source: ModelSource, settings: ModelSettings) -> EvalCheckpoint | None:
     if source.checkpoint is None:
         return None
-    scored = open_checkpoint(Path(source.checkpoint), [settings.method] if settings.method else [], source.activation)
+    path = Path(source.checkpoint)
+    if settings.method is None and method_in(path) is None:
+        message = f"--checkpoint {path.name} does not name its method: give --method NAME"
+        raise UsageError(message, code="checkpoint.no-method")
+    scored = open_checkpoint(path, [settings.method] if settings.method else [], source.activation)
     if scored.base and source.weights and not _shipped(source.weights):
         message = f"--checkpoint {scored.path.name} holds all weights of its model: leave --weights out"
         raise UsageError(message, code="checkpoint.weights")

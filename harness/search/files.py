@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.open import open_dataset
 from tvrbench.harness.data.types import Clip, FrameSpec, VideoFiles
 from tvrbench.harness.search.index import IndexEntry, VideoIndex
@@ -53,6 +54,9 @@ class Changes:
 
 def open_folder(root: Path) -> VideoFolder:
     """Open a folder of videos; UsageError if it is none."""
+    if not root.is_dir():
+        message = f"{root} is not a folder; name one that holds videos, at any depth"
+        raise UsageError(message, code="search.folder", folder=str(root))
     dataset = open_dataset(DATASET, root)
     if not isinstance(dataset, VideoFolder):
         raise TypeError(f"data set {DATASET} does not list its files")

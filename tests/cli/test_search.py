@@ -182,6 +182,7 @@ def test_folders_without_videos_or_with_none_that_can_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["embed", str(tmp_path / "nowhere"), *STANDIN]) == 2
+    assert "[search.folder]" in capsys.readouterr().err
     assert cli.main(["embed", str(tmp_path), *STANDIN]) == 2
     assert not list(tmp_path.iterdir())
     (tmp_path / "a.mp4").write_bytes(b"x")
