@@ -55,11 +55,12 @@ class Search:
         self._check()
         from tvrbench.harness.search.encoder import ModelSource
         from tvrbench.harness.search.files import find_changes, open_folder
-        from tvrbench.harness.search.index import find_index, open_index
+        from tvrbench.harness.search.index import check_root, find_index, open_index
         from tvrbench.harness.search.query import hit_json, load_index_encoder, search, shown_frames
         from tvrbench.harness.search.text import clock, encodable, printable
 
         dataset, index = open_folder(self.folder), open_index(find_index(self.folder, self.index))
+        check_root(index, self.folder)
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         moved = ModelSource(weights=self.weights, checkpoint=checkpoint)
         encoder = load_index_encoder(index, pick_device(self.device), moved)

@@ -25,6 +25,7 @@ from tvrbench.harness.search.index import (
     IndexEntry,
     IndexWriter,
     VideoIndex,
+    check_root,
     locked,
     open_index,
 )
@@ -82,7 +83,6 @@ def embed_folder(
 
     Raises:
         UsageError: there is no video, the index cannot be written, is being written, or belongs to another folder.
-        CheckFailed: no video could be encoded.
     """
     folder = base / encoder.identity.name
     if next(dataset.file_paths(), None) is None:
@@ -90,7 +90,8 @@ def embed_folder(
         raise UsageError(message, code="index.no-videos", folder=str(dataset.root))
     with locked(folder):
         old = open_index(folder) if (folder / MANIFEST).is_file() else None
-        _check_root(old, dataset.root)
+        if old is not None:
+            check_root(old, dataset.root)
         changes = find_changes(dataset, old)
         wanted, failed = changes.new + changes.changed, dict[str, str]()
         counts = {"encoded": 0, "reused": 0}
@@ -122,13 +123,6 @@ def check_some(report: EmbedReport) -> None:
     if not report.videos:
         message = f"none of the {len(report.failed)} videos can be encoded; replace them, and run the command again"
         raise CheckFailed(message, code="index.all-failed", failed=len(report.failed))
-
-
-def _check_root(old: VideoIndex | None, root: Path) -> None:
-    """UsageError if the index belongs to another folder that still exists; one that has moved is the same folder."""
-    if old is not None and old.root != root.resolve() and old.root.is_dir():
-        message = f"the index {old.folder} belongs to {old.root}, not to {root}: name another place with --index"
-        raise UsageError(message, code="index.other-folder", index=str(old.folder), folder=str(old.root))
 
 
 def _add_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -51,8 +52,8 @@ class ModelSource:
     def absolute(self) -> ModelSource:
         """The same source for a command that runs in another folder."""
         weights = self.weights
-        if weights is not None and weights not in registry.names("datasets") and Path(weights).exists():
-            weights = str(Path(weights).absolute())
+        if weights is not None and weights not in registry.names("datasets") and _on_disk(weights):
+            weights = str(Path(os.path.expanduser(weights)).absolute())  # noqa: PTH111 - as ``load_weights`` does
         return replace(self, weights=weights, checkpoint=self.checkpoint and str(Path(self.checkpoint).absolute()))
 
 
@@ -183,7 +184,7 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     name = scored.method if scored else settings.method or _plain_clip()
     shipped, trains = _shipped(source.weights), method_class(name).card.trains
     path = str(shipped or source.weights or DEFAULT_WEIGHTS)
-    backbone = source.backbone or (None if scored or Path(path).exists() else DEFAULT_BACKBONE)
+    backbone = source.backbone or (None if (scored and scored.base) or _on_disk(path) else DEFAULT_BACKBONE)
     weights = scored.base if scored and scored.base else load_weights(path, backbone, source.activation)
     model = load_model(
         name,
@@ -245,6 +246,10 @@ def _frames(settings: ModelSettings, scored: EvalCheckpoint | None) -> int:
         message = f"--checkpoint {scored.path.name} encodes {own} frames per video: leave --frames out"
         raise UsageError(message, code="checkpoint.frames", checkpoint=own)
     return own or (DEFAULT_FRAMES if settings.frames is None else settings.frames)
+
+
+def _on_disk(weights: str) -> bool:
+    return Path(os.path.expanduser(weights)).exists()  # noqa: PTH111 - pathlib's raises for an unknown user
 
 
 def _shipped(weights: str | None) -> Path | None:

@@ -155,6 +155,13 @@ def open_index(folder: Path) -> VideoIndex:
     return VideoIndex(folder=folder, header=header, entries=entries, features=features)
 
 
+def check_root(index: VideoIndex, root: Path) -> None:
+    """UsageError if the index belongs to another folder that still exists; one that has moved is the same folder."""
+    if index.root != root.resolve() and index.root.is_dir():
+        message = f"the index {index.folder} belongs to {index.root}, not to {root}: name another with --index"
+        raise UsageError(message, code="index.other-folder", index=str(index.folder), folder=str(index.root))
+
+
 def _entries(lines: Sequence[bytes], rows: int) -> Iterator[IndexEntry]:
     """The lines up to the first that is broken; a name that leaves the folder, or a row beyond the array, breaks it."""
     for line in lines:

@@ -194,6 +194,14 @@ def test_folders_without_videos_or_with_none_that_can_be_read(
     assert set(json.loads(done.out)["failed"]) == {"a.mp4"}
 
 
+def test_an_index_of_another_folder_is_refused(
+    demo: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_clips(demo, tmp_path, 1)
+    assert search(tmp_path, "red", "--index", videos / ".tvrbench") == 2
+    assert "[index.other-folder]" in capsys.readouterr().err
+
+
 def start_embedding(folder: Path) -> subprocess.Popen[bytes]:
     code = f"from tvrbench.harness.cli.app import main; raise SystemExit(main({['embed', str(folder), *STANDIN]!r} + "
     return subprocess.Popen([sys.executable, "-c", code + "['--batch', '1']))"], stderr=subprocess.PIPE)

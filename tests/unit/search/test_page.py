@@ -73,6 +73,7 @@ def test_a_page_holds_everything_and_names_are_text(kind: str) -> None:
         assert length in page
 
 
+@pytest.mark.slow
 def test_in_a_browser_it_fits_a_phone_and_the_dark(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text(page_of("image", np.zeros((1, 3, 16, 16), dtype=np.uint8)), encoding="utf-8")

@@ -207,6 +207,11 @@ def test_the_model_must_be_that_of_the_index(
     moved = tmp_path / "moved" / "clip.safetensors"
     assert load_index_encoder(index, "cpu", ModelSource(weights=str(moved))).identity == index.header.model
 
+    monkeypatch.setenv("HOME", str(moved.parent))
+    home = replace(source, weights="~/clip.safetensors")
+    assert load_index_encoder(index, "cpu", home).identity == index.header.model
+    assert home.absolute().weights == str(moved)
+
     changed: dict[str, Any] = {key: tensor + 1e-3 for key, tensor in make_encoder().model.clip.state_dict().items()}
     save_file(changed, moved)
     with raises("index.other-model", differing=["weights_sha256"]):
