@@ -54,7 +54,8 @@ def embedded_run(record: Mapping[str, Any], selection: str, model: Path | None) 
         model: the file of the trained model; None where nothing was trained.
     """
     data = {key: record["data"][key] for key in ("dataset", "test_split", "split_fingerprint", "frames_fingerprint")}
-    same = {key: record[key] for key in ("protocol", "method", "tuning", "seed", "weights_sha256")}
+    names = ("protocol", "method", "tuning", "seed", "weights_sha256", "weights")
+    same = {key: record[key] for key in names if key in record}
     model_sha256 = None if model is None else file_sha256(model)
     checkpoint = record.get("checkpoint")
     return same | {"selection": selection, "data": data, "model_sha256": model_sha256, "checkpoint": checkpoint}

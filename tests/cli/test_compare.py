@@ -100,6 +100,24 @@ def test_everything_that_differs_is_named(bench: Bench) -> None:
     assert "data: split_fingerprint" not in found
 
 
+def test_weights_that_are_read_in_another_way_are_named(bench: Bench) -> None:
+    quick = {
+        "source": "w.pt",
+        "sha256": "9" * 64,
+        "activation": "quick_gelu",
+        "activation_source": "config.json",
+        "image_size": 224,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "normalization_source": "config.json",
+        "tokenizer": "CLIP's byte pairs",
+    }
+    a, b = bench.save(record(weights=quick)), bench.save(record(weights=quick | {"activation": "gelu"}))
+    assert a != b  # neither takes the other's place
+    assert facts(bench.compare(a, b)) == {"weights: activation": ("quick_gelu", "gelu")}
+    assert facts(bench.compare(a, bench.save(record(seed=9))))["weights: mean"] == ("(0.5, 0.5, 0.5)", None)
+
+
 def test_a_record_and_itself_differ_in_nothing(bench: Bench) -> None:
     path = bench.save(record())
     found = bench.compare(path, path)

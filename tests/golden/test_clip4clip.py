@@ -92,7 +92,7 @@ def widened(golden: dict[str, Any], folder: Path, released: bool = False) -> Ret
     state = {f"clip.{key}": tensor for key, tensor in golden["state_dict"].items()}
     if not released:
         torch.save(golden["state_dict"], folder / "clip.pt")
-        return load_model("clip4clip", weights=folder / "clip.pt", head="seqTransf")
+        return load_model("clip4clip", weights=folder / "clip.pt", activation="quick_gelu", head="seqTransf")
     torch.manual_seed(3)
     head = {"frame_position_embeddings.weight": torch.randn(64, 64)}
     for key, tensor in golden["state_dict"].items():

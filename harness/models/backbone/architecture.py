@@ -13,7 +13,8 @@ from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 
-HEAD_WIDTH = 64  # every released CLIP ViT uses heads of 64
+HEAD_WIDTH = 64  # of every model here
+_OTHER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the heads in released vision towers of these widths
 VISION_SHAPE = ("image_size", "patch_size", "vision_width", "vision_layers")  # which presets are told apart by
 
 
@@ -130,6 +131,14 @@ def from_state_dict(state: Mapping[str, torch.Tensor], activation: Activation) -
     side = round(patches**0.5)
     if side * side != patches:
         raise _not_clip("visual.positional_embedding", f"has {patches} patch rows, which is not a square number")
+    if heads := _OTHER_HEADS.get(width):
+        raise UsageError(
+            f"weights: vision towers {width} wide (ViT-H, g, G) have heads of {heads}, and models here have heads of "
+            f"{HEAD_WIDTH}: this model cannot be built; give other weights",
+            code="weights.unsupported",
+            config=None,
+            field="head_width",
+        )
     return Architecture(
         image_size=side * patch,
         patch_size=patch,

@@ -11,11 +11,11 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
-from tvrbench.harness.models.backbone.weights_file import read_content, read_json
+from tvrbench.harness.models.backbone.weights_file import printable, read_content, read_json
 
 INDEX = ".index.json"
 _LONGEST_INDEX = 32 * 2**20
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
+_SHARD = re.compile(r".+-\d{5}-of-(?!00001)\d{5}\.[a-z]+")  # one of several
 # In order of preference; of equal rank, a folder may hold only one.
 _PATTERNS = (
     "model.safetensors",
@@ -118,7 +118,7 @@ def _index(path: Path) -> dict[str, set[str]]:
         raise _bad_index(path, "is no index of shards (a JSON object with weight_map): download it again") from None
     for name in shards:
         if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*", name) or name.endswith(INDEX):
-            raise _bad_index(path, f"names {str(name)[:80]!r}, which is no file of its folder: download it again")
+            raise _bad_index(path, f"names {printable(name)!r}, which is no file of its folder: download it again")
     if not shards:
         raise _bad_index(path, "names no shard: download it again")
     return shards
@@ -138,9 +138,11 @@ def _read_shards(path: Path) -> Content:
         content = read_content(shard, hashes[-1])
         held = set(content) if isinstance(content, dict) else set()
         if twice := sorted(map(str, held & tensors.keys())):
-            raise _bad_index(path, f"{twice[0][:80]} is in {name} and in another shard: download the shards again")
+            raise _bad_index(
+                path, f"{printable(twice[0])} is in {name} and in another shard: download the shards again"
+            )
         if other := sorted(map(str, held ^ keys)):
-            raise _bad_index(path, f"it and {name} disagree about {other[0][:80]}: download both again")
+            raise _bad_index(path, f"it and {name} disagree about {printable(other[0])}: download both again")
         tensors |= content
     sha256 = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
     return Content(data=tensors, sha256=sha256)

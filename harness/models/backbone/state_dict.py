@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.backbone.weights_file import printable
 
 # Written by OpenAI's archives beside the weights: plain numbers, not parameters.
 SCALARS = ("input_resolution", "context_length", "vocab_size")
@@ -78,7 +79,7 @@ def brief_keys(keys: Iterable[str]) -> str:
     """The first keys, each cut, and the number of the others; ``none`` where there are none."""
     ordered = sorted(keys)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
-    return (", ".join(key[:80] for key in ordered[:SHOWN]) + more) or "none"
+    return (", ".join(printable(key) for key in ordered[:SHOWN]) + more) or "none"
 
 
 def named_tensors(data: Any, file: str) -> NamedTensors:
@@ -126,7 +127,7 @@ def _tensors(data: Any, file: str) -> Mapping[str, Tensor]:
     (state,) = chosen.values()
     for key, tensor in state.items():
         if tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided:
-            problem = f"{file}: {key[:80]} is quantized, complex or sparse: save the model's own, dense weights"
+            problem = f"{file}: {printable(key)} is quantized, complex or sparse: save the model's own, dense weights"
             raise UsageError(problem, code="weights.unreadable", file=file, kind="tensor")
     return state
 

@@ -135,7 +135,7 @@ def as_weights(
         UsageError: not a CLIP, or neither the user nor a statement gives the activation.
     """
     stated = next((each for each in statements if each.activation is not None), None)
-    chosen = stated if activation is None else Statement(source=OPTION, activation=activation)
+    chosen = stated if activation is None else _option(activation, stated)
     if chosen is None:
         because = f" ({'; '.join(notes)})" if notes else ""
         raise UsageError(
@@ -146,7 +146,7 @@ def as_weights(
             weights=source,
         )
     contradictions = [
-        f"{source}: {each.source} says {each.activation}; {chosen.activation} is used, from {chosen.source}"
+        f"{source}: {each.source} says {each.activation}; {chosen.activation} is used ({chosen.source})"
         for each in statements
         if each.activation not in (None, chosen.activation)
     ]
@@ -164,6 +164,12 @@ def as_weights(
         notes=(*notes, *contradictions),
         folder=folder,
     )
+
+
+def _option(activation: Activation, stated: Statement | None) -> Statement:
+    """The user's own statement; its source names the one that it contradicts."""
+    over = "" if stated is None or stated.activation == activation else f", over {stated.activation} of {stated.source}"
+    return Statement(source=f"{OPTION}{over}", activation=activation)
 
 
 def intrinsic_statements(

@@ -10,7 +10,7 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
-from tvrbench.harness.models.backbone.weights_file import read_json
+from tvrbench.harness.models.backbone.weights_file import printable, read_json
 
 OPEN_CLIP, HUGGING_FACE, PREPROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
 _LONGEST = 2**20
@@ -88,7 +88,9 @@ def _section(config: Any, *names: str) -> Mapping[str, Any]:
 def _check_shape(claims: Mapping[str, Any], shape: Architecture) -> None:
     for field, claim in claims.items():
         if claim != getattr(shape, field):
-            raise _Unfit(f"is of another model ({field} {str(claim)[:20]}, the weights have {getattr(shape, field)})")
+            raise _Unfit(
+                f"is of another model ({field} {printable(claim, 20)}, the weights have {getattr(shape, field)})"
+            )
 
 
 def _check_built_here(name: str, values: Mapping[str, tuple[Any, Any]]) -> None:
@@ -96,7 +98,7 @@ def _check_built_here(name: str, values: Mapping[str, tuple[Any, Any]]) -> None:
     for field, (value, ours) in values.items():
         if value != ours:
             raise UsageError(
-                f"weights: {name} has {field} {str(value)[:60]!r}, and models here have {str(ours)!r}: this model "
+                f"weights: {name} has {field} {printable(value, 60)!r}, and models here have {str(ours)!r}: this model "
                 "cannot be built; give other weights",
                 code="weights.unsupported",
                 config=name,
@@ -183,7 +185,7 @@ def _preprocessor(config: Any, shape: Architecture) -> Statement:
     config = _section({"": config}, "")
     for size in _sizes(config):
         if size != shape.image_size:
-            raise _Unfit(f"makes images of {str(size)[:20]} pixels, and the weights take {shape.image_size}")
+            raise _Unfit(f"makes images of {printable(size, 20)} pixels, and the weights take {shape.image_size}")
     if config.get("do_normalize") is False:
         return Statement(source=PREPROCESSOR, normalization=((0.0,) * 3, (1.0,) * 3))
     return Statement(source=PREPROCESSOR, normalization=_normalization(config, "image_mean", "image_std"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,15 @@ OPENAI_ARCHIVES = {
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B/32",
     "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B/16",
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
 # Objects of training scripts that often lie beside the tensors. An object without behavior is made in their place.
 HARMLESS = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
     "numpy.dtype",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "UInt8", "Bool")),
     "argparse.Namespace",
@@ -58,6 +63,11 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 def unreadable(path: Path, problem: str, kind: str) -> UsageError:
     """The error for a file that holds no weights that can be read; ``kind`` says what it is."""
     return UsageError(f"{path.name}: {problem}", code="weights.unreadable", file=path.name, kind=kind)
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """Text from a file for a message: cut, and without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:limit])
 
 
 def format_of(path: Path) -> Format:
@@ -145,7 +155,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _damaged_safetensors(path: Path, error: SafetensorError) -> UsageError:
     if "incomplete" in str(error).lower():  # fewer bytes than the header declares
         return _cut(path)
-    problem = f"is a damaged safetensors file ({str(error)[:100]}): download or copy it again"
+    problem = f"is a damaged safetensors file ({printable(error)}): download or copy it again"
     return unreadable(path, problem, "safetensors")
 
 
@@ -174,8 +184,8 @@ def read_content(path: Path, sha256: str | None = None) -> Any:
 def _published_archive(path: Path, sha256: str | None) -> dict[str, Any]:
     if (sha256 or file_sha256(path)) not in OPENAI_ARCHIVES:
         problem = (
-            "is a TorchScript archive, which can run code, and not one that OpenAI published (SHA-256): save its state "
-            "dict instead, where you trust it: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+            "is a TorchScript archive, which can run code, and not one that OpenAI published (SHA-256): ask its author "
+            "for the plain state dict"
         )
         raise unreadable(path, problem, "torchscript")
     state: dict[str, Any] = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
@@ -206,8 +216,10 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [_inert(
 def _unpickled(path: Path) -> Any:
     """The content of a pickle, read by torch's restricted unpickler, which looks up no name outside its list."""
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # A file object, because torch itself takes some suffixes for formats.
+        with path.open("rb") as file, torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols and the time that checks take
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile or broken pickle can raise anything
         raise _refused_pickle(path, str(error)) from None
 
@@ -220,7 +232,7 @@ def _refused_pickle(path: Path, reason: str) -> UsageError:
         return unreadable(path, problem, "damaged")
     problem = (
         f"holds {met[1]}, which only running code could restore, and nothing here runs code of a file: save the "
-        "tensors alone where you trust it, as safetensors or torch.save(model.state_dict(), NEW)"
+        "tensors alone, with the code that made it: torch.save(model.state_dict(), FILE), or safetensors"
     )
     return unreadable(path, problem, "code")
 

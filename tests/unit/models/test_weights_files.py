@@ -145,6 +145,7 @@ HARMLESS: dict[str, Any] = {
     "numpy scalar": np.float64(3),
     "numpy float32": np.float32(3),
     "numpy integer": np.int64(3),
+    "numpy array": np.random.default_rng(0).integers(0, 9, 5),
     "namespace": argparse.Namespace(lr=0.1, best=np.float64(1)),
     "path": Path("a/b"),
 }
@@ -209,11 +210,11 @@ BAD: dict[str, tuple[str, Callable[[], bytes]]] = {
     "NumPy archive": ("zip", _numpy),
     "TorchScript": ("torchscript", lambda: _archive(lambda a: a.writestr("m/code/__torch__.py", "import os"))),
     "cut zip": ("cut", lambda: _saved(TENSORS)[:5000]),
-    "cut pickle": ("damaged", lambda: pickle.dumps(TENSORS, protocol=2)[:200]),
+    "pickled, not saved": ("code", lambda: pickle.dumps(TENSORS, protocol=2)),
     "noise": ("unknown", lambda: b"\xff" * 64),
     "broken pickle": ("damaged", lambda: b"\x80\x02no pickle at all"),
     "code": ("code", lambda: _saved({"visual.proj": _Evil()})),
-    "bare code": ("damaged", lambda: pickle.dumps({"a": _Evil()}, protocol=2)),
+    "bare code": ("code", lambda: pickle.dumps({"a": _Evil()}, protocol=2)),
     "custom class": ("code", lambda: _saved(TENSORS | {"config": _Custom()})),
     "whole module": ("code", lambda: _saved(nn.Linear(2, 2))),
     "list": ("no-tensors", lambda: _saved([torch.zeros(3)])),
@@ -363,3 +364,15 @@ def test_shards_that_do_not_fit_their_index_are_refused(state: State, tmp_path: 
     index.unlink()
     with raises("weights.shard"):
         load_weights(tmp_path, **QUICK)
+
+
+def test_a_single_shard_of_one_is_a_whole_file(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model-00001-of-00001.safetensors")
+    assert same(load_weights(tmp_path, **QUICK).state, state)
+
+
+def test_control_characters_of_a_file_reach_no_terminal(state: State, tmp_path: Path) -> None:
+    torch.save(state | {"visual.\x1b[31m\nred": torch.ones(1)}, tmp_path / "w.pt")
+    with raises("weights.keys") as error:
+        load_model("zero_shot", weights=tmp_path / "w.pt", **QUICK)
+    _is_short(str(error.value))
