@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 
 from tvrbench.datasets.annotations import checked_id
 from tvrbench.datasets.decoders import versions
-from tvrbench.datasets.decoding import VideoError
+from tvrbench.datasets.decoding import VideoError, scan
 from tvrbench.datasets.reencoding import encoder_facts, reencode
 from tvrbench.datasets.sampling import check_sampler
 from tvrbench.datasets.video import (
@@ -152,6 +152,27 @@ class VideoFolderDataset(VideoFiles, ABC):
         found = {v: file if isinstance(file, VideoFault) else probed[file] for v, file in files.items()}
         faults = (self._video_fault(video_id, result) for video_id, result in found.items())
         return [fault for fault in faults if fault is not None]
+
+    def file_paths(self) -> Iterator[Path]:
+        """Yield every video file below the folder that is not hidden, whatever its name is.
+
+        Raises:
+            UsageError: a folder below cannot be read.
+        """
+        return walk_videos(self.root, hidden=False)
+
+    def file_clip(self, path: Path, spec: FrameSpec) -> Clip:
+        """Return ``frames`` of a whole file that need not be in the folder; errors as there."""
+        return load_clip(path, spec)[:2]
+
+    def file_seconds(self, path: Path) -> float:
+        """Return the length of a file by its packets, in seconds; nothing is decoded.
+
+        Raises:
+            VideoError: the file is missing or cannot be read.
+        """
+        index = scan(path)
+        return index.count / index.fps if index.even else index.span_s + 1 / index.fps
 
     def examine_videos(
         self, video_ids: Sequence[str], spec: FrameSpec, *, workers: int | None = None

@@ -89,3 +89,10 @@ class StandIn(MSRVTT):
     @cached_property
     def _clips(self) -> dict[str, Clip]:
         return {clip.video_id: clip for clip in clips(self.settings)}
+
+    @staticmethod
+    def write_demo(folder: Path) -> int:
+        """Write some clips into a folder, for a first search; returns their number."""
+        from tvrbench.datasets.standin.demo import write_demo  # opening the data set does not need it
+
+        return write_demo(folder)

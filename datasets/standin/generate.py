@@ -108,10 +108,15 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], quantizer: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_all(folder: Path, settings: Settings) -> None:
+def check_encoder() -> None:
+    """Raise UsageError if this PyAV cannot write the clips."""
     if "libx264" not in av.codecs_available:
         message = "this build of PyAV lacks the H.264 encoder libx264, which the stand-in needs; install PyAV from PyPI"
         raise UsageError(message, code="standin.no-encoder")
+
+
+def _write_all(folder: Path, settings: Settings) -> None:
+    check_encoder()
     wanted, console = clips(settings), Console(stderr=True)
     (folder / "videos").mkdir()
     frames = np.empty((2 * EVENT_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)

@@ -46,6 +46,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Measure again and compare with a baseline file; exits with 1 if a metric moved or was not measured.",
     ),
     "data": ("data:data", "Download and verify data sets, compare two copies, keep decoded frames."),
+    "embed": ("embed:Embed", "Encode the videos below a folder into an index, which tvrbench search searches."),
+    "search": (
+        "search:Search",
+        "Find the videos of a folder that are closest to words, a picture or a video.",
+    ),
     "doctor": ("doctor:doctor", "Show what this machine has and lacks; exits with 1 where something is broken."),
 }
 DESCRIPTION = "Train, evaluate and measure efficient text-video retrieval methods under one protocol."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
+from tvrbench.harness.cli.data_demo import Demo
 from tvrbench.harness.cli.data_options import (
     RESUME_HINT,
     OnDataset,
@@ -246,6 +247,7 @@ DataCommand = (
     | Annotated[Cache, subcommand("cache")]
     | Annotated[Download, subcommand("download")]
     | Annotated[Reencode, subcommand("reencode")]
+    | Annotated[Demo, subcommand("demo")]
 )
 
 

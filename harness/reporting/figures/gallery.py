@@ -36,11 +36,11 @@ class Searched:
     ranks_T: npt.NDArray[np.float64]
 
 
-def strip(frames: Frames) -> bytes:
-    """Some frames, evenly spread over the video, side by side; JPEG."""
-    sheet = Image.new("RGB", (_FRAMES * _SIDE, _SIDE))
-    for i, place in enumerate(np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int)):
-        sheet.paste(Image.fromarray(frames[place].transpose(1, 2, 0)).resize((_SIDE, _SIDE)), (i * _SIDE, 0))
+def strip(frames: Frames, count: int = _FRAMES, side: int = _SIDE) -> bytes:
+    """Some frames, evenly spread over the video, side by side in squares of ``side`` pixels; JPEG."""
+    sheet = Image.new("RGB", (count * side, side))
+    for i, place in enumerate(np.linspace(0, len(frames) - 1, count).round().astype(int)):
+        sheet.paste(Image.fromarray(frames[place].transpose(1, 2, 0)).resize((side, side)), (i * side, 0))
     buffer = io.BytesIO()
     sheet.save(buffer, format="JPEG", quality=_QUALITY)
     return buffer.getvalue()
