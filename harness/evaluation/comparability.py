@@ -19,6 +19,8 @@ from tvrbench.harness.records.store import LAST
 
 RULES = ("protocol-unknown", "protocol-hash")
 """Codes of runs under other rules than a shipped protocol's."""
+ALWAYS = ("test-videos-missing", "training-videos-missing", "weights-random")
+"""Codes that a reader must know even where no paper has numbers for the data."""
 OWN_REASONS = ("selection", "weights-random")
 """Codes of rows that compare with no row, whatever the others are."""
 
@@ -127,7 +129,8 @@ def _own_reason(records: Sequence[Record], facts: Sequence[Facts]) -> Reason | N
 
 def trained(record: Record) -> bool:
     """Return True if the run trained a model."""
-    return record["tuning"] != "frozen" and "checkpoint" not in record
+    without = record["tuning"] == "frozen" or "checkpoint" in record
+    return not without and record["data"].get("train_split", "unknown") is not None
 
 
 def _count(data: Mapping[str, Any], key: str) -> int | None:
@@ -182,8 +185,9 @@ def _other_split(record: Record, protocol: Protocol) -> Iterator[Reason]:
         differs = None not in (whole, expected) and whole != expected
         if own != name or differs or data.get(f"{kind}_split_published") is False:
             yield Reason(code, f"{kind} split {own} is not the published {name}")
-    size = _count(data, "test_videos_declared") or max(_count(data, "test_videos") or 0, protocol.test_videos)
-    if size != protocol.test_videos:
+    published_size = protocol.test_videos or 0  # a protocol of one's own may not state it
+    size = _count(data, "test_videos_declared") or max(_count(data, "test_videos") or 0, published_size)
+    if published_size and size != published_size:
         yield Reason("split", f"the test split has {size:,} videos, the published {protocol.test_videos:,}")
 
 

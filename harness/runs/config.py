@@ -163,7 +163,7 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "train_videos": len(train.video_ids),
         "train_pairs": len(train.captions),
         "train_fingerprint": train.fingerprint,
-        **_declared(context, "train", "pairs", context.declared_train),
+        **_declared(context, "train", "pairs", train),
     }
     return {
         "dataset": context.dataset.name,
@@ -173,12 +173,13 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "split_fingerprint": test.fingerprint,
         "frames_fingerprint": None,
         "skipped": list(context.skipped),
-        **_declared(context, "test", "captions", context.declared_test),
+        **_declared(context, "test", "captions", test),
     } | ({} if config.checkpoint else trained_on)  # the training data of a checkpoint is not known
 
 
-def _declared(context: RunContext, kind: str, texts: str, split: Split) -> dict[str, Any]:
-    """A whole split; ``published`` is None where the data set knows no fingerprint of it."""
+def _declared(context: RunContext, kind: str, texts: str, used: Split) -> dict[str, Any]:
+    """The whole of a split; ``published`` is None where the data set knows no fingerprint of it."""
+    split = context.declared.get(used.name, used)
     expected = getattr(context.dataset, "expected_fingerprints", {}).get(split.name)
     fingerprint = split.fingerprint
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,8 +32,8 @@ class RunContext:
 
     Attributes:
         train, test: the splits, without skipped videos; ``train`` is empty if a checkpoint is scored.
-        declared_train, declared_test: the same splits as the data set declares them, with every video.
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
+        declared: the whole splits by name, where videos are left out.
         weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
         weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
         loaders: one frame loader per FrameSpec in use, shared so that pixels are decoded once.
@@ -43,12 +43,11 @@ class RunContext:
     dataset: RetrievalDataset
     train: Split
     test: Split
-    declared_train: Split
-    declared_test: Split
     skipped: tuple[str, ...]
     weights: Weights
     weights_spec: str | None
     tokenizer: Tokenizer
+    declared: Mapping[str, Split] = field(default_factory=dict)
     loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
     fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
 
@@ -139,8 +138,6 @@ def open_context(
         dataset=dataset,
         train=train,
         test=test,
-        declared_train=train,
-        declared_test=test,
         skipped=(),
         weights=weights,
         weights_spec=spec,
@@ -176,7 +173,13 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
     skipped = tuple(fault.video_id for fault in faults)
     if skipped:
         log(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:MISSING_LISTED])}")
-        context = replace(context, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
+        context = replace(
+            context,
+            train=train.without(skipped),
+            test=test.without(skipped),
+            skipped=skipped,
+            declared={split.name: split for split in (train, test)},
+        )
     if not context.test.captions or (train.captions and not context.train.captions):
         raise UsageError(
             f"protocol {context.protocol.name}: {train.name} or {test.name} has no usable video left: repair the "
