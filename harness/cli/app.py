@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "check:Check",
         "Measure again and compare with a baseline file; exits with 1 if a metric moved or was not measured.",
     ),
-    "data": ("data:data", "Download and verify data sets, compare two copies, keep decoded frames."),
+    "data": ("data:data", "Download, verify and re-encode data sets, compare two copies, keep decoded frames."),
     "embed": ("embed:Embed", "Encode the videos below a folder into an index, which tvrbench search searches."),
     "search": (
         "search:Search",

@@ -19,6 +19,8 @@ from tvrbench.harness.records.store import LAST
 
 RULES = ("protocol-unknown", "protocol-hash")
 """Codes of runs under other rules than a shipped protocol's."""
+ALWAYS = ("test-videos-missing", "training-videos-missing", "weights-random")
+"""Codes that a reader must know even where no paper has numbers for the data."""
 OWN_REASONS = ("selection", "weights-random")
 """Codes of rows that compare with no row, whatever the others are."""
 
@@ -127,7 +129,8 @@ def _own_reason(records: Sequence[Record], facts: Sequence[Facts]) -> Reason | N
 
 def trained(record: Record) -> bool:
     """Return True if the run trained a model."""
-    return record["tuning"] != "frozen" and "checkpoint" not in record
+    without = record["tuning"] == "frozen" or "checkpoint" in record
+    return not without and record["data"].get("train_split", "unknown") is not None
 
 
 def _count(data: Mapping[str, Any], key: str) -> int | None:

@@ -189,7 +189,7 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "train_videos": len(train.video_ids),
         "train_pairs": len(train.captions),
         "train_fingerprint": train.fingerprint,
-        **_declared(context, "train", "pairs", context.declared_train),
+        **_declared(context, "train", "pairs", train),
     }
     if not config.trains:  # of a checkpoint, the training data is not known
         trained_on = {} if config.checkpoint else {"train_split": None, "train_videos": 0, "train_pairs": 0}
@@ -201,14 +201,15 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "split_fingerprint": test.fingerprint,
         "frames_fingerprint": None,
         "skipped": list(context.skipped),
-        **_declared(context, "test", "captions", context.declared_test),
+        **_declared(context, "test", "captions", test),
         **({"split_origin": asdict(origin)} if origin else {}),
         **trained_on,
     }
 
 
-def _declared(context: RunContext, kind: str, texts: str, split: Split) -> dict[str, Any]:
-    """A whole split; ``published`` is None where the data set knows no fingerprint of it."""
+def _declared(context: RunContext, kind: str, texts: str, used: Split) -> dict[str, Any]:
+    """The whole of a split; ``published`` is None where the data set knows no fingerprint of it."""
+    split = context.declared.get(used.name, used)
     expected = getattr(context.dataset, "expected_fingerprints", {}).get(split.name)
     fingerprint = split.fingerprint
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class RunContext:
 
     Attributes:
         train, test: the splits, without skipped videos; ``train`` is empty where nothing is trained.
-        declared_train, declared_test: the same splits as the data set declares them, with every video.
         skipped: videos left out because they cannot be decoded (``--skip-bad-videos``).
+        declared: the whole splits by name, where videos are left out.
         weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
         weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
         tokenizer: of the weights.
@@ -46,12 +46,11 @@ class RunContext:
     dataset: RetrievalDataset
     train: Split
     test: Split
-    declared_train: Split
-    declared_test: Split
     skipped: tuple[str, ...]
     weights: Weights
     weights_spec: str | None
     tokenizer: Tokenizer
+    declared: Mapping[str, Split] = field(default_factory=dict)
     loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
     fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
 
@@ -154,8 +153,6 @@ def open_context(
         dataset=dataset,
         train=train,
         test=test,
-        declared_train=train,
-        declared_test=test,
         skipped=(),
         weights=weights,
         weights_spec=spec,
@@ -185,8 +182,7 @@ def with_training_data(context: RunContext) -> RunContext:
     Raises:
         UsageError: an annotation file is missing or broken.
     """
-    train = context.dataset.split(context.protocol.train_split)
-    return replace(context, train=train, declared_train=train)
+    return replace(context, train=context.dataset.split(context.protocol.train_split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +235,13 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
     skipped = tuple(fault.video_id for fault in faults)
     if skipped:
         log(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:MISSING_LISTED])}")
-        context = replace(context, train=train.without(skipped), test=test.without(skipped), skipped=skipped)
+        context = replace(
+            context,
+            train=train.without(skipped),
+            test=test.without(skipped),
+            skipped=skipped,
+            declared={split.name: split for split in (train, test)},
+        )
     if not context.test.captions or (train.captions and not context.train.captions):
         used = f"{train.name} or {test.name}" if train.captions else test.name
         raise UsageError(

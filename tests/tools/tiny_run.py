@@ -102,7 +102,6 @@ def tiny_context(
     """A protocol of a handful of steps, ready to run; ``recipe`` overrides more of the recipe."""
     protocol = load_protocol("standin/uniform")
     overrides = dict(protocol.recipe_overrides) | {"steps": steps, "batch_size": batch, "pair_scenes": False}
-    train, test = _split("train", VIDEOS, 0, 2), _split("test", test_videos, 100, 1)
     return RunContext(
         protocol=replace(
             protocol,
@@ -112,10 +111,8 @@ def tiny_context(
             held_out=5,
         ),
         dataset=Clips(),  # type: ignore[arg-type]
-        train=train,
-        test=test,
-        declared_train=train,
-        declared_test=test,
+        train=_split("train", VIDEOS, 0, 2),
+        test=_split("test", test_videos, 100, 1),
         skipped=(),
         weights=load_weights(weights),
         weights_spec=str(weights),

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
-from tvrbench.harness.evaluation.comparability import OWN_REASONS, RULES, shortfalls
+from tvrbench.harness.evaluation.comparability import ALWAYS, OWN_REASONS, RULES, shortfalls
 from tvrbench.harness.records.record import Record, weights_line
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.papers.published import load_published
 from tvrbench.harness.reporting.tables.table import Table, text_column
 
 Runs = Sequence[StoredRecord]
@@ -57,13 +58,15 @@ def not_measured(rows: Sequence[MethodRow]) -> list[str]:
 
 def banner(runs: Runs, rows: Sequence[MethodRow], context: ReportContext) -> tuple[str, ...]:
     """Say what keeps runs from being set beside papers or rows beside each other, and how many they are."""
+    judged = not context.standin and any(number.dataset == context.dataset for number in load_published())
     groups: dict[str, list[StoredRecord]] = {}
     for run in runs:
         for reason in shortfalls(run.record):
-            if reason.code not in RULES or not context.compares:  # other rules matter to papers alone
+            matters = judged and (reason.code not in RULES or not context.compares)  # rules matter to papers alone
+            if matters or reason.code in ALWAYS:
                 groups.setdefault(reason.text, []).append(run)
     lines = [f"{text[0].upper()}{text[1:]} in {_how_many(members, runs)}." for text, members in groups.items()]
-    if lines and not context.standin:
+    if lines and judged:
         lines.append("Such runs are judged against no published number.")
     apart: dict[str, list[str]] = {}
     for row in rows if context.compares else ():

@@ -166,6 +166,18 @@ class TestPapers:
         text = page(report(store, tmp_path, PUBLISHED))
         assert "> **Not comparable.** 40 of 1,000 test videos are missing in 3 of 3 lora runs.\n" in text
 
+    def test_on_data_of_one_s_own_only_what_flatters_is_told(self, store: RecordStore, tmp_path: Path) -> None:
+        mine = {"name": "mine", "hash": "e" * 16}
+        for seed, weights in enumerate(("e" * 64, None)):
+            record = make_record(seed=seed, weights_sha256=weights) | {"protocol": mine}
+            record["data"] |= {"dataset": "clips", "test_videos": 9, "test_videos_declared": 10, "skipped": ["a"]}
+            store.save(record)
+        told = re.findall(r"> \*\*Not comparable\.\*\* (.*)", page(report(store, tmp_path, "mine")))
+        assert told == [
+            "1 of 10 test videos are missing in all 2 runs.",
+            "Weights are random in 1 of 2 tempme runs.",
+        ]
+
 
 class TestRows:
     """Of the rows of a uniform protocol, those that differ from most have no rank, no test and no best value."""

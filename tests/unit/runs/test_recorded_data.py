@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_run import Clips, tiny_context
 
+from tvrbench.harness.data.types import VideoFault
 from tvrbench.harness.runs.config import RunConfig, RunKey
+from tvrbench.harness.runs.context import check_videos
 
 pytestmark = pytest.mark.unit
 
 
-def test_a_run_without_some_videos_records_the_whole_splits_too(tiny_weights: Path) -> None:
+def test_a_run_without_some_videos_records_the_whole_splits_too(
+    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tiny_context(tiny_weights)
     gone = (whole.test.video_ids[0], whole.train.video_ids[0], whole.train.video_ids[1])
-    part = replace(whole, train=whole.train.without(gone), test=whole.test.without(gone), skipped=gone)
+    faults = [VideoFault(video_id=name, path=Path(name), kind="missing", detail="gone") for name in gone]
+    monkeypatch.setattr(Clips, "check_videos", lambda *_, **__: faults)
+    part = check_videos(whole, skip_bad=True, log=lambda _: None)
     config = RunConfig(method="lora", seed=0)
     one, other = (RunKey.of(context, config).head["data"] for context in (whole, part))
     for kind, texts, used in (("test", "captions", "split_fingerprint"), ("train", "pairs", "train_fingerprint")):
