@@ -36,7 +36,9 @@ def test_report_is_current(protocol: str, remade: Path) -> None:
         if (REPORTS / protocol / name).is_file():
             shutil.copy(REPORTS / protocol / name, remade / protocol)
     assert main(["report", protocol, "--results", str(ROOT / "results"), "--reports", str(remade)]) == 0
-    assert different_files(remade / protocol, REPORTS / protocol) == [], f"run: tvrbench report {protocol} --results results --reports reports"
+    assert different_files(remade / protocol, REPORTS / protocol) == [], (
+        f"run: tvrbench report {protocol} --results results --reports reports"
+    )
 
 
 def different_files(made: Path, kept: Path) -> list[str]:

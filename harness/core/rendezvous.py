@@ -149,10 +149,9 @@ def _tcp_store(launch: Launch, serves: bool) -> Store:
     made: list[Store | Exception] = []
 
     def make() -> None:
-        group = {"host_name": launch.address, "port": launch.port, "world_size": launch.size, "is_master": serves}
-        how = {"timeout": CONNECT, "wait_for_workers": False, "multi_tenant": True}
-        try:
-            made.append(dist.TCPStore(**group, **how))  # type: ignore[attr-defined]
+        meeting = (launch.address, launch.port, launch.size, serves, CONNECT, False, True)
+        try:  # the last two: not waiting for the others, and shared with other groups of this process
+            made.append(dist.TCPStore(*meeting))  # type: ignore[attr-defined]
         except (OSError, dist.DistError) as error:
             made.append(error)
 
