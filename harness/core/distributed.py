@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import distributed as dist
 from tvrbench.harness.core.console import say
 from tvrbench.harness.core.errors import RunFailed, UsageError
 from tvrbench.harness.core.rendezvous import Launch, join, read_launch
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 TIMEOUT = timedelta(minutes=10)  # a rank that does not answer for this long counts as lost
 
@@ -91,7 +94,7 @@ def process_group(device: str, *, single: bool = False) -> Iterator[DistInfo]:
 
 
 @contextmanager
-def _initialized(backend: str, store: dist.Store, launch: Launch) -> Iterator[None]:
+def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
     try:
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=TIMEOUT)
     except RuntimeError as error:

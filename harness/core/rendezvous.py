@@ -16,7 +16,7 @@ from tvrbench.harness.core.console import say
 from tvrbench.harness.core.errors import RunFailed, UsageError
 
 if TYPE_CHECKING:  # the variables are read before torch is there
-    from torch import distributed as dist
+    from torch._C._distributed_c10d import Store
 
 SAY_AFTER_S, SAY_EVERY_S, POLL_S = 1.0, 30.0, 0.1
 CONNECT = timedelta(seconds=1)  # of one attempt: Ctrl-C is heard between two
@@ -81,7 +81,7 @@ def read_launch(variables: Mapping[str, str]) -> Launch | None:
     )
 
 
-def join(launch: Launch, timeout: timedelta) -> dist.Store:
+def join(launch: Launch, timeout: timedelta) -> Store:
     """Wait until every process of the group is there, and return the store that they share.
 
     Raises:
@@ -123,7 +123,7 @@ def join(launch: Launch, timeout: timedelta) -> dist.Store:
         time.sleep(POLL_S)
 
 
-def _connect(launch: Launch) -> dist.Store:
+def _connect(launch: Launch) -> Store:
     """The store of this attempt: the first process serves it, unless torchrun does."""
     from torch import distributed as dist
 
@@ -138,19 +138,20 @@ def _connect(launch: Launch) -> dist.Store:
             raise UsageError(message, code="torchrun.port", port=launch.port) from None
     else:
         socket.create_connection((launch.address, launch.port), CONNECT.total_seconds()).close()
-    return dist.PrefixStore(f"tvrbench/{launch.attempt}", _tcp_store(launch, serves))
+    store: Store = dist.PrefixStore(f"tvrbench/{launch.attempt}", _tcp_store(launch, serves))  # type: ignore[attr-defined]
+    return store
 
 
-def _tcp_store(launch: Launch, serves: bool) -> dist.Store:
+def _tcp_store(launch: Launch, serves: bool) -> Store:
     """Make torch's store, in a thread: it waits without end for an answer where another service has the port."""
     from torch import distributed as dist
 
-    made: list[dist.Store | OSError | dist.DistError] = []
+    made: list[Store | Exception] = []
 
     def make() -> None:
-        where = (launch.address, launch.port, launch.size, serves, CONNECT)
-        try:
-            made.append(dist.TCPStore(*where, wait_for_workers=False, multi_tenant=True))
+        meeting = (launch.address, launch.port, launch.size, serves, CONNECT, False, True)
+        try:  # the last two: not waiting for the others, and shared with other groups of this process
+            made.append(dist.TCPStore(*meeting))  # type: ignore[attr-defined]
         except (OSError, dist.DistError) as error:
             made.append(error)
 
