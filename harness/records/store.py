@@ -44,13 +44,20 @@ class RecordStore:
         """
         return self._records / "__".join(_safe(part, "protocol") for part in protocol.split("/"))
 
-    def check_writable(self, protocol: str) -> None:
+    def check_writable(self, protocol: str, *, create: bool = True) -> None:
         """Create the folder and write to it once, so that a long run does not fail at its end.
+
+        Args:
+            protocol: its name.
+            create: False writes to the nearest folder that exists already, and leaves nothing.
 
         Raises:
             UsageError: it cannot be written to.
         """
-        probe = self.folder(protocol) / f".{uuid.uuid4().hex}.probe"
+        folder = self.folder(protocol)
+        if not create:
+            folder = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        probe = folder / f".{uuid.uuid4().hex}.probe"
         atomic_write(probe, b"")
         probe.unlink()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,14 +68,8 @@ class RunKey:
 
     @classmethod
     def of(cls, context: RunContext, config: RunConfig) -> RunKey:
-        """The key of a run; its model is built without values, so that every option is checked in milliseconds.
-
-        Raises:
-            UsageError: an option that does not fit.
-        """
-        shapes = {name: tensor.to("meta") for name, tensor in context.weights.state.items()}
-        with torch.device("meta"):
-            description = describe(_untrained(context, replace(context.weights, state=shapes), config))
+        """The key of a run; errors as ``blueprint``."""
+        description = describe(blueprint_of(context, config))
         head = {
             "schema_version": SCHEMA_VERSION,
             "protocol": {"name": context.protocol.name, "hash": context.protocol.hash},
@@ -109,6 +105,11 @@ class RunKey:
             "device": self.device,
         }
 
+    def lr_search_identity(self, seed: int) -> Identity:
+        """The facts that decide which learning rate a search with this seed chooses."""
+        unrelated = ("seed", "selection", "test split")
+        return {name: fact for name, fact in self.identity.items() if name not in unrelated} | {"search seed": seed}
+
 
 class RunFiles:
     """Every path of one run, in the folder of results.
@@ -137,6 +138,11 @@ class RunFiles:
         self.state = checkpoints / f"{name}{SUFFIX}"
         self.log = logs / f"{name}.jsonl"
         self.embeddings = embeddings / f"{name}.safetensors"
+
+    def lr_choice(self, identity: Identity) -> Path:
+        """The learning rate that a search of this identity chose; runs that differ in their seed share it."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        return self.state.with_name(f"{identity['method']}-{identity['tuning']}-{digest}.lr.json")
 
     def other_states(self) -> list[Path]:
         """The states of other interrupted runs of the protocol."""
@@ -185,11 +191,6 @@ def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
     return recipe_of(protocol, config).total_steps(pairs)
 
 
-def trainings(protocol: Protocol) -> int:
-    """How often a method is trained for one record: once, plus once per learning rate that is tried."""
-    return 1 if len(protocol.lr_factors) == 1 else 1 + len(protocol.lr_factors)
-
-
 def check_shares(batch_size: int) -> None:
     """Check that the processes can have equal shares of a batch.
 
@@ -223,11 +224,30 @@ def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
     """
     if config.checkpoint is not None:
         return read_model(context.protocol, context.weights_spec, config)
-    return _untrained(context, context.weights, config).to(config.device).eval()
+    return _untrained(context.protocol, context.weights, config).to(config.device).eval()
 
 
-def _untrained(context: RunContext, weights: Weights, config: RunConfig) -> RetrievalModel:
-    options, frames = options_of(context.protocol, config), context.protocol.frames
+def blueprint(protocol: Protocol, weights: Weights, config: RunConfig) -> RetrievalModel:
+    """The run's model on the meta device, without values: every option is checked in milliseconds.
+
+    Raises:
+        UsageError: an option that does not fit, or weights that are not a CLIP's.
+    """
+    shapes = {name: tensor.to("meta") for name, tensor in weights.state.items()}
+    with torch.device("meta"):
+        return _untrained(protocol, replace(weights, state=shapes), config)
+
+
+def blueprint_of(context: RunContext, config: RunConfig) -> RetrievalModel:
+    """``blueprint`` in a context, built once per method and options."""
+    name = f"{config.method} {sorted(config.options.items())}"
+    if name not in context.blueprints:
+        context.blueprints[name] = blueprint(context.protocol, context.weights, config)
+    return context.blueprints[name]
+
+
+def _untrained(protocol: Protocol, weights: Weights, config: RunConfig) -> RetrievalModel:
+    options, frames = options_of(protocol, config), protocol.frames
     method = method_class(config.method).configure(config.method, weights.arch, frames, options)
     return build(config.method, method, weights, config.seed)
 
@@ -261,11 +281,13 @@ def read_model(protocol: Protocol, weights: str | None, config: RunConfig) -> Re
         ) from None
 
 
-def planned_work(context: RunContext, config: RunConfig) -> int:
-    """The work of a run, in videos encoded once."""
-    steps = training_steps(context.protocol, config, len(context.train.captions))
-    recipe = recipe_of(context.protocol, config)
-    once = TRAIN_WORK * steps * recipe.batch_size + len(context.test.video_ids)
-    evals = eval_steps(config.selection, recipe, steps // recipe.epochs, steps) if steps else []
-    repeats = trainings(context.protocol) if steps else 1
-    return repeats * once + len(evals) * len(context.test.video_ids) + COST_WORK
+def planned_work(context: RunContext, config: RunConfig, *, searches: bool) -> int:
+    """The work of a run, in videos encoded once; with the search of a learning rate if it does that."""
+    protocol, recipe = context.protocol, recipe_of(context.protocol, config)
+    steps = training_steps(protocol, config, len(context.train.captions))
+    evals = 1 + len(eval_steps(config.selection, recipe, steps // recipe.epochs, steps) if steps else [])
+    work = TRAIN_WORK * steps * recipe.batch_size + evals * len(context.test.video_ids) + COST_WORK
+    if searches:
+        tried = TRAIN_WORK * protocol.lr_search_steps(steps) * recipe.batch_size + protocol.held_out
+        work += len(protocol.lr_factors) * tried
+    return work

@@ -36,6 +36,7 @@ class RunContext:
         weights: what every method starts from, or the CLIP inside a checkpoint that is scored.
         weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
         loaders: one frame loader per FrameSpec in use, shared so that pixels are decoded once.
+        blueprints: models without values, built once per method and options.
     """
 
     protocol: Protocol
@@ -48,6 +49,7 @@ class RunContext:
     tokenizer: Tokenizer
     loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
     fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
+    blueprints: dict[str, RetrievalModel] = field(default_factory=dict)
 
     def spec(self, sampler: str, augment: str = "none") -> FrameSpec:
         """The frames to load under a recipe's sampler and augmentation."""
@@ -107,7 +109,12 @@ def weights_of(protocol: Protocol) -> str:
 
 
 def open_context(
-    protocol: Protocol, root: Path | None, weights_spec: str | None, *, scored: EvalCheckpoint | None = None
+    protocol: Protocol,
+    root: Path | None,
+    weights_spec: str | None,
+    *,
+    scored: EvalCheckpoint | None = None,
+    load: Callable[[str, str | None], Weights] = load_weights,
 ) -> RunContext:
     """Open the data and load the weights; no video is decoded yet, see ``check_videos``.
 
@@ -116,6 +123,7 @@ def open_context(
         root: the data folder, or None for a data set that generates itself.
         weights_spec: weights instead of the protocol's own, or None.
         scored: a checkpoint to score; no training data is opened then, nor weights if it holds its own.
+        load: loads weights; a plan takes ``shapes_or_weights``, which downloads nothing.
 
     Raises:
         UsageError: a file is missing or broken.
@@ -124,13 +132,7 @@ def open_context(
     empty = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
     train = empty if scored else dataset.split(protocol.train_split)
     test = dataset.split(protocol.test_split)
-    if scored and scored.base:
-        spec, weights = None, scored.base
-    else:
-        spec = weights_spec or weights_of(protocol)
-        weights = load_weights(spec, protocol.backbone)
-    if weights_spec:
-        protocol = protocol.with_weights(weights.sha256)
+    protocol, spec, weights = open_weights(protocol, weights_spec, scored, load)
     return RunContext(
         protocol=protocol,
         dataset=dataset,
@@ -143,6 +145,21 @@ def open_context(
     )
 
 
+def open_weights(
+    protocol: Protocol, given: str | None, scored: EvalCheckpoint | None, load: Callable[[str, str | None], Weights]
+) -> tuple[Protocol, str | None, Weights]:
+    """The protocol on the weights that its runs use, what to give ``load_model`` for them, and the weights.
+
+    Arguments and errors as ``open_context``; the second result is None if a checkpoint holds them.
+    """
+    if scored and scored.base:
+        spec, weights = None, scored.base
+    else:
+        spec = given or weights_of(protocol)
+        weights = load(spec, protocol.backbone)
+    return protocol.with_weights(weights.sha256) if given else protocol, spec, weights
+
+
 def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
     """The tokenizer of the weights; a checkpoint has no word list, so it takes that of the data set's CLIP."""
     beside = weights.folder is not None and (weights.folder / "vocab.txt").is_file()
@@ -151,19 +168,20 @@ def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
     return tokenizer_for(weights)
 
 
-def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], None]) -> RunContext:
+def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], None], decode: bool = True) -> RunContext:
     """Decode every video that will be used, except those that a frame cache was filled from unchanged.
 
     Args:
         context: of the runs.
         skip_bad: leave out videos that cannot be used instead of stopping.
         log: receives what was left out.
+        decode: False only looks for the files, as a plan does.
 
     Raises:
         UsageError: a video is missing or broken; every bad one is named, and nothing has been run yet.
     """
     train, test = context.train, context.test
-    faults = [fault for part in all_gather_object(_faults(context, log)) for fault in part]
+    faults = [fault for part in all_gather_object(_faults(context, log, decode)) for fault in part]
     if faults and not skip_bad:
         raise UsageError(
             bad_videos_message(faults), code="video.unusable", videos=sorted(fault.video_id for fault in faults)
@@ -181,11 +199,13 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
     return context
 
 
-def _faults(context: RunContext, log: Callable[[str], None]) -> list[VideoFault]:
+def _faults(context: RunContext, log: Callable[[str], None], decode: bool) -> list[VideoFault]:
     """The faults of this process's share of the videos."""
     dataset = context.dataset
     used = list(dict.fromkeys((*context.train.video_ids, *context.test.video_ids)))
     own = used[dist_info().share(len(used))]
+    if not decode:
+        return missing_videos(dataset, own)
     whole = whole_videos(dataset, own)
     unknown = [video_id for video_id in own if video_id not in whole]
     if whole:
@@ -197,6 +217,17 @@ def _faults(context: RunContext, log: Callable[[str], None]) -> list[VideoFault]
     with Bar() as bar:
         bar.begin(f"decoding {len(unknown)} videos to check them:")
         return dataset.check_videos(unknown, progress=bar.reach)
+
+
+def missing_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> list[VideoFault]:
+    """The videos without a file, or with two; none is opened."""
+    faults = []
+    for video_id in video_ids if isinstance(dataset, VideoFiles) else ():
+        try:
+            dataset.video_path(video_id)
+        except UsageError as error:
+            faults.append(VideoFault.of(video_id, Path(f"{video_id}.mp4"), error))
+    return faults
 
 
 def bad_videos_message(faults: Sequence[VideoFault]) -> str:

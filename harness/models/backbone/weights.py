@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.architecture import VISION_SHAPE, Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.download_cache import in_cache
 from tvrbench.harness.models.backbone.state_dict import read_state_dict
 
 
@@ -141,16 +143,48 @@ def _activation_beside(path: Path) -> str:
     return "quick_gelu"
 
 
-def _from_open_clip(tag: str, backbone: str) -> Weights:
+def shapes_or_weights(spec: str | Path, backbone: str | None = None) -> Weights:
+    """``load_weights`` without a download: random weights, and those of a tag that is not here yet, without values.
+
+    Arguments and errors as ``load_weights``, but for the download's.
+    """
+    if str(spec).startswith("random:"):
+        with torch.device("meta"):
+            return load_weights(spec, backbone)
+    if is_downloaded(spec, backbone):
+        return load_weights(spec, backbone)
+    with torch.device("meta"):
+        return _random_weights("random:0", backbone)
+
+
+def is_downloaded(spec: str | Path, backbone: str | None = None) -> bool:
+    """False for an open_clip tag whose file is still to be fetched.
+
+    Raises:
+        UsageError: an unknown tag.
+    """
+    text = str(spec)
+    named = text.startswith("random:") or "/" in text or Path(text).suffix or Path(text).exists()
+    return bool(named) or not backbone or in_cache(_tag_config(text, backbone))
+
+
+def _tag_config(tag: str, backbone: str) -> dict[str, Any]:
+    """open_clip's entry of a tag."""
     import open_clip
-    from open_clip.pretrained import download_pretrained
 
     preset(backbone)
-    config = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))
         problem = f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})"
         raise UsageError(problem, code="weights.missing", weights=tag)
+    return config
+
+
+def _from_open_clip(tag: str, backbone: str) -> Weights:
+    from open_clip.pretrained import download_pretrained
+
+    config = _tag_config(tag, backbone)
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user

@@ -1,0 +1,123 @@
+"""What is checked before the first run, shared by runs, sweeps and their plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvrbench.harness.config.protocol import Protocol
+from tvrbench.harness.core import registry
+from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.config import RunConfig, new_model
+from tvrbench.harness.runs.context import RunContext, check_videos, open_context, open_weights, weights_of
+from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
+from tvrbench.harness.runs.resume import WorkList, work_list
+
+
+def prepare(
+    context: RunContext,
+    configs: Sequence[RunConfig],
+    store: RecordStore,
+    *,
+    skip: bool,
+    refuse: bool,
+    check: Callable[[RunContext], RunContext] | None,
+) -> tuple[RunContext, WorkList]:
+    """Check everything that a run can trip over, the cheapest first, and part completed runs from those to do.
+
+    Args:
+        context: of the runs.
+        configs: the runs.
+        store: of the records.
+        skip, refuse: as for ``work_list``.
+        check: checks the videos; None if somebody has.
+
+    Returns:
+        The context without skipped videos, and the work.
+
+    Raises:
+        UsageError: an option, checkpoint, saved state or video that does not fit.
+    """
+    if configs and configs[0].checkpoint is not None:
+        new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
+    work = work_list(context, configs, store, skip=skip, refuse=refuse)
+    if work.left and check is not None:  # after the options, which take milliseconds
+        context = check(context)
+        work = work_list(context, configs, store, skip=skip, refuse=refuse)
+    return context, work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is on this machine of that which the runs need; nothing was downloaded, generated or decoded.
+
+    Attributes:
+        protocol: on the weights that were given.
+        weights: without values where they are random or still to be downloaded.
+        downloads: the weights are still to be downloaded.
+        context: data and weights; None without data.
+        left: runs to do; all of them without data.
+        done: records of completed runs.
+    """
+
+    protocol: Protocol
+    weights: Weights
+    downloads: bool
+    context: RunContext | None
+    left: Sequence[RunConfig]
+    done: Sequence[Path]
+
+
+def survey(
+    protocol: Protocol,
+    configs: Sequence[RunConfig],
+    store: RecordStore,
+    *,
+    root: Path | None,
+    weights: str | None,
+    scored: EvalCheckpoint | None = None,
+    skip: bool,
+    refuse: bool,
+    skip_bad: bool,
+    log: Callable[[str], None],
+) -> Survey:
+    """Open and check what the runs would, as far as it is here.
+
+    Args:
+        protocol: of the runs.
+        configs: the runs.
+        store: of the records.
+        root: the data folder; without one, a plan takes its sizes from the protocol.
+        weights: given in place of the protocol's, or None.
+        scored: a checkpoint to score.
+        skip, refuse: as for ``work_list``.
+        skip_bad: plan without the videos that are missing.
+        log: receives which those are.
+
+    Raises:
+        UsageError: as the runs would.
+    """
+    store.check_writable(protocol.name, create=False)
+    held = scored is not None and scored.base is not None
+    downloads = not held and not is_downloaded(weights or weights_of(protocol), protocol.backbone)
+    dataset = registry.lookup(protocol.dataset, "datasets")
+    if root is None and not (dataset.generated and dataset.is_generated()):
+        protocol, _, found = open_weights(protocol, weights, scored, shapes_or_weights)
+        return Survey(protocol=protocol, weights=found, downloads=downloads, context=None, left=list(configs), done=())
+    context = open_context(protocol, root, weights, scored=scored, load=shapes_or_weights)
+    if downloads:  # no record and no state can be told to be of these weights
+        context = check_videos(context, skip_bad=skip_bad, log=log, decode=False)
+        work = WorkList(done=(), left=list(configs))
+    else:
+        check = lambda opened: check_videos(opened, skip_bad=skip_bad, log=log, decode=False)  # noqa: E731
+        context, work = prepare(context, configs, store, skip=skip, refuse=refuse, check=check)
+    return Survey(
+        protocol=context.protocol,
+        weights=context.weights,
+        downloads=downloads,
+        context=context,
+        left=work.left,
+        done=work.done,
+    )
