@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tvrbench.harness.config.protocol import Protocol
@@ -100,24 +101,20 @@ def survey(
         UsageError: as the runs would.
     """
     store.check_writable(protocol.name, create=False)
-    held = scored is not None and scored.base is not None
-    downloads = not held and not is_downloaded(weights or weights_of(protocol), protocol.backbone)
-    dataset = registry.lookup(protocol.dataset, "datasets")
+    dataset, asked = registry.lookup(protocol.dataset, "datasets"), protocol
+    check = partial(check_videos, skip_bad=skip_bad, log=log, decode=False)
     if root is None and not (dataset.generated and dataset.is_generated()):
+        context, work = None, WorkList(done=(), left=list(configs))
         protocol, _, found = open_weights(protocol, weights, scored, shapes_or_weights)
-        return Survey(protocol=protocol, weights=found, downloads=downloads, context=None, left=list(configs), done=())
-    context = open_context(protocol, root, weights, scored=scored, load=shapes_or_weights)
-    if downloads:  # no record and no state can be told to be of these weights
-        context = check_videos(context, skip_bad=skip_bad, log=log, decode=False)
-        work = WorkList(done=(), left=list(configs))
     else:
-        check = lambda opened: check_videos(opened, skip_bad=skip_bad, log=log, decode=False)  # noqa: E731
+        context = open_context(protocol, root, weights, scored=scored, load=shapes_or_weights)
+        protocol, found = context.protocol, context.weights
+    held = scored is not None and scored.base is not None
+    downloads = not held and not is_downloaded(weights or weights_of(asked), asked.backbone)
+    if context is not None and downloads:  # no record and no state can be told to be of these weights
+        context, work = check(context), WorkList(done=(), left=list(configs))
+    elif context is not None:
         context, work = prepare(context, configs, store, skip=skip, refuse=refuse, check=check)
     return Survey(
-        protocol=context.protocol,
-        weights=context.weights,
-        downloads=downloads,
-        context=context,
-        left=work.left,
-        done=work.done,
+        protocol=protocol, weights=found, downloads=downloads, context=context, left=work.left, done=work.done
     )
