@@ -17,6 +17,7 @@ HEADERS = ("method", "tuning", "runs", "steps", "search", "GMACs/pair", "memory 
 PAYS = 1.5  # times as much decoding without a cache as with one
 SAFE = 0.8  # of the memory of a device: the process and its libraries take some too
 LONG_H = 24 * 7
+NAMED = 3  # methods in a reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,15 @@ def _memory_first(plan: Plan) -> list[Advice]:
     tight = [method for method in known if (method.memory_mib or 0) > SAFE * plan.device_memory_mib]
     if not tight:
         return []
-    names, limit = ", ".join(method.method for method in tight), SAFE * plan.device_memory_mib / 1024
+    names, limit = _some([method.method for method in tight]), SAFE * plan.device_memory_mib / 1024
     if all(method.largest_micro_batch for method in tight):
         why = f"a step of {names} may need more than this device has; the gradient stays the same"
         return [Advice(do=f"--memory-limit {limit:.0f}GiB", why=why)]
     return [Advice(do="a device with more memory", why=f"not even one pair of {names} fits by this estimate")]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMED else f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
 
 
 def _method_first(plan: Plan, command: str) -> list[Advice]:
@@ -157,6 +162,7 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(
             f"decoding: {decoding.clip_ms:.0f} ms per clip, {_time(decoding.hours_without_cache)} on "
             f"{decoding.threads} threads without a cache, {_time(decoding.hours_with_cache)} with one"
+            + ("" if decoding.cache_gib is None else f" of {decoding.cache_gib:.1f} GiB")
         )
     return [*lines, *plan.notes, RULE]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, say
@@ -18,7 +20,6 @@ from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size
-from tvrbench.harness.profiling.scenarios.encoders import job_device
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
 from tvrbench.harness.runs.config import RunConfig, planned_work
@@ -100,7 +101,6 @@ def run_suite(settings: RunSettings) -> SuiteResult | None:
     """
     suite = Suite.of(settings)
     notice = registry.lookup(suite.protocol.dataset, "datasets").notice
-    job_device(pick_device(settings.device))
     if settings.tensorboard:
         check_tensorboard()
     if settings.dry_run:
@@ -142,7 +142,7 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
         log=_log,
         **_earlier_work(settings),
     )
-    rates = Rates(job_device(pick_device(settings.device)))
+    rates = Rates(torch.device(pick_device(settings.device)))
     plan = make_plan(
         found.protocol, found.weights, found.left, found.context, settings, rates, downloads=found.downloads
     )

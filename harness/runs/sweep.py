@@ -32,7 +32,6 @@ from tvrbench.harness.core.options import parse_assignments, pick_device
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.factory import method_class
-from tvrbench.harness.profiling.scenarios.encoders import job_device
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
@@ -249,7 +248,7 @@ def _assignment(key: str, value: Any) -> str:
 
 def _print_plan(groups: Sequence[Group], settings: SweepSettings, store: RecordStore) -> None:
     """Print every run with its steps, disk, hours here and status; the totals count runs without a record."""
-    rates, rows, notes = Rates(job_device(pick_device(settings.device))), list[_Row](), list[str]()
+    rates, rows, notes = Rates(torch.device(pick_device(settings.device))), list[_Row](), list[str]()
     for group in groups:
         found = survey(
             group.protocol,

@@ -21,6 +21,7 @@ BLOCKS = 1  # of each tower: all of them are alike
 WORDS = 512  # a vocabulary for the probe: looking words up takes no multiply-adds
 # Multiply-adds of one call of the probe: enough that launching it is not what is timed.
 _CALL_MACS = {"cpu": 6e9, "cuda": 2e12}
+_SOFTWARE_MACS = 1e9  # half precision on a CPU, where many have no instruction for it
 _TIMING = {
     "cpu": Timing(min_iterations=3, min_seconds=0.5, warmup=1),
     "cuda": Timing(min_iterations=10, min_seconds=0.5, warmup=3),
@@ -37,8 +38,8 @@ def measure_training_rate(arch: Architecture, frames: int, device: torch.device,
     frames; the blocks are trained, the stem is not. The median of a few calls after a warm-up: about 1 s on a CPU.
     """
     short = replace(arch, vision_layers=BLOCKS, text_layers=BLOCKS, vocab_size=min(WORDS, arch.vocab_size))
-    per_video = _macs(short, 1, frames)
-    shown = max(1, round(_CALL_MACS[device.type] / per_video * frames))  # a CPU may get less than a video
+    wanted = _SOFTWARE_MACS if device.type == "cpu" and precision != "float32" else _CALL_MACS[device.type]
+    shown = max(1, round(wanted / _macs(short, 1, frames) * frames))  # a CPU may get less than a video
     captions = max(1, round(shown / frames))
     model, inputs = _probe(short, captions, shown, device)
     with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "float32"):

@@ -207,7 +207,7 @@ def test_a_clip_that_cannot_be_decoded_is_left_to_the_check(context: RunContext,
         ({"nonsense": 1}, "option.unknown"),
         ({"tuning": "nonsense"}, "tuning.unknown"),
         ({"tuning": "frozen"}, "trainer.nothing-trainable"),
-        ({"rank": 0}, "option.range"),
+        ({"rank": 0}, "option.value"),
     ],
 )
 def test_options_are_checked_on_shapes(options: dict[str, Any], code: str, shapes: Weights) -> None:
