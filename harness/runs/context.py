@@ -221,8 +221,10 @@ def _faults(context: RunContext, log: Callable[[str], None], decode: bool) -> li
 
 def missing_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> list[VideoFault]:
     """The videos without a file, or with two; none is opened."""
+    if not isinstance(dataset, VideoFiles):
+        return []
     faults = []
-    for video_id in video_ids if isinstance(dataset, VideoFiles) else ():
+    for video_id in video_ids:
         try:
             dataset.video_path(video_id)
         except UsageError as error:

@@ -55,14 +55,16 @@ def count_step(model: RetrievalModel) -> StepCount:
     if not model.spec.card.encodes:
         return StepCount(forward_macs=0, step_macs=0, activation_bytes=0, **numbers)
     try:
-        return StepCount(**_pass_over_shapes(model), **numbers)
+        forward, step, kept = _pass_over_shapes(model)
+        return StepCount(forward_macs=forward, step_macs=step, activation_bytes=kept, **numbers)
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
-        forward = sum(analytic_macs(model).values())
+        forward = float(sum(analytic_macs(model).values()))
         step = 3 * forward if numbers["trainable"] else forward
         return StepCount(forward_macs=forward, step_macs=step, activation_bytes=None, **numbers)
 
 
-def _pass_over_shapes(model: RetrievalModel) -> dict[str, float]:
+def _pass_over_shapes(model: RetrievalModel) -> tuple[float, float, float]:
+    """Multiply-adds forward, and in all, and bytes kept in between; per pair."""
     arch, meta = model.clip.arch, torch.device("meta")
     frames = torch.empty(_BATCH, model.frames, 3, arch.image_size, arch.image_size, device=meta)
     ids = torch.zeros(_BATCH, text_length(arch), dtype=torch.long, device=meta)
@@ -79,11 +81,7 @@ def _pass_over_shapes(model: RetrievalModel) -> dict[str, float]:
             torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
         total = counter.get_total_flops()
     activations = sum(size for storage, size in kept.items() if storage not in weights)
-    return {
-        "forward_macs": forward / 2 / _BATCH,
-        "step_macs": total / 2 / _BATCH,
-        "activation_bytes": activations / _BATCH,
-    }
+    return forward / 2 / _BATCH, total / 2 / _BATCH, activations / _BATCH
 
 
 def _watched(saw: Callable[[Tensor], Any]) -> AbstractContextManager[Any]:

@@ -67,4 +67,4 @@ def _macs(arch: Architecture, captions: int, frames: int) -> float:
     model, inputs = _probe(arch, captions, frames, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
         _step(model, inputs)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops() / 2)

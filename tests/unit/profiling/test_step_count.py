@@ -18,7 +18,7 @@ from tvrbench.harness.profiling.counts import step as counting
 from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.counts.step import count_step
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:for .* copying from a non-meta:UserWarning")]
 TRAINED = [name for name in registry.names("methods", "baselines") if method_class(name).card.trains]
 
 
