@@ -142,7 +142,7 @@ class RunFiles:
     def lr_choice(self, identity: Identity) -> Path:
         """The learning rate that a search of this identity chose; runs that differ in their seed share it."""
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        return self.state.with_name(f"{identity['method']}-{identity['tuning']}-{digest}.lr.json")
+        return self.state.with_name(f"{identity['method']}-{identity['tuning']}-{digest}.lr")
 
     def other_states(self) -> list[Path]:
         """The states of other interrupted runs of the protocol."""

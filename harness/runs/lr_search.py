@@ -67,7 +67,7 @@ class KeptChoice:
 
     Attributes:
         tuning: of the method.
-        path: ``METHOD-TUNING-DIGEST.lr.json`` beside the checkpoints. Any run of the same identity writes the same.
+        path: ``METHOD-TUNING-DIGEST.lr`` beside the checkpoints. Any run of the same identity writes the same.
     """
 
     def __init__(self, context: RunContext, config: RunConfig, key: RunKey, files: RunFiles) -> None:

@@ -60,7 +60,7 @@ def test_whoever_searches_finds_the_same_choice(context: RunContext, tmp_path: P
     for seed in (0, 2):
         steps_of(tmp_path / str(seed), context, replace(CONFIG, seed=seed))
     assert choices(tmp_path / "0")[0] == choices(tmp_path / "2")[2]
-    kept = [only(tmp_path / name, "*.lr.json") for name in ("0", "2")]
+    kept = [only(tmp_path / name, "*.lr") for name in ("0", "2")]
     assert kept[0].name == kept[1].name
     assert kept[0].read_bytes() == kept[1].read_bytes()
 
@@ -106,7 +106,7 @@ def test_the_choice_of_another_search_is_not_taken(
     context.blueprints.clear()
     steps = steps_of(tmp_path, context, config)
     assert len([step for step in steps if not step.endswith("/4")]) == (2 if change == "share" else 4)
-    assert len(list(tmp_path.rglob("*.lr.json"))) == 2
+    assert len(list(tmp_path.rglob("*.lr"))) == 2
 
 
 def test_a_run_that_selects_on_the_test_set_takes_the_choice_too(context: RunContext, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_crash_between_search_and_record_loses_no_choice(
     """In the first rate, the second, and the training itself; another seed goes on meanwhile."""
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     first = stop_run(broken, context, CONFIG, stopped_at)
-    assert len(list(broken.rglob("*.lr.json"))) == (stopped_at > 4)
+    assert len(list(broken.rglob("*.lr"))) == (stopped_at > 4)
     other = steps_of(broken, context, replace(CONFIG, seed=1))
     assert len(other) == (4 if stopped_at > 4 else 8)
     last = steps_of(broken, context, CONFIG, resume=True)
@@ -134,7 +134,7 @@ def test_a_crash_between_search_and_record_loses_no_choice(
 @pytest.mark.parametrize("damage", ["cut", "empty", "another search", "a rate never tried", "a list", "nested"])
 def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context: RunContext, tmp_path: Path) -> None:
     steps_of(tmp_path, context, CONFIG)
-    path = only(tmp_path, "*.lr.json")
+    path = only(tmp_path, "*.lr")
     document = json.loads(path.read_text())
     document |= {"search": {"method": "bias"}} if damage == "another search" else {}
     document["choice"] |= {"chosen": 7.0} if damage == "a rate never tried" else {}
