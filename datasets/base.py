@@ -73,6 +73,11 @@ class VideoFolderDataset(VideoFiles, ABC):
             raise UsageError(message, code="dataset.root", root=str(root))
         self.root = root
 
+    @classmethod
+    def is_generated(cls) -> bool:
+        """Hook of a data set that generates itself: True if it has, so that opening it takes no time."""
+        return False
+
     def file_stems(self, video_id: str) -> tuple[str, ...]:
         """Hook: the names without folder and suffix that the file of a video may have."""
         return (video_id,)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tvrbench.datasets.msrvtt import MSRVTT
-from tvrbench.datasets.standin.generate import DEFAULT, Clip, Settings, clips, generate
+from tvrbench.datasets.standin.generate import DEFAULT, MARKER, Clip, Settings, clips, generate
 from tvrbench.harness.core.errors import UsageError
 
 
@@ -67,6 +67,11 @@ class StandIn(MSRVTT):
         generate(root, settings)
         super().__init__(root, expected=None if settings == DEFAULT else {})
         self.settings = settings
+
+    @classmethod
+    def is_generated(cls) -> bool:
+        """True if the default clips are in the user's cache folder already."""
+        return (cache_folder() / f"standin-{DEFAULT.digest[:12]}" / MARKER).is_file()
 
     def subsets(self, split_name: str, keys: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
         """Captions of the test split that need no order, and those that only the order distinguishes."""

@@ -44,6 +44,9 @@ class Protocol:
         recipes_replaced: replacements of recipes in a published protocol, e.g. with float16 weights.
         held_out: number of training videos set aside for choosing the learning rate.
         lr_factors: multiples of its rate that each method tries.
+        lr_search: ``once`` tries them with the first of ``seeds`` alone, whatever the seed of the run, so that all
+            seeds of a method train at the same rate; ``per-seed`` tries them with the run's own.
+        lr_search_share: share of a training's steps that each factor is tried for, with the whole schedule in them.
         seeds: the default seeds.
         weights_sha256: of weights given in place of the protocol's own.
         weights_config: how weights are read where that is not the protocol's own way: activation, mean, std, tokenizer.
@@ -72,6 +75,8 @@ class Protocol:
     recipes_replaced: Mapping[str, str] = field(default_factory=dict)
     held_out: int = 0
     lr_factors: tuple[float, ...] = (1.0,)
+    lr_search: Literal["once", "per-seed"] = "once"
+    lr_search_share: float = 1 / 3
     seeds: tuple[int, ...] = (0,)
     weights_sha256: str | None = None
     weights_config: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +103,7 @@ class Protocol:
             "held_out": self.held_out >= 0,
             "seeds": self.seeds and min(self.seeds) >= 0 and len(set(self.seeds)) == len(self.seeds),
             "lr_factors": self.lr_factors and all(0 < factor < math.inf for factor in self.lr_factors),
+            "lr_search_share": 0 < self.lr_search_share <= 1,
             "train_pairs": self.train_pairs is None or self.train_pairs >= 1,
             "test_videos": self.test_videos is None or self.test_videos >= 1,
         }
@@ -105,6 +111,19 @@ class Protocol:
             if not fits:
                 message = f"protocol {self.name}: {key} is out of range: {getattr(self, key)!r:.60}"
                 raise UsageError(message, code="protocol.range", protocol=self.name, option=key)
+
+    @property
+    def searches_lr(self) -> bool:
+        """True if methods try several learning rates."""
+        return len(self.lr_factors) > 1
+
+    def lr_search_seed(self, seed: int) -> int:
+        """The seed that a run of this seed tries learning rates with."""
+        return self.seeds[0] if self.lr_search == "once" else seed
+
+    def lr_search_steps(self, steps: int) -> int:
+        """Steps for which one learning rate is tried, of a training of ``steps`` steps."""
+        return max(1, round(self.lr_search_share * steps))
 
     def recipe_for(self, method_recipe: str) -> Recipe:
         """The recipe for a method whose own recipe is ``method_recipe``."""
@@ -115,11 +134,12 @@ class Protocol:
     def hash(self) -> str:
         """SHA-256 (16 hex digits) over the protocol and the recipes it can use.
 
-        Seeds and fields at their default do not count, so a field that a later version adds keeps the hash. See
-        ``hash.toml`` for renamed fields.
+        Seeds and fields at their default do not count, so a field that a later version adds keeps the hash; nor does
+        how learning rates are searched where there is one to try. See ``hash.toml`` for renamed fields.
         """
         recipes = [self.recipe] if self.recipe else recipe_names()
-        own = {key: value for key, value in _hashed(self).items() if key not in _NOT_HASHED}
+        left_out = set(_NOT_HASHED) | (set() if self.searches_lr else {"lr_search", "lr_search_share"})
+        own = {key: value for key, value in _hashed(self).items() if key not in left_out}
         content = {"protocol": own, "recipes": {name: _hashed(self.recipe_for(name)) for name in recipes}}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -65,6 +65,11 @@ class FrameLoader:
         needed = videos * spec.frames * 3 * spec.size**2
         self._kept: dict[str, Clip] | None = {} if not spec.random and needed <= memory_limit else None
 
+    @property
+    def keeps_clips(self) -> bool:
+        """True if every clip stays in memory, so that it is decoded once."""
+        return self._kept is not None
+
     def _clip(self, video_id: str, seed: int) -> Clip:
         clip = self._kept.get(video_id) if self._kept is not None else None
         if clip is None and self.cached is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
 from tvrbench.harness.records.store import LAST, RecordStore, run_name
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
-from tvrbench.harness.runs.context import RunContext, with_training_data
+from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 from tvrbench.harness.training.loop import TRAIN_WORK
 from tvrbench.harness.training.state_file import SUFFIX, Identity
@@ -76,12 +78,8 @@ class RunKey:
 
     @classmethod
     def of(cls, context: RunContext, config: RunConfig) -> RunKey:
-        """The key of a run; its model is built without values, so that every option is checked in milliseconds.
-
-        Raises:
-            UsageError: an option that does not fit.
-        """
-        description = describe(_shape(context, config))
+        """The key of a run; errors as ``blueprint``."""
+        description = describe(blueprint_of(context, config))
         head = {
             "schema_version": SCHEMA_VERSION,
             "protocol": context.protocol.reference,
@@ -118,6 +116,11 @@ class RunKey:
             "device": self.device,
         }
 
+    def lr_search_identity(self, seed: int) -> Identity:
+        """The facts that decide which learning rate a search with this seed chooses."""
+        unrelated = ("seed", "selection", "test split")
+        return {name: fact for name, fact in self.identity.items() if name not in unrelated} | {"search seed": seed}
+
 
 class RunFiles:
     """Every path of one run, in the folder of results.
@@ -147,6 +150,11 @@ class RunFiles:
         self.log = logs / f"{name}.jsonl"
         self.embeddings = embeddings / f"{name}.safetensors"
 
+    def lr_choice(self, identity: Identity) -> Path:
+        """The learning rate that a search of this identity chose; runs that differ in their seed share it."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        return self.state.with_name(f"{identity['method']}-{identity['tuning']}-{digest}.lr")
+
     def other_states(self) -> list[Path]:
         """The states of other interrupted runs of the protocol."""
         return [path for path in sorted(self.state.parent.glob(f"*{SUFFIX}")) if path != self.state]
@@ -163,22 +171,21 @@ def describe(model: RetrievalModel) -> dict[str, Any]:
     return {"options": shape | model.spec.describe(), "tuning": model.spec.options.tuning}
 
 
-def settle(context: RunContext, configs: Sequence[RunConfig]) -> tuple[RunContext, list[RunConfig]]:
-    """Mark the runs whose tuning leaves nothing to train, and open the training split if one of the others needs it.
+def settle(protocol: Protocol, weights: Weights, configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Mark the runs whose tuning leaves nothing to train, as the shapes of the models tell.
 
-    The shapes of the models tell. A run that trains nothing has no seeds, so only those of the first seed stay.
+    Such a run has no seeds, so only those of the first seed stay.
 
     Raises:
-        UsageError: an option that does not fit, or a training split that cannot be opened.
+        UsageError: an option that does not fit.
     """
 
     def learns(config: RunConfig) -> bool:
-        options = {"tuning": method_class(config.method).card.tuning} | options_of(context.protocol, config)
-        return options["tuning"] != "frozen" or bool(_shape(context, config).trainable())
+        options = {"tuning": method_class(config.method).card.tuning} | options_of(protocol, config)
+        return options["tuning"] != "frozen" or bool(blueprint(protocol, weights, config).trainable())
 
     marked = [c if not c.trains or learns(c) else replace(c, frozen=True, selection=LAST) for c in configs]
-    kept = [config for config in marked if not config.frozen or config.seed == configs[0].seed]
-    return with_training_data(context) if any(config.trains for config in kept) else context, kept
+    return [config for config in marked if not config.frozen or config.seed == configs[0].seed]
 
 
 def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
@@ -232,11 +239,6 @@ def training_steps(protocol: Protocol, config: RunConfig, pairs: int) -> int:
     return recipe_of(protocol, config).total_steps(pairs)
 
 
-def trainings(protocol: Protocol) -> int:
-    """How often a method is trained for one record: once, plus once per learning rate that is tried."""
-    return 1 if len(protocol.lr_factors) == 1 else 1 + len(protocol.lr_factors)
-
-
 def check_shares(batch_size: int) -> None:
     """Check that the processes can have equal shares of a batch.
 
@@ -270,18 +272,30 @@ def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
     """
     if config.checkpoint is not None:
         return read_model(context.protocol, context.weights_spec, config, context.weights.arch.activation)
-    return _untrained(context, context.weights, config).to(config.device).eval()
+    return _untrained(context.protocol, context.weights, config).to(config.device).eval()
 
 
-def _shape(context: RunContext, config: RunConfig) -> RetrievalModel:
-    """The run's untrained model without values, in milliseconds."""
-    shapes = {name: tensor.to("meta") for name, tensor in context.weights.state.items()}
+def blueprint(protocol: Protocol, weights: Weights, config: RunConfig) -> RetrievalModel:
+    """The run's model on the meta device, without values: every option is checked in milliseconds.
+
+    Raises:
+        UsageError: an option that does not fit, or weights that are not a CLIP's.
+    """
+    shapes = {name: tensor.to("meta") for name, tensor in weights.state.items()}
     with torch.device("meta"):
-        return _untrained(context, replace(context.weights, state=shapes), config)
+        return _untrained(protocol, replace(weights, state=shapes), config)
 
 
-def _untrained(context: RunContext, weights: Weights, config: RunConfig) -> RetrievalModel:
-    options, frames = options_of(context.protocol, config), context.protocol.frames
+def blueprint_of(context: RunContext, config: RunConfig) -> RetrievalModel:
+    """``blueprint`` in a context, built once per method and options."""
+    name = f"{config.method} {sorted(config.options.items())}"
+    if name not in context.blueprints:
+        context.blueprints[name] = blueprint(context.protocol, context.weights, config)
+    return context.blueprints[name]
+
+
+def _untrained(protocol: Protocol, weights: Weights, config: RunConfig) -> RetrievalModel:
+    options, frames = options_of(protocol, config), protocol.frames
     method = method_class(config.method).configure(config.method, weights.arch, frames, options)
     return build(config.method, method, weights, config.seed)
 
@@ -323,11 +337,13 @@ def read_model(
         ) from None
 
 
-def planned_work(context: RunContext, config: RunConfig) -> int:
-    """The work of a run, in videos encoded once."""
-    steps = training_steps(context.protocol, config, len(context.train.captions))
-    recipe = recipe_of(context.protocol, config)
-    once = TRAIN_WORK * steps * recipe.batch_size + len(context.test.video_ids)
-    evals = eval_steps(config.selection, recipe, steps // recipe.epochs, steps) if steps else []
-    repeats = trainings(context.protocol) if steps else 1
-    return repeats * once + len(evals) * len(context.test.video_ids) + COST_WORK
+def planned_work(context: RunContext, config: RunConfig, *, searches: bool) -> int:
+    """The work of a run, in videos encoded once; with the search of a learning rate if it does that."""
+    protocol, recipe = context.protocol, recipe_of(context.protocol, config)
+    steps = training_steps(protocol, config, len(context.train.captions))
+    evals = 1 + len(eval_steps(config.selection, recipe, steps // recipe.epochs, steps) if steps else [])
+    work = TRAIN_WORK * steps * recipe.batch_size + evals * len(context.test.video_ids) + COST_WORK
+    if searches:
+        tried = TRAIN_WORK * protocol.lr_search_steps(steps) * recipe.batch_size + protocol.held_out
+        work += len(protocol.lr_factors) * tried
+    return work

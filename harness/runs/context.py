@@ -40,6 +40,7 @@ class RunContext:
         weights_spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
         tokenizer: of the weights.
         loaders: one frame loader per FrameSpec in use, shared so that pixels are decoded once.
+        blueprints: models without values, built once per method and options.
     """
 
     protocol: Protocol
@@ -53,6 +54,7 @@ class RunContext:
     declared: Mapping[str, Split] = field(default_factory=dict)
     loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
     fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
+    blueprints: dict[str, RetrievalModel] = field(default_factory=dict)
 
     def spec(self, sampler: str, augment: str = "none") -> FrameSpec:
         """The frames to load under a recipe's sampler and augmentation."""
@@ -111,6 +113,26 @@ def weights_of(protocol: Protocol) -> str:
     return str(path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedWeights:
+    """Weights, and what follows from them.
+
+    Attributes:
+        protocol: on these weights.
+        spec: what to give ``load_model`` as ``weights``; None if a checkpoint holds them.
+        weights: the weights.
+        tokenizer: of the weights.
+    """
+
+    protocol: Protocol
+    spec: str | None
+    weights: Weights
+    tokenizer: Tokenizer
+
+
+LoadWeights = Callable[[str, str | None, Activation | None], Weights]
+
+
 def open_context(
     protocol: Protocol,
     root: Path | None,
@@ -118,6 +140,7 @@ def open_context(
     *,
     activation: Activation | None = None,
     scored: EvalCheckpoint | None = None,
+    load: LoadWeights = load_weights,
 ) -> RunContext:
     """Open the test data and load the weights; no video is decoded yet, see ``check_videos``.
 
@@ -127,6 +150,7 @@ def open_context(
         weights_spec: weights instead of the protocol's own, or None.
         activation: of the weights, over what their sources state.
         scored: a checkpoint to score; no weights are opened if it holds its own.
+        load: loads weights; a plan takes ``shapes_or_weights``, which downloads nothing.
 
     Raises:
         UsageError: a file is missing or broken.
@@ -134,11 +158,32 @@ def open_context(
     dataset = open_dataset(protocol.dataset, root or protocol.data, protocol.data_options)
     train = Split(name=protocol.train_split, video_ids=(), captions=(), caption_video=())
     test = dataset.split(protocol.test_split)
+    opened = open_weights(protocol, weights_spec, activation, scored, load)
+    return RunContext(
+        protocol=opened.protocol,
+        dataset=dataset,
+        train=train,
+        test=test,
+        skipped=(),
+        weights=opened.weights,
+        weights_spec=opened.spec,
+        tokenizer=opened.tokenizer,
+    )
+
+
+def open_weights(
+    protocol: Protocol,
+    given: str | None,
+    activation: Activation | None,
+    scored: EvalCheckpoint | None,
+    load: LoadWeights,
+) -> OpenedWeights:
+    """The weights that a protocol's runs use; arguments and errors as ``open_context``."""
     if scored and scored.base:
         spec, weights = None, scored.base
     else:
-        spec = weights_spec or weights_of(protocol)
-        weights = load_weights(spec, protocol.backbone, activation)
+        spec = given or weights_of(protocol)
+        weights = load(spec, protocol.backbone, activation)
     tokenizer = _tokenizer(protocol, weights)
     if protocol.words > weights.arch.context_length:
         raise UsageError(
@@ -148,16 +193,8 @@ def open_context(
             words=protocol.words,
             context=weights.arch.context_length,
         )
-    return RunContext(
-        protocol=_read_as(protocol, weights, tokenizer, given=bool(weights_spec)),
-        dataset=dataset,
-        train=train,
-        test=test,
-        skipped=(),
-        weights=weights,
-        weights_spec=spec,
-        tokenizer=tokenizer,
-    )
+    read_as = _read_as(protocol, weights, tokenizer, given=bool(given))
+    return OpenedWeights(protocol=read_as, spec=spec, weights=weights, tokenizer=tokenizer)
 
 
 def _read_as(protocol: Protocol, weights: Weights, tokenizer: Tokenizer, *, given: bool) -> Protocol:
@@ -185,28 +222,6 @@ def with_training_data(context: RunContext) -> RunContext:
     return replace(context, train=context.dataset.split(context.protocol.train_split))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitSizes:
-    """Sizes of the full splits, for a plan; no training pairs where nothing is trained."""
-
-    train_pairs: int
-    test_videos: int
-
-
-def split_sizes(protocol: Protocol, root: Path | None, *, trains: bool) -> SplitSizes:
-    """The sizes that a protocol states, or those of the data where it states none.
-
-    Raises:
-        UsageError: an annotation file that is needed is missing or broken.
-    """
-    pairs, videos = protocol.train_pairs, protocol.test_videos
-    if videos is None or (trains and pairs is None):
-        dataset = open_dataset(protocol.dataset, root or protocol.data, protocol.data_options)
-        videos = len(dataset.split(protocol.test_split).video_ids)
-        pairs = len(dataset.split(protocol.train_split).captions) if trains else 0
-    return SplitSizes(train_pairs=pairs or 0, test_videos=videos)
-
-
 def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
     """The tokenizer of the weights; a checkpoint has no word list, so it takes that of the data set's CLIP."""
     beside = weights.folder is not None and (weights.folder / "vocab.txt").is_file()
@@ -215,19 +230,20 @@ def _tokenizer(protocol: Protocol, weights: Weights) -> Tokenizer:
     return tokenizer_for(weights)
 
 
-def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], None]) -> RunContext:
+def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], None], decode: bool = True) -> RunContext:
     """Decode every video that will be used, except those that a frame cache was filled from unchanged.
 
     Args:
         context: of the runs.
         skip_bad: leave out videos that cannot be used instead of stopping.
         log: receives what was left out.
+        decode: False only looks for the files, as a plan does.
 
     Raises:
         UsageError: a video is missing or broken; every bad one is named, and nothing has been run yet.
     """
     train, test = context.train, context.test
-    faults = [fault for part in all_gather_object(_faults(context, log)) for fault in part]
+    faults = [fault for part in all_gather_object(_faults(context, log, decode)) for fault in part]
     if faults and not skip_bad:
         raise UsageError(
             bad_videos_message(faults), code="video.unusable", videos=sorted(fault.video_id for fault in faults)
@@ -252,11 +268,13 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
     return context
 
 
-def _faults(context: RunContext, log: Callable[[str], None]) -> list[VideoFault]:
+def _faults(context: RunContext, log: Callable[[str], None], decode: bool) -> list[VideoFault]:
     """The faults of this process's share of the videos."""
     dataset = context.dataset
     used = list(dict.fromkeys((*context.train.video_ids, *context.test.video_ids)))
     own = used[dist_info().share(len(used))]
+    if not decode:
+        return missing_videos(dataset, own)
     whole = whole_videos(dataset, own)
     unknown = [video_id for video_id in own if video_id not in whole]
     if whole:
@@ -268,6 +286,19 @@ def _faults(context: RunContext, log: Callable[[str], None]) -> list[VideoFault]
     with Bar() as bar:
         bar.begin(f"decoding {len(unknown)} videos to check them:")
         return dataset.check_videos(unknown, progress=bar.reach)
+
+
+def missing_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> list[VideoFault]:
+    """The videos without a file, or with two; none is opened."""
+    if not isinstance(dataset, VideoFiles):
+        return []
+    faults = []
+    for video_id in video_ids:
+        try:
+            dataset.video_path(video_id)
+        except UsageError as error:
+            faults.append(VideoFault.of(video_id, Path(f"{video_id}.mp4"), error))
+    return faults
 
 
 def bad_videos_message(faults: Sequence[VideoFault]) -> str:

@@ -14,6 +14,7 @@ from tvrbench.harness.runs.config import (
     RunConfig,
     RunFiles,
     RunKey,
+    blueprint_of,
     check_shares,
     options_text,
     recipe_of,
@@ -23,6 +24,7 @@ from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import PlannedRun
 from tvrbench.harness.training.loop import FINAL
 from tvrbench.harness.training.state_file import SavedState, StateFile, read_state
+from tvrbench.harness.training.trainer import recipe_for
 
 # Two runs that differ in anything else, and agree in these, are easily taken for one another.
 _LIKE = ("method", "tuning", "seed")
@@ -61,7 +63,8 @@ def work_list(
             continue
         left.append(config)
         if training_steps(context.protocol, config, len(context.train.captions)):
-            check_shares(recipe_of(context.protocol, config).batch_size)
+            recipe = recipe_for(blueprint_of(context, config), recipe_of(context.protocol, config))
+            check_shares(recipe.batch_size)
             if refuse and not files.state.is_file():
                 _refuse_other_states(key, files)
     return WorkList(done=done, left=left)

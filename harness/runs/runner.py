@@ -37,7 +37,7 @@ from tvrbench.harness.runs.config import (
 )
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.failures import RESUME_AFTER_FAILURE, ProcessLost, explain, one_line
-from tvrbench.harness.runs.lr_search import choose_lr
+from tvrbench.harness.runs.lr_search import KeptChoice, choose_lr
 from tvrbench.harness.runs.micro_batch import choose_micro_batch
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.loop import TrainingLoop
@@ -85,12 +85,15 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
         if dist_info().first:
             frames = context.frames_fingerprint(context.spec(recipe.sampler))
             record["data"] = record["data"] | {"frames_fingerprint": frames}
-        model = new_model(context, config)
         if steps:
             state = _open_state(key, files, config, session)
-            recipe, record["metrics"]["training"] = _train(context, config, session, model, recipe, state)
+            kept = KeptChoice(context, config, key, files)
+            model, recipe, account = _train(context, config, session, recipe, state, kept)
+            record["metrics"]["training"] = account
             if config.selection == LAST and dist_info().first:
                 save_checkpoint(model, files.checkpoint, config.selection)
+        else:
+            model = new_model(context, config)
         result = _score(context, config, session, model, recipe, state)
         if config.selection == BEST_ON_TEST and state is not None:
             account = choose(state.checks, steps, result)
@@ -154,20 +157,18 @@ def _open_state(key: RunKey, files: RunFiles, config: RunConfig, session: Sessio
 
 
 def _train(
-    context: RunContext, config: RunConfig, session: Session, model: RetrievalModel, recipe: Recipe, state: RunState
-) -> tuple[Recipe, dict[str, Any]]:
-    """Choose micro-batch size and learning rate and train; the recipe as used, and the record's account."""
+    context: RunContext, config: RunConfig, session: Session, recipe: Recipe, state: RunState, kept: KeptChoice
+) -> tuple[RetrievalModel, Recipe, dict[str, Any]]:
+    """Choose micro-batch size and learning rate and train; model, recipe as used, and the record's account."""
     check_shares(recipe.batch_size)
     size, account = session.settings.micro_batch_size, dict[str, Any]()
     if limit := session.settings.memory_limit:
         share = recipe.batch_size // dist_info().size
-        kept = state.micro_batch(limit, lambda: choose_micro_batch(model, recipe, share, limit))
-        size, account["memory_limit"] = kept["size"], kept["record"]
+        trials = state.micro_batch(limit, lambda: choose_micro_batch(new_model(context, config), recipe, share, limit))
+        size, account["memory_limit"] = trials["size"], trials["record"]
     with state.log:
-        recipe, choice = choose_lr(
-            context, model, recipe, state, session.progress, seed=config.seed, micro_batch_size=size
-        )
-        pairs = context.pairs(context.train, recipe, config.seed)
+        recipe, choice = choose_lr(context, config, recipe, state, session.progress, kept, micro_batch_size=size)
+        model, pairs = new_model(context, config), context.pairs(context.train, recipe, config.seed)
         steps = recipe.total_steps(len(context.train.captions))
         trainer = Trainer(model, recipe, steps, micro_batch_size=size)
         loop = TrainingLoop(trainer, pairs, state, session.progress, seed=config.seed)
@@ -176,7 +177,7 @@ def _train(
         account |= loop.run()
     if state.resumed_at:
         account["resumed_at"] = state.resumed_at
-    return recipe, account | {"learning_rate_choice": choice}
+    return model, recipe, account | {"learning_rate_choice": choice}
 
 
 def _score(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from tvrbench.harness.config.protocol import Protocol, load_protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.console import say
+from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.distributed import dist_info, process_group
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import pick_device
@@ -21,12 +24,14 @@ from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.record import weights_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
-from tvrbench.harness.runs.config import RunConfig, new_model, planned_work, settle
-from tvrbench.harness.runs.context import check_videos, open_context, split_sizes
+from tvrbench.harness.runs.config import RunConfig, planned_work
+from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
-from tvrbench.harness.runs.plan import make_plan, print_plan
-from tvrbench.harness.runs.resume import work_list
+from tvrbench.harness.runs.lr_search import who_searches
+from tvrbench.harness.runs.plan import Rates, make_plan
+from tvrbench.harness.runs.plan_text import plan_document, print_plan, what_first
+from tvrbench.harness.runs.preflight import prepare, survey
 from tvrbench.harness.runs.runner import Session, run
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.step_log import check_tensorboard
@@ -99,13 +104,12 @@ def run_suite(settings: RunSettings) -> SuiteResult | None:
     """
     suite = Suite.of(settings)
     notice = registry.lookup(suite.protocol.dataset, "datasets").notice
-    if settings.dry_run:
-        _log(notice)
-        sizes = split_sizes(suite.protocol, settings.data, trains=any(config.trains for config in suite.configs))
-        print_plan(make_plan(suite.protocol, suite.configs, sizes), suite.protocol, settings.as_json)
-        return None
     if settings.tensorboard:
         check_tensorboard()
+    if settings.dry_run:
+        _log(notice)
+        _print_plan(suite, settings)
+        return None
     with process_group(pick_device(settings.device), single=settings.single_process), SignalHandler() as signals:
         _log(notice)
         _log(TEST_NOTICE if settings.checkpoint_selection == BEST_ON_TEST else None)
@@ -120,6 +124,38 @@ def run_suite(settings: RunSettings) -> SuiteResult | None:
         return SuiteResult(protocol=suite.protocol.name, records=records) if dist_info().first else None
 
 
+def _earlier_work(settings: RunSettings) -> dict[str, bool]:
+    """Whether completed runs are skipped, and states of other runs refused."""
+    return {
+        "skip": settings.resume or settings.skip_existing,
+        "refuse": settings.resume and settings.refuse_other_states,
+    }
+
+
+def _print_plan(suite: Suite, settings: RunSettings) -> None:
+    """Check what the runs would, and print what they cost."""
+    found = survey(
+        suite.protocol,
+        suite.configs,
+        RecordStore(settings.results),
+        root=settings.data,
+        weights=settings.weights,
+        activation=settings.activation,
+        scored=suite.scored,
+        skip_bad=settings.skip_bad_videos,
+        log=_log,
+        **_earlier_work(settings),
+    )
+    rates = Rates(torch.device(pick_device(settings.device)))
+    plan = make_plan(
+        found.protocol, found.weights, found.left, found.context, settings, rates, downloads=found.downloads
+    )
+    for path in found.done:
+        _log(f"skipped, its record exists: {path.name}")
+    first = what_first(plan, found.context, command=f"tvrbench run {settings.protocol}")
+    print_json(plan_document(plan, first)) if settings.as_json else print_plan(plan, first)
+
+
 def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> list[Path]:
     store = RecordStore(settings.results)
     if dist_info().first:
@@ -130,18 +166,11 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     for note in context.weights.notes:
         _log(note)
     _log(f"weights {weights_line(context.weights.to_json(context.tokenizer.name))}")
-    context, configs = settle(context, suite.configs)
     origin = origin_of(context.dataset)
     for line in origin.lines() if origin else ():
         _log(line)
-    skip = settings.resume or settings.skip_existing
-    refuse = settings.resume and settings.refuse_other_states
-    if suite.scored is not None:
-        new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
-    work = work_list(context, configs, store, skip=skip, refuse=refuse)
-    if work.left and not settings.videos_checked:  # after the options, which take milliseconds
-        context = check_videos(context, skip_bad=settings.skip_bad_videos, log=_log)
-        work = work_list(context, configs, store, skip=skip, refuse=refuse)
+    check = None if settings.videos_checked else partial(check_videos, skip_bad=settings.skip_bad_videos, log=_log)
+    context, work = prepare(context, suite.configs, store, check=check, **_earlier_work(settings))
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
     command = settings.command or command_line(sys.argv[1:])
@@ -150,7 +179,11 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     costs = full_size.jobs(methods, settings.options, pick_device(settings.device)) if detail else []
     each = full_size.WORK[detail] if detail else 0
     records: list[Path | None] = []
-    with Bar(sum(planned_work(context, config) for config in work.left) + each * len(costs)) as bar:
+    searching = who_searches(context.protocol, context, work.left, store)
+    planned = sum(
+        planned_work(context, config, searches=searches) for config, searches in zip(work.left, searching, strict=True)
+    )
+    with Bar(planned + each * len(costs)) as bar:
         session = Session(settings=settings, store=store, progress=bar, signals=signals, command=command)
         for config in work.left:
             bar.begin(config.title)

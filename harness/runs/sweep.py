@@ -18,6 +18,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.config import RunConfig, settle
-from tvrbench.harness.runs.context import SplitSizes, check_videos, open_context, split_sizes
+from tvrbench.harness.runs.config import RunConfig
+from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.launch.local import Finished, Task, run_all
 from tvrbench.harness.runs.launch.slurm import check_submitit, submit
-from tvrbench.harness.runs.plan import HEADERS, HOURS_NOTE, make_plan
-from tvrbench.harness.runs.resume import run_status, work_list
+from tvrbench.harness.runs.plan import RULE, PlannedRun, Rates, make_plan
+from tvrbench.harness.runs.preflight import prepare, survey
+from tvrbench.harness.runs.resume import RunStatus, run_status
 from tvrbench.harness.runs.settings import ExecutionSettings, RunSettings, SweepSettings
 from tvrbench.harness.training.step_log import check_tensorboard
 
@@ -95,6 +97,10 @@ class Group:
     def other_weights(self) -> bool:
         """True if the runs' protocol hash will depend on weights that a plan does not open."""
         return self.weights is not None or self.activation is not None
+
+
+HEADERS = ("protocol", "method", "tuning", "seed", "steps", "search", "batch", "disk MiB", "hours here", "status")
+_Row = tuple[str, PlannedRun, RunStatus]
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -179,13 +185,13 @@ def run_sweep(settings: SweepSettings) -> SweepResult | None:
     """
     sweep, store = read_sweep(settings.file), RecordStore(settings.results)
     groups = sweep_groups(sweep, pick_device(settings.device))
-    if settings.dry_run:
-        _print_plan(groups, settings, store)
-        return None
     if settings.tensorboard:
         check_tensorboard()
     if settings.slurm:
         check_submitit()
+    if settings.dry_run:
+        _print_plan(groups, settings, store)
+        return None
     for group in groups:
         store.check_writable(group.protocol.name)
     tasks = [task for group in groups for task in _tasks(group, settings, store)]
@@ -209,17 +215,10 @@ def devices_of(device: str) -> list[str]:
 def _tasks(group: Group, settings: SweepSettings, store: RecordStore) -> list[Task]:
     """The runs without a record; their options fit, and unless a cluster does it their videos are checked."""
     context = open_context(group.protocol, group.data, group.weights, activation=group.activation)
-    context, configs = settle(context, group.configs)
-    left = work_list(context, configs, store, skip=True, refuse=False).left
-    if left and not settings.slurm:
-        context = check_videos(context, skip_bad=settings.skip_bad_videos, log=say)
-        left = work_list(context, configs, store, skip=True, refuse=False).left
+    check = None if settings.slurm else partial(check_videos, skip_bad=settings.skip_bad_videos, log=say)
+    _, work = prepare(context, group.configs, store, skip=True, refuse=False, check=check)
     where = f" under {group.base}" + (f" on {group.backbone}" if group.backbone else "")
-    return [Task(title=f"{config.title}{where}", settings=_settings(group, config, settings)) for config in left]
-
-
-def _sizes(group: Group) -> SplitSizes:
-    return split_sizes(group.protocol, group.data, trains=any(config.trains for config in group.configs))
+    return [Task(title=f"{config.title}{where}", settings=_settings(group, config, settings)) for config in work.left]
 
 
 def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSettings:
@@ -260,23 +259,44 @@ def _assignment(key: str, value: Any) -> str:
 
 def _print_plan(groups: Sequence[Group], settings: SweepSettings, store: RecordStore) -> None:
     """Print every run with its steps, disk, hours here and status; the totals count runs without a record."""
-    rows = [
-        (group.protocol, run, run_status(group.protocol, run, store, other_weights=group.other_weights))
-        for group in groups
-        for run in make_plan(group.protocol, group.configs, _sizes(group))
-    ]
+    rates, rows, notes = Rates(torch.device(pick_device(settings.device))), list[_Row](), list[str]()
+    for group in groups:
+        found = survey(
+            group.protocol,
+            group.configs,
+            store,
+            root=group.data,
+            weights=group.weights,
+            activation=group.activation,
+            skip=False,
+            refuse=False,
+            skip_bad=settings.skip_bad_videos,
+            log=say,
+        )
+        plan = make_plan(
+            found.protocol, found.weights, found.left, found.context, settings, rates, downloads=found.downloads
+        )
+        notes += [f"{group.protocol.name}: {note}" for note in plan.notes]
+        for run in plan.runs:
+            status = run_status(group.protocol, run, store, other_weights=group.other_weights)
+            rows.append((group.protocol.name, run, status))
     left = [(run, status) for _, run, status in rows if not status.done]
     hours, disk = sum(run.hours for run, _ in left), sum(run.disk_mib for run, _ in left)
     resumed, devices = sum(status.resumes is not None for _, status in left), len(devices_of(settings.device))
     if settings.as_json:
-        runs = [{"protocol": protocol.name} | asdict(status) | asdict(run) for protocol, run, status in rows]
+        runs = [{"protocol": protocol} | asdict(status) | asdict(run) for protocol, run, status in rows]
         totals = {"left": len(left), "resumed": resumed, "hours": hours, "disk_mib": disk, "devices": devices}
-        print_json({"runs": runs} | totals)
+        print_json({"runs": runs, "notes": notes, "rule": RULE} | totals)
         return
-    cells = [[protocol.name, *run.cells(), status.describe()] for protocol, run, status in rows]
-    print_table(cells, ["protocol", *HEADERS, "status"])
+    print_table([[protocol, *_cells(run), status.describe()] for protocol, run, status in rows], HEADERS)
     print(
         f"{len(rows)} runs, {len(left)} left ({resumed} to be resumed): {hours:.1f} hours on one such device, about "
         f"{hours / devices:.1f} on the {devices} here, {disk / 1024:.1f} GiB of checkpoints"
     )
-    print(f"{HOURS_NOTE}, nor are steps that saved states spare")
+    for line in (*notes, f"{RULE}; steps that saved states spare are not taken off"):
+        print(line)
+
+
+def _cells(run: PlannedRun) -> list[Any]:
+    numbers = [run.seed, run.steps, run.search_steps or None, run.batch_size]
+    return [run.method, run.tuning, *numbers, f"{run.disk_mib:.0f}", f"{run.hours:.2f}"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from tvrbench.harness.training.optimizers import SCHEDULES, build_optimizer
 from tvrbench.harness.training.precision import hold_in_float16, release_to_float32
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
+Precision = Literal["float32", "bfloat16", "float16"]
 RandomState = tuple[Tensor, Tensor | None]
 
 
@@ -62,6 +63,30 @@ def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, An
     ]
 
 
+def recipe_for(model: RetrievalModel, recipe: Recipe) -> Recipe:
+    """The recipe with the rate of the model's tuning.
+
+    Raises:
+        UsageError: nothing in the model is trainable, or the recipe has no rate for its tuning.
+    """
+    tuning = model.spec.options.tuning
+    if not model.trainable():
+        raise UsageError(
+            f"{model.name}: tuning {tuning!r} leaves nothing to train: choose another tuning",
+            code="trainer.nothing-trainable",
+            method=model.name,
+            tuning=tuning,
+        )
+    return recipe.for_tuning(tuning)
+
+
+def precision_on(device: str, recipe: Recipe) -> Precision:
+    """The precision that a recipe trains in on a kind of device, ``cpu`` or ``cuda``."""
+    if recipe.weights == "float16":
+        return "float16"
+    return recipe.precision if device == "cuda" else "float32"
+
+
 class Trainer:
     """Trains a model one step at a time by a recipe.
 
@@ -87,16 +112,8 @@ class Trainer:
                 raise UsageError(
                     f"{name} must be at least 1, not {number}", code="trainer.range", name=name, value=number
                 )
-        tuning = model.spec.options.tuning
-        if not model.trainable():
-            raise UsageError(
-                f"{model.name}: tuning {tuning!r} leaves nothing to train: choose another tuning",
-                code="trainer.nothing-trainable",
-                method=model.name,
-                tuning=tuning,
-            )
         self.model = model
-        self.recipe = recipe.for_tuning(tuning)
+        self.recipe = recipe_for(model, recipe)
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.steps_done = 0
@@ -105,8 +122,7 @@ class Trainer:
             hold_in_float16(model)
         self.optimizer = build_optimizer(self.recipe, parameter_groups(model, self.recipe))
         self.device = model.clip.logit_scale.device
-        on_gpu = self.device.type == "cuda"
-        self.precision = "float16" if half else self.recipe.precision if on_gpu else "float32"
+        self.precision = precision_on(self.device.type, self.recipe)
         # Gradients of float16 weights are float16 themselves: there is no scale to take out of them.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16" and not half)
         model.train()

@@ -58,6 +58,17 @@ def test_two_processes_give_the_results_of_one(tiny_weights: Path, tmp_path: Pat
     assert all(np.array_equal(ranks[0][key], ranks[1][key]) for key in ("t2v", "v2t"))
 
 
+def test_processes_agree_on_a_learning_rate_and_all_take_one_that_was_kept(tiny_weights: Path, tmp_path: Path) -> None:
+    phases, choices = [], []
+    for _ in range(2):
+        done = launch(2, tiny_weights, tmp_path, "--steps", "2", "--factors", "0.5,1.0")
+        assert done.returncode == 0, done.stderr
+        phases.append([line["phase"] for line in log_of(tmp_path)])
+        choices.append(record_of(tmp_path)["metrics"]["training"]["learning_rate_choice"])
+    assert phases == [["rate 0.5"] * 2 + ["rate 1.0"] * 2 + ["train"] * 2, ["train"] * 2]
+    assert choices[0] == choices[1]
+
+
 def test_two_processes_stop_and_resume_together(tiny_weights: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert launch(2, tiny_weights, whole, "--steps", "5", method="vidtome").returncode == 0

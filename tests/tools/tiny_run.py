@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -96,10 +97,11 @@ def tiny_context(
     steps: int = 8,
     batch: int = 4,
     factors: tuple[float, ...] = (1.0,),
+    search: Mapping[str, Any] = MappingProxyType({"lr_search_share": 1.0}),
     test_videos: int = 9,
     recipe: Mapping[str, Any] | None = None,
 ) -> RunContext:
-    """A protocol of a handful of steps, ready to run; ``recipe`` overrides more of the recipe."""
+    """A protocol of a handful of steps, ready to run; ``search`` and ``recipe`` set more of protocol and recipe."""
     protocol = load_protocol("standin/uniform")
     overrides = dict(protocol.recipe_overrides) | {"steps": steps, "batch_size": batch, "pair_scenes": False}
     return RunContext(
@@ -109,6 +111,7 @@ def tiny_context(
             recipe_overrides=overrides | dict(recipe or {}),
             lr_factors=factors,
             held_out=5,
+            **search,
         ),
         dataset=Clips(),  # type: ignore[arg-type]
         train=_split("train", VIDEOS, 0, 2),

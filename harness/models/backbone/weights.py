@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.models.backbone.architecture import VISION_SHAPE, Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.backbone.download_cache import in_cache
 from tvrbench.harness.models.backbone.sharded import file_in_folder, read_weights_content
 from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
 from tvrbench.harness.models.backbone.weights_config import Normalization, Statement, read_configs
@@ -274,16 +275,48 @@ def initialize(model: CLIP) -> None:
                 nn.init.zeros_(linear.bias)
 
 
-def _from_open_clip(tag: str, backbone: str, activation: Activation | None) -> Weights:
+def shapes_or_weights(spec: str | Path, backbone: str | None = None, activation: Activation | None = None) -> Weights:
+    """``load_weights`` without a download: random weights, and those of a tag that is not here yet, without values.
+
+    Arguments and errors as ``load_weights``, but for the download's.
+    """
+    if str(spec).startswith("random:"):
+        with torch.device("meta"):
+            return load_weights(spec, backbone, activation)
+    if is_downloaded(spec, backbone):
+        return load_weights(spec, backbone, activation)
+    with torch.device("meta"):
+        return _random_weights("random:0", backbone, activation)
+
+
+def is_downloaded(spec: str | Path, backbone: str | None = None) -> bool:
+    """False for an open_clip tag whose file is still to be fetched.
+
+    Raises:
+        UsageError: an unknown tag.
+    """
+    text = str(spec)
+    named = text.startswith("random:") or "/" in text or Path(text).suffix or Path(text).exists()
+    return bool(named) or not backbone or in_cache(_tag_config(text, backbone))
+
+
+def _tag_config(tag: str, backbone: str) -> dict[str, Any]:
+    """open_clip's entry of a tag."""
     import open_clip
-    from open_clip.pretrained import download_pretrained
 
     preset(backbone)
-    config = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))
         problem = f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})"
         raise UsageError(problem, code="weights.missing", weights=tag)
+    return config
+
+
+def _from_open_clip(tag: str, backbone: str, activation: Activation | None) -> Weights:
+    from open_clip.pretrained import download_pretrained
+
+    config = _tag_config(tag, backbone)
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user

@@ -51,7 +51,7 @@ def test_hashes_are_those_of_existing_records() -> None:
     """A hash that changes would part every record that people have from the runs to come."""
     baseline = json.loads((ROOT / "results/baselines/cpu-standin.json").read_text())
     assert load_protocol("standin/uniform").hash == baseline["standin"]["hash"]
-    assert load_protocol("msrvtt-1ka-9k/uniform").hash == "84df73c0fa53a2c8"
+    assert load_protocol("msrvtt-1ka-9k/uniform").hash == "db064764cb6f8267"
     assert load_protocol("msrvtt-1ka-9k/published-float16").hash == "96a1d5134c7db4fd"
 
 
@@ -62,6 +62,36 @@ def test_hashes_separate_protocols_and_ignore_titles_and_seeds() -> None:
     assert replace(first, title="other", seeds=(7,)).hash == first.hash
     assert replace(first, words=77).hash != first.hash
     assert first.on("ViT-B-16").name == f"{first.name}@ViT-B-16"
+
+
+def test_how_rates_are_searched_is_in_the_hash_where_there_are_several() -> None:
+    grid, single = load_protocol("msrvtt-1ka-9k/uniform"), load_protocol("standin/uniform")
+    changes: list[dict[str, Any]] = [{"lr_search": "per-seed"}, {"lr_search_share": 0.5}]
+    for change in changes:
+        assert replace(grid, **change).hash != grid.hash
+        assert replace(single, **change).hash == single.hash
+
+
+def test_rates_are_tried_for_a_third_of_the_steps_with_the_first_seed() -> None:
+    protocol = replace(load_protocol("msrvtt-1ka-9k/uniform"), seeds=(3, 4))
+    assert protocol.lr_search_steps(7030) == 2343
+    assert protocol.lr_search_steps(1) == 1
+    assert protocol.lr_search_seed(9) == 3
+    assert replace(protocol, lr_search="per-seed").lr_search_seed(9) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"lr_search_share": 0.0}, "protocol.lr-search-share"),
+        ({"lr_search_share": 1.1}, "protocol.lr-search-share"),
+        ({"lr_search_share": float("nan")}, "protocol.lr-search-share"),
+        ({"seeds": ()}, "protocol.no-seed"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused(change: dict[str, Any], code: str) -> None:
+    with raises(code):
+        replace(load_protocol("msrvtt-1ka-9k/uniform"), **change)
 
 
 def test_the_9k_epoch_is_the_papers() -> None:

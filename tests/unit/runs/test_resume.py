@@ -325,7 +325,8 @@ def planned(context: RunContext, config: RunConfig) -> PlannedRun:
     shape = {"backbone": "ViT-3x64-16px64", "frames": 12, "tuning": "lora", "rank": 8}
     own = {"mode": "unmerge", "blocks": [0, 2], "ratio": 0.9, "chunk": 4, "target_stride": 4}
     options = shape | own | {"merge": "replace", "global_ratio": None}
-    sizes: dict[str, Any] = {"steps": 4, "batch_size": 4, "trainings": 1, "disk_mib": 1.0, "hours": 0.1}
+    sizes: dict[str, Any] = {"steps": 4, "search_steps": 0, "batch_size": 4, "trainings": 1, "samples": 16}
+    sizes |= {"disk_mib": 1.0, "hours": 0.1}
     return PlannedRun(method=config.method, options=options, tuning="lora", seed=config.seed, **sizes)
 
 

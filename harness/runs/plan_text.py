@@ -1,0 +1,174 @@
+"""A plan for people: a table, what it adds up to, and what to do first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tvrbench.harness.core.console import print_table
+from tvrbench.harness.data.cache import whole_videos
+from tvrbench.harness.data.types import VideoFiles
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.plan import RULE, MethodPlan, Plan
+
+HEADERS = ("method", "tuning", "runs", "steps", "search", "GMACs/pair", "memory GiB", "disk GiB", "device-hours")
+PAYS = 1.5  # times as much decoding without a cache as with one
+SAFE = 0.8  # of the memory of a device: the process and its libraries take some too
+LONG_H = 24 * 7
+NAMED = 3  # methods in a reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """One thing to do before the whole command: a command or an option, and why."""
+
+    do: str
+    why: str
+
+
+def what_first(plan: Plan, context: RunContext | None, *, command: str) -> list[Advice]:
+    """What to do first, in order.
+
+    Args:
+        plan: of the runs.
+        context: opened data, or None.
+        command: the beginning of the command that was planned.
+    """
+    return [
+        *_data_first(plan, context),
+        *_memory_first(plan),
+        *_method_first(plan, command),
+        *_device_first(plan),
+    ]
+
+
+def _data_first(plan: Plan, context: RunContext | None) -> list[Advice]:
+    decoding, advice = plan.decoding, list[Advice]()
+    if context is None:
+        return [Advice(do="--data DIR", why="with the data the plan checks it, and tells decoding and disk")]
+    dataset = context.dataset
+    videos = [*context.train.video_ids, *context.test.video_ids]
+    if isinstance(dataset, VideoFiles) and not dataset.generated and len(whole_videos(dataset, videos)) < len(videos):
+        root = shlex.quote(str(dataset.root))
+        advice.append(
+            Advice(do=f"tvrbench data verify {dataset.name} --root {root}", why="it finds every broken video")
+        )
+    without, filled = decoding.clips_without_cache, decoding.clips_with_cache
+    if decoding.command and without and filled and without > PAYS * filled:
+        size = "" if decoding.cache_gib is None else f" for {decoding.cache_gib:.1f} GiB of disk"
+        advice.append(Advice(do=decoding.command, why=f"{filled:,} clips to decode instead of {without:,}{size}"))
+    return advice
+
+
+def _memory_first(plan: Plan) -> list[Advice]:
+    known = [method for method in plan.methods if method.memory_mib is not None]
+    tight = [method for method in known if (method.memory_mib or 0) > SAFE * plan.device_memory_mib]
+    if not tight:
+        return []
+    names, limit = _some([method.method for method in tight]), SAFE * plan.device_memory_mib / 1024
+    if all(method.largest_micro_batch for method in tight):
+        why = f"a step of {names} may need more than this device has; the gradient stays the same"
+        return [Advice(do=f"--memory-limit {limit:.0f}GiB", why=why)]
+    return [Advice(do="a device with more memory", why=f"not even one pair of {names} fits by this estimate")]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMED else f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+
+
+def _method_first(plan: Plan, command: str) -> list[Advice]:
+    """The cheapest untrained method that encodes, then the cheapest trained one with one seed."""
+    untrained = [m for m in plan.methods if not m.steps and m.forward_gmacs]
+    trained = [m for m in plan.methods if m.steps]
+    advice = list[Advice]()
+    if untrained and len(plan.methods) > 1:
+        first = min(untrained, key=_hours_per_run)
+        why = f"{_time(_hours_per_run(first))}: data, weights and report are right before anything is trained"
+        advice.append(Advice(do=f"{command} --methods {first.method}", why=why))
+    if trained and len(plan.runs) > 1:
+        first = min(trained, key=_hours_per_run)
+        run = next(run for run in plan.runs if run.method == first.method)
+        why = f"{_time(run.hours)}: the cheapest training; then the whole command with --resume"
+        advice.append(Advice(do=f"{command} --methods {first.method} --seeds {run.seed}", why=why))
+    return advice
+
+
+def _hours_per_run(method: MethodPlan) -> float:
+    return method.hours / method.runs
+
+
+def _device_first(plan: Plan) -> list[Advice]:
+    if plan.device != "cpu" or plan.hours < LONG_H:
+        return []
+    return [Advice(do="a machine with a GPU", why=f"{_time(plan.hours)} on this CPU; plan there for its own hours")]
+
+
+def plan_document(plan: Plan, first: Sequence[Advice]) -> dict[str, Any]:
+    """The plan as plain data, for ``--json``; the fields are those of ``Plan``, and ``first``."""
+    head = {"protocol": {"name": plan.protocol, "hash": plan.hash}, "rule": RULE}
+    return asdict(plan) | head | {"first": [asdict(each) for each in first]}
+
+
+def print_plan(plan: Plan, first: Sequence[Advice]) -> None:
+    """Print the plan."""
+    print(f"{plan.protocol} ({plan.hash or 'hash unknown before the download'}): {plan.title}")
+    print_table([_cells(plan, method) for method in plan.methods], HEADERS)
+    for line in _lines(plan):
+        print(line)
+    if first:
+        print("first:")
+    for number, each in enumerate(first, start=1):
+        print(f"  {number}. {each.do} ({each.why})")
+
+
+def _cells(plan: Plan, method: MethodPlan) -> list[Any]:
+    search = sum(run.search_steps for run in plan.runs if run.method == method.method)
+    return [
+        method.method,
+        method.tuning,
+        method.runs,
+        method.steps,
+        search or None,
+        f"{method.step_gmacs:.1f}",
+        None if method.memory_mib is None else f"{method.memory_mib / 1024:.1f}",
+        f"{method.runs * method.checkpoint_mib / 1024:.1f}",
+        f"{method.hours:.2f}",
+    ]
+
+
+def _lines(plan: Plan) -> list[str]:
+    known, search, decoding = plan.sizes, plan.search, plan.decoding
+    lines = [
+        f"{len(plan.runs)} runs, {_time(plan.hours)} on one such device ({plan.device}), "
+        f"{plan.disk_mib / 1024:.1f} GiB of checkpoints and up to {plan.state_mib / 1024:.1f} GiB for the state of a "
+        f"run in training ({plan.disk_free_mib / 1024:.0f} GiB are free); memory of the device: "
+        f"{plan.device_memory_mib / 1024:.1f} GiB",
+        f"sizes from the {known.source}: {known.train_pairs:,} training pairs, {known.test_videos:,} test videos",
+    ]
+    if search is not None:
+        how = "once per method" if search.mode == "once" else "per seed"
+        lines.append(
+            f"learning-rate search: {how}, {search.steps:,} steps ({len(search.factors)} rates, "
+            f"{search.steps_per_rate:,} steps each); per seed it would be {search.steps_per_seed:,}: "
+            f"{_time(search.hours)}, {_time(search.hours_saved)} saved"
+        )
+    if decoding.hours_without_cache is None or decoding.hours_with_cache is None:
+        lines.append(f"decoding: {decoding.clips_without_cache or 0:,} clips without a cache; {decoding.reason}")
+    elif decoding.cached:
+        lines.append(f"decoding: the frame cache serves every run; {decoding.clips_with_cache:,} clips to check")
+    else:
+        lines.append(
+            f"decoding: {decoding.clip_ms:.0f} ms per clip, {_time(decoding.hours_without_cache)} on "
+            f"{decoding.threads} threads without a cache, {_time(decoding.hours_with_cache)} with one"
+            + ("" if decoding.cache_gib is None else f" of {decoding.cache_gib:.1f} GiB")
+        )
+    return [*lines, *plan.notes, RULE]
+
+
+def _time(hours: float) -> str:
+    """A time in the unit that suits it."""
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

@@ -1,0 +1,159 @@
+"""Learning rates are searched once per method, on a shortened schedule, and the choice serves the other seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from errors import raises
+from tiny_run import ActAt, only, run_in, stop_run
+from tiny_run import tiny_context as context_of
+
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.config import RunConfig
+from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.lr_search import who_searches
+
+pytestmark = pytest.mark.unit
+CONFIG = RunConfig(method="lora", seed=0, timing=False)
+HALF = {"lr_search_share": 0.5, "seeds": (0, 1, 2)}
+
+
+@pytest.fixture
+def context(small_weights: Path) -> RunContext:
+    """Two rates, each tried for 2 of 4 steps."""
+    made: RunContext = context_of(small_weights, steps=4, factors=(0.5, 1.0), search=HALF)
+    return made
+
+
+def steps_of(folder: Path, context: RunContext, config: RunConfig, **settings: Any) -> list[str]:
+    """Do a run; every step that it took, for example ``1/2`` of a rate and ``1/4`` of the training."""
+    progress = ActAt()
+    run_in(folder, context, config, progress, **settings)
+    return progress.steps
+
+
+def choices(folder: Path) -> dict[int, Mapping[str, Any]]:
+    """The choice in the record of every seed."""
+    records = RecordStore(folder).load_all("tiny/uniform")
+    return {record["seed"]: record["metrics"]["training"]["learning_rate_choice"] for record in records}
+
+
+def test_rates_are_tried_shortly_and_once_for_all_seeds(context: RunContext, tmp_path: Path) -> None:
+    training = ["1/4", "2/4", "3/4", "4/4"]
+    assert steps_of(tmp_path, context, CONFIG) == ["1/2", "2/2"] * 2 + training
+    for seed in (1, 2):
+        assert steps_of(tmp_path, context, replace(CONFIG, seed=seed)) == training
+    found = choices(tmp_path)
+    assert found[0] == found[1] == found[2]
+    assert (found[0]["seed"], found[0]["steps"], found[0]["factors"]) == (0, 2, [0.5, 1.0])
+    assert set(found[0]["held_out_rsum"]) == {"0.5", "1.0"}
+    assert found[0]["protocol_hash"] == context.protocol.hash
+
+
+def test_whoever_searches_finds_the_same_choice(context: RunContext, tmp_path: Path) -> None:
+    """Jobs of a cluster that start together search with the protocol's seed, each for itself."""
+    for seed in (0, 2):
+        steps_of(tmp_path / str(seed), context, replace(CONFIG, seed=seed))
+    assert choices(tmp_path / "0")[0] == choices(tmp_path / "2")[2]
+    kept = [only(tmp_path / name, "*.lr") for name in ("0", "2")]
+    assert kept[0].name == kept[1].name
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def test_a_run_is_the_same_whether_it_searched_or_took_the_choice(context: RunContext, tmp_path: Path) -> None:
+    steps_of(tmp_path / "own", context, replace(CONFIG, seed=1))
+    steps_of(tmp_path / "taken", context, CONFIG)
+    steps_of(tmp_path / "taken", context, replace(CONFIG, seed=1))
+    own, taken = (
+        next(r for r in RecordStore(tmp_path / name).load_all("tiny/uniform") if r["seed"] == 1)
+        for name in ("own", "taken")
+    )
+    assert own["metrics"] == taken["metrics"]
+
+
+def test_per_seed_every_seed_searches_for_itself(small_weights: Path, tmp_path: Path) -> None:
+    context = context_of(small_weights, steps=2, factors=(0.5, 1.0), search=HALF | {"lr_search": "per-seed"})
+    for seed in (0, 1):
+        assert steps_of(tmp_path, context, replace(CONFIG, seed=seed)) == ["1/1", "1/1", "1/2", "2/2"]
+    assert {seed: choice["seed"] for seed, choice in choices(tmp_path).items()} == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("change", ["options", "method", "rates", "weights", "held out", "share"])
+def test_the_choice_of_another_search_is_not_taken(
+    change: str, context: RunContext, tiny_weights: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    steps_of(tmp_path, context, CONFIG)
+    config = replace(CONFIG, seed=1)
+    protocol = context.protocol
+    match change:
+        case "options":
+            config = replace(config, options={"rank": 4})
+        case "method":
+            config = replace(config, method="bias")
+        case "rates":
+            context = replace(context, protocol=replace(protocol, lr_factors=(1.0, 2.0)))
+        case "weights":
+            context = context_of(tiny_weights, steps=4, factors=(0.5, 1.0), search=HALF)
+        case "held out":
+            context = replace(context, protocol=replace(protocol, held_out=6))
+        case "share":
+            context = replace(context, protocol=replace(protocol, lr_search_share=0.25))
+    context.blueprints.clear()
+    steps = steps_of(tmp_path, context, config)
+    assert len([step for step in steps if not step.endswith("/4")]) == (2 if change == "share" else 4)
+    assert len(list(tmp_path.rglob("*.lr"))) == 2
+
+
+def test_a_run_that_selects_on_the_test_set_takes_the_choice_too(context: RunContext, tmp_path: Path) -> None:
+    steps_of(tmp_path, context, CONFIG)
+    steps = steps_of(tmp_path, context, replace(CONFIG, seed=1, selection="best-on-test"))
+    assert steps == ["1/4", "2/4", "3/4", "4/4"]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 6])
+def test_a_crash_between_search_and_record_loses_no_choice(
+    stopped_at: int, context: RunContext, tmp_path: Path
+) -> None:
+    """In the first rate, the second, and the training itself; another seed goes on meanwhile."""
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    first = stop_run(broken, context, CONFIG, stopped_at)
+    assert len(list(broken.rglob("*.lr"))) == (stopped_at > 4)
+    other = steps_of(broken, context, replace(CONFIG, seed=1))
+    assert len(other) == (4 if stopped_at > 4 else 8)
+    last = steps_of(broken, context, CONFIG, resume=True)
+    assert len(first.steps) + len(last) == {1: 1 + 4, 3: 3 + 4, 6: 8}[stopped_at]  # the kept choice ends the search
+    steps_of(whole, context, CONFIG)
+    assert choices(broken)[0] == choices(whole)[0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another search", "a rate never tried", "a list", "nested"])
+def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context: RunContext, tmp_path: Path) -> None:
+    steps_of(tmp_path, context, CONFIG)
+    path = only(tmp_path, "*.lr")
+    document = json.loads(path.read_text())
+    document |= {"search": {"method": "bias"}} if damage == "another search" else {}
+    document["choice"] |= {"chosen": 7.0} if damage == "a rate never tried" else {}
+    text = json.dumps(document)
+    contents = {"cut": text[:99], "empty": "", "a list": "[]", "nested": "[" * 99_999}
+    path.write_text(contents.get(damage, text))
+    progress = ActAt()
+    with raises("lr-choice.damaged"):
+        run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
+    assert progress.steps == []
+
+
+def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_path: Path) -> None:
+    configs = [replace(CONFIG, method=method, seed=seed) for seed in (1, 2) for method in ("zero_shot", "lora", "bias")]
+    store, protocol = RecordStore(tmp_path), context.protocol
+    once = [False, True, True, False, False, False]
+    assert who_searches(protocol, context, configs, store) == once == who_searches(protocol, None, configs, store)
+    each = replace(protocol, lr_search="per-seed")
+    assert who_searches(each, None, configs, store) == [False, True, True, False, True, True]
+    assert not any(who_searches(replace(protocol, lr_factors=(1.0,)), None, configs, store))
+    steps_of(tmp_path, context, CONFIG)
+    assert who_searches(protocol, context, configs, store) == [False, False, True, False, False, False]
