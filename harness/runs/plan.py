@@ -240,10 +240,14 @@ def make_plan(
         UsageError: an option that does not fit.
     """
     store, known = RecordStore(settings.results), sizes(protocol, context)
-    methods = {c.method: _Method.of(protocol, weights, c, known, settings, rates) for c in reversed(configs)}
+    first = {config.method: config for config in reversed(configs)}  # of every method, counted once
+    methods = {
+        name: _Method.of(protocol, weights, first[name], known, settings, rates)
+        for name in dict.fromkeys(config.method for config in configs)
+    }
     searching = who_searches(protocol, context, configs, store)
     runs = [methods[config.method].run(config, searches) for config, searches in zip(configs, searching, strict=True)]
-    done = [method.plan([run for run in runs if run.method == name]) for name, method in reversed(methods.items())]
+    done = [method.plan([run for run in runs if run.method == name]) for name, method in methods.items()]
     return Plan(
         protocol=protocol.name,
         hash=None if downloads and protocol.weights_sha256 else protocol.hash,
