@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Values = npt.NDArray[np.float64]
 Statistic = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -181,6 +180,8 @@ def mcnemar(ranks_a: npt.ArrayLike, ranks_b: npt.ArrayLike, k: int = 1) -> McNem
     only_a = int(np.count_nonzero((a_Q <= k) & (b_Q > k)))
     only_b = int(np.count_nonzero((b_Q <= k) & (a_Q > k)))
     disagree = only_a + only_b
+    from scipy import stats  # takes seconds, which neither a plan nor --help should
+
     p_value = float(stats.binomtest(only_a, disagree, 0.5).pvalue) if disagree else 1.0
     return McNemar(only_a=only_a, only_b=only_b, p_value=p_value)
 
@@ -208,6 +209,8 @@ def repeats_interval(samples: Sequence[float], confidence: float = 0.95) -> tupl
     if len(sample) < 2 or sample.min() <= 0:
         raise ValueError("an interval needs two samples or more, all of them positive")
     logs = np.log(sample)
+    from scipy import stats
+
     reach = float(stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
     return float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))
 

@@ -82,8 +82,11 @@ def test_every_registered_method_is_planned(shapes: Weights, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_hours_are_multiply_adds_by_the_rate(shapes: Weights) -> None:
+def test_hours_are_multiply_adds_by_the_rate(shapes: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, count = list[str](), planning.count_step
+    monkeypatch.setattr(planning, "count_step", lambda model: counted.append(model.name) or count(model))
     plan = plan_of(MAIN, shapes, ["lora"])
+    assert counted == ["lora"]  # once for all seeds
     (method,) = plan.methods
     forward, step = method.forward_gmacs * 1e9, method.step_gmacs * 1e9
     training = (7030 * 128 * step + 1000 * forward) / RATE / 3600
