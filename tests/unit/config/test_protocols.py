@@ -81,16 +81,10 @@ def test_rates_are_tried_for_a_third_of_the_steps_with_the_first_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"lr_search_share": 0.0}, "protocol.lr-search-share"),
-        ({"lr_search_share": 1.1}, "protocol.lr-search-share"),
-        ({"lr_search_share": float("nan")}, "protocol.lr-search-share"),
-        ({"seeds": ()}, "protocol.no-seed"),
-    ],
+    "change", [{"lr_search_share": 0.0}, {"lr_search_share": 1.1}, {"lr_search_share": float("nan")}, {"seeds": ()}]
 )
-def test_a_search_that_cannot_be_done_is_refused(change: dict[str, Any], code: str) -> None:
-    with raises(code):
+def test_a_search_that_cannot_be_done_is_refused(change: dict[str, Any]) -> None:
+    with raises("protocol.range"):
         replace(load_protocol("msrvtt-1ka-9k/uniform"), **change)
 
 

@@ -169,7 +169,7 @@ def test_sizes_come_from_the_data_where_it_is_open(context: RunContext) -> None:
         1000,
     )
     with raises("plan.sizes"):
-        sizes(replace(MAIN, train_pairs=0, test_videos=0), None)
+        sizes(replace(MAIN, train_pairs=None, test_videos=None), None)
 
 
 def test_decoding_with_and_without_a_cache(
