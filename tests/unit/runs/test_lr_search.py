@@ -17,6 +17,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.lr_search import who_searches
+from tvrbench.harness.runs.preflight import prepare
 
 pytestmark = pytest.mark.unit
 CONFIG = RunConfig(method="lora", seed=0, timing=False)
@@ -157,3 +158,13 @@ def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_p
     assert not any(who_searches(replace(protocol, lr_factors=(1.0,)), None, configs, store))
     steps_of(tmp_path, context, CONFIG)
     assert who_searches(protocol, context, configs, store) == [False, False, True, False, False, False]
+
+
+def test_a_plan_refuses_a_state_and_leaves_out_a_record_as_a_run_does(context: RunContext, tmp_path: Path) -> None:
+    store, other = RecordStore(tmp_path), replace(CONFIG, options={"rank": 4})
+    stop_run(tmp_path, context, CONFIG, 2)
+    with raises("state.other-run", key="options"):
+        prepare(context, [other], store, skip=True, refuse=True, check=None)
+    assert prepare(context, [CONFIG], store, skip=True, refuse=True, check=None)[1].left == [CONFIG]
+    steps_of(tmp_path, context, CONFIG, resume=True)
+    assert prepare(context, [CONFIG], store, skip=True, refuse=True, check=None)[1].left == []
