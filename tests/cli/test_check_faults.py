@@ -222,6 +222,7 @@ class TestCommand:
     def test_the_tier_real_compares_records_of_real_data(self, tmp_path: Path, capsys: Any) -> None:
         protocol = load_protocol("msrvtt-1ka-9k/uniform")
         record = TestRatios.record("zero_shot", 1.0) | {"protocol": {"name": protocol.name, "hash": protocol.hash}}
+        record["data"]["dataset"] = "msrvtt"
         RecordStore(tmp_path / "results").save(record, None)
         path, real = tmp_path / "mine.json", ("--records", tmp_path / "results", "--tier", "real")
         assert self.check("--against", path, *real, "--update-baseline", "my machine") == 0

@@ -130,7 +130,6 @@ def broken_checkpoint(data: Path) -> list[str]:
         (lambda data: ["--weights", "random:0"], "weights.no-backbone"),
         (lambda data: ["--set", "nonsense=1"], "option.unknown"),
         (lambda data: ["--set", "rank=0"], "option.value"),
-        (lambda data: ["--set", "tuning=frozen"], "trainer.nothing-trainable"),
         (lambda data: ["--backbone", "ViT-Z-99"], "backbone."),
         (lambda data: ["--methods", "nonsense"], "registry.unknown"),
         (lambda data: ["--data", str(data / "elsewhere")], "dataset.root"),

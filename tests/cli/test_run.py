@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _short_runs(standin_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten_runs(monkeypatch, lr_factors=(0.5, 1.0), held_out=20)
+    shorten_runs(monkeypatch, lr_factors=(0.5, 1.0), lr_search_share=1.0, held_out=20)
 
 
 def run(*arguments: str) -> list[Record]:
