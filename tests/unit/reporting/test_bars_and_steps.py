@@ -66,11 +66,6 @@ def with_stages(method: str, *times: float, names: tuple[str, ...] = NAMES) -> d
     return record
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RecordStore:
-    return RecordStore(tmp_path / "results")
-
-
 def rows_of(store: RecordStore, *records: dict[str, Any], ranks: Any = None) -> list[MethodRow]:
     for record in records:
         store.save(record, ranks)

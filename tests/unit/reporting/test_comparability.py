@@ -24,23 +24,13 @@ from tvrbench.harness.reporting.pages.report import write_report
 from tvrbench.harness.reporting.papers.published import PublishedNumber, load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import comparability
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_pictures")]
 
 PUBLISHED, UNIFORM = "msrvtt-1ka-9k/published", "msrvtt-1ka-9k/uniform"
 NUMBER = next(n for n in load_published() if (n.method, n.metric, n.frames) == ("lora", "t2v_R1", 12))
 OPTIONS = next(c for c in load_configurations() if c.method == "lora").options
 RANKS = np.where(np.arange(1000) % 2, 1.0, 7.0)
 Edit = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RecordStore:
-    return RecordStore(tmp_path / "results")
 
 
 def run(edit: Edit = lambda _: None, **changes: Any) -> dict[str, Any]:

@@ -32,21 +32,10 @@ from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import method_rows
 from tvrbench.harness.reporting.tables.table import MISSING
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_pictures")]
 
 OTHER_HASH = "fedcba9876543210"
 LONG_AGO = "2024-01-01T00:00:00Z"
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of a report's time and have tests of their own."""
-    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RecordStore:
-    return RecordStore(tmp_path / "results")
 
 
 class TestMainTable:

@@ -16,11 +16,6 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> RecordStore:
-    return RecordStore(tmp_path / "results")
-
-
-@pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of a report's time and have tests of their own."""
     monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])

@@ -19,7 +19,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.pages.report import write_report
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_pictures")]
 
 Edit = Callable[[dict[str, Any]], object]
 NAMES = (
@@ -31,16 +31,6 @@ NAMES = (
     "a",
     "zzz",
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RecordStore:
-    return RecordStore(tmp_path / "results")
 
 
 def copy(path: Path, name: str, edit: Edit = lambda _: None) -> Path:

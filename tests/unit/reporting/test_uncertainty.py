@@ -22,7 +22,7 @@ from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, row_credits
 from tvrbench.harness.reporting.pages.report import write_report
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_pictures")]
 
 QUERIES = 400
 LUCK = np.random.default_rng(0).random(QUERIES)  # how hard each query is, the same for every method
@@ -64,16 +64,6 @@ def save(
     record["cost"] = [m.to_json() for m in costs]
     metrics = record["metrics"] | changes.pop("metrics", {})
     store.save(record | {"metrics": metrics} | changes, None if ranks is None else {"t2v": ranks, "v2t": ranks})
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RecordStore:
-    return RecordStore(tmp_path / "results")
 
 
 def rows_of(store: RecordStore, kind: str = STANDIN) -> list[MethodRow]:
