@@ -147,12 +147,15 @@ class Trainer:
         norm = self._clip_gradients().item()
         # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
         if not math.isfinite(loss) or (not self._scaler.is_enabled() and not math.isfinite(norm)):
+            held = self.recipe.weights == "float16"
+            first = "hold the weights in float32 (they are in float16, without a master copy), or " if held else ""
             raise TrainingDiverged(
-                f"step {self.steps_done}: loss {loss}, gradient norm {norm}; lower the learning rate "
-                f"(now {max(rates):.3g}) or check the input for NaN",
+                f"step {self.steps_done}: loss {loss}, gradient norm {norm}; {first}lower the learning rate "
+                f"(now {max(rates):.3g}), or check the input for NaN",
                 code="training.not-finite",
                 step=self.steps_done,
                 lr=max(rates),
+                float16_weights=held,
             )
         self._scaler.step(self.optimizer)
         self._scaler.update()

@@ -120,12 +120,13 @@ def test_clipping_bounds_the_gradient(small_weights: Path, tiny_batch: dict[str,
     assert math.sqrt(sum(n * n for n in norms)) <= 0.5 + 1e-6
 
 
-def test_a_nan_stops_training(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
+@pytest.mark.parametrize("weights", ["float32", "float16"])
+def test_a_nan_stops_training(small_weights: Path, tiny_batch: dict[str, Any], weights: Any) -> None:
     model = load_model("lora", weights=small_weights)
-    trainer = Trainer(model, "uniform", 5)
+    trainer = Trainer(model, replace(load_recipe("uniform"), weights=weights), 5)
     frames = tiny_batch["frames"].clone()
     frames[0, 0, 0, 0, 0] = float("nan")
-    with raises("training.not-finite", TrainingDiverged, step=0):
+    with raises("training.not-finite", TrainingDiverged, step=0, float16_weights=weights == "float16"):
         trainer.step(frames, tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
 
 
