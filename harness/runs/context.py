@@ -214,11 +214,13 @@ def _read_as(protocol: Protocol, weights: Weights, tokenizer: Tokenizer, *, give
 
 
 def with_training_data(context: RunContext) -> RunContext:
-    """The context with the training split.
+    """The context with the training split, which is opened once.
 
     Raises:
         UsageError: an annotation file is missing or broken.
     """
+    if context.train.captions:
+        return context
     return replace(context, train=context.dataset.split(context.protocol.train_split))
 
 
