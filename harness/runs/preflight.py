@@ -115,7 +115,9 @@ def survey(
     store.check_writable(protocol.name, create=False)
     dataset, asked = registry.lookup(protocol.dataset, "datasets"), protocol
     check = partial(check_videos, skip_bad=skip_bad, log=log, decode=False)
-    if (root or protocol.data) is None and not (dataset.generated and dataset.is_generated()):
+    here = dataset.generated and dataset.is_generated()
+    sized = None not in (protocol.train_pairs, protocol.test_videos)  # otherwise only the data tells
+    if (root or protocol.data) is None and sized and not here:
         opened, context = open_weights(protocol, weights, activation, scored, shapes_or_weights), None
         protocol, found = opened.protocol, opened.weights
         work = WorkList(done=(), left=settle(protocol, found, configs))
