@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.config.protocol import Protocol
@@ -23,42 +23,9 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, RunFiles, RunKey, new_model
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.training.loop import TrainingLoop
+from tvrbench.harness.training.lr_choice import LrChoice
 from tvrbench.harness.training.run_state import RunState
 from tvrbench.harness.training.trainer import Trainer
-
-
-@dataclass(frozen=True, kw_only=True)
-class LrChoice:
-    """The learning rate that was chosen, as records and the kept file hold it.
-
-    Attributes:
-        factors: that were tried, as multiples of the tuning's rate.
-        chosen: the one of the best held-out R-Sum.
-        held_out_rsum: R-Sum on the held-out videos by factor; without those that diverged.
-        held_out_videos: their number.
-        diverged: factors whose training diverged.
-        seed: that all factors were tried with.
-        steps: that each was tried for.
-        protocol_hash: of the protocol that the choice belongs to.
-    """
-
-    factors: tuple[float, ...]
-    chosen: float
-    held_out_rsum: Mapping[str, float]
-    held_out_videos: int
-    diverged: tuple[float, ...] = field(default=())
-    seed: int
-    steps: int
-    protocol_hash: str
-
-    def __post_init__(self) -> None:
-        if self.chosen not in self.factors:
-            raise UsageError(f"{self.chosen} is none of the factors tried", code="lr-choice.not-tried")
-
-    def to_json(self) -> dict[str, Any]:
-        """The choice as plain data; ``diverged`` only where a factor did."""
-        document = asdict(self) | {"factors": list(self.factors), "diverged": list(self.diverged)}
-        return {key: value for key, value in document.items() if key != "diverged" or value}
 
 
 class KeptChoice:
@@ -136,7 +103,8 @@ def choose_lr(
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe at the chosen factor, and the record's account of the choice; a choice that was kept is taken.
 
-    Under torchrun every process calls it, and all take what the first one found.
+    A resumed run takes the choice of its own state first: the rate never changes within a training. Under torchrun
+    every process calls it, and all take what the first one found.
 
     Raises:
         TrainingDiverged: at every factor.
@@ -145,12 +113,16 @@ def choose_lr(
     factors = context.protocol.lr_factors
     if not context.protocol.searches_lr:
         return recipe.for_tuning(kept.tuning, factors[0]), {"factors": list(factors)}
-    choice: LrChoice | None = all_gather_object(kept.read())[0]
-    if choice is None:
+    own: LrChoice | None = all_gather_object(state.lr_choice)[0]
+    choice: LrChoice | None = own or all_gather_object(kept.read())[0]
+    if own is not None:
+        progress.log(f"{state.title}: learning rate x {own.chosen:g}, as before the interruption")
+    elif choice is None:
         choice = _search(context, config, recipe, state, progress, kept.tuning, micro_batch_size)
         kept.write(choice)
     else:
         progress.log(f"{state.title}: learning rate x {choice.chosen:g}, as found before ({kept.path.name})")
+    state.set_lr_choice(choice)
     return recipe.for_tuning(kept.tuning, choice.chosen), choice.to_json()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from errors import raises
 from tiny_run import ActAt, only, run_in, stop_run
 from tiny_run import tiny_context as context_of
@@ -130,6 +131,63 @@ def test_a_crash_between_search_and_record_loses_no_choice(
     assert len(first.steps) + len(last) == {1: 1 + 4, 3: 3 + 4, 6: 8}[stopped_at]  # the kept choice ends the search
     steps_of(whole, context, CONFIG)
     assert choices(broken)[0] == choices(whole)[0]
+
+
+@pytest.mark.parametrize("meanwhile", ["changed", "lost", "damaged"])
+@pytest.mark.parametrize("seed", [0, 1], ids=["searched", "taken"])
+def test_a_training_keeps_its_rate_whatever_becomes_of_the_file(
+    seed: int, meanwhile: str, context: RunContext, tmp_path: Path
+) -> None:
+    """Stopped twice in its final training: the choice survives a save by the resumed run too."""
+    config, whole, broken = replace(CONFIG, seed=seed), tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        steps_of(folder, context, replace(CONFIG, seed=2))
+        if seed == 0:
+            only(folder, "*.lr").unlink()
+    steps_of(whole, context, config)
+    stop_run(broken, context, config, 4 * (seed == 0) + 1)
+    path = only(broken, "*.lr")
+    document = json.loads(path.read_text())
+    document["choice"]["chosen"] = {0.5: 1.0, 1.0: 0.5}[document["choice"]["chosen"]]
+    match meanwhile:
+        case "changed":
+            path.write_text(json.dumps(document))
+        case "lost":
+            path.unlink()
+        case "damaged":
+            path.write_text("{")
+    assert stop_run(broken, context, config, 1, resume=True).steps == ["2/4"]
+    assert steps_of(broken, context, config, resume=True) == ["3/4", "4/4"]
+    assert path.is_file() == (meanwhile != "lost")  # who deleted it wants another search
+    assert choices(broken)[seed] == choices(whole)[seed]
+    assert rates(broken, seed) == rates(whole, seed)
+
+
+def rates(folder: Path, seed: int) -> list[Any]:
+    """Learning rates of every step of the final training of a seed, from its log."""
+    lines = [json.loads(line) for line in only(folder, f"*-seed{seed}-*.jsonl").read_text().splitlines()]
+    return [(line["step"], line["lr"]) for line in lines if line["phase"] == "train"]
+
+
+def test_a_state_without_a_choice_takes_the_kept_one(context: RunContext, tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    stop_run(tmp_path, context, CONFIG, 6)
+    path = only(tmp_path, "*.training")
+    document = torch.load(path, weights_only=True)
+    assert document["state"].pop("lr_choice")["chosen"] in {0.5, 1.0}
+    torch.save(document, path)
+    assert steps_of(tmp_path, context, CONFIG, resume=True) == ["3/4", "4/4"]
+
+
+@pytest.mark.parametrize("damage", [{"chosen": 7.0}, {"factors": "all"}, {"seed": None}], ids=lambda d: next(iter(d)))
+def test_a_state_with_a_damaged_choice_is_refused(damage: dict[str, Any], context: RunContext, tmp_path: Path) -> None:
+    stop_run(tmp_path, context, CONFIG, 6)
+    path = only(tmp_path, "*.training")
+    document = torch.load(path, weights_only=True)
+    document["state"]["lr_choice"] |= damage
+    torch.save(document, path)
+    with raises("state.damaged"):
+        run_in(tmp_path, context, CONFIG, resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "another search", "a rate never tried", "a list", "nested"])
