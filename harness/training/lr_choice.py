@@ -22,6 +22,7 @@ class LrChoice:
         seed: that all factors were tried with.
         steps: that each was tried for.
         protocol_hash: of the protocol that the choice belongs to.
+        reused: another run searched it, perhaps at another time; False where this one did.
     """
 
     factors: tuple[float, ...]
@@ -32,6 +33,7 @@ class LrChoice:
     seed: int
     steps: int
     protocol_hash: str
+    reused: bool = False
 
     def __post_init__(self) -> None:
         if self.chosen not in self.factors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,15 @@ def steps_of(folder: Path, context: RunContext, config: RunConfig, **settings: A
     return progress.steps
 
 
-def choices(folder: Path) -> dict[int, Mapping[str, Any]]:
+def choices(folder: Path) -> dict[int, dict[str, Any]]:
     """The choice in the record of every seed."""
     records = RecordStore(folder).load_all("tiny/uniform")
-    return {record["seed"]: record["metrics"]["training"]["learning_rate_choice"] for record in records}
+    return {record["seed"]: dict(record["metrics"]["training"]["learning_rate_choice"]) for record in records}
+
+
+def found_by(folder: Path, seed: int) -> dict[str, Any]:
+    """The choice in the record of a seed, whoever searched."""
+    return choices(folder)[seed] | {"reused": None}
 
 
 def test_rates_are_tried_shortly_and_once_for_all_seeds(context: RunContext, tmp_path: Path) -> None:
@@ -51,7 +55,8 @@ def test_rates_are_tried_shortly_and_once_for_all_seeds(context: RunContext, tmp
     for seed in (1, 2):
         assert steps_of(tmp_path, context, replace(CONFIG, seed=seed)) == training
     found = choices(tmp_path)
-    assert found[0] == found[1] == found[2]
+    assert [found[seed]["reused"] for seed in (0, 1, 2)] == [False, True, True]
+    assert found_by(tmp_path, 0) == found_by(tmp_path, 1) == found_by(tmp_path, 2)
     assert (found[0]["seed"], found[0]["steps"], found[0]["factors"]) == (0, 2, [0.5, 1.0])
     assert set(found[0]["held_out_rsum"]) == {"0.5", "1.0"}
     assert found[0]["protocol_hash"] == context.protocol.hash
@@ -75,6 +80,7 @@ def test_a_run_is_the_same_whether_it_searched_or_took_the_choice(context: RunCo
         next(r for r in RecordStore(tmp_path / name).load_all("tiny/uniform") if r["seed"] == 1)
         for name in ("own", "taken")
     )
+    assert [one["metrics"]["training"]["learning_rate_choice"].pop("reused") for one in (own, taken)] == [False, True]
     assert own["metrics"] == taken["metrics"]
 
 
@@ -130,7 +136,7 @@ def test_a_crash_between_search_and_record_loses_no_choice(
     last = steps_of(broken, context, CONFIG, resume=True)
     assert len(first.steps) + len(last) == {1: 1 + 4, 3: 3 + 4, 6: 8}[stopped_at]  # the kept choice ends the search
     steps_of(whole, context, CONFIG)
-    assert choices(broken)[0] == choices(whole)[0]
+    assert found_by(broken, 0) == found_by(whole, 0)
 
 
 @pytest.mark.parametrize("meanwhile", ["changed", "lost", "damaged"])
@@ -190,13 +196,13 @@ def test_a_state_with_a_damaged_choice_is_refused(damage: dict[str, Any], contex
         run_in(tmp_path, context, CONFIG, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another search", "a rate never tried", "a list", "nested"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "a rate never tried", "rates of another", "a list", "nested"])
 def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context: RunContext, tmp_path: Path) -> None:
     steps_of(tmp_path, context, CONFIG)
     path = only(tmp_path, "*.lr")
     document = json.loads(path.read_text())
-    document |= {"search": {"method": "bias"}} if damage == "another search" else {}
-    document["choice"] |= {"chosen": 7.0} if damage == "a rate never tried" else {}
+    changes = {"a rate never tried": {"chosen": 7.0}, "rates of another": {"factors": [7.0], "chosen": 7.0}}
+    document["choice"] |= changes.get(damage, {})
     text = json.dumps(document)
     contents = {"cut": text[:99], "empty": "", "a list": "[]", "nested": "[" * 99_999}
     path.write_text(contents.get(damage, text))
@@ -204,6 +210,27 @@ def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context
     with raises("lr-choice.damaged"):
         run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
     assert progress.steps == []
+
+
+@pytest.mark.parametrize("fact", ["method", "search seed", "training split", "kind"])
+def test_the_choice_of_another_search_is_refused_with_what_differs(
+    fact: str, context: RunContext, tmp_path: Path
+) -> None:
+    """As when a file was copied by hand; a fact that only another version knows differs too."""
+    steps_of(tmp_path, context, CONFIG)
+    path = only(tmp_path, "*.lr")
+    document = json.loads(path.read_text())
+    document["search"][fact] = "other"
+    path.write_text(json.dumps(document))
+    with raises("lr-choice.damaged", fact=fact):
+        run_in(tmp_path, context, replace(CONFIG, seed=1))
+
+
+def test_a_run_that_takes_a_choice_names_its_file(context: RunContext, tmp_path: Path) -> None:
+    steps_of(tmp_path, context, CONFIG)
+    progress = ActAt()
+    run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
+    assert any(str(only(tmp_path, "*.lr")) in line for line in progress.lines)
 
 
 def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_path: Path) -> None:
