@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,30 @@ def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_p
     assert not any(who_searches(replace(protocol, lr_factors=(1.0,)), None, configs, store))
     steps_of(tmp_path, context, CONFIG)
     assert who_searches(protocol, context, configs, store) == [False, False, True, False, False, False]
+
+
+def fewer_videos(context: RunContext) -> RunContext:
+    """The context after a check that leaves three training videos."""
+    return replace(context, train=context.train.without(context.train.video_ids[3:]))
+
+
+def never(context: RunContext) -> RunContext:
+    """A check that must not be reached."""
+    raise AssertionError("videos were decoded first")
+
+
+@pytest.mark.parametrize(("held_out", "check"), [(20, never), (500, never), (5, fewer_videos), (5, None)])
+def test_too_few_videos_to_hold_out_are_refused_before_videos_are_decoded(
+    held_out: int, check: Callable[[RunContext], RunContext] | None, context: RunContext, tmp_path: Path
+) -> None:
+    wide = replace(context, protocol=replace(context.protocol, held_out=held_out))
+    wide = wide if check is not None else fewer_videos(wide)
+    store = RecordStore(tmp_path)
+    with raises("split.too-small"):
+        prepare(wide, [CONFIG], store, skip=True, refuse=True, check=check)
+    assert prepare(wide, [replace(CONFIG, method="zero_shot")], store, skip=True, refuse=True, check=None)[1].left
+    alone = replace(wide, protocol=replace(wide.protocol, lr_factors=(1.0,)))
+    assert prepare(alone, [CONFIG], store, skip=True, refuse=True, check=None)[1].left
 
 
 def test_a_plan_refuses_a_state_and_leaves_out_a_record_as_a_run_does(context: RunContext, tmp_path: Path) -> None:
