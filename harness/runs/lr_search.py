@@ -1,15 +1,20 @@
 """The learning rate of a method: each factor of the protocol is tried on a held-out slice of the training videos.
 
 The seed of the search is the protocol's, not the run's, and everything else that decides the choice is in its identity.
-So whoever searches finds the same choice: it is kept beside the checkpoints, for the other seeds of the method.
+The choice is kept beside the checkpoints for the other seeds of the method. Runs on the same folder of results search
+one at a time, so that all take the same choice where rounding differs from one search to the next, as on a GPU.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
@@ -23,54 +28,24 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, RunFiles, RunKey, new_model
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.training.loop import TrainingLoop
+from tvrbench.harness.training.lr_choice import LrChoice
 from tvrbench.harness.training.run_state import RunState
 from tvrbench.harness.training.trainer import Trainer
 
-
-@dataclass(frozen=True, kw_only=True)
-class LrChoice:
-    """The learning rate that was chosen, as records and the kept file hold it.
-
-    Attributes:
-        factors: that were tried, as multiples of the tuning's rate.
-        chosen: the one of the best held-out R-Sum.
-        held_out_rsum: R-Sum on the held-out videos by factor; without those that diverged.
-        held_out_videos: their number.
-        diverged: factors whose training diverged.
-        seed: that all factors were tried with.
-        steps: that each was tried for.
-        protocol_hash: of the protocol that the choice belongs to.
-    """
-
-    factors: tuple[float, ...]
-    chosen: float
-    held_out_rsum: Mapping[str, float]
-    held_out_videos: int
-    diverged: tuple[float, ...] = field(default=())
-    seed: int
-    steps: int
-    protocol_hash: str
-
-    def __post_init__(self) -> None:
-        if self.chosen not in self.factors:
-            raise UsageError(f"{self.chosen} is none of the factors tried", code="lr-choice.not-tried")
-
-    def to_json(self) -> dict[str, Any]:
-        """The choice as plain data; ``diverged`` only where a factor did."""
-        document = asdict(self) | {"factors": list(self.factors), "diverged": list(self.diverged)}
-        return {key: value for key, value in document.items() if key != "diverged" or value}
+LOCK_WAIT_S = 5.0  # between two looks at the lock that processes of a group take together
 
 
 class KeptChoice:
-    """The file of a choice: named by its identity, written when a search ends, read by the other seeds' runs.
+    """The file of a choice: named by its identity, written once when a search ends, read by the other seeds' runs.
 
     Attributes:
         tuning: of the method.
-        path: ``METHOD-TUNING-DIGEST.lr`` beside the checkpoints. Any run of the same identity writes the same.
+        path: ``METHOD-TUNING-DIGEST.lr`` beside the checkpoints.
     """
 
     def __init__(self, context: RunContext, config: RunConfig, key: RunKey, files: RunFiles) -> None:
         self.tuning: str = key.head["tuning"]
+        self._factors = context.protocol.lr_factors
         self._identity = key.lr_search_identity(context.protocol.lr_search_seed(config.seed))
         self.path = files.lr_choice(self._identity)
 
@@ -78,31 +53,85 @@ class KeptChoice:
         """Read the choice; None if none was kept.
 
         Raises:
-            UsageError: the file is damaged, or belongs to another search.
+            UsageError: the file cannot be read, is damaged, or belongs to another search.
         """
-        if not self.path.is_file():
-            return None
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
-            if document["search"] != self._identity:
-                raise ValueError("the choice of another search")
-            return validated(LrChoice, document["choice"], self.path.name)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a UsageError is a ValueError too
+            search, choice = dict(document["search"]), validated(LrChoice, document["choice"], self.path.name)
+            if choice.factors != self._factors:
+                raise ValueError("rates of another protocol")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
             raise UsageError(
-                f"{self.path}: not the learning rate that was chosen for this method: delete the file to search again",
+                f"{self.path}: cannot be read: {error.strerror}", code="io.read", path=str(self.path)
+            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError):  # a UsageError is a ValueError too
+            raise UsageError(
+                f"{self.path} is damaged: delete it to search the learning rate again",
                 code="lr-choice.damaged",
                 path=str(self.path),
             ) from None
+        for fact in {**self._identity, **search}:
+            saved, own = search.get(fact), self._identity.get(fact)
+            if saved != own:
+                raise UsageError(
+                    f"{self.path} holds the learning rate for {fact} {saved} instead of {own}: delete it to search the "
+                    "learning rate again",
+                    code="lr-choice.damaged",
+                    path=str(self.path),
+                    fact=fact,
+                )
+        return replace(choice, reused=True)
 
-    def write(self, choice: LrChoice) -> None:
-        """Keep a choice, in the first process.
+    def keep(self, choice: LrChoice) -> LrChoice:
+        """Write a choice, in the first process, unless another run has; returns the one that is kept.
 
         Raises:
-            UsageError: the file cannot be written.
+            UsageError: the file cannot be written, or is damaged.
         """
-        if dist_info().first:
+        earlier = self.read()
+        if earlier is None and dist_info().first:
             document = {"search": self._identity, "choice": choice.to_json()}
             atomic_write(self.path, (json.dumps(document, indent=2) + "\n").encode())
+        kept: LrChoice = all_gather_object(earlier or choice)[0]
+        return kept
+
+    @contextmanager
+    def locked(self, title: str, progress: ProgressReporter) -> Iterator[None]:
+        """Hold the lock of this search, in the first process; wait, and say so, while another run has it.
+
+        The processes of a group look together, so that none of them gives up on the first one. A kill frees the lock.
+
+        Raises:
+            UsageError: no lock can be had in this folder.
+        """
+        lock, wait_s = FileLock(self.path.with_name(f".{self.path.name}.lock")), 0.0
+        while not all_gather_object(dist_info().first and _acquire(lock, wait_s))[0]:
+            if not wait_s:
+                progress.log(
+                    f"{title}: another run is searching this method's learning rate: waiting to take its choice "
+                    f"(lock: {lock.lock_file})"
+                )
+            wait_s = LOCK_WAIT_S
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _acquire(lock: FileLock, wait_s: float) -> bool:
+    path = Path(lock.lock_file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=wait_s, poll_interval=1.0)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:  # the second where a disk has no locks
+        cause = getattr(error, "strerror", None) or error
+        message = f"{path} cannot be locked ({cause}): put --results on a disk that can be written and has file locks"
+        raise UsageError(message, code="lr-choice.lock", path=str(path)) from None
+    return True
 
 
 def who_searches(
@@ -136,22 +165,48 @@ def choose_lr(
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe at the chosen factor, and the record's account of the choice; a choice that was kept is taken.
 
-    Under torchrun every process calls it, and all take what the first one found.
+    A resumed run takes the choice of its own state first: the rate never changes within a training. Under torchrun
+    every process calls it, and all take what the first one found.
 
     Raises:
         TrainingDiverged: at every factor.
-        UsageError: the kept choice is damaged.
+        UsageError: the kept choice is damaged, or the folder cannot be locked.
     """
     factors = context.protocol.lr_factors
     if not context.protocol.searches_lr:
         return recipe.for_tuning(kept.tuning, factors[0]), {"factors": list(factors)}
+    choice: LrChoice | None = all_gather_object(state.lr_choice)[0]
+    if choice is not None:
+        progress.log(f"{state.title}: learning rate x {choice.chosen:g}, as before the interruption")
+    else:
+        choice = _kept_or_searched(context, config, recipe, state, progress, kept, micro_batch_size)
+    state.set_lr_choice(choice)
+    return recipe.for_tuning(kept.tuning, choice.chosen), choice.to_json()
+
+
+def _kept_or_searched(
+    context: RunContext,
+    config: RunConfig,
+    recipe: Recipe,
+    state: RunState,
+    progress: ProgressReporter,
+    kept: KeptChoice,
+    micro_batch_size: int | None,
+) -> LrChoice:
+    """The choice that was kept; else that of a search, during which other runs that need it wait."""
     choice: LrChoice | None = all_gather_object(kept.read())[0]
     if choice is None:
-        choice = _search(context, config, recipe, state, progress, kept.tuning, micro_batch_size)
-        kept.write(choice)
-    else:
-        progress.log(f"{state.title}: learning rate x {choice.chosen:g}, as found before ({kept.path.name})")
-    return recipe.for_tuning(kept.tuning, choice.chosen), choice.to_json()
+        with kept.locked(state.title, progress):
+            choice = all_gather_object(kept.read())[0]  # by the run that this one waited for
+            if choice is None:
+                found = _search(context, config, recipe, state, progress, kept.tuning, micro_batch_size)
+                choice = kept.keep(found)
+    if choice.reused:
+        progress.log(
+            f"{state.title}: learning rate x {choice.chosen:g}, found by an earlier search: {kept.path}; delete it to "
+            "search again"
+        )
+    return choice
 
 
 def _search(

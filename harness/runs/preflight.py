@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core import registry
+from tvrbench.harness.data.open import split_holdout
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model, settle
@@ -46,7 +47,8 @@ def prepare(
         The context without skipped videos, and the work.
 
     Raises:
-        UsageError: an option, checkpoint, saved state or video that does not fit.
+        UsageError: an option, checkpoint, saved state or video that does not fit, or fewer training videos than the
+            search of a learning rate holds out.
     """
     configs = settle(context.protocol, context.weights, configs)
     if any(config.trains for config in configs):
@@ -54,10 +56,18 @@ def prepare(
     if configs and configs[0].checkpoint is not None:
         new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
     work = work_list(context, configs, store, skip=skip, refuse=refuse)
+    _check_held_out(context, work.left)
     if work.left and check is not None:  # after the options, which take milliseconds
         context = check(context)
         work = work_list(context, configs, store, skip=skip, refuse=refuse)
+        _check_held_out(context, work.left)  # of the videos that are left
     return context, work
+
+
+def _check_held_out(context: RunContext, configs: Sequence[RunConfig]) -> None:
+    """Check that the search of a learning rate leaves videos to train on; UsageError if it does not."""
+    if context.protocol.searches_lr and any(config.trains for config in configs):
+        split_holdout(context.train, context.protocol.held_out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import ProgressReporter
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.training.lr_choice import LrChoice
 from tvrbench.harness.training.state_file import (
     Best,
     StateFile,
@@ -69,6 +70,11 @@ class RunState:
     def scores(self) -> dict[str, float | None]:
         """Held-out scores of the learning rates tried so far."""
         return self._state.scores
+
+    @property
+    def lr_choice(self) -> LrChoice | None:
+        """The learning rate that this run trains with; None before it is chosen."""
+        return self._state.lr_choice
 
     @property
     def resumed_at(self) -> list[str]:
@@ -151,6 +157,10 @@ class RunState:
     def save_lr_score(self, factor: str, score: float | None) -> None:
         """Write the held-out score of a learning rate that was tried to its end; None: it diverged."""
         self._write(replace(self._state, scores=self._state.scores | {factor: score}, training=None))
+
+    def set_lr_choice(self, choice: LrChoice) -> None:
+        """Note the learning rate to train with; every ``save`` from now on makes it last."""
+        self._state = replace(self._state, lr_choice=choice)
 
     def record_eval(self, scores: dict[str, float], model: RetrievalModel, *, best: bool) -> None:
         """Note the test scores of a checkpoint, and its tensors if it is the best so far; ``save`` makes them last.

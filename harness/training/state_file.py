@@ -16,6 +16,7 @@ from torch import Tensor
 from tvrbench.harness.core.errors import RunFailed, UsageError
 from tvrbench.harness.core.io import atomic_path
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.training.lr_choice import LrChoice
 from tvrbench.harness.training.trainer import Trainer
 
 FORMAT = "tvrbench-training-3"
@@ -55,6 +56,7 @@ class TrainingState:
 
     Attributes:
         scores: of every learning rate that was tried to its end; None if it diverged.
+        lr_choice: that the run trains with; None before it is made, and in states of earlier versions.
         training: the one in progress, None between two.
         resumed_at: where the run was resumed, as ``phase:step``.
         log_bytes: length of the run's log.
@@ -64,6 +66,7 @@ class TrainingState:
     """
 
     scores: dict[str, float | None] = field(default_factory=dict)
+    lr_choice: LrChoice | None = None
     training: TrainingProgress | None = None
     resumed_at: list[str] = field(default_factory=list)
     log_bytes: int = 0
@@ -73,8 +76,8 @@ class TrainingState:
 
     def to_document(self) -> dict[str, Any]:
         """The state as plain data, its tensors not copied."""
-        training = vars(self.training) if self.training is not None else None
-        return vars(self) | {"training": training, "best": vars(self.best) if self.best is not None else None}
+        parts = {name: getattr(self, name) for name in ("lr_choice", "training", "best")}
+        return vars(self) | {name: None if part is None else vars(part) for name, part in parts.items()}
 
 
 _STATE = TypeAdapter(TrainingState)

@@ -66,6 +66,7 @@ def test_processes_agree_on_a_learning_rate_and_all_take_one_that_was_kept(tiny_
         phases.append([line["phase"] for line in log_of(tmp_path)])
         choices.append(record_of(tmp_path)["metrics"]["training"]["learning_rate_choice"])
     assert phases == [["rate 0.5"] * 2 + ["rate 1.0"] * 2 + ["train"] * 2, ["train"] * 2]
+    assert [choice.pop("reused") for choice in choices] == [False, True]
     assert choices[0] == choices[1]
 
 

@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="made if they are missing")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--method", default="lora")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--factors", default="1.0")
@@ -271,7 +272,7 @@ def main() -> None:
             progress = ActAt(3, run_out_of_memory)
         elif arguments.stops is not None and dist_info().rank == dist_info().size - 1:
             progress = ActAt(arguments.stops)
-        config = RunConfig(method=arguments.method, seed=0, selection=arguments.selection, timing=False)
+        config = RunConfig(method=arguments.method, seed=arguments.seed, selection=arguments.selection, timing=False)
         settings = {
             "resume": arguments.resume,
             "save_interval_min": arguments.every / 60,

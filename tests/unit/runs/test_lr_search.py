@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from errors import raises
 from tiny_run import ActAt, only, run_in, stop_run
 from tiny_run import tiny_context as context_of
@@ -38,10 +39,15 @@ def steps_of(folder: Path, context: RunContext, config: RunConfig, **settings: A
     return progress.steps
 
 
-def choices(folder: Path) -> dict[int, Mapping[str, Any]]:
+def choices(folder: Path) -> dict[int, dict[str, Any]]:
     """The choice in the record of every seed."""
     records = RecordStore(folder).load_all("tiny/uniform")
-    return {record["seed"]: record["metrics"]["training"]["learning_rate_choice"] for record in records}
+    return {record["seed"]: dict(record["metrics"]["training"]["learning_rate_choice"]) for record in records}
+
+
+def found_by(folder: Path, seed: int) -> dict[str, Any]:
+    """The choice in the record of a seed, whoever searched."""
+    return choices(folder)[seed] | {"reused": None}
 
 
 def test_rates_are_tried_shortly_and_once_for_all_seeds(context: RunContext, tmp_path: Path) -> None:
@@ -50,7 +56,8 @@ def test_rates_are_tried_shortly_and_once_for_all_seeds(context: RunContext, tmp
     for seed in (1, 2):
         assert steps_of(tmp_path, context, replace(CONFIG, seed=seed)) == training
     found = choices(tmp_path)
-    assert found[0] == found[1] == found[2]
+    assert [found[seed]["reused"] for seed in (0, 1, 2)] == [False, True, True]
+    assert found_by(tmp_path, 0) == found_by(tmp_path, 1) == found_by(tmp_path, 2)
     assert (found[0]["seed"], found[0]["steps"], found[0]["factors"]) == (0, 2, [0.5, 1.0])
     assert set(found[0]["held_out_rsum"]) == {"0.5", "1.0"}
     assert found[0]["protocol_hash"] == context.protocol.hash
@@ -74,6 +81,7 @@ def test_a_run_is_the_same_whether_it_searched_or_took_the_choice(context: RunCo
         next(r for r in RecordStore(tmp_path / name).load_all("tiny/uniform") if r["seed"] == 1)
         for name in ("own", "taken")
     )
+    assert [one["metrics"]["training"]["learning_rate_choice"].pop("reused") for one in (own, taken)] == [False, True]
     assert own["metrics"] == taken["metrics"]
 
 
@@ -129,16 +137,73 @@ def test_a_crash_between_search_and_record_loses_no_choice(
     last = steps_of(broken, context, CONFIG, resume=True)
     assert len(first.steps) + len(last) == {1: 1 + 4, 3: 3 + 4, 6: 8}[stopped_at]  # the kept choice ends the search
     steps_of(whole, context, CONFIG)
-    assert choices(broken)[0] == choices(whole)[0]
+    assert found_by(broken, 0) == found_by(whole, 0)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another search", "a rate never tried", "a list", "nested"])
+@pytest.mark.parametrize("meanwhile", ["changed", "lost", "damaged"])
+@pytest.mark.parametrize("seed", [0, 1], ids=["searched", "taken"])
+def test_a_training_keeps_its_rate_whatever_becomes_of_the_file(
+    seed: int, meanwhile: str, context: RunContext, tmp_path: Path
+) -> None:
+    """Stopped twice in its final training: the choice survives a save by the resumed run too."""
+    config, whole, broken = replace(CONFIG, seed=seed), tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        steps_of(folder, context, replace(CONFIG, seed=2))
+        if seed == 0:
+            only(folder, "*.lr").unlink()
+    steps_of(whole, context, config)
+    stop_run(broken, context, config, 4 * (seed == 0) + 1)
+    path = only(broken, "*.lr")
+    document = json.loads(path.read_text())
+    document["choice"]["chosen"] = {0.5: 1.0, 1.0: 0.5}[document["choice"]["chosen"]]
+    match meanwhile:
+        case "changed":
+            path.write_text(json.dumps(document))
+        case "lost":
+            path.unlink()
+        case "damaged":
+            path.write_text("{")
+    assert stop_run(broken, context, config, 1, resume=True).steps == ["2/4"]
+    assert steps_of(broken, context, config, resume=True) == ["3/4", "4/4"]
+    assert path.is_file() == (meanwhile != "lost")  # who deleted it wants another search
+    assert choices(broken)[seed] == choices(whole)[seed]
+    assert rates(broken, seed) == rates(whole, seed)
+
+
+def rates(folder: Path, seed: int) -> list[Any]:
+    """Learning rates of every step of the final training of a seed, from its log."""
+    lines = [json.loads(line) for line in only(folder, f"*-seed{seed}-*.jsonl").read_text().splitlines()]
+    return [(line["step"], line["lr"]) for line in lines if line["phase"] == "train"]
+
+
+def test_a_state_without_a_choice_takes_the_kept_one(context: RunContext, tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    stop_run(tmp_path, context, CONFIG, 6)
+    path = only(tmp_path, "*.training")
+    document = torch.load(path, weights_only=True)
+    assert document["state"].pop("lr_choice")["chosen"] in {0.5, 1.0}
+    torch.save(document, path)
+    assert steps_of(tmp_path, context, CONFIG, resume=True) == ["3/4", "4/4"]
+
+
+@pytest.mark.parametrize("damage", [{"chosen": 7.0}, {"factors": "all"}, {"seed": None}], ids=lambda d: next(iter(d)))
+def test_a_state_with_a_damaged_choice_is_refused(damage: dict[str, Any], context: RunContext, tmp_path: Path) -> None:
+    stop_run(tmp_path, context, CONFIG, 6)
+    path = only(tmp_path, "*.training")
+    document = torch.load(path, weights_only=True)
+    document["state"]["lr_choice"] |= damage
+    torch.save(document, path)
+    with raises("state.damaged"):
+        run_in(tmp_path, context, CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a rate never tried", "rates of another", "a list", "nested"])
 def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context: RunContext, tmp_path: Path) -> None:
     steps_of(tmp_path, context, CONFIG)
     path = only(tmp_path, "*.lr")
     document = json.loads(path.read_text())
-    document |= {"search": {"method": "bias"}} if damage == "another search" else {}
-    document["choice"] |= {"chosen": 7.0} if damage == "a rate never tried" else {}
+    changes = {"a rate never tried": {"chosen": 7.0}, "rates of another": {"factors": [7.0], "chosen": 7.0}}
+    document["choice"] |= changes.get(damage, {})
     text = json.dumps(document)
     contents = {"cut": text[:99], "empty": "", "a list": "[]", "nested": "[" * 99_999}
     path.write_text(contents.get(damage, text))
@@ -146,6 +211,27 @@ def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context
     with raises("lr-choice.damaged"):
         run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
     assert progress.steps == []
+
+
+@pytest.mark.parametrize("fact", ["method", "search seed", "training split", "kind"])
+def test_the_choice_of_another_search_is_refused_with_what_differs(
+    fact: str, context: RunContext, tmp_path: Path
+) -> None:
+    """As when a file was copied by hand; a fact that only another version knows differs too."""
+    steps_of(tmp_path, context, CONFIG)
+    path = only(tmp_path, "*.lr")
+    document = json.loads(path.read_text())
+    document["search"][fact] = "other"
+    path.write_text(json.dumps(document))
+    with raises("lr-choice.damaged", fact=fact):
+        run_in(tmp_path, context, replace(CONFIG, seed=1))
+
+
+def test_a_run_that_takes_a_choice_names_its_file(context: RunContext, tmp_path: Path) -> None:
+    steps_of(tmp_path, context, CONFIG)
+    progress = ActAt()
+    run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
+    assert any(str(only(tmp_path, "*.lr")) in line for line in progress.lines)
 
 
 def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_path: Path) -> None:
@@ -158,6 +244,30 @@ def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_p
     assert not any(who_searches(replace(protocol, lr_factors=(1.0,)), None, configs, store))
     steps_of(tmp_path, context, CONFIG)
     assert who_searches(protocol, context, configs, store) == [False, False, True, False, False, False]
+
+
+def fewer_videos(context: RunContext) -> RunContext:
+    """The context after a check that leaves three training videos."""
+    return replace(context, train=context.train.without(context.train.video_ids[3:]))
+
+
+def never(context: RunContext) -> RunContext:
+    """A check that must not be reached."""
+    raise AssertionError("videos were decoded first")
+
+
+@pytest.mark.parametrize(("held_out", "check"), [(20, never), (500, never), (5, fewer_videos), (5, None)])
+def test_too_few_videos_to_hold_out_are_refused_before_videos_are_decoded(
+    held_out: int, check: Callable[[RunContext], RunContext] | None, context: RunContext, tmp_path: Path
+) -> None:
+    wide = replace(context, protocol=replace(context.protocol, held_out=held_out))
+    wide = wide if check is not None else fewer_videos(wide)
+    store = RecordStore(tmp_path)
+    with raises("split.too-small"):
+        prepare(wide, [CONFIG], store, skip=True, refuse=True, check=check)
+    assert prepare(wide, [replace(CONFIG, method="zero_shot")], store, skip=True, refuse=True, check=None)[1].left
+    alone = replace(wide, protocol=replace(wide.protocol, lr_factors=(1.0,)))
+    assert prepare(alone, [CONFIG], store, skip=True, refuse=True, check=None)[1].left
 
 
 def test_a_plan_refuses_a_state_and_leaves_out_a_record_as_a_run_does(context: RunContext, tmp_path: Path) -> None:
