@@ -159,7 +159,10 @@ def _count(data: Mapping[str, Any], key: str) -> int | None:
 
 
 def _missing_videos(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
-    """Videos, or else captions, left out of each split; an old record names them without their split, and counts those of the test."""
+    """Videos, or else captions, left out of each split.
+
+    An old record names videos without their split, and counts those of the test.
+    """
     data, skipped = record["data"], len(record["data"]["skipped"])
     tested, whole = _count(data, "test_videos"), _count(data, "test_videos_declared")
     if whole is None and protocol is not None:
