@@ -14,7 +14,7 @@ from typing import Any, cast
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import Protocol, shipped_protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.record import Record, trained
 from tvrbench.harness.records.store import LAST
 
 RULES = ("protocol-unknown", "protocol-hash")
@@ -145,12 +145,6 @@ def _own_reason(records: Sequence[Record], facts: Sequence[Facts]) -> Reason | N
         return Reason("split", "its test split is not recorded")
     mixed = next((found for one in facts if (found := _differing(facts[0], one)) is not None), None)
     return mixed and Reason(mixed.code, f"not all of its seeds are alike: one {mixed.text}")
-
-
-def trained(record: Record) -> bool:
-    """Return True if the run trained a model."""
-    without = record["tuning"] == "frozen" or "checkpoint" in record
-    return not without and record["data"].get("train_split", "unknown") is not None
 
 
 def _count(data: Mapping[str, Any], key: str) -> int | None:

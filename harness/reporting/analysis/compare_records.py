@@ -19,7 +19,7 @@ from tvrbench.harness.evaluation.statistics import (
     paired_statistic,
 )
 from tvrbench.harness.records.record import MeasurementDoc, Record
-from tvrbench.harness.records.runs import StoredRecord, difference_of_repeats, identity
+from tvrbench.harness.records.runs import StoredRecord, difference_of_repeats, same_run
 from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
 from tvrbench.harness.reporting.catalogue import CATALOGUE, COUNTS
 from tvrbench.harness.reporting.data.context import compares_methods
@@ -82,7 +82,7 @@ def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
     """Compare two records."""
     ranks, reason = _paired_ranks(a, b)
     one, other = _described(a.record), _described(b.record)
-    repeated = identity(a.record) == identity(b.record)
+    repeated = same_run(a.record, b.record)
     return RecordComparison(
         same_run=difference_of_repeats(b.record, a.record) if repeated else None,
         facts=[
