@@ -172,16 +172,16 @@ def matching(store: RecordStore, runs: Runs) -> list[Record]:
         UsageError: several records of one method are left.
     """
     stored, aside = protocol_runs(store, runs.protocol)
-    for record in aside:
-        say(str(record))
+    for unused in aside:
+        say(str(unused))
     found: dict[str, StoredRecord] = {}
     for run in stored:
         record, name = run.record, run.record["method"]["name"]
         is_asked = name in runs.methods and (record["protocol"]["hash"], record["seed"]) == (runs.hash, runs.seed)
         if run.scored or not is_asked:
             continue
-        if reason := _why_not(record, runs):
-            say(f"{run.path.name} is left out: {reason}")
+        if why := _why_not(record, runs):
+            say(f"{run.path.name} is left out: {why}")
             continue
         if name in found:
             both = [found[name].path.name, run.path.name]
