@@ -123,6 +123,8 @@ def _print_metrics(comparison: RecordComparison) -> None:
     for name, test in comparison.mcnemar.items():
         only = f"only A finds {test.only_a} queries, only B finds {test.only_b}"
         print(f"McNemar, t2v {name}: {only}; p {_p(test.p_value)}")
+    if comparison.caveat is not None:
+        print(f"{comparison.caveat[0].upper()}{comparison.caveat[1:]}.")
     if comparison.mcnemar:
         say("intervals and p-values are over queries, for these two trained models, and not corrected for other pairs")
     print()

@@ -14,12 +14,18 @@ from typing import Any, cast
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import Protocol, shipped_protocol
 from tvrbench.harness.core import registry
-from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.record import Record, trained
 from tvrbench.harness.records.store import LAST
 
 RULES = ("protocol-unknown", "protocol-hash")
 """Codes of runs under other rules than a shipped protocol's."""
-ALWAYS = ("test-videos-missing", "training-videos-missing", "weights-random")
+ALWAYS = (
+    "test-videos-missing",
+    "training-videos-missing",
+    "test-captions-missing",
+    "training-captions-missing",
+    "weights-random",
+)
 """Codes that a reader must know even where no paper has numbers for the data."""
 OWN_REASONS = ("selection", "weights-random")
 """Codes of rows that compare with no row, whatever the others are."""
@@ -58,7 +64,7 @@ def set_apart(rows: Sequence[Sequence[Record]]) -> list[Reason | None]:
     The rows that share all of ``_SHARED`` with most others, where it is known, are compared with each other; of two
     groups of one size those with most test videos.
     """
-    facts = [[{code: fact(record) for code, (_, fact) in _SHARED.items()} for record in row] for row in rows]
+    facts = [[_facts(record) for record in row] for row in rows]
     reasons = [_own_reason(row, own) for row, own in zip(rows, facts, strict=True)]
     usable = [(own[0], row[0]) for row, own, reason in zip(rows, facts, reasons, strict=True) if reason is None]
     if not usable:
@@ -76,6 +82,17 @@ def set_apart(rows: Sequence[Sequence[Record]]) -> list[Reason | None]:
         reason or next((found for one in own if (found := _differing(usual, one)) is not None), None)
         for own, reason in zip(facts, reasons, strict=True)
     ]
+
+
+def reasons_between(one: Record, other: Record) -> list[Reason]:
+    """Return why two runs do not compare: what keeps either from comparing at all, else each fact they do not share."""
+    facts = [_facts(record) for record in (one, other)]
+    own = [_own_reason([record], [its]) for record, its in zip((one, other), facts, strict=True)]
+    return [reason for reason in own if reason is not None] or list(_differences(*facts))
+
+
+def _facts(record: Record) -> Facts:
+    return {code: fact(record) for code, (_, fact) in _SHARED.items()}
 
 
 def _initial_weights(record: Record) -> str | None:
@@ -107,30 +124,27 @@ _SHARED: Mapping[str, tuple[str, Callable[[Record], str | None]]] = {
 """What rows must share to be compared, by code: the words for a row that differs, and how a record has it."""
 
 
-def _differing(one: Facts, other: Facts) -> Reason | None:
-    """The first fact that both know and do not share."""
+def _differences(one: Facts, other: Facts) -> Iterator[Reason]:
+    """The facts that both know and do not share."""
     for code, (text, _) in _SHARED.items():
         if None not in (one[code], other[code]) and one[code] != other[code]:
-            return Reason(code, text)
-    return None
+            yield Reason(code, text)
+
+
+def _differing(one: Facts, other: Facts) -> Reason | None:
+    return next(_differences(one, other), None)
 
 
 def _own_reason(records: Sequence[Record], facts: Sequence[Facts]) -> Reason | None:
     """Why a row compares with no row at all."""
     if any(record["metrics"].get("selection", LAST) != LAST for record in records):
         return Reason("selection", "its checkpoint was chosen on the test set")
-    if any(record["weights_sha256"] is None for record in records):
+    if any(record["weights_sha256"] is None and "checkpoint" not in record for record in records):
         return Reason("weights-random", "weights are random")
     if any(one["split"] is None for one in facts):
         return Reason("split", "its test split is not recorded")
     mixed = next((found for one in facts if (found := _differing(facts[0], one)) is not None), None)
     return mixed and Reason(mixed.code, f"not all of its seeds are alike: one {mixed.text}")
-
-
-def trained(record: Record) -> bool:
-    """Return True if the run trained a model."""
-    without = record["tuning"] == "frozen" or "checkpoint" in record
-    return not without and record["data"].get("train_split", "unknown") is not None
 
 
 def _count(data: Mapping[str, Any], key: str) -> int | None:
@@ -139,7 +153,10 @@ def _count(data: Mapping[str, Any], key: str) -> int | None:
 
 
 def _missing_videos(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
-    """Videos left out of each split; an old record names them without their split, and counts those of the test."""
+    """Videos, or else captions, left out of each split.
+
+    An old record names videos without their split, and counts those of the test.
+    """
     data, skipped = record["data"], len(record["data"]["skipped"])
     tested, whole = _count(data, "test_videos"), _count(data, "test_videos_declared")
     if whole is None and protocol is not None:
@@ -153,6 +170,12 @@ def _missing_videos(record: Record, protocol: Protocol | None) -> Iterator[Reaso
         if gone > 0:
             of = f" of {whole:,}" if whole else ""
             yield Reason(f"{kind}-videos-missing", f"{gone:,}{of} {kind} videos are missing")
+            continue
+        texts = "test_captions" if kind == "test" else "train_pairs"
+        used, whole = _count(data, texts), _count(data, f"{texts}_declared")
+        if used is not None and whole is not None and used < whole:
+            text = f"{whole - used:,} of {whole:,} {kind} captions are missing"
+            yield Reason(f"{kind}-captions-missing", text)
 
 
 def _weights(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
@@ -183,8 +206,12 @@ def _other_split(record: Record, protocol: Protocol) -> Iterator[Reason]:
         own, expected = data.get(f"{kind}_split", name), _expected_fingerprint(data["dataset"], name)
         whole = data.get(f"{kind}_fingerprint_declared", None if data["skipped"] else data.get(used))
         differs = None not in (whole, expected) and whole != expected
+        if whole is None and data.get(used) is None:
+            yield Reason(code, f"its {kind} split is not recorded")
         if own != name or differs or data.get(f"{kind}_split_published") is False:
             yield Reason(code, f"{kind} split {own} is not the published {name}")
+    if _count(data, "test_videos") is None:
+        yield Reason("split", "its number of test videos is not recorded")
     if (published := protocol.test_videos) is not None:  # None: the data sets of this protocol differ
         size = _count(data, "test_videos_declared") or max(_count(data, "test_videos") or 0, published)
         if size != published:
@@ -203,7 +230,8 @@ def _other_rules(record: Record, protocol: Protocol) -> Iterator[Reason]:
         if (own := record["method"]["options"].get(code, wanted)) != wanted:
             yield Reason(code, f"run with {code} {own}, the protocol has {wanted}")
     if record["protocol"]["hash"] not in _hashes(protocol.name, record["weights_sha256"]):
-        yield Reason("protocol-hash", f"run under other rules than {protocol.name} has now (protocol hash)")
+        version = f"an earlier or changed version of protocol {protocol.name}"
+        yield Reason("protocol-hash", f"recorded under {version} (protocol hash)")
 
 
 @cache

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
+from importlib.machinery import all_suffixes
 from pathlib import Path, PureWindowsPath
 
 import pynvml
@@ -23,13 +24,13 @@ _OWN_PACKAGES = ("harness", "methods", "baselines", "datasets")
 _SOURCES = (*_OWN_PACKAGES, "results/published", "pyproject.toml", "constraints.txt")
 # Files that the packages would find although git does not track them.
 _FOUND = (
-    *(f":(glob){package}/**/*.py" for package in _OWN_PACKAGES),
+    *(f":(glob){package}/**/*{suffix}" for package in _OWN_PACKAGES for suffix in all_suffixes()),
     ":(glob)harness/config/**/*.toml",
     ":(glob)harness/regression/*.toml",
     ":(glob)harness/reporting/templates/*.j2",
-    ":(glob)datasets/standin/*.safetensors",
-    ":(glob)datasets/standin/*.txt",
-    ":(glob)datasets/standin/*.json",
+    ":(glob)datasets/standin/clip.safetensors",
+    ":(glob)datasets/standin/open_clip_config.json",
+    ":(glob)datasets/standin/vocab.txt",
     ":(glob)results/published/*.csv",
 )
 
@@ -95,10 +96,15 @@ def source_revision(root: Path = _SOURCE_ROOT) -> tuple[str | None, bool | None]
 
 
 def _is_source(root: Path, path: Path) -> bool:
-    """False for a Python file that no import finds (a backup, a copy), and inside a virtual environment."""
+    """False for a module that no import finds (a backup, a copy, a cache), and inside a virtual environment."""
     if any((root / folder / "pyvenv.cfg").exists() for folder in list(path.parents)[:-1]):
         return False
-    return path.suffix != ".py" or all(part.isidentifier() for part in path.with_suffix("").parts)
+    if "__pycache__" in path.parts:
+        return False
+    endings = [suffix for suffix in all_suffixes() if path.name.endswith(suffix)]
+    stems = [path.name.removesuffix(suffix) for suffix in endings]
+    is_module = any(stem.isidentifier() for stem in stems) and all(part.isidentifier() for part in path.parts[:-1])
+    return is_module or not endings
 
 
 def command_line(arguments: Sequence[str]) -> str:

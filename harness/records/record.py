@@ -275,6 +275,12 @@ def weights_line(weights: WeightsRef) -> str:
     )
 
 
+def trained(record: Record) -> bool:
+    """Return True if the run trained a model."""
+    without = record["tuning"] == "frozen" or "checkpoint" in record
+    return not without and record["data"].get("train_split", "unknown") is not None
+
+
 def normalized(record: Mapping[str, Any], where: str) -> Record:
     """Reduce a record to plain JSON types (tuples to lists, NumPy scalars to numbers) and check it.
 

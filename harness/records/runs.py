@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from tvrbench.harness.records.record import Record, read_record
+from tvrbench.harness.records.record import Record, read_record, trained
 from tvrbench.harness.records.store import LAST, RecordStore, run_digest
 
 
@@ -98,6 +99,8 @@ def read_runs(
     kept = [min(files, key=_precedence) for files in runs.values()]
     for first, files in zip(kept, runs.values(), strict=True):
         aside += [_repeated(run, first) for run in files if run is not first]
+    kept, more = _without_copies_as_seeds(kept)
+    aside += more
     counted = Counter(run.record["data"]["dataset"] for run in kept if run.record["metrics"])
     usual = dataset or max(counted, key=lambda name: (counted[name], name), default=None)
     for run in kept:
@@ -109,15 +112,59 @@ def read_runs(
     return runs_in_order, sorted(aside, key=lambda found: found.run.path)
 
 
+def _without_copies_as_seeds(runs: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[SetAside]]:
+    """Part the runs from those that are another one of them again under another seed."""
+    groups: dict[str, list[StoredRecord]] = {}
+    for run in runs:
+        groups.setdefault(_outcome(run.record), []).append(run)
+    kept, aside = [], []
+    for group in groups.values():
+        first = min(group, key=lambda run: (not _is_named_by_its_run(run), run.record["seed"], run.path.name))
+        kept.append(first)
+        aside += [_seed_of_one_run(run, first) for run in group if run is not first]
+    return kept, aside
+
+
+def _outcome(record: Record) -> str:
+    """Return what the records of one run share whatever their seed.
+
+    Two trainings never take the same time and give the same numbers. Where nothing is trained, the numbers alone tell:
+    only those of a method that draws at random depend on the seed.
+    """
+    metrics = record["metrics"]
+    numbers: list[Any] = [record["duration_s"], record["failure"] and record["started"], metrics, record["cost"]]
+    if record["status"] == "completed" and metrics and not trained(record):
+        numbers = [metrics.get("t2v"), metrics.get("v2t")]
+    return json.dumps([_identity_but_seed(record), record["data"]["dataset"], numbers], sort_keys=True)
+
+
+def _seed_of_one_run(run: StoredRecord, first: StoredRecord) -> SetAside:
+    name, seeds = first.path.name, f"seed {run.record['seed']} is seed {first.record['seed']} again"
+    if run.record | {"seed": 0} == first.record | {"seed": 0}:
+        return SetAside(run=run, code="copy", reason=f"an exact copy of {name} under another seed")
+    if trained(run.record) or not run.record["metrics"]:
+        return SetAside(run=run, code="copy", reason=f"a copy of {name} under another seed")
+    return SetAside(run=run, code="repeated", reason=f"nothing is trained, so {seeds}; {name} counts")
+
+
+def same_run(one: Record, other: Record) -> bool:
+    """Return True if two records are of one run, whatever their seed where that makes no other run."""
+    return identity(one) == identity(other) or _outcome(one) == _outcome(other)
+
+
 def identity(record: Record) -> tuple[Any, ...]:
     """Return what two records of one run share, whichever files, machines or dates they have.
 
     A run is a seed of a method with its options, on some data and weights under some rules. Where only cost was
     measured, another device makes another run.
     """
+    return (record["seed"], *_identity_but_seed(record))
+
+
+def _identity_but_seed(record: Record) -> tuple[Any, ...]:
     metrics, status = record["metrics"], record["status"]
     device = None if metrics or status == "failed" else record["environment"]["device"]
-    names = (record["protocol"]["name"], record["method"]["name"], record["seed"], metrics.get("selection", LAST))
+    names = (record["protocol"]["name"], record["method"]["name"], metrics.get("selection", LAST))
     return (*names, status, device, run_digest(record))
 
 
@@ -135,8 +182,11 @@ def difference_of_repeats(run: Record, other: Record) -> str:
 
 def _precedence(run: StoredRecord) -> tuple[float, bool, int, str]:
     """Order the files of one run: the newest first, then the name that the run itself gave, then the shortest."""
-    named = run.path.stem.removesuffix("-failed").endswith(f"-{run_digest(run.record)}")
-    return -_started(run.record), not named, len(run.path.name), run.path.name
+    return -_started(run.record), not _is_named_by_its_run(run), len(run.path.name), run.path.name
+
+
+def _is_named_by_its_run(run: StoredRecord) -> bool:
+    return run.path.stem.removesuffix("-failed").endswith(f"-{run_digest(run.record)}")
 
 
 def _repeated(run: StoredRecord, kept: StoredRecord) -> SetAside:

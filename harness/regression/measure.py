@@ -15,9 +15,11 @@ from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import say
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.evaluation.comparability import RULES, reasons_between, set_apart, shortfalls
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.records.record import MeasurementDoc, Record
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.records.runs import StoredRecord
+from tvrbench.harness.records.store import USUAL_ACTIVATION, RecordStore
 from tvrbench.harness.regression.baseline import Acceptance, Baseline, Entry, Loose, Runs, Section, Tier, Value
 from tvrbench.harness.regression.signature import TOLERANCE, signature
 from tvrbench.harness.reporting.data.records import protocol_runs
@@ -162,12 +164,51 @@ def run_again(runs: Runs, *, speed: bool, device: str, data: Path | None = None)
 
 
 def matching(store: RecordStore, runs: Runs) -> list[Record]:
-    """The stored records of the runs, each run once, without those that only scored a checkpoint."""
+    """The stored records of the runs, one of each method, without those that only scored a checkpoint.
+
+    Those that do not compare with the baseline's are named and left out.
+
+    Raises:
+        UsageError: several records of one method are left.
+    """
     stored, aside = protocol_runs(store, runs.protocol)
-    for record in aside:
-        say(str(record))
-    records = [run.record for run in stored if run.record["status"] == "completed" and not run.scored]
-    return [each for each in records if (each["protocol"]["hash"], each["seed"]) == (runs.hash, runs.seed)]
+    for unused in aside:
+        say(str(unused))
+    found: dict[str, StoredRecord] = {}
+    for run in stored:
+        record, name = run.record, run.record["method"]["name"]
+        is_asked = name in runs.methods and (record["protocol"]["hash"], record["seed"]) == (runs.hash, runs.seed)
+        if run.scored or not is_asked:
+            continue
+        if why := _why_not(record, runs):
+            say(f"{run.path.name} is left out: {why}")
+            continue
+        if name in found:
+            both = [found[name].path.name, run.path.name]
+            message = f"{' and '.join(both)} are both of {name}: keep one of them in {store.root}"
+            raise UsageError(message, code="check.ambiguous", method=name, records=both)
+        found[name] = run
+    records = {name: run.record for name, run in found.items()}
+    reasons = set_apart([[record] for record in records.values()])
+    for (name, run), reason in zip(found.items(), reasons, strict=True):
+        if reason is not None:
+            say(f"{run.path.name} is left out: {reason.text}")
+            del records[name]
+    return list(records.values())
+
+
+def _why_not(record: Record, runs: Runs) -> str | None:
+    """What keeps a record from being the run that the baseline means, whatever the others are."""
+    protocol, options = load_protocol(runs.protocol), record["method"]["options"]
+    known = (*shortfalls(record), *reasons_between(record, record))
+    reasons = [reason.text for reason in known if reason.code not in RULES]  # the hash is the baseline's
+    for code, wanted in (("backbone", protocol.backbone), ("frames", protocol.frames)):
+        if wanted is not None and options.get(code, wanted) != wanted:
+            reasons.append(f"run with {code} {options[code]}, the protocol has {wanted}")
+    activation = record.get("weights", {}).get("activation", USUAL_ACTIVATION)
+    if activation != protocol.weights_config.get("activation", USUAL_ACTIVATION):
+        reasons.append(f"run with {activation}, the protocol with QuickGELU")
+    return next(iter(reasons), None)
 
 
 def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str, Value], dict[str, list[float]]]:

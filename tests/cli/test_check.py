@@ -19,6 +19,16 @@ from tvrbench.methods.tempme import TempMeReducer
 
 pytestmark = pytest.mark.cli
 SUBJECT = "tempme@ViT-B-32"
+WEIGHTS = {
+    "source": "a file",
+    "activation": "gelu",
+    "activation_source": "its name",
+    "image_size": 64,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "normalization_source": "its name",
+    "tokenizer": "words",
+}
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +169,77 @@ def test_the_standin_tier_compares_records(
     baseline.write_text(json.dumps(document | {"standin": standin | {"hash": "0" * 16}, "entries": entries}))
     assert cli.main(["check", "--against", str(baseline), "--records", str(tmp_path / "results")]) == 2
     assert "[baseline.protocol-changed]" in capsys.readouterr().err
+
+
+class TestRecordsThatDoNotCompare:
+    """What is not the run that the baseline means is named and left out, and so never accepted."""
+
+    @pytest.fixture
+    def results(self, baseline: Path, document: dict[str, Any], tmp_path: Path) -> RecordStore:
+        """Three methods as the baseline has them."""
+        self.store = store = RecordStore(tmp_path / "results")
+        self.protocol = load_protocol("standin/uniform")
+        methods = ("tempme", "lora", "clip4clip")
+        values = [store.save(self.record(method)) and self.record(method)["metrics"]["t2v"]["R1"] for method in methods]
+        entries = {f"standin/{m}/t2v_R1": {"value": v, "margin": 2.0} for m, v in zip(methods, values, strict=True)}
+        runs = {"protocol": self.protocol.name, "hash": self.protocol.hash, "seed": 0, "methods": list(methods)}
+        baseline.write_text(json.dumps(document | {"standin": runs, "entries": entries}))
+        return store
+
+    def record(self, method: str) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(
+            (Path(__file__).parents[1] / "fixtures" / "standin_record.json").read_text(encoding="utf-8")
+        )
+        made["method"]["name"] = method
+        return made | {"protocol": {"name": self.protocol.name, "hash": self.protocol.hash}, "seed": 0}
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda record: record.update(weights_sha256=None),
+            lambda record: record.update(weights_sha256="e" * 64),
+            lambda record: record["data"].update(test_videos=290, split_fingerprint="e" * 64),
+            lambda record: record["data"].update(skipped=["video1"]),
+            lambda record: record["data"].update(split_fingerprint=None),
+            lambda record: record["data"].update(frames_fingerprint="e" * 64),
+            lambda record: record["metrics"].update(selection="best-on-test"),
+            lambda record: record["method"]["options"].update(frames=6),
+            lambda record: record["method"]["options"].update(backbone="ViT-B-16"),
+            lambda record: record.update(weights=WEIGHTS | {"sha256": record["weights_sha256"]}),
+        ],
+    )
+    def test_they_are_missing(
+        self, capsys: pytest.CaptureFixture[str], baseline: Path, results: RecordStore, edit: Any
+    ) -> None:
+        (path,) = results.folder(self.protocol.name).glob("lora*.json")
+        assert rows(capsys, baseline, "--records", str(results.root))[0] == 0
+        made = json.loads(path.read_text(encoding="utf-8"))
+        edit(made)
+        path.write_text(json.dumps(made), encoding="utf-8")
+        assert cli.main(["check", "--against", str(baseline), "--records", str(results.root), "--json"]) == 1
+        out = capsys.readouterr()
+        states = {row["key"].split("/")[1]: row["state"] for row in json.loads(out.out)}
+        assert states == {"tempme": "same", "lora": "missing", "clip4clip": "same"}
+        assert path.name in out.err
+
+    def test_two_of_one_method_are_refused_by_name(
+        self, capsys: pytest.CaptureFixture[str], baseline: Path, results: RecordStore
+    ) -> None:
+        other = self.record("lora")
+        other["method"]["options"]["rank"] = 4
+        path = results.save(other)
+        assert cli.main(["check", "--against", str(baseline), "--records", str(results.root)]) == 2
+        told = capsys.readouterr().err
+        assert "[check.ambiguous]" in told
+        assert path.name in told
+
+    def test_the_best_on_test_beside_the_last_does_not_take_its_place(
+        self, capsys: pytest.CaptureFixture[str], baseline: Path, results: RecordStore
+    ) -> None:
+        best = self.record("lora")
+        best["metrics"]["selection"], best["metrics"]["t2v"]["R1"] = "best-on-test", 99.0
+        results.save(best)
+        assert rows(capsys, baseline, "--records", str(results.root))[0] == 0
 
 
 def test_a_swapped_split_of_sources_and_destinations_moves_features(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_two_records_of_one_run_are_said_to_be_one(bench: Bench, tmp_path: Path)
     made["metrics"]["t2v"]["R1"] -= 2
     again.write_text(json.dumps(made))
     assert bench.compare(path, again)["same_run"] == "a repetition whose R@1 is 2.00 points lower"
-    assert bench.compare(path, bench.save(record(seed=1)))["same_run"] is None
+    assert bench.compare(path, bench.save(record(seed=1, duration_s=77.0)))["same_run"] is None
     assert cli.main(["compare", str(path), str(again)]) == 0
     assert "count as one seed" in bench.capsys.readouterr().out
 
@@ -118,6 +119,41 @@ def test_two_methods_that_saw_different_things_are_not_tested(bench: Bench, chan
     found = bench.compare(bench.save(record()), bench.save(other))
     assert (found["mcnemar"], metrics(found)["t2v R1"]["paired"]) == ({}, None)
     assert "do not compare" in found["why_not_paired"]
+
+
+def best_on_test(made: dict[str, Any]) -> None:
+    made["metrics"]["selection"] = "best-on-test"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        best_on_test,
+        lambda made: made.update(weights_sha256=None),
+        lambda made: made.update(protocol={"name": "standin/published", "hash": made["protocol"]["hash"]}),
+        lambda made: made["data"].update(frames_fingerprint="8" * 64),
+        lambda made: made["method"]["options"].update(frames=6),
+        lambda made: (made.update(weights_sha256="9" * 64), made["method"]["options"].update(backbone="ViT-B-16")),
+    ],
+)
+def test_runs_of_one_method_that_do_not_compare_are_not_tested(bench: Bench, edit: Callable[[Any], object]) -> None:
+    other = record(seed=1)
+    edit(other)
+    a, b = bench.save(record()), bench.save(other)
+    for pair in ((a, b), (b, a)):
+        found = bench.compare(*pair)
+        assert (found["mcnemar"], metrics(found)["t2v R1"]["paired"]) == ({}, None)
+        assert "do not compare" in found["why_not_paired"]
+
+
+def test_one_method_on_other_weights_is_tested_with_a_caveat(bench: Bench) -> None:
+    a, seed, other = (bench.save(made) for made in (record(), record(seed=1), record(seed=2, weights_sha256="9" * 64)))
+    assert bench.compare(a, seed)["caveat"] is None
+    found = bench.compare(a, other)
+    assert found["mcnemar"]
+    assert found["caveat"]
+    assert cli.main(["compare", str(a), str(other)]) == 0
+    assert found["caveat"][1:] in bench.capsys.readouterr().out
 
 
 def test_weights_that_are_read_in_another_way_are_named(bench: Bench) -> None:

@@ -52,7 +52,7 @@ def costs(method: str, **changes: Measurement | None) -> list[dict[str, Any]]:
 
 def method_record(method: str = "tempme", r1: float = 50.0, **changes: Any) -> dict[str, Any]:
     """Return the record of a method with its tuning, costs and metrics."""
-    record = make_record(method, r1)
+    record = make_record(method, r1, **{key: changes[key] for key in ("seed",) if key in changes})
     tuning = TUNINGS.get(method, "lora")
     if method != "tempme":
         record["method"]["options"] = {"backbone": "ViT-B-32", "frames": 12, "tuning": tuning, "rank": 8}
@@ -73,7 +73,8 @@ def msrvtt_record(method: str, r1: float, kind: str = "published", **changes: An
     """Return the record of a run on real data that compares with the papers: whole splits, OpenAI's weights."""
     protocol = load_protocol(f"msrvtt-1ka-9k/{kind}")
     openai = next(sha256 for sha256, backbone in OPENAI_WEIGHTS.items() if backbone == "ViT-B-32")
-    record = method_record(method, r1, protocol={"name": protocol.name, "hash": protocol.hash}, weights_sha256=openai)
+    given = {"protocol": {"name": protocol.name, "hash": protocol.hash}, "weights_sha256": openai}
+    record = method_record(method, r1, **given, **{key: changes[key] for key in ("seed",) if key in changes})
     record["data"] |= {
         "dataset": "msrvtt",
         "test_videos": 1000,

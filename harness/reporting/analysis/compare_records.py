@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.evaluation.comparability import set_apart
+from tvrbench.harness.evaluation.comparability import Reason, reasons_between
 from tvrbench.harness.evaluation.statistics import (
     RANK_STATISTICS,
     McNemar,
@@ -19,7 +19,7 @@ from tvrbench.harness.evaluation.statistics import (
     paired_statistic,
 )
 from tvrbench.harness.records.record import MeasurementDoc, Record
-from tvrbench.harness.records.runs import StoredRecord, difference_of_repeats, identity
+from tvrbench.harness.records.runs import StoredRecord, difference_of_repeats, same_run
 from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
 from tvrbench.harness.reporting.catalogue import CATALOGUE, COUNTS
 from tvrbench.harness.reporting.data.context import compares_methods
@@ -50,6 +50,9 @@ _MEANING: Mapping[str, str] = {
 }
 
 
+_OTHER_WEIGHTS = "the runs differ in the weights that they started from: no test of these is a verdict on the method"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordComparison:
     """Everything about two records: differences are B minus A, ratios B over A; None where a record holds no value.
@@ -61,6 +64,7 @@ class RecordComparison:
             queries are shared.
         mcnemar: by cut-off, text to video: queries that only A, or only B, finds; empty where not paired.
         why_not_paired: None where the queries were paired.
+        caveat: what a test of paired queries does not say; None where it says what it seems to.
         costs: each measurement that either holds: ``name``, ``unit``, ``a``, ``b``, ``ratio``, and the ``reason`` for
             no ratio.
     """
@@ -70,6 +74,7 @@ class RecordComparison:
     metrics: list[dict[str, Any]]
     mcnemar: dict[str, McNemar]
     why_not_paired: str | None
+    caveat: str | None
     costs: list[dict[str, Any]]
 
 
@@ -77,7 +82,7 @@ def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
     """Compare two records."""
     ranks, reason = _paired_ranks(a, b)
     one, other = _described(a.record), _described(b.record)
-    repeated = identity(a.record) == identity(b.record)
+    repeated = same_run(a.record, b.record)
     return RecordComparison(
         same_run=difference_of_repeats(b.record, a.record) if repeated else None,
         facts=[
@@ -88,6 +93,7 @@ def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
         metrics=list(_metrics(a, b, ranks)),
         mcnemar={f"R{k}": mcnemar(*ranks["t2v"], k=k) for k in (1, 5, 10)} if ranks else {},
         why_not_paired=reason,
+        caveat=_OTHER_WEIGHTS if ranks and reasons_between(a.record, b.record) else None,
         costs=list(_costs(a.record, b.record)),
     )
 
@@ -140,11 +146,14 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
         return {}, "the split fingerprints differ: not the same test videos and captions"
     protocols = [run.record["protocol"] for run in (a, b)]
     uniform = protocols[0]["hash"] == protocols[1]["hash"] and all(compares_methods(p["name"]) for p in protocols)
-    if a.record["method"]["name"] != b.record["method"]["name"]:
-        if not uniform:
-            return {}, "two methods are compared only under one and the same uniform protocol"
-        if reasons := [reason.text for reason in set_apart([[a.record], [b.record]]) if reason is not None]:
-            return {}, f"the methods do not compare: {reasons[0]}"
+    one_method = a.record["method"]["name"] == b.record["method"]["name"]
+    if not one_method and not uniform:
+        return {}, "two methods are compared only under one and the same uniform protocol"
+    if protocols[0]["name"] != protocols[1]["name"]:
+        return {}, "the runs do not compare: they are of two protocols"
+    reasons = reasons_between(a.record, b.record)
+    if reasons and not (one_method and _only_weights(reasons)):
+        return {}, f"the {'runs' if one_method else 'methods'} do not compare: {reasons[0].text}"
     try:
         one, two = a.ranks(), b.ranks()
     except UsageError as error:
@@ -154,6 +163,10 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
     if any(len(one[direction]) != len(two[direction]) for direction in one):
         return {}, "the records hold ranks of different numbers of queries"
     return {d: (np.asarray(one[d], dtype=np.float64), np.asarray(two[d], dtype=np.float64)) for d in one}, None
+
+
+def _only_weights(reasons: Sequence[Reason]) -> bool:
+    return [reason.code for reason in reasons] == ["weights"]
 
 
 def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values, Values]]) -> Iterator[dict[str, Any]]:

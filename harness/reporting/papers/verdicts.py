@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from tvrbench.harness.evaluation.comparability import Reason, shortfalls, trained
+from tvrbench.harness.evaluation.comparability import Reason, shortfalls
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.record import Record
+from tvrbench.harness.records.record import Record, trained
 from tvrbench.harness.records.store import LAST
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench

@@ -96,7 +96,9 @@ def warnings(runs: Runs) -> Iterator[str]:
 
 def _commit(record: Record) -> str:
     sha, dirty = record["environment"]["git_sha"], record["environment"]["dirty"]
-    return "not run from a checkout" if sha is None else f"{sha}{' with uncommitted changes' if dirty else ''}"
+    if sha is None:
+        return "not run from a checkout"
+    return sha + {True: " with uncommitted changes", False: "", None: ", not known whether changed"}[dirty]
 
 
 def _backbone(record: Record) -> str | None:

@@ -144,7 +144,8 @@ def _data_sentence(rows: Sequence[MethodRow]) -> str:
     data: Mapping[str, object] = rows[0].record["data"]
     counts = (("test_videos", "videos"), ("test_captions", "queries"))
     alike = all(row.record["data"].get(key) == data.get(key) for row in rows for key, _ in counts)
-    sizes = ", ".join(f"{data[key]:,} {what}" for key, what in counts if alike and key in data)
+    known = [(data.get(key), what) for key, what in counts if alike]
+    sizes = ", ".join(f"{count:,} {what}" for count, what in known if isinstance(count, int))
     split_names = (row.record["data"].get("train_split") for row in rows)  # a method without training has none
     train = next((name for name in split_names if name is not None), None)
     trained = f", trained on {train}" if train else ""

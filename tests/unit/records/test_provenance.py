@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import tomllib
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,12 @@ class TestSourceRevision:
             "datasets/MSRVTT/msrvtt_data/MSRVTT_JSFUSION_test.csv",
             "datasets/MSRVTT/videos/video0.mp4",
             "harness/nohup.out",
+            "datasets/standin/slurm.txt",
+            "datasets/standin/notes.json",
+            "datasets/standin/old.safetensors",
+            "methods/foo (copy).so",
+            "methods/foo.cpython-27-other.so",
+            "methods/__pycache__/foo.pyc",
             "harness/__pycache__/code.cpython-311.pyc",
             "harness/code.py~",
             "harness/code.py.orig",
@@ -136,6 +143,8 @@ class TestSourceRevision:
             "datasets/décor.py",
             "harness/config/protocols/my-data/uniform.toml",
             "results/published/new.csv",
+            "datasets/standin/vocab.txt",
+            *(f"methods/foo{suffix}" for suffix in all_suffixes()),
         ],
     )
     @pytest.mark.parametrize("ignored", [False, True])
@@ -150,7 +159,7 @@ class TestSourceRevision:
         for package, patterns in settings["package-data"].items():
             parent = ".".join(package.split(".")[:2])
             folder = Path(settings["package-dir"][parent], *package.split(".")[2:])
-            for pattern in (pattern for pattern in patterns if "*" in pattern):
+            for pattern in (pattern for pattern in patterns if pattern != "py.typed"):
                 path = checkout / folder / pattern.replace("**", "a").replace("*", "new")
                 write(path)
                 assert source_revision(checkout)[1] is True, path

@@ -17,7 +17,7 @@ from report_records import STANDIN, method_record, msrvtt_record, page, report, 
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import load_protocol
-from tvrbench.harness.evaluation.comparability import set_apart, shortfalls
+from tvrbench.harness.evaluation.comparability import reasons_between, set_apart, shortfalls
 from tvrbench.harness.records.record import Measurement, Record
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
@@ -67,6 +67,13 @@ EDITS: list[tuple[str, Edit]] = [
     ("split", data(test_split_published=False)),
     ("split", data(test_videos=1001, split_fingerprint="e" * 64)),
     ("split", data(test_videos_declared=900, test_videos=900, test_split_published=None)),
+    ("split", data(split_fingerprint=None)),
+    ("split", lambda record: record["data"].pop("test_videos")),
+    ("split", lambda record: [record["data"].update(split_fingerprint=None), record["data"].pop("test_videos")]),
+    ("test-captions-missing", data(test_captions=990, test_captions_declared=1000)),
+    ("training-captions-missing", data(train_pairs=179_999, train_pairs_declared=180_000)),
+    ("train-split", data(train_fingerprint=None)),
+    ("train-split", lambda record: record["data"].pop("train_fingerprint")),
     ("train-split", data(train_fingerprint="e" * 64)),
     ("train-split", data(train_split="train-7k")),
     ("weights-random", top(weights_sha256=None)),
@@ -123,6 +130,22 @@ def test_a_checkpoint_chosen_on_test_does_not_stand_for_a_paper_s_last_one() -> 
 def test_missing_training_videos_do_not_matter_to_what_is_not_trained() -> None:
     record = run(data(skipped=["video1"]), tuning="frozen")
     assert shortfalls(cast(Record, record)) == []
+
+
+@pytest.mark.parametrize(
+    ("codes", "edit"),
+    [
+        ([], top(seed=1)),
+        (["weights"], top(weights_sha256="e" * 64)),
+        (["weights-random"], top(weights_sha256=None)),
+        (["selection"], lambda record: record["metrics"].update(selection="best-on-test")),
+        (["split"], data(split_fingerprint=None)),
+        (["weights", "frame-count"], lambda record: [top(weights_sha256="e" * 64)(record), options(frames=8)(record)]),
+    ],
+)
+def test_two_runs_are_told_all_that_they_do_not_share(codes: list[str], edit: Edit) -> None:
+    for one, other in ((run(), run(edit)), (run(edit), run())):
+        assert [reason.code for reason in reasons_between(cast(Record, one), cast(Record, other))] == codes
 
 
 class TestPapers:

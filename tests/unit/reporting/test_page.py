@@ -35,13 +35,16 @@ class TestProvenance:
     def test_what_runs_share_is_said_once(self, store: RecordStore, tmp_path: Path) -> None:
         other = make_record("lora")
         other["environment"] |= {"git_sha": None, "dirty": None}
-        save(store, make_record("tempme"), other)
+        unknown = make_record("adapter")
+        unknown["environment"] |= {"dirty": None}
+        save(store, make_record("tempme"), other, unknown)
         folder = report(store, tmp_path)
         rows = {(row["what"], row["value"]): row["runs"] for row in csv_rows(folder, "provenance")}
         shared = {"protocol hash": HASH, "split fingerprint": "a" * 64, "device": "a CPU", "versions": "python 3.11.7"}
         assert {rows[fact] for fact in shared.items()} == {"all runs"}
         assert rows["commit", "c" * 40] == "tempme, seed 0"
         assert rows["commit", "not run from a checkout"] == "lora, seed 0"
+        assert rows["commit", f"{'c' * 40}, not known whether changed"] == "adapter, seed 0"
 
     def test_files_of_an_earlier_report_go(self, store: RecordStore, tmp_path: Path) -> None:
         record = make_record()

@@ -72,7 +72,7 @@ class TestReport:
 
     def test_other_seeds_methods_options_and_selections_are_other_runs(self, store: RecordStore) -> None:
         path = store.save(method_record())
-        copy(path, "seed", lambda record: record.update(seed=1))
+        copy(path, "seed", lambda record: record.update(seed=1, duration_s=77.0))
         copy(path, "method", lambda record: record["method"].update(name="other"))
         copy(path, "options", lambda record: record["method"]["options"].update(r=3))
         copy(path, "selection", lambda record: record["metrics"].update(selection="best-on-test"))
@@ -80,6 +80,33 @@ class TestReport:
         copy(path, "hash", lambda record: record["protocol"].update(hash="e" * 16))
         runs, aside = protocol_runs(store, STANDIN)
         assert (len(runs), aside) == (7, [])
+
+    @pytest.mark.parametrize(
+        "edit",
+        [lambda record: None, lambda record: record.update(started="2030-01-01T00:00:00Z", command="tvrbench run x")],
+    )
+    def test_a_copy_under_another_seed_is_no_further_seed(self, store: RecordStore, tmp_path: Path, edit: Edit) -> None:
+        path = store.save(method_record())
+        for seed in (1, 2):
+            copy(path, f"copy{seed}", lambda record: (edit(record), record.update(seed=seed)))  # noqa: B023
+        (kept,), aside = protocol_runs(store, STANDIN)
+        assert kept.path == path
+        assert [found.code for found in aside] == ["copy", "copy"]
+        assert all("another seed" in found.reason for found in aside)
+        assert csv_rows(report(store, tmp_path))[1]["seeds"] == "1"
+
+    def test_what_is_not_trained_is_one_run_whatever_its_seed(self, store: RecordStore, tmp_path: Path) -> None:
+        for seed in range(3):
+            store.save(method_record("zero_shot", 30.0, seed=seed, started=f"2030-01-0{seed + 1}T00:00:00Z"))
+        (kept,), aside = protocol_runs(store, STANDIN)
+        assert kept.record["seed"] == 0
+        assert [found.code for found in aside] == ["repeated", "repeated"]
+        assert csv_rows(report(store, tmp_path))[1]["seeds"] == "1"
+
+    def test_seeds_of_a_method_that_draws_at_random_are_runs(self, store: RecordStore) -> None:
+        for seed in range(3):
+            store.save(method_record("random", 10.0 + seed, seed=seed, tuning="frozen"))
+        assert (len(protocol_runs(store, STANDIN)[0]), protocol_runs(store, STANDIN)[1]) == (3, [])
 
     @pytest.mark.parametrize(
         ("code", "edit"),
