@@ -143,7 +143,7 @@ class StateFile:
         Raises:
             UsageError: they differ; the message names the first difference.
         """
-        for key in self._identity | run:
+        for key in {**self._identity, **run}:
             own = self._identity.get(key)
             if run.get(key) != own:
                 raise UsageError(

@@ -25,7 +25,7 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.download_cache import in_cache
 from tvrbench.harness.models.backbone.sharded import file_in_folder, read_weights_content
 from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
-from tvrbench.harness.models.backbone.weights_config import Normalization, Statement, read_configs
+from tvrbench.harness.models.backbone.weights_config import Channels, Normalization, Statement, read_configs
 from tvrbench.harness.models.backbone.weights_file import read_metadata
 from tvrbench.harness.records.record import WeightsRef
 
@@ -154,6 +154,12 @@ def as_weights(
     ]
     normalized = next((each for each in statements if each.normalization is not None), None)
     mean, std = CLIP_NORMALIZATION if normalized is None else cast(Normalization, normalized.normalization)
+    contradictions += [
+        f"{source}: {each.source} normalizes frames otherwise; mean {_numbers(mean)}, std {_numbers(std)} are used "
+        f"({normalized.source})"
+        for each in statements
+        if normalized is not None and each.normalization not in (None, (mean, std))
+    ]
     arch = from_state_dict(state, cast(Activation, chosen.activation))
     return Weights(
         state=state,
@@ -166,6 +172,10 @@ def as_weights(
         notes=(*notes, *contradictions),
         folder=folder,
     )
+
+
+def _numbers(channels: Channels) -> str:
+    return ", ".join(f"{value:.4g}" for value in channels)
 
 
 def _option(activation: Activation, stated: Statement | None) -> Statement:
