@@ -158,7 +158,7 @@ class Protocol:
         ``ViT-B/16`` is ``ViT-B-16``.
         """
         if backbone is None and self.backbone_from_weights and weights:
-            is_file = Path(os.path.expanduser(weights)).exists()  # noqa: PTH111 - pathlib's raises for an unknown user
+            is_file = os.path.exists(os.path.expanduser(weights))  # noqa: PTH110, PTH111 - pathlib's raise
             return replace(self, backbone=None) if is_file else self
         if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self

@@ -14,6 +14,7 @@ from typing import Any, cast
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import Protocol, shipped_protocol
 from tvrbench.harness.core import registry
+from tvrbench.harness.records.reading import USUAL_READING, USUAL_TOKENIZER, unusual_reading
 from tvrbench.harness.records.record import Record, trained
 from tvrbench.harness.records.store import LAST
 
@@ -96,8 +97,20 @@ def _facts(record: Record) -> Facts:
 
 
 def _initial_weights(record: Record) -> str | None:
-    sha256, activation = record["weights_sha256"], _weights_section(record).get("activation", "quick_gelu")
-    return sha256 and f"{OPENAI_WEIGHTS.get(sha256, sha256)} {activation}"
+    sha256 = record["weights_sha256"]
+    return sha256 and OPENAI_WEIGHTS.get(sha256, sha256)
+
+
+def _reading(record: Record, *names: str) -> str:
+    """How the weights were read, in these respects; an old record was read in the usual way."""
+    section = _weights_section(record)
+    return str([section.get(name, USUAL_READING[name]) for name in names])
+
+
+def _tokenizer(record: Record) -> str | None:
+    """The tokenizer; an old record of other weights than OpenAI's does not tell it."""
+    usual = USUAL_TOKENIZER if record["weights_sha256"] in OPENAI_WEIGHTS else None
+    return _text(_weights_section(record).get("tokenizer", usual))
 
 
 def _split(record: Record, fingerprint: str, kind: str) -> str | None:
@@ -113,6 +126,9 @@ def _text(value: object) -> str | None:
 _SHARED: Mapping[str, tuple[str, Callable[[Record], str | None]]] = {
     "split": ("tested on other videos or captions", lambda r: _split(r, "split_fingerprint", "test")),
     "weights": ("started from other weights", _initial_weights),
+    "weights-activation": ("ran its weights with another activation", lambda r: _reading(r, "activation")),
+    "weights-normalization": ("normalized its frames in another way", lambda r: _reading(r, "mean", "std")),
+    "weights-tokenizer": ("read its captions with another tokenizer", _tokenizer),
     "backbone": ("has another backbone", lambda r: _text(r["method"]["options"].get("backbone"))),
     "frame-count": ("has another number of frames", lambda r: _text(r["method"]["options"].get("frames"))),
     "training-videos": (
@@ -180,7 +196,6 @@ def _missing_videos(record: Record, protocol: Protocol | None) -> Iterator[Reaso
 
 def _weights(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
     sha256, backbone = record["weights_sha256"], record["method"]["options"].get("backbone")
-    activation = _weights_section(record).get("activation", "quick_gelu")
     if "checkpoint" in record:
         return
     if sha256 is None:
@@ -189,8 +204,19 @@ def _weights(record: Record, protocol: Protocol | None) -> Iterator[Reason]:
         return
     elif OPENAI_WEIGHTS.get(sha256) != backbone:
         yield Reason("weights-unknown", f"weights are no known file of OpenAI's {backbone} (SHA-256 {sha256[:12]}…)")
-    elif activation != "quick_gelu":
-        yield Reason("weights-activation", f"OpenAI's weights run with {activation}, not QuickGELU")
+    else:
+        yield from _other_reading(unusual_reading(record))
+
+
+def _other_reading(unusual: Mapping[str, Any]) -> Iterator[Reason]:
+    """How OpenAI's weights were read where that is not OpenAI's way."""
+    if "activation" in unusual:
+        text = f"OpenAI's weights run with another activation ({unusual['activation']}, not QuickGELU)"
+        yield Reason("weights-activation", text)
+    if unusual.keys() & {"mean", "std"}:
+        yield Reason("weights-normalization", "frames are normalized in another way than for OpenAI's weights")
+    if "tokenizer" in unusual:
+        yield Reason("weights-tokenizer", "captions are read with another tokenizer than CLIP's byte pairs")
 
 
 def _weights_section(record: Record) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, file_sha256
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
-from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
+from tvrbench.harness.models.backbone.state_dict import NamedTensors, check_tensors, named_tensors
 from tvrbench.harness.models.backbone.weights import Weights, as_weights, intrinsic_statements
 from tvrbench.harness.models.backbone.weights_config import Statement, read_configs
-from tvrbench.harness.models.backbone.weights_file import read_content, read_metadata
+from tvrbench.harness.models.backbone.weights_file import printable, read_content, read_metadata
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
@@ -97,8 +98,9 @@ def read_checkpoint(
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise UsageError(f"checkpoint {path}: there is no such file", code="checkpoint.missing", file=path.name)
+    if not os.path.exists(path) or path.is_dir():  # noqa: PTH110 - pathlib's raises for a long name
+        shown = printable(path, 200)
+        raise UsageError(f"checkpoint {shown}: there is no such file", code="checkpoint.missing", file=shown)
     return read_metadata(path)
 
 
@@ -108,7 +110,9 @@ def _clip_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_own(path: Path, meta: dict[str, str], method: str, activation: Activation | None) -> Checkpoint:
     arch, options, frames, selection = _description(path, meta, method)
-    state = {key: tensor.float() for key, tensor in read_content(path).items()}
+    content = read_content(path)
+    check_tensors(content, path.name)
+    state = {key: tensor.float() for key, tensor in content.items()}
     clip = {key: tensor for key, tensor in _clip_of(state).items() if not is_added(key)}
     described = Statement(source="its own metadata", activation=arch.activation, normalization=(arch.mean, arch.std))
     base = as_weights(clip, [described], activation, source=path.name, sha256=file_sha256(path), folder=path.parent)

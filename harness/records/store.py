@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.records.reading import unusual_reading
 from tvrbench.harness.records.record import Record, dumps, normalized, read_record
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
@@ -26,7 +27,6 @@ _DEMO = Path("results")  # in a checkout: the committed runs
 # The checkpoint of a training that a run reports.
 LAST: Literal["last"] = "last"
 BEST_ON_TEST: Literal["best-on-test"] = "best-on-test"
-USUAL_ACTIVATION = "quick_gelu"  # of OpenAI's weights, and of every run before records named it
 
 RankArrays = dict[str, npt.NDArray[np.float32]]
 
@@ -177,9 +177,7 @@ def run_digest(record: Mapping[str, Any]) -> str:
         "weights": record["weights_sha256"],
         "split": record["data"]["split_fingerprint"],
     }
-    activation = record.get("weights", {}).get("activation", USUAL_ACTIVATION)
-    if activation != USUAL_ACTIVATION:  # the one of records that name none
-        identity["activation"] = activation
+    identity |= unusual_reading(record)
     if record.get("checkpoint") is not None:
         identity["checkpoint"] = record["checkpoint"]["sha256"]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

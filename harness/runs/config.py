@@ -21,6 +21,7 @@ from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.factory import build, load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.records.reading import unusual_reading
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
 from tvrbench.harness.records.store import LAST, RecordStore, run_name
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
@@ -114,6 +115,7 @@ class RunKey:
             "training split": head["data"].get("train_fingerprint"),
             "test split": head["data"]["split_fingerprint"],
             "device": self.device,
+            **{key: str(value) for key, value in unusual_reading(head).items()},
         }
 
     def lr_search_identity(self, seed: int) -> Identity:

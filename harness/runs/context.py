@@ -22,7 +22,7 @@ from tvrbench.harness.evaluation.evaluate import Evaluation, evaluate
 from tvrbench.harness.models.backbone.tokenizer import BYTE_PAIRS, CLIP_VOCABULARY, Tokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import CLIP_NORMALIZATION, Weights, load_weights
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.records.store import USUAL_ACTIVATION
+from tvrbench.harness.records.reading import USUAL_ACTIVATION
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 
 MISSING_LISTED = 20  # absent videos that a message names one by one
@@ -193,7 +193,8 @@ def open_weights(
             words=protocol.words,
             context=weights.arch.context_length,
         )
-    read_as = _read_as(protocol, weights, tokenizer, given=bool(given))
+    by_path = bool(given) or (spec is not None and protocol.weights != "dataset" and weights.folder is not None)
+    read_as = _read_as(protocol, weights, tokenizer, given=by_path)
     return OpenedWeights(protocol=read_as, spec=spec, weights=weights, tokenizer=tokenizer)
 
 
@@ -201,6 +202,8 @@ def _read_as(protocol: Protocol, weights: Weights, tokenizer: Tokenizer, *, give
     """The protocol on these weights; how they are read is part of it where that is not the protocol's own way.
 
     One file read with another activation gives other numbers, so such runs share no table and no saved state.
+    ``given`` weights are those that a user gives, by an option or as a path in a protocol of their own: what lies there
+    can change, so their content is part of the protocol too.
     """
     own = USUAL_ACTIVATION if given else weights.stated_activation
     config: dict[str, Any] = {} if weights.arch.activation == own else {"activation": weights.arch.activation}

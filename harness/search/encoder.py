@@ -249,7 +249,7 @@ def _frames(settings: ModelSettings, scored: EvalCheckpoint | None) -> int:
 
 
 def _on_disk(weights: str) -> bool:
-    return Path(os.path.expanduser(weights)).exists()  # noqa: PTH111 - pathlib's raises for an unknown user
+    return os.path.exists(os.path.expanduser(weights))  # noqa: PTH110, PTH111 - pathlib's raise
 
 
 def _shipped(weights: str | None) -> Path | None:

@@ -146,7 +146,8 @@ class StateFile:
         Raises:
             UsageError: they differ; the message names the first difference.
         """
-        for key, own in self._identity.items():
+        for key in {**self._identity, **run}:
+            own = self._identity.get(key)
             if run.get(key) != own:
                 raise UsageError(
                     f"{path} was saved by another run, with {key} {run.get(key)} instead of {own}: give the options "

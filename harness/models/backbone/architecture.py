@@ -14,6 +14,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 
 HEAD_WIDTH = 64  # of every model here
+LEAST_STD = 1e-3  # of pixels from 0 to 1: a smaller one is a mistake
 _OTHER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the heads in released vision towers of these widths
 VISION_SHAPE = ("image_size", "patch_size", "vision_width", "vision_layers")  # which presets are told apart by
 
@@ -50,7 +51,7 @@ class Architecture:
                 problems.append((name, f"{sizes[name]} is not a multiple of the head width {HEAD_WIDTH}"))
         if self.activation not in ("quick_gelu", "gelu"):
             problems.append(("activation", f"{self.activation!r} is neither quick_gelu nor gelu"))
-        if not all(isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+        if not all(isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= LEAST_STD:
             problems.append(("std", f"{self.std!r} with mean {self.mean!r} cannot normalize frames"))
         for field, problem in problems:
             raise UsageError(f"architecture: {field} {problem}", code="architecture.value", field=field)

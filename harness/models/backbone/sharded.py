@@ -11,10 +11,11 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
-from tvrbench.harness.models.backbone.weights_file import printable, read_content, read_json
+from tvrbench.harness.models.backbone.weights_file import printable, read_content, read_json, refuse_special
 
 INDEX = ".index.json"
 _LONGEST_INDEX = 32 * 2**20
+_LONGEST_NAME = 255  # bytes, in the usual file systems
 _SHARD = re.compile(r".+-\d{5}-of-(?!00001)\d{5}\.[a-z]+")  # one of several
 # In order of preference; of equal rank, a folder may hold only one.
 _PATTERNS = (
@@ -74,6 +75,7 @@ def read_weights_content(path: Path) -> Content:
     Raises:
         UsageError: one of several shards, a damaged set, or a file that holds no weights.
     """
+    refuse_special(path)
     if path.name.endswith(INDEX):
         return _read_shards(path)
     _refuse_single_shard(path)
@@ -82,9 +84,10 @@ def read_weights_content(path: Path) -> Content:
 
 
 def _refuse_single_shard(path: Path) -> None:
-    indexes = sorted(index for index in path.parent.glob(f"*{INDEX}") if path.name in _shards_or_nothing(index))
+    sets = {index: _shards_or_nothing(index) for index in path.parent.glob(f"*{INDEX}")}
+    indexes = sorted(index for index, shards in sets.items() if path.name in shards and len(shards) > 1)
     if indexes or _SHARD.fullmatch(path.name):
-        remedy = f"give its folder or {indexes[0].name}" if indexes else "give the folder, with the index of all shards"
+        remedy = f"give {indexes[0].name}" if indexes else "give the folder, with the index of all shards"
         raise UsageError(
             f"{path.name}: is one of several shards: {remedy}",
             code="weights.shard",
@@ -117,7 +120,8 @@ def _index(path: Path) -> dict[str, set[str]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _bad_index(path, "is no index of shards (a JSON object with weight_map): download it again") from None
     for name in shards:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*", name) or name.endswith(INDEX):
+        fits = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and len(name.encode()) <= _LONGEST_NAME
+        if not fits or name.endswith(INDEX):
             raise _bad_index(path, f"names {printable(name)!r}, which is no file of its folder: download it again")
     if not shards:
         raise _bad_index(path, "names no shard: download it again")
@@ -129,7 +133,9 @@ def _read_shards(path: Path) -> Content:
     absent = sorted(name for name in shards if not path.with_name(name).is_file())
     if absent:
         several = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise _bad_index(path, f"the shard {absent[0]}{several} is not in its folder: download or copy it there")
+        raise _bad_index(
+            path, f"the shard {printable(absent[0])}{several} is not in its folder: download or copy it there"
+        )
     tensors: dict[str, Any] = {}
     hashes = []
     for name, keys in sorted(shards.items()):
@@ -139,10 +145,12 @@ def _read_shards(path: Path) -> Content:
         held = set(content) if isinstance(content, dict) else set()
         if twice := sorted(map(str, held & tensors.keys())):
             raise _bad_index(
-                path, f"{printable(twice[0])} is in {name} and in another shard: download the shards again"
+                path, f"{printable(twice[0])} is in {printable(name)} and in another shard: download the shards again"
             )
         if other := sorted(map(str, held ^ keys)):
-            raise _bad_index(path, f"it and {name} disagree about {printable(other[0])}: download both again")
+            raise _bad_index(
+                path, f"it and {printable(name)} disagree about {printable(other[0])}: download both again"
+            )
         tensors |= content
     sha256 = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
     return Content(data=tensors, sha256=sha256)

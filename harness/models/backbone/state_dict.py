@@ -31,6 +31,7 @@ _OWN = {
     "logit_scale",
 }
 _COUNTERS = {"n_averaged"}  # of torch's averaged models
+_BUFFERS = {*SCALARS, *_COUNTERS, "position_ids", "attn_mask", "num_batches_tracked"}  # beside weights, and none
 _LORA = {"TVPt_LoRA_a": "lora.A", "TVPt_LoRA_b": "lora.B"}  # TempMe's names
 _ADAPTER = re.compile(r"(^|\.)(lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)|base_layer|hada_w1_a)(\.|$)")
 
@@ -121,15 +122,45 @@ def _tensors(data: Any, file: str) -> Mapping[str, Tensor]:
             keys=places,
         )
     if not chosen:
-        keys = brief_keys(map(str, data)) if isinstance(data, Mapping) else f"a {type(data).__name__}"
+        held = {printable(key, 40): value for key, value in data.items()} if isinstance(data, Mapping) else {}
+        keys = brief_keys(f"{key}: {_kind(value)}" for key, value in held.items()) if held else _kind(data)
         problem = f"{file}: holds no dict of named tensors (it holds {keys}): save a model's state dict"
         raise UsageError(problem, code="weights.unreadable", file=file, kind="no-tensors")
     (state,) = chosen.values()
-    for key, tensor in state.items():
-        if tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided:
-            problem = f"{file}: {printable(key)} is quantized, complex or sparse: save the model's own, dense weights"
-            raise UsageError(problem, code="weights.unreadable", file=file, kind="tensor")
+    check_tensors(state, file)
     return state
+
+
+def check_tensors(state: Mapping[str, Tensor], file: str) -> None:
+    """Check that tensors can be weights: dense, floating point and finite; buffers are left alone.
+
+    Raises:
+        UsageError: one that cannot; names it.
+    """
+    for key, tensor in state.items():
+        problem = None
+        if tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided or tensor.is_meta:
+            problem = "is quantized, complex, sparse or without values: save the model's own, dense weights"
+        elif key.rpartition(".")[2] in _BUFFERS:
+            continue
+        elif not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            problem = f"holds {kind} values, not floating point: save the model's own weights"
+        elif not _is_finite(tensor):
+            problem = "holds NaN or infinity, as after a training that diverged: give an earlier checkpoint"
+        if problem:
+            raise UsageError(f"{file}: {printable(key)} {problem}", code="weights.unreadable", file=file, kind="tensor")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """False with NaN or infinity; their sum shows it without a copy, but can overflow."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in short: ``list of 2``."""
+    size = f" of {len(value)}" if isinstance(value, Mapping | list | tuple) else ""
+    return f"{printable(type(value).__name__, 30)}{size}"
 
 
 def _dicts(data: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:

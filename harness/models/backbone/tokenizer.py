@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.backbone.weights_file import read_json
+from tvrbench.harness.records.reading import USUAL_TOKENIZER
 
 CLIP_VOCABULARY = 49408
-BYTE_PAIRS = "CLIP's byte pairs"
+BYTE_PAIRS = USUAL_TOKENIZER
 WORDS, HUGGING_FACE_VOCABULARY = "vocab.txt", "vocab.json"
 _LONGEST = 8 * 2**20
 _SPECIAL = 2  # start and end, the last ids, under names of their own in every library

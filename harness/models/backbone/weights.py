@@ -25,11 +25,12 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.download_cache import in_cache
 from tvrbench.harness.models.backbone.sharded import file_in_folder, read_weights_content
 from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
-from tvrbench.harness.models.backbone.weights_config import Normalization, Statement, read_configs
-from tvrbench.harness.models.backbone.weights_file import read_metadata
+from tvrbench.harness.models.backbone.weights_config import Channels, Normalization, Statement, read_configs
+from tvrbench.harness.models.backbone.weights_file import printable, read_metadata
 from tvrbench.harness.records.record import WeightsRef
 
 OPTION = "--activation"
+_SHOWN = 200  # characters of an option in a message
 CLIP_NORMALIZATION: Normalization = (CLIP_MEAN, CLIP_STD)
 
 
@@ -93,17 +94,18 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
         problem = f"activation {activation!r} is not known: give quick_gelu or gelu"
         raise UsageError(problem, code="weights.activation-unknown", activation=activation)
     text = str(spec)
+    shown = printable(text, _SHOWN)
     if text.startswith("random:"):
         return _random_weights(text, backbone, activation)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for a long name
         weights = _from_path(path, activation)
     elif "/" in text or path.suffix or not backbone:
         raise UsageError(
-            f"weights {text!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
+            f"weights {shown!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
             "together with a backbone)",
             code="weights.missing",
-            weights=text,
+            weights=shown,
         )
     else:
         weights = _from_open_clip(text, backbone, activation)
@@ -111,7 +113,7 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     for name in VISION_SHAPE:
         if getattr(weights.arch, name) != getattr(wanted, name):
             problem = f"have {name} {getattr(weights.arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
-            raise UsageError(f"weights {text!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
+            raise UsageError(f"weights {shown!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
     return weights
 
 
@@ -154,6 +156,12 @@ def as_weights(
     ]
     normalized = next((each for each in statements if each.normalization is not None), None)
     mean, std = CLIP_NORMALIZATION if normalized is None else cast(Normalization, normalized.normalization)
+    contradictions += [
+        f"{source}: {each.source} normalizes frames otherwise; mean {_numbers(mean)}, std {_numbers(std)} are used "
+        f"({normalized.source})"
+        for each in statements
+        if normalized is not None and each.normalization not in (None, (mean, std))
+    ]
     arch = from_state_dict(state, cast(Activation, chosen.activation))
     return Weights(
         state=state,
@@ -166,6 +174,10 @@ def as_weights(
         notes=(*notes, *contradictions),
         folder=folder,
     )
+
+
+def _numbers(channels: Channels) -> str:
+    return ", ".join(f"{value:.4g}" for value in channels)
 
 
 def _option(activation: Activation, stated: Statement | None) -> Statement:
@@ -239,7 +251,8 @@ def _metadata(file: Path) -> dict[str, str]:
 def _random_weights(spec: str, backbone: str | None, activation: Activation | None) -> Weights:
     """``random:SEED`` weights with OpenAI's initialization, the same on every machine."""
     seed = spec.removeprefix("random:")
-    if not seed.isdigit():
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 19):  # as torch takes
+        spec = printable(spec, _SHOWN)
         raise UsageError(
             f"weights {spec!r}: give a whole number as seed, for example random:0", code="weights.seed", weights=spec
         )
@@ -296,7 +309,8 @@ def is_downloaded(spec: str | Path, backbone: str | None = None) -> bool:
         UsageError: an unknown tag.
     """
     text = str(spec)
-    named = text.startswith("random:") or "/" in text or Path(text).suffix or Path(text).exists()
+    exists = os.path.exists(text)  # noqa: PTH110 - pathlib's raises for a long name
+    named = text.startswith("random:") or "/" in text or Path(text).suffix or exists
     return bool(named) or not backbone or in_cache(_tag_config(text, backbone))
 
 
@@ -308,6 +322,7 @@ def _tag_config(tag: str, backbone: str) -> dict[str, Any]:
     config: dict[str, Any] = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone.replace("/", "-")))
+        tag = printable(tag, _SHOWN)
         problem = f"weights {tag!r}: no file of that name, and no open_clip tag for {backbone} (tags: {known})"
         raise UsageError(problem, code="weights.missing", weights=tag)
     return config

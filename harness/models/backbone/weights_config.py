@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, LEAST_STD, Architecture
 from tvrbench.harness.models.backbone.weights_file import printable, read_json
 
 OPEN_CLIP, HUGGING_FACE, PREPROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
@@ -89,7 +89,7 @@ def _check_shape(claims: Mapping[str, Any], shape: Architecture) -> None:
     for field, claim in claims.items():
         if claim != getattr(shape, field):
             raise _Unfit(
-                f"is of another model ({field} {printable(claim, 20)}, the weights have {getattr(shape, field)})"
+                f"is of another model ({field} {printable(repr(claim), 20)}, the weights have {getattr(shape, field)})"
             )
 
 
@@ -139,7 +139,7 @@ def _open_clip(config: Any, shape: Architecture) -> Statement:
     preprocessing = config.get("preprocess_cfg")
     return Statement(
         source=OPEN_CLIP,
-        activation="quick_gelu" if model.get("quick_gelu", False) is True else "gelu",
+        activation="quick_gelu" if _flag(model, "quick_gelu", default=False) else "gelu",
         normalization=_normalization(preprocessing, "mean", "std") if isinstance(preprocessing, Mapping) else None,
     )
 
@@ -185,17 +185,24 @@ def _preprocessor(config: Any, shape: Architecture) -> Statement:
     config = _section({"": config}, "")
     for size in _sizes(config):
         if size != shape.image_size:
-            raise _Unfit(f"makes images of {printable(size, 20)} pixels, and the weights take {shape.image_size}")
-    if config.get("do_normalize") is False:
+            raise _Unfit(f"makes images of {printable(repr(size), 20)} pixels, and the weights take {shape.image_size}")
+    if not _flag(config, "do_normalize", default=True):
         return Statement(source=PREPROCESSOR, normalization=((0.0,) * 3, (1.0,) * 3))
     return Statement(source=PREPROCESSOR, normalization=_normalization(config, "image_mean", "image_std"))
 
 
 def _sizes(config: Mapping[str, Any]) -> Iterator[Any]:
     """The sides of the images that come out: of the crop where there is one, otherwise of the resized image."""
-    size = config.get("crop_size") if config.get("do_center_crop", True) is not False else None
+    size = config.get("crop_size") if _flag(config, "do_center_crop", default=True) else None
     size = config.get("size") if size is None else size
     yield from size.values() if isinstance(size, Mapping) else [] if size is None else [size]
+
+
+def _flag(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise _Unfit(f"has {name} {printable(repr(value), 20)}, which is neither true nor false")
+    return value
 
 
 def _side(size: Any) -> Any:
@@ -208,14 +215,13 @@ def _normalization(config: Mapping[str, Any], mean: str, std: str) -> Normalizat
     if config.get(mean) is None and config.get(std) is None:
         return None
     means, stds = (_three(config.get(key)) for key in (mean, std))
-    if not all(value > 0 for value in stds):
-        raise _Unfit("divides by a standard deviation that is not positive")
+    if min(stds) <= LEAST_STD:
+        raise _Unfit(f"divides by a standard deviation that is not above {LEAST_STD}")
     return means, stds
 
 
 def _three(values: Any) -> Channels:
-    values = [values] * 3 if isinstance(values, int | float) else values
-    numbers = isinstance(values, list) and len(values) == 3
-    if not numbers or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    values = values if isinstance(values, list) else [values] * 3
+    if len(values) != 3 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         raise _Unfit("holds a mean or standard deviation that is not three numbers")
     return float(values[0]), float(values[1]), float(values[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import warnings
@@ -59,6 +60,12 @@ def unreadable(path: Path, problem: str, kind: str) -> UsageError:
     return UsageError(f"{path.name}: {problem}", code="weights.unreadable", file=path.name, kind=kind)
 
 
+def refuse_special(path: Path) -> None:
+    """UsageError for a pipe or a device, whose reading might never end."""
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - pathlib's raise for long names
+        raise unreadable(path, "is a folder, a pipe or a device: give a regular file", "special")
+
+
 def printable(text: object, limit: int = 80) -> str:
     """Text from a file for a message: cut, and without control characters, which a terminal would obey."""
     return "".join(character if character.isprintable() else "?" for character in str(text)[:limit])
@@ -68,8 +75,9 @@ def format_of(path: Path) -> Format:
     """Tell the format of a file by its content.
 
     Raises:
-        UsageError: it holds no weights; says what it is and what to do.
+        UsageError: no regular file, or it holds no weights; says what it is and what to do.
     """
+    refuse_special(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -235,9 +243,11 @@ def read_json(path: Path, limit: int) -> Any:
     """The content of a JSON file of at most ``limit`` bytes.
 
     Raises:
-        ValueError: too long, or no JSON.
+        ValueError: no regular file, too long, or no JSON.
         OSError: cannot be read.
     """
+    if not path.is_file():  # a pipe might never end
+        raise ValueError("no regular file")
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
+from tvrbench.harness.records.reading import USUAL_READING, unusual_reading
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.runs import StoredRecord
-from tvrbench.harness.records.store import USUAL_ACTIVATION
 from tvrbench.harness.reporting.tables.markdown import brief
 
 Values = npt.NDArray[np.float64]
@@ -266,7 +266,8 @@ def _identity(record: Record) -> dict[str, Any]:
         "tuning": record["tuning"],
         "selection": record["metrics"].get("selection", "last"),
         "weights": (checkpoint["sha256"] if checkpoint else record["weights_sha256"] or "")[:8],
-        "activation": record.get("weights", {}).get("activation", USUAL_ACTIVATION),
+        **USUAL_READING,
+        **unusual_reading(record),
         "split": (record["data"]["split_fingerprint"] or "")[:8],
     }
 

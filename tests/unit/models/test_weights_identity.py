@@ -261,13 +261,44 @@ def test_an_evaluation_feeds_the_model_its_own_normalization(file: Path) -> None
         {"image_mean": [0.5] * 4, "image_std": [0.5] * 3},
         {"image_mean": "x", "image_std": [0.5] * 3},
         {"image_mean": [float("nan")] * 3, "image_std": [0.5] * 3},
+        {"image_mean": [0.5] * 3, "image_std": [1e-300] * 3},
+        {"image_mean": [True, 0.5, 0.5], "image_std": [0.5] * 3},
+        {"image_mean": 0.5, "image_std": True},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": "false"},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": 0},
     ],
-    ids=["size", "zero", "four", "text", "nan"],
+    ids=["size", "zero", "four", "text", "nan", "tiny", "bool in mean", "bool", "flag in words", "flag as number"],
 )
 def test_a_normalization_that_does_not_fit_is_ignored_with_a_note(config: Any, file: Path) -> None:
     write(file.with_name(PREPROCESSOR), config)
     weights = load_weights(file, activation="gelu")
     assert (weights.arch.mean, weights.arch.std, len(weights.notes)) == (CLIP_MEAN, CLIP_STD, 1)
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", "false", None, [True]])
+def test_a_flag_that_is_no_boolean_states_nothing(value: Any, file: Path) -> None:
+    config = open_clip_config(ARCH)
+    config["model_cfg"]["quick_gelu"] = value
+    write(file.with_name(OPEN_CLIP), config)
+    with raises("weights.activation") as error:
+        load_weights(file)
+    assert repr(value) in str(error.value)
+
+
+def test_a_number_in_quotes_is_shown_in_quotes(file: Path) -> None:
+    config = open_clip_config(ARCH)
+    config["model_cfg"]["vision_cfg"]["layers"] = "2"
+    write(file.with_name(OPEN_CLIP), config)
+    (note,) = load_weights(file, activation="gelu").notes
+    assert "'2'" in note
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_configs_that_disagree_about_normalization_are_noted(same: bool, file: Path) -> None:
+    half(file)
+    write(file.with_name(PREPROCESSOR), {"image_mean": [0.5] * 3, "image_std": [0.5 if same else 0.25] * 3})
+    weights = load_weights(file)
+    assert (weights.arch.mean, weights.arch.std, len(weights.notes)) == (*HALF, 0 if same else 1)
 
 
 def test_our_own_checkpoint_holds_all_of_it(file: Path, tmp_path: Path) -> None:

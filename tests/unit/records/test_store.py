@@ -11,8 +11,9 @@ from errors import raises
 from full_record import failed_record, make_record
 
 from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.records.reading import USUAL_READING
 from tvrbench.harness.records.record import read_record
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.records.store import RecordStore, run_digest
 
 pytestmark = pytest.mark.unit
 
@@ -67,6 +68,20 @@ class TestStore:
         store = RecordStore(tmp_path)
         assert store.save(make_record(), RANKS) != store.save(make_record(**change), RANKS)
         assert len(store.load_all()) == 2
+
+    @pytest.mark.parametrize(
+        "reading", [{"activation": "gelu"}, {"mean": [0.5] * 3}, {"std": [0.5] * 3}, {"tokenizer": "9 words"}]
+    )
+    def test_weights_read_in_another_way_make_another_run(self, reading: dict[str, Any]) -> None:
+        old = make_record(data=make_record()["data"] | {"dataset": "msrvtt"})
+        usual = old | {"weights": dict(USUAL_READING)}
+        assert run_digest(old) == run_digest(usual) != run_digest(old | {"weights": USUAL_READING | reading})
+
+    def test_the_word_list_of_a_data_set_with_weights_is_its_usual_one(self) -> None:
+        own = make_record(weights=USUAL_READING | {"tokenizer": "33 words"})
+        assert run_digest(own) == run_digest(make_record())
+        scored = {"checkpoint": {"sha256": "c" * 64}}
+        assert run_digest(own | scored) != run_digest(make_record() | scored)
 
     def test_a_failed_run_never_replaces_a_completed_one(self, tmp_path: Path) -> None:
         store = RecordStore(tmp_path)

@@ -18,7 +18,8 @@ from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.evaluation.comparability import reasons_between, set_apart, shortfalls
-from tvrbench.harness.records.record import Measurement, Record
+from tvrbench.harness.records.reading import USUAL_READING
+from tvrbench.harness.records.record import Measurement, Record, WeightsRef
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
 from tvrbench.harness.reporting.papers.published import PublishedNumber, load_configurations, load_published
@@ -55,6 +56,13 @@ def top(**changes: Any) -> Edit:
 
 WHOLE = {"test_videos_declared": 1000, "test_fingerprint_declared": MSRVTT.expected_fingerprints["test-1ka"]}
 SKIPPED = [f"video{i}" for i in range(40)]
+READ = {
+    "source": "w.pt",
+    "sha256": None,
+    "activation_source": "open_clip_config.json",
+    "image_size": 224,
+    "normalization_source": "open_clip_config.json",
+} | dict(USUAL_READING)
 # By code: edits of a record that is otherwise the paper's run. Records without the newer fields are judged too.
 EDITS: list[tuple[str, Edit]] = [
     ("test-videos-missing", data(test_videos=960, skipped=SKIPPED)),
@@ -80,6 +88,9 @@ EDITS: list[tuple[str, Edit]] = [
     ("weights-unknown", top(weights_sha256="e" * 64)),
     ("weights-unknown", top(weights_sha256=next(s for s, b in OPENAI_WEIGHTS.items() if b == "ViT-B-16"))),
     ("weights-activation", top(weights={"activation": "gelu"})),
+    ("weights-normalization", top(weights={"mean": [0.5] * 3})),
+    ("weights-normalization", top(weights={"std": [0.5] * 3})),
+    ("weights-tokenizer", top(weights={"tokenizer": "33 words"})),
     ("backbone", options(backbone="ViT-B-16")),
     ("frames", options(frames=8)),
     ("protocol-hash", lambda record: record["protocol"].update(hash="0" * 16)),
@@ -87,7 +98,8 @@ EDITS: list[tuple[str, Edit]] = [
     ("failed", top(status="failed", failure="out of memory")),
 ]
 
-UNREPORTED = ("failed", "protocol-unknown", "weights-activation")  # in no table, another report, no whole section
+# In no table, another report, no whole section.
+UNREPORTED = ("failed", "protocol-unknown", "weights-activation", "weights-normalization", "weights-tokenizer")
 
 
 @pytest.mark.parametrize(("code", "edit"), EDITS)
@@ -202,6 +214,9 @@ class TestRows:
             ("split", data(test_videos=960, skipped=SKIPPED)),
             ("weights", top(weights_sha256="e" * 64)),
             ("weights-random", top(weights_sha256=None)),
+            ("weights-activation", top(weights=READ | {"activation": "gelu"})),
+            ("weights-normalization", top(weights=READ | {"std": [0.5] * 3})),
+            ("weights-tokenizer", top(weights=READ | {"tokenizer": "33 words"})),
             ("backbone", options(backbone="ViT-B-16")),
             ("frame-count", options(frames=8)),
             ("training-videos", data(train_fingerprint="e" * 64)),
@@ -258,6 +273,25 @@ class TestRows:
         for record in (method_record("tempme"), method_record("adapter"), method_record("lora"), odd):
             store.save(record)
         assert "not all of its seeds are alike" in page(report(store, tmp_path))
+
+    def test_another_activation_is_not_called_other_weights(self) -> None:
+        rows = [[cast(Record, msrvtt_record(method, 50.0))] for method in ("adapter", "bias", "lora")]
+        rows[2][0]["weights"] = cast(WeightsRef, READ | {"activation": "gelu"})
+        (reason,) = [found for found in set_apart(rows) if found]
+        assert "with another activation" in reason.text
+
+    def test_a_word_list_is_not_held_against_records_that_name_none(self) -> None:
+        rows = [[cast(Record, make_record(method))] for method in ("tempme", "adapter", "lora")]
+        rows[2][0]["weights"] = cast(WeightsRef, READ | {"tokenizer": "33 words"})
+        assert set_apart(rows) == [None, None, None]
+
+    def test_seeds_that_were_fed_in_another_way_are_no_seeds_of_one_row(
+        self, store: RecordStore, tmp_path: Path
+    ) -> None:
+        for seed in range(3):
+            store.save(run(top(weights=READ | {"std": [0.5] * 3}) if seed == 1 else top(), seed=seed))
+        rows = csv_rows(report(store, tmp_path, PUBLISHED))
+        assert sorted(row["seeds"] for row in rows if row["seeds"]) == ["1", "2"]
 
     def test_what_is_not_known_excludes_nobody(self) -> None:
         unknown = make_record("lora")

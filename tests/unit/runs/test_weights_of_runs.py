@@ -20,6 +20,7 @@ from tvrbench.harness.reporting.tables.provenance import _FACTS
 from tvrbench.harness.runs import context as contexts
 from tvrbench.harness.runs.config import RunConfig, RunKey
 from tvrbench.harness.runs.context import RunContext, open_context
+from tvrbench.harness.training.state_file import StateFile
 
 pytestmark = pytest.mark.unit
 PROTOCOL = load_protocol("standin/uniform")
@@ -82,6 +83,34 @@ def test_another_normalization_or_word_list_is_another_run(tmp_path: Path) -> No
     words.with_name("vocab.txt").write_text("\n".join(reversed(listed)))
     found = [identities(opened(path)) for path in (usual, half, words)]
     assert all(not one & other for i, one in enumerate(found) for other in found[:i])
+
+
+OTHER_READINGS = {
+    "activation": {"model_cfg": {"quick_gelu": False}},
+    "mean": {"preprocess_cfg": {"mean": [0.5] * 3}},
+    "std": {"preprocess_cfg": {"std": [0.5] * 3}},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_READINGS)
+@pytest.mark.parametrize("shares_hash", [False, True])
+def test_weights_that_an_own_protocol_names_by_path_are_read_as_part_of_it(
+    name: str, shares_hash: bool, tmp_path: Path
+) -> None:
+    own = replace(PROTOCOL, name="own/mine", weights=str(weights_in(tmp_path)))
+    usual = opened(protocol=own)
+    weights_in(tmp_path, **OTHER_READINGS[name])
+    other = opened(protocol=own)
+    if shares_hash:  # name and state tell them apart by themselves
+        other = replace(other, protocol=usual.protocol)
+    keys = [RunKey.of(context, CONFIG) for context in (usual, other)]
+    assert usual.protocol.weights_sha256 == usual.weights.sha256
+    assert (usual.protocol.hash == other.protocol.hash) is shares_hash
+    assert keys[0].name != keys[1].name
+    assert keys[0].lr_search_identity(0) != keys[1].lr_search_identity(0)
+    for one, saved in (keys, keys[::-1]):
+        with raises("state.other-run"):
+            StateFile(tmp_path / "state", one.identity).check_identity(dict(saved.identity), tmp_path / "state")
 
 
 def test_weights_that_say_nothing_are_refused_before_any_video(tmp_path: Path) -> None:
