@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from tvrbench.datasets.base import VideoFolderDataset, walk_videos
 from tvrbench.datasets.caption_files import CAPTION_FILES, CaptionRow, caption_file, is_text, read_captions
@@ -18,6 +19,8 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.types import Split, SplitOrigin
 
+_SHARE_OUT = "name splits in a column split, or choose test_share and seed in [data_options] of a protocol file"
+_NUMBERS = 2**64
 _FIRST = ("train", "val", "test")  # the order of splits; others follow by name
 
 
@@ -99,7 +102,9 @@ class FolderDataset(VideoFolderDataset):
         """
         if name not in self.own_splits():
             known = ", ".join(self.own_splits())
-            message = f"{self._captions.name} in {self.root} has no video for {name}, only for {known} ({self._rule})"
+            remedy = "" if self._names_splits else f"; {_SHARE_OUT}"
+            message = f"{self._captions.name} in {self.root} has no video for {name}, only for {known}"
+            message = f"{message} ({self._rule}){remedy}"
             raise UsageError(message, code="split.unknown", split=name)
         rows = [row for row in self._rows if self._split_of[row.file] == name]
         videos = dict.fromkeys(_video_id(row) for row in rows)
@@ -140,10 +145,18 @@ class FolderDataset(VideoFolderDataset):
 
     @property
     def _rule(self) -> str:
-        if any(row.split for row in self._rows):
+        if self._names_splits:
             return f"by the column split of {self._captions.name}"
         share, seed = self.options.test_share, self.options.seed
-        return f"{100 * (1 - share):g} % of the videos for train, {100 * share:g} % for test, drawn with seed {seed}"
+        rule = f"{100 * (1 - share):g} % of the videos for train, {100 * share:g} % for test, drawn with seed {seed}"
+        if self._moved is None:
+            return rule
+        other = "train" if self._moved == "test" else "test"
+        return f"{rule}; all fell to {other}, so {self._moved} got the one that was nearest to it"
+
+    @property
+    def _names_splits(self) -> bool:
+        return any(row.split for row in self._rows)
 
     def _find(self, file: str) -> Path | None:
         """The file of this name in the root, or in its folder videos."""
@@ -206,14 +219,14 @@ class FolderDataset(VideoFolderDataset):
         Raises:
             UsageError: some rows have a split and others not, or one file is in two splits.
         """
-        named = any(row.split for row in self._rows)
+        named, drawn = self._names_splits, self._drawn
         splits: dict[str, str] = {}
         placed: dict[Path | str, str] = {}  # a file in the folder videos may be named with and without it
         for row in self._rows:
             if named and row.split is None:
                 message = f"{row.where}: the row names no split, but others do; name one in every row"
                 raise UsageError(message, code="annotation.malformed", where=row.where, problem="split")
-            name = row.split or self._drawn(row.file)
+            name = row.split or drawn[row.file]
             other = placed.setdefault(self._find(row.file) or row.file, name)
             if other != name:
                 message = f"{row.where}: {row.file} is in the splits {other} and {name}; leave it in one"
@@ -221,10 +234,32 @@ class FolderDataset(VideoFolderDataset):
             splits[row.file] = name
         return splits
 
-    def _drawn(self, file: str) -> str:
-        """The split of a file by its own name alone, so that further files move none."""
-        digest = hashlib.sha256(f"{self.options.seed}/{file}".encode()).digest()
-        return "test" if int.from_bytes(digest[:8], "big") < self.options.test_share * 2**64 else "train"
+    @cached_property
+    def _drawn(self) -> dict[str, str]:
+        """The split of each file by its own name alone, so that further files move none.
+
+        A draw that leaves a split empty, though there are two files, gives it the file that was nearest to it.
+        """
+        numbers = {row.file: self._number(row.file) for row in self._rows}
+        limit = self.options.test_share * _NUMBERS
+        splits = {file: "test" if number < limit else "train" for file, number in numbers.items()}
+        if self._moved is not None:
+            splits[(min if self._moved == "test" else max)(numbers, key=lambda file: numbers[file])] = self._moved
+        return splits
+
+    @cached_property
+    def _moved(self) -> Literal["train", "test"] | None:
+        """The split that the draw left empty and that got one file; None where it left none, or cannot mend it."""
+        limit, numbers = self.options.test_share * _NUMBERS, {self._number(row.file) for row in self._rows}
+        if limit == _NUMBERS or len(numbers) < 2 or self._names_splits:
+            return None
+        if min(numbers) >= limit:
+            return "test"
+        return "train" if max(numbers) < limit else None
+
+    def _number(self, file: str) -> int:
+        """A number below ``_NUMBERS`` that is drawn for a name."""
+        return int.from_bytes(hashlib.sha256(f"{self.options.seed}/{file}".encode()).digest()[:8], "big")
 
 
 def _video_id(row: CaptionRow) -> str:

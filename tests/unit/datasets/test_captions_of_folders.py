@@ -221,6 +221,41 @@ def test_shares_are_drawn_by_name_and_further_files_move_none(tmp_path: Path) ->
     assert set(_share(tmp_path / "whole", names, test_share=1).values()) == {"test"}
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.95])
+def test_a_draw_leaves_neither_split_empty(tmp_path: Path, count: int, share: float) -> None:
+    moved = set()
+    for seed in range(20):
+        names = [f"clip {number}.mp4" for number in range(count)]
+        drawn = _share(tmp_path / f"{seed}", names, test_share=share, seed=seed)
+        assert set(drawn.values()) == {"train", "test"}
+        origin = origin_of(FolderDataset(tmp_path / f"{seed}", FolderOptions(test_share=share, seed=seed)))
+        assert origin is not None
+        if "all fell to" in origin.rule:
+            assert 1 in (list(drawn.values()).count(name) for name in ("train", "test"))
+            moved.add(seed)
+    assert moved or (count, share) == (10, 0.2)
+
+
+def test_a_file_that_was_moved_is_the_first_that_a_larger_share_takes(tmp_path: Path) -> None:
+    names = [f"clip {number}.mp4" for number in range(5)]
+    for seed in range(20):
+        moved = _share(tmp_path / f"a{seed}", names, test_share=1e-9, seed=seed)
+        (test,) = [name for name, split in moved.items() if split == "test"]
+        for share in (0.3, 0.6):
+            more = _share(tmp_path / f"{share}{seed}", names, test_share=share, seed=seed)
+            assert more[test] == "test"
+
+
+def test_one_file_cannot_be_shared_out(tmp_path: Path) -> None:
+    drawn = _share(tmp_path / "one", ["clip.mp4"])
+    (name,) = {"train", "test"}.difference(drawn.values())
+    with raises("split.unknown", split=name) as caught:
+        FolderDataset(tmp_path / "one").split(name)
+    assert "column split" in str(caught.value)
+    assert "test_share" in str(caught.value)
+
+
 @pytest.mark.parametrize("options", [{"test_share": 0}, {"test_share": 1.5}, {"test_share": float("nan")}])
 def test_impossible_shares_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with raises("option.range", option="test_share"):
