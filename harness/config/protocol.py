@@ -25,7 +25,7 @@ OWN = "own"  # the folder of names of protocols that do not ship
 _CONFIG = Path(__file__).parent
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(_[A-Za-z0-9.+-]+)*")
 _MAX_BYTES = 2**20
-_NOT_HASHED = ("seeds", "title", "data", "backbone_from_weights")
+_NOT_HASHED = ("seeds", "title", "data", "folder", "backbone_from_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ class Protocol:
         train_pairs, test_videos: sizes of the full splits, so that a plan needs no data; None to count them there.
         data_options: of a data set that has options.
         data: the folder of the data, if none is given; not part of the hash.
-        backbone_from_weights: a file of weights that is given in place of ``weights`` brings its own backbone.
+        folder: of the protocol's own file, where the path in ``weights`` starts; None for one that ships. Not hashed.
+        backbone_from_weights: a file of weights, given in ``weights`` or in its place, brings its own backbone.
 
     Raises:
         UsageError: a value that does not fit the others, or is out of range.
@@ -85,6 +86,7 @@ class Protocol:
     test_videos: int | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
+    folder: Path | None = None
     backbone_from_weights: bool = False
 
     def __post_init__(self) -> None:
@@ -149,14 +151,24 @@ class Protocol:
         short = {"name": self.name, "hash": self.hash}
         if not self.name.startswith(f"{OWN}/"):
             return short
-        given = {key: value for key, value in _hashed(self).items() if key not in ("name", "data")}
+        given = {key: value for key, value in _hashed(self).items() if key not in ("name", "data", "folder")}
         return short | {"definition": given}
 
+    @property
+    def located_weights(self) -> str:
+        """``weights``; in a protocol file, a path starts at the folder of the file."""
+        if self.folder is None:
+            return self.weights
+        path = self.folder / os.path.expanduser(self.weights)  # noqa: PTH111 - pathlib's raises for an unknown user
+        is_path = "/" in self.weights or path.suffix or path.exists()
+        return str(path) if is_path else self.weights
+
     def on(self, backbone: str | None, weights: str | None = None) -> Protocol:
-        """The protocol on another backbone, under a name that says so, or on that of a given file of weights.
+        """The protocol on another backbone, under a name that says so, or on that of a file of weights.
 
         ``ViT-B/16`` is ``ViT-B-16``.
         """
+        weights = weights or (self.located_weights if self.folder else None)
         if backbone is None and self.backbone_from_weights and weights:
             is_file = Path(os.path.expanduser(weights)).exists()  # noqa: PTH111 - pathlib's raises for an unknown user
             return replace(self, backbone=None) if is_file else self
@@ -216,9 +228,10 @@ def _own_protocol(path: Path) -> Protocol:
     if not _STEM.fullmatch(path.stem):
         rule = "name the file with letters, digits and . + - _, a letter or digit first"
         raise UsageError(f"{path.name} cannot name a protocol: {rule}", code="protocol.name", file=path.name)
-    if "name" in values:
-        message = f"{path.name}: its file names it {protocol_name(path.name)}; remove the field name"
-        raise UsageError(message, code="protocol.name", file=path.name)
+    for key in ("name", "folder"):
+        if key in values:
+            message = f"{path.name}: its name {protocol_name(path.name)} and its folder are those of the file"
+            raise UsageError(f"{message}; remove the field {key}", code="protocol.name", file=path.name)
     protocol = validated(Protocol, values | {"name": protocol_name(path.name)}, f"protocol {path.name}")
     if (protocol.kind == "published") != path.stem.startswith("published"):
         rule = "reports take files whose name starts with published, and no others, for protocols of that kind"
@@ -228,7 +241,8 @@ def _own_protocol(path: Path) -> Protocol:
     if strange := sorted(set(protocol.recipes_replaced) - set(recipe_names())):
         load_recipe(strange[0])  # likewise
     _ = protocol.hash  # reads every recipe that the protocol can use
-    return protocol if protocol.data is None else replace(protocol, data=path.parent / protocol.data)
+    data = None if protocol.data is None else path.parent / protocol.data
+    return replace(protocol, folder=path.parent, data=data)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

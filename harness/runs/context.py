@@ -102,7 +102,7 @@ def weights_of(protocol: Protocol) -> str:
         UsageError: the data set ships none.
     """
     if protocol.weights != "dataset":
-        return protocol.weights
+        return protocol.located_weights
     path: Path | None = getattr(registry.lookup(protocol.dataset, "datasets"), "weights_path", None)
     if path is None:
         raise UsageError(

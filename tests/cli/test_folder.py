@@ -164,6 +164,18 @@ def test_a_checkpoint_is_scored_on_test_videos_alone(clips: Path) -> None:
     assert "train_split" not in records[0]["data"]
 
 
+def test_a_copy_of_the_shipped_protocol_runs_on_weights_beside_it(clips: Path) -> None:
+    for name in ("clip.safetensors", "vocab.txt", "open_clip_config.json"):
+        Path("deep").mkdir(exist_ok=True)
+        shutil.copy(StandIn.weights_path.with_name(name), "deep")
+    Path("deep/mine.toml").write_text(OWN.replace('"openai"', '"clip.safetensors"').replace('"clips"', '"../clips"'))
+    (record,) = run("deep/mine.toml", "zero_shot", weights=None)
+    assert record["method"]["options"]["backbone"].startswith("ViT-12x64")
+    Path("deep/mine.toml").write_text(Path("deep/mine.toml").read_text().replace("backbone_from_weights = true", ""))
+    with raises("weights.backbone", field="image_size"):
+        run("deep/mine.toml", "zero_shot", weights=None, dry_run=True)
+
+
 def test_a_training_split_smaller_than_a_batch_is_named(clips: Path) -> None:
     Path("mine.toml").write_text(OWN.replace("steps = 2\nbatch_size = 8", "batch_size = 17"))
     with raises("recipe.batch-size", pairs=16, batch_size=17):

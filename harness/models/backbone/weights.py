@@ -111,7 +111,9 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     for name in VISION_SHAPE:
         if getattr(weights.arch, name) != getattr(wanted, name):
             problem = f"have {name} {getattr(weights.arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
-            raise UsageError(f"weights {text!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
+            remedy = "leave backbone out, then the weights bring theirs, or give weights of that backbone"
+            message = f"weights {text!r} {problem}: {remedy}"
+            raise UsageError(message, code="weights.backbone", field=name, backbone=backbone)
     return weights
 
 
