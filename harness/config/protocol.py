@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from tvrbench.harness.config.known_weights import shipped_weights
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -37,7 +38,7 @@ class Protocol:
         kind: ``uniform`` (one recipe, methods are compared) or ``published`` (each paper's own, for verdicts).
         dataset: a registered data set.
         backbone: preset name, or None to read the architecture from the weights.
-        weights: as for ``load_model``, or ``dataset`` for the weights that ship with the data set.
+        weights: as for ``load_model``, or ``dataset`` for the weights that the protocol's own data set ships.
         frames, words: T frames per video, L tokens per caption.
         recipe: the recipe of a uniform protocol; a published one uses each method's own.
         recipe_overrides: single fields of that recipe.
@@ -157,7 +158,7 @@ class Protocol:
     @property
     def located_weights(self) -> str:
         """``weights``; in a protocol file, a path starts at the folder of the file."""
-        if self.folder is None:
+        if self.folder is None or shipped_weights(self.weights):
             return self.weights
         path = self.folder / os.path.expanduser(self.weights)  # noqa: PTH111 - pathlib's raises for an unknown user
         is_path = "/" in self.weights or path.suffix or path.exists()
@@ -170,8 +171,8 @@ class Protocol:
         """
         weights = weights or (self.located_weights if self.folder else None)
         if backbone is None and self.backbone_from_weights and weights:
-            is_file = Path(os.path.expanduser(weights)).exists()  # noqa: PTH111 - pathlib's raises for an unknown user
-            return replace(self, backbone=None) if is_file else self
+            file = shipped_weights(weights) or Path(os.path.expanduser(weights))  # noqa: PTH111 - as above
+            return replace(self, backbone=None) if file.exists() else self
         if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self
         return replace(self, name=f"{self.name}@{wanted}", backbone=wanted)
@@ -203,6 +204,10 @@ def load_protocol(name: str) -> Protocol:
     """
     if Path(name).suffix.lower() == ".toml":
         return _own_protocol(Path(name))
+    if name.startswith(f"{OWN}/"):
+        file = f"{name.removeprefix(OWN)[1:].partition('@')[0]}.toml"
+        message = f"{name} is no shipped protocol; run one of your own by the path of its file: tvrbench run {file}"
+        raise UsageError(message, code="protocol.own", protocol=name)
     if name not in protocol_names():
         known = f"known are {', '.join(protocol_names())}; the path of a file of your own ends in .toml"
         raise UsageError(f"unknown protocol {name!r}: {known}", code="protocol.unknown", protocol=name)

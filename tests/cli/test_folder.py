@@ -176,6 +176,18 @@ def test_a_copy_of_the_shipped_protocol_runs_on_weights_beside_it(clips: Path) -
         run("deep/mine.toml", "zero_shot", weights=None, dry_run=True)
 
 
+def test_weights_that_a_data_set_ships_are_those_of_their_file(clips: Path) -> None:
+    (by_path,) = run("folder/uniform", "zero_shot", data=clips)
+    (named,) = run("folder/uniform", "zero_shot", data=clips, weights="standin")
+    Path("mine.toml").write_text(OWN.replace('"openai"', '"standin"'))
+    (of_file,) = run("mine.toml", "zero_shot", weights=None)
+    assert named["protocol"] == by_path["protocol"]
+    for record in (named, of_file):
+        assert record["weights_sha256"] == by_path["weights_sha256"]
+        assert record["weights"] == by_path["weights"]
+        assert record["metrics"]["t2v"] == by_path["metrics"]["t2v"]
+
+
 def test_a_training_split_smaller_than_a_batch_is_named(clips: Path) -> None:
     Path("mine.toml").write_text(OWN.replace("steps = 2\nbatch_size = 8", "batch_size = 17"))
     with raises("recipe.batch-size", pairs=16, batch_size=17):

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
+from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS, shipped_weights
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
@@ -81,7 +81,8 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     """Resolve the ``weights`` option.
 
     Args:
-        spec: ``random:SEED``; ``openai`` or an open_clip pretrained tag; a local file or folder.
+        spec: ``random:SEED``; a data set that ships weights; ``openai`` or an open_clip pretrained tag; a local file or
+            folder.
         backbone: preset name; needed for random weights and tags, otherwise only compared with the file.
         activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state.
 
@@ -95,13 +96,13 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     text = str(spec)
     if text.startswith("random:"):
         return _random_weights(text, backbone, activation)
-    path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
+    path = shipped_weights(text) or Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for unknown users
     if path.exists():
         weights = _from_path(path, activation)
     elif "/" in text or path.suffix or not backbone:
         raise UsageError(
-            f"weights {text!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
-            "together with a backbone)",
+            f"weights {text!r}: there is no such file or folder (also known: random:SEED, a data set that ships "
+            "weights, openai, an open_clip tag together with a backbone)",
             code="weights.missing",
             weights=text,
         )
@@ -298,7 +299,8 @@ def is_downloaded(spec: str | Path, backbone: str | None = None) -> bool:
         UsageError: an unknown tag.
     """
     text = str(spec)
-    named = text.startswith("random:") or "/" in text or Path(text).suffix or Path(text).exists()
+    on_disk = shipped_weights(text) or Path(text).suffix or Path(text).exists()
+    named = on_disk or text.startswith("random:") or "/" in text
     return bool(named) or not backbone or in_cache(_tag_config(text, backbone))
 
 

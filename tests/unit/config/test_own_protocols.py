@@ -78,7 +78,7 @@ def test_no_shipped_protocol_can_be_shadowed(tmp_path: Path, monkeypatch: pytest
     own(tmp_path, name="msvd/uniform.toml")
     assert load_protocol("msvd/uniform").title != "mine"
     assert load_protocol("msvd/uniform.toml").name == "own/uniform"
-    with raises("protocol.unknown", protocol="own/mine"):
+    with raises("protocol.own", protocol="own/mine"):
         load_protocol("own/mine")
 
 
@@ -176,7 +176,15 @@ def test_the_folder_is_no_field_of_a_file(tmp_path: Path) -> None:
         load_protocol(str(own(tmp_path, f"folder = '/'\n{TEXT}")))
 
 
-@pytest.mark.parametrize("weights", ["openai", "random:0", "laion2b_s34b_b79k"])
+@pytest.mark.parametrize("name", ["own/mine", "own/mine@ViT-B-16"])
+def test_the_name_in_records_is_not_the_file(name: str) -> None:
+    with raises("protocol.own", protocol=name) as caught:
+        load_protocol(name)
+    assert "mine.toml" in str(caught.value)
+    assert "uniform" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", ["openai", "standin", "random:0", "laion2b_s34b_b79k"])
 def test_names_of_weights_are_no_paths(tmp_path: Path, weights: str) -> None:
     protocol = load_protocol(str(own(tmp_path, TEXT.replace('"openai"', f'"{weights}"'))))
     assert weights_of(protocol) == weights
