@@ -6,14 +6,21 @@ import difflib
 import hashlib
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from tvrbench.datasets.base import VideoFolderDataset, walk_videos
-from tvrbench.datasets.caption_files import CAPTION_FILES, CaptionRow, caption_file, is_text, read_captions
+from tvrbench.datasets.caption_files import (
+    CAPTION_FILES,
+    CaptionRow,
+    caption_files,
+    is_text,
+    read_captions,
+    usual_split,
+)
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
@@ -65,6 +72,7 @@ class FolderDataset(VideoFolderDataset):
     wanted = f"video files at any depth, and one of {', '.join(CAPTION_FILES)} (columns file_name, caption)"
     split_names = _FIRST
     Options = FolderOptions
+    usual_split = staticmethod(usual_split)
 
     def __init__(self, root: Path, options: FolderOptions | None = None) -> None:
         super().__init__(root)
@@ -84,6 +92,10 @@ class FolderDataset(VideoFolderDataset):
         names = set(self._split_of.values())
         return tuple(name for name in _FIRST if name in names) + tuple(sorted(names.difference(_FIRST)))
 
+    def annotation_files(self) -> Sequence[Path]:
+        """The plain files of the folder, and the captions of its subfolders where they lie there."""
+        return list(dict.fromkeys([*super().annotation_files(), *self._captions]))
+
     def split_origin(self) -> SplitOrigin:
         """Return how the videos came into their splits, and the files with identical bytes in two splits."""
         return self._origin
@@ -95,15 +107,16 @@ class FolderDataset(VideoFolderDataset):
         return SplitOrigin(rule=self._rule, without_caption=silent, same_content=tuple(self._same_content()))
 
     def split(self, name: str) -> Split:
-        """Return the named split, in the order of the file of captions.
+        """Return the named split, by any name of ``usual_split``, in the order of the file of captions.
 
         Raises:
             UsageError: no such split, no file of captions, a broken one, or a file in two splits.
         """
+        name = usual_split(name)
         if name not in self.own_splits():
             known = ", ".join(self.own_splits())
             remedy = "" if self._names_splits else f"; {_SHARE_OUT}"
-            message = f"{self._captions.name} in {self.root} has no video for {name}, only for {known}"
+            message = f"{self._captions[0].name} in {self.root} has no video for {name}, only for {known}"
             message = f"{message} ({self._rule}){remedy}"
             raise UsageError(message, code="split.unknown", split=name)
         rows = [row for row in self._rows if self._split_of[row.file] == name]
@@ -145,8 +158,10 @@ class FolderDataset(VideoFolderDataset):
 
     @property
     def _rule(self) -> str:
+        if self._in_folders:
+            return f"by the folders {', '.join(path.parent.name for path in self._captions)}, each with its captions"
         if self._names_splits:
-            return f"by the column split of {self._captions.name}"
+            return f"by the column split of {self._captions[0].name}"
         share, seed = self.options.test_share, self.options.seed
         rule = f"{100 * (1 - share):g} % of the videos for train, {100 * share:g} % for test, drawn with seed {seed}"
         if self._moved is None:
@@ -200,12 +215,18 @@ class FolderDataset(VideoFolderDataset):
         return dict(sorted(paths.items()))
 
     @cached_property
-    def _captions(self) -> Path:
-        return caption_file(self.root)
+    def _captions(self) -> list[Path]:
+        return caption_files(self.root)
+
+    @property
+    def _in_folders(self) -> bool:
+        return self._captions[0].parent != self.root
 
     @cached_property
     def _rows(self) -> list[CaptionRow]:
-        return read_captions(self._captions)
+        if not self._in_folders:
+            return read_captions(self._captions[0])
+        return [row for path in self._captions for row in read_captions(path, usual_split(path.parent.name))]
 
     @cached_property
     def _parts(self) -> dict[str, CaptionRow]:

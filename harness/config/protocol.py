@@ -241,13 +241,13 @@ def _own_protocol(path: Path) -> Protocol:
     if (protocol.kind == "published") != path.stem.startswith("published"):
         rule = "reports take files whose name starts with published, and no others, for protocols of that kind"
         raise UsageError(f"{path.name}: {rule}; rename the file", code="protocol.name", file=path.name)
-    if protocol.dataset not in registry.table("datasets"):
-        registry.lookup(protocol.dataset, "datasets")  # raises the error that lists the known ones
+    usual = getattr(registry.lookup(protocol.dataset, "datasets"), "usual_split", str)
     if strange := sorted(set(protocol.recipes_replaced) - set(recipe_names())):
         load_recipe(strange[0])  # likewise
     _ = protocol.hash  # reads every recipe that the protocol can use
     data = None if protocol.data is None else path.parent / protocol.data
-    return replace(protocol, folder=path.parent, data=data)
+    train, test = usual(protocol.train_split), usual(protocol.test_split)
+    return replace(protocol, folder=path.parent, data=data, train_split=train, test_split=test)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -176,6 +176,17 @@ def test_the_folder_is_no_field_of_a_file(tmp_path: Path) -> None:
         load_protocol(str(own(tmp_path, f"folder = '/'\n{TEXT}")))
 
 
+def test_splits_of_a_data_set_go_by_its_synonyms(tmp_path: Path) -> None:
+    texts = [TEXT.replace('"test"', f'"{name}"') for name in ("dev", "val", "Validation")]
+    loaded = [load_protocol(str(own(tmp_path, text))) for text in texts]
+    assert {one.test_split for one in loaded} == {"val"}
+    assert len({one.hash for one in loaded}) == 1
+    with raises("protocol.same-split"):
+        load_protocol(str(own(tmp_path, texts[0].replace('"train"', '"val"'))))
+    published = TEXT.replace('"folder"', '"msvd"').replace('"test"', '"Dev"')
+    assert load_protocol(str(own(tmp_path, published))).test_split == "Dev"
+
+
 @pytest.mark.parametrize("name", ["own/mine", "own/mine@ViT-B-16"])
 def test_the_name_in_records_is_not_the_file(name: str) -> None:
     with raises("protocol.own", protocol=name) as caught:

@@ -170,6 +170,68 @@ def test_splits_by_column_in_their_order_under_any_name(tmp_path: Path) -> None:
         dataset.split("tset")
 
 
+@pytest.mark.parametrize("name", ["dev", "valid", "Validation", "VAL"])
+def test_splits_are_found_by_their_synonyms(tmp_path: Path, name: str) -> None:
+    dataset = folder(tmp_path, f"file_name,caption,split\nv0.mp4,a,{name}\nv1.mp4,b,Training\n")
+    assert splits_of(dataset) == ("train", "val")
+    assert dataset.split(name).name == dataset.split("dev").name == "val"
+    assert dataset.split("TRAIN").video_ids == dataset.split("training").video_ids == ("v1.mp4",)
+
+
+def in_folders(root: Path, *names: str, file: str = "metadata.csv", rows: str = "file_name,caption\na.mp4,") -> Path:
+    for number, name in enumerate(names):
+        (root / name / "sub").mkdir(parents=True)
+        (root / name / "a.mp4").write_bytes(bytes([number]))
+        (root / name / file).write_text(f"{rows}a cat {number}" + ('"}' if file.endswith("l") else ""))
+    return root
+
+
+JSON_ROWS = '{"file_name": "a.mp4", "text": "'
+
+
+@pytest.mark.parametrize(("file", "rows"), [("metadata.csv", None), ("metadata.jsonl", JSON_ROWS)])
+def test_a_folder_per_split_with_its_own_captions(tmp_path: Path, file: str, rows: str | None) -> None:
+    given = {} if rows is None else {"rows": rows}
+    dataset = FolderDataset(in_folders(tmp_path, "train", "test", "validation", ".cache", file=file, **given))
+    assert splits_of(dataset) == ("train", "val", "test")
+    assert dataset.split("test").video_ids == ("test/a.mp4",)
+    assert dataset.split("val").video_ids == ("validation/a.mp4",)
+    assert dataset.check_videos([]) == []
+    assert dataset.video_path("test/a.mp4") == tmp_path / "test/a.mp4"
+    origin = origin_of(dataset)
+    assert origin is not None
+    assert "folders" in origin.rule
+    assert {path.relative_to(tmp_path).parts[0] for path in dataset.annotation_files()} == {
+        "train",
+        "test",
+        "validation",
+    }
+
+
+@pytest.mark.parametrize("names", [("videos",), ("day 1", "day 2"), ("train", "my clips")])
+def test_captions_below_that_are_no_splits_are_refused_with_a_remedy(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with raises("annotation.place") as caught:
+        FolderDataset(in_folders(tmp_path, *names)).own_splits()
+    assert "captions.csv" in str(caught.value)
+
+
+def test_what_contradicts_its_folder_is_refused(tmp_path: Path) -> None:
+    root = in_folders(tmp_path, "train", "test", rows="split,file_name,caption\ntest,a.mp4,")
+    with raises("annotation.malformed", problem="split", where="train/metadata.csv, line 2"):
+        FolderDataset(root).own_splits()
+    (root / "train/captions.csv").write_text("file_name,caption\na.mp4,a cat")
+    with raises("annotation.ambiguous"):
+        FolderDataset(root).own_splits()
+    (root / "captions.csv").write_text("file_name,caption,split\ntrain/a.mp4,a cat,test")
+    assert FolderDataset(root).own_splits() == ("test",)
+
+
+def test_a_name_in_a_folder_of_a_split_cannot_leave_it(tmp_path: Path) -> None:
+    root = in_folders(tmp_path, "train", "test", rows="file_name,caption\n../test/a.mp4,")
+    with raises("annotation.malformed", problem="file-name"):
+        FolderDataset(root).own_splits()
+
+
 def test_a_data_set_of_test_videos_alone_has_one_split(tmp_path: Path) -> None:
     dataset = folder(tmp_path, b"file_name,caption,split\nv0.mp4,a,test\n")
     assert splits_of(dataset) == ("test",)
