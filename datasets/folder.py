@@ -7,7 +7,7 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -96,6 +96,11 @@ class FolderDataset(VideoFolderDataset):
         """The plain files of the folder, and the captions of its subfolders where they lie there."""
         return list(dict.fromkeys([*super().annotation_files(), *self._captions]))
 
+    @property
+    def options_in_use(self) -> tuple[str, ...]:
+        """The names of the options that decide the splits; none where the captions do."""
+        return () if self._names_splits else tuple(asdict(self.options))
+
     def split_origin(self) -> SplitOrigin:
         """Return how the videos came into their splits, and the files with identical bytes in two splits."""
         return self._origin
@@ -151,8 +156,7 @@ class FolderDataset(VideoFolderDataset):
         path = self._find(video_id) or self._find(self._file_of(video_id))
         if path is None or not path.is_file():
             path = self._default_path(video_id)
-            close = difflib.get_close_matches(path.relative_to(self.root).as_posix(), self._paths, n=1)
-            remedy = f"did you mean {close[0]}?" if close else "copy it there"
+            remedy = self._nearest(self._file_of(video_id))
             raise VideoError(f"there is no video file {path}; {remedy}", code="video.missing", video=str(path))
         return path
 
@@ -176,6 +180,16 @@ class FolderDataset(VideoFolderDataset):
     def _find(self, file: str) -> Path | None:
         """The file of this name in the root, or in its folder videos."""
         return self._paths.get(file) or self._paths.get(f"videos/{file}")
+
+    def _nearest(self, file: str) -> str:
+        """What to do about a file that is not there."""
+        if "\\" in file and self._find(found := file.replace("\\", "/")) is not None:
+            return f"write / in place of \\ in the captions: {found}"
+        alike = [name for name in self._paths if name.lower().removeprefix("videos/") == file.lower()]
+        if alike := alike or [name for name in self._paths if name.lower() == file.lower()]:
+            return f"did you mean {alike[0]}? The names differ in upper and lower case"
+        close = difflib.get_close_matches(file, self._paths, n=1)
+        return f"did you mean {close[0]}?" if close else "copy it there"
 
     def _file_of(self, video_id: str) -> str:
         part = self._parts.get(video_id) if "#" in video_id else None

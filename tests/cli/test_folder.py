@@ -239,9 +239,16 @@ def test_verify_cache_and_compare(clips: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["data", "cache", *options]) == 0
     assert "6 videos decoded" in capsys.readouterr().out
     assert cli.main(["data", "verify", *options, "--report", "b.json"]) == 0
-    assert "splits: by the column split" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "splits: by the column split" in shown
+    assert "data_options" not in shown
     assert cli.main(["data", "compare", "a.json", "b.json", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["same"]
+    captions = (clips / "captions.csv").read_text()
+    (clips / "captions.csv").write_text("\n".join(line.rpartition(",")[0] for line in captions.splitlines()))
+    assert cli.main(["data", "verify", *options]) == 0
+    assert "[data_options] test_share, seed" in capsys.readouterr().out
+    (clips / "captions.csv").write_text(captions)
     keep_test_alone(clips)
     assert cli.main(["data", "verify", *options, "--split", "test"]) == 0
     assert cli.main(["data", "verify", *options, "--split", "train"]) == 2

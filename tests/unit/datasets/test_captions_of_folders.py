@@ -149,6 +149,26 @@ def test_files_in_the_folder_videos_may_be_named_without_it(tmp_path: Path) -> N
         FolderDataset(tmp_path).split("test")
 
 
+@pytest.mark.parametrize(
+    ("name", "there", "hint"),
+    [
+        ("RED.MP4", "red.mp4", "case"),
+        ("red.mp4", "videos/Red.mp4", "case"),
+        ("videos/red.mp4", "videos/RED.mp4", "case"),
+        ("sub\\red.mp4", "sub/red.mp4", "write /"),
+        ("sub\\red.mp4", "videos/sub/red.mp4", "write /"),
+        ("sub\\red.mp4", "elsewhere.mp4", "copy"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_told(tmp_path: Path, name: str, there: str, hint: str) -> None:
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_bytes(b"x")
+    dataset = folder(tmp_path, f"file_name,caption,split\n{name},a cat,test\n", videos=0)
+    (fault,) = dataset.check_videos(dataset.split("test").video_ids)
+    assert fault.kind == "missing"
+    assert hint in fault.detail
+
+
 @pytest.mark.parametrize("name", ["V0.mp4", "sub/v0.mp4", "v00.mp4"])
 def test_a_file_that_is_not_there_is_missing_with_a_hint(tmp_path: Path, name: str) -> None:
     dataset = folder(tmp_path, f"file_name,caption,split\n{name},a cat,test\n")
