@@ -1,4 +1,4 @@
-"""Reads the one file of captions in a folder of one's own videos: CSV or JSON lines, as hostile input."""
+"""Reads the files of captions of one's own videos, one in all or one per split: CSV or JSON lines, as hostile input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tvrbench.datasets.annotations import checked_caption, checked_seconds, malformed, parse_json, read_limited
@@ -46,29 +46,66 @@ class CaptionRow:
     window: tuple[float, float] | None
 
 
-def caption_file(root: Path) -> Path:
-    """Return the one file of captions in a folder.
+def caption_files(root: Path) -> list[Path]:
+    """Return the one file of captions in a folder, or those of its subfolders, one each, that are splits.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: there is none, more than one in a folder, or subfolders that are not called like splits.
     """
-    found = [root / name for name in CAPTION_FILES if (root / name).is_file()]
+    if (own := _caption_file(root)) is not None:
+        return [own]
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = [path for path in map(_caption_file, folders) if path is not None]
     if not found:
         message = f"{root} has no captions: write captions.csv with the columns file_name and caption into it"
         raise UsageError(message, code="annotation.missing", places=[str(root)])
+    names = [path.parent.name for path in found]
+    if not {"train", "val", "test"}.intersection(map(usual_split, names)) or not all(map(_SPLIT.fullmatch, names)):
+        first = ascii(f"{names[0]:.60}/{found[0].name}")
+        remedy = f"write one captions.csv for all into {root}, or call the folders train and test"
+        message = f"{root} has no captions of its own, but {first}: {remedy}"
+        raise UsageError(message, code="annotation.place", files=[f"{path.parent.name}/{path.name}" for path in found])
+    return found
+
+
+def usual_split(name: str) -> str:
+    """The name in lower case, and ``train`` or ``val`` for their synonyms."""
+    known = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
+    lower = name.lower()
+    return known.get(lower, lower)
+
+
+def _caption_file(folder: Path) -> Path | None:
+    found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        message = f"{root} has more than one file of captions, {names}: keep one, or join them"
+        message = f"{folder} has more than one file of captions, {names}: keep one, or join them"
         raise UsageError(message, code="annotation.ambiguous", files=[path.name for path in found])
-    return found[0]
+    return found[0] if found else None
 
 
-def read_captions(path: Path) -> list[CaptionRow]:
+def read_captions(path: Path, split: str | None = None) -> list[CaptionRow]:
     """Read and check every row of a file of captions.
+
+    Args:
+        path: the file.
+        split: of all rows, where the file lies in a folder of the videos of one split.
 
     Raises:
         UsageError: names the line of the first row that does not fit.
     """
+    rows = _read_rows(path)
+    if split is None:
+        return rows
+    folder = path.parent.name
+    for row in rows:
+        if row.split not in (None, split):
+            message = f"the row is for {row.split}, but its folder for {split}; leave the column split out"
+            raise malformed(f"{folder}/{row.where}", "split", message)
+    return [replace(row, where=f"{folder}/{row.where}", file=f"{folder}/{row.file}", split=split) for row in rows]
+
+
+def _read_rows(path: Path) -> list[CaptionRow]:
     try:
         with path.open("rb") as content:
             data = read_limited(content, path.name)
@@ -135,9 +172,7 @@ def _split(value: object, where: str) -> str | None:
     name = value.strip() if isinstance(value, str) else ""
     if not _SPLIT.fullmatch(name):
         raise malformed(where, "split", f"a split should be a name such as train or test, not {value!r:.50}")
-    known = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
-    lower = name.lower()
-    return known.get(lower, lower)
+    return usual_split(name)
 
 
 def _window(start: object, end: object, where: str) -> tuple[float, float] | None:

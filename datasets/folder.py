@@ -6,18 +6,28 @@ import difflib
 import hashlib
 import math
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from tvrbench.datasets.base import VideoFolderDataset, walk_videos
-from tvrbench.datasets.caption_files import CAPTION_FILES, CaptionRow, caption_file, is_text, read_captions
+from tvrbench.datasets.caption_files import (
+    CAPTION_FILES,
+    CaptionRow,
+    caption_files,
+    is_text,
+    read_captions,
+    usual_split,
+)
 from tvrbench.datasets.decoding import VideoError
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.types import Split, SplitOrigin
 
+_SHARE_OUT = "name splits in a column split, or choose test_share and seed in [data_options] of a protocol file"
+_NUMBERS = 2**64
 _FIRST = ("train", "val", "test")  # the order of splits; others follow by name
 
 
@@ -62,6 +72,7 @@ class FolderDataset(VideoFolderDataset):
     wanted = f"video files at any depth, and one of {', '.join(CAPTION_FILES)} (columns file_name, caption)"
     split_names = _FIRST
     Options = FolderOptions
+    usual_split = staticmethod(usual_split)
 
     def __init__(self, root: Path, options: FolderOptions | None = None) -> None:
         super().__init__(root)
@@ -81,6 +92,15 @@ class FolderDataset(VideoFolderDataset):
         names = set(self._split_of.values())
         return tuple(name for name in _FIRST if name in names) + tuple(sorted(names.difference(_FIRST)))
 
+    def annotation_files(self) -> Sequence[Path]:
+        """The plain files of the folder, and the captions of its subfolders where they lie there."""
+        return list(dict.fromkeys([*super().annotation_files(), *self._captions]))
+
+    @property
+    def options_in_use(self) -> tuple[str, ...]:
+        """The names of the options that decide the splits; none where the captions do."""
+        return () if self._names_splits else tuple(asdict(self.options))
+
     def split_origin(self) -> SplitOrigin:
         """Return how the videos came into their splits, and the files with identical bytes in two splits."""
         return self._origin
@@ -92,14 +112,17 @@ class FolderDataset(VideoFolderDataset):
         return SplitOrigin(rule=self._rule, without_caption=silent, same_content=tuple(self._same_content()))
 
     def split(self, name: str) -> Split:
-        """Return the named split, in the order of the file of captions.
+        """Return the named split, by any name of ``usual_split``, in the order of the file of captions.
 
         Raises:
             UsageError: no such split, no file of captions, a broken one, or a file in two splits.
         """
+        name = usual_split(name)
         if name not in self.own_splits():
             known = ", ".join(self.own_splits())
-            message = f"{self._captions.name} in {self.root} has no video for {name}, only for {known} ({self._rule})"
+            remedy = "" if self._names_splits else f"; {_SHARE_OUT}"
+            message = f"{self._captions[0].name} in {self.root} has no video for {name}, only for {known}"
+            message = f"{message} ({self._rule}){remedy}"
             raise UsageError(message, code="split.unknown", split=name)
         rows = [row for row in self._rows if self._split_of[row.file] == name]
         videos = dict.fromkeys(_video_id(row) for row in rows)
@@ -133,21 +156,40 @@ class FolderDataset(VideoFolderDataset):
         path = self._find(video_id) or self._find(self._file_of(video_id))
         if path is None or not path.is_file():
             path = self._default_path(video_id)
-            close = difflib.get_close_matches(path.relative_to(self.root).as_posix(), self._paths, n=1)
-            remedy = f"did you mean {close[0]}?" if close else "copy it there"
+            remedy = self._nearest(self._file_of(video_id))
             raise VideoError(f"there is no video file {path}; {remedy}", code="video.missing", video=str(path))
         return path
 
     @property
     def _rule(self) -> str:
-        if any(row.split for row in self._rows):
-            return f"by the column split of {self._captions.name}"
+        if self._in_folders:
+            return f"by the folders {', '.join(path.parent.name for path in self._captions)}, each with its captions"
+        if self._names_splits:
+            return f"by the column split of {self._captions[0].name}"
         share, seed = self.options.test_share, self.options.seed
-        return f"{100 * (1 - share):g} % of the videos for train, {100 * share:g} % for test, drawn with seed {seed}"
+        rule = f"{100 * (1 - share):g} % of the videos for train, {100 * share:g} % for test, drawn with seed {seed}"
+        if self._moved is None:
+            return rule
+        other = "train" if self._moved == "test" else "test"
+        return f"{rule}; all fell to {other}, so {self._moved} got the one that was nearest to it"
+
+    @property
+    def _names_splits(self) -> bool:
+        return any(row.split for row in self._rows)
 
     def _find(self, file: str) -> Path | None:
         """The file of this name in the root, or in its folder videos."""
         return self._paths.get(file) or self._paths.get(f"videos/{file}")
+
+    def _nearest(self, file: str) -> str:
+        """What to do about a file that is not there."""
+        if "\\" in file and self._find(found := file.replace("\\", "/")) is not None:
+            return f"write / in place of \\ in the captions: {found}"
+        alike = [name for name in self._paths if name.lower().removeprefix("videos/") == file.lower()]
+        if alike := alike or [name for name in self._paths if name.lower() == file.lower()]:
+            return f"did you mean {alike[0]}? The names differ in upper and lower case"
+        close = difflib.get_close_matches(file, self._paths, n=1)
+        return f"did you mean {close[0]}?" if close else "copy it there"
 
     def _file_of(self, video_id: str) -> str:
         part = self._parts.get(video_id) if "#" in video_id else None
@@ -187,12 +229,18 @@ class FolderDataset(VideoFolderDataset):
         return dict(sorted(paths.items()))
 
     @cached_property
-    def _captions(self) -> Path:
-        return caption_file(self.root)
+    def _captions(self) -> list[Path]:
+        return caption_files(self.root)
+
+    @property
+    def _in_folders(self) -> bool:
+        return self._captions[0].parent != self.root
 
     @cached_property
     def _rows(self) -> list[CaptionRow]:
-        return read_captions(self._captions)
+        if not self._in_folders:
+            return read_captions(self._captions[0])
+        return [row for path in self._captions for row in read_captions(path, usual_split(path.parent.name))]
 
     @cached_property
     def _parts(self) -> dict[str, CaptionRow]:
@@ -206,14 +254,14 @@ class FolderDataset(VideoFolderDataset):
         Raises:
             UsageError: some rows have a split and others not, or one file is in two splits.
         """
-        named = any(row.split for row in self._rows)
+        named, drawn = self._names_splits, self._drawn
         splits: dict[str, str] = {}
         placed: dict[Path | str, str] = {}  # a file in the folder videos may be named with and without it
         for row in self._rows:
             if named and row.split is None:
                 message = f"{row.where}: the row names no split, but others do; name one in every row"
                 raise UsageError(message, code="annotation.malformed", where=row.where, problem="split")
-            name = row.split or self._drawn(row.file)
+            name = row.split or drawn[row.file]
             other = placed.setdefault(self._find(row.file) or row.file, name)
             if other != name:
                 message = f"{row.where}: {row.file} is in the splits {other} and {name}; leave it in one"
@@ -221,10 +269,32 @@ class FolderDataset(VideoFolderDataset):
             splits[row.file] = name
         return splits
 
-    def _drawn(self, file: str) -> str:
-        """The split of a file by its own name alone, so that further files move none."""
-        digest = hashlib.sha256(f"{self.options.seed}/{file}".encode()).digest()
-        return "test" if int.from_bytes(digest[:8], "big") < self.options.test_share * 2**64 else "train"
+    @cached_property
+    def _drawn(self) -> dict[str, str]:
+        """The split of each file by its own name alone, so that further files move none.
+
+        A draw that leaves a split empty, though there are two files, gives it the file that was nearest to it.
+        """
+        numbers = {row.file: self._number(row.file) for row in self._rows}
+        limit = self.options.test_share * _NUMBERS
+        splits = {file: "test" if number < limit else "train" for file, number in numbers.items()}
+        if self._moved is not None:
+            splits[(min if self._moved == "test" else max)(numbers, key=lambda file: numbers[file])] = self._moved
+        return splits
+
+    @cached_property
+    def _moved(self) -> Literal["train", "test"] | None:
+        """The split that the draw left empty and that got one file; None where it left none, or cannot mend it."""
+        limit, numbers = self.options.test_share * _NUMBERS, {self._number(row.file) for row in self._rows}
+        if limit == _NUMBERS or len(numbers) < 2 or self._names_splits:
+            return None
+        if min(numbers) >= limit:
+            return "test"
+        return "train" if max(numbers) < limit else None
+
+    def _number(self, file: str) -> int:
+        """A number below ``_NUMBERS`` that is drawn for a name."""
+        return int.from_bytes(hashlib.sha256(f"{self.options.seed}/{file}".encode()).digest()[:8], "big")
 
 
 def _video_id(row: CaptionRow) -> str:

@@ -61,6 +61,8 @@ class Verify(OnFrames):
             print_json(result.summary() | {"missing_effect": effects})
         else:
             _print_report(result, self.missing_list)
+            if options := getattr(dataset, "options_in_use", ()):
+                print(f"a protocol file may share the videos out otherwise: [data_options] {', '.join(options)}")
             for effect in effects:
                 _print_effect(effect)
         if self.report is not None:

@@ -48,7 +48,7 @@ class Visualize:
         video: Id of the video in the token map; the first of the test split by default.
         queries: Number of queries in the gallery.
         data: Folder of the data set. The stand-in makes its own.
-        weights: Other CLIP weights for untrained methods.
+        weights: Other CLIP weights for untrained methods, as for tvrbench run.
         activation: Activation of those weights, where no config beside them says it.
         device: Where to run; auto uses a GPU if there is one.
         results: Folder of records and checkpoints.

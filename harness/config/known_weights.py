@@ -1,6 +1,10 @@
-"""Files that hold OpenAI's CLIP weights, by SHA-256: the weights that the papers start from."""
+"""Known files of CLIP weights: OpenAI's by SHA-256, which the papers start from, and those that data sets ship."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from tvrbench.harness.core import registry
 
 OPENAI_ARCHIVES = {
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
@@ -18,3 +22,11 @@ OPENAI_WEIGHTS = OPENAI_ARCHIVES | {
     "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f": "ViT-B-32",
 }
 """Every file known to hold them, and its backbone."""
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The weights that the data set of this name ships; None where it ships none, or there is no such data set."""
+    if name not in registry.table("datasets"):
+        return None
+    path: Path | None = getattr(registry.lookup(name, "datasets"), "weights_path", None)
+    return path

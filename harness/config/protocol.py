@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from tvrbench.harness.config.known_weights import shipped_weights
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -25,7 +26,7 @@ OWN = "own"  # the folder of names of protocols that do not ship
 _CONFIG = Path(__file__).parent
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(_[A-Za-z0-9.+-]+)*")
 _MAX_BYTES = 2**20
-_NOT_HASHED = ("seeds", "title", "data", "backbone_from_weights")
+_NOT_HASHED = ("seeds", "title", "data", "folder", "backbone_from_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Protocol:
         kind: ``uniform`` (one recipe, methods are compared) or ``published`` (each paper's own, for verdicts).
         dataset: a registered data set.
         backbone: preset name, or None to read the architecture from the weights.
-        weights: as for ``load_model``, or ``dataset`` for the weights that ship with the data set.
+        weights: as for ``load_model``, or ``dataset`` for the weights that the protocol's own data set ships.
         frames, words: T frames per video, L tokens per caption.
         recipe: the recipe of a uniform protocol; a published one uses each method's own.
         recipe_overrides: single fields of that recipe.
@@ -54,7 +55,8 @@ class Protocol:
         train_pairs, test_videos: sizes of the full splits, so that a plan needs no data; None to count them there.
         data_options: of a data set that has options.
         data: the folder of the data, if none is given; not part of the hash.
-        backbone_from_weights: a file of weights that is given in place of ``weights`` brings its own backbone.
+        folder: of the protocol's own file, where the path in ``weights`` starts; None for one that ships. Not hashed.
+        backbone_from_weights: a file of weights, given in ``weights`` or in its place, brings its own backbone.
 
     Raises:
         UsageError: a value that does not fit the others, or is out of range.
@@ -85,6 +87,7 @@ class Protocol:
     test_videos: int | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
+    folder: Path | None = None
     backbone_from_weights: bool = False
 
     def __post_init__(self) -> None:
@@ -149,17 +152,27 @@ class Protocol:
         short = {"name": self.name, "hash": self.hash}
         if not self.name.startswith(f"{OWN}/"):
             return short
-        given = {key: value for key, value in _hashed(self).items() if key not in ("name", "data")}
+        given = {key: value for key, value in _hashed(self).items() if key not in ("name", "data", "folder")}
         return short | {"definition": given}
 
+    @property
+    def located_weights(self) -> str:
+        """``weights``; in a protocol file, a path starts at the folder of the file."""
+        if self.folder is None or shipped_weights(self.weights):
+            return self.weights
+        path = self.folder / os.path.expanduser(self.weights)  # noqa: PTH111 - pathlib's raises for an unknown user
+        is_path = "/" in self.weights or path.suffix or path.exists()
+        return str(path) if is_path else self.weights
+
     def on(self, backbone: str | None, weights: str | None = None) -> Protocol:
-        """The protocol on another backbone, under a name that says so, or on that of a given file of weights.
+        """The protocol on another backbone, under a name that says so, or on that of a file of weights.
 
         ``ViT-B/16`` is ``ViT-B-16``.
         """
+        weights = weights or (self.located_weights if self.folder else None)
         if backbone is None and self.backbone_from_weights and weights:
-            is_file = os.path.exists(os.path.expanduser(weights))  # noqa: PTH110, PTH111 - pathlib's raise
-            return replace(self, backbone=None) if is_file else self
+            file = shipped_weights(weights) or os.path.expanduser(weights)  # noqa: PTH111 - as above
+            return replace(self, backbone=None) if os.path.exists(file) else self  # noqa: PTH110 - pathlib's raises
         if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self
         return replace(self, name=f"{self.name}@{wanted}", backbone=wanted)
@@ -191,6 +204,10 @@ def load_protocol(name: str) -> Protocol:
     """
     if Path(name).suffix.lower() == ".toml":
         return _own_protocol(Path(name))
+    if name.startswith(f"{OWN}/"):
+        file = f"{name.removeprefix(OWN)[1:].partition('@')[0]}.toml"
+        message = f"{name} is no shipped protocol; run one of your own by the path of its file: tvrbench run {file}"
+        raise UsageError(message, code="protocol.own", protocol=name)
     if name not in protocol_names():
         known = f"known are {', '.join(protocol_names())}; the path of a file of your own ends in .toml"
         raise UsageError(f"unknown protocol {name!r}: {known}", code="protocol.unknown", protocol=name)
@@ -216,19 +233,21 @@ def _own_protocol(path: Path) -> Protocol:
     if not _STEM.fullmatch(path.stem):
         rule = "name the file with letters, digits and . + - _, a letter or digit first"
         raise UsageError(f"{path.name} cannot name a protocol: {rule}", code="protocol.name", file=path.name)
-    if "name" in values:
-        message = f"{path.name}: its file names it {protocol_name(path.name)}; remove the field name"
-        raise UsageError(message, code="protocol.name", file=path.name)
+    for key in ("name", "folder"):
+        if key in values:
+            message = f"{path.name}: its name {protocol_name(path.name)} and its folder are those of the file"
+            raise UsageError(f"{message}; remove the field {key}", code="protocol.name", file=path.name)
     protocol = validated(Protocol, values | {"name": protocol_name(path.name)}, f"protocol {path.name}")
     if (protocol.kind == "published") != path.stem.startswith("published"):
         rule = "reports take files whose name starts with published, and no others, for protocols of that kind"
         raise UsageError(f"{path.name}: {rule}; rename the file", code="protocol.name", file=path.name)
-    if protocol.dataset not in registry.table("datasets"):
-        registry.lookup(protocol.dataset, "datasets")  # raises the error that lists the known ones
+    usual = getattr(registry.lookup(protocol.dataset, "datasets"), "usual_split", str)
     if strange := sorted(set(protocol.recipes_replaced) - set(recipe_names())):
         load_recipe(strange[0])  # likewise
     _ = protocol.hash  # reads every recipe that the protocol can use
-    return protocol if protocol.data is None else replace(protocol, data=path.parent / protocol.data)
+    data = None if protocol.data is None else path.parent / protocol.data
+    train, test = usual(protocol.train_split), usual(protocol.test_split)
+    return replace(protocol, folder=path.parent, data=data, train_split=train, test_split=test)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def load_model(
     Args:
         method: a registered method or baseline (``tvrbench list methods``).
         backbone: a preset such as ``ViT-B-32``; not needed where the weights determine it.
-        weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder.
+        weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder, a data set that ships weights.
         checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
             ``backbone`` and ``weights``.
         activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state; needed where none does.

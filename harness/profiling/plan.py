@@ -59,7 +59,8 @@ class MeasurementSettings:
 
     Attributes:
         device: Where to run: cpu, cuda or cuda:N.
-        weights: CLIP weights: random:0, openai, an open_clip tag, a file or a folder. Times do not depend on training.
+        weights: CLIP weights: random:SEED, openai, an open_clip tag, a file or a folder, or a data set that ships
+            weights, for example standin. Times do not depend on training.
         activation: Activation of weights from a file, where no config beside it says it.
         frames: Frames per video.
         threads: Threads of torch on a CPU; its own default where left out.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tvrbench.harness.config.known_weights import shipped_weights
 from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.config.recipe import Recipe
-from tvrbench.harness.core import registry
 from tvrbench.harness.core.distributed import all_gather_object, dist_info
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
@@ -102,8 +102,8 @@ def weights_of(protocol: Protocol) -> str:
         UsageError: the data set ships none.
     """
     if protocol.weights != "dataset":
-        return protocol.weights
-    path: Path | None = getattr(registry.lookup(protocol.dataset, "datasets"), "weights_path", None)
+        return protocol.located_weights
+    path = shipped_weights(protocol.dataset)
     if path is None:
         raise UsageError(
             f"protocol {protocol.name}: data set {protocol.dataset} ships no weights; give --weights",

@@ -82,7 +82,8 @@ class RunSettings(ExecutionSettings):
         seeds: Whole numbers separated by commas (default: the protocol's own).
         data: Folder of the data set: annotations and a folder videos. The embedded one needs none.
         backbone: A backbone instead of the protocol's; the protocol's name then says so.
-        weights: CLIP weights instead of the protocol's: openai, an open_clip tag, a file or a folder.
+        weights: CLIP weights instead of the protocol's: openai, an open_clip tag, a file or a folder, random:SEED, or a
+            data set that ships weights, for example standin.
         activation: Activation of CLIP weights or of a checkpoint, where no config says it or the config is wrong.
         checkpoint: A trained model to score with --eval-only: saved by a run under runs/checkpoints, or a state dict
             released by a paper's code (then name its --methods).

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tvrbench.harness.config.known_weights import shipped_weights
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -52,7 +53,7 @@ class ModelSource:
     def absolute(self) -> ModelSource:
         """The same source for a command that runs in another folder."""
         weights = self.weights
-        if weights is not None and weights not in registry.names("datasets") and _on_disk(weights):
+        if weights is not None and not shipped_weights(weights) and _on_disk(weights):
             weights = str(Path(os.path.expanduser(weights)).absolute())  # noqa: PTH111 - as ``load_weights`` does
         return replace(self, weights=weights, checkpoint=self.checkpoint and str(Path(self.checkpoint).absolute()))
 
@@ -182,7 +183,7 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     """
     scored = _checkpoint(source, settings)
     name = scored.method if scored else settings.method or _plain_clip()
-    shipped, trains = _shipped(source.weights), method_class(name).card.trains
+    shipped, trains = shipped_weights(source.weights or DEFAULT_WEIGHTS), method_class(name).card.trains
     path = str(shipped or source.weights or DEFAULT_WEIGHTS)
     backbone = source.backbone or (None if (scored and scored.base) or _on_disk(path) else DEFAULT_BACKBONE)
     weights = scored.base if scored and scored.base else load_weights(path, backbone, source.activation)
@@ -234,7 +235,7 @@ def _checkpoint(source: ModelSource, settings: ModelSettings) -> EvalCheckpoint 
         message = f"--checkpoint {path.name} does not name its method: give --method NAME"
         raise UsageError(message, code="checkpoint.no-method")
     scored = open_checkpoint(path, [settings.method] if settings.method else [], source.activation)
-    if scored.base and source.weights and not _shipped(source.weights):
+    if scored.base and source.weights and not shipped_weights(source.weights):
         message = f"--checkpoint {scored.path.name} holds all weights of its model: leave --weights out"
         raise UsageError(message, code="checkpoint.weights")
     return scored
@@ -250,11 +251,3 @@ def _frames(settings: ModelSettings, scored: EvalCheckpoint | None) -> int:
 
 def _on_disk(weights: str) -> bool:
     return os.path.exists(os.path.expanduser(weights))  # noqa: PTH110, PTH111 - pathlib's raise
-
-
-def _shipped(weights: str | None) -> Path | None:
-    """The weights that a data set of this name ships."""
-    if weights is None or weights not in registry.names("datasets"):
-        return None
-    path: Path | None = getattr(registry.lookup(weights, "datasets"), "weights_path", None)
-    return path

@@ -164,6 +164,30 @@ def test_a_checkpoint_is_scored_on_test_videos_alone(clips: Path) -> None:
     assert "train_split" not in records[0]["data"]
 
 
+def test_a_copy_of_the_shipped_protocol_runs_on_weights_beside_it(clips: Path) -> None:
+    for name in ("clip.safetensors", "vocab.txt", "open_clip_config.json"):
+        Path("deep").mkdir(exist_ok=True)
+        shutil.copy(StandIn.weights_path.with_name(name), "deep")
+    Path("deep/mine.toml").write_text(OWN.replace('"openai"', '"clip.safetensors"').replace('"clips"', '"../clips"'))
+    (record,) = run("deep/mine.toml", "zero_shot", weights=None)
+    assert record["method"]["options"]["backbone"].startswith("ViT-12x64")
+    Path("deep/mine.toml").write_text(Path("deep/mine.toml").read_text().replace("backbone_from_weights = true", ""))
+    with raises("weights.backbone", field="image_size"):
+        run("deep/mine.toml", "zero_shot", weights=None, dry_run=True)
+
+
+def test_weights_that_a_data_set_ships_are_those_of_their_file(clips: Path) -> None:
+    (by_path,) = run("folder/uniform", "zero_shot", data=clips)
+    (named,) = run("folder/uniform", "zero_shot", data=clips, weights="standin")
+    Path("mine.toml").write_text(OWN.replace('"openai"', '"standin"'))
+    (of_file,) = run("mine.toml", "zero_shot", weights=None)
+    assert named["protocol"] == by_path["protocol"]
+    for record in (named, of_file):
+        assert record["weights_sha256"] == by_path["weights_sha256"]
+        assert record["weights"] == by_path["weights"]
+        assert record["metrics"]["t2v"] == by_path["metrics"]["t2v"]
+
+
 def test_a_training_split_smaller_than_a_batch_is_named(clips: Path) -> None:
     Path("mine.toml").write_text(OWN.replace("steps = 2\nbatch_size = 8", "batch_size = 17"))
     with raises("recipe.batch-size", pairs=16, batch_size=17):
@@ -215,9 +239,16 @@ def test_verify_cache_and_compare(clips: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["data", "cache", *options]) == 0
     assert "6 videos decoded" in capsys.readouterr().out
     assert cli.main(["data", "verify", *options, "--report", "b.json"]) == 0
-    assert "splits: by the column split" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "splits: by the column split" in shown
+    assert "data_options" not in shown
     assert cli.main(["data", "compare", "a.json", "b.json", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["same"]
+    captions = (clips / "captions.csv").read_text()
+    (clips / "captions.csv").write_text("\n".join(line.rpartition(",")[0] for line in captions.splitlines()))
+    assert cli.main(["data", "verify", *options]) == 0
+    assert "[data_options] test_share, seed" in capsys.readouterr().out
+    (clips / "captions.csv").write_text(captions)
     keep_test_alone(clips)
     assert cli.main(["data", "verify", *options, "--split", "test"]) == 0
     assert cli.main(["data", "verify", *options, "--split", "train"]) == 2

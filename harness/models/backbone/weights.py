@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
+from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS, shipped_weights
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
@@ -82,7 +82,8 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     """Resolve the ``weights`` option.
 
     Args:
-        spec: ``random:SEED``; ``openai`` or an open_clip pretrained tag; a local file or folder.
+        spec: ``random:SEED``; a data set that ships weights; ``openai`` or an open_clip pretrained tag; a local file or
+            folder.
         backbone: preset name; needed for random weights and tags, otherwise only compared with the file.
         activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state.
 
@@ -97,13 +98,13 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     shown = printable(text, _SHOWN)
     if text.startswith("random:"):
         return _random_weights(text, backbone, activation)
-    path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for an unknown user
+    path = shipped_weights(text) or Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for unknown users
     if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for a long name
         weights = _from_path(path, activation)
     elif "/" in text or path.suffix or not backbone:
         raise UsageError(
-            f"weights {shown!r}: there is no such file or folder (also known: random:SEED, openai, an open_clip tag "
-            "together with a backbone)",
+            f"weights {shown!r}: there is no such file or folder (also known: random:SEED, a data set that ships "
+            "weights, openai, an open_clip tag together with a backbone)",
             code="weights.missing",
             weights=shown,
         )
@@ -113,7 +114,9 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     for name in VISION_SHAPE:
         if getattr(weights.arch, name) != getattr(wanted, name):
             problem = f"have {name} {getattr(weights.arch, name)}, but backbone {backbone} has {getattr(wanted, name)}"
-            raise UsageError(f"weights {shown!r} {problem}", code="weights.backbone", field=name, backbone=backbone)
+            remedy = "leave backbone out, then the weights bring theirs, or give weights of that backbone"
+            message = f"weights {shown!r} {problem}: {remedy}"
+            raise UsageError(message, code="weights.backbone", field=name, backbone=backbone)
     return weights
 
 
@@ -309,7 +312,7 @@ def is_downloaded(spec: str | Path, backbone: str | None = None) -> bool:
         UsageError: an unknown tag.
     """
     text = str(spec)
-    exists = os.path.exists(text)  # noqa: PTH110 - pathlib's raises for a long name
+    exists = shipped_weights(text) or os.path.exists(text)  # noqa: PTH110 - pathlib's raises for a long name
     named = text.startswith("random:") or "/" in text or Path(text).suffix or exists
     return bool(named) or not backbone or in_cache(_tag_config(text, backbone))
 

@@ -12,6 +12,7 @@ from tvrbench.harness.config.protocol import load_protocol, protocol_name, proto
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.record import plain
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.context import weights_of
 
 pytestmark = pytest.mark.unit
 
@@ -77,7 +78,7 @@ def test_no_shipped_protocol_can_be_shadowed(tmp_path: Path, monkeypatch: pytest
     own(tmp_path, name="msvd/uniform.toml")
     assert load_protocol("msvd/uniform").title != "mine"
     assert load_protocol("msvd/uniform.toml").name == "own/uniform"
-    with raises("protocol.unknown", protocol="own/mine"):
+    with raises("protocol.own", protocol="own/mine"):
         load_protocol("own/mine")
 
 
@@ -148,6 +149,61 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, code: 
     (tmp_path / "folder.toml").mkdir()
     with raises("protocol.read"):
         load_protocol(str(tmp_path / "folder.toml"))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "sub/w", "tiny"])
+def test_a_path_of_weights_starts_at_the_file_and_brings_the_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    text = TEXT.replace('"openai"', f'"{name}"')
+    (tmp_path / "a" / name).mkdir(parents=True)
+    own_backbone = load_protocol(str(own(tmp_path / "a", "backbone_from_weights = true\n" + text)))
+    assert own_backbone.on(None).backbone is None
+    assert own_backbone.on("ViT-B-16").backbone == "ViT-B-16"
+    assert own_backbone.on(None, "openai").backbone == "ViT-B-32"
+    monkeypatch.chdir(tmp_path)
+    first = load_protocol(str(own(Path("a"), text)))
+    assert first.on(None).backbone == "ViT-B-32"
+    assert Path(weights_of(first)) == Path("a") / name
+    other = load_protocol(str(own(tmp_path / "b", text)))
+    assert other.hash == first.hash
+    assert str(tmp_path) not in str(other.reference)
+    assert weights_of(other) == ("tiny" if name == "tiny" else str(tmp_path / "b" / name))
+
+
+def test_the_folder_is_no_field_of_a_file(tmp_path: Path) -> None:
+    with raises("protocol.name"):
+        load_protocol(str(own(tmp_path, f"folder = '/'\n{TEXT}")))
+
+
+def test_splits_of_a_data_set_go_by_its_synonyms(tmp_path: Path) -> None:
+    texts = [TEXT.replace('"test"', f'"{name}"') for name in ("dev", "val", "Validation")]
+    loaded = [load_protocol(str(own(tmp_path, text))) for text in texts]
+    assert {one.test_split for one in loaded} == {"val"}
+    assert len({one.hash for one in loaded}) == 1
+    with raises("protocol.same-split"):
+        load_protocol(str(own(tmp_path, texts[0].replace('"train"', '"val"'))))
+    published = TEXT.replace('"folder"', '"msvd"').replace('"test"', '"Dev"')
+    assert load_protocol(str(own(tmp_path, published))).test_split == "Dev"
+
+
+@pytest.mark.parametrize("name", ["own/mine", "own/mine@ViT-B-16"])
+def test_the_name_in_records_is_not_the_file(name: str) -> None:
+    with raises("protocol.own", protocol=name) as caught:
+        load_protocol(name)
+    assert "mine.toml" in str(caught.value)
+    assert "uniform" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", ["openai", "standin", "random:0", "laion2b_s34b_b79k"])
+def test_names_of_weights_are_no_paths(tmp_path: Path, weights: str) -> None:
+    protocol = load_protocol(str(own(tmp_path, TEXT.replace('"openai"', f'"{weights}"'))))
+    assert weights_of(protocol) == weights
+
+
+def test_absolute_paths_of_weights_stay(tmp_path: Path) -> None:
+    text = TEXT.replace('"openai"', f"'{tmp_path / 'w.pt'}'")
+    assert weights_of(load_protocol(str(own(tmp_path / "deep", text)))) == str(tmp_path / "w.pt")
 
 
 def test_given_weights_bring_their_backbone_where_the_protocol_says_so(tmp_path: Path) -> None:

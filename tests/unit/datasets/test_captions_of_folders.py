@@ -149,6 +149,26 @@ def test_files_in_the_folder_videos_may_be_named_without_it(tmp_path: Path) -> N
         FolderDataset(tmp_path).split("test")
 
 
+@pytest.mark.parametrize(
+    ("name", "there", "hint"),
+    [
+        ("RED.MP4", "red.mp4", "case"),
+        ("red.mp4", "videos/Red.mp4", "case"),
+        ("videos/red.mp4", "videos/RED.mp4", "case"),
+        ("sub\\red.mp4", "sub/red.mp4", "write /"),
+        ("sub\\red.mp4", "videos/sub/red.mp4", "write /"),
+        ("sub\\red.mp4", "elsewhere.mp4", "copy"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_told(tmp_path: Path, name: str, there: str, hint: str) -> None:
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_bytes(b"x")
+    dataset = folder(tmp_path, f"file_name,caption,split\n{name},a cat,test\n", videos=0)
+    (fault,) = dataset.check_videos(dataset.split("test").video_ids)
+    assert fault.kind == "missing"
+    assert hint in fault.detail
+
+
 @pytest.mark.parametrize("name", ["V0.mp4", "sub/v0.mp4", "v00.mp4"])
 def test_a_file_that_is_not_there_is_missing_with_a_hint(tmp_path: Path, name: str) -> None:
     dataset = folder(tmp_path, f"file_name,caption,split\n{name},a cat,test\n")
@@ -168,6 +188,68 @@ def test_splits_by_column_in_their_order_under_any_name(tmp_path: Path) -> None:
     assert (origin.without_caption, origin.same_content) == (1, ())
     with raises("split.unknown", split="tset"):
         dataset.split("tset")
+
+
+@pytest.mark.parametrize("name", ["dev", "valid", "Validation", "VAL"])
+def test_splits_are_found_by_their_synonyms(tmp_path: Path, name: str) -> None:
+    dataset = folder(tmp_path, f"file_name,caption,split\nv0.mp4,a,{name}\nv1.mp4,b,Training\n")
+    assert splits_of(dataset) == ("train", "val")
+    assert dataset.split(name).name == dataset.split("dev").name == "val"
+    assert dataset.split("TRAIN").video_ids == dataset.split("training").video_ids == ("v1.mp4",)
+
+
+def in_folders(root: Path, *names: str, file: str = "metadata.csv", rows: str = "file_name,caption\na.mp4,") -> Path:
+    for number, name in enumerate(names):
+        (root / name / "sub").mkdir(parents=True)
+        (root / name / "a.mp4").write_bytes(bytes([number]))
+        (root / name / file).write_text(f"{rows}a cat {number}" + ('"}' if file.endswith("l") else ""))
+    return root
+
+
+JSON_ROWS = '{"file_name": "a.mp4", "text": "'
+
+
+@pytest.mark.parametrize(("file", "rows"), [("metadata.csv", None), ("metadata.jsonl", JSON_ROWS)])
+def test_a_folder_per_split_with_its_own_captions(tmp_path: Path, file: str, rows: str | None) -> None:
+    given = {} if rows is None else {"rows": rows}
+    dataset = FolderDataset(in_folders(tmp_path, "train", "test", "validation", ".cache", file=file, **given))
+    assert splits_of(dataset) == ("train", "val", "test")
+    assert dataset.split("test").video_ids == ("test/a.mp4",)
+    assert dataset.split("val").video_ids == ("validation/a.mp4",)
+    assert dataset.check_videos([]) == []
+    assert dataset.video_path("test/a.mp4") == tmp_path / "test/a.mp4"
+    origin = origin_of(dataset)
+    assert origin is not None
+    assert "folders" in origin.rule
+    assert {path.relative_to(tmp_path).parts[0] for path in dataset.annotation_files()} == {
+        "train",
+        "test",
+        "validation",
+    }
+
+
+@pytest.mark.parametrize("names", [("videos",), ("day 1", "day 2"), ("train", "my clips")])
+def test_captions_below_that_are_no_splits_are_refused_with_a_remedy(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with raises("annotation.place") as caught:
+        FolderDataset(in_folders(tmp_path, *names)).own_splits()
+    assert "captions.csv" in str(caught.value)
+
+
+def test_what_contradicts_its_folder_is_refused(tmp_path: Path) -> None:
+    root = in_folders(tmp_path, "train", "test", rows="split,file_name,caption\ntest,a.mp4,")
+    with raises("annotation.malformed", problem="split", where="train/metadata.csv, line 2"):
+        FolderDataset(root).own_splits()
+    (root / "train/captions.csv").write_text("file_name,caption\na.mp4,a cat")
+    with raises("annotation.ambiguous"):
+        FolderDataset(root).own_splits()
+    (root / "captions.csv").write_text("file_name,caption,split\ntrain/a.mp4,a cat,test")
+    assert FolderDataset(root).own_splits() == ("test",)
+
+
+def test_a_name_in_a_folder_of_a_split_cannot_leave_it(tmp_path: Path) -> None:
+    root = in_folders(tmp_path, "train", "test", rows="file_name,caption\n../test/a.mp4,")
+    with raises("annotation.malformed", problem="file-name"):
+        FolderDataset(root).own_splits()
 
 
 def test_a_data_set_of_test_videos_alone_has_one_split(tmp_path: Path) -> None:
@@ -219,6 +301,41 @@ def test_shares_are_drawn_by_name_and_further_files_move_none(tmp_path: Path) ->
     half = _share(tmp_path / "half", names, test_share=0.5)
     assert {name for name, split in all_.items() if split == "test"} < {n for n, s in half.items() if s == "test"}
     assert set(_share(tmp_path / "whole", names, test_share=1).values()) == {"test"}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.95])
+def test_a_draw_leaves_neither_split_empty(tmp_path: Path, count: int, share: float) -> None:
+    moved = set()
+    for seed in range(20):
+        names = [f"clip {number}.mp4" for number in range(count)]
+        drawn = _share(tmp_path / f"{seed}", names, test_share=share, seed=seed)
+        assert set(drawn.values()) == {"train", "test"}
+        origin = origin_of(FolderDataset(tmp_path / f"{seed}", FolderOptions(test_share=share, seed=seed)))
+        assert origin is not None
+        if "all fell to" in origin.rule:
+            assert 1 in (list(drawn.values()).count(name) for name in ("train", "test"))
+            moved.add(seed)
+    assert moved or (count, share) == (10, 0.2)
+
+
+def test_a_file_that_was_moved_is_the_first_that_a_larger_share_takes(tmp_path: Path) -> None:
+    names = [f"clip {number}.mp4" for number in range(5)]
+    for seed in range(20):
+        moved = _share(tmp_path / f"a{seed}", names, test_share=1e-9, seed=seed)
+        (test,) = [name for name, split in moved.items() if split == "test"]
+        for share in (0.3, 0.6):
+            more = _share(tmp_path / f"{share}{seed}", names, test_share=share, seed=seed)
+            assert more[test] == "test"
+
+
+def test_one_file_cannot_be_shared_out(tmp_path: Path) -> None:
+    drawn = _share(tmp_path / "one", ["clip.mp4"])
+    (name,) = {"train", "test"}.difference(drawn.values())
+    with raises("split.unknown", split=name) as caught:
+        FolderDataset(tmp_path / "one").split(name)
+    assert "column split" in str(caught.value)
+    assert "test_share" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"test_share": 0}, {"test_share": 1.5}, {"test_share": float("nan")}])

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from tvrbench.harness import load_model
+from tvrbench.harness.core import registry
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.backbone.weights import load_weights
+from tvrbench.harness.models.backbone.weights import is_downloaded, load_weights
 
 pytestmark = pytest.mark.unit
 
@@ -168,3 +169,16 @@ def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -
 def test_impossible_architectures_are_refused(tiny_arch: Architecture, field: str, value: int) -> None:
     with raises("architecture.value", field=field):
         replace(tiny_arch, **{field: value})
+
+
+def test_weights_that_a_data_set_ships_go_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "standin").mkdir()  # a folder of data, say
+    path = registry.lookup("standin", "datasets").weights_path
+    named, by_path = load_weights("standin"), load_weights(path)
+    assert named.to_json(None) == by_path.to_json(None)
+    assert (named.arch, named.folder) == (by_path.arch, by_path.folder)
+    assert is_downloaded("standin", "ViT-B-32")
+    for name in ("folder", "msvd"):
+        with raises("weights.missing"):
+            load_weights(name, "ViT-B-32")
