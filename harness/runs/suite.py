@@ -152,7 +152,9 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
     )
     for path in found.done:
         _log(f"skipped, its record exists: {path.name}")
-    first = what_first(plan, found.context, command=f"tvrbench run {settings.protocol}")
+    unsaid = settings.data is None and found.protocol.data is None and found.context is None
+    command = settings.command_of_any_run + (" --data DIR" if unsaid else "")
+    first = what_first(plan, found.context, command=command)
     print_json(plan_document(plan, first)) if settings.as_json else print_plan(plan, first)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_a_plan_on_data(data: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert plan["methods"][0]["memory_mib"] > 0
     assert any(each["do"].startswith("tvrbench data verify msrvtt --root ") for each in plan["first"])
     assert not list(Path().iterdir())
+
+
+def test_what_to_do_first_can_be_typed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--data", str(data), "--weights", WEIGHTS, "--no-timing", "--results", "kept here"]
+    code, out, _ = call(capsys, *given, "--seeds", "1,2", "--dry-run", "--json")
+    do = [each["do"] for each in json.loads(out)["first"] if each["do"].startswith("tvrbench run")]
+    assert (code, len(do)) == (0, 1)
+    assert call(capsys, *shlex.split(do[0])[3:], "--dry-run")[0] == 0
+    for word in given:
+        assert word in shlex.split(do[0])
+    _, out, _ = call(capsys, "--weights", WEIGHTS, "--dry-run", "--json")
+    do = [each["do"] for each in json.loads(out)["first"] if each["do"].startswith("tvrbench run")]
+    assert "--data DIR" in do[0]
 
 
 def test_a_plan_without_data_and_with_a_download(
