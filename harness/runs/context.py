@@ -252,7 +252,7 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
         )
     skipped = tuple(fault.video_id for fault in faults)
     if skipped:
-        log(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:MISSING_LISTED])}")
+        log(f"leaving out videos that cannot be used ({len(skipped)}): {first_of(skipped, MISSING_LISTED)}")
         context = replace(
             context,
             train=train.without(skipped),
@@ -288,6 +288,12 @@ def _faults(context: RunContext, log: Callable[[str], None], decode: bool) -> li
     with Bar() as bar:
         bar.begin(f"decoding {len(unknown)} videos to check them:")
         return dataset.check_videos(unknown, progress=bar.reach)
+
+
+def first_of(names: Sequence[str], listed: int) -> str:
+    """The first names in one line, and how many more there are."""
+    more = f" and {len(names) - listed:,} more" if len(names) > listed else ""
+    return ", ".join(names[:listed]) + more
 
 
 def missing_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> list[VideoFault]:

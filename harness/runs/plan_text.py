@@ -28,20 +28,30 @@ class Advice:
     why: str
 
 
-def what_first(plan: Plan, context: RunContext | None, *, command: str) -> list[Advice]:
+def what_first(plan: Plan, context: RunContext | None, *, command: str, missing: Sequence[str] = ()) -> list[Advice]:
     """What to do first, in order.
 
     Args:
         plan: of the runs.
         context: opened data, or None.
         command: the beginning of the command that was planned.
+        missing: videos without a file.
     """
     return [
+        *_missing_first(plan, missing),
         *_data_first(plan, context),
         *_memory_first(plan),
         *_method_first(plan, command),
         *_device_first(plan),
     ]
+
+
+def _missing_first(plan: Plan, missing: Sequence[str]) -> list[Advice]:
+    if not missing:
+        return []
+    videos = (plan.sizes.train_videos or 0) + plan.sizes.test_videos
+    why = f"{len(missing):,} of {videos:,} videos are missing, and the runs do not start without them"
+    return [Advice(do="get the missing videos, or add --skip-bad-videos", why=why)]
 
 
 def _data_first(plan: Plan, context: RunContext | None) -> list[Advice]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.config import RunConfig, new_model, settle
 from tvrbench.harness.runs.context import (
     RunContext,
+    bad_videos_message,
     check_videos,
+    first_of,
+    missing_videos,
     open_context,
     open_weights,
     weights_of,
@@ -22,6 +25,8 @@ from tvrbench.harness.runs.context import (
 )
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 from tvrbench.harness.runs.resume import WorkList, work_list
+
+MISSING_NAMED = 5  # in a line
 
 
 def prepare(
@@ -71,6 +76,7 @@ class Survey:
         context: data and weights; None without data.
         left: runs to do; all of them without data.
         done: records of completed runs.
+        missing: videos without a file, which the runs need; they are planned as if they were there.
     """
 
     protocol: Protocol
@@ -79,6 +85,7 @@ class Survey:
     context: RunContext | None
     left: Sequence[RunConfig]
     done: Sequence[Path]
+    missing: Sequence[str]
 
 
 def survey(
@@ -106,15 +113,22 @@ def survey(
         activation: of the weights, over what their sources state.
         scored: a checkpoint to score.
         skip, refuse: as for ``work_list``.
-        skip_bad: plan without the videos that are missing.
+        skip_bad: plan without the videos that are missing, not as if they were there.
         log: receives which those are.
 
     Raises:
-        UsageError: as the runs would.
+        UsageError: as the runs would, but for missing videos: who plans has often not fetched them all.
     """
     store.check_writable(protocol.name, create=False)
+    missing = list[str]()
+
+    def check(opened: RunContext) -> RunContext:
+        if skip_bad:
+            return check_videos(opened, skip_bad=True, log=log, decode=False)
+        missing.extend(_missing(opened, log))
+        return opened
+
     dataset, asked = registry.lookup(protocol.dataset, "datasets"), protocol
-    check = partial(check_videos, skip_bad=skip_bad, log=log, decode=False)
     here = dataset.generated and dataset.is_generated()
     sized = None not in (protocol.train_pairs, protocol.test_videos)  # otherwise only the data tells
     if (root or protocol.data) is None and sized and not here:
@@ -134,5 +148,24 @@ def survey(
     elif context is not None:
         context, work = prepare(context, configs, store, skip=skip, refuse=refuse, check=check)
     return Survey(
-        protocol=protocol, weights=found, downloads=downloads, context=context, left=work.left, done=work.done
+        protocol=protocol,
+        weights=found,
+        downloads=downloads,
+        context=context,
+        left=work.left,
+        done=work.done,
+        missing=missing,
     )
+
+
+def _missing(context: RunContext, log: Callable[[str], None]) -> list[str]:
+    """The videos without a file; UsageError for one with two."""
+    videos = list(dict.fromkeys((*context.train.video_ids, *context.test.video_ids)))
+    faults = missing_videos(context.dataset, videos)
+    if others := [fault for fault in faults if fault.kind != "missing"]:
+        ids = sorted(fault.video_id for fault in others)
+        raise UsageError(bad_videos_message(others), code="video.unusable", videos=ids)
+    missing = [fault.video_id for fault in faults]
+    if missing:
+        log(f"{len(missing):,} of {len(videos):,} videos are missing: {first_of(missing, MISSING_NAMED)}")
+    return missing

@@ -154,7 +154,7 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
         _log(f"skipped, its record exists: {path.name}")
     unsaid = settings.data is None and found.protocol.data is None and found.context is None
     command = settings.command_of_any_run + (" --data DIR" if unsaid else "")
-    first = what_first(plan, found.context, command=command)
+    first = what_first(plan, found.context, command=command, missing=found.missing)
     print_json(plan_document(plan, first)) if settings.as_json else print_plan(plan, first)
 
 

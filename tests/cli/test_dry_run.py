@@ -116,6 +116,11 @@ def without_video(data: Path) -> list[str]:
     return []
 
 
+def two_files(data: Path) -> list[str]:
+    (data / "videos" / "video7020.mkv").write_bytes(b"x")
+    return []
+
+
 def broken_annotation(data: Path) -> list[str]:
     (data / "MSRVTT_data.json").write_text('{"videos": [')
     return []
@@ -151,7 +156,7 @@ def broken_checkpoint(data: Path) -> list[str]:
         (lambda data: ["--checkpoint", "/nope.pt", "--eval-only"], ""),
         (broken_checkpoint, ""),
         (broken_annotation, "annotation."),
-        (without_video, "video.unusable"),
+        (two_files, "video.unusable"),
         (unwritable, "io.write"),
         (no_tensorboard, "package.missing"),
     ],
@@ -180,6 +185,22 @@ def test_missing_videos_are_left_out_if_the_run_leaves_them_out(data: Path, caps
     common = ("--data", str(data), "--weights", WEIGHTS, "--skip-bad-videos", "--dry-run", "--json")
     code, out, _ = call(capsys, *common)
     assert (code, json.loads(out)["sizes"]["test_videos"]) == (0, 1)
+
+
+def test_missing_videos_are_counted_and_the_plan_is_made(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for video in (*TRAIN, *TEST):
+        if video not in ("video0", "video7020"):
+            (data / "videos" / f"{video}.mp4").unlink()
+    assert cli.main(["run", NAME, "--methods", "lora", "--data", str(data), "--weights", WEIGHTS, "--dry-run"]) == 0
+    done = capsys.readouterr()
+    assert [line for line in done.err.splitlines() if "missing" in line] == [
+        "12 of 14 videos are missing: video1, video2, video3, video4, video5 and 7 more"
+    ]
+    code, out, _ = call(capsys, "--data", str(data), "--weights", WEIGHTS, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert (code, plan["sizes"]["train_videos"], plan["sizes"]["test_videos"]) == (0, 12, 2)
+    assert "12 of 14 videos are missing" in plan["first"][0]["why"]
+    assert plan["decoding"]["clip_ms"] > 0  # of what is there
 
 
 def test_registered_data_sets_that_generate_themselves_can_tell_if_they_have(tmp_path: Path) -> None:
