@@ -10,8 +10,9 @@ from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.config import RunConfig, new_model, settle
+from tvrbench.harness.runs.config import RunConfig, new_model, options_of, settle
 from tvrbench.harness.runs.context import (
     RunContext,
     bad_videos_message,
@@ -65,6 +66,26 @@ def prepare(
     return context, work
 
 
+def with_preset(
+    protocol: Protocol, weights: Weights, configs: Sequence[RunConfig], log: Callable[[str], None]
+) -> list[RunConfig]:
+    """The runs of all methods, without those that have no preset for the backbone of the weights, which are logged."""
+    unset = list[str]()
+    for method, config in {config.method: config for config in configs}.items():
+        try:
+            method_class(method).configure(method, weights.arch, protocol.frames, options_of(protocol, config))
+        except UsageError as error:
+            if error.code != "method.no-preset":
+                raise
+            unset.append(method)
+    if unset:
+        log(
+            f"left out: {', '.join(unset)} (no preset for this backbone; name them with --methods and give their "
+            "options with --set)"
+        )
+    return [config for config in configs if config.method not in unset]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What is on this machine of that which the runs need; nothing was downloaded, generated or decoded.
@@ -101,6 +122,7 @@ def survey(
     refuse: bool,
     skip_bad: bool,
     log: Callable[[str], None],
+    all_methods: bool = False,
 ) -> Survey:
     """Open and check what the runs would, as far as it is here.
 
@@ -115,6 +137,7 @@ def survey(
         skip, refuse: as for ``work_list``.
         skip_bad: plan without the videos that are missing, not as if they were there.
         log: receives which those are.
+        all_methods: leave out methods ``with_preset``, since nobody named them.
 
     Raises:
         UsageError: as the runs would, but for missing videos: who plans has often not fetched them all.
@@ -134,10 +157,12 @@ def survey(
     if (root or protocol.data) is None and sized and not here:
         opened, context = open_weights(protocol, weights, activation, scored, shapes_or_weights), None
         protocol, found = opened.protocol, opened.weights
+        configs = with_preset(protocol, found, configs, log) if all_methods else configs
         work = WorkList(done=(), left=settle(protocol, found, configs))
     else:
         context = open_context(protocol, root, weights, activation=activation, scored=scored, load=shapes_or_weights)
         protocol, found = context.protocol, context.weights
+        configs = with_preset(protocol, found, configs, log) if all_methods else configs
     held = scored is not None and scored.base is not None
     downloads = not held and not is_downloaded(weights or weights_of(asked), asked.backbone)
     if context is not None and downloads:  # no record and no state can be told to be of these weights

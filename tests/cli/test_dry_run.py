@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from videos import encode
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.runs import suite
 from tvrbench.harness.training.trainer import Trainer
 
@@ -201,6 +202,38 @@ def test_missing_videos_are_counted_and_the_plan_is_made(data: Path, capsys: pyt
     assert (code, plan["sizes"]["train_videos"], plan["sizes"]["test_videos"]) == (0, 12, 2)
     assert "12 of 14 videos are missing" in plan["first"][0]["why"]
     assert plan["decoding"]["clip_ms"] > 0  # of what is there
+
+
+@pytest.mark.parametrize(("dry_run", "step"), [(["--dry-run"], "make_plan"), ([], "prepare")])
+def test_methods_without_a_preset_are_left_out_unless_named(
+    dry_run: list[str],
+    step: str,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned = list[str]()
+
+    def stop(*arguments: Any, **_: Any) -> None:
+        configs = next(each for each in arguments if isinstance(each, Sequence))
+        planned.extend(config.method for config in configs)
+        raise UsageError("enough", code="test.enough")
+
+    monkeypatch.setattr(suite, step, stop)
+    command = ["run", NAME, "--data", str(data), "--weights", WEIGHTS, "--seeds", "0", *dry_run]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "[test.enough]" in said
+    assert {"lora", "zero_shot"} <= set(planned)
+    left_out = set(registry.names("methods", "baselines")) - set(planned)
+    assert {"tome", "centerclip"} <= left_out
+    (line,) = [line for line in said.splitlines() if line.startswith("left out: ")]
+    assert all(method in line for method in left_out)
+
+
+def test_a_named_method_without_a_preset_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = call(capsys, "--data", str(data), "--weights", WEIGHTS, "--methods", "lora,tome", "--dry-run")
+    assert (code, said) == (2, "method.no-preset")
 
 
 def test_registered_data_sets_that_generate_themselves_can_tell_if_they_have(tmp_path: Path) -> None:
