@@ -216,7 +216,7 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
         weights_sha256=weights.sha256,
         checkpoint_sha256=scored.sha256 if scored else None,
     )
-    untrained = f"{name} is not trained: without a checkpoint its new parameters are as they start"
+    untrained = f"{name} is not trained, so results are those of an untrained model; give --checkpoint"
     notes = (*weights.notes, untrained) if trains and scored is None else weights.notes
     return Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,8 +85,8 @@ def test_a_search_prints_a_table_json_and_a_page(
     assert "a b\\n<b>.mp4" in done.out
     assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3", "4"]
 
-    page = tmp_path / "deep" / "page.html"
-    assert search(videos, "a red star slides up", "--top", 2, "--html", page, "--json") == 0
+    page = tmp_path / "page.html"
+    assert search(videos, "a", "red", "star slides", "up", "--top", 2, "--html", page, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["query"] == {"kind": "text", "text": "a red star slides up", "cut": False}
     assert (answer["videos"], len(answer["hits"]), answer["html"]) == (4, 2, str(page))
@@ -137,6 +138,9 @@ def test_an_index_that_is_not_up_to_date_still_answers(
         (("red", "--top", 0), "option.range"),
         (("red", "--index", "nowhere"), "index.missing"),
         (("red", "--weights", "nowhere.pt"), "index.model"),
+        (("red", "--html", "nowhere/deep/page.html"), "io.write"),
+        (("red", "--html", "."), "io.write"),
+        (("red", "", "--video", "a.mp4"), "query.count"),
         (("--image", "nowhere.png"), "query.image-missing"),
         (("--video", "nowhere.mp4"), "video.missing"),
     ],
@@ -215,6 +219,20 @@ def wait_for_lines(folder: Path, lines: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("nothing was encoded")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/search.md"])
+def test_the_query_of_the_documents_finds_its_clip(
+    demo: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    query = re.findall(r'tvrbench search clips "([^"]+)" --(?:html|top)', text)[0]
+    assert cli.main(["embed", str(demo), *STANDIN, "--index", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert search(demo, query, "--index", tmp_path, "--json") == 0
+    best = json.loads(capsys.readouterr().out)["hits"][0]["file"]
+    assert query.removeprefix("a ") in best
 
 
 @pytest.mark.slow
