@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,11 +81,17 @@ class Search:
         for note in notes:
             say(note)
         model = encoder.identity
-        about = f"{model.method} on {model.backbone}, {model.frames} frames: {len(index.encoded)} videos"
+        about = (
+            f"{model.method} on {model.backbone} ({printable(index.header.source.name)}), {model.frames} frames: "
+            f"{len(index.encoded)} videos"
+        )
         if self.html is not None:
             from tvrbench.harness.search.page import search_page  # the reports' templates take a second to import
 
-            page = search_page(query, hits, lambda hit: shown_frames(dataset, encoder.spec, hit.entry), about, notes)
+            folder = os.path.relpath(dataset.root.resolve(), self.html.parent.resolve())
+            page = search_page(
+                query, hits, lambda hit: shown_frames(dataset, encoder.spec, hit.entry), about, notes, folder
+            )
             atomic_write(self.html, page.encode())
         if self.as_json:
             print_json(

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -94,7 +95,11 @@ def test_a_search_prints_a_table_json_and_a_page(
     hit = answer["hits"][0]
     assert set(hit) == {"rank", "score", "file", "path", "seconds"}
     assert Path(hit["path"]).is_file()
-    assert page.read_text(encoding="utf-8").count("<img") == 2
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 2
+    assert "standin" in text
+    links = [unquote(link) for link in re.findall(r'<a href="([^"]+)"', text)]
+    assert [(tmp_path / link).resolve() for link in links] == [Path(hit["path"]).resolve() for hit in answer["hits"]]
 
 
 def test_a_picture_and_a_video_are_queries_too(
