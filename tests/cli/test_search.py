@@ -187,6 +187,22 @@ def test_bad_models_exit_with_2_and_leave_no_index(
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_without_a_network_the_weights_to_fetch_and_the_standin_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", offline)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    assert cli.main(["embed", str(tmp_path), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "[weights.download]" in said
+    for word in ("huggingface.co/timm/", "open_clip_pytorch_model.bin", "--weights FILE", "--weights standin"):
+        assert word in said
+    assert "FileNotFoundError" not in said
+
+
 def test_folders_without_videos_or_with_none_that_can_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
