@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -282,7 +283,8 @@ def _faults(context: RunContext, log: Callable[[str], None], decode: bool) -> li
     if whole:
         log(f"{len(whole)} of {len(own)} videos were whole when the frame cache was filled, and have not changed")
     elif isinstance(dataset, VideoFiles) and not dataset.generated:
-        log(f"decoding videos once to check them and again when used; tvrbench data cache {dataset.name} keeps frames")
+        command = f"tvrbench data cache {dataset.name} --root {shlex.quote(str(dataset.root))}"
+        log(f"videos are decoded now to check them, and again whenever they are used; to decode them once: {command}")
     if not unknown:
         return []
     with Bar() as bar:
