@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +28,7 @@ class Search:
 
     Attributes:
         folder: Folder that tvrbench embed was run on.
-        query: What the video shows, in a few words.
+        words: What the video shows, in a few words.
         image: Search by a picture instead: it is encoded as a video that shows nothing else.
         video: Search by a video file instead.
         index: The index, or a folder of indexes of which the newest is taken; .tvrbench in the folder by default.
@@ -39,7 +40,7 @@ class Search:
     """
 
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
-    query: Annotated[Positional[str | None], arg(metavar="QUERY")] = None
+    words: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY", name="query")] = ()
     image: Path | None = None
     video: Path | None = None
     index: Path | None = None
@@ -49,6 +50,11 @@ class Search:
     checkpoint: Path | None = None
     device: Device = "auto"
     as_json: Json = False
+
+    @property
+    def query(self) -> str:
+        """The words as one text, quoted or not."""
+        return " ".join(self.words)
 
     def run(self) -> None:
         """Print the closest videos."""
@@ -75,11 +81,17 @@ class Search:
         for note in notes:
             say(note)
         model = encoder.identity
-        about = f"{model.method} on {model.backbone}, {model.frames} frames: {len(index.encoded)} videos"
+        about = (
+            f"{model.method} on {model.backbone} ({printable(index.header.source.name)}), {model.frames} frames: "
+            f"{len(index.encoded)} videos"
+        )
         if self.html is not None:
             from tvrbench.harness.search.page import search_page  # the reports' templates take a second to import
 
-            page = search_page(query, hits, lambda hit: shown_frames(dataset, encoder.spec, hit.entry), about, notes)
+            folder = os.path.relpath(dataset.root.resolve(), self.html.parent.resolve())
+            page = search_page(
+                query, hits, lambda hit: shown_frames(dataset, encoder.spec, hit.entry), about, notes, folder
+            )
             atomic_write(self.html, page.encode())
         if self.as_json:
             print_json(
@@ -102,14 +114,20 @@ class Search:
             say(f"page: {self.html}")
 
     def _check(self) -> None:
-        given = [name for name in ("query", "image", "video") if getattr(self, name) is not None]
+        queries = {"query": self.words or None, "image": self.image, "video": self.video}
+        given = [name for name, value in queries.items() if value is not None]
         if len(given) != 1:
             message = f"give one query, not {len(given)}: words, --image FILE or --video FILE"
             raise UsageError(message, code="query.count", given=given)
-        if self.query is not None and not self.query.strip():
+        if self.words and not self.query.strip():
             raise UsageError("the query holds no word; describe what the video shows", code="query.empty")
         if self.top < 1:
             raise UsageError(f"--top {self.top} lists nothing; give 1 or more", code="option.range", option="top")
+        if self.html is not None and self.html.is_dir():
+            raise UsageError(f"--html {self.html}: that is a folder; name a file", code="io.write", path=str(self.html))
+        if self.html is not None and not self.html.parent.is_dir():
+            message = f"--html {self.html}: there is no folder {self.html.parent}; make it, or name another file"
+            raise UsageError(message, code="io.write", path=str(self.html))
 
     def _encode(self, encoder: Encoder, dataset: VideoFolder) -> Query:
         from tvrbench.harness.search.query import image_query, text_query, video_query
@@ -118,4 +136,4 @@ class Search:
             return image_query(encoder, dataset, self.image)
         if self.video is not None:
             return video_query(encoder, dataset, self.video)
-        return text_query(encoder, self.query or "")
+        return text_query(encoder, self.query)

@@ -57,6 +57,15 @@ def parse_bytes(text: str) -> int:
     return int(float(size[1]) * (1024 if size[3] else 1000) ** ("KMGT".index(size[2].upper()) + 1))
 
 
+def format_bytes(size: int) -> str:
+    """A size as ``parse_bytes`` reads it, in the largest unit that divides it."""
+    for power in (4, 3, 2, 1):
+        for base, i in ((1000, ""), (1024, "i")):
+            if size % base**power == 0:
+                return f"{size // base**power}{'KMGT'[power - 1]}{i}B"
+    return f"{size / 1000:.3f}KB"
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """``["r=2", "merge_frames=(2,2,3)", "mode=unmerge"]`` -> a dict; values are Python literals or plain words.
 

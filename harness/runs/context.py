@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -255,7 +256,7 @@ def check_videos(context: RunContext, *, skip_bad: bool, log: Callable[[str], No
         )
     skipped = tuple(fault.video_id for fault in faults)
     if skipped:
-        log(f"leaving out {len(skipped)} videos that cannot be used: {', '.join(skipped[:MISSING_LISTED])}")
+        log(f"leaving out videos that cannot be used ({len(skipped)}): {first_of(skipped, MISSING_LISTED)}")
         context = replace(
             context,
             train=train.without(skipped),
@@ -285,12 +286,19 @@ def _faults(context: RunContext, log: Callable[[str], None], decode: bool) -> li
     if whole:
         log(f"{len(whole)} of {len(own)} videos were whole when the frame cache was filled, and have not changed")
     elif isinstance(dataset, VideoFiles) and not dataset.generated:
-        log(f"decoding videos once to check them and again when used; tvrbench data cache {dataset.name} keeps frames")
+        command = f"tvrbench data cache {dataset.name} --root {shlex.quote(str(dataset.root))}"
+        log(f"videos are decoded now to check them, and again whenever they are used; to decode them once: {command}")
     if not unknown:
         return []
     with Bar() as bar:
         bar.begin(f"decoding {len(unknown)} videos to check them:")
         return dataset.check_videos(unknown, progress=bar.reach)
+
+
+def first_of(names: Sequence[str], listed: int) -> str:
+    """The first names in one line, and how many more there are."""
+    more = f" and {len(names) - listed:,} more" if len(names) > listed else ""
+    return ", ".join(names[:listed]) + more
 
 
 def missing_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> list[VideoFault]:

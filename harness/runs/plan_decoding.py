@@ -15,7 +15,7 @@ from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.cache import whole_videos
 from tvrbench.harness.data.types import FrameSpec, VideoFiles
-from tvrbench.harness.runs.context import RunContext
+from tvrbench.harness.runs.context import RunContext, missing_videos
 
 if TYPE_CHECKING:
     from tvrbench.harness.runs.plan import PlannedRun
@@ -97,7 +97,8 @@ def plan_decoding(
     if cached:
         without = with_cache = unchecked
     spec = context.spec(recipes[0].sampler)
-    seconds = _seconds_per_clip(context, spec, videos)
+    absent = {fault.video_id for fault in missing_videos(context.dataset, videos)}
+    seconds = _seconds_per_clip(context, spec, [video for video in videos if video not in absent])
     native = any(spec.augments_native for spec in specs)
     pixels = len(specs) * len(videos) * spec.frames * 3 * spec.size**2
     return Decoding(

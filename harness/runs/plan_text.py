@@ -14,6 +14,7 @@ from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import RULE, MethodPlan, Plan
 
 HEADERS = ("method", "tuning", "runs", "steps", "search", "GMACs/pair", "memory GiB", "disk GiB", "device-hours")
+GMACS = "GMACs/pair: 10^9 multiply-adds of a training step for one video with its caption; untrained: of encoding them"
 PAYS = 1.5  # times as much decoding without a cache as with one
 SAFE = 0.8  # of the memory of a device: the process and its libraries take some too
 LONG_H = 24 * 7
@@ -28,15 +29,17 @@ class Advice:
     why: str
 
 
-def what_first(plan: Plan, context: RunContext | None, *, command: str) -> list[Advice]:
+def what_first(plan: Plan, context: RunContext | None, *, command: str, missing: Sequence[str] = ()) -> list[Advice]:
     """What to do first, in order.
 
     Args:
         plan: of the runs.
         context: opened data, or None.
         command: the beginning of the command that was planned.
+        missing: videos without a file.
     """
     return [
+        *_missing_first(plan, missing),
         *_data_first(plan, context),
         *_memory_first(plan),
         *_method_first(plan, command),
@@ -44,10 +47,18 @@ def what_first(plan: Plan, context: RunContext | None, *, command: str) -> list[
     ]
 
 
+def _missing_first(plan: Plan, missing: Sequence[str]) -> list[Advice]:
+    if not missing:
+        return []
+    videos = (plan.sizes.train_videos or 0) + plan.sizes.test_videos
+    why = f"{len(missing):,} of {videos:,} videos are missing, and the runs do not start without them"
+    return [Advice(do="get the missing videos, or add --skip-bad-videos", why=why)]
+
+
 def _data_first(plan: Plan, context: RunContext | None) -> list[Advice]:
     decoding, advice = plan.decoding, list[Advice]()
     if context is None:
-        return [Advice(do="--data DIR", why="with the data the plan checks it, and tells decoding and disk")]
+        return [Advice(do="add --data DIR", why="with the data the plan checks it, and tells decoding and disk")]
     dataset = context.dataset
     videos = [*context.train.video_ids, *context.test.video_ids]
     if isinstance(dataset, VideoFiles) and not dataset.generated and len(whole_videos(dataset, videos)) < len(videos):
@@ -57,8 +68,8 @@ def _data_first(plan: Plan, context: RunContext | None) -> list[Advice]:
         )
     without, filled = decoding.clips_without_cache, decoding.clips_with_cache
     if decoding.command and without and filled and without > PAYS * filled:
-        size = "" if decoding.cache_gib is None else f" for {decoding.cache_gib:.1f} GiB of disk"
-        advice.append(Advice(do=decoding.command, why=f"{filled:,} clips to decode instead of {without:,}{size}"))
+        size = "" if decoding.cache_gib is None else f" for {_gib(decoding.cache_gib)} of disk"
+        advice.append(Advice(do=decoding.command, why=f"{filled:,} videos to decode instead of {without:,}{size}"))
     return advice
 
 
@@ -70,8 +81,8 @@ def _memory_first(plan: Plan) -> list[Advice]:
     names, limit = _some([method.method for method in tight]), SAFE * plan.device_memory_mib / 1024
     if all(method.largest_micro_batch for method in tight):
         why = f"a step of {names} may need more than this device has; the gradient stays the same"
-        return [Advice(do=f"--memory-limit {limit:.0f}GiB", why=why)]
-    return [Advice(do="a device with more memory", why=f"not even one pair of {names} fits by this estimate")]
+        return [Advice(do=f"add --memory-limit {limit:.0f}GiB", why=why)]
+    return [Advice(do="take a device with more memory", why=f"not even one pair of {names} fits by this estimate")]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -102,7 +113,9 @@ def _hours_per_run(method: MethodPlan) -> float:
 def _device_first(plan: Plan) -> list[Advice]:
     if plan.device != "cpu" or plan.hours < LONG_H:
         return []
-    return [Advice(do="a machine with a GPU", why=f"{_time(plan.hours)} on this CPU; plan there for its own hours")]
+    return [
+        Advice(do="take a machine with a GPU", why=f"{_time(plan.hours)} on this CPU; plan there for its own hours")
+    ]
 
 
 def plan_document(plan: Plan, first: Sequence[Advice]) -> dict[str, Any]:
@@ -141,10 +154,11 @@ def _cells(plan: Plan, method: MethodPlan) -> list[Any]:
 def _lines(plan: Plan) -> list[str]:
     known, search, decoding = plan.sizes, plan.search, plan.decoding
     lines = [
-        f"{len(plan.runs)} runs, {_time(plan.hours)} on one such device ({plan.device}), "
-        f"{plan.disk_mib / 1024:.1f} GiB of checkpoints and up to {plan.state_mib / 1024:.1f} GiB for the state of a "
-        f"run in training ({plan.disk_free_mib / 1024:.0f} GiB are free); memory of the device: "
-        f"{plan.device_memory_mib / 1024:.1f} GiB",
+        f"runs: {len(plan.runs)}, {_time(plan.hours)} on one such device ({plan.device}), "
+        f"{_gib(plan.disk_mib / 1024)} of checkpoints and up to {_gib(plan.state_mib / 1024)} for the state of a "
+        f"run in training ({_gib(plan.disk_free_mib / 1024)} free); memory of the device: "
+        f"{_gib(plan.device_memory_mib / 1024)}",
+        GMACS,
         f"sizes from the {known.source}: {known.train_pairs:,} training pairs, {known.test_videos:,} test videos",
     ]
     if search is not None:
@@ -152,17 +166,18 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(
             f"learning-rate search: {how}, {search.steps:,} steps ({len(search.factors)} rates, "
             f"{search.steps_per_rate:,} steps each); per seed it would be {search.steps_per_seed:,}: "
-            f"{_time(search.hours)}, {_time(search.hours_saved)} saved"
+            f"{_time(search.hours)}" + (f", {_time(search.hours_saved)} saved" if search.hours_saved else "")
         )
     if decoding.hours_without_cache is None or decoding.hours_with_cache is None:
-        lines.append(f"decoding: {decoding.clips_without_cache or 0:,} clips without a cache; {decoding.reason}")
+        clips = decoding.clips_without_cache or 0
+        lines.append(f"decoding: videos are decoded {clips:,} times without a cache; {decoding.reason}")
     elif decoding.cached:
-        lines.append(f"decoding: the frame cache serves every run; {decoding.clips_with_cache:,} clips to check")
+        lines.append(f"decoding: the frame cache serves every run; videos to check: {decoding.clips_with_cache:,}")
     else:
         lines.append(
-            f"decoding: {decoding.clip_ms:.0f} ms per clip, {_time(decoding.hours_without_cache)} on "
+            f"decoding: {decoding.clip_ms:.0f} ms per video, {_time(decoding.hours_without_cache)} on "
             f"{decoding.threads} threads without a cache, {_time(decoding.hours_with_cache)} with one"
-            + ("" if decoding.cache_gib is None else f" of {decoding.cache_gib:.1f} GiB")
+            + ("" if decoding.cache_gib is None else f" of {_gib(decoding.cache_gib)}")
         )
     return [*lines, *plan.notes, RULE]
 
@@ -171,4 +186,11 @@ def _time(hours: float) -> str:
     """A time in the unit that suits it."""
     if hours >= 48:
         return f"{hours / 24:.1f} days"
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.1f} minutes" if 60 * hours >= 1 else "under a minute"
+
+
+def _gib(size: float) -> str:
+    """A size; what rounds to nothing is still something."""
+    return f"{size:.1f} GiB" if size >= 0.1 or not size else "under 0.1 GiB"

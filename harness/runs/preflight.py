@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.open import split_holdout
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.config import RunConfig, new_model, settle
+from tvrbench.harness.runs.config import RunConfig, new_model, options_of, settle
 from tvrbench.harness.runs.context import (
     RunContext,
+    bad_videos_message,
     check_videos,
+    first_of,
+    missing_videos,
     open_context,
     open_weights,
     weights_of,
@@ -23,6 +27,8 @@ from tvrbench.harness.runs.context import (
 )
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint
 from tvrbench.harness.runs.resume import WorkList, work_list
+
+MISSING_NAMED = 5  # in a line
 
 
 def prepare(
@@ -70,6 +76,26 @@ def _check_held_out(context: RunContext, configs: Sequence[RunConfig]) -> None:
         split_holdout(context.train, context.protocol.held_out)
 
 
+def with_preset(
+    protocol: Protocol, weights: Weights, configs: Sequence[RunConfig], log: Callable[[str], None]
+) -> list[RunConfig]:
+    """The runs of all methods, without those that have no preset for the backbone of the weights, which are logged."""
+    unset = list[str]()
+    for method, config in {config.method: config for config in configs}.items():
+        try:
+            method_class(method).configure(method, weights.arch, protocol.frames, options_of(protocol, config))
+        except UsageError as error:
+            if error.code != "method.no-preset":
+                raise
+            unset.append(method)
+    if unset:
+        log(
+            f"left out: {', '.join(unset)} (no preset for this backbone; name them with --methods and give their "
+            "options with --set)"
+        )
+    return [config for config in configs if config.method not in unset]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What is on this machine of that which the runs need; nothing was downloaded, generated or decoded.
@@ -81,6 +107,7 @@ class Survey:
         context: data and weights; None without data.
         left: runs to do; all of them without data.
         done: records of completed runs.
+        missing: videos without a file, which the runs need; they are planned as if they were there.
     """
 
     protocol: Protocol
@@ -89,6 +116,7 @@ class Survey:
     context: RunContext | None
     left: Sequence[RunConfig]
     done: Sequence[Path]
+    missing: Sequence[str]
 
 
 def survey(
@@ -104,6 +132,7 @@ def survey(
     refuse: bool,
     skip_bad: bool,
     log: Callable[[str], None],
+    all_methods: bool = False,
 ) -> Survey:
     """Open and check what the runs would, as far as it is here.
 
@@ -116,24 +145,34 @@ def survey(
         activation: of the weights, over what their sources state.
         scored: a checkpoint to score.
         skip, refuse: as for ``work_list``.
-        skip_bad: plan without the videos that are missing.
+        skip_bad: plan without the videos that are missing, not as if they were there.
         log: receives which those are.
+        all_methods: leave out methods ``with_preset``, since nobody named them.
 
     Raises:
-        UsageError: as the runs would.
+        UsageError: as the runs would, but for missing videos: who plans has often not fetched them all.
     """
     store.check_writable(protocol.name, create=False)
+    missing = list[str]()
+
+    def check(opened: RunContext) -> RunContext:
+        if skip_bad:
+            return check_videos(opened, skip_bad=True, log=log, decode=False)
+        missing.extend(_missing(opened, log))
+        return opened
+
     dataset, asked = registry.lookup(protocol.dataset, "datasets"), protocol
-    check = partial(check_videos, skip_bad=skip_bad, log=log, decode=False)
     here = dataset.generated and dataset.is_generated()
     sized = None not in (protocol.train_pairs, protocol.test_videos)  # otherwise only the data tells
     if (root or protocol.data) is None and sized and not here:
         opened, context = open_weights(protocol, weights, activation, scored, shapes_or_weights), None
         protocol, found = opened.protocol, opened.weights
+        configs = with_preset(protocol, found, configs, log) if all_methods else configs
         work = WorkList(done=(), left=settle(protocol, found, configs))
     else:
         context = open_context(protocol, root, weights, activation=activation, scored=scored, load=shapes_or_weights)
         protocol, found = context.protocol, context.weights
+        configs = with_preset(protocol, found, configs, log) if all_methods else configs
     held = scored is not None and scored.base is not None
     downloads = not held and not is_downloaded(weights or weights_of(asked), asked.backbone)
     if context is not None and downloads:  # no record and no state can be told to be of these weights
@@ -144,5 +183,24 @@ def survey(
     elif context is not None:
         context, work = prepare(context, configs, store, skip=skip, refuse=refuse, check=check)
     return Survey(
-        protocol=protocol, weights=found, downloads=downloads, context=context, left=work.left, done=work.done
+        protocol=protocol,
+        weights=found,
+        downloads=downloads,
+        context=context,
+        left=work.left,
+        done=work.done,
+        missing=missing,
     )
+
+
+def _missing(context: RunContext, log: Callable[[str], None]) -> list[str]:
+    """The videos without a file; UsageError for one with two."""
+    videos = list(dict.fromkeys((*context.train.video_ids, *context.test.video_ids)))
+    faults = missing_videos(context.dataset, videos)
+    if others := [fault for fault in faults if fault.kind != "missing"]:
+        ids = sorted(fault.video_id for fault in others)
+        raise UsageError(bad_videos_message(others), code="video.unusable", videos=ids)
+    missing = [fault.video_id for fault in faults]
+    if missing:
+        log(f"{len(missing):,} of {len(videos):,} videos are missing: {first_of(missing, MISSING_NAMED)}")
+    return missing

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,8 +20,13 @@ from tvrbench.harness.core.options import (
     Json,
     Names,
     Numbers,
+    format_bytes,
     parse_assignments,
 )
+
+# Fields of ``RunSettings`` that are no option, and those that choose the runs or what is done with them.
+_NO_OPTION = ("protocol", "refuse_other_states", "videos_checked", "command")
+_CHOICE = ("methods", "seeds", "dry_run", "as_json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +164,26 @@ class RunSettings(ExecutionSettings):
     def options(self) -> dict[str, Any]:
         """The method options of ``--set``."""
         return parse_assignments(self.assignments)
+
+    @property
+    def command_of_any_run(self) -> str:
+        """The command with these settings, quoted for a shell, but for its methods, its seeds and ``--dry-run``."""
+        words = ["tvrbench", "run", self.protocol]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in (*_NO_OPTION, *_CHOICE) and value != each.default:
+                words += _option_words(each.name, value)
+        return shlex.join(words)
+
+
+def _option_words(name: str, value: Any) -> list[str]:
+    """The words that give an option this value."""
+    option = f"--{name.replace('_', '-')}"
+    if name == "assignments":
+        return [word for text in value for word in ("--set", text)]
+    if value is True:
+        return [option]
+    return [option, format_bytes(value) if name == "memory_limit" else str(value)]
 
 
 @dataclass(frozen=True, kw_only=True)

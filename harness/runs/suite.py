@@ -31,7 +31,7 @@ from tvrbench.harness.runs.failures import explain
 from tvrbench.harness.runs.lr_search import who_searches
 from tvrbench.harness.runs.plan import Rates, make_plan
 from tvrbench.harness.runs.plan_text import plan_document, print_plan, what_first
-from tvrbench.harness.runs.preflight import prepare, survey
+from tvrbench.harness.runs.preflight import prepare, survey, with_preset
 from tvrbench.harness.runs.runner import Session, run
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.step_log import check_tensorboard
@@ -132,6 +132,11 @@ def _earlier_work(settings: RunSettings) -> dict[str, bool]:
     }
 
 
+def _all_methods(settings: RunSettings) -> bool:
+    """True if no method was named."""
+    return not settings.methods and settings.checkpoint is None
+
+
 def _print_plan(suite: Suite, settings: RunSettings) -> None:
     """Check what the runs would, and print what they cost."""
     found = survey(
@@ -144,6 +149,7 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
         scored=suite.scored,
         skip_bad=settings.skip_bad_videos,
         log=_log,
+        all_methods=_all_methods(settings),
         **_earlier_work(settings),
     )
     rates = Rates(torch.device(pick_device(settings.device)))
@@ -152,7 +158,9 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
     )
     for path in found.done:
         _log(f"skipped, its record exists: {path.name}")
-    first = what_first(plan, found.context, command=f"tvrbench run {settings.protocol}")
+    unsaid = settings.data is None and found.protocol.data is None and found.context is None
+    command = settings.command_of_any_run + (" --data DIR" if unsaid else "")
+    first = what_first(plan, found.context, command=command, missing=found.missing)
     print_json(plan_document(plan, first)) if settings.as_json else print_plan(plan, first)
 
 
@@ -170,7 +178,10 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     for line in origin.lines() if origin else ():
         _log(line)
     check = None if settings.videos_checked else partial(check_videos, skip_bad=settings.skip_bad_videos, log=_log)
-    context, work = prepare(context, suite.configs, store, check=check, **_earlier_work(settings))
+    configs = suite.configs
+    if _all_methods(settings):
+        configs = with_preset(context.protocol, context.weights, configs, _log)
+    context, work = prepare(context, configs, store, check=check, **_earlier_work(settings))
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
     command = settings.command or command_line(sys.argv[1:])

@@ -22,7 +22,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Clip, FrameSpec
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer, tokenizer_for
-from tvrbench.harness.models.backbone.weights import load_weights
+from tvrbench.harness.models.backbone.weights import Weights, load_weights
 from tvrbench.harness.models.checkpoint import method_in
 from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -49,6 +49,11 @@ class ModelSource:
     checkpoint: str | None = None
     backbone: str | None = None
     activation: Activation | None = None
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's or the weights' name, without a folder."""
+        return Path(self.checkpoint or self.weights or DEFAULT_WEIGHTS).name
 
     def absolute(self) -> ModelSource:
         """The same source for a command that runs in another folder."""
@@ -186,7 +191,7 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     shipped, trains = shipped_weights(source.weights or DEFAULT_WEIGHTS), method_class(name).card.trains
     path = str(shipped or source.weights or DEFAULT_WEIGHTS)
     backbone = source.backbone or (None if (scored and scored.base) or _on_disk(path) else DEFAULT_BACKBONE)
-    weights = scored.base if scored and scored.base else load_weights(path, backbone, source.activation)
+    weights = scored.base if scored and scored.base else _weights(path, backbone, source)
     model = load_model(
         name,
         backbone=backbone,
@@ -217,9 +222,19 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
         weights_sha256=weights.sha256,
         checkpoint_sha256=scored.sha256 if scored else None,
     )
-    untrained = f"{name} is not trained: without a checkpoint its new parameters are as they start"
+    untrained = f"{name} is not trained, so results are those of an untrained model; give --checkpoint"
     notes = (*weights.notes, untrained) if trains and scored is None else weights.notes
     return Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
+
+
+def _weights(path: str, backbone: str | None, source: ModelSource) -> Weights:
+    try:
+        return load_weights(path, backbone, source.activation)
+    except UsageError as error:
+        if error.code != "weights.download" or source.weights is not None:
+            raise
+        hint = "to try this without them, give --weights standin and clips of tvrbench data demo"
+        raise UsageError(f"{error}; {hint}", code=error.code, **error.fields) from None
 
 
 def _plain_clip() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from tvrbench.harness.data.types import Frames
 from tvrbench.harness.reporting.figures.gallery import strip
@@ -15,7 +17,12 @@ FRAMES, SIDE = 6, 128  # of a strip; pixels of a frame
 
 
 def search_page(
-    query: Query, hits: Sequence[Hit], frames_of: Callable[[Hit], Frames | None], about: str, notes: Sequence[str]
+    query: Query,
+    hits: Sequence[Hit],
+    frames_of: Callable[[Hit], Frames | None],
+    about: str,
+    notes: Sequence[str],
+    folder: str,
 ) -> str:
     """The page.
 
@@ -25,6 +32,7 @@ def search_page(
         frames_of: frames of a hit, uint8 [t, 3, S, S]; None if its file cannot be read.
         about: the model and the number of videos.
         notes: what to know about the answer.
+        folder: of the videos, relative to the page, for its links.
     """
 
     def shown(hit: Hit) -> dict[str, Any]:
@@ -32,6 +40,7 @@ def search_page(
         return {
             "rank": hit.rank,
             "file": printable(hit.entry.file),
+            "link": quote(os.fsencode(f"{folder}/{hit.entry.file}")),  # a colon too, so it names no scheme
             "score": f"{hit.score:.3f}",
             "length": clock(hit.entry.seconds),
             "strip": None if frames is None else strip(frames, FRAMES, SIDE),

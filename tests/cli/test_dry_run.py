@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from videos import encode
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.runs import suite
 from tvrbench.harness.training.trainer import Trainer
 
@@ -80,6 +82,19 @@ def test_a_plan_on_data(data: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert not list(Path().iterdir())
 
 
+def test_what_to_do_first_can_be_typed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--data", str(data), "--weights", WEIGHTS, "--no-timing", "--results", "kept here"]
+    code, out, _ = call(capsys, *given, "--seeds", "1,2", "--dry-run", "--json")
+    do = [each["do"] for each in json.loads(out)["first"] if each["do"].startswith("tvrbench run")]
+    assert (code, len(do)) == (0, 1)
+    assert call(capsys, *shlex.split(do[0])[3:], "--dry-run")[0] == 0
+    for word in given:
+        assert word in shlex.split(do[0])
+    _, out, _ = call(capsys, "--weights", WEIGHTS, "--dry-run", "--json")
+    do = [each["do"] for each in json.loads(out)["first"] if each["do"].startswith("tvrbench run")]
+    assert "--data DIR" in do[0]
+
+
 def test_a_plan_without_data_and_with_a_download(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +114,11 @@ def unwritable(data: Path) -> list[str]:
 
 def without_video(data: Path) -> list[str]:
     (data / "videos" / "video7020.mp4").unlink()
+    return []
+
+
+def two_files(data: Path) -> list[str]:
+    (data / "videos" / "video7020.mkv").write_bytes(b"x")
     return []
 
 
@@ -137,7 +157,7 @@ def broken_checkpoint(data: Path) -> list[str]:
         (lambda data: ["--checkpoint", "/nope.pt", "--eval-only"], ""),
         (broken_checkpoint, ""),
         (broken_annotation, "annotation."),
-        (without_video, "video.unusable"),
+        (two_files, "video.unusable"),
         (unwritable, "io.write"),
         (no_tensorboard, "package.missing"),
     ],
@@ -166,6 +186,54 @@ def test_missing_videos_are_left_out_if_the_run_leaves_them_out(data: Path, caps
     common = ("--data", str(data), "--weights", WEIGHTS, "--skip-bad-videos", "--dry-run", "--json")
     code, out, _ = call(capsys, *common)
     assert (code, json.loads(out)["sizes"]["test_videos"]) == (0, 1)
+
+
+def test_missing_videos_are_counted_and_the_plan_is_made(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for video in (*TRAIN, *TEST):
+        if video not in ("video0", "video7020"):
+            (data / "videos" / f"{video}.mp4").unlink()
+    assert cli.main(["run", NAME, "--methods", "lora", "--data", str(data), "--weights", WEIGHTS, "--dry-run"]) == 0
+    done = capsys.readouterr()
+    assert [line for line in done.err.splitlines() if "missing" in line] == [
+        "12 of 14 videos are missing: video1, video2, video3, video4, video5 and 7 more"
+    ]
+    code, out, _ = call(capsys, "--data", str(data), "--weights", WEIGHTS, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert (code, plan["sizes"]["train_videos"], plan["sizes"]["test_videos"]) == (0, 12, 2)
+    assert "12 of 14 videos are missing" in plan["first"][0]["why"]
+    assert plan["decoding"]["clip_ms"] > 0  # of what is there
+
+
+@pytest.mark.parametrize(("dry_run", "step"), [(["--dry-run"], "make_plan"), ([], "prepare")])
+def test_methods_without_a_preset_are_left_out_unless_named(
+    dry_run: list[str],
+    step: str,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned = list[str]()
+
+    def stop(*arguments: Any, **_: Any) -> None:
+        configs = next(each for each in arguments if isinstance(each, Sequence))
+        planned.extend(config.method for config in configs)
+        raise UsageError("enough", code="test.enough")
+
+    monkeypatch.setattr(suite, step, stop)
+    command = ["run", NAME, "--data", str(data), "--weights", WEIGHTS, "--seeds", "0", *dry_run]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "[test.enough]" in said
+    assert {"lora", "zero_shot"} <= set(planned)
+    left_out = set(registry.names("methods", "baselines")) - set(planned)
+    assert {"tome", "centerclip"} <= left_out
+    (line,) = [line for line in said.splitlines() if line.startswith("left out: ")]
+    assert all(method in line for method in left_out)
+
+
+def test_a_named_method_without_a_preset_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = call(capsys, "--data", str(data), "--weights", WEIGHTS, "--methods", "lora,tome", "--dry-run")
+    assert (code, said) == (2, "method.no-preset")
 
 
 def test_registered_data_sets_that_generate_themselves_can_tell_if_they_have(tmp_path: Path) -> None:

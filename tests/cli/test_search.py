@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -84,8 +86,8 @@ def test_a_search_prints_a_table_json_and_a_page(
     assert "a b\\n<b>.mp4" in done.out
     assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3", "4"]
 
-    page = tmp_path / "deep" / "page.html"
-    assert search(videos, "a red star slides up", "--top", 2, "--html", page, "--json") == 0
+    page = tmp_path / "page.html"
+    assert search(videos, "a", "red", "star slides", "up", "--top", 2, "--html", page, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["query"] == {"kind": "text", "text": "a red star slides up", "cut": False}
     assert (answer["videos"], len(answer["hits"]), answer["html"]) == (4, 2, str(page))
@@ -93,7 +95,11 @@ def test_a_search_prints_a_table_json_and_a_page(
     hit = answer["hits"][0]
     assert set(hit) == {"rank", "score", "file", "path", "seconds"}
     assert Path(hit["path"]).is_file()
-    assert page.read_text(encoding="utf-8").count("<img") == 2
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 2
+    assert "standin" in text
+    links = [unquote(link) for link in re.findall(r'<a href="([^"]+)"', text)]
+    assert [(tmp_path / link).resolve() for link in links] == [Path(hit["path"]).resolve() for hit in answer["hits"]]
 
 
 def test_a_picture_and_a_video_are_queries_too(
@@ -137,6 +143,9 @@ def test_an_index_that_is_not_up_to_date_still_answers(
         (("red", "--top", 0), "option.range"),
         (("red", "--index", "nowhere"), "index.missing"),
         (("red", "--weights", "nowhere.pt"), "index.model"),
+        (("red", "--html", "nowhere/deep/page.html"), "io.write"),
+        (("red", "--html", "."), "io.write"),
+        (("red", "", "--video", "a.mp4"), "query.count"),
         (("--image", "nowhere.png"), "query.image-missing"),
         (("--video", "nowhere.mp4"), "video.missing"),
     ],
@@ -178,6 +187,22 @@ def test_bad_models_exit_with_2_and_leave_no_index(
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_without_a_network_the_weights_to_fetch_and_the_standin_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", offline)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    assert cli.main(["embed", str(tmp_path), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "[weights.download]" in said
+    for word in ("huggingface.co/timm/", "open_clip_pytorch_model.bin", "--weights FILE", "--weights standin"):
+        assert word in said
+    assert "FileNotFoundError" not in said
+
+
 def test_folders_without_videos_or_with_none_that_can_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +240,20 @@ def wait_for_lines(folder: Path, lines: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("nothing was encoded")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/search.md"])
+def test_the_query_of_the_documents_finds_its_clip(
+    demo: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    query = re.findall(r'tvrbench search clips "([^"]+)" --(?:html|top)', text)[0]
+    assert cli.main(["embed", str(demo), *STANDIN, "--index", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert search(demo, query, "--index", tmp_path, "--json") == 0
+    best = json.loads(capsys.readouterr().out)["hits"][0]["file"]
+    assert query.removeprefix("a ") in best
 
 
 @pytest.mark.slow

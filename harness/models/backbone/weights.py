@@ -332,16 +332,19 @@ def _tag_config(tag: str, backbone: str) -> dict[str, Any]:
 
 
 def _from_open_clip(tag: str, backbone: str, activation: Activation | None) -> Weights:
+    from open_clip.constants import HF_WEIGHTS_NAME
     from open_clip.pretrained import download_pretrained
 
     config = _tag_config(tag, backbone)
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # noqa: BLE001 - whatever the hub client raises means the same to the user
-        wanted = config.get("hf_hub") or config.get("url", tag)
+        repository, file = os.path.split(config.get("hf_hub") or "")
+        wanted = f"{file or HF_WEIGHTS_NAME} of huggingface.co/{repository}" if repository else config.get("url", tag)
+        reason = "" if isinstance(error, FileNotFoundError) else f" ({type(error).__name__})"
         raise UsageError(
-            f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded "
-            f"({type(error).__name__}): fetch {wanted} elsewhere and pass its file as --weights FILE",
+            f"weights {tag!r} for {backbone} are not on this machine and could not be downloaded{reason}: "
+            f"fetch {wanted} elsewhere and pass its file as --weights FILE",
             code="weights.download",
             source=wanted,
         ) from None

@@ -248,7 +248,7 @@ def missing_points(rows: Sequence[MethodRow], scope: ReportContext) -> list[str]
         same = [row for row in rows if row.record["tuning"] == tuning]
         for method in frame_budget_methods():
             if missing := wanted - {frames_kept(row) for row in same if row.method == method or _is_dense(row)}:
-                run = command_line(["run", scope.protocol, "--methods", method, "--set", f"tuning={tuning}"])
+                run = command_line(["run", *scope.arguments, "--methods", method, "--set", f"tuning={tuning}"])
                 lines.append(f"for keep in {' '.join(map(str, sorted(missing)))}; do {run} --set keep=$keep; done")
     return lines
 

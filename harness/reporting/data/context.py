@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvrbench.harness.config.protocol import OWN
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.rows import MethodRow
@@ -56,6 +57,14 @@ class ReportContext:
     def compares(self) -> bool:
         """True if rows may be compared with each other: never under each paper's own recipe."""
         return compares_methods(self.protocol)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments that name the protocol, its backbone and its data in a command; a person fills in capitals."""
+        base, _, backbone = self.protocol.partition("@")
+        own = base.removeprefix(f"{OWN}/")
+        words = [base if own == base else f"{own}.toml", *(["--backbone", backbone] if backbone else [])]
+        return words if self._declared("generated") else [*words, "--data", "DIR"]
 
     def comparable(self, rows: Sequence[MethodRow]) -> list[MethodRow]:
         """Return the rows that may be compared with each other."""

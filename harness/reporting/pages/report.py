@@ -197,7 +197,7 @@ def _visualized(context: ReportContext) -> list[Block]:
     if (context.folder / TOKENS).is_file():
         title, made = (
             "Which patches of a clip share a token, method by method",
-            ["visualize", "tokens", context.protocol],
+            ["visualize", "tokens", *context.arguments],
         )
         blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
         blocks.append((f"{title} (", Code(command_line(made)), "). ", context.notice or ""))
@@ -206,7 +206,7 @@ def _visualized(context: ReportContext) -> list[Block]:
             "Queries on which two methods disagree most, with the videos that each finds: ",
             ["visualize", "gallery"],
         )
-        blocks.append((text, (GALLERY, GALLERY), " (", Code(command_line([*made, context.protocol])), ")."))
+        blocks.append((text, (GALLERY, GALLERY), " (", Code(command_line([*made, *context.arguments])), ")."))
     return blocks
 
 

@@ -162,7 +162,8 @@ def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained", offline)
     with raises("weights.download") as caught:
         load_weights("openai", "ViT-B-32")
-    assert "vit_base_patch32_clip_224.openai" in caught.value.fields["source"]
+    source = caught.value.fields["source"]
+    assert source == "open_clip_pytorch_model.bin of huggingface.co/timm/vit_base_patch32_clip_224.openai"
 
 
 @pytest.mark.parametrize(("field", "value"), [("patch_size", 15), ("vision_width", 65), ("text_layers", 0)])

@@ -232,6 +232,21 @@ class TestEqualTime:
         page = write_report(STANDIN, store, tmp_path / "reports")[0].read_text()
         assert f"- `{command}`" in page
 
+    @pytest.mark.parametrize(
+        ("protocol", "dataset", "arguments"),
+        [
+            (STANDIN, "standin", [STANDIN]),
+            ("folder/uniform", "folder", ["folder/uniform", "--data", "DIR"]),
+            ("own/mine", "standin", ["mine.toml"]),
+            ("own/mine", "elsewhere", ["mine.toml", "--data", "DIR"]),
+            (f"{STANDIN}@ViT-B-16", "standin", [STANDIN, "--backbone", "ViT-B-16"]),
+        ],
+    )
+    def test_a_command_names_protocol_backbone_and_data(
+        self, protocol: str, dataset: str, arguments: list[str], tmp_path: Path
+    ) -> None:
+        assert ReportContext(protocol=protocol, dataset=dataset, folder=tmp_path).arguments == arguments
+
     def test_never_under_published_recipes(self, store: RecordStore, tmp_path: Path) -> None:
         published = "standin/published"
         save(store, "frame_subsample", ranks_of(0.4), speed(20.0), kind=published, options={"keep": 8})

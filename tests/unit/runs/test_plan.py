@@ -133,7 +133,7 @@ def test_advice_about_memory(gib: float, fits: int | None, shapes: Weights, monk
     monkeypatch.setattr(planning, "device_memory", lambda device: int(gib * GIB))
     plan = plan_of(MAIN, shapes, ["lora"])
     advice = [each.do for each in what_first(plan, None, command="tvrbench run X")]
-    assert any(each.startswith("--memory-limit") for each in advice) == (fits is None)
+    assert any(each.startswith("add --memory-limit") for each in advice) == (fits is None)
     assert any("more memory" in each for each in advice) == (fits == 0)
     assert fits in (None, plan.methods[0].largest_micro_batch)
 
@@ -141,11 +141,11 @@ def test_advice_about_memory(gib: float, fits: int | None, shapes: Weights, monk
 def test_what_comes_first(shapes: Weights) -> None:
     plan = plan_of(MAIN, shapes, ["zero_shot", "random", "clip4clip", "tempme"])
     done = [each.do for each in what_first(plan, None, command="tvrbench run X")]
-    assert done[0] == "--data DIR"
+    assert done[0] == "add --data DIR"
     untrained, trained = (next(n for n, text in enumerate(done) if name in text) for name in ("zero_shot", "tempme"))
     assert untrained < trained
     assert done[trained] == "tvrbench run X --methods tempme --seeds 0"
-    assert done[-1] == "a machine with a GPU"
+    assert done[-1] == "take a machine with a GPU"
 
 
 class Cached:
@@ -226,6 +226,19 @@ def test_printing(shapes: Weights, capsys: pytest.CaptureFixture[str]) -> None:
     assert "21,087" in out
     assert "1. this (because)" in out
     assert "a note" in out
+    print_plan(replace(plan, hours=0.001, disk_mib=1.0, state_mib=0.0), [])
+    out = capsys.readouterr().out
+    assert "under a minute" in out
+    assert "under 0.1 GiB of checkpoints" in out
+    assert "up to 0.0 GiB" in out
+    assert " saved" not in print_saved(plan, 0.0, capsys)
+    assert " saved" in print_saved(plan, 1.0, capsys)
+
+
+def print_saved(plan: Plan, hours: float, capsys: pytest.CaptureFixture[str]) -> str:
+    assert plan.search is not None
+    print_plan(replace(plan, search=replace(plan.search, hours_saved=hours)), [])
+    return capsys.readouterr().out
 
 
 def test_weights_that_are_not_here_are_planned_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:

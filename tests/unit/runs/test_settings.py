@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from errors import raises
 
-from tvrbench.harness.core.options import parse_names, parse_numbers
+from tvrbench.harness.core.options import format_bytes, parse_bytes, parse_names, parse_numbers
 from tvrbench.harness.runs.settings import RunSettings, SweepSettings
 
 pytestmark = pytest.mark.unit
@@ -51,6 +53,31 @@ def test_lists_are_parsed() -> None:
     for text in ("0,x", "-1", "1.5", "٣", "1" * 10):
         with raises("option.list-number"):
             parse_numbers(text)
+
+
+@pytest.mark.parametrize("text", ["8GB", "7.5GiB", "512MiB", "1TB", "1.000001MB", "3KiB"])
+def test_sizes_are_written_as_they_are_read(text: str) -> None:
+    assert parse_bytes(format_bytes(parse_bytes(text))) == parse_bytes(text)
+
+
+def test_the_command_of_settings_gives_them_again() -> None:
+    given: dict[str, Any] = {
+        "data": Path("my data"),
+        "backbone": "ViT-B-16",
+        "weights": "it's.pt",
+        "assignments": ("r=2", "frames_merged=(2, 2)"),
+        "results": Path("/elsewhere/results"),
+        "memory_limit": 15 * 2**29,
+        "no_timing": True,
+        "full_size_costs": "off",
+        "save_interval_min": 5.0,
+    }
+    wanted = RunSettings(protocol="own.toml", **given)
+    chosen = RunSettings(protocol="own.toml", **given, methods=("lora",), seeds=(1,), dry_run=True, as_json=True)
+    words = shlex.split(chosen.command_of_any_run)
+    assert words[:3] == ["tvrbench", "run", "own.toml"]
+    assert tyro.cli(RunSettings, args=words[2:]) == wanted
+    assert RunSettings(protocol="standin/uniform").command_of_any_run == "tvrbench run standin/uniform"
 
 
 def test_help_imports_no_torch() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -19,7 +21,12 @@ from tvrbench.harness.search.text import clock, encodable, printable
 
 pytestmark = pytest.mark.unit
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x onerror=alert(1)>'
-NAMES = (f"{HOSTILE}.mp4".replace("/", "∕"), "esc\x1b[31m\u202e\u2066.mp4", "long" * 60 + ".mp4", "plain name.mp4")
+NAMES = (
+    f"{HOSTILE}.mp4".replace("/", "∕"),
+    "esc\x1b[31m\u202e\u2066\udcff:.mp4",
+    "long" * 60 + ".mp4",
+    "plain name.mp4",
+)
 STAMP = FileStamp(size=1, mtime_ns=1, ctime_ns=1, sha256="0")
 
 
@@ -35,7 +42,7 @@ def page_of(kind: str = "text", frames: Frames | None = None) -> str:
         Hit(rank=rank, score=0.5, entry=IndexEntry(file=name, stamp=STAMP, row=0, seconds=seconds))
         for rank, (name, seconds) in enumerate(zip(NAMES, (None, 3.2, 3661.0, 59.9), strict=True), start=1)
     ]
-    return search_page(query, hits, frames_of, HOSTILE, [HOSTILE])
+    return search_page(query, hits, frames_of, HOSTILE, [HOSTILE], "../videos")
 
 
 class Parts(HTMLParser):
@@ -60,7 +67,9 @@ def test_a_page_holds_everything_and_names_are_text(kind: str) -> None:
     frames = None if kind == "text" else np.zeros((1, 3, 16, 16), dtype=np.uint8)
     page = page_of(kind, frames)
     parts = Parts(page)
-    assert all(address.startswith("data:") for address in parts.addresses)
+    links = [address for address in parts.addresses if not address.startswith("data:")]
+    assert [unquote_to_bytes(link) for link in links] == [os.fsencode(f"../videos/{name}") for name in NAMES[:3]]
+    assert all(re.fullmatch(r"\.\./videos/[A-Za-z0-9._~%-]+", link) for link in links)
     assert "script" not in parts.tags
     assert parts.tags.count("img") == 3 + (frames is not None)
     assert "url(" not in page
@@ -68,7 +77,7 @@ def test_a_page_holds_everything_and_names_are_text(kind: str) -> None:
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert not any(0xD800 <= ord(c) < 0xE000 or (ord(c) < 32 and c != "\n") for c in page)
-    assert "esc\\x1b[31m\\u202e\\u2066.mp4" in page
+    assert "esc\\x1b[31m\\u202e\\u2066\\udcff:.mp4" in page
     for length in ("0:03", "1:01:01", "1:00"):
         assert length in page
 
