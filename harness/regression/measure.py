@@ -17,9 +17,10 @@ from tvrbench.harness.core.console import say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.comparability import RULES, reasons_between, set_apart, shortfalls
 from tvrbench.harness.profiling.counts.flops import profile_by_name
+from tvrbench.harness.records.reading import USUAL_ACTIVATION
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.runs import StoredRecord
-from tvrbench.harness.records.store import USUAL_ACTIVATION, RecordStore
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.baseline import Acceptance, Baseline, Entry, Loose, Runs, Section, Tier, Value
 from tvrbench.harness.regression.signature import TOLERANCE, signature
 from tvrbench.harness.reporting.data.records import protocol_runs
