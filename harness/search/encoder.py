@@ -234,7 +234,7 @@ def _weights(path: str, backbone: str | None, source: ModelSource) -> Weights:
         if error.code != "weights.download" or source.weights is not None:
             raise
         hint = "to try this without them, give --weights standin and clips of tvrbench data demo"
-        raise UsageError(f"{error}; {hint}", code=error.code, **error.fields) from None
+        raise UsageError(f"{error}; {hint}", code="weights.download", **error.fields) from None
 
 
 def _plain_clip() -> str:
