@@ -53,19 +53,14 @@ class RecordStore:
         hint = f" (the repository's demo: --results {_DEMO})" if demo.is_dir() and not is_demo else ""
         return f"{folder}{hint}"
 
-    def check_writable(self, protocol: str, *, create: bool = True) -> None:
-        """Create the folder and write to it once, so that a long run does not fail at its end.
-
-        Args:
-            protocol: its name.
-            create: False writes to the nearest folder that exists already, and leaves nothing.
+    def check_writable(self, protocol: str) -> None:
+        """Write once to the folder, or the nearest one that exists, so that a long run does not fail at its end.
 
         Raises:
             UsageError: it cannot be written to.
         """
         folder = self.folder(protocol)
-        if not create:
-            folder = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        folder = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         probe = folder / f".{uuid.uuid4().hex}.probe"
         atomic_write(probe, b"")
         probe.unlink()

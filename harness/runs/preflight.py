@@ -152,7 +152,7 @@ def survey(
     Raises:
         UsageError: as the runs would, but for missing videos: who plans has often not fetched them all.
     """
-    store.check_writable(protocol.name, create=False)
+    store.check_writable(protocol.name)
     missing = list[str]()
 
     def check(opened: RunContext) -> RunContext:

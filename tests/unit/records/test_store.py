@@ -176,7 +176,7 @@ class TestStore:
 
     def test_checking_leaves_nothing_behind(self, tmp_path: Path) -> None:
         RecordStore(tmp_path).check_writable("standin/uniform")
-        assert list((tmp_path / "records" / "standin__uniform").iterdir()) == []
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_record_without_ranks_says_so(self, tmp_path: Path) -> None:
         store = RecordStore(tmp_path)
