@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from report_records import msrvtt_record
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.config.protocol import load_protocol
@@ -220,10 +221,7 @@ class TestCommand:
         assert f"[{code}]" in capsys.readouterr().err
 
     def test_the_tier_real_compares_records_of_real_data(self, tmp_path: Path, capsys: Any) -> None:
-        protocol = load_protocol("msrvtt-1ka-9k/uniform")
-        record = TestRatios.record("zero_shot", 1.0) | {"protocol": {"name": protocol.name, "hash": protocol.hash}}
-        record["data"]["dataset"] = "msrvtt"
-        RecordStore(tmp_path / "results").save(record, None)
+        RecordStore(tmp_path / "results").save(msrvtt_record("zero_shot", 40.0, kind="uniform"), None)
         path, real = tmp_path / "mine.json", ("--records", tmp_path / "results", "--tier", "real")
         assert self.check("--against", path, *real, "--update-baseline", "my machine") == 0
         assert self.check("--against", path, *real) == 0

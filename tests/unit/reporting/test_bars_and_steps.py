@@ -103,7 +103,7 @@ class TestWhatIsShown:
     def test_the_interval_of_several_seeds_comes_from_what_queries_earned(self, store: RecordStore) -> None:
         ranks = np.array([1.0] * 30 + [1.5] * 40 + [3.0] * 30, dtype=np.float32)
         for seed in (0, 1):
-            record = make_record("tempme", seed=seed)
+            record = make_record("tempme", seed=seed, duration_s=12.5 + seed)
             record["metrics"]["t2v"]["R1"] = 30.0
             record["metrics"]["ties_shared"] = {"t2v": {"R1": 50.0, "R5": 100.0, "R10": 100.0, "R1_interval": [1, 2]}}
             rows = rows_of(store, record, ranks={"t2v": ranks, "v2t": ranks})
