@@ -326,8 +326,10 @@ def test_other_frames_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_features_that_cannot_be_ranked_are_refused(capsys: pytest.CaptureFixture[str], trained: Trained) -> None:
-    _rewrite(trained.checkpoint, Path("nan.safetensors"), lambda state: state["clip.visual.proj"].fill_(torch.nan))
-    assert "nan.safetensors" in refused(capsys, "checkpoint.features", "--eval-only", "--checkpoint", "nan.safetensors")
+    _rewrite(trained.checkpoint, Path("huge.safetensors"), lambda state: state["clip.visual.proj"].fill_(3e38))
+    assert "huge.safetensors" in refused(
+        capsys, "checkpoint.features", "--eval-only", "--checkpoint", "huge.safetensors"
+    )
 
 
 @pytest.mark.parametrize(

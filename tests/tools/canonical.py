@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +22,11 @@ _VOLATILE_SHARES = ("share_of_peak", "speedup_reached")
 def canonical(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record without everything that may differ between two runs with the same seed on one machine.
 
-    Time and provenance keys are left out. Costs in units of time, memory, energy or power, and ratios and shares of
-    times, keep only their name and unit.
+    Time and provenance keys are left out, and whether the learning rate was searched or taken from an earlier run.
+    Costs in units of time, memory, energy or power, and ratios and shares of times, keep only their name and unit.
     """
-    kept = {key: value for key, value in record.items() if key not in _VOLATILE_KEYS}
+    kept = copy.deepcopy({key: value for key, value in record.items() if key not in _VOLATILE_KEYS})
+    kept["metrics"].get("training", {}).get("learning_rate_choice", {}).pop("reused", None)
     return kept | {"cost": [_repeatable(measurement) for measurement in record["cost"]]}
 
 
