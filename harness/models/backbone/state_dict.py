@@ -143,7 +143,7 @@ def check_tensors(state: Mapping[str, Tensor], file: str) -> None:
             problem = "is quantized, complex, sparse or without values: save the model's own, dense weights"
         elif key.rpartition(".")[2] in _BUFFERS:
             continue
-        elif tensor.dim() and not tensor.is_floating_point():  # a single whole number is a buffer
+        elif not tensor.is_floating_point() and (tensor.dim() or key.rpartition(".")[2] in _OWN):  # else a buffer
             kind = str(tensor.dtype).removeprefix("torch.")
             problem = f"holds {kind} values, not floating point: save the model's own weights"
         elif not _is_finite(tensor):
