@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tvrbench.datasets.standin.render import RADIUS, SIDE, background, paint
 from tvrbench.datasets.standin.scenes import COLORS, RELATIONS, SHAPES, SIZES, VOCABULARY, draw
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD, normalize
+from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
@@ -127,7 +127,8 @@ def pretrain(options: Pretraining, tokenizer: WordTokenizer) -> CLIP:
         rows = torch.randint(options.images, (options.batch,))
         batch = [captions[i] for i in rows.tolist()]
         ids, mask = tokenizer(batch, LONGEST)
-        one_frame = normalize(pixels[rows].unsqueeze(1), torch.ones(len(rows), 1), "cpu", CLIP_MEAN, CLIP_STD)
+        shown, arch = torch.ones(len(rows), 1), model.arch
+        one_frame = normalize(pixels[rows].unsqueeze(1), shown, "cpu", arch.mean, arch.std)
         image, text = model.encode_image(one_frame[:, 0]), model.encode_text(ids, mask)
         loss = multi_positive_loss(image, text, model.logit_scale, batch)
         optimizer.zero_grad()

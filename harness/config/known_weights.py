@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tvrbench.harness.core import registry
@@ -26,7 +27,11 @@ OPENAI_WEIGHTS = OPENAI_ARCHIVES | {
 
 def shipped_weights(name: str) -> Path | None:
     """The weights that the data set of this name ships; None where it ships none, or there is no such data set."""
-    if name not in registry.table("datasets"):
-        return None
-    path: Path | None = getattr(registry.lookup(name, "datasets"), "weights_path", None)
+    path: Path | None = registry.declared(name, "weights_path")
     return path
+
+
+def weights_on_disk(text: str) -> Path | None:
+    """The file or folder that a text names, by its path or as a data set that ships weights; None if there is none."""
+    path = shipped_weights(text) or Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for unknown users
+    return path if os.path.exists(path) else None  # noqa: PTH110 - pathlib's raises for a long name

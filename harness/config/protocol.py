@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tvrbench.harness.config.known_weights import shipped_weights
+from tvrbench.harness.config.known_weights import shipped_weights, weights_on_disk
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -171,8 +171,7 @@ class Protocol:
         """
         weights = weights or (self.located_weights if self.folder else None)
         if backbone is None and self.backbone_from_weights and weights:
-            file = shipped_weights(weights) or os.path.expanduser(weights)  # noqa: PTH111 - as above
-            return replace(self, backbone=None) if os.path.exists(file) else self  # noqa: PTH110 - pathlib's raises
+            return replace(self, backbone=None) if weights_on_disk(weights) else self
         if backbone is None or (wanted := backbone.replace("/", "-")) == self.backbone:
             return self
         return replace(self, name=f"{self.name}@{wanted}", backbone=wanted)

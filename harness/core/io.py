@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from tvrbench.harness.core.errors import UsageError
 
 
@@ -51,6 +53,31 @@ def atomic_write(path: Path, content: bytes) -> None:
     except OSError as error:
         message = f"cannot write {path} ({error.strerror}): choose a folder that can be written to"
         raise UsageError(message, code="io.write", path=str(path)) from None
+
+
+@contextmanager
+def sole_writer(lock: Path, busy: UsageError) -> Iterator[None]:
+    """Hold a lock file while files are written.
+
+    Raises:
+        UsageError: ``busy``, if another process holds it.
+        OSError: it cannot be made.
+    """
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise busy from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def file_stat(path: Path) -> tuple[int, int, int]:
+    """Size, modification and change time of a file: what differs once it was written to; OSError if it is gone."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def file_sha256(path: Path) -> str:

@@ -66,6 +66,11 @@ def matching(*kinds: str, **attributes: Any) -> list[str]:
     return [name for name in names(*kinds) if matches(name)]
 
 
+def declared(dataset: str, attribute: str) -> Any:
+    """What the class of a data set declares under a name; None where it does not, or no such data set is registered."""
+    return getattr(lookup(dataset, "datasets"), attribute, None) if dataset in table("datasets") else None
+
+
 def lookup(name: str, *kinds: str) -> Any:
     """The class registered under ``name`` in one of the kinds; UsageError lists the known names."""
     for kind in kinds:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import file_sha256
+from tvrbench.harness.core.io import file_sha256, file_stat
 from tvrbench.harness.data.cache_store import FORMAT, ClipEntry, FileStamp, FrameStore, open_writer, read_key
 from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import (
@@ -92,7 +92,7 @@ class CachedFrames:
     def _unchanged(self, video_id: str, source: FileStamp) -> bool:
         """True if the video file is the one that was decoded; a file with other times is hashed to find out."""
         path = self._dataset.video_path(video_id)
-        stat = _stat(path)
+        stat = file_stat(path)
         if stat != source.stat and self._compared.get(video_id, (None,))[0] != stat:
             same = stat[0] == source.size and file_sha256(path) == source.sha256
             self._compared[video_id] = stat, same
@@ -130,7 +130,7 @@ def whole_videos(dataset: RetrievalDataset, video_ids: Sequence[str]) -> set[str
     whole = set()
     for video_id in stats.keys() & set(video_ids):
         with suppress(UsageError, OSError):  # a video without a file, which the check before the run reports
-            if _stat(dataset.video_path(video_id)) in stats[video_id]:
+            if file_stat(dataset.video_path(video_id)) in stats[video_id]:
                 whole.add(video_id)
     return whole
 
@@ -213,14 +213,14 @@ def _decode(
     path = Path(f"{video_id}.mp4")
     try:
         path = dataset.video_path(video_id)
-        stat = _stat(path)
+        stat = file_stat(path)
         if entry is not None and stat == entry.source.stat:
             return None
-        source = FileStamp(size=stat[0], mtime_ns=stat[1], ctime_ns=stat[2], sha256=file_sha256(path))
+        source = FileStamp.of(path)
         if entry is not None and source.sha256 == entry.source.sha256:
             return source, None
         frames = dataset.stored_frames(video_id, spec)
-        if _stat(path) != stat:
+        if file_stat(path) != stat:
             message = f"video {path} changed while it was read; run the command again"
             raise UsageError(message, code="video.changed", video=str(path))
     except (UsageError, OSError) as error:
@@ -252,11 +252,6 @@ def _place(dataset: VideoFiles, spec: FrameSpec) -> tuple[Path, Mapping[str, Any
 def _base(dataset: VideoFiles) -> Path:
     own = os.environ.get(FOLDER)
     return Path(own).expanduser() / dataset.name if own else dataset.root / "frame-cache"
-
-
-def _stat(path: Path) -> tuple[int, int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _sha256(frames: Frames) -> str:

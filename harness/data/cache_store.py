@@ -22,10 +22,9 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.core.io import atomic_write, file_sha256, file_stat, sole_writer
 from tvrbench.harness.data.types import Frames
 
 FORMAT = 2  # part of every key; increase it when the content of the files or its checks change
@@ -40,6 +39,12 @@ class FileStamp:
     mtime_ns: int
     ctime_ns: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """The stamp of a file as it is now; OSError or UsageError if it cannot be read."""
+        size, mtime_ns, ctime_ns = file_stat(path)
+        return cls(size=size, mtime_ns=mtime_ns, ctime_ns=ctime_ns, sha256=file_sha256(path))
 
     @property
     def stat(self) -> tuple[int, int, int]:
@@ -157,19 +162,16 @@ def open_writer(folder: Path, key: Mapping[str, Any]) -> Iterator[tuple[FrameSto
     """
     with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            store = FrameStore(folder, key)
-            if not (folder / "key.json").exists():
-                atomic_write(folder / "key.json", json.dumps(dict(key), indent=2, sort_keys=True).encode())
-            writer = StoreWriter(folder, store)
-            try:
-                yield store, writer
-            finally:
-                writer.close()
-    except Timeout:
-        message = f"another process is filling the frame cache {folder}; wait for it to end"
-        raise UsageError(message, code="cache.busy", folder=str(folder)) from None
+    message = f"another process is filling the frame cache {folder}; wait for it to end"
+    with sole_writer(folder / "lock", UsageError(message, code="cache.busy", folder=str(folder))):
+        store = FrameStore(folder, key)
+        if not (folder / "key.json").exists():
+            atomic_write(folder / "key.json", json.dumps(dict(key), indent=2, sort_keys=True).encode())
+        writer = StoreWriter(folder, store)
+        try:
+            yield store, writer
+        finally:
+            writer.close()
 
 
 def read_key(folder: Path) -> Any:

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from tvrbench.harness.data.cache import CachedFrames
 from tvrbench.harness.data.types import Clip, FrameSpec, RetrievalDataset, clip_sha256
-from tvrbench.harness.records.reading import USUAL_MEAN, USUAL_STD
 
-CLIP_MEAN, CLIP_STD = USUAL_MEAN, USUAL_STD
 MEMORY_LIMIT = 2 * 2**30
 AHEAD = 2
 

@@ -22,10 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import atomic_path, atomic_write, file_sha256
+from tvrbench.harness.core.io import atomic_path, atomic_write, file_sha256, file_stat, sole_writer
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import Progress, Reencoding, RetrievalDataset, VideoFault, VideoFiles
@@ -163,12 +161,12 @@ class _Work:
         file = _new_path(self.dataset, path, video_id)
         target, old = self.folder / file, self.before.get(file.as_posix())
         try:
-            stat = _stat(path)
+            stat = file_stat(path)
             if old is not None and not (target.is_file() and target.stat().st_size == old.size):
                 old = None  # removed or damaged since
             if old is not None and old.source.stat == stat:
                 return old, False
-            stamp = FileStamp(size=stat[0], mtime_ns=stat[1], ctime_ns=stat[2], sha256=file_sha256(path))
+            stamp = FileStamp.of(path)
         except (UsageError, OSError) as error:
             return VideoFault.of(video_id, path, error)
         if old is not None and old.source.sha256 == stamp.sha256:
@@ -180,7 +178,7 @@ class _Work:
         try:
             with atomic_path(target, draft_name=draft_name) as draft:
                 facts = self.dataset.reencode(video_id, draft, self.settings)
-                if _stat(path) != stat:
+                if file_stat(path) != stat:
                     message = f"video {path} changed while it was read; run the command again"
                     raise UsageError(message, code="video.changed", video=str(path))
                 size, sha256 = draft.stat().st_size, file_sha256(draft)
@@ -280,12 +278,9 @@ def _new_video(fields: Mapping[str, Any]) -> NewVideo:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout:
-        message = f"another process is writing to {folder}; wait for it to end"
-        raise UsageError(message, code="reencode.busy", folder=str(folder)) from None
+    message = f"another process is writing to {folder}; wait for it to end"
+    with sole_writer(folder / LOCK, UsageError(message, code="reencode.busy", folder=str(folder))):
+        yield
 
 
 @contextmanager
@@ -298,8 +293,3 @@ def _write_errors(folder: Path) -> Iterator[None]:
             "kept: solve the problem, then run the command again"
         )
         raise UsageError(message, code="reencode.write", path=str(error.filename or folder)) from error
-
-
-def _stat(path: Path) -> tuple[int, int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

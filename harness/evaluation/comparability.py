@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import mode
-from typing import Any, cast
+from typing import Any
 
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import Protocol, shipped_protocol
@@ -103,14 +103,14 @@ def _initial_weights(record: Record) -> str | None:
 
 def _reading(record: Record, *names: str) -> str:
     """How the weights were read, in these respects; an old record was read in the usual way."""
-    section = _weights_section(record)
+    section = record.get("weights", {})
     return str([section.get(name, USUAL_READING[name]) for name in names])
 
 
 def _tokenizer(record: Record) -> str | None:
     """The tokenizer; an old record of other weights than OpenAI's does not tell it."""
     usual = USUAL_TOKENIZER if record["weights_sha256"] in OPENAI_WEIGHTS else None
-    return _text(_weights_section(record).get("tokenizer", usual))
+    return _text(record.get("weights", {}).get("tokenizer", usual))
 
 
 def _split(record: Record, fingerprint: str, kind: str) -> str | None:
@@ -219,17 +219,13 @@ def _other_reading(unusual: Mapping[str, Any]) -> Iterator[Reason]:
         yield Reason("weights-tokenizer", "captions are read with another tokenizer than CLIP's byte pairs")
 
 
-def _weights_section(record: Record) -> Mapping[str, Any]:
-    """What newer records hold about the weights besides their SHA-256."""
-    return cast(Mapping[str, Any], record).get("weights") or {}
-
-
 def _other_split(record: Record, protocol: Protocol) -> Iterator[Reason]:
     """Splits other than the published ones; an old record with skipped videos does not tell the whole split."""
     data = record["data"]
     train = [("train", "train-split", protocol.train_split, "train_fingerprint")] * trained(record)
     for kind, code, name, used in (("test", "split", protocol.test_split, "split_fingerprint"), *train):
-        own, expected = data.get(f"{kind}_split", name), _expected_fingerprint(data["dataset"], name)
+        published_splits = registry.declared(data["dataset"], "expected_fingerprints") or {}
+        own, expected = data.get(f"{kind}_split", name), published_splits.get(name)
         whole = data.get(f"{kind}_fingerprint_declared", None if data["skipped"] else data.get(used))
         differs = None not in (whole, expected) and whole != expected
         if whole is None and data.get(used) is None:
@@ -242,12 +238,6 @@ def _other_split(record: Record, protocol: Protocol) -> Iterator[Reason]:
         size = _count(data, "test_videos_declared") or max(_count(data, "test_videos") or 0, published)
         if size != published:
             yield Reason("split", f"the test split has {size:,} videos, the published {published:,}")
-
-
-def _expected_fingerprint(dataset: str, split: str) -> str | None:
-    if dataset not in registry.table("datasets"):
-        return None
-    return getattr(registry.lookup(dataset, "datasets"), "expected_fingerprints", {}).get(split)
 
 
 def _other_rules(record: Record, protocol: Protocol) -> Iterator[Reason]:

@@ -26,7 +26,7 @@ def load_model(
     method: str,
     *,
     backbone: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Weights | None = None,
     checkpoint: str | Path | None = None,
     activation: Activation | None = None,
     frames: int = 12,
@@ -39,7 +39,8 @@ def load_model(
     Args:
         method: a registered method or baseline (``tvrbench list methods``).
         backbone: a preset such as ``ViT-B-32``; not needed where the weights determine it.
-        weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder, a data set that ships weights.
+        weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder, a data set that ships weights;
+            or weights that have been loaded.
         checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
             ``backbone`` and ``weights``.
         activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state; needed where none does.
@@ -63,7 +64,7 @@ def load_model(
         if saved and saved.base:
             base = saved.base
         elif weights is not None:
-            base = load_weights(weights, backbone, activation)
+            base = weights if isinstance(weights, Weights) else load_weights(weights, backbone, activation)
         else:
             what = f"checkpoint {saved.path.name} holds only the tuned parameters, so" if saved else "load_model:"
             raise UsageError(

@@ -8,13 +8,13 @@ from typing import Any
 from tvrbench.harness.core import registry
 
 USUAL_ACTIVATION = "quick_gelu"
-USUAL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue, of pixels from 0 to 1
-USUAL_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue, of pixels from 0 to 1
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 USUAL_TOKENIZER = "CLIP's byte pairs"
 USUAL_READING: Mapping[str, Any] = {
     "activation": USUAL_ACTIVATION,
-    "mean": list(USUAL_MEAN),
-    "std": list(USUAL_STD),
+    "mean": list(CLIP_MEAN),
+    "std": list(CLIP_STD),
     "tokenizer": USUAL_TOKENIZER,
 }
 """Of OpenAI's weights, and of runs before records named it."""
@@ -28,11 +28,7 @@ def unusual_reading(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     section = record.get("weights") or {}
     found = {key: section[key] for key, usual in USUAL_READING.items() if section.get(key) not in (None, usual)}
-    if "tokenizer" in found and record.get("checkpoint") is None and _ships_weights(record["data"]["dataset"]):
+    ships_weights = registry.declared(record["data"]["dataset"], "weights_path") is not None
+    if "tokenizer" in found and record.get("checkpoint") is None and ships_weights:
         del found["tokenizer"]
     return found
-
-
-def _ships_weights(dataset: str) -> bool:
-    known = dataset in registry.table("datasets")
-    return known and getattr(registry.lookup(dataset, "datasets"), "weights_path", None) is not None

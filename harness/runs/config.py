@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tvrbench.harness.config.protocol import Activation, Protocol
+from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
@@ -273,7 +273,7 @@ def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:
         UsageError: an option that does not fit, or a checkpoint that is not this method's.
     """
     if config.checkpoint is not None:
-        return read_model(context.protocol, context.weights_spec, config, context.weights.arch.activation)
+        return _scored_model(context, config, config.checkpoint)
     return _untrained(context.protocol, context.weights, config).to(config.device).eval()
 
 
@@ -302,35 +302,20 @@ def _untrained(protocol: Protocol, weights: Weights, config: RunConfig) -> Retri
     return build(config.method, method, weights, config.seed)
 
 
-def read_model(
-    protocol: Protocol, weights: str | None, config: RunConfig, activation: Activation | None = None
-) -> RetrievalModel:
-    """Load the run's model from files, without a context.
-
-    Args:
-        protocol, config: of the run.
-        weights: as for ``load_model``; None if a checkpoint holds them.
-        activation: of the weights, over what their sources state.
-
-    Raises:
-        UsageError: an option that does not fit, or a checkpoint that is not this method's.
-    """
-    scored = config.checkpoint
+def _scored_model(context: RunContext, config: RunConfig, scored: EvalCheckpoint) -> RetrievalModel:
+    protocol, weights = context.protocol, context.weights
     try:
         return load_model(
             config.method,
-            backbone=protocol.backbone,
             weights=weights,
-            checkpoint=scored.path if scored else None,
-            activation=scored.base.arch.activation if scored and scored.base else activation,
+            checkpoint=scored.path,
+            activation=weights.arch.activation if scored.base else None,
             frames=protocol.frames,
             device=config.device,
             seed=config.seed,
             **options_of(protocol, config),
         )
     except UsageError as error:
-        if scored is None:
-            raise
         reason = str(error).removeprefix(f"{scored.path.name}: ")
         raise UsageError(
             f"--checkpoint {scored.path.name} cannot be scored as {config.method}: {reason}",

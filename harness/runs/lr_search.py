@@ -8,9 +8,10 @@ one at a time, so that all take the same choice where rounding differs from one 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,31 +180,23 @@ def choose_lr(
     if choice is not None:
         progress.log(f"{state.title}: learning rate x {choice.chosen:g}, as before the interruption")
     else:
-        choice = _kept_or_searched(context, config, recipe, state, progress, kept, micro_batch_size)
+        search = partial(_search, context, config, recipe, state, progress, kept.tuning, micro_batch_size)
+        choice = _kept_or_searched(kept, state.title, progress, search)
     state.set_lr_choice(choice)
     return recipe.for_tuning(kept.tuning, choice.chosen), choice.to_json()
 
 
 def _kept_or_searched(
-    context: RunContext,
-    config: RunConfig,
-    recipe: Recipe,
-    state: RunState,
-    progress: ProgressReporter,
-    kept: KeptChoice,
-    micro_batch_size: int | None,
+    kept: KeptChoice, title: str, progress: ProgressReporter, search: Callable[[], LrChoice]
 ) -> LrChoice:
     """The choice that was kept; else that of a search, during which other runs that need it wait."""
     choice: LrChoice | None = all_gather_object(kept.read())[0]
     if choice is None:
-        with kept.locked(state.title, progress):
-            choice = all_gather_object(kept.read())[0]  # by the run that this one waited for
-            if choice is None:
-                found = _search(context, config, recipe, state, progress, kept.tuning, micro_batch_size)
-                choice = kept.keep(found)
+        with kept.locked(title, progress):
+            choice = all_gather_object(kept.read())[0] or kept.keep(search())  # by the run that this one waited for
     if choice.reused:
         progress.log(
-            f"{state.title}: learning rate x {choice.chosen:g}, found by an earlier search: {kept.path}; delete it to "
+            f"{title}: learning rate x {choice.chosen:g}, found by an earlier search: {kept.path}; delete it to "
             "search again"
         )
     return choice

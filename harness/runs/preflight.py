@@ -56,9 +56,7 @@ def prepare(
         UsageError: an option, checkpoint, saved state or video that does not fit, or fewer training videos than the
             search of a learning rate holds out.
     """
-    configs = settle(context.protocol, context.weights, configs)
-    if any(config.trains for config in configs):
-        context = with_training_data(context)
+    context, configs = _settled(context, configs)
     if configs and configs[0].checkpoint is not None:
         new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
     work = work_list(context, configs, store, skip=skip, refuse=refuse)
@@ -68,6 +66,12 @@ def prepare(
         work = work_list(context, configs, store, skip=skip, refuse=refuse)
         _check_held_out(context, work.left)  # of the videos that are left
     return context, work
+
+
+def _settled(context: RunContext, configs: Sequence[RunConfig]) -> tuple[RunContext, list[RunConfig]]:
+    """The runs as ``settle`` marks them, and the context with the training split if one of them trains."""
+    settled = settle(context.protocol, context.weights, configs)
+    return with_training_data(context) if any(config.trains for config in settled) else context, settled
 
 
 def _check_held_out(context: RunContext, configs: Sequence[RunConfig]) -> None:
@@ -167,20 +171,19 @@ def survey(
     if (root or protocol.data) is None and sized and not here:
         opened, context = open_weights(protocol, weights, activation, scored, shapes_or_weights), None
         protocol, found = opened.protocol, opened.weights
-        configs = with_preset(protocol, found, configs, log) if all_methods else configs
-        work = WorkList(done=(), left=settle(protocol, found, configs))
     else:
         context = open_context(protocol, root, weights, activation=activation, scored=scored, load=shapes_or_weights)
         protocol, found = context.protocol, context.weights
-        configs = with_preset(protocol, found, configs, log) if all_methods else configs
+    if all_methods:
+        configs = with_preset(protocol, found, configs, log)
     held = scored is not None and scored.base is not None
     downloads = not held and not is_downloaded(weights or weights_of(asked), asked.backbone)
-    if context is not None and downloads:  # no record and no state can be told to be of these weights
-        configs = settle(protocol, found, configs)
-        if any(config.trains for config in configs):
-            context = with_training_data(context)
+    if context is None:
+        work = WorkList(done=(), left=settle(protocol, found, configs))
+    elif downloads:  # no record and no state can be told to be of these weights
+        context, configs = _settled(context, configs)
         context, work = check(context), WorkList(done=(), left=configs)
-    elif context is not None:
+    else:
         context, work = prepare(context, configs, store, skip=skip, refuse=refuse, check=check)
     return Survey(
         protocol=protocol,

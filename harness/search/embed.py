@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
-from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.data.types import Clip, FrameSpec, Progress
 from tvrbench.harness.search.encoder import Encoder, ModelSource
@@ -200,9 +199,7 @@ def _read_all(
 def _read(dataset: VideoFolder, spec: FrameSpec, same: Mapping[str, IndexEntry], file: str) -> _Read:
     path, stamp = dataset.root / file, None
     try:
-        stat = path.stat()
-        stamp = FileStamp(size=stat.st_size, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns, sha256="")
-        stamp = replace(stamp, sha256=file_sha256(path))
+        stamp = FileStamp.of(path)
         if stamp.sha256 in same:
             return _Read(file=file, stamp=stamp, same=same[stamp.sha256])
         clip, seconds = dataset.file_clip(path, spec), dataset.file_seconds(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tvrbench.harness.config.known_weights import shipped_weights
+from tvrbench.harness.config.known_weights import shipped_weights, weights_on_disk
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -57,9 +56,8 @@ class ModelSource:
 
     def absolute(self) -> ModelSource:
         """The same source for a command that runs in another folder."""
-        weights = self.weights
-        if weights is not None and not shipped_weights(weights) and _on_disk(weights):
-            weights = str(Path(os.path.expanduser(weights)).absolute())  # noqa: PTH111 - as ``load_weights`` does
+        file = weights_on_disk(self.weights) if self.weights and not shipped_weights(self.weights) else None
+        weights = str(file.absolute()) if file else self.weights
         return replace(self, weights=weights, checkpoint=self.checkpoint and str(Path(self.checkpoint).absolute()))
 
 
@@ -122,14 +120,7 @@ class ModelIdentity:
 
     def settings(self) -> ModelSettings:
         """The settings that give this identity again."""
-        return ModelSettings(
-            method=self.method,
-            options=self.options,
-            frames=self.frames,
-            sampler=self.sampler,
-            decoder=self.decoder,
-            precision=self.precision,
-        )
+        return ModelSettings(**{field.name: getattr(self, field.name) for field in fields(ModelSettings)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +181,12 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     name = scored.method if scored else settings.method or _plain_clip()
     shipped, trains = shipped_weights(source.weights or DEFAULT_WEIGHTS), method_class(name).card.trains
     path = str(shipped or source.weights or DEFAULT_WEIGHTS)
-    backbone = source.backbone or (None if (scored and scored.base) or _on_disk(path) else DEFAULT_BACKBONE)
+    backbone = source.backbone or (None if (scored and scored.base) or weights_on_disk(path) else DEFAULT_BACKBONE)
     weights = scored.base if scored and scored.base else _weights(path, backbone, source)
     model = load_model(
         name,
         backbone=backbone,
-        weights=None if scored and scored.base else path,
+        weights=weights,
         checkpoint=scored.path if scored else None,
         activation=source.activation,
         frames=_frames(settings, scored),
@@ -262,7 +253,3 @@ def _frames(settings: ModelSettings, scored: EvalCheckpoint | None) -> int:
         message = f"--checkpoint {scored.path.name} encodes {own} frames per video: leave --frames out"
         raise UsageError(message, code="checkpoint.frames", checkpoint=own)
     return own or (DEFAULT_FRAMES if settings.frames is None else settings.frames)
-
-
-def _on_disk(weights: str) -> bool:
-    return os.path.exists(os.path.expanduser(weights))  # noqa: PTH110, PTH111 - pathlib's raise

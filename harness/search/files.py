@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_stat
 from tvrbench.harness.data.open import open_dataset
 from tvrbench.harness.data.types import Clip, FrameSpec, VideoFiles
 from tvrbench.harness.search.index import IndexEntry, VideoIndex
@@ -84,7 +85,6 @@ def find_changes(dataset: VideoFolder, index: VideoIndex | None) -> Changes:
 def stat_of(path: Path) -> Stat | None:
     """Size, modification and change time of a file; None if it is gone."""
     try:
-        stat = path.stat()
+        return file_stat(path)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -24,11 +24,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.io import atomic_path
+from tvrbench.harness.core.io import atomic_path, sole_writer
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.search.encoder import Features, ModelIdentity, ModelSource
 
@@ -249,13 +248,11 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process writes this index, or the folder cannot be written.
     """
+    message = f"another process is writing the index {folder}; wait for it to end"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock", timeout=0):
+        with sole_writer(folder / "lock", UsageError(message, code="index.busy", folder=str(folder))):
             yield
-    except Timeout:
-        message = f"another process is writing the index {folder}; wait for it to end"
-        raise UsageError(message, code="index.busy", folder=str(folder)) from None
     except OSError as error:
         message = (
             f"the index {folder} cannot be written ({error.strerror or error}); what it holds is kept: solve the "

@@ -11,7 +11,7 @@ import torch
 
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
+from tvrbench.harness.records.reading import CLIP_MEAN, CLIP_STD
 
 HEAD_WIDTH = 64  # of every model here
 LEAST_STD = 1e-3  # of pixels from 0 to 1: a smaller one is a mistake

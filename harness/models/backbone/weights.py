@@ -16,10 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS, shipped_weights
+from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS, weights_on_disk
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.models.backbone.architecture import VISION_SHAPE, Architecture, from_state_dict, preset
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.download_cache import in_cache
@@ -27,6 +26,7 @@ from tvrbench.harness.models.backbone.sharded import file_in_folder, read_weight
 from tvrbench.harness.models.backbone.state_dict import NamedTensors, named_tensors
 from tvrbench.harness.models.backbone.weights_config import Channels, Normalization, Statement, read_configs
 from tvrbench.harness.models.backbone.weights_file import printable, read_metadata
+from tvrbench.harness.records.reading import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.records.record import WeightsRef
 
 OPTION = "--activation"
@@ -98,10 +98,9 @@ def load_weights(spec: str | Path, backbone: str | None = None, activation: Acti
     shown = printable(text, _SHOWN)
     if text.startswith("random:"):
         return _random_weights(text, backbone, activation)
-    path = shipped_weights(text) or Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises for unknown users
-    if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for a long name
+    if (path := weights_on_disk(text)) is not None:
         weights = _from_path(path, activation)
-    elif "/" in text or path.suffix or not backbone:
+    elif not backbone or not _can_be_tag(text):
         raise UsageError(
             f"weights {shown!r}: there is no such file or folder (also known: random:SEED, a data set that ships "
             "weights, openai, an open_clip tag together with a backbone)",
@@ -312,9 +311,12 @@ def is_downloaded(spec: str | Path, backbone: str | None = None) -> bool:
         UsageError: an unknown tag.
     """
     text = str(spec)
-    exists = shipped_weights(text) or os.path.exists(text)  # noqa: PTH110 - pathlib's raises for a long name
-    named = text.startswith("random:") or "/" in text or Path(text).suffix or exists
-    return bool(named) or not backbone or in_cache(_tag_config(text, backbone))
+    is_tag = backbone and _can_be_tag(text) and not text.startswith("random:") and weights_on_disk(text) is None
+    return not is_tag or in_cache(_tag_config(text, str(backbone)))
+
+
+def _can_be_tag(spec: str) -> bool:
+    return "/" not in spec and not Path(spec).suffix
 
 
 def _tag_config(tag: str, backbone: str) -> dict[str, Any]:

@@ -40,12 +40,13 @@ class ReportContext:
     @property
     def stands_for(self) -> str:
         """The data set whose published numbers apply."""
-        return self._declared("stands_for") or self.dataset
+        return str(registry.declared(self.dataset, "stands_for") or self.dataset)
 
     @property
     def notice(self) -> str | None:
         """The data set's notice, for every title, caption and figure."""
-        return self._declared("notice")
+        notice: str | None = registry.declared(self.dataset, "notice")
+        return notice
 
     @property
     def title(self) -> str:
@@ -64,7 +65,7 @@ class ReportContext:
         base, _, backbone = self.protocol.partition("@")
         own = base.removeprefix(f"{OWN}/")
         words = [base if own == base else f"{own}.toml", *(["--backbone", backbone] if backbone else [])]
-        return words if self._declared("generated") else [*words, "--data", "DIR"]
+        return words if registry.declared(self.dataset, "generated") else [*words, "--data", "DIR"]
 
     def comparable(self, rows: Sequence[MethodRow]) -> list[MethodRow]:
         """Return the rows that may be compared with each other."""
@@ -98,12 +99,6 @@ class ReportContext:
             for run in runs
             for target in [run.link_from(self.folder)]
         )
-
-    def _declared(self, attribute: str) -> str | None:
-        """Return what the data set's class declares; None for a data set that is not registered."""
-        if self.dataset not in registry.table("datasets"):
-            return None
-        return getattr(registry.lookup(self.dataset, "datasets"), attribute, None)
 
 
 def compares_methods(protocol: str) -> bool:

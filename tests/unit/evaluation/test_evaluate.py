@@ -11,10 +11,11 @@ import torch
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD, FrameLoader, normalize
+from tvrbench.harness.data.frame_loader import FrameLoader, normalize
 from tvrbench.harness.data.types import FrameSpec, Split, VideoFault
 from tvrbench.harness.evaluation.evaluate import evaluate, score
 from tvrbench.harness.evaluation.metrics import cosine_scores
+from tvrbench.harness.records.reading import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.runs.context import bad_videos_message
 
 pytestmark = pytest.mark.unit

@@ -19,7 +19,6 @@ from transformers import CLIPConfig, CLIPModel
 
 from tvrbench.datasets.standin.pretrain import config as open_clip_config
 from tvrbench.harness import load_model
-from tvrbench.harness.data.frame_loader import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.evaluation.evaluate import encode_videos
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
@@ -27,6 +26,7 @@ from tvrbench.harness.models.backbone.tokenizer import BYTE_PAIRS, tokenizer_for
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.records.reading import CLIP_MEAN, CLIP_STD
 from tvrbench.harness.regression.signature import TINY
 
 pytestmark = pytest.mark.unit
