@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from records import weights_section
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.config.protocol import load_protocol
@@ -19,16 +20,6 @@ from tvrbench.methods.tempme import TempMeReducer
 
 pytestmark = pytest.mark.cli
 SUBJECT = "tempme@ViT-B-32"
-WEIGHTS = {
-    "source": "a file",
-    "activation": "gelu",
-    "activation_source": "its name",
-    "image_size": 64,
-    "mean": [0.5] * 3,
-    "std": [0.5] * 3,
-    "normalization_source": "its name",
-    "tokenizer": "words",
-}
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +196,7 @@ class TestRecordsThatDoNotCompare:
             lambda record: record["metrics"].update(selection="best-on-test"),
             lambda record: record["method"]["options"].update(frames=6),
             lambda record: record["method"]["options"].update(backbone="ViT-B-16"),
-            lambda record: record.update(weights=WEIGHTS | {"sha256": record["weights_sha256"]}),
+            lambda record: record.update(weights=weights_section(sha256=record["weights_sha256"], activation="gelu")),
         ],
     )
     def test_they_are_missing(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from errors import raises
+from records import weights_section
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.cli.compare import find_record
@@ -157,17 +158,8 @@ def test_one_method_on_other_weights_is_tested_with_a_caveat(bench: Bench) -> No
 
 
 def test_weights_that_are_read_in_another_way_are_named(bench: Bench) -> None:
-    quick = {
-        "source": "w.pt",
-        "sha256": "9" * 64,
-        "activation": "quick_gelu",
-        "activation_source": "config.json",
-        "image_size": 224,
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-        "normalization_source": "config.json",
-        "tokenizer": "CLIP's byte pairs",
-    }
+    half = [0.5] * 3
+    quick = weights_section(sha256="9" * 64, activation_source="config.json", mean=half, std=half)
     a, b = bench.save(record(weights=quick)), bench.save(record(weights=quick | {"activation": "gelu"}))
     assert a != b  # neither takes the other's place
     assert facts(bench.compare(a, b)) == {"weights: activation": ("quick_gelu", "gelu")}

@@ -9,9 +9,17 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from tvrbench.harness.records.reading import USUAL_READING
 from tvrbench.harness.records.store import RecordStore
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "standin_record.json"
+
+
+def weights_section(**changes: Any) -> dict[str, Any]:
+    """Return a record's account of weights that were read in the usual way, from a file with a config beside it."""
+    told = "open_clip_config.json"
+    section = {"source": "w.pt", "sha256": None, "image_size": 224, "activation_source": told}
+    return section | {"normalization_source": told} | dict(USUAL_READING) | changes
 
 
 def make_record(

@@ -11,14 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from records import csv_rows, make_record
+from records import csv_rows, make_record, weights_section
 from report_records import STANDIN, method_record, msrvtt_record, page, report, table
 
 from tvrbench.datasets.msrvtt import MSRVTT
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.evaluation.comparability import reasons_between, set_apart, shortfalls
-from tvrbench.harness.records.reading import USUAL_READING
 from tvrbench.harness.records.record import Measurement, Record, WeightsRef
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.pages.report import write_report
@@ -56,13 +55,6 @@ def top(**changes: Any) -> Edit:
 
 WHOLE = {"test_videos_declared": 1000, "test_fingerprint_declared": MSRVTT.expected_fingerprints["test-1ka"]}
 SKIPPED = [f"video{i}" for i in range(40)]
-READ = {
-    "source": "w.pt",
-    "sha256": None,
-    "activation_source": "open_clip_config.json",
-    "image_size": 224,
-    "normalization_source": "open_clip_config.json",
-} | dict(USUAL_READING)
 # By code: edits of a record that is otherwise the paper's run. Records without the newer fields are judged too.
 EDITS: list[tuple[str, Edit]] = [
     ("test-videos-missing", data(test_videos=960, skipped=SKIPPED)),
@@ -214,9 +206,9 @@ class TestRows:
             ("split", data(test_videos=960, skipped=SKIPPED)),
             ("weights", top(weights_sha256="e" * 64)),
             ("weights-random", top(weights_sha256=None)),
-            ("weights-activation", top(weights=READ | {"activation": "gelu"})),
-            ("weights-normalization", top(weights=READ | {"std": [0.5] * 3})),
-            ("weights-tokenizer", top(weights=READ | {"tokenizer": "33 words"})),
+            ("weights-activation", top(weights=weights_section(activation="gelu"))),
+            ("weights-normalization", top(weights=weights_section(std=[0.5] * 3))),
+            ("weights-tokenizer", top(weights=weights_section(tokenizer="33 words"))),
             ("backbone", options(backbone="ViT-B-16")),
             ("frame-count", options(frames=8)),
             ("training-videos", data(train_fingerprint="e" * 64)),
@@ -276,20 +268,20 @@ class TestRows:
 
     def test_another_activation_is_not_called_other_weights(self) -> None:
         rows = [[cast(Record, msrvtt_record(method, 50.0))] for method in ("adapter", "bias", "lora")]
-        rows[2][0]["weights"] = cast(WeightsRef, READ | {"activation": "gelu"})
+        rows[2][0]["weights"] = cast(WeightsRef, weights_section(activation="gelu"))
         (reason,) = [found for found in set_apart(rows) if found]
         assert "with another activation" in reason.text
 
     def test_a_word_list_is_not_held_against_records_that_name_none(self) -> None:
         rows = [[cast(Record, make_record(method))] for method in ("tempme", "adapter", "lora")]
-        rows[2][0]["weights"] = cast(WeightsRef, READ | {"tokenizer": "33 words"})
+        rows[2][0]["weights"] = cast(WeightsRef, weights_section(tokenizer="33 words"))
         assert set_apart(rows) == [None, None, None]
 
     def test_seeds_that_were_fed_in_another_way_are_no_seeds_of_one_row(
         self, store: RecordStore, tmp_path: Path
     ) -> None:
         for seed in range(3):
-            store.save(run(top(weights=READ | {"std": [0.5] * 3}) if seed == 1 else top(), seed=seed))
+            store.save(run(top(weights=weights_section(std=[0.5] * 3)) if seed == 1 else top(), seed=seed))
         rows = csv_rows(report(store, tmp_path, PUBLISHED))
         assert sorted(row["seeds"] for row in rows if row["seeds"]) == ["1", "2"]
 
