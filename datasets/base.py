@@ -30,6 +30,7 @@ from tvrbench.datasets.video import (
     window_error,
 )
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.types import (
     VIDEO_SUFFIXES,
     Clip,
@@ -266,7 +267,7 @@ def _probe(path: Path) -> VideoInfo | UsageError:
 
 
 def _parallel(work: Callable[[S], T], items: Sequence[S], workers: int | None) -> Iterator[T]:
-    pool = ThreadPoolExecutor(workers or os.cpu_count())  # decoding releases Python's global lock
+    pool = ThreadPoolExecutor(workers or usable_cores())  # decoding releases Python's global lock
     try:
         yield from pool.map(work, items)
     finally:

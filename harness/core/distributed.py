@@ -3,6 +3,10 @@
 Nothing here wraps the model. Every process holds a share of the batch and of the loss; the gradient of the whole loss
 is the sum over the processes, so the number of processes does not change it. (It becomes 1 / W of the gradient if
 each process keeps the gradient of its own slice only.)
+
+Features and gradients travel between devices (NCCL on GPUs, gloo on CPUs). Objects, flags and results travel
+between hosts, through gloo: no GPU waits for them, a process that was lost is noticed at once (NCCL would wait for it),
+and the others may wait for hours while the first one measures.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,7 +31,12 @@ from tvrbench.harness.core.rendezvous import Launch, join, read_launch
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-TIMEOUT = timedelta(minutes=10)  # a rank that does not answer for this long counts as lost
+JOIN_TIMEOUT = timedelta(minutes=10)  # for every process to come
+DEVICE_TIMEOUT = timedelta(minutes=10)  # of features and gradients: every process is in the same step
+HOST_TIMEOUT = timedelta(hours=2)  # of all else: the first process may measure, or search, while the others wait
+
+# The group of the hosts, for the block of `process_group`; torch keeps only the group of the devices by itself.
+_hosts: ContextVar[dist.ProcessGroup | None] = ContextVar("hosts", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,7 @@ def process_group(device: str, *, single: bool = False) -> Iterator[DistInfo]:
     """Join the processes of ``torchrun`` for the duration of the block; without torchrun, or if ``single``, run alone.
 
     Raises:
-        UsageError: torchrun's variables do not fit, or it started more processes than the machine has GPUs.
+        UsageError: torchrun's variables do not fit, or it started more processes than there are GPUs.
         RunFailed: a process of the group did not come.
     """
     launch = None if single else read_launch(os.environ)
@@ -76,16 +86,11 @@ def process_group(device: str, *, single: bool = False) -> Iterator[DistInfo]:
             say(f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set without RANK: this process runs alone")
         yield DistInfo()
         return
-    if device.startswith("cuda"):
-        if launch.local >= (gpus := torch.cuda.device_count()):
-            message = (
-                f"torchrun started process {launch.local} on a machine with {gpus} GPUs: start one process per GPU"
-            )
-            raise UsageError(message, code="torchrun.gpus", process=launch.local, gpus=gpus)
-        torch.cuda.set_device(launch.local)
     try:
-        store = join(launch, TIMEOUT)
+        store = join(launch, JOIN_TIMEOUT)
         with _initialized("nccl" if device.startswith("cuda") else "gloo", store, launch):
+            if device.startswith("cuda"):
+                _take_gpu(launch)
             yield dist_info()
     except BaseException as error:
         if launch.rank > 0:
@@ -95,16 +100,38 @@ def process_group(device: str, *, single: bool = False) -> Iterator[DistInfo]:
 
 @contextmanager
 def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
+    ranks = {"store": store, "rank": launch.rank, "world_size": launch.size}
     try:
-        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=DEVICE_TIMEOUT, **ranks)
+        token = _hosts.set(dist.new_group(backend="gloo", timeout=HOST_TIMEOUT))
     except RuntimeError as error:
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         message = f"the processes found each other but cannot exchange data ({cause}), at {launch.place}"
         raise RunFailed(message, code="torchrun.connect", rank=launch.rank) from error
+    ended = False
     try:
         yield
+        ended = True
     finally:
-        dist.destroy_process_group()
+        _hosts.reset(token)
+        # NCCL ends when all processes have, so after a fault it would wait for one that may be lost; this process ends.
+        if ended or backend == "gloo":
+            dist.destroy_process_group()
+
+
+def _take_gpu(launch: Launch) -> None:
+    """Make the GPU of this process the current one.
+
+    Raises:
+        UsageError: two processes would share one.
+    """
+    # A cluster may show every process its own GPU alone, as number 0.
+    device = torch.device("cuda", launch.local % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    gpus = all_gather_object(str(torch.cuda.get_device_properties(device).uuid))
+    if len(set(gpus)) < len(gpus):
+        message = f"{len(gpus)} processes were started on {len(set(gpus))} GPUs: start one process per GPU"
+        raise UsageError(message, code="torchrun.gpus", processes=len(gpus), gpus=len(set(gpus)))
 
 
 class _Gather(torch.autograd.Function):
@@ -149,12 +176,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = part.view_as(parameter)
 
 
-def sum_over_processes(value: float, device: torch.device) -> float:
+def sum_over_processes(value: float) -> float:
     """The sum of a number over all processes."""
     if dist_info().size == 1:
         return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    total = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(total, group=_hosts.get())
     return float(total)
 
 
@@ -163,9 +190,9 @@ def gather_shares(own: Tensor) -> Tensor:
     return own if dist_info().size == 1 else torch.cat(all_gather_object(own.cpu()))
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """True in every process if it is true in any."""
-    return flag if dist_info().size == 1 else sum_over_processes(float(flag), device) > 0
+    return flag if dist_info().size == 1 else sum_over_processes(float(flag)) > 0
 
 
 def all_gather_object(value: Any) -> list[Any]:
@@ -173,5 +200,5 @@ def all_gather_object(value: Any) -> list[Any]:
     if dist_info().size == 1:
         return [value]
     values: list[Any] = [None] * dist_info().size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_hosts.get())
     return values

@@ -81,6 +81,13 @@ def read_launch(variables: Mapping[str, str]) -> Launch | None:
     )
 
 
+def usable_cores() -> int:
+    """Cores for the threads of this process: its share of those it may use, where torchrun started several here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    neighbors = os.environ.get("LOCAL_WORLD_SIZE", "") if os.environ.get("RANK") else ""
+    return max(1, cores // max(1, int(neighbors))) if neighbors.isascii() and neighbors.isdigit() else cores
+
+
 def join(launch: Launch, timeout: timedelta) -> Store:
     """Wait until every process of the group is there, and return the store that they share.
 

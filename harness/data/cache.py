@@ -21,6 +21,7 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256, file_stat
+from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache_store import FORMAT, ClipEntry, FileStamp, FrameStore, open_writer, read_key
 from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import (
@@ -167,7 +168,7 @@ def fill_cache(
     added, kept, faults, new_bytes = 0, 0, list[VideoFault](), 0
     with open_writer(folder, key) as (store, writer):
         _check_space(folder, sum(v not in store.entries for v in video_ids) * (clip_bytes or 0))
-        results = _decode_all(dataset, spec, store, video_ids, workers or os.cpu_count() or 1)
+        results = _decode_all(dataset, spec, store, video_ids, workers or usable_cores())
         for done, (video_id, result) in enumerate(zip(video_ids, results, strict=True), start=1):
             match result:
                 case VideoFault():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tvrbench.harness.core.distributed import all_gather_object, dist_info
+from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache import CachedFrames
 from tvrbench.harness.data.types import Clip, FrameSpec, RetrievalDataset, clip_sha256
 
@@ -91,7 +93,7 @@ class FrameLoader:
             pixels, masks = zip(*(future.result() for future in futures), strict=True)
             return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             pending: deque[list[Future[Clip]]] = deque()
             try:
                 for request in requests:
@@ -107,12 +109,15 @@ class FrameLoader:
 def frames_fingerprint(loader: FrameLoader, video_ids: Sequence[str]) -> str:
     """Return one hash of the decoded pixels of videos in the order given, so that sites can compare their data.
 
+    Under torchrun every process calls this and decodes its share.
+
     Raises:
         UsageError: a video cannot be decoded.
     """
-    clips = loader.batches([(v, 0)] for v in video_ids)
-    hashes = (clip_sha256(pixels[0].numpy(), mask[0].numpy()) for pixels, mask in clips)
-    return fingerprint_of(loader.spec, zip(video_ids, hashes, strict=True))
+    own = video_ids[dist_info().share(len(video_ids))]
+    clips = loader.batches([(v, 0)] for v in own)
+    hashes = [clip_sha256(pixels[0].numpy(), mask[0].numpy()) for pixels, mask in clips]
+    return fingerprint_of(loader.spec, zip(video_ids, chain.from_iterable(all_gather_object(hashes)), strict=True))
 
 
 def fingerprint_of(spec: FrameSpec, clips: Iterable[tuple[str, str]]) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, atomic_write, file_sha256, file_stat, sole_writer
+from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.types import Progress, Reencoding, RetrievalDataset, VideoFault, VideoFiles
@@ -114,7 +114,7 @@ def reencode_videos(
                 with atomic_path(folder / path.relative_to(dataset.root)) as draft:
                     shutil.copyfile(path, draft)
         work = _Work(dataset=dataset, folder=folder, settings=settings, before=before, journal=journal)
-        pool = ThreadPoolExecutor(workers or os.cpu_count())  # FFmpeg releases Python's global lock
+        pool = ThreadPoolExecutor(workers or usable_cores())  # FFmpeg releases Python's global lock
         try:
             for number, result in enumerate(pool.map(work.carry_out, sources.items()), start=1):
                 if isinstance(result, VideoFault):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache import whole_videos
 from tvrbench.harness.data.types import FrameSpec, VideoFiles
 from tvrbench.harness.runs.context import RunContext, missing_videos
@@ -70,7 +70,7 @@ def plan_decoding(
         recipes: one per run.
         test_videos: of the test split.
     """
-    threads, wanted = os.cpu_count() or 1, sum(run.samples + test_videos for run in runs)
+    threads, wanted = usable_cores(), sum(run.samples + test_videos for run in runs)
     if context is None:
         return Decoding(
             clip_ms=None,

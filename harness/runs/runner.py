@@ -82,9 +82,8 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
     steps = training_steps(context.protocol, config, len(context.train.captions))
     record = _started(key, config, session)
     try:
-        if dist_info().first:
-            frames = context.frames_fingerprint(context.spec(recipe.sampler))
-            record["data"] = record["data"] | {"frames_fingerprint": frames}
+        frames = context.frames_fingerprint(context.spec(recipe.sampler))
+        record["data"] = record["data"] | {"frames_fingerprint": frames}
         if steps:
             state = _open_state(key, files, config, session)
             kept = KeptChoice(context, config, key, files)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
+from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.data.types import Clip, FrameSpec, Progress
 from tvrbench.harness.search.encoder import Encoder, ModelSource
@@ -182,7 +183,7 @@ def _read_all(
 ) -> Iterator[_Read]:
     """Yield files in order, read in threads; at most ``ahead`` more than there are threads are in memory."""
     same = {entry.stamp.sha256: entry for entry in old.encoded} if old else {}
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     pending: deque[Future[_Read]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:

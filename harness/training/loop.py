@@ -109,7 +109,7 @@ class TrainingLoop:
             batch = next(self._batches)
         except UsageError as error:
             fault = str(error)
-        if not any_rank(fault is not None, self.trainer.device):
+        if not any_rank(fault is not None):
             assert batch is not None
             return batch
         first = next(text for text in all_gather_object(fault) if text is not None)

@@ -136,9 +136,9 @@ class RunState:
             RunFailed: it cannot be saved.
         """
         due = epoch_ends or time.monotonic() - self._saved_at >= self._save_interval_s
-        if not any_rank(due or self._signals.pending is not None, trainer.device):
+        if not any_rank(due or self._signals.pending is not None):
             return
-        stop = any_rank(self._signals.pending is not None, trainer.device)
+        stop = any_rank(self._signals.pending is not None)
         self.save(phase, trainer, losses)
         if stop:
             self._signals.stop(f" after step {trainer.steps_done} of {trainer.total_steps} of {self.title}")

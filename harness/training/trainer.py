@@ -171,7 +171,7 @@ class Trainer:
         """
         loss = self.accumulate(pairs, lambda text, video: local_loss(self.model, text, video))
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        return sum_over_processes(loss.item(), self.device)
+        return sum_over_processes(loss.item())
 
     def accumulate(self, pairs: Pairs, loss_fn: LossFn) -> Tensor:
         """Backpropagate a loss of the features of these pairs, in micro-batches if they are set; returns the loss.

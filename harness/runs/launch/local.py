@@ -65,6 +65,7 @@ def run_all(tasks: Sequence[Task], devices: Sequence[str], logs: Path, signals: 
         Interrupted: once all processes have ended.
     """
     waiting, active, finished = deque(tasks), dict[str, _Active](), list[Finished]()
+    cores = dict(zip(devices, shares_of_cores(len(devices)), strict=True))
     with signals.deferred():
         while waiting or active:
             for device in devices:
@@ -72,7 +73,7 @@ def run_all(tasks: Sequence[Task], devices: Sequence[str], logs: Path, signals: 
                     finished.append(active.pop(device).finished())
                     _report(finished[-1], f"{len(finished)}/{len(tasks)}")
                 if device not in active and waiting and signals.pending is None:
-                    active[device] = _start(waiting.popleft(), device, logs)
+                    active[device] = _start(waiting.popleft(), device, logs, cores[device])
             if signals.pending is not None:
                 for one in active.values():
                     one.process.terminate()
@@ -88,7 +89,17 @@ def _report(one: Finished, count: str) -> None:
     say(f"[{count}] {one.title}: {result} after {one.minutes:.1f} min")
 
 
-def _start(task: Task, device: str, logs: Path) -> _Active:
+def shares_of_cores(count: int) -> list[list[int]]:
+    """The cores of this process in ``count`` equal parts; an empty part stands for all, where they cannot be shared.
+
+    Runs at a time would otherwise each decode in as many threads as there are cores, and slow each other's timings.
+    """
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    size = len(usable) // count
+    return [usable[i * size : (i + 1) * size] for i in range(count)]
+
+
+def _start(task: Task, device: str, logs: Path, cores: Sequence[int]) -> _Active:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / (re.sub(r"[^A-Za-z0-9.+-]+", "_", task.title) + ".txt")
     say(f"{task.title}: starting on {device}; output in {log}")
@@ -101,6 +112,8 @@ def _start(task: Task, device: str, logs: Path) -> _Active:
             env=os.environ | {"PYTHONSAFEPATH": "1"} | _visible(device),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
+    if cores and process.poll() is None:
+        os.sched_setaffinity(process.pid, cores)  # before it reads its task, so that every thread takes it over
     assert process.stdin is not None
     process.stdin.write(dumps(task.settings).encode())
     process.stdin.close()

@@ -1,4 +1,4 @@
-"""One batch over 1 and 3 processes, and in micro-batches: the same loss and the same gradients."""
+"""One batch over 1 and 4 processes, and in micro-batches: the same loss and the same gradients."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _free_port() -> int:
 def test_the_number_of_processes_changes_nothing(
     method: str, options: dict[str, Any], tiny_weights: Path, tmp_path: Path
 ) -> None:
-    data, sizes = tmp_path / "batch.pt", (1, 3)
-    torch.save(_batch(3) | {"options": options | {"tuning": "full"}}, data)
+    data, sizes = tmp_path / "batch.pt", (1, 4)
+    torch.save(_batch(4) | {"options": options | {"tuning": "full"}}, data)
     worlds = [f"{size}:{_free_port()}" for size in sizes]
     done = subprocess.run(
         [sys.executable, "-P", "-c", WORLDS, method, str(tiny_weights), str(data), str(tmp_path), *worlds],
