@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -100,15 +100,14 @@ def process_group(device: str, *, single: bool = False) -> Iterator[DistInfo]:
 
 @contextmanager
 def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
-    ranks = {"store": store, "rank": launch.rank, "world_size": launch.size}
     try:
-        dist.init_process_group(backend, timeout=DEVICE_TIMEOUT, **ranks)
-        token = _hosts.set(dist.new_group(backend="gloo", timeout=HOST_TIMEOUT))
+        dist.init_process_group(backend, timeout=DEVICE_TIMEOUT, store=store, rank=launch.rank, world_size=launch.size)
+        hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=HOST_TIMEOUT))
     except RuntimeError as error:
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         message = f"the processes found each other but cannot exchange data ({cause}), at {launch.place}"
         raise RunFailed(message, code="torchrun.connect", rank=launch.rank) from error
-    ended = False
+    token, ended = _hosts.set(hosts), False
     try:
         yield
         ended = True
