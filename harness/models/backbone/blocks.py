@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,49 @@ from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
 from tvrbench.harness.models.tokens import AttentionOut
 
 
+_STEEPNESS = 1.702
+_SATURATED = 40.0  # where a sigmoid is 1 in float64, and its exponential is still finite in float32
+
+
+def _keeps_bits(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x), whose backward computes again what it needs: x alone is kept.
+
+    On a CPU every step is that of the plain formula, so that all bits are, in one buffer that stays in the cache.
+    Elsewhere it is one kernel: the derivative of softplus, sigmoid(1.702 x) times a gradient, with x as the gradient.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        if _keeps_bits(x):
+            return (_STEEPNESS * x).sigmoid_().mul_(x)
+        out: Tensor = torch.ops.aten.softplus_backward(x, x, _STEEPNESS, _SATURATED)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        steep = _STEEPNESS * x
+        if _keeps_bits(x):
+            gate = steep.sigmoid()
+            return torch.ops.aten.sigmoid_backward(grad * x, gate).mul(_STEEPNESS).add(grad * gate)
+        out: Tensor = torch.ops.aten.silu_backward(grad, steep)
+        return out
+
+
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        out: Tensor = _QuickGELU.apply(x)
+        return out
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
@@ -98,6 +137,13 @@ class Attention(nn.Module):
             if self._folded is None or self._folded[0] != key:
                 self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
             return self._folded[1]
+
+    def absorb_lora(self) -> None:
+        """Put W + B A in the place of W, for good, and drop the update."""
+        if self.lora is not None:
+            folded = self._folded_weight(self.lora)
+            self.in_proj_weight = nn.Parameter(folded, requires_grad=self.in_proj_weight.requires_grad)
+            self.lora = self._folded = None
 
     def train(self, mode: bool = True) -> Attention:
         """Switch mode; going to training frees the folded matrix."""
