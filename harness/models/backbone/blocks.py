@@ -141,8 +141,8 @@ class Attention(nn.Module):
     def absorb_lora(self) -> None:
         """Put W + B A in the place of W, for good, and drop the update."""
         if self.lora is not None:
-            folded = self._folded_weight(self.lora)
-            self.in_proj_weight = nn.Parameter(folded, requires_grad=self.in_proj_weight.requires_grad)
+            self._folded = None  # it may belong to inference mode, where parameters cannot
+            self.in_proj_weight = nn.Parameter(self._folded_weight(self.lora), self.in_proj_weight.requires_grad)
             self.lora = self._folded = None
 
     def train(self, mode: bool = True) -> Attention:
