@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
+from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
 from tvrbench.harness.models.tokens import AttentionOut
 
 
@@ -114,7 +115,12 @@ class Attention(nn.Module):
 
     With ``lora`` set the projection is W x + B (A x) while gradients are wanted, and (W + B A) x when the module
     is in eval mode without gradients. The folded matrix is a cache beside W, so unfolding is exact: W never changes.
+
+    Attributes:
+        sizes_in_keys: how proportional attention is computed (``backbone.proportional``); the result is the same.
     """
+
+    sizes_in_keys: bool = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -167,23 +173,23 @@ class Attention(nn.Module):
         Args:
             x: [S, N, D], normalized.
             size: [S, N, 1] token sizes; their logarithm is added to the logits of the keys (proportional attention,
-                ToMe section 3), or None.
+                ToMe section 3), or None; never together with ``causal``.
             causal: mask the future (text).
             prompts: [Q, D], normalized; tokens after the first that every sequence sees and that are not updated.
         """
         S, N, D = x.shape
         q, k, v = self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
-        bias = size.log().to(q.dtype).view(S, 1, 1, N).expand(S, 1, N, N) if size is not None else None
-        keys = k
+        keys, mask = k, None
         if prompts is not None:
             keys, v = self._before(prompts, k, v)
-            Q = len(prompts)  # no prompt is biased, and the first token precedes them all
-            if causal:
-                bias = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
-                bias[0, :Q] = False
-            elif bias is not None:
-                bias = F.pad(bias, (Q, 0))
-        out = F.scaled_dot_product_attention(q, keys, v, attn_mask=bias, is_causal=causal and prompts is None)
+            if causal:  # the first token precedes all prompts
+                Q = len(prompts)
+                mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
+                mask[0, :Q] = False
+        if size is not None:
+            out = (attend_with_sizes_in_keys if self.sizes_in_keys else attend_with_mask)(q, keys, v, size)
+        else:
+            out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and prompts is None)
         return AttentionOut(self.out_proj(out.transpose(1, 2).reshape(S, N, D)), q, k)
 
     def _before(self, prompts_QD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,6 +198,13 @@ class Attention(nn.Module):
         _, own_k, own_v = own.permute(2, 0, 3, 1, 4)
         shape = (k.shape[0], -1, -1, -1)
         return torch.cat([own_k.expand(shape), k], dim=2), torch.cat([own_v.expand(shape), v], dim=2)
+
+
+def put_sizes_in_keys(model: nn.Module) -> None:
+    """Compute every proportional attention of a model without a mask, where measurement says that it pays."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.sizes_in_keys = True
 
 
 class MLP(nn.Module):
