@@ -14,7 +14,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.cuda_graphs import Encode, GraphedEncoder
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.precision import prepare_to_encode
+from tvrbench.harness.models.precision import DTYPES, prepare_to_encode
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision
 from tvrbench.harness.profiling.scenarios.synthetic import Inputs
 
@@ -26,7 +26,6 @@ class Encoders(NamedTuple):
     text: Encode
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative distance ||a - b|| / ||b|| of a feature from its float32 reference. Under half precision a nearly tied merge
 # falls the other way, so single features move by more than the rounding of the arithmetic; 0.14 is a cosine of 0.99.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.14, "float16": 0.14}

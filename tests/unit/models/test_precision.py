@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.precision import prepare_to_encode
+from tvrbench.harness.models.precision import FrozenCasts, prepare_to_encode
 from tvrbench.harness.models.tuning import TUNINGS
+from tvrbench.harness.training import trainer
+from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., RetrievalModel]
@@ -61,6 +64,67 @@ def test_a_fold_made_in_inference_mode_is_no_obstacle(tiny_model: Make, tiny_bat
         prepare_to_encode(model, torch.bfloat16)
     assert not any(p.is_inference() for p in model.parameters())
     assert not any(".lora." in name for name, _ in model.named_parameters())
+
+
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@pytest.fixture
+def pairs(tiny_batch: dict[str, Any]) -> Pairs:
+    return tiny_batch["frames"], tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train under bfloat16 autocast, as a CPU does not."""
+    monkeypatch.setattr(trainer, "precision_on", lambda _device, _recipe: "bfloat16")
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("tuning", ["lora", "adapter", "prompts", "bias", "full"])
+def test_training_has_the_bits_of_autocast(
+    tuning: str, size: int | None, tiny_model: Make, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for cast_once in (True, False):
+        if not cast_once:
+            monkeypatch.setattr(trainer, "FrozenCasts", lambda *_: None)
+        model = tiny_model("clip4clip", tuning=tuning)
+        learner = Trainer(model, load_recipe("uniform"), 10, micro_batch_size=size)
+        losses = [learner.step(*pairs)["loss"] for _ in range(2)]
+        results.append((losses, {name: p.detach().clone() for name, p in model.named_parameters()}))
+    (losses, weights), (expected_losses, expected) = results
+    assert losses == expected_losses
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert {p.dtype for p in weights.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_frozen_weights_are_cast_once_a_training(tiny_model: Make, pairs: Pairs) -> None:
+    model = tiny_model("lora")
+    learner = Trainer(model, load_recipe("uniform"), 10)
+    weight = model.clip.visual.blocks[0].mlp.c_fc.weight
+    counts = []
+    for _ in range(2):
+        with _Casts({weight.shape}) as counter:
+            learner.step(*pairs)
+        counts.append(counter.seen.total())
+    assert counts[0] > counts[1] == 0
+
+
+def test_a_frozen_weight_that_changes_is_cast_again(tiny_model: Make) -> None:
+    model = tiny_model("lora")
+    casts, weight, name = FrozenCasts(model, torch.bfloat16), model.clip.visual.proj, "clip.visual.proj"
+    before = casts()
+    assert casts()[name] is before[name]
+    with torch.no_grad():
+        weight.mul_(2)
+    assert torch.equal(casts()[name], 2 * before[name])
+    weight.data = torch.zeros_like(weight)
+    assert not casts()[name].any()
+    model.load_state_dict(tiny_model("lora").state_dict())
+    assert torch.equal(casts()[name], before[name])
 
 
 class _Casts(TorchDispatchMode):
