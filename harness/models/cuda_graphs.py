@@ -67,7 +67,7 @@ def record_graph(encode: Encode, items: Tensor, mask: Tensor) -> EncoderGraph:
     with torch.cuda.device(items.device):
         with torch.inference_mode(mode=False):  # buffers that are written in any mode
             own_items, own_mask = items.clone(), mask.clone()
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):

@@ -32,9 +32,9 @@ def product_weights(model: RetrievalModel) -> dict[str, nn.Parameter]:
 class FrozenCasts:
     """The weights of products that do not learn, cast once for all training steps instead of in every one.
 
-    Autocast keeps casts of what learns for the length of a call and those of frozen weights not at all. The model itself
-    does not change: ``torch.func.functional_call`` puts the casts in for one call, with the bits of autocast. A weight
-    that changed (loaded, moved, written in place) is cast again.
+    Autocast keeps casts of what learns for the length of a call and those of frozen weights not at all. The model does
+    not change: ``torch.func.functional_call`` puts the casts in for one call, with the bits of autocast. A weight that
+    changed (loaded, moved, written in place) is cast again.
     """
 
     def __init__(self, model: RetrievalModel, dtype: torch.dtype) -> None:

@@ -13,7 +13,6 @@ from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
 from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
 from tvrbench.harness.models.tokens import AttentionOut
 
-
 _STEEPNESS = 1.702
 _SATURATED = 40.0  # where a sigmoid is 1 in float64, and its exponential is still finite in float32
 
@@ -37,18 +36,19 @@ class _QuickGELU(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], _output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        steep = _STEEPNESS * x
-        if _keeps_bits(x):
-            gate = steep.sigmoid()
-            return torch.ops.aten.sigmoid_backward(grad * x, gate).mul(_STEEPNESS).add(grad * gate)
-        out: Tensor = torch.ops.aten.silu_backward(grad, steep)
-        return out
+        steep: Tensor = _STEEPNESS * x
+        if not _keeps_bits(x):
+            out: Tensor = torch.ops.aten.silu_backward(grad, steep)
+            return out
+        gate = steep.sigmoid()
+        of_gate: Tensor = torch.ops.aten.sigmoid_backward(grad * x, gate)
+        return of_gate.mul(_STEEPNESS).add(grad * gate)
 
 
 class QuickGELU(nn.Module):

@@ -2,7 +2,7 @@
 
 A mask is what the formula says. On Ampere and Ada it keeps attention from the flash kernel; cuDNN on Hopper takes it.
 In keys it needs no mask: a further dimension holds 1 in every query and log(size), over the scale, in every key. It is
-off unless ``put_sizes_in_keys`` asks for it, because no GPU has measured it (``harness/profiling/trackers/attention.py``).
+off unless ``put_sizes_in_keys`` asks for it, because no GPU has measured it yet (``profiling/trackers/attention.py``).
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
     batches = ((inputs.frames, inputs.mask), (inputs.ids, inputs.text_mask))
     references: list[Tensor] = []
     if not alone:
-        for plain, (items, mask) in zip((model.encode_video, model.encode_text), batches, strict=True):
-            references.append(torch.cat([plain(items[i : i + 1], mask[i : i + 1]).float() for i in range(rows)]))
+        for encode, (items, mask) in zip(Encoders(model.encode_video, model.encode_text), batches, strict=True):
+            references.append(torch.cat([encode(items[i : i + 1], mask[i : i + 1]).float() for i in range(rows)]))
     if job.precision != "float32":
         prepare_to_encode(model, DTYPES[job.precision])
     timed = encoders(model, job.precision, job.compile, job.cuda_graphs)

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.models.cuda_graphs import WARMUP, GraphedEncoder
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import prepare_to_encode
+from tvrbench.harness.profiling.scenarios.encoders import encoders
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., RetrievalModel]
@@ -123,6 +125,19 @@ def test_calls_before_the_recording(graphs: list[Graph]) -> None:
 
     GraphedEncoder(encode)(torch.zeros(2, 3), torch.ones(2))
     assert modes == [0] * WARMUP + [2, 0]
+
+
+def test_timed_encoders_go_through_graphs_and_keep_their_features(
+    tiny_model: Make, tiny_batch: dict[str, Any], graphs: list[Graph]
+) -> None:
+    model = tiny_model("lora")
+    prepare_to_encode(model, torch.bfloat16)
+    timed, eager = (encoders(model, "bfloat16", compiled=False, graphs=graphs) for graphs in (True, False))
+    with torch.inference_mode():
+        for name, (items, mask) in {"video": ("frames", "mask"), "text": ("ids", "text_mask")}.items():
+            batch = tiny_batch[items], tiny_batch[mask]
+            assert torch.equal(getattr(timed, name)(*batch), getattr(eager, name)(*batch))
+    assert [graph.replays for graph in graphs] == [1, 1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])

@@ -26,12 +26,11 @@ NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).ca
 
 
 def _both(model: RetrievalModel, batch: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode():
-        with torch.autocast("cpu", dtype=dtype):
-            return (
-                model.encode_video(batch["frames"], batch["mask"]),
-                model.encode_text(batch["ids"], batch["text_mask"]),
-            )
+    with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
+        return (
+            model.encode_video(batch["frames"], batch["mask"]),
+            model.encode_text(batch["ids"], batch["text_mask"]),
+        )
 
 
 def _same_bits(make: Callable[[], RetrievalModel], batch: dict[str, Any], dtype: torch.dtype) -> RetrievalModel:
