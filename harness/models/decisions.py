@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -57,6 +58,22 @@ class Replay:
                 "more decisions were taken than were recorded: the two calls do not match", code="decisions.count"
             )
         return self._left.pop()
+
+
+def of_video(decision: D, video: int, videos: int) -> D:
+    """The part of a decision for a batch of ``videos`` that concerns one of them; a video's sequences are neighbors.
+
+    Args:
+        decision: a dataclass or a named tuple; its tensors are [S, ...].
+    """
+    own = len(decision.representative) // videos
+
+    def part(value: Any) -> Any:
+        return value[video * own : (video + 1) * own] if isinstance(value, Tensor) else value
+
+    if is_dataclass(decision):
+        return replace(decision, **{each.name: part(getattr(decision, each.name)) for each in fields(decision)})
+    return cast(D, type(decision)(*map(part, cast(tuple[Any, ...], decision))))
 
 
 class Margins:
