@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
-from tvrbench.harness.models.decisions import Recorder, Replay, agreement, watched
+from tvrbench.harness.models.decisions import Recorder, Replay, agreement, of_video, watched
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
@@ -45,6 +45,25 @@ def test_bfloat16_autocast(
     record_property("bfloat16_decisions_that_agree", agreement(exact.made, free.made))
     assert error <= 2e-2
     assert cosine >= 0.99
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batchs_choices_are_those_of_its_videos(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    """A decision for a batch parts into one for each video, which replays on that video alone."""
+    model, (frames, mask) = tiny_model(name), (tiny_batch["frames"], tiny_batch["mask"])
+    batch = Recorder()
+    with torch.no_grad():
+        with watched(model.reducer, batch):
+            together = model.encode_video(frames, mask)
+        for i in range(len(frames)):
+            alone = Recorder()
+            with watched(model.reducer, alone):
+                model.encode_video(frames[i : i + 1], mask[i : i + 1])
+            parts = [of_video(decision, i, len(frames)) for decision in batch.made]
+            assert agreement(parts, alone.made) in (None, 1.0)
+            with watched(model.reducer, Replay(parts)):
+                replayed = model.encode_video(frames[i : i + 1], mask[i : i + 1])
+            torch.testing.assert_close(replayed[0], together[i], rtol=0, atol=1e-5)
 
 
 def test_a_reducer_between_two_blocks_is_one_graph(tiny_batch: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stub of ``pynvml`` with answers in place of a driver; names, arguments, constants and errors are the real package's."""
+"""A stub of ``pynvml``: the real package's names, arguments, constants and errors, and answers in place of a driver."""
 
 from __future__ import annotations
 

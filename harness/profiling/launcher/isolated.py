@@ -85,7 +85,7 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
 
     Raises:
         UsageError: what the function raised.
-        CheckFailed: the process died or took too long; its ``cause`` is the exception's line, None where it raised none.
+        CheckFailed: the process died (its field ``cause`` is what it raised, in a line, if it did) or took too long.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     with receiver, tempfile.NamedTemporaryFile() as log:

@@ -89,7 +89,7 @@ class Nvml:
         return int(self._ask("nvmlDeviceGetTemperature", self._board, self._lib.NVML_TEMPERATURE_GPU))
 
     def busy_percent(self) -> int:
-        """Percent of the last sixth of a second to second in which some kernel ran; a MIG slice and a vGPU have none."""
+        """Percent of the last second, or sixth of one, in which some kernel ran; a MIG slice and a vGPU have none."""
         return int(self._ask("nvmlDeviceGetUtilizationRates", self._handle).gpu)
 
     def power_limit_w(self) -> float:

@@ -1,4 +1,4 @@
-"""NVML through ``pynvml``: finding the GPU or the slice, what the whole GPU answers for, and reasons of what is missing."""
+"""NVML through ``pynvml``: finding the GPU or the slice, what the whole GPU answers, reasons of what is missing."""
 
 from __future__ import annotations
 
