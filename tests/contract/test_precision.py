@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
-from tvrbench.harness.models.decisions import Recorder, Replay, agreement, of_video, watched
+from tvrbench.harness.models.decisions import Recorder, Replay, ReplayFirst, agreement, watched
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
@@ -48,22 +48,27 @@ def test_bfloat16_autocast(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batchs_choices_are_those_of_its_videos(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
-    """A decision for a batch parts into one for each video, which replays on that video alone."""
+def test_choices_of_single_videos_replay_in_a_batch(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    """The first videos of a batch take choices recorded of other ones; the last chooses for itself."""
     model, (frames, mask) = tiny_model(name), (tiny_batch["frames"], tiny_batch["mask"])
-    batch = Recorder()
+    alone, others = ([Recorder(), Recorder()] for _ in range(2))
     with torch.no_grad():
-        with watched(model.reducer, batch):
-            together = model.encode_video(frames, mask)
-        for i in range(len(frames)):
-            alone = Recorder()
-            with watched(model.reducer, alone):
-                model.encode_video(frames[i : i + 1], mask[i : i + 1])
-            parts = [of_video(decision, i, len(frames)) for decision in batch.made]
-            assert agreement(parts, alone.made) in (None, 1.0)
-            with watched(model.reducer, Replay(parts)):
-                replayed = model.encode_video(frames[i : i + 1], mask[i : i + 1])
-            torch.testing.assert_close(replayed[0], together[i], rtol=0, atol=1e-5)
+        expected = model.encode_video(frames, mask)
+        for i in (0, 1):
+            for videos, recorders in ((frames, alone), (frames.roll(1, 0), others)):
+                with watched(model.reducer, recorders[i]):
+                    model.encode_video(videos[i : i + 1], mask[i : i + 1])
+        for recorders in (alone, others):
+            replay = ReplayFirst([recorder.made for recorder in recorders])
+            with watched(model.reducer, replay):
+                features = model.encode_video(frames, mask)
+            torch.testing.assert_close(features[2], expected[2], rtol=0, atol=1e-5)
+            if recorders is alone or not alone[0].made:
+                torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+                assert agreement(replay.recorded, replay.own) in (None, 1.0)
+            else:
+                assert (features - expected)[:2].abs().amax(dim=1).min() > 1e-3
+                assert (agreement(replay.recorded, replay.own) or 0) < 1
 
 
 def test_a_reducer_between_two_blocks_is_one_graph(tiny_batch: dict[str, Any], tmp_path: Path) -> None:

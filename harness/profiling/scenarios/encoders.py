@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.decisions import Recorder, Replay, agreement, of_video, watched
+from tvrbench.harness.models.decisions import Recorder, ReplayFirst, agreement, watched
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.tokens import TokenReducer
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision
 from tvrbench.harness.profiling.scenarios.synthetic import Inputs
 
@@ -32,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Relative distance ||a - b|| / ||b|| of a feature from its float32 reference: what rounding may do.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 # The last bits (another kernel, batch size or precision) decide between merges that are nearly tied, and one that falls
-# the other way moves a feature by more than rounding: up to a cosine of 0.99 the reference may repeat those choices.
+# the other way moves a feature by more than rounding: up to a cosine of 0.99 the encoder may repeat the reference's.
 OWN_CHOICES_TOLERANCE = 0.14
 CHECKED = 2  # items of a batch that are compared with the reference
 
@@ -69,8 +70,8 @@ class FeatureCheck:
     """The largest relative error of the features, and its limit.
 
     Attributes:
-        choices: empty, or where the reference repeats the choices of the encoder: ``own_choices_error``, the error
-            where each chooses for itself, and ``choices_agreeing``, the share of merging tokens they send the same way.
+        choices: empty, or where the error is that of the reference's choices: ``own_choices_error``, the error where
+            the encoder makes its own, and ``choices_agreeing``, the share of merging tokens it sends the same way.
     """
 
     error: float
@@ -110,49 +111,42 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
     The reference is eager and float32. It encodes each of the first items alone, so that it also shows a batch whose
     items influence each other. The timed encoders run here for the first time, on the whole batch: what compiles,
     compiles here. One item timed in eager float32 is its own reference and only has to be finite. Where videos are over
-    the tolerance, merges that are nearly tied may be why: the reference then repeats the choices of the encoder. Call
+    the tolerance, merges that are nearly tied may be why: the encoder then repeats the choices of the reference. Call
     this without gradients.
     """
     timed = encoders(model, job.precision, job.compile)
     videos = (timed.video, model.encode_video, inputs.frames, inputs.mask)
     captions = (timed.text, model.encode_text, inputs.ids, inputs.text_mask)
-    errors = []
+    chosen = [Recorder() for _ in range(min(CHECKED, len(inputs.frames)))]
+    references, errors = [], []
     for fast, plain, items, mask in (videos, captions):
         if len(items) == 1 and job.precision == "float32" and not job.compile:
             features = fast(items, mask)
             errors.append(relative_error(features, features))
             continue
-        rows = range(min(CHECKED, len(items)))
         # First, so that LoRA folds in float32 and not in the precision that is timed.
-        reference = torch.cat([plain(items[i : i + 1], mask[i : i + 1]).float() for i in rows])
-        errors.append(relative_error(fast(items, mask)[: len(rows)].float(), reference))
+        references.append(_each_alone(plain, items, mask, model.reducer, chosen))
+        errors.append(relative_error(fast(items, mask)[: len(chosen)].float(), references[-1]))
     check, (videos_error, captions_error) = FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision]), errors
-    if captions_error <= check.tolerance < videos_error <= OWN_CHOICES_TOLERANCE:
-        check = _with_same_choices(model, job, inputs, check)
+    if captions_error <= check.tolerance < videos_error <= OWN_CHOICES_TOLERANCE and chosen[0].made:
+        eager = encoders(model, job.precision, compiled=False)  # what is compiled takes no choices from outside
+        replay = ReplayFirst([recorder.made for recorder in chosen])
+        with watched(model.reducer, replay):
+            features = eager.video(inputs.frames, inputs.mask)[: len(chosen)].float()
+        choices = {"own_choices_error": check.error, "choices_agreeing": agreement(replay.recorded, replay.own)}
+        check = replace(check, error=relative_error(features, references[0]), choices=choices)
     return timed, check
 
 
-def _with_same_choices(model: RetrievalModel, job: Job, inputs: Inputs, check: FeatureCheck) -> FeatureCheck:
-    """The check with the reference repeating the choices of the encoder; as it is where the encoder makes none.
-
-    The encoder runs eagerly: what is compiled or captured in a graph shows nobody its choices.
-    """
-    free, chosen, batch, references = Recorder(), Recorder(), len(inputs.frames), []
-    with watched(model.reducer, chosen):
-        features = encoders(model, job.precision, compiled=False).video(inputs.frames, inputs.mask)
-    if not chosen.made:
-        return check
-    rows = range(min(CHECKED, batch))
-    own = [[of_video(decision, i, batch) for decision in chosen.made] for i in rows]
-    for i in rows:
-        one = inputs.frames[i : i + 1], inputs.mask[i : i + 1]
-        with watched(model.reducer, free):
-            model.encode_video(*one)
-        with watched(model.reducer, Replay(own[i])):
-            references.append(model.encode_video(*one).float())
-    error = relative_error(features[: len(rows)].float(), torch.cat(references))
-    agreeing = agreement(free.made, [decision for decisions in own for decision in decisions])
-    return replace(check, error=error, choices={"own_choices_error": check.error, "choices_agreeing": agreeing})
+def _each_alone(
+    encode: Encode, items: Tensor, mask: Tensor, reducer: TokenReducer, chosen: Sequence[Recorder]
+) -> Tensor:
+    """Features of the first items, as many as there are recorders, which receive what each chooses."""
+    features = []
+    for i, recorder in enumerate(chosen):
+        with watched(reducer, recorder):
+            features.append(encode(items[i : i + 1], mask[i : i + 1]).float())
+    return torch.cat(features)
 
 
 def relative_error(features: Tensor, reference: Tensor) -> float:
