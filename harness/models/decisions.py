@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -93,10 +93,10 @@ def _joined(decisions: Sequence[Decision]) -> Any:
 
 def _rebuilt(like: Any, change: Callable[[list[Tensor]], Tensor], *decisions: Any) -> Any:
     """A dataclass or named tuple like this one, its tensors [S, ...] made of those in the same places of others."""
-    names = [each.name for each in fields(like)] if is_dataclass(like) else like._fields
+    names = [each.name for each in fields(like) if each.init] if is_dataclass(like) else like._fields
     values = {name: [getattr(decision, name) for decision in decisions] for name in names}
     changed = {name: change(v) if isinstance(v[0], Tensor) else v[0] for name, v in values.items()}
-    return replace(like, **changed) if is_dataclass(like) else type(like)(**changed)
+    return type(like)(**changed)
 
 
 class Margins:

@@ -7,6 +7,7 @@ import os
 import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pynvml
 import torch
@@ -40,7 +41,7 @@ class FakeNvml:
             from handle to such; what a handle is not in is not supported there.
     """
 
-    def __init__(self, absent: str = "", handles: dict[str, str] | None = None, **answers: Any) -> None:
+    def __init__(self, absent: str = "", handles: dict[str, Any] | None = None, **answers: Any) -> None:
         self.absent, self.handles, self.open = absent, handles or {"GPU-0": "gpu"}, 0
         self.answers: dict[str, Any] = {
             "nvmlInit": None,
@@ -64,7 +65,7 @@ class FakeNvml:
         def ask(*arguments: Any) -> Any:
             inspect.signature(real).bind(*arguments)
             if name == "nvmlDeviceGetHandleByUUID":
-                return self._answer(self.handles.get(*arguments, NOT_FOUND))
+                return self._answer(self.handles.get(arguments[0], NOT_FOUND))
             answer = self._answer(self.answers.get(name, NOT_SUPPORTED), *arguments[:1])
             self.open += name == "nvmlInit"
             return answer
@@ -84,12 +85,10 @@ class FakeNvml:
 
 def others_beside(*pids: int) -> tuple[int | None, str | None]:
     """In a measuring process: processes that a monitor takes for strangers, and what disturbs the measurement."""
-    on_the_gpu = [process(pid) for pid in (os.getpid(), *pids)]
-    sys.modules["pynvml"] = FakeNvml(nvmlDeviceGetComputeRunningProcesses=on_the_gpu)  # type: ignore[assignment]
-    interference.gpu_uuid = lambda device: "0"
-    interference._cpu_times = lambda: (0.0, 0.0, 0.0)
-    torch.zeros = lambda *_, **__: None  # type: ignore[assignment]
-    with GpuMonitor(torch.device("cuda")) as monitor:
+    fake = FakeNvml(nvmlDeviceGetComputeRunningProcesses=[process(pid) for pid in (os.getpid(), *pids)])
+    on_the_gpu = patch.multiple(interference, gpu_uuid=lambda device: "0", _cpu_times=lambda: (0.0, 0.0, 0.0))
+    monitor = GpuMonitor(torch.device("cuda"))
+    with patch.dict(sys.modules, pynvml=fake), patch.object(torch, "zeros"), on_the_gpu, monitor:
         pass
     clock, _ = monitor.measurements()
     return clock.conditions["after"]["others"], monitor.interference()

@@ -66,7 +66,7 @@ def test_the_whole_gpu_answers_for_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
         (FakeNvml(nvmlInit=NO_DRIVER), "Driver Not Loaded"),
         (FakeNvml(nvmlInit=OSError("cannot open shared object")), "shared object"),
         (FakeNvml(handles={"GPU-1": "other"}), "Not Found"),
-        (FakeNvml(handles={"GPU-0": NO_PERMISSION}), "Permissions"),  # type: ignore[dict-item]
+        (FakeNvml(handles={"GPU-0": NO_PERMISSION}), "Permissions"),
     ],
 )
 def test_a_session_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, fake: Any, reason: str) -> None:
