@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +58,45 @@ class Replay:
                 "more decisions were taken than were recorded: the two calls do not match", code="decisions.count"
             )
         return self._left.pop()
+
+
+class ReplayFirst:
+    """For the first videos of a batch carries out what was recorded of each of them alone; the others choose.
+
+    Args:
+        alone: the decisions of each of those videos.
+
+    Attributes:
+        recorded, own: the decisions carried out for those videos, and those that they would have taken.
+
+    Raises:
+        CheckFailed: more decisions are taken than were recorded.
+    """
+
+    def __init__(self, alone: Sequence[Sequence[Decision]]) -> None:
+        self._replay = Replay([_joined(of_videos) for of_videos in zip(*alone, strict=True)])
+        self.recorded: list[Decision] = []
+        self.own: list[Decision] = []
+
+    def __call__(self, decision: D) -> Any:
+        recorded = self._replay(decision)
+        count = len(recorded.representative)
+        self.recorded.append(recorded)
+        self.own.append(_rebuilt(decision, lambda values: values[0][:count], decision))
+        return _joined((recorded, _rebuilt(decision, lambda values: values[0][count:], decision)))
+
+
+def _joined(decisions: Sequence[Decision]) -> Any:
+    """Decisions for some sequences each as one for all of them."""
+    return _rebuilt(decisions[0], torch.cat, *decisions)
+
+
+def _rebuilt(like: Any, change: Callable[[list[Tensor]], Tensor], *decisions: Any) -> Any:
+    """A dataclass or named tuple like this one, its tensors [S, ...] made of those in the same places of others."""
+    names = [each.name for each in fields(like) if each.init] if is_dataclass(like) else like._fields
+    values = {name: [getattr(decision, name) for decision in decisions] for name in names}
+    changed = {name: change(v) if isinstance(v[0], Tensor) else v[0] for name, v in values.items()}
+    return type(like)(**changed)
 
 
 class Margins:

@@ -30,13 +30,15 @@ from tvrbench.harness.runs.suite import run_suite
 SECTIONS: Mapping[Tier, Section] = {"tight": "standin", "loose": "standin", "real": "real"}
 """The runs that a tier is measured on."""
 
-_RATIOS: Mapping[str, tuple[str, str, bool]] = {
-    "time_inference": ("throughput", "inference", True),
-    "time_training": ("step_time", "training", False),
-    "memory_inference": ("peak_process_memory", "inference", False),
-    "memory_training": ("peak_process_memory", "training", False),
+_MEMORY = ("peak_memory_allocated", "peak_process_memory")  # of a GPU, of a CPU
+_RATIOS: Mapping[str, tuple[tuple[str, ...], str, bool]] = {
+    "time_inference": (("throughput",), "inference", True),
+    "time_training": (("step_time",), "training", False),
+    "memory_inference": (_MEMORY, "inference", False),
+    "memory_training": (_MEMORY, "training", False),
 }
-"""Ratio -> measurement, scenario, and True for a speed: the ratio of times is then its inverse."""
+"""Ratio -> the measurement (the first that a record has), scenario, and True for a speed: the ratio of times is then
+its inverse."""
 _SAME = ("batch", "precision", "threads")
 """Conditions in which both sides of a ratio agree."""
 
@@ -233,10 +235,10 @@ def cost_ratios(records: Iterable[Record], reference: str) -> dict[str, Value]:
     everything = list(records)
     base = next((record for record in everything if record["method"]["name"] == reference), None)
     ratios: dict[str, Value] = {}
-    for record, (ratio, (name, scenario, is_speed)) in product(everything, _RATIOS.items()):
+    for record, (ratio, (names, scenario, is_speed)) in product(everything, _RATIOS.items()):
         if base is None or record is base or record["environment"]["device"] != base["environment"]["device"]:
             continue
-        own, other = _measurement(record, name, scenario), _measurement(base, name, scenario)
+        own, other = _measurement(record, names, scenario), _measurement(base, names, scenario)
         if own is None or other is None or any(own["conditions"].get(k) != other["conditions"].get(k) for k in _SAME):
             continue
         over, under = (other["value"], own["value"]) if is_speed else (own["value"], other["value"])
@@ -267,5 +269,6 @@ def _new_baseline() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("new_baseline.toml").read_text(encoding="utf-8"))
 
 
-def _measurement(record: Record, name: str, scenario: str) -> MeasurementDoc | None:
-    return next((m for m in record["cost"] if m["name"] == name and m["conditions"].get("what") == scenario), None)
+def _measurement(record: Record, names: Sequence[str], scenario: str) -> MeasurementDoc | None:
+    of_scenario = [m for m in record["cost"] if m["conditions"].get("what") == scenario]
+    return next((m for name in names for m in of_scenario if m["name"] == name), None)

@@ -133,6 +133,18 @@ class TestRatios:
         heavier = cost_ratios([lora, self.record(METHOD, 0.8, memory=800.0)], "lora")
         assert moved(baseline, dict(heavier), "loose") == {"memory_inference"}
 
+    def test_a_record_of_a_gpu_has_a_ratio_of_memory(self) -> None:
+        """That of its tensors: the driver's figure and the reserved one depend on more than the method."""
+        records = [self.record("lora", 1.0, memory=800.0), self.record(METHOD, 1.0, memory=600.0)]
+        for record in records:
+            allocated = record["cost"].pop()
+            record["cost"] += [
+                allocated | {"name": f"peak_memory_{name}", "value": factor * allocated["value"]}
+                for name, factor in (("nvml", 3), ("allocated", 1), ("reserved", 2))
+            ]
+        ratios = cost_ratios(records, "lora")
+        assert ratios == {f"loose/{METHOD}/time_inference": 1.0, f"loose/{METHOD}/memory_inference": 0.75}
+
     def test_another_device_or_batch_or_no_reference_is_missing(self) -> None:
         lora, tempme = self.record("lora", 1.0), self.record(METHOD, 0.8)
         baseline = baseline_of(dict(cost_ratios([lora, tempme], "lora")))

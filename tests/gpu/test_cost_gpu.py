@@ -79,6 +79,15 @@ def test_worker_round_trip(tiny_weights: Path) -> None:
                 assert measurement.value > 0
 
 
+def test_the_process_that_orders_a_measurement_is_no_stranger(tiny_weights: Path) -> None:
+    """This process is on the GPU, as a run is that trained there."""
+    held = torch.ones(MIB, device=CUDA)
+    found = {m.name: m for m in measure(Job(method="lora", weights=str(tiny_weights), device="cuda", timing=SHORT))}
+    assert held.sum() == MIB
+    assert found["gpu_clock"].conditions["before"]["others"] in (0, None)
+    assert "other processes" not in str(found["throughput"].conditions.get("invalid"))
+
+
 def test_a_comparison_with_itself_is_about_1(tiny_weights: Path) -> None:
     job = Job(
         method="lora",

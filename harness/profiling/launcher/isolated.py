@@ -14,8 +14,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from traceback import format_exception_only
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -23,7 +26,7 @@ from filelock import FileLock
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling.launcher.allocator import in_measuring_environment, measuring_environment
-from tvrbench.harness.profiling.launcher.worker import run_job
+from tvrbench.harness.profiling.launcher.worker import device_uuid, run_job
 from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.records.record import Measurement
 
@@ -33,6 +36,13 @@ _EXIT_S = 10.0  # for a process that closed its pipe to end
 _CONTEXT = get_context("forkserver")
 _STARTING = threading.Lock()
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Bug:
+    """What a measuring process raised, in a line; libraries may print more after its traceback."""
+
+    cause: str
 
 
 def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
@@ -52,15 +62,17 @@ def measure(job: Job, timeout_s: float = TIMEOUT_S) -> list[Measurement]:
 def lock_path(device: str) -> Path:
     """The file whose lock a measurement on ``device`` holds, one per user and device.
 
-    CUDA_VISIBLE_DEVICES counts, because each process may number devices in its own way.
+    A GPU goes by its UUID: ``cuda:0`` here may be ``cuda:1`` in a process with other CUDA_VISIBLE_DEVICES.
     """
-    name, _, index = device.partition(":")
-    if name == "cuda":
-        visible = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
-        number = int(index) if index.isdigit() else 0
-        name = f"cuda-{visible[number] if number < len(visible) else number}"
+    name = f"cuda-{_uuid(device)}" if device.startswith("cuda") else device
     safe_name = re.sub(r"[^A-Za-z0-9]+", "-", name)
     return Path(tempfile.gettempdir()) / f"tvrbench-{os.getuid()}-{safe_name}.lock"
+
+
+@cache
+def _uuid(device: str) -> str:
+    """The UUID of a GPU, asked for in a fresh process: it takes CUDA, which this process may have no need to start."""
+    return call(f"looking up {device}", TIMEOUT_S, device_uuid, device)
 
 
 def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: Any) -> T:
@@ -73,7 +85,7 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
 
     Raises:
         UsageError: what the function raised.
-        CheckFailed: the process died or took too long.
+        CheckFailed: the process died (its field ``cause`` is what it raised, in a line, if it did) or took too long.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     with receiver, tempfile.NamedTemporaryFile() as log:
@@ -81,6 +93,7 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
         with sender, _fresh_start():
             process.start()
         assert process.pid is not None
+        cause: str | None = None
         try:
             if not connection.wait([receiver, process.sentinel], timeout_s):
                 message = f"{title} did not end within {timeout_s:g} s"
@@ -90,15 +103,18 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
                     answer = receiver.recv()
                     if isinstance(answer, UsageError):
                         raise answer
-                    return answer  # type: ignore[no-any-return]
+                    if not isinstance(answer, _Bug):
+                        return answer  # type: ignore[no-any-return]
+                    cause = answer.cause
             process.join(_EXIT_S)
             lines = log.read().decode("utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:]
             message = f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines)
-            raise CheckFailed(message, code="measurement.died", exit_code=process.exitcode, stderr=lines)
+            raise CheckFailed(message, code="measurement.died", exit_code=process.exitcode, stderr=lines, cause=cause)
         finally:
             process.kill()
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with what it started
+            process.join(_EXIT_S)  # until then its memory is on the GPU, where the next one would meet it
 
 
 @contextmanager
@@ -134,6 +150,9 @@ def _serve(sender: connection.Connection, log: str, function: Callable[..., obje
         sender.send(function(*arguments))
     except UsageError as error:
         sender.send(error)
+    except Exception as error:
+        sender.send(_Bug("".join(format_exception_only(error)).splitlines()[0]))
+        raise
 
 
 def _end_with_parent() -> None:

@@ -23,6 +23,7 @@ from tvrbench.harness.profiling.scenarios.speedup import compare_encoding, compa
 from tvrbench.harness.profiling.scenarios.training_step import measure_training
 from tvrbench.harness.profiling.trackers.interference import interference_monitor
 from tvrbench.harness.profiling.trackers.memory import UNIT as MEMORY_UNIT
+from tvrbench.harness.profiling.trackers.nvml import gpu_uuid
 from tvrbench.harness.records.record import Measurement
 
 _SCENARIOS: Mapping[Scenario, Callable[[RetrievalModel, Job, torch.device], list[Measurement]]] = {
@@ -46,13 +47,24 @@ def run_job(job: Job) -> list[Measurement]:
         torch.set_num_threads(job.threads)
     device = job_device(job.device)
     with interference_monitor(device) as monitor:
+        if device.type == "cuda":
+            torch.cuda.set_device(device.index or 0)  # compiled kernels and CUDA graphs run on the current device
         measurements = _SCENARIOS[job.scenario](job_model(job, device), job, device)
-    measurements = [*mark_invalid(measurements, monitor.interference()), monitor.measurement()]
+    measurements = [*mark_invalid(measurements, monitor.interference()), *monitor.measurements()]
     common: dict[str, Any] = {"what": job.scenario, "precision": job.precision, "compile": job.compile}
     common |= {"cuda_graphs": True} if job.cuda_graphs else {}
     common |= {"matmul_precision": torch.get_float32_matmul_precision(), "threads": torch.get_num_threads()}
     common["keeps_freed_memory"] = keeps_freed_memory()
     return [replace(m, conditions=common | dict(m.conditions)) for m in measurements]
+
+
+def device_uuid(name: str) -> str:
+    """The UUID of a CUDA device.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    return gpu_uuid(job_device(name))
 
 
 def mark_invalid(measurements: list[Measurement], reason: str | None) -> list[Measurement]:

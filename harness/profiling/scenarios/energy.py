@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from statistics import mean
+from typing import Any
 
 import torch
 
@@ -18,8 +21,9 @@ from tvrbench.harness.profiling.trackers.timing import Call
 from tvrbench.harness.records.record import Measurement
 
 WORK_S = 10.0
-IDLE_S = 5.0
-SETTLE_S = 2.0  # for clocks to fall before the idle power is read
+IDLE_S = 2.0  # of one reading of the idle power
+SETTLED_READINGS, SETTLED_SHARE = 3, 0.03  # so many readings in a row, this near to each other, are the idle power
+SETTLE_LIMIT_S = 30.0  # clocks fall in steps, of consumer cards after many seconds, of some others never
 TICK_S = 1.0  # limit of the wait for a counter that moves every few dozen milliseconds
 VIDEO, QUERIES = ("energy_video", "J/video"), ("energy_queries", "J/1000 queries")
 
@@ -51,11 +55,26 @@ class EnergyMeter:
     def __init__(self, nvml: Nvml, device: torch.device) -> None:
         self._nvml, self._device = nvml, device
         nvml.energy_j()  # fails at once where there is none
-        time.sleep(SETTLE_S)
+        self.idle_w, self._idle = self._idle_power()
+
+    def _idle_power(self) -> tuple[float, dict[str, Any]]:
+        """Watts as soon as they have settled, or at the limit; and how they were read."""
+        start, watts = time.perf_counter(), [self._power()]
+        while not (settled := _settled(watts)) and time.perf_counter() - start < SETTLE_LIMIT_S:
+            watts.append(self._power())
+        conditions: dict[str, Any] = {"idle_settled": settled, "idle_settling_s": time.perf_counter() - start}
+        try:
+            conditions["idle_clock_mhz"] = self._nvml.clock_mhz()
+        except NvmlUnavailable as error:
+            conditions["no_idle_clock_mhz"] = str(error)
+        return mean(watts[-SETTLED_READINGS:]), conditions
+
+    def _power(self) -> float:
+        """Watts over two seconds of waiting."""
         joules, start = self._tick()
         time.sleep(IDLE_S)
         joules_after, end = self._tick()
-        self.idle_w = (joules_after - joules) / (end - start)
+        return (joules_after - joules) / (end - start)
 
     def measure(self, call: Call, items: float, name_and_unit: tuple[str, str]) -> Measurement:
         """Joules above idle per item, of which each call does ``items``."""
@@ -67,8 +86,8 @@ class EnergyMeter:
         joules_after, end = self._tick()
         seconds, gross = end - start, joules_after - joules
         net = gross - self.idle_w * seconds
-        conditions: dict[str, float | str] = {"device": str(self._device), "gross_j": gross, "idle_w": self.idle_w}
-        conditions |= {"seconds": seconds, "items": calls * items}
+        conditions: dict[str, Any] = {"device": str(self._device), "gross_j": gross, "idle_w": self.idle_w}
+        conditions |= {"seconds": seconds, "items": calls * items, **self._idle}
         try:
             conditions["power_limit_w"] = self._nvml.power_limit_w()
         except NvmlUnavailable as error:
@@ -86,3 +105,9 @@ class EnergyMeter:
                 raise NvmlUnavailable(f"NVML: the energy counter did not move for {TICK_S:g} s")
             time.sleep(0.001)
         return joules, time.perf_counter()
+
+
+def _settled(watts: Sequence[float]) -> bool:
+    """True where the last readings lie within 3 % of each other."""
+    last = watts[-SETTLED_READINGS:]
+    return len(last) == SETTLED_READINGS and max(last) - min(last) <= SETTLED_SHARE * max(last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
+from tvrbench.harness.models.decisions import Recorder, watched
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.worker import run_job
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
@@ -131,6 +133,45 @@ def test_wrong_outputs_mark_every_figure_they_gave(job: Job, monkeypatch: pytest
         "invalid" not in {**found["matmul_peak"].conditions}
         or "disturbed" in found["matmul_peak"].conditions["invalid"]
     )
+
+
+@pytest.mark.parametrize("method", ["tempme", "centerclip"])
+@pytest.mark.parametrize(("precision", "compiled"), [("float32", False), ("bfloat16", False), ("float32", True)])
+@pytest.mark.parametrize("wrong", [0.0, 0.08])
+def test_choices_that_fall_the_other_way_are_no_fault(
+    method: str,
+    precision: Precision,
+    compiled: bool,
+    wrong: float,
+    tiny_model: Callable[..., RetrievalModel],
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch is merged and clustered by slightly other values than one video, as another kernel's rounding does."""
+    model = tiny_model(method)
+    encode = model.encode_video
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic: call)
+    monkeypatch.setattr(module, "OWN_CHOICES_TOLERANCE", 0.5)
+
+    def encode_otherwise(frames: Tensor, mask: Tensor) -> Tensor:
+        if len(frames) == 1:
+            return encode(frames, mask)
+        others = Recorder()
+        with watched(model.reducer, others):
+            encode(frames.roll(1, 0), mask)
+        observer = model.reducer.observer
+        left = iter(others.made)
+        with watched(model.reducer, lambda decision: (observer or (lambda d: d))(next(left))):
+            return encode(frames, mask) * (1 + wrong)
+
+    monkeypatch.setattr(model, "encode_video", encode_otherwise)
+    with torch.inference_mode():
+        changed = replace(job, precision=precision, compile=compiled)
+        _, check = checked_encoders(model, changed, synthetic_batch(model, 3, CPU))
+    conditions = check.conditions
+    assert conditions["tolerance"] < conditions["own_choices_error"]
+    assert conditions["choices_agreeing"] < 1
+    assert ("invalid" in conditions) == (wrong > 0)
 
 
 def test_share_of_peak_by_hand() -> None:

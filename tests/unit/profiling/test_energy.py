@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_nvml import NO_LIBRARY, NOT_SUPPORTED, FakeNvml
 
 from tvrbench.harness import load_model
 from tvrbench.harness.profiling.plan import Job
@@ -21,17 +23,22 @@ from tvrbench.harness.records.record import Measurement
 pytestmark = pytest.mark.unit
 CUDA = torch.device("cuda")
 IDLE_W, WORK_W, CALL_S = 100.0, 400.0, 0.5
+COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 
 
 class Machine:
     """A clock that only sleeping and working move, and a counter that follows it in steps of 50 ms."""
 
     def __init__(self, limit: float | None = 700.0) -> None:
-        self.now, self.joules, self.limit = 0.0, 1e6, limit
+        self.now, self.joules, self.limit, self.idle_clock = 0.0, 1e6, limit, 210
+        self.idle: Callable[[float], float] = lambda now: IDLE_W
 
-    def pass_time(self, seconds: float, watts: float = IDLE_W) -> None:
+    def pass_time(self, seconds: float, watts: float | None = None) -> None:
+        self.joules += (self.idle(self.now) if watts is None else watts) * seconds
         self.now += seconds
-        self.joules += watts * seconds
+
+    def clock_mhz(self) -> int:
+        return self.idle_clock
 
     def work(self) -> None:
         self.pass_time(CALL_S, WORK_W)
@@ -64,6 +71,26 @@ def test_joules_above_idle(machine: Machine) -> None:
     assert found.conditions["power_limit_w"] == 700.0
 
 
+@pytest.mark.parametrize(
+    ("idle", "expected", "settled"),
+    [
+        (lambda now: IDLE_W, IDLE_W, True),
+        (lambda now: IDLE_W if now > 9 else 3 * IDLE_W - 20 * now, IDLE_W, True),  # falls for nine seconds
+        (lambda now: IDLE_W * (1 + round(now / energy.IDLE_S) % 2), 1.5 * IDLE_W, False),  # never comes to rest
+    ],
+)
+def test_idle_power_is_read_when_it_has_settled(
+    machine: Machine, idle: Callable[[float], float], expected: float, settled: bool
+) -> None:
+    machine.idle = idle
+    meter = EnergyMeter(machine, CUDA)  # type: ignore[arg-type]
+    assert meter.idle_w == pytest.approx(expected, rel=0.03 if settled else 0.35)
+    found = meter.measure(machine.work, 1, VIDEO)
+    assert found.conditions["idle_settled"] is settled
+    assert found.conditions["idle_clock_mhz"] == 210
+    assert found.conditions["idle_settling_s"] <= energy.SETTLE_LIMIT_S + 2 * energy.IDLE_S
+
+
 def test_a_power_cap_that_is_not_told(machine: Machine) -> None:
     machine.limit = None
     found = EnergyMeter(machine, CUDA).measure(machine.work, 1, VIDEO)  # type: ignore[arg-type]
@@ -83,40 +110,14 @@ def test_a_counter_that_stands_still(machine: Machine) -> None:
         EnergyMeter(machine, CUDA)  # type: ignore[arg-type]
 
 
-class FakeError(Exception):
-    """Stands for ``pynvml.NVMLError``."""
-
-
-def fake_nvml(**functions: Any) -> SimpleNamespace:
-    basis = {
-        "NVMLError": FakeError,
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
-    }
-    return SimpleNamespace(**basis | functions)
-
-
-def failing(message: str) -> Any:
-    def call(*_: Any) -> Any:
-        raise FakeError(message)
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("fake", "uuid", "reason"),
     [
         pytest.param(None, "GPU-0", "nvidia-ml-py", id="no package"),
-        pytest.param(fake_nvml(nvmlInit=failing("Library Not Found")), "GPU-0", "Library Not Found", id="no NVML"),
-        pytest.param(fake_nvml(), "GPU-0", "has no nvmlDeviceGetTotalEnergyConsumption", id="old package"),
-        pytest.param(
-            fake_nvml(nvmlDeviceGetTotalEnergyConsumption=failing("Not Supported")),
-            "GPU-0",
-            "Not Supported",
-            id="no counter",
-        ),
-        pytest.param(fake_nvml(), "MIG-7", "MIG slice", id="MIG"),
+        pytest.param(FakeNvml(nvmlInit=NO_LIBRARY), "GPU-0", "Library Not Found", id="no NVML"),
+        pytest.param(FakeNvml(COUNTER), "GPU-0", f"has no {COUNTER}", id="old package"),
+        pytest.param(FakeNvml(**{COUNTER: NOT_SUPPORTED}), "GPU-0", "Not Supported", id="no counter"),
+        pytest.param(FakeNvml(handles={"MIG-7": "slice"}), "7", "MIG slice", id="MIG"),
     ],
 )
 def test_no_counter_no_value(

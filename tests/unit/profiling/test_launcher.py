@@ -23,6 +23,7 @@ from filelock import FileLock
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling.launcher import isolated
 from tvrbench.harness.profiling.launcher.isolated import call, lock_path, measure
+from tvrbench.harness.profiling.measure import brief_reason
 from tvrbench.harness.profiling.plan import Job, Timing
 
 pytestmark = pytest.mark.unit
@@ -155,10 +156,40 @@ def test_measurements_on_one_device_queue(job: Job, monkeypatch: pytest.MonkeyPa
     assert not waiting.is_alive()
 
 
-def test_a_lock_belongs_to_the_device_behind_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-ab")
-    assert lock_path("cuda").name.endswith("-cuda-3.lock")
-    assert lock_path("cuda:1").name.endswith("-cuda-GPU-ab.lock")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert lock_path("cuda") == lock_path("cuda:0")
-    assert lock_path("cpu") != lock_path("cuda")
+def test_a_lock_belongs_to_the_gpu_behind_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that see one GPU by other numbers or spellings wait for each other."""
+    behind = {"cuda": "ab-1", "cuda:0": "ab-1", "cuda:1": "ab-2"}
+    monkeypatch.setattr(isolated, "call", lambda title, timeout_s, function, device: behind[device])
+    isolated._uuid.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ab-1,1")
+    first = lock_path("cuda")
+    assert first == lock_path("cuda:0") != lock_path("cuda:1")
+    behind |= {"cuda:1": "ab-1"}
+    isolated._uuid.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert lock_path("cuda:1") == first
+    assert lock_path("cpu") != first
+    isolated._uuid.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named(job: Job) -> None:
+    with raises("device.missing", device="cuda:7"):
+        measure(replace(job, device="cuda:7"))
+    assert not torch.cuda.is_initialized()
+
+
+def fail(message: str) -> None:
+    raise RuntimeError(message)
+
+
+def test_the_cause_is_what_was_raised_whatever_is_printed_after_it() -> None:
+    with raises("measurement.died", CheckFailed, cause="RuntimeError: CUDA error: out of memory") as caught:
+        call("it", 60, fail, "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.")
+    assert brief_reason(caught.value) == "it ended with code 1: RuntimeError: CUDA error: out of memory"
+
+
+def test_a_process_is_gone_before_the_next_measurement_begins() -> None:
+    """While it dies, its memory and its id are still on the GPU."""
+    for _ in range(3):
+        assert not psutil.pid_exists(call("it", 60, os.getpid))
