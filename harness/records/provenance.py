@@ -40,8 +40,8 @@ def environment(device: torch.device | str) -> Environment:
     """The machine and software of a run, without the name of a person, a host or a folder.
 
     ``device`` is the GPU's or the CPU's model name; ``driver`` the GPU driver's version, None on a CPU;
-    ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout. How float32 is computed and
-    whether it repeats are this process's own, see ``core.numerics``.
+    ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout. The fields of
+    ``core.numerics`` are those of this process.
     """
     device = torch.device(device)
     git_sha, dirty = source_revision()

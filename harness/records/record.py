@@ -134,7 +134,7 @@ class Environment(TypedDict):
 
     device: Text
     cpu_count: NotRequired[Annotated[int, Field(ge=1)]]
-    matmul_precision: NotRequired[Literal["highest", "high", "medium"]]
+    matmul_precision: NotRequired[Text]
     cudnn_tf32: NotRequired[bool]
     deterministic: NotRequired[bool]
     driver: str | None
