@@ -111,6 +111,8 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
 
     set_numerics()  # records hold it; every measuring process sets its own
     plan, choices, store = settings.plan(), settings.choices(), RecordStore(settings.results)
+    if plan.device.startswith("cuda") and plan.precision == "float32":
+        say("float32 does not use the tensor cores of a GPU: add --precision bfloat16 to measure what they do")
     backbones = settings.backbone or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
     for backbone in backbones:
         for choice in (*choices, plan.baseline):

@@ -41,8 +41,8 @@ def explain(error: Exception, title: str) -> RunFailed | TrainingDiverged | None
         )
     if isinstance(error, RuntimeError) and (operator := _NOT_DETERMINISTIC.match(str(error))):
         return RunFailed(
-            f"{title}: {operator[1]} has no deterministic implementation on this device: leave out --deterministic, and "
-            "--resume, which would continue a deterministic run",
+            f"{title}: {operator[1]} has no deterministic implementation on this device: leave out --deterministic, "
+            "and --resume, which would continue a deterministic run",
             code="run.not-deterministic",
             operator=operator[1],
         )

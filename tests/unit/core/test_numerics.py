@@ -107,7 +107,8 @@ def test_deterministic_is_an_option_of_run_and_sweep(
 def test_a_measuring_process_turns_tf32_off_and_says_so(small_weights: Path) -> None:
     torchs_default()
     timing = Timing(min_iterations=1, min_seconds=0.0, warmup=0)
-    costs = run_job(Job(method="zero_shot", weights=str(small_weights), activation="quick_gelu", batch=1, timing=timing))
+    job = Job(method="zero_shot", weights=str(small_weights), activation="quick_gelu", batch=1, timing=timing)
+    costs = run_job(job)
     assert costs
     for cost in costs:
         assert {key: cost.conditions[key] for key in numerics()} == numerics()
