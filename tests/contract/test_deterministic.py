@@ -92,3 +92,22 @@ def test_a_method_repeats_under_deterministic_algorithms(
     again = _step(model, tiny_batch)
     assert len(first) == len(again)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_what_a_gpu_would_refuse_is_noticed() -> None:
+    numbers, places, operators = torch.ones(4), torch.tensor([0, 0, 1, 1]), Operators()
+    with operators:
+        numbers.cumsum(0)
+        places.cumsum(0)  # of whole numbers: allowed
+        numbers.new_zeros(2).scatter_reduce(0, places, numbers, "sum")  # likewise
+        numbers.new_zeros(2).scatter_reduce(0, places, numbers, "prod")
+        torch.bincount(places)
+        numbers.kthvalue(2)
+        numbers.median(0)
+    assert {name.partition(".")[0] for name in operators.refused} == {
+        "cumsum",
+        "scatter_reduce",
+        "bincount",
+        "kthvalue",
+        "median",
+    }

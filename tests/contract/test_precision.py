@@ -17,6 +17,7 @@ from tvrbench.harness.models.decisions import Recorder, Replay, agreement, watch
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.contract
 NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).card.encodes]
@@ -75,3 +76,29 @@ def _compare(model: RetrievalModel, batch: dict[str, Any], backend: str) -> None
         reference = model.encode_video(batch["frames"], batch["mask"])
         torch.testing.assert_close(compiled(batch["frames"], batch["mask"]), reference, rtol=0, atol=1e-4)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).card.trains])
+def test_a_step_in_bfloat16_leaves_float32_weights_and_nearly_the_same_gradient(
+    name: str, tiny_model: Make, tiny_batch: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    """The precision of a uniform protocol on a GPU, forced on a CPU."""
+    pairs = Pairs(
+        video=tiny_batch["frames"],
+        video_mask=tiny_batch["mask"],
+        ids=tiny_batch["ids"],
+        text_mask=tiny_batch["text_mask"],
+    )
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(tiny_model(name), "uniform", 10)
+        trainer.precision = precision  # type: ignore[assignment]
+        torch.manual_seed(3)
+        trainer.backward(pairs)
+        learned = list(trainer.model.trainable().values())
+        assert {p.dtype for p in learned} == {p.grad.dtype for p in learned if p.grad is not None} == {torch.float32}
+        gradients.append(torch.cat([p.grad.flatten() for p in learned if p.grad is not None]))
+    cosine = F.cosine_similarity(gradients[0], gradients[1], dim=0)
+    record_property("bfloat16_gradient_cosine", float(cosine))
+    assert not torch.equal(*gradients)
+    assert cosine >= 0.99
