@@ -129,11 +129,17 @@ CPU_BATCHES = {"ViT-B-32": "2", "ViT-B-16": "1"}
 
 @nox.session
 def efficiency(session: nox.Session) -> None:
-    """Measure every method at full size on this device, and write the report; options such as --training pass on."""
+    """Measure every method at full size on this device, and write the report; options such as --training pass on.
+
+    A GPU measures in bfloat16, which its tensor cores compute in, then in float32, unless --precision names one.
+    """
     _install(session)
     if shutil.which("nvidia-smi") is not None:
-        rows, extent = EFFICIENCY_ROWS + GPU_ROWS, ("--training", "--end-to-end", "--energy")
-        session.run("tvrbench", "bench", "all", *rows, "--backbone", ",".join(CPU_BATCHES), *extent, *session.posargs)
+        rows, measured = EFFICIENCY_ROWS + GPU_ROWS, ("--training", "--end-to-end", "--energy")
+        named = any(word.partition("=")[0] == "--precision" for word in session.posargs)
+        for precision in [()] if named else [("--precision", "bfloat16"), ("--precision", "float32")]:
+            extent = ("--backbone", ",".join(CPU_BATCHES), *measured, *precision)
+            session.run("tvrbench", "bench", "all", *rows, *extent, *session.posargs)
         return
     for backbone, batch in CPU_BATCHES.items():
         extent = ("--backbone", backbone, "--batches", batch, "--repeats", "3")

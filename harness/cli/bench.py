@@ -99,6 +99,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
 
     Each measurement runs in a fresh process; a speed-up runs both methods in one process, interleaved.
     """
+    from tvrbench.harness.core.numerics import set_numerics
     from tvrbench.harness.models.backbone.architecture import vision_name
     from tvrbench.harness.models.backbone.weights import load_weights
     from tvrbench.harness.profiling.measure import record_costs
@@ -108,7 +109,10 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     from tvrbench.harness.records.store import RecordStore
     from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 
+    set_numerics()  # records hold it; every measuring process sets its own
     plan, choices, store = settings.plan(), settings.choices(), RecordStore(settings.results)
+    if plan.device.startswith("cuda") and plan.precision == "float32":
+        say("float32 does not use the tensor cores of a GPU: add --precision bfloat16 to measure what they do")
     backbones = settings.backbone or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
     for backbone in backbones:
         for choice in (*choices, plan.baseline):

@@ -52,9 +52,11 @@ class Check:
             UsageError: a broken baseline, one made on a device that this machine lacks, or options that do not fit.
             CheckFailed: a metric moved beyond its margin or was not measured.
         """
+        from tvrbench.harness.core.numerics import set_numerics
         from tvrbench.harness.records.provenance import source_revision
         from tvrbench.harness.regression.measure import from_store, measure, updated, with_current_protocols
 
+        set_numerics()
         update = self.update_baseline is not None
         baseline = self._baseline()
         tiers = self._tiers(baseline)

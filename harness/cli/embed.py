@@ -65,6 +65,7 @@ class Embed:
         """Bring the index up to date; CheckFailed if no video can be encoded."""
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch} encodes nothing; give 1 or more", code="option.range")
+        from tvrbench.harness.core.numerics import set_numerics
         from tvrbench.harness.core.progress import Bar
         from tvrbench.harness.data.types import FrameSpec
         from tvrbench.harness.search.embed import check_some, embed_folder
@@ -73,6 +74,7 @@ class Embed:
         from tvrbench.harness.search.index import index_base
         from tvrbench.harness.search.text import encodable, printable
 
+        set_numerics()
         dataset = open_folder(self.folder)
         spec = FrameSpec(sampler=self.sampler)
         spec = spec if self.decoder is None else replace(spec, decoder=self.decoder)

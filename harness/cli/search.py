@@ -59,12 +59,14 @@ class Search:
     def run(self) -> None:
         """Print the closest videos."""
         self._check()
+        from tvrbench.harness.core.numerics import set_numerics
         from tvrbench.harness.search.encoder import ModelSource
         from tvrbench.harness.search.files import find_changes, open_folder
         from tvrbench.harness.search.index import check_root, find_index, open_index
         from tvrbench.harness.search.query import hit_json, load_index_encoder, search, shown_frames
         from tvrbench.harness.search.text import clock, encodable, printable
 
+        set_numerics()
         dataset, index = open_folder(self.folder), open_index(find_index(self.folder, self.index))
         check_root(index, self.folder)
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)

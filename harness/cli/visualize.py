@@ -77,6 +77,7 @@ class Visualize:
                 that cannot be written to.
         """
         from tvrbench.harness.config.protocol import load_protocol
+        from tvrbench.harness.core.numerics import set_numerics
         from tvrbench.harness.reporting.data.context import ReportContext
         from tvrbench.harness.runs.context import open_context
 
@@ -90,6 +91,7 @@ class Visualize:
             raise UsageError(
                 f"--queries {self.queries} shows nothing; give 1 or more", code="option.range", option="queries"
             )
+        set_numerics()
         protocol = load_protocol(self.protocol).on(None, self.weights)
         context = open_context(protocol, self.data, self.weights, activation=self.activation)
         folder = self.reports.joinpath(*context.protocol.name.split("/"))

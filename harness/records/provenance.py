@@ -15,6 +15,7 @@ from pathlib import Path, PureWindowsPath
 import pynvml
 import torch
 
+from tvrbench.harness.core.numerics import numerics
 from tvrbench.harness.records.record import Environment
 
 _PACKAGES = ("torchvision", "open_clip_torch", "transformers", "fvcore", "numpy", "av", "tvrbench")
@@ -39,7 +40,8 @@ def environment(device: torch.device | str) -> Environment:
     """The machine and software of a run, without the name of a person, a host or a folder.
 
     ``device`` is the GPU's or the CPU's model name; ``driver`` the GPU driver's version, None on a CPU;
-    ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout.
+    ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout. The fields of
+    ``core.numerics`` are those of this process.
     """
     device = torch.device(device)
     git_sha, dirty = source_revision()
@@ -51,6 +53,7 @@ def environment(device: torch.device | str) -> Environment:
         | {package: _version(package) for package in _PACKAGES},
         git_sha=git_sha,
         dirty=dirty,
+        **numerics(),
     )
 
 

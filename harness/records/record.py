@@ -130,10 +130,13 @@ class MeasurementDoc(TypedDict):
 
 @_closed
 class Environment(TypedDict):
-    """The machine and software of a run; see ``provenance.environment``."""
+    """The machine and software of a run; see ``provenance.environment`` and ``core.numerics``."""
 
     device: Text
     cpu_count: NotRequired[Annotated[int, Field(ge=1)]]
+    matmul_precision: NotRequired[Text]
+    cudnn_tf32: NotRequired[bool]
+    deterministic: NotRequired[bool]
     driver: str | None
     versions: dict[str, str | None]
     git_sha: Annotated[str, Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")] | None

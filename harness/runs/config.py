@@ -41,6 +41,7 @@ class RunConfig:
         checkpoint: scored instead of training a model.
         selection: the checkpoint of the training to report, ``last`` or ``best-on-test``.
         timing: measure time and memory.
+        deterministic: its process takes deterministic algorithms alone.
         frozen: no parameter of its model is to be trained, see ``settle``.
     """
 
@@ -51,6 +52,7 @@ class RunConfig:
     checkpoint: EvalCheckpoint | None = None
     selection: str = LAST
     timing: bool = True
+    deterministic: bool = False
     frozen: bool = False
 
     @property
@@ -72,10 +74,12 @@ class RunKey:
     Attributes:
         head: the part of its record that says which run it is.
         device: ``cpu`` or ``cuda``; a training is resumed on the kind of device that it started on.
+        deterministic: as in ``RunConfig``; a training is resumed as it started.
     """
 
     head: dict[str, Any]
     device: str
+    deterministic: bool = False
 
     @classmethod
     def of(cls, context: RunContext, config: RunConfig) -> RunKey:
@@ -92,7 +96,7 @@ class RunKey:
             "weights": context.weights.to_json(context.tokenizer.name),
             "metrics": {} if config.selection == LAST else {"selection": config.selection},
         } | ({"checkpoint": config.checkpoint.to_json()} if config.checkpoint else {})
-        return cls(head=head, device=config.device.partition(":")[0])
+        return cls(head=head, device=config.device.partition(":")[0], deterministic=config.deterministic)
 
     @property
     def name(self) -> str:
@@ -116,6 +120,7 @@ class RunKey:
             "test split": head["data"]["split_fingerprint"],
             "device": self.device,
             **{key: str(value) for key, value in unusual_reading(head).items()},
+            **({"deterministic": True} if self.deterministic else {}),  # states saved before have no such fact
         }
 
     def lr_search_identity(self, seed: int) -> Identity:

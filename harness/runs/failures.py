@@ -14,6 +14,7 @@ from tvrbench.harness.core.io import without_folders
 RESUME_AFTER_FAILURE = "then run the same command with --resume"
 # Messages for which torch has no class: memory that the CPU's allocator did not get.
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator: can't allocate memory|not enough memory|std::bad_alloc")
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 _LOST = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
 
 
@@ -37,6 +38,13 @@ def explain(error: Exception, title: str) -> RunFailed | TrainingDiverged | None
             f"{title}: out of memory: give --memory-limit (for example --memory-limit 8GB) or --micro-batch-size to "
             f"train in smaller parts with the same gradient, {RESUME_AFTER_FAILURE}",
             code="run.out-of-memory",
+        )
+    if isinstance(error, RuntimeError) and (operator := _NOT_DETERMINISTIC.match(str(error))):
+        return RunFailed(
+            f"{title}: {operator[1]} has no deterministic implementation on this device: leave out --deterministic, "
+            "and --resume, which would continue a deterministic run",
+            code="run.not-deterministic",
+            operator=operator[1],
         )
     if dist_info().size > 1 and (isinstance(error, dist.DistError) or _matches(error, _LOST)):
         rank, size = dist_info().rank, dist_info().size

@@ -102,7 +102,7 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             result = replace(result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
             if dist_info().first:
                 save_checkpoint(model, files.checkpoint, config.selection)
-        record["metrics"] |= result.metrics
+        record["metrics"] |= result.metrics | {"evaluation": {"precision": _precision_of(model)}}
         if not dist_info().first:
             return None
         if session.settings.save_embeddings:
@@ -126,6 +126,11 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
         if fault is None or fault is error:
             raise
         raise fault from error
+
+
+def _precision_of(model: RetrievalModel) -> str:
+    """The type that a trained model computes in: nothing autocasts an evaluation."""
+    return str(model.clip.logit_scale.dtype).removeprefix("torch.")
 
 
 def _started(key: RunKey, config: RunConfig, session: Session) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _CHOICE = ("methods", "seeds", "dry_run", "as_json")
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings:
-    """How a command carries out its runs. Nothing here affects results, except which videos are skipped.
+    """How a command carries out its runs. Nothing here affects results beyond rounding, but for the videos skipped.
 
     Attributes:
         device: Where to run; auto takes a GPU if there is one, and a sweep takes all of them.
@@ -43,6 +43,7 @@ class ExecutionSettings:
         memory_limit: Memory that training may use on the device, for example 8GB: trials find the largest micro-batch
             under it.
         tensorboard: Write TensorBoard events beside the log.
+        deterministic: Repeat bit for bit on a GPU too, more slowly; an operator that cannot ends the run.
         dry_run: Print the plan (steps, disk, estimated hours on this device) and stop.
     """
 
@@ -54,6 +55,7 @@ class ExecutionSettings:
     micro_batch_size: int | None = None
     memory_limit: Bytes = None
     tensorboard: bool = False
+    deterministic: bool = False
     dry_run: bool = False
     as_json: Json = False
 

@@ -15,6 +15,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.distributed import dist_info, process_group
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.numerics import numerics, numerics_text, set_numerics
 from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
@@ -24,7 +25,7 @@ from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.record import weights_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
-from tvrbench.harness.runs.config import RunConfig, planned_work
+from tvrbench.harness.runs.config import RunConfig, planned_work, recipe_of
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
@@ -35,6 +36,7 @@ from tvrbench.harness.runs.preflight import prepare, survey, with_preset
 from tvrbench.harness.runs.runner import Session, run
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.step_log import check_tensorboard
+from tvrbench.harness.training.trainer import precision_on
 
 TEST_NOTICE = (
     "--checkpoint-selection best-on-test: each run reports the checkpoint that scores best on the test set, as some "
@@ -84,6 +86,7 @@ class Suite:
                 checkpoint=scored,
                 selection=settings.checkpoint_selection if trains[method] else LAST,
                 timing=not settings.no_timing,
+                deterministic=settings.deterministic,
             )
             for seed in seeds
             for method in methods
@@ -102,6 +105,7 @@ def run_suite(settings: RunSettings) -> SuiteResult | None:
         RunFailed, TrainingDiverged: a run failed; its record names the cause.
         Interrupted: SIGTERM or Ctrl-C; what can be saved is.
     """
+    set_numerics(deterministic=settings.deterministic)
     suite = Suite.of(settings)
     notice = registry.lookup(suite.protocol.dataset, "datasets").notice
     if settings.tensorboard:
@@ -184,6 +188,7 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     context, work = prepare(context, configs, store, check=check, **_earlier_work(settings))
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
+    _log(_precision_line(context.protocol, work.left) if work.left else None)
     command = settings.command or command_line(sys.argv[1:])
     detail = _full_size_detail(suite, settings)
     methods = list(dict.fromkeys(config.method for config in work.left))
@@ -205,6 +210,13 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
             records.append(full_size.measure_and_store(job, detail, store, command))
             bar.update(each)
     return [*work.done, *(path for path in records if path is not None)]
+
+
+def _precision_line(protocol: Protocol, configs: Sequence[RunConfig]) -> str:
+    """In what the runs train and are evaluated."""
+    trained = {precision_on(c.device.partition(":")[0], recipe_of(protocol, c)) for c in configs if c.trains}
+    training = f"training in {', '.join(sorted(trained))}, " if trained else ""
+    return f"precision: {training}evaluation in float32, {numerics_text(numerics())}"
 
 
 def _full_size_detail(suite: Suite, settings: RunSettings) -> full_size.CostDetail | None:

@@ -28,6 +28,7 @@ from tvrbench.harness.config.protocol import Activation, Protocol, load_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed, UsageError
+from tvrbench.harness.core.numerics import set_numerics
 from tvrbench.harness.core.options import parse_assignments, pick_device
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.core.validation import validated
@@ -118,7 +119,7 @@ def read_sweep(path: Path) -> Sweep:
     return validated(Sweep, values, f"{path}:")
 
 
-def sweep_groups(sweep: Sweep, device: str = "cpu") -> list[Group]:
+def sweep_groups(sweep: Sweep, device: str = "cpu", *, deterministic: bool = False) -> list[Group]:
     """Every run of the sweep, by protocol and backbone. A method that is not trained has one seed.
 
     Raises:
@@ -135,6 +136,7 @@ def sweep_groups(sweep: Sweep, device: str = "cpu") -> list[Group]:
                     seed=seed,
                     device=device,
                     options={**sweep.options, **sweep.method_options.get(method, {})},
+                    deterministic=deterministic,
                 )
                 for number, seed in enumerate(sweep.seeds or base.seeds)
                 for method in sweep.chosen_methods
@@ -183,8 +185,9 @@ def run_sweep(settings: SweepSettings) -> SweepResult | None:
         UsageError: an input does not fit; nothing has been run then.
         Interrupted: SIGTERM or Ctrl-C; every active run was told to save and stop.
     """
+    set_numerics(deterministic=settings.deterministic)  # a plan measures here; a run's own process sets its own
     sweep, store = read_sweep(settings.file), RecordStore(settings.results)
-    groups = sweep_groups(sweep, pick_device(settings.device))
+    groups = sweep_groups(sweep, pick_device(settings.device), deterministic=settings.deterministic)
     if settings.tensorboard:
         check_tensorboard()
     if settings.slurm:
@@ -230,6 +233,7 @@ def _settings(group: Group, config: RunConfig, settings: SweepSettings) -> RunSe
     assignments = tuple(_assignment(key, value) for key, value in config.options.items())
     for text in assignments:
         arguments += ["--set", text]
+    arguments += ["--deterministic"] * settings.deterministic
     shared = {each.name: getattr(settings, each.name) for each in fields(ExecutionSettings)}
     return RunSettings(
         **shared | {"as_json": False},

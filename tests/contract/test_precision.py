@@ -17,6 +17,7 @@ from tvrbench.harness.models.decisions import Recorder, Replay, ReplayFirst, agr
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
+from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.contract
 NAMES = [n for n in registry.names("methods", "baselines") if method_class(n).card.encodes]
@@ -47,20 +48,6 @@ def test_bfloat16_autocast(
     assert cosine >= 0.99
 
 
-<<<<<<< HEAD
-# Every kind of reduction on two blocks, which compile in seconds: also run on the oldest versions (`nox -s bounds`).
-SHORT: dict[str, dict[str, Any]] = {
-    "lora": {},
-    "tempme": {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1, "merge_blocks": (1,), "merge_frames": (2,)},
-    "token_sampling": {"schedule": ((1, 4, 16),)},
-    "tome": {"r": 1},
-    "vidtome": {},
-}
-
-
-@pytest.mark.parametrize("name", SHORT)
-def test_a_reducer_between_two_blocks_is_one_graph(name: str, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
-=======
 @pytest.mark.parametrize("name", NAMES)
 def test_choices_of_single_videos_replay_in_a_batch(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
     """The first videos of a batch take choices recorded of other ones; the last chooses for itself."""
@@ -85,8 +72,18 @@ def test_choices_of_single_videos_replay_in_a_batch(name: str, tiny_model: Make,
                 assert (agreement(replay.recorded, replay.own) or 0) < 1
 
 
-def test_a_reducer_between_two_blocks_is_one_graph(tiny_batch: dict[str, Any], tmp_path: Path) -> None:
->>>>>>> measuring
+# Every kind of reduction on two blocks, which compile in seconds: also run on the oldest versions (`nox -s bounds`).
+SHORT: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "tempme": {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1, "merge_blocks": (1,), "merge_frames": (2,)},
+    "token_sampling": {"schedule": ((1, 4, 16),)},
+    "tome": {"r": 1},
+    "vidtome": {},
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_reducer_between_two_blocks_is_one_graph(name: str, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
     with same_randomness():
         save_tiny_weights(tmp_path / "weights.safetensors", replace(TINY, vision_layers=2, text_layers=1))
     model = load_model(name, weights=tmp_path / "weights.safetensors", **SHORT[name])
@@ -114,3 +111,29 @@ def _compare(model: RetrievalModel, batch: dict[str, Any], backend: str) -> None
         reference = model.encode_video(batch["frames"], batch["mask"])
         torch.testing.assert_close(compiled(batch["frames"], batch["mask"]), reference, rtol=0, atol=1e-4)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).card.trains])
+def test_a_step_in_bfloat16_leaves_float32_weights_and_nearly_the_same_gradient(
+    name: str, tiny_model: Make, tiny_batch: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    """The precision of a uniform protocol on a GPU, forced on a CPU."""
+    pairs = Pairs(
+        video=tiny_batch["frames"],
+        video_mask=tiny_batch["mask"],
+        ids=tiny_batch["ids"],
+        text_mask=tiny_batch["text_mask"],
+    )
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(tiny_model(name), "uniform", 10)
+        trainer.precision = precision  # type: ignore[assignment]
+        torch.manual_seed(3)
+        trainer.backward(pairs)
+        learned = list(trainer.model.trainable().values())
+        assert {p.dtype for p in learned} == {p.grad.dtype for p in learned if p.grad is not None} == {torch.float32}
+        gradients.append(torch.cat([p.grad.flatten() for p in learned if p.grad is not None]))
+    cosine = F.cosine_similarity(gradients[0], gradients[1], dim=0)
+    record_property("bfloat16_gradient_cosine", float(cosine))
+    assert not torch.equal(*gradients)
+    assert cosine >= 0.99

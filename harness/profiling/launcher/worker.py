@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tvrbench.harness.core.numerics import numerics, set_numerics
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.allocator import keeps_freed_memory
 from tvrbench.harness.profiling.plan import Job, Scenario
@@ -42,7 +43,7 @@ def run_job(job: Job) -> list[Measurement]:
     Raises:
         UsageError: the method, the weights or this machine cannot do it.
     """
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32; a GPU would round the stem's products
+    set_numerics()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     device = job_device(job.device)
@@ -53,7 +54,7 @@ def run_job(job: Job) -> list[Measurement]:
     measurements = [*mark_invalid(measurements, monitor.interference()), *monitor.measurements()]
     common: dict[str, Any] = {"what": job.scenario, "precision": job.precision, "compile": job.compile}
     common |= {"cuda_graphs": True} if job.cuda_graphs else {}
-    common |= {"matmul_precision": torch.get_float32_matmul_precision(), "threads": torch.get_num_threads()}
+    common |= {**numerics(), "threads": torch.get_num_threads()}
     common["keeps_freed_memory"] = keeps_freed_memory()
     return [replace(m, conditions=common | dict(m.conditions)) for m in measurements]
 

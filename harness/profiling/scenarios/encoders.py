@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-<<<<<<< HEAD
-from dataclasses import dataclass
-=======
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
->>>>>>> measuring
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
-<<<<<<< HEAD
 from tvrbench.harness.models.cuda_graphs import Encode, GraphedEncoder
-from tvrbench.harness.models.factory import load_model
-from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.precision import DTYPES, prepare_to_encode
-=======
 from tvrbench.harness.models.decisions import Recorder, ReplayFirst, agreement, watched
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import DTYPES, prepare_to_encode
 from tvrbench.harness.models.tokens import TokenReducer
->>>>>>> measuring
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision
 from tvrbench.harness.profiling.scenarios.synthetic import Inputs
 
@@ -38,18 +29,11 @@ class Encoders(NamedTuple):
     text: Encode
 
 
-<<<<<<< HEAD
-# Relative distance ||a - b|| / ||b|| of a feature from its float32 reference. Under half precision a nearly tied merge
-# falls the other way, so single features move by more than the rounding of the arithmetic; 0.14 is a cosine of 0.99.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.14, "float16": 0.14}
-=======
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative distance ||a - b|| / ||b|| of a feature from its float32 reference: what rounding may do.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 # The last bits (another kernel, batch size or precision) decide between merges that are nearly tied, and one that falls
 # the other way moves a feature by more than rounding: up to a cosine of 0.99 the encoder may repeat the reference's.
 OWN_CHOICES_TOLERANCE = 0.14
->>>>>>> measuring
 CHECKED = 2  # items of a batch that are compared with the reference
 
 
@@ -128,52 +112,33 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
 
     The reference is eager and float32. It encodes each of the first items alone, so that it also shows a batch whose
     items influence each other. The timed encoders run here for the first time, on the whole batch: what compiles,
-<<<<<<< HEAD
     compiles here, and what is recorded is recorded here. One item timed in eager float32 is its own reference and only
-    has to be finite. Call this without gradients.
+    has to be finite. Where videos are over the tolerance, merges that are nearly tied may be why: the encoder then
+    repeats the choices of the reference. Call this without gradients.
 
     In half precision the reference is the last that the model computes in float32: its weights are then cast in place
     (``prepare_to_encode``), so that neither casts nor two copies of the weights are measured.
     """
-    rows = min(CHECKED, len(inputs.frames))
     alone = len(inputs.frames) == 1 and job.precision == "float32" and not job.compile and not job.cuda_graphs
     batches = ((inputs.frames, inputs.mask), (inputs.ids, inputs.text_mask))
+    chosen = [Recorder() for _ in range(min(CHECKED, len(inputs.frames)))]
     references: list[Tensor] = []
     if not alone:
-        for encode, (items, mask) in zip(Encoders(model.encode_video, model.encode_text), batches, strict=True):
-            references.append(torch.cat([encode(items[i : i + 1], mask[i : i + 1]).float() for i in range(rows)]))
+        for encode, batch in zip(Encoders(model.encode_video, model.encode_text), batches, strict=True):
+            references.append(_each_alone(encode, *batch, model.reducer, chosen))
     if job.precision != "float32":
         prepare_to_encode(model, DTYPES[job.precision])
     timed = encoders(model, job.precision, job.compile, job.cuda_graphs)
-    features = [encode(*batch)[:rows].float() for encode, batch in zip(timed, batches, strict=True)]
+    features = [encode(*batch)[: len(chosen)].float() for encode, batch in zip(timed, batches, strict=True)]
     errors = [relative_error(*pair) for pair in zip(features, features if alone else references, strict=True)]
-    return timed, FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision])
-=======
-    compiles here. One item timed in eager float32 is its own reference and only has to be finite. Where videos are over
-    the tolerance, merges that are nearly tied may be why: the encoder then repeats the choices of the reference. Call
-    this without gradients.
-    """
-    timed = encoders(model, job.precision, job.compile)
-    videos = (timed.video, model.encode_video, inputs.frames, inputs.mask)
-    captions = (timed.text, model.encode_text, inputs.ids, inputs.text_mask)
-    chosen = [Recorder() for _ in range(min(CHECKED, len(inputs.frames)))]
-    references, errors = [], []
-    for fast, plain, items, mask in (videos, captions):
-        if len(items) == 1 and job.precision == "float32" and not job.compile:
-            features = fast(items, mask)
-            errors.append(relative_error(features, features))
-            continue
-        # First, so that LoRA folds in float32 and not in the precision that is timed.
-        references.append(_each_alone(plain, items, mask, model.reducer, chosen))
-        errors.append(relative_error(fast(items, mask)[: len(chosen)].float(), references[-1]))
     check, (videos_error, captions_error) = FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision]), errors
     if captions_error <= check.tolerance < videos_error <= OWN_CHOICES_TOLERANCE and chosen[0].made:
         eager = encoders(model, job.precision, compiled=False)  # what is compiled takes no choices from outside
         replay = ReplayFirst([recorder.made for recorder in chosen])
         with watched(model.reducer, replay):
-            features = eager.video(inputs.frames, inputs.mask)[: len(chosen)].float()
+            repeated = eager.video(inputs.frames, inputs.mask)[: len(chosen)].float()
         choices = {"own_choices_error": check.error, "choices_agreeing": agreement(replay.recorded, replay.own)}
-        check = replace(check, error=relative_error(features, references[0]), choices=choices)
+        check = replace(check, error=relative_error(repeated, references[0]), choices=choices)
     return timed, check
 
 
@@ -186,7 +151,6 @@ def _each_alone(
         with watched(reducer, recorder):
             features.append(encode(items[i : i + 1], mask[i : i + 1]).float())
     return torch.cat(features)
->>>>>>> measuring
 
 
 def relative_error(features: Tensor, reference: Tensor) -> float:

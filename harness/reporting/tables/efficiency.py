@@ -41,6 +41,7 @@ Find = Callable[[MethodRow], MeasurementDoc | None]
 _show = significant(3)
 _STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
 _NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
+_FLOAT32 = "float32 runs beside the GPU's tensor cores: in bfloat16, times and the ratios of methods are others."
 
 
 def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
@@ -53,6 +54,7 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         "GMACs, tokens and parameters are counted; the rest is measured on synthetic videos in memory.",
         _speedup_sentence(rows, "speedup", "Speed-up"),
         "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
+        _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
         _peak_sentence(rows),
         _pace_sentence(rows),
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
+from tvrbench.harness.core.numerics import numerics_text
 from tvrbench.harness.evaluation.comparability import ALWAYS, OWN_REASONS, RULES, shortfalls
 from tvrbench.harness.records.record import Record, weights_line
 from tvrbench.harness.records.runs import StoredRecord
@@ -116,6 +117,14 @@ def _weights(record: Record) -> str | None:
     return weights_line(record["weights"]) if "weights" in record else None
 
 
+def _precision(record: Record) -> str | None:
+    """In what it was trained and evaluated; None where an earlier version recorded neither."""
+    told = {what: record["metrics"].get(what, {}).get("precision") for what in ("training", "evaluation")}
+    words = [f"{what} in {precision}" for what, precision in told.items() if precision]
+    environment = record["environment"]
+    return ", ".join([*words, *([numerics_text(environment)] if "cudnn_tf32" in environment else [])]) or None
+
+
 _FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "protocol hash": lambda record: record["protocol"]["hash"],
     "backbone": _backbone,
@@ -128,6 +137,7 @@ _FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "device": lambda record: record["environment"]["device"],
     "CPU cores": lambda record: str(record["environment"].get("cpu_count", "")) or None,
     "driver": lambda record: record["environment"]["driver"],
+    "precision": _precision,
     "versions": lambda record: ", ".join(f"{n} {v}" for n, v in record["environment"]["versions"].items() if v),
     "commit": _commit,
 }

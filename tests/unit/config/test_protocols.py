@@ -19,6 +19,7 @@ from tvrbench.harness.core.options import parse_assignments
 from tvrbench.harness.data.open import split_holdout
 from tvrbench.harness.data.pair_loader import batches
 from tvrbench.harness.data.types import Split
+from tvrbench.harness.training.trainer import precision_on
 
 pytestmark = pytest.mark.unit
 
@@ -48,10 +49,13 @@ def test_shipped_protocols_load_and_name_known_things(name: str) -> None:
 
 
 def test_hashes_are_those_of_existing_records() -> None:
-    """A hash that changes would part every record that people have from the runs to come."""
+    """A hash that changes parts every record that people have from the runs to come.
+
+    Uniform protocols changed once, when they came to train in bfloat16 on a GPU.
+    """
     baseline = json.loads((ROOT / "results/baselines/cpu-standin.json").read_text())
     assert load_protocol("standin/uniform").hash == baseline["standin"]["hash"]
-    assert load_protocol("msrvtt-1ka-9k/uniform").hash == "db064764cb6f8267"
+    assert load_protocol("msrvtt-1ka-9k/uniform").hash == "99193d8bc4860932"
     assert load_protocol("msrvtt-1ka-9k/published-float16").hash == "96a1d5134c7db4fd"
 
 
@@ -193,3 +197,15 @@ def test_registry_refuses_duplicates_and_suggests_names() -> None:
         load_protocol("msrvtt")
     with raises("recipe.unknown", recipe="none"):
         load_recipe("none")
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_a_uniform_protocol_trains_in_bfloat16_on_a_gpu_and_says_so_in_its_hash(name: str) -> None:
+    """The stand-in stays in float32, so that a GPU can be compared with the CPU of its committed records."""
+    protocol = load_protocol(name)
+    recipe = protocol.recipe_for("uniform")
+    half = protocol.kind == "uniform" and name != "standin/uniform"
+    assert precision_on("cuda", recipe) == ("bfloat16" if half else "float32")
+    assert (precision_on("cpu", recipe), recipe.weights) == ("float32", "float32")
+    without = {key: value for key, value in protocol.recipe_overrides.items() if key != "precision"}
+    assert (replace(protocol, recipe_overrides=without).hash != protocol.hash) == half

@@ -153,6 +153,8 @@ class TestRows:
             (CPU, "float32", False),
         ]
         assert len({bench.slug for bench in found(tmp_path)}) == 3
+        remarks = [" ".join(cost_table(bench, "ViT-B-16", scope(tmp_path)).remarks) for bench in found(tmp_path)]
+        assert ["tensor cores" in remark for remark in remarks] == [False, True, False]
 
     def test_nothing_recorded(self, tmp_path: Path) -> None:
         with raises("report.no-cost"):

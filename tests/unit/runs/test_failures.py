@@ -16,6 +16,7 @@ from errors import raises
 from tiny_run import record_of, saved_steps
 
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.core.numerics import set_numerics
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.runs import runner
 from tvrbench.harness.runs.config import RunConfig
@@ -87,6 +88,23 @@ def test_out_of_memory_names_the_options_that_help(
     run_saving_every_step(context, tmp_path, resume=True, micro_batch_size=2)
     assert record_of(tmp_path)["metrics"]["training"]["chunk"] == 2  # the failed record is gone
     assert not list(tmp_path.rglob("*.training"))
+
+
+def test_an_operator_that_cannot_repeat_ends_a_deterministic_run(
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def assign() -> None:  # of two values for one place the last counts, and on no device is one the last
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+
+    monkeypatch.setattr(Trainer, "step", at_step(3, assign))
+    set_numerics(deterministic=True)
+    try:
+        with raises("run.not-deterministic", RunFailed, operator="put_"):
+            run_saving_every_step(context, tmp_path)
+    finally:
+        set_numerics()
+    assert record_of(tmp_path)["environment"]["deterministic"]
+    assert "--deterministic" in failure(tmp_path)
 
 
 def test_a_nan_in_the_weights_keeps_the_state_before_it(

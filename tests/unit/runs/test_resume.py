@@ -202,7 +202,13 @@ def test_the_micro_batch_of_a_memory_limit_is_searched_once_per_run(
 
 
 @pytest.mark.parametrize(
-    ("changed", "key"), [({"seed": 1}, "seed"), ({"options": {"rank": 4}}, "options"), ({"method": "bias"}, "method")]
+    ("changed", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"options": {"rank": 4}}, "options"),
+        ({"method": "bias"}, "method"),
+        ({"deterministic": True}, "deterministic"),
+    ],
 )
 def test_the_state_of_another_run_is_refused(
     changed: dict[str, Any], key: str, context: RunContext, stopped: Path, tmp_path: Path

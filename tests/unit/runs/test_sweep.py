@@ -156,13 +156,20 @@ def test_settings_survive_their_way_to_another_process(tmp_path: Path) -> None:
         )
     )[0]
     wanted = SweepSettings(
-        file=tmp_path, device="cpu", results=Path("here"), memory_limit=8 * 10**9, save_interval_min=0.5
+        file=tmp_path,
+        device="cpu",
+        results=Path("here"),
+        memory_limit=8 * 10**9,
+        save_interval_min=0.5,
+        deterministic=True,
     )
     settings = sweep._settings(group, group.configs[0], wanted)
     assert loads(dumps(settings)) == settings
     assert settings.options == OPTIONS
     assert (settings.weights, settings.activation) == ("random:0", "gelu")
     assert "--activation gelu" in str(settings.command)
+    assert settings.deterministic
+    assert "--deterministic" in str(settings.command)
     assert (settings.protocol, settings.methods, settings.seeds) == ("standin/uniform", ("tempme",), (3,))
     assert (settings.results, settings.memory_limit, settings.save_interval_min) == (Path("here"), 8 * 10**9, 0.5)
     assert settings.resume
