@@ -1,6 +1,6 @@
 """CUDA streams without a GPU: what is copied, waited for and handed out is written down in order, and values stay.
 
-Tensors "on cuda" are the CPU's own here (``Fakes.install``); pass ``moves=False`` where fake tensors move by themselves.
+Tensors "on cuda" are the CPU's own here (``Fakes.install``); give ``moves=False`` where fake ones move by themselves.
 """
 
 from __future__ import annotations

@@ -98,9 +98,7 @@ def test_the_next_copy_begins_before_a_batch_is_handed_out_and_the_gpu_waits_for
 
 @pytest.mark.parametrize("count", [1, 4, 20])
 def test_the_host_waits_only_while_the_gpu_has_work_left_and_memory_is_bounded(fakes: Fakes, count: int) -> None:
-    given = 0
-    for _ in prefetch(_numbers(count), CUDA):  # type: ignore[arg-type]
-        given += 1
+    for given, _ in enumerate(prefetch(_numbers(count), CUDA), start=1):  # type: ignore[arg-type]
         ended = len(fakes.waited)
         assert given - ended <= IN_FLIGHT + 1
         assert given - 1 - ended >= min(given - 1, 1), "the batch before is never waited for"
