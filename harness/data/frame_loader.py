@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,8 +119,8 @@ class FrameLoader:
 
     def _start(self, pool: ThreadPoolExecutor, request: Sequence[tuple[str, int]], pinned: bool) -> _Pending:
         shape = (len(request), self.spec.frames)
-        pixels = torch.empty(*shape, 3, self.spec.size, self.spec.size, dtype=torch.uint8, pin_memory=pinned)
-        mask = torch.empty(shape, dtype=torch.bool, pin_memory=pinned)
+        pixels = _uninitialized((*shape, 3, self.spec.size, self.spec.size), torch.uint8, pinned)
+        mask = _uninitialized(shape, torch.bool, pinned)
         places = zip(request, pixels.numpy(), mask.numpy(), strict=True)
         clips = [pool.submit(self._put, video, seed, *place) for (video, seed), *place in places]
         return _Pending(pixels, mask, clips)
@@ -136,6 +137,14 @@ class FrameLoader:
                 shape=clip[0].shape,
             )
         pixels[...], mask[...] = clip
+
+
+def _uninitialized(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> Tensor:
+    """Memory for a batch of bytes."""
+    if pinned:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    # numpy asks for huge pages: with torch's small ones, touching new memory takes longer than copying clips to it.
+    return torch.from_numpy(np.empty(shape, dtype=np.uint8)).view(dtype)
 
 
 @dataclass(frozen=True)
