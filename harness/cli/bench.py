@@ -152,6 +152,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
         compiled = ", compiled" * plan.compile + ", CUDA graphs" * plan.cuda_graphs
         print(f"\n{name}, {plan.frames} frames, {plan.device}, {plan.precision}{compiled}, over {plan.baseline.label}")
         print_costs(table)
+        print_stages(table)
     say(f"records: {store.folder(NAME)}")
     for page in pages:
         say(f"report: {page}")
@@ -188,3 +189,12 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
     print_table(cells, ["method", *(COLUMNS[name] for name in filled)])
     for note, labels in notes.items():
         print(f"  {note} ({', '.join(labels)})")
+
+
+def print_stages(table: Mapping[str, Sequence[Measurement]]) -> None:
+    """One line per method that was measured from files: the frames per second of each stage, and which one bounds."""
+    for label, costs in table.items():
+        for m in costs:
+            if m.name == "end_to_end_throughput" and m.value is not None:
+                rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in m.conditions["frames_per_s"].items())
+                print(f"  {label}, frames/s of each stage alone: {rates}; {m.conditions['bound_by']} bounds the rest")

@@ -5,22 +5,26 @@ The captions of a batch are a pure function of the seed and the step, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.caption_ids import CaptionIds, Tokenize
 from tvrbench.harness.data.frame_loader import FrameLoader
+from tvrbench.harness.data.prefetch import to_device
 from tvrbench.harness.data.types import Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """This process's share of one global batch, on the CPU.
+    """This process's share of one global batch.
 
     Attributes:
         pixels: uint8 [b, T, 3, H, W]; pixels of padding frames are 0.
@@ -60,25 +64,28 @@ class PairLoader:
         self,
         split: Split,
         frames: FrameLoader,
-        tokenizer: Callable[[Sequence[str], int], tuple[Tensor, Tensor]],
+        tokenizer: Tokenize,
         words: int,
         *,
         batch_size: int,
         seed: int,
         pair_scenes: bool,
     ) -> None:
-        self._split, self._frames, self._tokenizer, self._words = split, frames, tokenizer, words
+        self._split, self._frames = split, frames
+        self._captions = CaptionIds(split.captions, tokenizer, words)
         self._batch_size, self._seed, self._pair_scenes = batch_size, seed, pair_scenes
         self._share = dist_info().share
         self.steps_per_epoch = _units_and_steps(split, batch_size, pair_scenes)[1]
 
-    def batches(self, start: int, stop: int) -> Iterator[PairBatch]:
-        """Yield the batches of steps ``start`` to ``stop`` - 1, decoded a few steps ahead of use.
+    def batches(self, start: int, stop: int, device: torch.device | str = "cpu") -> Generator[PairBatch, None, None]:
+        """Yield the batches of steps ``start`` to ``stop`` - 1 on a device, decoded a few steps ahead of use.
+
+        Close the iterator to end its threads before its last batch.
 
         Raises:
             UsageError: a video cannot be decoded; the iterator ends there.
         """
-        split = self._split
+        split, device = self._split, torch.device(device)
         plan = batches(split, self._batch_size, self._seed, stop, pair_scenes=self._pair_scenes, start=start)
         ahead, current = tee(plan)
         requests = (
@@ -88,10 +95,16 @@ class PairLoader:
             ][self._share(len(captions))]
             for step, captions in enumerate(ahead, start)
         )
-        for (pixels, mask), captions in zip(self._frames.batches(requests), current, strict=True):
-            own = captions[self._share(len(captions))]
-            ids, text_mask = self._tokenizer([split.captions[c] for c in own], self._words)
-            yield PairBatch(pixels=pixels, video_mask=mask, ids=ids, text_mask=text_mask, global_size=len(captions))
+        with closing(self._frames.batches(requests, device)) as clips:
+            for (pixels, mask), captions in zip(clips, current, strict=True):
+                words, text_mask = self._captions.of(captions[self._share(len(captions))])
+                yield PairBatch(
+                    pixels=pixels,
+                    video_mask=mask,
+                    ids=to_device(words, device),
+                    text_mask=to_device(text_mask, device),
+                    global_size=len(captions),
+                )
 
 
 def batches(

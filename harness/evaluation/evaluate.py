@@ -1,11 +1,13 @@
 """Encode a split, score it, rank it; under torchrun every process encodes its share of the batches.
 
 Batches are cut as a single process cuts them and then distributed whole, so the number of processes changes no result.
+A GPU is waited for once, when it has all batches (and where the host is a few batches ahead).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.distributed import dist_info, gather_shares
 from tvrbench.harness.data.frame_loader import FrameLoader
+from tvrbench.harness.data.prefetch import to_cpu, to_device, wait_for
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.metrics import (
     cosine_rank_counts,
@@ -71,7 +74,8 @@ def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: To
     parts = [torch.empty(0, model.clip.arch.embed_dim)]
     for batch in own_batches(captions, TEXT_BATCH):
         ids, mask = tokenizer(batch, words)
-        parts.append(model.encode_text(ids.to(device), mask.to(device)).float().cpu())
+        parts.append(to_cpu(model.encode_text(to_device(ids, device), to_device(mask, device)).float()))
+    wait_for(device)
     return gather_shares(torch.cat(parts))
 
 
@@ -83,9 +87,11 @@ def encode_videos(
     device = model.clip.logit_scale.device
     requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
     parts = [torch.empty(0, model.clip.arch.embed_dim)]
-    for pixels, mask in loader.batches(requests):
-        parts.append(model.encode_video(model.normalize(pixels, mask), mask.to(device)).float().cpu())
-        on_batch(len(pixels))
+    with closing(loader.batches(requests, device)) as batches:
+        for pixels, mask in batches:
+            parts.append(to_cpu(model.encode_video(model.normalize(pixels, mask), mask).float()))
+            on_batch(len(pixels))
+    wait_for(device)
     return gather_shares(torch.cat(parts))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +36,7 @@ class RetrievalModel(nn.Module):
         self.clip = clip
         self.reducer = reducer
         self.head = head
+        self._mean_and_std: dict[torch.device, tuple[Tensor, Tensor]] = {}  # no buffers: they keep float32
 
     @property
     def name(self) -> str:
@@ -56,8 +58,10 @@ class RetrievalModel(nn.Module):
 
         Mean and standard deviation are those of the weights; padding is zero.
         """
-        arch = self.clip.arch
-        return normalize(pixels, mask, self.clip.logit_scale.device, arch.mean, arch.std)
+        arch, device = self.clip.arch, self.clip.logit_scale.device
+        if device not in self._mean_and_std:  # once: a copy of a few numbers makes the host wait for a GPU
+            self._mean_and_std[device] = torch.tensor(arch.mean, device=device), torch.tensor(arch.std, device=device)
+        return normalize(pixels, mask, device, *self._mean_and_std[device])
 
     def _check_video(self, frames: Tensor, mask: Tensor) -> None:
         side = self.clip.arch.image_size

@@ -16,6 +16,7 @@ from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache import whole_videos
 from tvrbench.harness.data.types import FrameSpec, VideoFiles
 from tvrbench.harness.runs.context import RunContext, missing_videos
+from tvrbench.harness.runs.plan_feeding import Feeding, plan_feeding
 
 if TYPE_CHECKING:
     from tvrbench.harness.runs.plan import PlannedRun
@@ -39,6 +40,7 @@ class Decoding:
         cacheable: the frames can be cached: no run draws them anew.
         cache_gib: size of the cache for the frames of these runs; None where only the videos tell.
         command: that fills it.
+        feeding: frames per second that training takes, and that it is given; None where it does not wait for them.
     """
 
     clip_ms: float | None
@@ -52,6 +54,7 @@ class Decoding:
     cacheable: bool
     cache_gib: float | None
     command: str | None
+    feeding: Feeding | None = None
 
 
 def plan_decoding(
@@ -98,7 +101,8 @@ def plan_decoding(
         without = with_cache = unchecked
     spec = context.spec(recipes[0].sampler)
     absent = {fault.video_id for fault in missing_videos(context.dataset, videos)}
-    seconds = _seconds_per_clip(context, spec, [video for video in videos if video not in absent])
+    present = [video for video in videos if video not in absent]
+    seconds = _seconds_per_clip(context, spec, present)
     native = any(spec.augments_native for spec in specs)
     pixels = len(specs) * len(videos) * spec.frames * 3 * spec.size**2
     return Decoding(
@@ -113,6 +117,7 @@ def plan_decoding(
         cacheable=cacheable,
         cache_gib=pixels / 2**30 if cacheable and not native else None,
         command=_cache_command(context, spec, native) if cacheable and not cached else None,
+        feeding=plan_feeding(context, runs, recipes, present, threads),
     )
 
 

@@ -12,6 +12,7 @@ from tvrbench.harness.data.cache import whole_videos
 from tvrbench.harness.data.types import VideoFiles
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import RULE, MethodPlan, Plan
+from tvrbench.harness.runs.plan_feeding import feeding_line
 
 HEADERS = ("method", "tuning", "runs", "steps", "search", "GMACs/pair", "memory GiB", "disk GiB", "device-hours")
 GMACS = "GMACs/pair: 10^9 multiply-adds of a training step for one video with its caption; untrained: of encoding them"
@@ -179,6 +180,8 @@ def _lines(plan: Plan) -> list[str]:
             f"{decoding.threads} threads without a cache, {_time(decoding.hours_with_cache)} with one"
             + ("" if decoding.cache_gib is None else f" of {_gib(decoding.cache_gib)}")
         )
+    if decoding.feeding is not None:
+        lines.append(feeding_line(decoding.feeding))
     return [*lines, *plan.notes, RULE]
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +24,15 @@ FINAL = "train"  # the training whose model is scored
 TRAIN_WORK = 3  # forward and backward cost about three times a forward
 EXPLODED = 3.0  # times the loss of a random answer, and that of the first steps
 WINDOW = 20  # steps
+UNREAD = 1  # steps that a GPU has been given and whose loss is not read when the next one is prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A step of ``pairs`` pairs over all processes; ``result`` waits for what ``Trainer.step`` returns."""
+
+    pairs: int
+    result: Callable[[], dict[str, Any]]
 
 
 class TrainingLoop:
@@ -50,8 +63,10 @@ class TrainingLoop:
         torch.manual_seed(dist_info().seed(seed))  # methods with randomness draw from the default generator
         self.trainer, self._state, self._progress, self._phase = trainer, state, progress, phase
         self._losses = state.resume(phase, trainer)
+        self._unread = deque[_Step]()
+        self._clock = time.monotonic()
         self._steps_per_epoch = pairs.steps_per_epoch
-        self._batches = pairs.batches(len(self._losses), trainer.total_steps)
+        self._batches = pairs.batches(len(self._losses), trainer.total_steps, trainer.device)
         progress.update(TRAIN_WORK * trainer.recipe.batch_size * len(self._losses))
 
     def run(self) -> dict[str, Any]:
@@ -64,6 +79,7 @@ class TrainingLoop:
         """
         trainer = self.trainer
         self.run_to(trainer.total_steps)
+        self._batches.close()
         trainer.finish()
         tail = self._losses[-max(1, trainer.total_steps // 10) :]
         return {
@@ -77,30 +93,56 @@ class TrainingLoop:
         }
 
     def run_to(self, step: int) -> None:
-        """Take the steps up to one and save the state there; errors as ``run``."""
-        trainer, losses, clock = self.trainer, self._losses, time.monotonic()
-        with self._state.deferred_signals():
-            while len(losses) < step:
-                batch = self._next_batch()
-                device = trainer.device
-                out = trainer.step(
-                    trainer.model.normalize(batch.pixels, batch.video_mask),
-                    batch.video_mask.to(device),
-                    batch.ids.to(device),
-                    batch.text_mask.to(device),
-                )
-                losses.append(out["loss"])
-                check_exploded(losses, trainer.recipe.batch_size)
-                done, before, clock = len(losses), clock, time.monotonic()
-                self._state.log.write(self._phase, done, out | {"videos_per_s": batch.global_size / (clock - before)})
-                note = f"step {done}/{trainer.total_steps} loss {out['loss']:.3f} lr {max(out['lr']):.2g}"
-                self._progress.update(TRAIN_WORK * batch.global_size, note)
-                epoch_ends = done % self._steps_per_epoch == 0 or done == step
-                self._state.after_step(self._phase, trainer, losses, epoch_ends=epoch_ends)
+        """Take the steps up to one and save the state there; errors as ``run``.
+
+        A GPU is given a step before the loss of the one before is known, so that it never waits for the host. All
+        losses are read, and divergence is found, before a state is saved.
+        """
+        trainer, self._clock = self.trainer, time.monotonic()
+        unread = UNREAD if trainer.device.type == "cuda" else 0
+        with self._state.deferred_signals(), self._closing_on_error():
+            while trainer.steps_done < step:
+                self._unread.append(self._take_step(self._next_batch()))
+                self._read(leave=unread)
+                epoch_ends = trainer.steps_done % self._steps_per_epoch == 0 or trainer.steps_done == step
+                self._state.after_step(trainer, self.save, epoch_ends=epoch_ends)
 
     def save(self) -> None:
         """Write the state after the last step; errors as ``run``."""
+        self._read(leave=0)
         self._state.save(self._phase, self.trainer, self._losses)
+
+    def _take_step(self, batch: PairBatch) -> _Step:
+        """Take a step on the CPU; on a GPU, queue it."""
+        trainer = self.trainer
+        frames = trainer.model.normalize(batch.pixels, batch.video_mask)
+        inputs = (frames, batch.video_mask, batch.ids, batch.text_mask)
+        if trainer.device.type == "cuda":
+            return _Step(pairs=batch.global_size, result=partial(trainer.read, trainer.queue_step(*inputs)))
+        values = trainer.step(*inputs)
+        return _Step(pairs=batch.global_size, result=lambda: values)
+
+    def _read(self, *, leave: int) -> None:
+        """Check and report the steps that are not read yet, but for the last few."""
+        trainer, losses = self.trainer, self._losses
+        while len(self._unread) > leave:
+            step = self._unread.popleft()
+            out = step.result()
+            losses.append(out["loss"])
+            check_exploded(losses, trainer.recipe.batch_size)
+            done, before, self._clock = len(losses), self._clock, time.monotonic()
+            self._state.log.write(self._phase, done, out | {"videos_per_s": step.pairs / (self._clock - before)})
+            note = f"step {done}/{trainer.total_steps} loss {out['loss']:.3f} lr {max(out['lr']):.2g}"
+            self._progress.update(TRAIN_WORK * step.pairs, note)
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        """End the threads that decode ahead if the block does not end well."""
+        try:
+            yield
+        except BaseException:
+            self._batches.close()
+            raise
 
     def _next_batch(self) -> PairBatch:
         """The next batch; if any process cannot read a video of its own, all of them stop with the state saved."""
@@ -114,7 +156,7 @@ class TrainingLoop:
             return batch
         first = next(text for text in all_gather_object(fault) if text is not None)
         self.save()
-        step = len(self._losses) + 1
+        step = self.trainer.steps_done + 1
         raise RunFailed(
             f"{self._state.title}: step {step} cannot read a video ({first}): repair the file and run the same command "
             "with --resume, or start again with --skip-bad-videos",

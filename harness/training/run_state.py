@@ -128,8 +128,13 @@ class RunState:
         """Let a step end before a signal stops the run."""
         return self._signals.deferred()
 
-    def after_step(self, phase: str, trainer: Trainer, losses: list[float], *, epoch_ends: bool) -> None:
+    def after_step(self, trainer: Trainer, save: Callable[[], None], *, epoch_ends: bool) -> None:
         """Save if it is time to, and stop if a signal came.
+
+        Args:
+            trainer: after the step.
+            save: of the loop; calls ``save`` below once all losses are read.
+            epoch_ends: with this step.
 
         Raises:
             Interrupted: after the state was saved.
@@ -139,7 +144,7 @@ class RunState:
         if not any_rank(due or self._signals.pending is not None):
             return
         stop = any_rank(self._signals.pending is not None)
-        self.save(phase, trainer, losses)
+        save()
         if stop:
             self._signals.stop(f" after step {trainer.steps_done} of {trainer.total_steps} of {self.title}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch.func import functional_call
 from tvrbench.harness.config.recipe import Recipe, load_recipe
 from tvrbench.harness.core.distributed import all_gather_object, dist_info, sum_gradients, sum_over_processes
 from tvrbench.harness.core.errors import TrainingDiverged, UsageError
+from tvrbench.harness.data.prefetch import recorded, to_cpu
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES, FrozenCasts
 from tvrbench.harness.models.tuning import is_added
@@ -43,6 +44,23 @@ class Pairs:
         """Parts of ``size`` pairs, in order; the last may be smaller."""
         tensors = (torch.split(t, size) for t in (self.video, self.video_mask, self.ids, self.text_mask))
         return [Pairs(video=v, video_mask=vm, ids=i, text_mask=tm) for v, vm, i, tm in zip(*tensors, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedStep:
+    """A step that a GPU was given, and may not have taken yet.
+
+    Attributes:
+        number: of steps before it.
+        rates: used per group.
+        values: this process's share of the loss, and the gradient norm; on the CPU once ``end`` has come.
+        end: of the step; None where nothing has to be waited for.
+    """
+
+    number: int
+    rates: list[float]
+    values: Tensor
+    end: torch.cuda.Event | None
 
 
 def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -144,38 +162,78 @@ class Trainer:
         Raises:
             TrainingDiverged: loss or gradient norm is NaN or infinite (float32 and bfloat16).
         """
+        rates = self._begin()
+        loss = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
+        norm = self._clip_gradients().item()
+        self._check(self.steps_done, loss, norm, rates)
+        self._end()
+        return {"loss": loss, "lr": rates, "grad_norm": norm}
+
+    def queue_step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> QueuedStep:
+        """Give a GPU the step of ``step`` to take, and return before it has; ``read`` waits for it.
+
+        Under float16 with weights in float32 the host waits for the gradient, because the scaler asks for overflow.
+        """
+        rates, number = self._begin(), self.steps_done
+        share = self.local_backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
+        norm = self._clip_gradients()
+        self._end()
+        values = to_cpu(torch.stack([share.double(), norm.double()]))
+        return QueuedStep(number=number, rates=rates, values=values, end=recorded(self.device))
+
+    def read(self, queued: QueuedStep) -> dict[str, Any]:
+        """Wait for a step; results as ``step``. Under torchrun every process reads the same steps.
+
+        Raises:
+            TrainingDiverged: as ``step``, though the parameters have been changed by then.
+        """
+        if queued.end is not None:
+            queued.end.synchronize()
+        share, norm = queued.values.tolist()
+        loss = sum_over_processes(share)
+        self._check(queued.number, loss, norm, queued.rates)
+        return {"loss": loss, "lr": queued.rates, "grad_norm": norm}
+
+    def _begin(self) -> list[float]:
+        """The rates of the step, with no gradient left of the one before."""
         rates = self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
-        self._scaler.unscale_(self.optimizer)
-        norm = self._clip_gradients().item()
+        return rates
+
+    def _check(self, step: int, loss: float, norm: float, rates: Sequence[float]) -> None:
         # Under float16 the scaler skips a step whose gradient overflowed and lowers its scale.
         if not math.isfinite(loss) or (not self._scaler.is_enabled() and not math.isfinite(norm)):
             held = self.recipe.weights == "float16"
             first = "hold the weights in float32 (they are in float16, without a master copy), or " if held else ""
             raise TrainingDiverged(
-                f"step {self.steps_done}: loss {loss}, gradient norm {norm}; {first}lower the learning rate "
+                f"step {step}: loss {loss}, gradient norm {norm}; {first}lower the learning rate "
                 f"(now {max(rates):.3g}), or check the input for NaN",
                 code="training.not-finite",
-                step=self.steps_done,
+                step=step,
                 lr=max(rates),
                 float16_weights=held,
             )
+
+    def _end(self) -> None:
+        """Change the parameters."""
         self._scaler.step(self.optimizer)
         self._scaler.update()
         with torch.no_grad():
             self.model.clip.logit_scale.clamp_(self.recipe.logit_scale_min, self.recipe.logit_scale_max)
         self.steps_done += 1
-        return {"loss": loss, "lr": rates, "grad_norm": norm}
 
     def backward(self, pairs: Pairs) -> float:
         """Leave the gradient of the loss over the global batch in the parameters; returns that loss.
 
         Gradients are multiplied by the loss scale if the precision needs one.
         """
+        return sum_over_processes(self.local_backward(pairs).item())
+
+    def local_backward(self, pairs: Pairs) -> Tensor:
+        """Leave the same gradient; returns this process's share of the loss, for which nothing waits."""
         loss = self.accumulate(pairs, lambda text, video: local_loss(self.model, text, video))
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        return sum_over_processes(loss.item())
+        return loss
 
     def accumulate(self, pairs: Pairs, loss_fn: LossFn) -> Tensor:
         """Backpropagate a loss of the features of these pairs, in micro-batches if they are set; returns the loss.
@@ -223,6 +281,8 @@ class Trainer:
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def _clip_gradients(self) -> Tensor:
+        """Clip the gradients, out of which the loss scale is taken; returns their norm before."""
+        self._scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm * self.recipe.clip_norm_scale)
         if self.recipe.clip_each is not None:

@@ -66,15 +66,33 @@ def test_every_stage_has_its_time(job: Job) -> None:
         assert found[name].conditions["dataset"] == "standin"
     assert found["end_to_end_throughput"].unit == "videos/s"
     assert (found["search_time"].conditions["queries"], found["search_time"].conditions["gallery"]) == (1000, 1000)
-    assert len(FewClips.seen) == 2 * 3 * 2  # stages, then the pipeline: nothing comes from memory
+    assert len(FewClips.seen) == 3 * 3 * 2  # stages, the pipeline, loading alone: nothing comes from memory
+    conditions = found["end_to_end_throughput"].conditions
+    assert set(conditions["frames_per_s"]) == {"normalize", "encode", "load"}  # a CPU copies nothing
+    assert all(rate > 0 for rate in conditions["frames_per_s"].values())
+    assert conditions["bound_by"] in ("encode", "load")
+
+
+@pytest.mark.parametrize(
+    ("alone", "bound"),
+    [
+        ({"normalize": 9e4, "encode": 9e3, "load": 176.0}, "load"),
+        ({"normalize": 9e4, "encode": 9e3, "load": 176.0, "load from cache": 16e3}, "encode"),
+        ({"normalize": 2e3, "encode": 2e3, "load": 1.5e3}, "encode"),  # these two share the device
+        ({"normalize": 9e4, "encode": 9e4, "load": 9e4, "copy": 9e3}, "copy"),
+        ({"normalize": 9e4, "encode": 9e4, "load": 9e4, "copy": 9e4, "tokenize": 50.0}, "tokenize"),
+    ],
+)
+def test_the_slowest_stage_bounds(alone: dict[str, float], bound: str) -> None:
+    assert end_to_end.bound_by(alone) == bound
 
 
 def test_encoding_is_timed_apart_from_decoding(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     monkeypatch.setattr(end_to_end, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     found = {m.name: m for m in run_job(job)}
-    for name in ("decode_time", "preprocess_time", "encode_time"):
-        assert list(found[name].samples) == [500.0, 500.0]  # one tick of a second, two videos
+    for name, ticks_of in (("decode_time", 1), ("preprocess_time", 2), ("encode_time", 1)):  # copied, then normalized
+        assert list(found[name].samples) == [500.0 * ticks_of] * 2  # a tick of a second, two videos
     assert list(found["end_to_end_throughput"].samples) == [2.0, 2.0]
 
 

@@ -149,7 +149,10 @@ def test_what_comes_first(shapes: Weights) -> None:
 
 
 class Cached:
-    """A frame cache."""
+    """A frame cache without a clip."""
+
+    def clip(self, video_id: str, seed: int) -> None:
+        return None
 
 
 @pytest.fixture

@@ -1,0 +1,284 @@
+"""Losses that are read late on a GPU: nothing waits for a step, and nothing is saved before its loss is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from errors import raises
+from fake_streams import CUDA, Fakes
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tvrbench.harness import load_model
+from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.training.loop import UNREAD, TrainingLoop
+from tvrbench.harness.training.step_log import StepLog
+from tvrbench.harness.training.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
+]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def test_a_queued_step_is_the_step(tiny_model: Callable[..., RetrievalModel], tiny_batch: dict[str, Any]) -> None:
+    inputs = tuple(tiny_batch[name] for name in ("frames", "mask", "ids", "text_mask"))
+    direct, late = (Trainer(tiny_model("lora"), "uniform", 5) for _ in range(2))
+    wanted = [direct.step(*inputs) for _ in range(2)]
+    queued = [late.queue_step(*inputs) for _ in range(2)]
+    assert [late.read(step) for step in queued] == wanted
+    assert late.steps_done == direct.steps_done == 2
+    for a, b in zip(late.model.trainable().values(), direct.model.trainable().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_queued_step_that_diverged_is_found_when_it_is_read(
+    tiny_model: Callable[..., RetrievalModel], tiny_batch: dict[str, Any]
+) -> None:
+    trainer = Trainer(tiny_model("lora"), "uniform", 5)
+    frames = torch.full_like(tiny_batch["frames"], math.nan)
+    queued = trainer.queue_step(frames, tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
+    with raises("training.not-finite", kind=TrainingDiverged, step=0):
+        trainer.read(queued)
+
+
+class Gpu:
+    """A trainer on a GPU that is not there: tells in which order steps are queued and read."""
+
+    def __init__(self, losses: dict[int, float] | None = None) -> None:
+        self.device, self.total_steps, self.steps_done, self.micro_batch_size = CUDA, 8, 0, None
+        self.recipe = SimpleNamespace(batch_size=4, lr=1.0, weights="float32")
+        self.precision, self.losses, self.log = "bfloat16", losses or {}, list[str]()
+        self.model = SimpleNamespace(normalize=lambda pixels, mask: pixels)
+
+    def queue_step(self, *_: Tensor) -> int:
+        self.steps_done += 1
+        self.log.append(f"queue {self.steps_done}")
+        return self.steps_done
+
+    def read(self, step: int) -> dict[str, Any]:
+        self.log.append(f"read {step}")
+        loss = self.losses.get(step, 1.0)
+        if not math.isfinite(loss):
+            raise TrainingDiverged("not finite", code="training.not-finite")
+        return {"loss": loss, "lr": [0.1], "grad_norm": 2.0}
+
+    def finish(self) -> None:
+        self.log.append("finish")
+
+
+class State:
+    """Saves at the end of an epoch, and after one more step if told to."""
+
+    def __init__(self, trainer: Gpu, log: StepLog, due: int | None = None) -> None:
+        self.title, self.log, self.trainer, self.due, self.saved = "a run", log, trainer, due, list[int]()
+
+    def resume(self, phase: str, trainer: Any) -> list[float]:
+        return []
+
+    def deferred_signals(self) -> Any:
+        return nullcontext()
+
+    def after_step(self, trainer: Gpu, save: Callable[[], None], *, epoch_ends: bool) -> None:
+        if epoch_ends or trainer.steps_done == self.due:
+            save()
+
+    def save(self, phase: str, trainer: Gpu, losses: list[float]) -> None:
+        assert len(losses) == trainer.steps_done, "a loss is missing in the state"
+        self.saved.append(len(losses))
+        trainer.log.append(f"save {len(losses)}")
+
+
+class Pairs:
+    """Batches, one of which may be broken."""
+
+    steps_per_epoch = 4
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.broken, self.closed = broken, False
+
+    def batches(self, start: int, stop: int, device: torch.device) -> Iterator[Any]:
+        assert device == CUDA
+        try:
+            for step in range(start, stop):
+                if step == self.broken:
+                    raise UsageError("v1.mp4: truncated", code="video.truncated")
+                yield SimpleNamespace(pixels=None, video_mask=None, ids=None, text_mask=None, global_size=4)
+        finally:
+            self.closed = True
+
+
+def loop_of(trainer: Gpu, pairs: Pairs, state: State) -> TrainingLoop:
+    progress = SimpleNamespace(update=lambda *_: None, log=lambda *_: None)
+    return TrainingLoop(trainer, pairs, state, progress, seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("due", [None, 3, 6])
+def test_a_step_is_queued_before_the_one_before_is_read_and_all_are_read_before_a_save(
+    due: int | None, tmp_path: Path
+) -> None:
+    trainer, pairs = Gpu({n: n / 10 for n in range(1, 9)}), Pairs()
+    state = State(trainer, StepLog(tmp_path / "log.jsonl"), due)
+    account = loop_of(trainer, pairs, state).run()
+    for step in range(1, 9):
+        place = trainer.log.index(f"read {step}")
+        late = trainer.log[:place].count(f"queue {step + UNREAD}")
+        assert late == (step not in state.saved and step < 8)
+    assert state.saved == sorted({4, 8, *([due] if due else [])})
+    assert account["last_loss"] == 0.8
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(n, n / 10) for n in range(1, 9)]
+    assert pairs.closed
+
+
+@pytest.mark.parametrize("bad", [1, 3, 4, 8])
+def test_divergence_is_found_a_step_late_at_most_and_never_saved(bad: int) -> None:
+    trainer, pairs = Gpu({bad: math.nan}), Pairs()
+    state = State(trainer, StepLog(None))
+    with raises("training.not-finite", kind=TrainingDiverged):
+        loop_of(trainer, pairs, state).run()
+    assert trainer.steps_done <= bad + UNREAD
+    assert all(saved < bad for saved in state.saved)
+    assert pairs.closed
+
+
+def test_a_broken_video_saves_the_steps_before_it_with_their_losses() -> None:
+    trainer, pairs = Gpu(), Pairs(broken=6)
+    state = State(trainer, StepLog(None))
+    with raises("training.video", kind=RunFailed, step=7):
+        loop_of(trainer, pairs, state).run()
+    assert state.saved == [4, 6]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what the host of a GPU would wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and func.namespace == "aten":  # there, operators come here whole
+            with self:
+                if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
+                    return out
+        name = func._schema.name.split("::")[1]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if name == "_local_scalar_dense":
+            self.seen["read"] += given[0].is_cuda
+            return 1.0
+        out = func(*args, **kwargs)
+        if name in ("_to_copy", "copy_"):
+            ends = {t.device.type for t in (*given[:2], *(t for t in tree_leaves(out) if isinstance(t, Tensor)))}
+            waits = len(ends) > 1 and not (kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,)))
+            self.seen["copy"] += waits
+        return out
+
+
+def _put_gradients(tensors: Any, *_: Any, **__: Any) -> None:
+    """Zeros for every leaf of the graph: autograd itself refuses CUDA tensors without a GPU."""
+    waiting, seen = [t.grad_fn for t in ([tensors] if isinstance(tensors, Tensor) else tensors)], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            node.variable.grad = torch.zeros_like(node.variable)
+        waiting.extend(following for following, _ in node.next_functions)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch, tiny_weights: Path) -> Iterator[Callable[[str], RetrievalModel]]:
+    """Makes methods whose parameters are fake ones on a GPU."""
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        out: Tensor = fused(q, k, v, None, torch.is_grad_enabled(), 0.0, options.get("is_causal", False))[0]
+        return out
+
+    def make(name: str) -> RetrievalModel:
+        with unset_fake_temporarily():
+            model = load_model(name, weights=tiny_weights, device="meta")
+        moved: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for key, p in module._parameters.items():
+                if p is not None:
+                    empty = torch.empty(p.shape, dtype=p.dtype, device=CUDA)
+                    module._parameters[key] = moved.setdefault(id(p), nn.Parameter(empty, p.requires_grad))
+            for key, b in module._buffers.items():
+                if b is not None:
+                    module._buffers[key] = torch.empty(b.shape, dtype=b.dtype, device=CUDA)
+        return model
+
+    Fakes().install(monkeypatch, moves=False)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(Tensor, "backward", _put_gradients)
+    with FakeTensorMode():
+        yield make
+
+
+def pixels_of(model: RetrievalModel, pairs: int, device: Any) -> tuple[Tensor, Tensor]:
+    side = model.clip.arch.image_size
+    shape = (pairs, model.frames, 3, side, side)
+    return torch.zeros(shape, dtype=torch.uint8, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device)
+
+
+def test_between_two_reads_a_training_step_waits_for_nothing(on_gpu: Callable[[str], RetrievalModel]) -> None:
+    model = on_gpu("lora")
+    trainer, words = Trainer(model, "uniform", 9), model.clip.arch.context_length
+    ids = torch.zeros(4, words, dtype=torch.long, device=CUDA)
+    mask = torch.ones(4, words, dtype=torch.bool, device=CUDA)
+
+    def inputs() -> Inputs:
+        pixels, video_mask = pixels_of(model, 4, CUDA)
+        return model.normalize(pixels, video_mask), video_mask, ids, mask
+
+    with Waits():
+        trainer.queue_step(*inputs())  # the optimizer's state, and mean and standard deviation, are made
+    with Waits() as queued:
+        trainer.queue_step(*inputs())
+    assert not +queued.seen
+    with Waits() as direct:
+        trainer.step(*inputs())
+    assert direct.seen["read"] == 2  # what a user who asks for numbers waits for: the loss and the norm
+
+
+def test_evaluation_waits_for_no_batch(on_gpu: Callable[[str], RetrievalModel]) -> None:
+    model = on_gpu("lora")
+
+    def clips(requests: Any, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for request in requests:
+            yield pixels_of(model, len(request), device)
+
+    def tokenizer(batch: Any, words: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(batch), words, dtype=torch.long), torch.ones(len(batch), words, dtype=torch.bool)
+
+    loader: Any = SimpleNamespace(batches=clips)
+    with Waits():  # mean and standard deviation are made, and LoRA is folded
+        encode_videos(model, ("a",), loader, 2, lambda _: None)
+    with Waits() as seen:
+        video = encode_videos(model, ("a", "b", "c"), loader, 2, lambda _: None)
+        text = encode_texts(model, ("x", "y"), tokenizer, 8)  # type: ignore[arg-type]
+    assert not +seen.seen
+    assert (len(video), len(text), video.device.type, text.device.type) == (3, 2, "cpu", "cpu")
