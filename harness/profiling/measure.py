@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.core.io import without_folders
+from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -21,6 +23,7 @@ from tvrbench.harness.records.provenance import environment
 from tvrbench.harness.records.record import SCHEMA_VERSION, Measurement, ProtocolRef, WeightsRef
 from tvrbench.harness.records.store import RecordStore
 
+_ERROR_LINE = re.compile(r"[\w.]*(?:Error|Exception|Interrupt|Failed)\b")  # at the end of a traceback
 RUN_REPEATS = 3  # of the speed-up that each run measures
 
 # The measurement that is missing where a whole scenario fails.
@@ -73,9 +76,17 @@ def try_measure(job: Job) -> list[Measurement]:
 
 
 def brief_reason(error: CheckFailed) -> str:
-    """The first and the last line of an error in one line, without folders of this machine."""
+    """The first line of an error and the one that names its cause in one line, without folders of this machine.
+
+    The cause is the last line that names an error, since libraries may print more after it. Where memory ran out, the
+    remedy follows.
+    """
     first, *rest = str(error).splitlines()
-    return without_folders(f"{first} {rest[-1].strip()}" if rest else first)
+    remedy = "; a smaller batch needs less memory" if names_out_of_memory(str(error)) else ""
+    if not rest:
+        return without_folders(first + remedy)
+    named = [line for line in rest if names_out_of_memory(line)] or [line for line in rest if _ERROR_LINE.match(line)]
+    return without_folders(f"{first} {(named or rest)[-1].strip()}{remedy}")
 
 
 def record_costs(
