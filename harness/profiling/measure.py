@@ -11,6 +11,7 @@ from typing import Any
 
 from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.core.io import without_folders
+from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -73,10 +74,14 @@ def try_measure(job: Job) -> list[Measurement]:
 
 
 def brief_reason(error: CheckFailed) -> str:
-    """The first line of an error and its cause, or else its last line, in one, without folders of this machine."""
+    """The first line of an error and its cause, or else its last line, in one, without folders of this machine.
+
+    Where memory ran out, the remedy follows.
+    """
     first, *rest = str(error).splitlines()
     last = error.fields.get("cause") or (rest[-1].strip() if rest else None)
-    return without_folders(f"{first} {last}" if last else first)
+    reason = f"{first} {last}" if last else first
+    return without_folders(reason + ("; a smaller batch needs less memory" if names_out_of_memory(reason) else ""))
 
 
 def record_costs(

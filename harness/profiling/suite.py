@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.flops import profile, profile_by_name
@@ -117,4 +118,4 @@ def _training(plan: Plan, model: RetrievalModel, job: Job, log: Log) -> list[Mea
 def _out_of_memory(measurement: Measurement) -> bool:
     """True where it failed for lack of memory: the allocator's error on a GPU, the kernel's signal on a CPU."""
     reason = str(measurement.conditions.get("reason", ""))
-    return measurement.value is None and ("out of memory" in reason or "code -9" in reason)
+    return measurement.value is None and (names_out_of_memory(reason) or "code -9" in reason)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import distributed as dist
 
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
 from tvrbench.harness.core.io import without_folders
+from tvrbench.harness.core.memory import is_out_of_memory
 
 RESUME_AFTER_FAILURE = "then run the same command with --resume"
-# Messages for which torch has no class: memory that the CPU's allocator did not get.
-_NO_MEMORY = re.compile(r"DefaultCPUAllocator: can't allocate memory|not enough memory|std::bad_alloc")
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 _LOST = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
 
@@ -33,7 +31,7 @@ def explain(error: Exception, title: str) -> RunFailed | TrainingDiverged | None
         return error
     if isinstance(error, UsageError):  # in the middle of a run: an input that was good at its start no longer is
         return RunFailed(f"{title}: {error}, {RESUME_AFTER_FAILURE}", code="run.input-changed", cause=error.code)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _matches(error, _NO_MEMORY):
+    if is_out_of_memory(error):
         return RunFailed(
             f"{title}: out of memory: give --memory-limit (for example --memory-limit 8GB) or --micro-batch-size to "
             f"train in smaller parts with the same gradient, {RESUME_AFTER_FAILURE}",

@@ -22,6 +22,7 @@ from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import all_gather_object, dist_info
 from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.core.io import atomic_write
+from tvrbench.harness.core.memory import release_memory
 from tvrbench.harness.core.progress import ProgressReporter
 from tvrbench.harness.core.validation import validated
 from tvrbench.harness.data.open import split_holdout
@@ -231,6 +232,7 @@ def _search(
     for factor in protocol.lr_factors:
         if str(factor) not in state.scores:
             state.save_lr_score(str(factor), held_out_score(factor))
+            release_memory()
     scores = {factor: score for factor, score in state.scores.items() if score is not None}
     if not scores:
         raise TrainingDiverged(

@@ -1,12 +1,13 @@
 """The micro-batch size under a memory limit: the largest whose measured peak stays below it.
 
-A trial is a training step on synthetic pairs on the device itself, optimizer included. Trials begin with one pair and
-double, so that none takes much more than twice the limit, and then halve the gap between what fits and what does not.
+A trial is a training step on synthetic pairs on the device itself, optimizer included. Under a limit that the user
+gives, trials begin with one pair and double, so that none takes much more than twice the limit, and then halve the gap
+between what fits and what does not. Where the limit is what the device has free, they begin with all pairs, which
+usually fit, and halve: any size below all pairs encodes every pair twice, so the largest is not worth a search.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import all_gather_object
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
@@ -25,9 +27,12 @@ from tvrbench.harness.training.trainer import Pairs, Trainer
 # From MemoryProbe: memory that the allocator holds of a GPU, and all memory of the process on a CPU.
 _METER = {"cuda": "peak_memory_reserved", "cpu": "peak_process_memory"}
 _MIB = 2**20
+# Of a GPU, left free beside a trial: batches that are prepared ahead, NCCL's buffers, kernels loaded later, and pieces
+# of memory too small to use.
+_MARGIN, _MARGIN_SHARE = 2**30, 1 / 16
 
 
-def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int) -> dict[str, Any]:
+def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int | None) -> dict[str, Any]:
     """The largest micro-batch under the limit, the same in every process; the model's trained tensors are restored.
 
     Args:
@@ -35,7 +40,7 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
         recipe: its recipe.
         pairs: of one step of one process.
         limit: bytes; memory that the allocator reserves on a GPU (the CUDA context, some hundred MB, comes on top), or
-            the resident size of the whole process on a CPU.
+            the resident size of the whole process on a CPU. None: what the GPU has free, the least of all processes.
 
     Returns:
         ``size``, None for all pairs at once, and ``record``, the record's account: the limit and the peak memory of
@@ -44,9 +49,11 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
     Raises:
         UsageError: not even one pair at a time fits.
     """
+    device = model.clip.logit_scale.device
+    given, limit = limit is not None, limit or min(all_gather_object(usable_memory(device)))
     initial = copy_of(trainable_state_dict(model))
     trainer = Trainer(model, recipe, 2)
-    inputs = synthetic_batch(model, pairs, trainer.device)
+    inputs = synthetic_batch(model, pairs, device)
     batch = Pairs(video=inputs.frames, video_mask=inputs.mask, ids=inputs.ids, text_mask=inputs.text_mask)
     peaks: dict[int, float | None] = {}
 
@@ -56,17 +63,11 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
         peaks[size] = max(known) if len(known) == len(of_ranks) else None
         return len(known) == len(of_ranks) and max(known) * _MIB <= limit
 
-    size = largest(fits, pairs)
+    size = largest(fits, pairs) if given else halved(fits, pairs)
     trainer.finish()
     load_tensors(model, initial, "the model before the memory trials")
     if size == 0:
-        needed = "more than the device has" if peaks[1] is None else f"{peaks[1]:.0f} MiB"
-        raise UsageError(
-            f"--memory-limit of {limit / _MIB:.0f} MiB: one pair at a time already takes {needed}; give more, or "
-            "a smaller --backbone",
-            code="memory-limit.too-small",
-            needed_mib=peaks[1],
-        )
+        raise _too_small(limit, peaks[1], given=given)
     account = {"limit_mib": limit / _MIB, "peaks_mib": {str(size): peak for size, peak in sorted(peaks.items())}}
     return {"size": None if size == pairs else size, "record": account}
 
@@ -89,19 +90,52 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
+def halved(fits: Callable[[int], bool], most: int) -> int:
+    """The first of ``most``, its half, a quarter, ... and 1 that fits; 0 if none does."""
+    size = most
+    while size and not fits(size):
+        size //= 2
+    return size
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes that PyTorch's allocator may hold of a GPU: what it holds already and what is free, without a margin."""
+    release_memory()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(free + torch.cuda.memory_reserved(device) - _MARGIN - _MARGIN_SHARE * total))
+
+
 def peak_memory(trainer: Trainer, batch: Pairs, size: int) -> float | None:
     """Peak memory in MiB of one step; None if memory ran out. No trial waits for another process, which may run out."""
     device, model = trainer.device, trainer.model
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory()
     trainer.micro_batch_size = size
     try:
         with MemoryProbe(device) as probe:
             trainer.accumulate(batch, lambda text, video: contrastive_loss(model.similarity(text, video)))
             trainer.optimizer.step()
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return None
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)
     return next(m.value for m in probe.measurements() if m.name == _METER[device.type])
+
+
+def _too_small(limit: int, needed_mib: float | None, *, given: bool) -> UsageError:
+    """The refusal where one pair at a time takes more than the limit."""
+    needed = "more than the device has" if needed_mib is None else f"{needed_mib:.0f} MiB"
+    if given:
+        return UsageError(
+            f"--memory-limit of {limit / _MIB:.0f} MiB: one pair at a time already takes {needed}; give more, or "
+            "a smaller --backbone",
+            code="memory-limit.too-small",
+            needed_mib=needed_mib,
+        )
+    return UsageError(
+        f"the GPU has {limit / _MIB:.0f} MiB for training, and one pair at a time already takes {needed}: end what "
+        "else runs on it, or take a larger GPU or a smaller --backbone",
+        code="device-memory.too-small",
+        needed_mib=needed_mib,
+    )

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from tvrbench.harness.config.protocol import Protocol
@@ -31,6 +30,7 @@ from tvrbench.harness.runs.config import RunConfig, blueprint, describe, recipe_
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.lr_search import who_searches
 from tvrbench.harness.runs.plan_decoding import Decoding, plan_decoding
+from tvrbench.harness.runs.plan_memory import MemoryPlan, device_memory, plan_memory
 from tvrbench.harness.runs.settings import ExecutionSettings
 from tvrbench.harness.training.trainer import Precision, precision_on, recipe_for
 
@@ -126,10 +126,9 @@ class MethodPlan:
         hours: of all its runs, the search included; ``search_hours`` of it are the search.
         search_hours_per_seed: hours that the search would take if every seed did its own.
         checkpoint_mib: of one trained model; ``state_mib`` of the state of an interrupted run.
-        memory_mib: estimate of a training step on one device: weights, gradients, moments and what the backward pass
-            needs, in float32; without the process and its libraries. None if unknown, or if nothing is trained.
-        micro_batch: pairs whose graph is held at a time.
-        largest_micro_batch: the largest that would fit the device or ``--memory-limit`` by that estimate; 0 if none.
+        precision: of the products of training, or of encoding where nothing is trained.
+        memory: of a training step on one device. None if unknown, or if nothing is trained.
+        memory_mib, micro_batch, largest_micro_batch: those of ``memory``; the whole batch where it is unknown.
     """
 
     method: str
@@ -144,6 +143,8 @@ class MethodPlan:
     search_hours_per_seed: float
     checkpoint_mib: float
     state_mib: float
+    precision: Precision
+    memory: MemoryPlan | None
     memory_mib: float | None
     micro_batch: int
     largest_micro_batch: int | None
@@ -281,8 +282,8 @@ class _Method:
     steps: int
     steps_per_rate: int
     test_videos: int
-    micro_batch: int
-    largest_micro_batch: int | None
+    precision: Precision
+    memory: MemoryPlan | None
     rate: float | None
 
     @classmethod
@@ -300,11 +301,6 @@ class _Method:
         if steps:
             recipe_for(model, recipe)
         count, precision = count_step(model), precision_on(rates.device.type, recipe)
-        limit = settings.memory_limit or device_memory(rates.device)
-        largest = _largest_micro_batch(count, limit, recipe.batch_size)
-        micro_batch = settings.micro_batch_size or recipe.batch_size
-        if settings.memory_limit and largest:
-            micro_batch = largest
         search_steps = protocol.lr_search_steps(recipe.total_steps(known.search_pairs)) if steps else 0
         return cls(
             protocol=protocol,
@@ -315,8 +311,8 @@ class _Method:
             steps=steps,
             steps_per_rate=search_steps if protocol.searches_lr else 0,
             test_videos=known.test_videos,
-            micro_batch=min(micro_batch, recipe.batch_size),
-            largest_micro_batch=largest if steps else None,
+            precision=precision,
+            memory=plan_memory(model, recipe, precision, settings, rates.device) if steps else None,
             rate=rates.of(weights.arch, protocol.frames, precision) if count.forward_macs else None,
         )
 
@@ -342,9 +338,6 @@ class _Method:
     def plan(self, runs: Sequence[PlannedRun]) -> MethodPlan:
         """The method over its runs."""
         best = self.count.trainable if self.config.selection == BEST_ON_TEST else 0
-        memory, per_pair = None, self.count.activation_bytes
-        if self.steps and per_pair is not None:
-            memory = (self.count.fixed_bytes + self.micro_batch * per_pair) / _MIB
         return MethodPlan(
             method=self.config.method,
             tuning=self.description["tuning"],
@@ -358,9 +351,11 @@ class _Method:
             search_hours_per_seed=self.search_hours * len(runs),
             checkpoint_mib=self.checkpoint_mib,
             state_mib=4 * (3 * self.count.trainable + best) / _MIB if self.steps else 0.0,
-            memory_mib=memory,
-            micro_batch=self.micro_batch,
-            largest_micro_batch=self.largest_micro_batch,
+            precision=self.precision,
+            memory=self.memory,
+            memory_mib=None if self.memory is None else self.memory.total_mib,
+            micro_batch=self.recipe.batch_size if self.memory is None else self.memory.micro_batch,
+            largest_micro_batch=None if self.memory is None else self.memory.largest_micro_batch,
         )
 
     @property
@@ -377,18 +372,12 @@ class _Method:
 
     def _training_macs(self, steps: int) -> float:
         """In micro-batches every pair is encoded once more, see ``Trainer.accumulate``."""
-        again = self.count.forward_macs if self.micro_batch < self.recipe.batch_size else 0
+        parts = self.memory is not None and self.memory.micro_batch < self.recipe.batch_size
+        again = self.count.forward_macs if parts else 0
         return steps * self.recipe.batch_size * (self.count.step_macs + again)
 
     def _hours(self, macs: float) -> float:
         return 0.0 if self.rate is None else macs / self.rate / 3600
-
-
-def _largest_micro_batch(count: StepCount, limit: float, batch: int) -> int | None:
-    if count.activation_bytes is None:
-        return None
-    left = limit - count.fixed_bytes
-    return batch if not count.activation_bytes else max(0, min(batch, int(left // count.activation_bytes)))
 
 
 def _search(
@@ -408,13 +397,6 @@ def _search(
         hours=hours,
         hours_saved=sum(method.search_hours_per_seed for method in done) - hours,
     )
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes of memory of the whole device; of the machine for a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
 
 
 def _free(folder: Path) -> int:

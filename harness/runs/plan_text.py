@@ -13,7 +13,12 @@ from tvrbench.harness.data.types import VideoFiles
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import RULE, MethodPlan, Plan
 from tvrbench.harness.runs.plan_feeding import feeding_line
+from tvrbench.harness.runs.plan_memory import MemoryPlan
 
+HEADERS_OF_MEMORY = (
+    *("step of", "pairs", "precision", "weights", "gradients", "optimizer", "activations", "per pair MiB"),
+    *("GiB in all", "micro-batch"),
+)
 HEADERS = ("method", "tuning", "runs", "steps", "search", "GMACs/pair", "memory GiB", "disk GiB", "device-hours")
 GMACS = "GMACs/pair: 10^9 multiply-adds of a training step for one video with its caption; untrained: of encoding them"
 PAYS = 1.5  # times as much decoding without a cache as with one
@@ -75,15 +80,16 @@ def _data_first(plan: Plan, context: RunContext | None) -> list[Advice]:
 
 
 def _memory_first(plan: Plan) -> list[Advice]:
-    known = [method for method in plan.methods if method.memory_mib is not None]
-    tight = [method for method in known if (method.memory_mib or 0) > SAFE * plan.device_memory_mib]
-    if not tight:
+    steps = {method.method: method.memory for method in plan.methods if method.memory is not None}
+    if names := [name for name, memory in steps.items() if not memory.fits]:
+        why = f"not even one pair of {_some(names)} fits by this estimate"
+        return [Advice(do="take a device with more memory", why=why)]
+    limit = SAFE * plan.device_memory_mib
+    names = [name for name, memory in steps.items() if memory.total_mib > limit]
+    if not names or plan.device.startswith("cuda"):  # a GPU chooses the micro-batch by itself
         return []
-    names, limit = _some([method.method for method in tight]), SAFE * plan.device_memory_mib / 1024
-    if all(method.largest_micro_batch for method in tight):
-        why = f"a step of {names} may need more than this device has; the gradient stays the same"
-        return [Advice(do=f"add --memory-limit {limit:.0f}GiB", why=why)]
-    return [Advice(do="take a device with more memory", why=f"not even one pair of {names} fits by this estimate")]
+    why = f"a step of {_some(names)} may need more than this device has; the gradient stays the same"
+    return [Advice(do=f"add --memory-limit {limit / 1024:.0f}GiB", why=why)]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -129,6 +135,8 @@ def print_plan(plan: Plan, first: Sequence[Advice]) -> None:
     """Print the plan."""
     print(f"{plan.protocol} ({plan.hash or 'hash unknown before the download'}): {plan.title}")
     print_table([_cells(plan, method) for method in plan.methods], HEADERS)
+    if steps := [_memory_cells(method.method, method.memory) for method in plan.methods if method.memory is not None]:
+        print_table(steps, HEADERS_OF_MEMORY)
     for line in _lines(plan):
         print(line)
     if first:
@@ -146,9 +154,22 @@ def _cells(plan: Plan, method: MethodPlan) -> list[Any]:
         method.steps,
         search or None,
         f"{method.step_gmacs:.1f}",
-        None if method.memory_mib is None else f"{method.memory_mib / 1024:.1f}",
+        None if method.memory is None else f"{method.memory.total_mib / 1024:.1f}",
         f"{method.runs * method.checkpoint_mib / 1024:.1f}",
         f"{method.hours:.2f}",
+    ]
+
+
+def _memory_cells(method: str, memory: MemoryPlan) -> list[Any]:
+    sizes = (memory.weights_mib, memory.gradients_mib, memory.optimizer_mib, memory.activations_mib)
+    return [
+        method,
+        memory.batch,
+        memory.precision,
+        *(f"{size / 1024:.1f}" for size in sizes),
+        f"{memory.per_pair_mib:.0f}",
+        f"{memory.total_mib / 1024:.1f}",
+        memory.micro_batch if memory.fits else f"does not fit {memory.limit_mib / 1024:.1f} GiB",
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import all_gather_object, dist_info
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.core.memory import release_memory
 from tvrbench.harness.core.progress import ProgressReporter
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
@@ -110,7 +111,8 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             about = embedded_run(record, result.metrics["selection"], trained)
             save_embeddings(files.embeddings, result, context.test, about)
         costs = count_costs(profile(model))
-        del model  # the measuring process needs the memory
+        del model  # the measuring processes, and what runs after this, need the memory
+        release_memory()
         costs += _time_costs(context, config, recipe) if config.timing else []
         session.progress.update(COST_WORK)
         record |= {"cost": [cost.to_json() for cost in costs], "duration_s": time.monotonic() - clock}
@@ -166,10 +168,12 @@ def _train(
     """Choose micro-batch size and learning rate and train; model, recipe as used, and the record's account."""
     check_shares(recipe.batch_size)
     size, account = session.settings.micro_batch_size, dict[str, Any]()
-    if limit := session.settings.memory_limit:
+    limit = session.settings.memory_limit
+    if limit or (size is None and config.device.startswith("cuda")):
         share = recipe.batch_size // dist_info().size
         trials = state.micro_batch(limit, lambda: choose_micro_batch(new_model(context, config), recipe, share, limit))
         size, account["memory_limit"] = trials["size"], trials["record"]
+        release_memory()
     with state.log:
         recipe, choice = choose_lr(context, config, recipe, state, session.progress, kept, micro_batch_size=size)
         model, pairs = new_model(context, config), context.pairs(context.train, recipe, config.seed)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tvrbench.harness.core.errors import CheckFailed, UsageError
+from tvrbench.harness.core.memory import is_out_of_memory
 from tvrbench.harness.core.rendezvous import usable_cores
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.data.types import Clip, FrameSpec, Progress
@@ -166,7 +166,9 @@ def _encode(writer: IndexWriter, encoder: Encoder, reads: Sequence[_Read]) -> It
     """Encode and add a batch; yield those whose features cannot be ranked, with the reason."""
     try:
         features = encoder.encode_clips([read.clip for read in reads if read.clip is not None])
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         message = f"{len(reads)} videos at a time do not fit into the memory of the device; give a smaller --batch"
         raise UsageError(message, code="embed.memory", batch=len(reads)) from None
     for read, feature in zip(reads, features, strict=True):

@@ -86,21 +86,21 @@ class RunState:
         """Test scores of checkpoints so far, in the order of training."""
         return self._state.checks
 
-    def micro_batch(self, limit: int, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The micro-batch size under a memory limit, searched once per run.
+    def micro_batch(self, limit: int | None, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The micro-batch size under a memory limit, searched once per run, the same in every process.
 
         A run that is resumed under the same limit keeps its size, so that it continues bit for bit.
 
         Args:
-            limit: bytes.
+            limit: bytes; None for what the device has free, however much that is when a run resumes.
             choose: searches; returns ``size`` (None for the whole share) and ``record``.
         """
-        kept = self._state.micro_batch
+        kept: dict[str, Any] | None = all_gather_object(self._state.micro_batch)[0]
         if kept is None or kept["limit"] != limit:
             kept = choose() | {"limit": limit}
-            self._state = replace(self._state, micro_batch=kept)
+        self._state = replace(self._state, micro_batch=kept)
         size = "the whole batch" if kept["size"] is None else f"micro-batches of {kept['size']}"
-        self._progress.log(f"{self.title}: {size}, under {limit / 2**20:.0f} MiB")
+        self._progress.log(f"{self.title}: {size}, under {kept['record']['limit_mib']:.0f} MiB")
         return kept
 
     def resume(self, phase: str, trainer: Trainer) -> list[float]:

@@ -20,7 +20,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES, FrozenCasts
 from tvrbench.harness.models.tuning import is_added
 from tvrbench.harness.training.loss import local_loss
-from tvrbench.harness.training.optimizers import SCHEDULES, build_optimizer
+from tvrbench.harness.training.optimizers import SCHEDULES, build_optimizer, clip_each_gradient
 from tvrbench.harness.training.precision import hold_in_float16, release_to_float32
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -286,8 +286,7 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm * self.recipe.clip_norm_scale)
         if self.recipe.clip_each is not None:
-            for parameter in parameters:
-                nn.utils.clip_grad_norm_(parameter, self.recipe.clip_each)
+            clip_each_gradient(parameters, self.recipe.clip_each)
         return norm
 
     def finish(self) -> None:

@@ -175,10 +175,23 @@ def test_cuda_graphs_part_tables_and_leave_the_hash_of_other_plans_alone() -> No
         plan_for("cpu", cuda_graphs=True)
 
 
-def test_a_reason_is_one_line_without_folders() -> None:
-    text = 'it ended with code 1:\n  File "/home/me/x.py", line 1\nOutOfMemoryError: /opt/a/b.so is full'
-    error = CheckFailed(text, code="measurement.died")
-    assert brief_reason(error) == "it ended with code 1: OutOfMemoryError: b.so is full"
+@pytest.mark.parametrize("after", ["", "\nFAIL: 2 handles of a library are still open"])
+@pytest.mark.parametrize(
+    ("line", "memory"),
+    [
+        ("ValueError: /opt/a/b.so is full", False),
+        ("torch.OutOfMemoryError: CUDA out of memory. /opt/a/b.so", True),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling /opt/a/b.so", True),
+    ],
+)
+def test_a_reason_is_one_line_without_folders_and_names_the_remedy(line: str, memory: bool, after: str) -> None:
+    text = f'it ended with code 1:\n  File "/home/me/x.py", line 1\n{line}{after}'
+    reason = brief_reason(CheckFailed(text, code="measurement.died", cause=line if after else None))
+    assert reason.startswith(f"it ended with code 1: {line.split('/opt')[0]}")
+    assert "\n" not in reason
+    assert "/opt" not in reason
+    assert ("smaller batch" in reason) == memory
+    assert suite._out_of_memory(Measurement.missing("step_time", "ms", reason)) == memory
 
 
 def test_the_table_shows_the_largest_batch_and_gives_reasons(capsys: pytest.CaptureFixture[str]) -> None:

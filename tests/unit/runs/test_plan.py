@@ -19,6 +19,7 @@ from tvrbench.harness.models.backbone.architecture import Architecture, preset
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
 from tvrbench.harness.profiling.trackers.rate import measure_training_rate
 from tvrbench.harness.runs import plan as planning
+from tvrbench.harness.runs import plan_memory
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import Plan, Rates, make_plan, sizes
@@ -46,7 +47,14 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a plan trains nothing")
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(planning, "device_memory", lambda device: 64 * GIB)
+    set_memory(monkeypatch, 64)
+
+
+def set_memory(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    """A device of this size; a GPU has all of it free."""
+    for name in ("device_memory", "usable_memory"):
+        monkeypatch.setattr(plan_memory, name, lambda device: int(gib * GIB))
+    monkeypatch.setattr(planning, "device_memory", lambda device: int(gib * GIB))
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +69,12 @@ def plan_of(
     seeds: Sequence[int] = (0, 1, 2),
     context: RunContext | None = None,
     options: dict[str, Any] | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> Plan:
     configs = [RunConfig(method=method, seed=seed, options=options or {}) for seed in seeds for method in methods]
     wanted = RunSettings(protocol=protocol.name, **settings)
-    return make_plan(protocol, weights, configs, context, wanted, OneRate(torch.device("cpu")))
+    return make_plan(protocol, weights, configs, context, wanted, OneRate(torch.device(device)))
 
 
 def test_every_registered_method_is_planned(shapes: Weights, tmp_path: Path) -> None:
@@ -130,12 +139,52 @@ def test_memory_and_disk(shapes: Weights, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("gib", "fits"), [(0.1, 0), (4, None), (64, 128)])
 def test_advice_about_memory(gib: float, fits: int | None, shapes: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "device_memory", lambda device: int(gib * GIB))
+    set_memory(monkeypatch, gib)
     plan = plan_of(MAIN, shapes, ["lora"])
     advice = [each.do for each in what_first(plan, None, command="tvrbench run X")]
     assert any(each.startswith("add --memory-limit") for each in advice) == (fits is None)
     assert any("more memory" in each for each in advice) == (fits == 0)
     assert fits in (None, plan.methods[0].largest_micro_batch)
+
+
+@pytest.mark.parametrize(
+    ("gib", "settings", "micro_batch"),
+    [
+        (79, {}, 128),
+        (20, {}, 32),  # half of what fits at most, so that trials are few
+        (0.1, {}, 1),
+        (79, {"micro_batch_size": 4}, 4),
+        (79, {"memory_limit": 20 * GIB}, None),
+    ],
+)
+def test_a_gpu_plans_the_micro_batch_that_the_run_would_choose(
+    gib: float,
+    settings: dict[str, Any],
+    micro_batch: int | None,
+    shapes: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_memory(monkeypatch, gib)
+    plan = plan_of(MAIN, shapes, ["lora"], [0], device="cuda", **settings)
+    (method,) = plan.methods
+    memory = method.memory
+    assert memory is not None
+    assert (method.precision, memory.precision, memory.batch) == (MAIN.recipe.precision, MAIN.recipe.precision, 128)
+    assert memory.micro_batch == (micro_batch or memory.largest_micro_batch)
+    assert memory.fits == (memory.largest_micro_batch > 0) == (gib > 1)
+    parts = (memory.weights_mib, memory.gradients_mib, memory.optimizer_mib, memory.activations_mib)
+    assert memory.total_mib == method.memory_mib == pytest.approx(sum(parts))
+    assert memory.total_mib <= memory.whole_batch_mib
+    if gib > 1:
+        assert memory.total_mib <= memory.limit_mib
+    first = what_first(plan, None, command="tvrbench run X")
+    assert not any("--memory-limit" in each.do for each in first)
+    assert any("more memory" in each.do for each in first) != memory.fits
+    document = plan_document(plan, first)["methods"][0]
+    assert document["memory"]["per_pair_mib"] == memory.per_pair_mib
+    print_plan(plan, first)
+    assert ("does not fit" in capsys.readouterr().out) != memory.fits
 
 
 def test_what_comes_first(shapes: Weights) -> None:

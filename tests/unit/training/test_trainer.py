@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 import torch
 from errors import raises
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe, recipe_names
 from tvrbench.harness.core.errors import TrainingDiverged
 from tvrbench.harness.training.loss import contrastive_loss
-from tvrbench.harness.training.optimizers import AdamWDecayAfter, BertAdam, bert_cosine, floored_cosine, warmup_cosine
+from tvrbench.harness.training.optimizers import (
+    AdamWDecayAfter,
+    BertAdam,
+    bert_cosine,
+    clip_each_gradient,
+    floored_cosine,
+    warmup_cosine,
+)
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.unit
@@ -163,3 +171,73 @@ def test_trainable_counts_of_the_papers() -> None:
         for name in ("lora", "tempme", "clip4clip", "zero_shot")
     }
     assert counts == {"lora": 491_520, "tempme": 507_648, "clip4clip": 123_540_993, "zero_shot": 0}
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that are dispatched; each is at least one kernel."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _parameters(dtype: torch.dtype, seed: int = 0, gradients: bool = True) -> list[torch.nn.Parameter]:
+    """Parameters of many shapes, some in float32 whatever the dtype; every seventh gets no gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(40):
+        shape = [(7,), (33, 17), (1,), ()][number % 4]
+        p = torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype if number % 3 else torch.float32))
+        p.grad = torch.randn(shape, generator=generator).to(p.dtype) if gradients and number % 7 else None
+        made.append(p)
+    return made
+
+
+def _one_by_one(name: str, p: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """A step of one parameter, as the papers' formulas have it."""
+    b1, b2 = group["betas"]
+    m, v = state.setdefault("m", torch.zeros_like(p)), state.setdefault("v", torch.zeros_like(p))
+    state["k"] = k = state.get("k", 0) + 1
+    m.mul_(b1).add_(p.grad, alpha=1 - b1)
+    v.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
+    root = v.sqrt().add_(group["eps"])
+    if name == "BertAdam":
+        p.sub_((m / root).add_(p, alpha=group["weight_decay"]), alpha=group["lr"])
+        return
+    p.addcdiv_(m, root, value=-group["lr"] * (1 - b2**k) ** 0.5 / (1 - b1**k))
+    p.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+@pytest.mark.parametrize("cls", [BertAdam, AdamWDecayAfter])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_all_tensors_at_once_step_as_one_by_one_in_few_launches(cls: Any, dtype: torch.dtype) -> None:
+    ours, theirs = _parameters(dtype), _parameters(dtype)
+    shared: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}
+    optimizer, states = cls([{"params": ours}], **shared), [dict[str, Any]() for _ in theirs]
+    for step in range(4):
+        for p, q, drawn in zip(ours, theirs, _parameters(dtype, step), strict=True):
+            p.grad, q.grad = drawn.grad, drawn.grad
+        with Launches() as launches:
+            optimizer.step()
+        with torch.no_grad():
+            for q, state in zip(theirs, states, strict=True):
+                if q.grad is not None:
+                    _one_by_one(cls.__name__, q, state, shared)
+        assert all(p.view(-1).equal(q.view(-1)) for p, q in zip(ours, theirs, strict=True))
+    per_dtype = 12
+    halves = 3 * 24 if dtype == torch.float16 else 0  # products of float16 on a CPU are one by one
+    assert launches.count <= per_dtype * (2 if halves else 1) + halves
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_are_clipped_each_by_itself_in_few_launches(dtype: torch.dtype) -> None:
+    ours, theirs = _parameters(dtype), _parameters(dtype)
+    with Launches() as launches:
+        clip_each_gradient(ours, 0.7)
+    for q in theirs:
+        torch.nn.utils.clip_grad_norm_(q, 0.7)
+    pairs = [(p.grad, q.grad) for p, q in zip(ours, theirs, strict=True) if p.grad is not None and q.grad is not None]
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert launches.count <= 16

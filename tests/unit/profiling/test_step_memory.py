@@ -1,0 +1,103 @@
+"""Memory of a step, weighed on shapes, against what a step on values keeps and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tvrbench.harness import load_model
+from tvrbench.harness.core import registry
+from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts import memory as weighing
+from tvrbench.harness.profiling.counts.memory import StepMemory, weigh_step
+
+pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:for .* copying from a non-meta:UserWarning")]
+TRAINED = [name for name in registry.names("methods", "baselines") if method_class(name).card.trains]
+
+
+def weighed(name: str, weights: Path, precision: Any = "float32", *, half: bool = False, **options: Any) -> StepMemory:
+    options = method_class(name).card.tiny | options
+    model = load_model(name, weights=weights, device="meta", **options)
+    memory = weigh_step(model, precision, held_in_float16=half)
+    assert memory is not None
+    assert not any(p.grad is not None or p.dtype != torch.float32 for p in model.parameters())  # it is left as it was
+    return memory
+
+
+def saved_per_pair(model: RetrievalModel, precision: Any) -> float:
+    """Bytes that autograd keeps for one more pair, of a pass on values."""
+
+    def saved(pairs: int) -> int:
+        arch, kept = model.clip.arch, dict[int, int]()
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        frames = torch.randn(pairs, model.frames, 3, arch.image_size, arch.image_size)
+        ids = torch.full((pairs, 32), 5)
+        ids[:, -1] = arch.vocab_size - 1
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = model(frames, torch.ones(frames.shape[:2]).bool(), ids, torch.ones(ids.shape).bool())
+        assert len(features) == 2  # alive until here
+        return sum(size for storage, size in kept.items() if storage not in own)
+
+    model.train()
+    return (saved(6) - saved(2)) / 4
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_peak_holds_what_the_backward_pass_keeps_and_little_else(
+    name: str, precision: Any, tiny_weights: Path, tiny_model: Callable[..., RetrievalModel]
+) -> None:
+    memory = weighed(name, tiny_weights, precision)
+    kept = saved_per_pair(tiny_model(name), precision)
+    assert 0.85 * kept < memory.per_pair < 1.6 * kept
+
+
+@pytest.mark.parametrize("name", ["lora", "clip4clip", "adapter"])
+def test_weights_gradients_and_moments_are_those_of_a_step(
+    name: str, tiny_weights: Path, tiny_model: Callable[..., RetrievalModel]
+) -> None:
+    memory, model = weighed(name, tiny_weights), tiny_model(name)
+    parameters = sum(4 * p.numel() for p in model.parameters())
+    trained = sum(4 * p.numel() for p in model.trainable().values())
+    assert parameters <= memory.weights < parameters + 4096
+    assert (memory.gradients, memory.moments) == (trained, 2 * trained)
+
+
+def test_half_precision_and_fewer_tokens_take_less(tiny_weights: Path) -> None:
+    full, half = (weighed("lora", tiny_weights, precision) for precision in ("float32", "bfloat16"))
+    assert 0.45 * full.per_pair < half.per_pair < 0.75 * full.per_pair
+    assert half.constant > full.constant  # copies of weights
+    assert weighed("tempme", tiny_weights).per_pair < 0.95 * full.per_pair
+    held = weighed("lora", tiny_weights, "float16", half=True)
+    assert held.weights < 0.8 * half.weights
+    assert held.constant < half.constant
+
+
+def test_micro_batches_hold_the_graph_of_their_pairs_and_the_pixels_of_all() -> None:
+    memory = StepMemory(weights=100, gradients=10, moments=20, constant=5, per_pair=7, pixels=2)
+    assert memory.total(8, 8) == 100 + 10 + 20 + 5 + 8 * 7
+    assert memory.total(8, 2) == 100 + 10 + 20 + 5 + 2 * 7 + 6 * 2
+    for limit, size in [(1000, 8), (191, 8), (190, 7), (156, 1), (155, 0), (0, 0)]:
+        assert memory.largest_micro_batch(8, limit) == size
+        assert size == 0 or memory.total(8, size) <= limit
+
+
+def test_a_method_that_reads_values_is_not_weighed(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads_values(*_: Any) -> None:
+        torch.zeros(1, device="meta").item()
+
+    monkeypatch.setattr(weighing, "_peak", reads_values)
+    model = load_model("lora", weights=tiny_weights, device="meta")
+    assert weigh_step(model, "float32") is None
