@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from pathlib import Path
@@ -27,6 +28,20 @@ def _install(session: nox.Session, *extras: str) -> None:
 
 def _wants_data(session: nox.Session) -> bool:
     return any(arg == "--data" or arg.startswith("--data=") for arg in session.posargs)
+
+
+def _device(session: nox.Session) -> str:
+    """The device of the commands to come: what torch in the session's environment makes of ``--device``."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--device", default="auto")
+    wanted = parser.parse_known_args(session.posargs)[0].device
+    names = (
+        "from tvrbench.harness.core.console import run_guarded",
+        "from tvrbench.harness.core.options import pick_device",
+    )
+    ask = "; ".join(["import sys", *names, "sys.exit(run_guarded(lambda: print(pick_device(sys.argv[1]))))"])
+    said = session.run("python", "-c", ask, wanted, silent=True)  # ends the session where the GPU cannot be used
+    return str(said).split()[-1] if said else "cpu"
 
 
 @nox.session(name="reproduce-msrvtt")
@@ -129,7 +144,7 @@ CPU_BATCHES = {"ViT-B-32": "2", "ViT-B-16": "1"}
 def efficiency(session: nox.Session) -> None:
     """Measure every method at full size on this device, and write the report; options such as --training pass on."""
     _install(session)
-    if shutil.which("nvidia-smi") is not None:
+    if _device(session) == "cuda":
         rows, extent = EFFICIENCY_ROWS + GPU_ROWS, ("--training", "--end-to-end", "--energy")
         session.run("tvrbench", "bench", "all", *rows, "--backbone", ",".join(CPU_BATCHES), *extent, *session.posargs)
         return
