@@ -74,7 +74,9 @@ def check_kernels(device: torch.device) -> Facts:
         raise ArithmeticError(f"a product of ones sums up to {total}, not {64**3}")
     if device.type != "cuda":
         return {}
-    return {"torch is built for": " ".join(torch.cuda.get_arch_list()), "NCCL": str(torch.cuda.nccl.version())}  # type: ignore[no-untyped-call]
+    libraries = {"cuDNN": torch.backends.cudnn.version(), "NCCL": torch.cuda.nccl.version()}  # type: ignore[no-untyped-call]
+    facts: Facts = {name: str(version) for name, version in libraries.items()}
+    return facts | {"torch is built for": " ".join(torch.cuda.get_arch_list())}
 
 
 def check_nvml(device: torch.device) -> Facts:
