@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from pathlib import Path
@@ -27,6 +28,20 @@ def _install(session: nox.Session, *extras: str) -> None:
 
 def _wants_data(session: nox.Session) -> bool:
     return any(arg == "--data" or arg.startswith("--data=") for arg in session.posargs)
+
+
+def _device(session: nox.Session) -> str:
+    """The device of the commands to come: what torch in the session's environment makes of ``--device``."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--device", default="auto")
+    wanted = parser.parse_known_args(session.posargs)[0].device
+    names = (
+        "from tvrbench.harness.core.console import run_guarded",
+        "from tvrbench.harness.core.options import pick_device",
+    )
+    ask = "; ".join(["import sys", *names, "sys.exit(run_guarded(lambda: print(pick_device(sys.argv[1]))))"])
+    said = session.run("python", "-c", ask, wanted, silent=True)  # ends the session where the GPU cannot be used
+    return str(said).split()[-1] if said else "cpu"
 
 
 @nox.session(name="reproduce-msrvtt")
@@ -134,7 +149,7 @@ def efficiency(session: nox.Session) -> None:
     A GPU measures in bfloat16, which its tensor cores compute in, then in float32, unless --precision names one.
     """
     _install(session)
-    if shutil.which("nvidia-smi") is not None:
+    if _device(session) == "cuda":
         rows, measured = EFFICIENCY_ROWS + GPU_ROWS, ("--training", "--end-to-end", "--energy")
         named = any(word.partition("=")[0] == "--precision" for word in session.posargs)
         for precision in [()] if named else [("--precision", "bfloat16"), ("--precision", "float32")]:

@@ -4,44 +4,110 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from tvrbench.harness.core import registry
-from tvrbench.harness.core.console import print_json, print_table
+from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.gpu_driver import installed_driver, unusable_gpu
 from tvrbench.harness.core.options import RESULTS, Json
+
+if TYPE_CHECKING:
+    import torch
+
+    from tvrbench.harness.profiling.gpu_checks import Check, Facts
+
+GPU_CHECKS_S = 60.0
+GpuChecks = Annotated[
+    bool,
+    arg(name="gpu", help="Also check the GPU for a minute: kernels, parity of every method with the CPU, rates."),
+]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: ``ok``, ``missing`` (something works less well) or ``broken`` (nothing runs)."""
+    """One finding: ``ok``, ``missing`` (something works less well) or ``broken`` (nothing runs).
+
+    Attributes:
+        facts: what was measured, with units in the names.
+    """
 
     what: str
     state: Literal["ok", "missing", "broken"]
     detail: str
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _device() -> Finding:
+def gpu(wanted: bool) -> Finding:
+    """The GPU as torch sees it; broken where there is one that torch cannot use, or none where one is wanted."""
     import torch
 
     if torch.cuda.is_available():
-        return Finding("GPU", "ok", torch.cuda.get_device_name())
+        seen = torch.cuda.get_device_properties(0)
+        facts: dict[str, Any] = {"capability": f"{seen.major}.{seen.minor}", "memory GiB": seen.total_memory / 2**30}
+        facts |= {"multiprocessors": seen.multi_processor_count}
+        detail = f"{seen.name}, capability {facts['capability']}, {facts['memory GiB']:.0f} GiB"
+        return Finding("GPU", "ok", detail, {"name": seen.name, **facts})
+    if (unusable := unusable_gpu()) is not None:
+        return Finding("GPU", "broken", f"torch cannot use it: {unusable.cause}; {unusable.remedy}")
+    if wanted:
+        return Finding("GPU", "broken", "no CUDA device, so there is nothing for --gpu to check")
     return Finding("GPU", "missing", "no CUDA device: everything runs on the CPU, full-size training is slow")
 
 
 def _nvml() -> Finding:
-    import pynvml
+    driver = installed_driver()
+    if driver is None:
+        return Finding("NVML", "missing", "no answer: GPU memory, clocks and energy are reported as not available")
+    return Finding("NVML", "ok", f"driver {driver.version}, for CUDA up to {driver.cuda}")
+
+
+def gpu_findings(device: torch.device, limit_s: float = GPU_CHECKS_S) -> Iterator[Finding]:
+    """The checks of ``doctor --gpu`` on a device; those that would begin after ``limit_s`` seconds say so instead."""
+    import torch
+
+    from tvrbench.harness.profiling.gpu_checks import checks
+
+    methods = registry.names("methods", "baselines")
+    parities: list[tuple[str, Check]] = [(f"parity of {method}", partial(_parity, method)) for method in methods]
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    start = time.monotonic()
+    for what, check in [*checks(device), *parities]:
+        if time.monotonic() - start > limit_s:
+            yield Finding(what, "missing", f"not checked: {limit_s:.0f} s are over")
+        else:
+            say(f"checking: {what}")
+            yield judged(what, check, device)
+
+
+def judged(what: str, check: Check, device: torch.device) -> Finding:
+    """The finding of one check; whatever it raises is the reason."""
+    from tvrbench.harness.profiling.gpu_checks import Unsupported, brief, shown
 
     try:
-        pynvml.nvmlInit()
-        driver = str(pynvml.nvmlSystemGetDriverVersion())
-        pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        return Finding("NVML", "missing", f"{error}: GPU memory is reported as not available")
-    return Finding("NVML", "ok", f"driver {driver}")
+        facts = check(device)
+    except Unsupported as absent:
+        return Finding(what, "missing", brief(absent))
+    except Exception as error:  # noqa: BLE001 - torch, the driver and the methods raise what they like
+        return Finding(what, "broken", f"{type(error).__name__}: {brief(error)}")
+    return Finding(what, "ok", shown(facts), facts)
+
+
+def _parity(method: str, device: torch.device) -> Facts:
+    from tvrbench.harness.regression.parity import parity
+
+    found = parity(method, device)
+    if found.fault is not None:
+        raise CheckFailed(found.fault, code="doctor.parity", method=method, error=found.error, cosine=found.cosine)
+    alike = {} if found.alike is None else {"% of merges alike": 100 * found.alike}
+    return {"largest difference": found.error, "bfloat16 cosine": found.cosine, **alike}
 
 
 def _h264() -> Finding:
@@ -86,7 +152,7 @@ def _folder(results: Path) -> Finding:
     return Finding("results folder", "ok", f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
 
 
-def doctor(results: Path = RESULTS, as_json: Json = False) -> None:
+def doctor(results: Path = RESULTS, gpu_checks: GpuChecks = False, as_json: Json = False) -> None:
     """Show what this machine has and lacks; exits with 1 where something is broken.
 
     Args:
@@ -96,9 +162,12 @@ def doctor(results: Path = RESULTS, as_json: Json = False) -> None:
 
     from tvrbench.harness.records.provenance import environment
 
-    versions = environment("cuda" if torch.cuda.is_available() else "cpu")["versions"]
+    on_gpu = torch.cuda.is_available()
+    versions = environment("cuda" if on_gpu else "cpu")["versions"]
     installed = Finding("versions", "ok", ", ".join(f"{k} {v}" for k, v in versions.items() if v))
-    findings = [installed, _device(), _nvml(), _h264(), *_registry(), _weights(), _folder(results)]
+    findings = [installed, gpu(gpu_checks), _nvml(), _h264(), *_registry(), _weights(), _folder(results)]
+    if gpu_checks and on_gpu:
+        findings += gpu_findings(torch.device("cuda"))
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -92,13 +92,27 @@ def pick_device(wanted: str) -> str:
     """The device that ``auto`` stands for here; any other as it is.
 
     Raises:
-        UsageError: a GPU is asked of a machine without one.
+        UsageError: a GPU is asked of a machine without one, or the machine's GPU is one that torch cannot use.
     """
+    if wanted not in ("auto", "cuda"):
+        return wanted
     import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+    from tvrbench.harness.core.gpu_driver import unusable_gpu
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if (unusable := unusable_gpu()) is not None:
+        raise UsageError(
+            f"torch cannot use this machine's GPU: {unusable.cause}; {unusable.remedy}, or give --device cpu",
+            code="device.driver",
+            driver=unusable.driver.version,
+            driver_cuda=unusable.driver.cuda,
+            torch_cuda=unusable.torch_cuda,
+        )
+    if wanted == "cuda":
         raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu", code="device.absent")
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu"
 
 
 def _one_word(parse: Callable[[str], Any], show: Callable[[Any], str], metavar: str) -> PrimitiveConstructorSpec[Any]:
