@@ -119,7 +119,8 @@ class TempMeReducer(TokenReducer):
             table_FD = self.frame_positions[str(index)]
             videos = stream.x.shape[0] // stream.per_video
             positions = table_FD.to(stream.x.dtype).repeat(videos, 1).unsqueeze(1)
-            joined = replace(joined, x=stream.with_x(stream.x + positions).join(step.join).x)
+            positioned = replace(stream, x=stream.x + positions, size=None, origin=None)  # these are joined already
+            joined = joined.with_x(positioned.join(step.join).x)
         return joined.merge(merge) if step.cross else joined
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:

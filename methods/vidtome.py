@@ -15,7 +15,7 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
 from tvrbench.harness.models.tokens import Attends, AttentionOut, TokenReducer, TokenStream, VisionEncoder
-from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
+from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, sent, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer
 BANK_FIRST = 0.5  # training: chance that the bank is the source (VidToMe's global_rand); never at evaluation
@@ -118,14 +118,16 @@ class UnmergeReducer(VidToMeReducer):
             return super().attend(stream, index, block)
         joined = stream.with_x(block.ln_1(stream.x)).join(self.options.chunk)
         C, prefix = joined.classes, joined.num_prefix_tokens
-        local = self.match(joined.x[:, prefix:])
-        tokens = torch.cat([joined.x[:, :prefix], local(joined.x[:, prefix:])], dim=1)
+        patches = joined.x[:, prefix:]
+        local = self.match(patches)
+        tokens = torch.cat([joined.x[:, :prefix], local(patches)], dim=1)
         with_bank = self.options.global_ratio and self.chunks > 1
         attention = self._attend_with_bank(tokens, prefix, block) if with_bank else block.attend_normed(tokens)
         out = attention.delta
         S, _, D = stream.x.shape
-        prompts = out[:, C:prefix].repeat_interleave(self.options.chunk, dim=0)  # a chunk's, for each of its frames
-        parted = [out[:, :C].reshape(S, -1, D), prompts, local.unmerge(out[:, prefix:]).reshape(S, -1, D)]
+        parted = [out[:, :C].reshape(S, -1, D), local.unmerge(out[:, prefix:]).view(S, -1, D)]
+        if stream.prompts:  # a chunk's, for each of its frames
+            parted.insert(1, out[:, C:prefix].repeat_interleave(self.options.chunk, dim=0))
         return attention.with_delta(torch.cat(parted, dim=1))
 
     def _attend_with_bank(self, tokens: Tensor, prefix: int, block: Attends) -> AttentionOut:
@@ -150,9 +152,8 @@ class UnmergeReducer(VidToMeReducer):
         bank, *rest = chunks.unbind(1)
         merges = []
         for tokens in rest:
-            videos = len(tokens)
-            bank_first = torch.rand(videos) < BANK_FIRST if self.training else torch.zeros(videos, dtype=torch.bool)
-            merges.append(global_match(tokens, bank, ratio, bank_first.to(tokens.device), average, self.decide))
+            bank_first = sent(torch.rand(len(tokens)) < BANK_FIRST, tokens.device) if self.training else None
+            merges.append(global_match(tokens, bank, ratio, bank_first, average, self.decide))
             bank = merges[-1].bank
         return merges
 

@@ -133,13 +133,16 @@ class TokenStream:
         S, N, _ = self.x.shape
         patches_SM = indices.to(self.x.device).expand(S, -1)
         kept_SM = torch.cat([self._prefix(), patches_SM + self.num_prefix_tokens], dim=1)
-        new_SM = torch.arange(kept_SM.shape[1], device=kept_SM.device).expand(S, -1)
-        place_SN = kept_SM.new_full((S, N), -1).scatter_(1, kept_SM, new_SM)
+
+        def place_SN() -> Tensor:
+            new_SM = torch.arange(kept_SM.shape[1], device=kept_SM.device).expand(S, -1)
+            return kept_SM.new_full((S, N), -1).scatter_(1, kept_SM, new_SM)
+
         return self._moved(take(self.x, kept_SM), None if self.size is None else take(self.size, kept_SM), place_SN)
 
     def merge(self, merge: TokenMerge) -> TokenStream:
         """Merge tokens and their sizes."""
-        return self._moved(*merge(self.x, self.size), merge.place_SN)
+        return self._moved(*merge(self.x, self.size), lambda: merge.place_SN)
 
     def replace_patches(self, patches_SMD: Tensor, place_SP: Tensor) -> TokenStream:
         """Put other patch tokens in the place of all P; sizes are not tracked any more.
@@ -149,19 +152,25 @@ class TokenStream:
             place_SP: [S, P] for each former patch token its position among the M, -1 if dropped.
         """
         Q = self.num_prefix_tokens
-        place_SN = torch.cat([self._prefix(), torch.where(place_SP >= 0, place_SP + Q, -1)], dim=1)
+
+        def place_SN() -> Tensor:
+            return torch.cat([self._prefix(), torch.where(place_SP >= 0, place_SP + Q, -1)], dim=1)
+
         return self._moved(torch.cat([self.x[:, :Q], patches_SMD], dim=1), None, place_SN)
 
     def _prefix(self) -> Tensor:
         return torch.arange(self.num_prefix_tokens, device=self.x.device).expand(len(self.x), -1)
 
-    def _moved(self, x: Tensor, size: Tensor | None, place_SN: Tensor) -> TokenStream:
-        """The stream of x [S, M, D]; place_SN [S, N] is the new position of each former token, -1 if dropped."""
+    def _moved(self, x: Tensor, size: Tensor | None, place_SN: Callable[[], Tensor]) -> TokenStream:
+        """The stream of x [S, M, D]; place_SN makes [S, N], the new position of each former token, -1 if dropped.
+
+        Only a trace asks for it.
+        """
         origin = self.origin
         if origin is not None:
-            videos, N, M = origin.shape[0], place_SN.shape[1], x.shape[1]
+            videos, N, M = origin.shape[0], self.x.shape[1], x.shape[1]
             first = torch.arange(self.per_video, device=x.device).view(1, -1, 1) * M
-            table = place_SN.view(videos, self.per_video, N)
+            table = place_SN().view(videos, self.per_video, N)
             table = torch.where(table >= 0, table + first, -1).view(videos, -1)
             origin = torch.where(origin >= 0, table.gather(1, origin.clamp(min=0)), -1)
         return replace(self, x=x, size=size, origin=origin)
@@ -171,11 +180,11 @@ class TokenStream:
         C, Q, P = self.classes, self.prompts, self.patches
         classes = C if average_classes else k * C
 
-        def joined(t: Tensor) -> Tensor:
+        def joined(t: Tensor) -> Tensor:  # one copy: of slices, because to flatten them would be one more
             t = t.view(-1, k, C + Q + P, t.shape[-1])
-            first = t[:, :, :C].mean(dim=1) if average_classes else t[:, :, :C].flatten(1, 2)
+            first = [t[:, :, :C].mean(dim=1)] if average_classes else t[:, :, :C].unbind(1)
             prompts = [t[:, :, C : C + Q].mean(dim=1)] if Q else []
-            return torch.cat([first, *prompts, t[:, :, C + Q :].flatten(1, 2)], dim=1)
+            return torch.cat([*first, *prompts, *t[:, :, C + Q :].unbind(1)], dim=1)
 
         origin = self.origin
         if origin is not None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness.models.tokens import take
 from tvrbench.methods.ops.matching import require_finite
 
 
@@ -23,16 +22,30 @@ from tvrbench.methods.ops.matching import require_finite
 class Pairing:
     """The pairs of tokens that merge, and the new position of every token.
 
+    Rows number the tokens of all sequences through, as in ``matching.Merge``.
+
     Attributes:
-        kept_SM: [S, M] former positions of the tokens that stay, in output order.
-        place_SN: [S, N] the new position of every former token.
-        divisor_SN: [S, N] a former token over this number is its part in the new one: a destination becomes the mean
+        sequences: S.
+        kept: [S * M] rows before of the tokens that stay, in output order.
+        place: [S * N] the row after of every former token.
+        divisor: [S * N] a former token over this number is its part in the new one: a destination becomes the mean
             of itself and its sources; None where it takes nothing from them ("replace").
     """
 
-    kept_SM: Tensor
-    place_SN: Tensor
-    divisor_SN: Tensor | None
+    sequences: int
+    kept: Tensor
+    place: Tensor
+    divisor: Tensor | None
+
+    @property
+    def kept_SM(self) -> Tensor:
+        """[S, M] former positions of the tokens that stay, in output order."""
+        return (self.kept % self._per_sequence(self.place)).view(self.sequences, -1)
+
+    @property
+    def place_SN(self) -> Tensor:
+        """[S, N] the new position of every former token."""
+        return (self.place % self._per_sequence(self.kept)).view(self.sequences, -1)
 
     @property
     def representative(self) -> Tensor:
@@ -41,24 +54,26 @@ class Pairing:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Merge x [S, N, D] into [S, M, D]."""
-        if self.divisor_SN is None:
-            return take(x, self.kept_SM)
-        S, N, D = x.shape
-        M = self.kept_SM.shape[1]
-        place = (self.place_SN + torch.arange(S, device=x.device).unsqueeze(1) * M).flatten()
-        parts = (x / self.divisor_SN.unsqueeze(2)).reshape(S * N, D)
-        return x.new_zeros(S * M, D).index_add(0, place, parts).view(S, M, D)
+        S, _, D = x.shape
+        if self.divisor is None:
+            return x.reshape(-1, D).index_select(0, self.kept).view(S, -1, D)
+        parts = x.reshape(-1, D) / self.divisor.unsqueeze(1)
+        return x.new_zeros(len(self.kept), D).index_add_(0, self.place, parts).view(S, -1, D)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """y [S, M, D] back to [S, N, D]: every token that merged away copies what it merged into."""
-        return take(y, self.place_SN)
+        S, _, D = y.shape
+        return y.reshape(-1, D).index_select(0, self.place).view(S, -1, D)
 
     def then(self, later: Pairing) -> Pairing:
         """This pairing and a later one of its output, as one."""
-        kept, place, divisor = self.kept_SM.gather(1, later.kept_SM), later.place_SN.gather(1, self.place_SN), None
-        if self.divisor_SN is not None and later.divisor_SN is not None:
-            divisor = self.divisor_SN * later.divisor_SN.gather(1, self.place_SN)
-        return Pairing(kept_SM=kept, place_SN=place, divisor_SN=divisor)
+        kept, place, divisor = self.kept.index_select(0, later.kept), later.place.index_select(0, self.place), None
+        if self.divisor is not None and later.divisor is not None:
+            divisor = self.divisor * later.divisor.index_select(0, self.place)
+        return Pairing(sequences=self.sequences, kept=kept, place=place, divisor=divisor)
+
+    def _per_sequence(self, rows: Tensor) -> int:
+        return len(rows) // self.sequences
 
 
 @dataclass(kw_only=True)
@@ -68,17 +83,17 @@ class GlobalMerge:
     Attributes:
         tokens: [S, M, D] the merged set.
         pairing: how both sets, sources first, merged.
-        bank_first_S: [S] True where the bank was the source.
+        bank_first_S: [S] True where the bank was the source; None where it never was.
     """
 
     tokens: Tensor
     pairing: Pairing
-    bank_first_S: Tensor
+    bank_first_S: Tensor | None
 
     def unmerge(self, y: Tensor) -> Tensor:
         """The chunk's part [S, L, D] of y [S, M, D], un-merged."""
         first, second = self.pairing.unmerge(y).chunk(2, dim=1)
-        return torch.where(self.bank_first_S.view(-1, 1, 1), second, first)
+        return first if self.bank_first_S is None else torch.where(self.bank_first_S.view(-1, 1, 1), second, first)
 
     @property
     def bank(self) -> Tensor:
@@ -91,7 +106,8 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
 
     Args:
         metric: [S, N, D] vectors to compare.
-        source_SA, target_SB: [S, A] and [S, B] positions of sources and destinations; together all N.
+        source_SA, target_SB: [S, A] and [S, B] rows (sequence x N + position) of sources and destinations; together
+            all of them.
         r: sources that merge.
         average: destinations take the mean of themselves and their sources, else nothing.
 
@@ -99,21 +115,25 @@ def pair(metric: Tensor, source_SA: Tensor, target_SB: Tensor, r: int, average: 
         ValueError: r is negative or exceeds A, there is no destination, or the metric holds NaN or infinity
             (see ``matching.require_finite``).
     """
-    S, A = source_SA.shape
+    (S, N, D), A = metric.shape, source_SA.shape[1]
     if not 0 <= r <= A or not target_SB.shape[1]:
         raise ValueError(f"r = {r}: between 0 and all {A} sources can merge, into at least one destination")
     with torch.no_grad():
-        unit = F.normalize(metric, dim=-1)
-        best_SA, partner_SA = (take(unit, source_SA) @ take(unit, target_SB).transpose(1, 2)).max(dim=-1)
+        unit = F.normalize(metric, dim=-1).reshape(S * N, D)
+        unit_SAD, unit_SBD = (unit.index_select(0, rows.flatten()).view(S, -1, D) for rows in (source_SA, target_SB))
+        best_SA, partner_SA = (unit_SAD @ unit_SBD.transpose(1, 2)).max(dim=-1)
         require_finite(best_SA)
         order = best_SA.argsort(dim=1, descending=True, stable=True)
-    merged, unmerged = order[:, :r], order[:, r:]
-    kept = torch.cat([source_SA.gather(1, unmerged), target_SB], dim=1)
-    place = torch.empty(metric.shape[:2], dtype=torch.long, device=metric.device)
-    place.scatter_(1, kept, torch.arange(kept.shape[1], device=place.device).expand(S, -1))
-    place.scatter_(1, source_SA.gather(1, merged), partner_SA.gather(1, merged) + A - r)
-    members = torch.zeros_like(kept).scatter_add_(1, place, torch.ones_like(place)) if average else None
-    return Pairing(kept_SM=kept, place_SN=place, divisor_SN=None if members is None else members.gather(1, place))
+    M = N - r
+    row_after = torch.arange(S * M, device=metric.device)
+    kept = torch.cat([source_SA.gather(1, order[:, r:]), target_SB], dim=1).flatten()
+    merged = source_SA.gather(1, order[:, :r]).flatten()
+    into = row_after.view(S, M)[:, A - r : A - r + 1] + partner_SA.gather(1, order[:, :r])
+    place = torch.empty(S * N, dtype=torch.long, device=metric.device)
+    place.scatter_(0, kept, row_after).scatter_(0, merged, into.flatten())
+    members = torch.zeros_like(kept).scatter_add_(0, place, torch.ones_like(place)) if average else None
+    divisor = None if members is None else members.index_select(0, place)
+    return Pairing(sequences=S, kept=kept, place=place, divisor=divisor)
 
 
 def strides(frames: int, stride: int) -> list[int]:
@@ -158,21 +178,31 @@ def match_frames(
         ValueError: as ``pair``; or one target per sequence where ``stride`` does not divide ``frames``.
     """
     S, N, _ = metric.shape
-    device = metric.device
+    rows_SN = torch.arange(S * N, device=metric.device).view(S, N)
+    body_SFP = rows_SN[:, loose : loose + frames * patches].unflatten(1, (frames, patches))
     if isinstance(target, int):
-        count = len(range(target, frames, stride))
-        target_S = torch.full((S,), target, device=device)
+        targets = range(target, frames, stride)
+        others = [frame for frame in range(frames) if frame not in targets]
+        parts = [body_SFP[:, frame] for frame in (*others, *targets)]
     elif frames % stride:
         raise ValueError(f"one target in every {stride} of {frames} frames must be the same for all sequences")
     else:
-        count, target_S = frames // stride, target.to(device)
-    is_target_SF = (torch.arange(frames, device=device) - target_S.unsqueeze(1)) % stride == 0
-    order_SF = is_target_SF.to(torch.uint8).argsort(dim=1, stable=True)  # the other frames, then the target frames
-    position = loose + order_SF.unsqueeze(2) * patches + torch.arange(patches, device=device)
-    rest = torch.cat([torch.arange(loose, device=device), torch.arange(loose + frames * patches, N, device=device)])
-    source = position[:, : frames - count].flatten(1)
-    destination = torch.cat([position[:, frames - count :].flatten(1), rest.expand(S, -1)], dim=1)
+        targets = range(0, frames, stride)
+        is_target_SF = (torch.arange(frames, device=target.device) - target.unsqueeze(1)) % stride == 0
+        # The other frames, then the target frames: ordered where the draw lies.
+        order_SF = sent(is_target_SF.to(torch.uint8).argsort(dim=1, stable=True), metric.device)
+        parts = list(body_SFP.gather(1, order_SF.unsqueeze(2).expand(-1, -1, patches)).unbind(1))
+    count = frames - len(targets)
+    rest = (rows_SN[:, :loose], rows_SN[:, loose + frames * patches :])
+    source = torch.cat([rows_SN[:, :0], *parts[:count]], dim=1)
+    destination = torch.cat([*parts[count:], *rest], dim=1)
     return pair(metric, source, destination, int(ratio * source.shape[1]), average)
+
+
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """A small tensor from the CPU on the device; a GPU's host does not wait for it."""
+    pinned = drawn.pin_memory() if device.type == "cuda" and drawn.device.type == "cpu" else drawn
+    return pinned.to(device, non_blocking=True)
 
 
 def local_match(
@@ -190,13 +220,16 @@ def local_match(
     """
     S, N, _ = metric.shape
     patches, loose = N // frames, 0
-    position = torch.arange(N, device=metric.device).expand(S, -1)
-    merge = Pairing(kept_SM=position, place_SN=position, divisor_SN=torch.ones_like(position) if average else None)
+    merge = None
     for step, target in zip(strides(frames, stride), targets, strict=True):
+        metric = metric if merge is None else level(metric)
         level = match_frames(metric, frames, patches, ratio, step, target, loose=loose, average=average)
-        metric, merge = level(metric), merge.then(level)
+        merge = level if merge is None else merge.then(level)
         sources = (frames - frames // step) * patches
         frames, loose = frames // step, sources - int(ratio * sources)
+    if merge is None:
+        every = torch.arange(S * N, device=metric.device)
+        return Pairing(sequences=S, kept=every, place=every, divisor=torch.ones_like(every) if average else None)
     return merge
 
 
@@ -204,7 +237,7 @@ def global_match(
     tokens: Tensor,
     bank: Tensor,
     ratio: float,
-    bank_first: Tensor,
+    bank_first: Tensor | None,
     average: bool = False,
     decide: Callable[[Pairing], Pairing] = lambda pairing: pairing,
 ) -> GlobalMerge:
@@ -213,14 +246,17 @@ def global_match(
     Args:
         tokens, bank: [S, L, D] each; they are their own metric.
         ratio, average: share of the sources that merges, rounded down; as in ``pair``.
-        bank_first: [S] bool, True where the bank is the source and the chunk the destination.
+        bank_first: [S] bool, True where the bank is the source and the chunk the destination; None where it never is.
         decide: receives the merge and returns the one to carry out.
 
     Raises:
         ValueError: as ``pair``.
     """
-    swap = bank_first.view(-1, 1, 1)
-    both = torch.cat([torch.where(swap, bank, tokens), torch.where(swap, tokens, bank)], dim=1)
+    sides = (tokens, bank)
+    if bank_first is not None:
+        swap = bank_first.view(-1, 1, 1)
+        sides = (torch.where(swap, bank, tokens), torch.where(swap, tokens, bank))
+    both = torch.cat(sides, dim=1)
     pairing = decide(two_set_match(both, tokens.shape[1], ratio, average))
     return GlobalMerge(tokens=pairing(both), pairing=pairing, bank_first_S=bank_first)
 
@@ -228,5 +264,5 @@ def global_match(
 def two_set_match(metric: Tensor, sources: int, ratio: float, average: bool = False) -> Pairing:
     """Match the first ``sources`` tokens of metric [S, N, D] to the others; the given share of them merges."""
     S, N, _ = metric.shape
-    position = torch.arange(N, device=metric.device).expand(S, -1)
-    return pair(metric, position[:, :sources], position[:, sources:], int(ratio * sources), average)
+    rows_SN = torch.arange(S * N, device=metric.device).view(S, N)
+    return pair(metric, rows_SN[:, :sources], rows_SN[:, sources:], int(ratio * sources), average)

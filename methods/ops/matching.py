@@ -13,19 +13,57 @@ from torch.nn import functional as F
 class Merge:
     """The pairs of tokens that merge, and the new position of every token.
 
+    Rows number the tokens of all S sequences through: one index per token moves whole tokens. What only an observer or
+    a trace asks for is computed when it is asked for, because each step of it is one more kernel.
+
     Attributes:
-        kept_SM: [S, N - r] former positions of the tokens that stay, in output order.
-        source_SR: [S, r] former positions of the tokens that merge away.
-        target_SR: [S, r] new positions of the tokens they merge into.
-        place_SN: [S, N] the new position of every former token.
-        margin_S: [S] score of the last merged pair minus that of the first unmerged one; inf where nothing is left.
+        tokens: (N, M), tokens per sequence before and after.
+        kept: [S * M] rows before of the tokens that stay, in output order.
+        source: [S * r] rows before of the tokens that merge away, per sequence by falling similarity.
+        target: [S * r] rows after of the tokens they merge into.
+        scores_SA: the best similarity of each source, falling: those of the r merged ones first.
     """
 
-    kept_SM: Tensor
-    source_SR: Tensor
-    target_SR: Tensor
-    place_SN: Tensor
-    margin_S: Tensor
+    tokens: tuple[int, int]
+    kept: Tensor
+    source: Tensor
+    target: Tensor
+    scores_SA: Tensor
+
+    @property
+    def kept_SM(self) -> Tensor:
+        """[S, M] former positions of the tokens that stay, in output order."""
+        return self._per_sequence(self.kept % self.tokens[0])
+
+    @property
+    def source_SR(self) -> Tensor:
+        """[S, r] former positions of the tokens that merge away."""
+        return self._per_sequence(self.source % self.tokens[0])
+
+    @property
+    def target_SR(self) -> Tensor:
+        """[S, r] new positions of the tokens they merge into."""
+        return self._per_sequence(self.target % self.tokens[1])
+
+    @property
+    def place_SN(self) -> Tensor:
+        """[S, N] the new position of every former token."""
+        N, M = self.tokens
+        S = len(self.scores_SA)
+        place = torch.empty(S * N, dtype=torch.long, device=self.kept.device)
+        place[self.kept] = torch.arange(M, device=place.device).repeat(S)
+        place[self.source] = self.target % M
+        return place.view(S, N)
+
+    @property
+    def margin_S(self) -> Tensor:
+        """[S] score of the last merged pair minus that of the first unmerged one; inf where either is missing."""
+        N, M = self.tokens
+        S, A = self.scores_SA.shape
+        r = N - M
+        if not 0 < r < A:
+            return self.scores_SA.new_full((S,), torch.inf)
+        return self.scores_SA[:, r - 1] - self.scores_SA[:, r]
 
     @property
     def representative(self) -> Tensor:
@@ -40,25 +78,23 @@ class Merge:
             size: [S, N, 1] patches behind each token; None means one each.
 
         Returns:
-            The merged tokens [S, N - r, D] and their sizes [S, N - r, 1].
+            The merged tokens [S, M, D] and their sizes [S, M, 1].
         """
         S, N, D = x.shape
-        M = self.kept_SM.shape[1]
+        kept, source, target = self.kept, self.source, self.target
         size = x.new_ones(S, N, 1) if size is None else size
-        # Flat row indices: one index per token instead of one per element, which gather and scatter would need.
-        rows = torch.arange(S, device=x.device).unsqueeze(1)
-        kept, source = (self.kept_SM + rows * N).flatten(), (self.source_SR + rows * N).flatten()
-        target = (self.target_SR + rows * M).flatten()
-        flat_size = size.reshape(S * N, 1)
-        size_kept = flat_size.index_select(0, kept)
-        size_moved = flat_size.index_select(0, source)
+        flat, flat_size = x.reshape(S * N, D), size.reshape(S * N, 1)
+        size_kept, size_moved = flat_size.index_select(0, kept), flat_size.index_select(0, source)
         total = size_kept.index_add(0, target, size_moved)
-        flat = x.reshape(S * N, D)
-        # A token that receives nothing is scaled by exactly one, so it leaves unchanged to the last bit.
-        merged = flat.index_select(0, kept) * (size_kept / total).to(x.dtype)
         share = (size_moved / total.index_select(0, target)).to(x.dtype)
-        merged = merged.index_add(0, target, flat.index_select(0, source) * share)
-        return merged.view(S, M, D), total.view(S, M, 1)
+        # In place on what was just gathered: no pass over fresh memory, on a GPU no copy.
+        # A token that receives nothing is scaled by exactly one, so it leaves unchanged to the last bit.
+        merged = flat.index_select(0, kept).mul_((size_kept / total).to(x.dtype))
+        merged.index_add_(0, target, flat.index_select(0, source).mul_(share))
+        return merged.view(S, -1, D), total.view(S, -1, 1)
+
+    def _per_sequence(self, flat: Tensor) -> Tensor:
+        return flat.view(len(self.scores_SA), -1)
 
 
 def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
@@ -80,12 +116,12 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
             (see ``require_finite``).
     """
     S, N, _ = metric.shape
-    first = protected + (protected % 2)
-    sources = torch.arange(first, N, 2, device=metric.device)
-    targets = torch.arange(protected + 1 - protected % 2, N, 2, device=metric.device)
-    A = len(sources)
-    if not 0 <= r <= A or (r and not len(targets)):
+    sources = slice(protected + protected % 2, N, 2)
+    targets = slice(protected + 1 - protected % 2, N, 2)
+    A, B = len(range(N)[sources]), len(range(N)[targets])
+    if not 0 <= r <= A or (r and not B):
         raise ValueError(f"r = {r} pairs cannot merge: {N - protected} patches give {A} sources")
+    M = N - r
     with torch.no_grad():
         if r:
             unit = F.normalize(metric, dim=-1)
@@ -94,18 +130,20 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
         else:
             best_SA = metric.new_zeros(S, A)
             partner_SA = torch.zeros(S, A, dtype=torch.long, device=metric.device)
-        order = best_SA.argsort(dim=1, descending=True, stable=True)
-        merged, unmerged = order[:, :r], order[:, r:].sort(dim=1).values
-        score_merged = best_SA.gather(1, order[:, r - 1 : r]) if r else best_SA.new_full((S, 1), torch.inf)
-        score_left = best_SA.gather(1, order[:, r : r + 1]) if r < A else best_SA.new_full((S, 1), -torch.inf)
-        head = torch.arange(protected, device=best_SA.device).expand(S, -1)
-        kept = torch.cat([head, sources[unmerged], targets.expand(S, -1)], dim=1)
-        target = partner_SA.gather(1, merged) + protected + A - r
-        place = torch.empty(S, N, dtype=torch.long, device=best_SA.device)
-        place.scatter_(1, kept, torch.arange(N - r, device=place.device).expand(S, -1))
-        place.scatter_(1, sources[merged], target)
-        margin_S = (score_merged - score_left).squeeze(1)
-    return Merge(kept_SM=kept, source_SR=sources[merged], target_SR=target, place_SN=place, margin_S=margin_S)
+        scores_SA, order_SA = best_SA.sort(dim=1, descending=True, stable=True)
+        merged, unmerged = order_SA[:, :r], order_SA[:, r:].sort(dim=1).values
+        rows = torch.arange(S * N, device=metric.device)
+        row_SN, new_row_SM = rows.view(S, N), rows[: S * M].view(S, M)
+        row_SA = row_SN[:, sources]
+        kept = torch.cat([row_SN[:, :protected], row_SA.gather(1, unmerged), row_SN[:, targets]], dim=1)
+        target = new_row_SM[:, protected + A - r : protected + A - r + 1] + partner_SA.gather(1, merged)
+    return Merge(
+        tokens=(N, M),
+        kept=kept.flatten(),
+        source=row_SA.gather(1, merged).flatten(),
+        target=target.flatten(),
+        scores_SA=scores_SA,
+    )
 
 
 def require_finite(best_SA: Tensor) -> None:

@@ -169,6 +169,20 @@ def test_gradients_pass_through(seed: int, ratio: float, average: bool) -> None:
     assert x.grad.sum() == pytest.approx(x.numel())
 
 
+@few
+@given(seed=st.integers(0, 10_000), ratio=RATIOS, average=st.booleans())
+def test_the_layout_in_memory_plays_no_part(seed: int, ratio: float, average: bool) -> None:
+    x = tokens(seed, 3, 8)
+    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    sliced = torch.cat([x, x], dim=1)[:, 8:]
+    want = local_match(x, 4, ratio, 2, [1, 0], average)
+    for other in (strided, sliced):
+        merge = local_match(other, 4, ratio, 2, [1, 0], average)
+        assert torch.equal(merge.place_SN, want.place_SN)
+        assert torch.equal(merge.representative, want.representative)
+        assert torch.equal(merge.unmerge(merge(other)), want.unmerge(want(x)))
+
+
 def test_levels_of_a_chunk() -> None:
     assert strides(1, 4) == []
     assert strides(3, 4) == [3]

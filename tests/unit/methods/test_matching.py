@@ -55,6 +55,49 @@ def test_each_sequence_alone_merges_as_in_the_batch(case: tuple[torch.Tensor, to
         assert torch.equal(alone.place_SN[0], together.place_SN[i])
 
 
+def by_definition(metric: torch.Tensor, r: int, protected: int) -> tuple[list[int], list[int], list[int]]:
+    """(kept, sources by falling similarity, the former position of the destination of each) of one sequence."""
+    N = len(metric)
+    patches = list(range(protected, N))
+    sources, targets = patches[protected % 2 :: 2], patches[1 - protected % 2 :: 2]
+    unit = [torch.nn.functional.normalize(vector, dim=0) for vector in metric]
+    best = {s: max(targets, key=lambda t: float(unit[s] @ unit[t])) for s in sources} if r else {}
+    merged = sorted(best, key=lambda s: -float(unit[s] @ unit[best[s]]))[:r]  # Python's max and sort keep the first
+    kept = [*range(protected), *(s for s in sources if s not in merged), *targets]
+    return kept, merged, [best[s] for s in merged]
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.booleans(), st.booleans())
+def test_merges_as_the_definition_says(
+    case: tuple[torch.Tensor, torch.Tensor | None, int, int], ties: bool, strided: bool
+) -> None:
+    x, size, r, protected = case
+    S, N, width = x.shape
+    metric = torch.randn(S, N, width, dtype=torch.float64, generator=torch.Generator().manual_seed(N + r))
+    if ties or width == 1:  # along the axes: every cosine is exactly -1, 0 or 1
+        metric = torch.eye(width)[metric.abs().argmax(dim=-1)] * metric.sum(-1, keepdim=True).sign()
+    if strided:  # the same values, laid out otherwise
+        metric, x = (t.transpose(0, 2).contiguous().transpose(0, 2) for t in (metric, x))
+        size = None if size is None else torch.cat([size, size], dim=2)[..., 1:]
+    merge = bipartite_match(metric, r, protected)
+    merged, sizes = merge(x, size)
+    for row in range(S):
+        kept, sources, targets = by_definition(metric[row], r, protected)
+        into = dict(zip(sources, targets, strict=True))
+        assert merge.kept_SM[row].tolist() == kept
+        assert merge.source_SR[row].tolist() == sources
+        assert merge.target_SR[row].tolist() == [kept.index(target) for target in targets]
+        assert merge.place_SN[row].tolist() == [kept.index(into.get(n, n)) for n in range(N)]
+        assert merge.representative[row].tolist() == [into.get(n, n) for n in range(N)]
+        weight = torch.ones(N) if size is None else size[row].flatten()
+        for place, token in enumerate(kept):
+            group = [token, *(source for source in sources if into[source] == token)]
+            mean = (x[row, group] * weight[group].unsqueeze(1)).sum(0) / weight[group].sum()
+            torch.testing.assert_close(merged[row, place], mean)
+            assert sizes[row, place] == weight[group].sum()
+
+
 def test_one_class_token_is_plain_tome() -> None:
     # patches 0..4 after one class token: sources are patches 1 and 3, destinations 0, 2 and 4
     x = torch.tensor([[[9.0, 9.0], [1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0], [-1.0, 1.0]]])
