@@ -167,7 +167,8 @@ def count_kernels(model: RetrievalModel) -> dict[str, dict[str, Any]]:
     with fake_cuda(), torch.no_grad():
         twin = on_fake_cuda(model).eval()
         for what, encode in encodings(twin).items():
-            encode()  # folds LoRA
+            with KernelCounter():
+                encode()  # folds LoRA
             for precision, dtype in PRECISIONS.items():
                 with autocast(dtype), KernelCounter() as counter:
                     encode()
