@@ -10,7 +10,7 @@ from torch import Tensor
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
-from tvrbench.harness.models.tokens import TokenReducer
+from tvrbench.harness.models.tokens import TokenReducer, pick
 
 # Nearest to TempMe's multiply-adds at 12 frames: 8 / 12 x 52.96 = 35.3 against its 34.76 x 10^9 on ViT-B/32,
 # 7 / 12 x 210.99 = 123.1 against its 121.42 x 10^9 on ViT-B/16.
@@ -48,7 +48,7 @@ class FrameSubsampleReducer(TokenReducer):
 
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """The mask of the chosen frames."""
-        return mask_BT[:, list(self.select_frames())]
+        return pick(mask_BT, self.select_frames())
 
 
 class FrameSubsample(Method[FrameSubsampleOptions]):

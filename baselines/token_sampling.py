@@ -42,27 +42,33 @@ class TokenSamplingReducer(SegmentReducer):
 
         super().__init__("token_sampling", options.schedule, options.segment_mask, arch, frames, kept)
         self.mode = options.mode
+        for stage in self.stages.values() if self.mode == "sparse" else ():
+            self.register_buffer(f"even_{stage.block}", self._even(stage), persistent=False)
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Evenly spaced tokens, or the mean over the frames of every position."""
         if self.mode == "sparse":
-            return segments.select(self.sample(segments.patches, stage.kept))
+            return segments.select(self._drawn(stage) if self.training else self.get_buffer(f"even_{stage.block}"))
         patches_SMD = segments.x[:, segments.num_prefix_tokens :]
         S, M, D = patches_SMD.shape
         place_M = torch.arange(stage.kept, device=patches_SMD.device).repeat(stage.join)
         means_SKD = patches_SMD.reshape(S, stage.join, stage.kept, D).mean(dim=1)
         return segments.replace_patches(means_SKD, place_M.expand(S, M))
 
-    def sample(self, tokens: int, kept: int) -> Tensor:
-        """Ids of the tokens that stay: the middle of ``kept`` equal parts; in training a random one of each.
+    @staticmethod
+    def _even(stage: Stage) -> Tensor:
+        """Ids of the tokens that stay outside of training: the middle of ``kept`` equal parts."""
+        step = stage.tokens / stage.kept
+        return torch.tensor([int(step / 2 + step * x) for x in range(stage.kept)])
 
-        The random draw comes from torch's global generator and is the same for the whole batch.
+    @staticmethod
+    def _drawn(stage: Stage) -> Tensor:
+        """Ids that stay in training: a random one of each part.
+
+        The draw comes from torch's global generator and is the same for the whole batch.
         """
-        if self.training:
-            part = tokens // kept
-            return torch.arange(kept) * part + torch.randint(part, (kept,))
-        step = tokens / kept
-        return torch.tensor([int(step / 2 + step * x) for x in range(kept)])
+        part = stage.tokens // stage.kept
+        return torch.arange(stage.kept) * part + torch.randint(part, (stage.kept,))
 
 
 class TokenSampling(Method[TokenSamplingOptions]):

@@ -13,7 +13,7 @@ from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
 from tvrbench.harness.models.spec import MethodSpec
-from tvrbench.harness.models.tokens import TokenReducer, TokenStream, TokenTrace
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream, TokenTrace, pick
 
 
 def _bad_video(part: str, given: object, expected: str) -> UsageError:
@@ -71,11 +71,18 @@ class RetrievalModel(nn.Module):
             raise _bad_video("frames", frames.dtype, "normalized floating point (see RetrievalModel.normalize)")
         if mask.shape != frames.shape[:2]:
             raise _bad_video("mask", list(mask.shape), f"{list(frames.shape[:2])}")
+        self._check_device("video", "frames", frames)
+
+    def _check_device(self, kind: str, part: str, given: Tensor) -> None:
+        device = self.clip.logit_scale.device
+        if given.device != device:
+            problem = f"{kind}: {part} are on {given.device}, the model is on {device}: move them with .to({str(device)!r})"
+            raise UsageError(problem, code="input.device", part=part, device=str(given.device), model=str(device))
 
     def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
         """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""
         chosen = self.reducer.select_frames()
-        entering = frames if chosen is None else frames[:, list(chosen)]
+        entering = frames if chosen is None else pick(frames, chosen)
         stream: TokenStream = self.clip.visual(entering.flatten(0, 1), entering.shape[1], self.reducer, trace)
         return stream if chosen is None else stream.among_frames(chosen, self.frames)
 
@@ -90,24 +97,31 @@ class RetrievalModel(nn.Module):
 
         Args:
             frames: [B, T, 3, H, W] float, normalized as the weights ask for (``normalize``): CLIP's way but for few.
-            mask: [B, T] bool, False = padding.
+            mask: [B, T] bool, False = padding; moved to the model's device where it lies elsewhere.
             trace: also return the source patches that each token that leaves the tower holds.
 
         Returns:
             [B, E], pooled, not yet normalized; with ``trace`` that and the trace.
+
+        Raises:
+            UsageError: shapes or types do not fit, or the frames are not on the model's device.
         """
         self._check_video(frames, mask)
+        mask = mask.to(frames.device, non_blocking=True)
         stream = self.video_tokens(frames, trace)
         features_BFE = self.clip.visual.class_features(stream)
         out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask.bool()))
         return (out, stream.trace(self.frames)) if trace else out
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids [B, L] int, mask [B, L] bool -> [B, E], not normalized."""
-        return self.clip.encode_text(ids, mask)
+        """ids [B, L] int on the model's device, mask [B, L] bool (moved there) -> [B, E], not normalized."""
+        self._check_device("text", "ids", ids)
+        return self.clip.encode_text(ids, mask.to(ids.device, non_blocking=True))
 
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
-        """text [Nt, E], video [Nv, E] -> cosine x exp(logit_scale), [Nt, Nv]."""
+        """text [Nt, E], video [Nv, E], both on the model's device -> cosine x exp(logit_scale), [Nt, Nv]."""
+        self._check_device("similarity", "text features", text)
+        self._check_device("similarity", "video features", video)
         return self.clip.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
 
     def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,14 @@ def take(x_SND: Tensor, ids_SM: Tensor) -> Tensor:
     return x_SND.reshape(S * N, width).index_select(0, rows.flatten()).view(S, -1, width)
 
 
+def pick(x: Tensor, places: Sequence[int]) -> Tensor:
+    """x [B, T, ...] at these places of T, in their order: [B, len(places), ...].
+
+    One copy of slices. An index by a list would be sent to the GPU first, and the host would wait for it.
+    """
+    return torch.stack([x[:, place] for place in places], dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenStream:
     """Tokens on their way through the vision tower.
@@ -131,7 +139,7 @@ class TokenStream:
             indices: [S, M], or [M] for all sequences: patches in output order, counted from 0.
         """
         S, N, _ = self.x.shape
-        patches_SM = indices.to(self.x.device).expand(S, -1)
+        patches_SM = indices.to(self.x.device, non_blocking=True).expand(S, -1)
         kept_SM = torch.cat([self._prefix(), patches_SM + self.num_prefix_tokens], dim=1)
 
         def place_SN() -> Tensor:

@@ -31,12 +31,14 @@ class Stage:
         block: at whose input it happens, from 0.
         segments: S, sequences per video from here on.
         join: neighboring sequences that make a segment.
+        tokens: patch tokens of a segment before the reduction.
         kept: patch tokens of a segment after the reduction.
     """
 
     block: int
     segments: int
     join: int
+    tokens: int
     kept: int
 
 
@@ -75,8 +77,9 @@ class SegmentReducer(TokenReducer):
                 problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
                 raise option_error(name, "schedule", problem)
             join = sequences // segments
-            sequences, patches = segments, kept(clusters, join, patches)
-            self.stages[block] = Stage(block=block, segments=segments, join=join, kept=patches)
+            tokens, patches = join * patches, kept(clusters, join, patches)
+            self.stages[block] = Stage(block=block, segments=segments, join=join, tokens=tokens, kept=patches)
+            sequences = segments
 
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Reduce the patch tokens of every segment to ``stage.kept``."""
@@ -103,4 +106,6 @@ def cluster_means(tokens_SMD: Tensor, assign_SM: Tensor, clusters: int) -> Tenso
     S, M, D = tokens_SMD.shape
     ordered = take(tokens_SMD, assign_SM.argsort(dim=1, stable=True)).reshape(S * M, D)
     lengths_SK = assign_SM.new_zeros(S, clusters).scatter_add_(1, assign_SM, torch.ones_like(assign_SM))
-    return torch.segment_reduce(ordered, "mean", lengths=lengths_SK.flatten(), axis=0).view(S, clusters, D)
+    # unsafe: lengths that count the tokens need no check, for which the host would wait.
+    means = torch.segment_reduce(ordered, "mean", lengths=lengths_SK.flatten(), axis=0, unsafe=True)
+    return means.view(S, clusters, D)

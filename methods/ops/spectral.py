@@ -67,7 +67,7 @@ def _embed(
     x: Tensor, k: int, metric: str, p: float, pre_norm: bool, exact: bool, sigma: float, neighbors: int | None
 ) -> Tensor:
     if x.device.type == "cpu":
-        require_finite(x.isfinite().all())
+        require_finite(x.isfinite())
     if pre_norm:
         x = F.normalize(x.double(), dim=-1).to(torch.promote_types(x.dtype, torch.float32))
     return _spectral_rows(_affinity(pairwise_distances(x, metric, p, exact), sigma, neighbors), k)

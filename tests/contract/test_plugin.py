@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
-import sys
-from collections.abc import Callable
-from importlib.metadata import EntryPoint
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from plugin import NAME, registered_plugin
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
@@ -20,8 +18,6 @@ from tvrbench.harness.models.tuning import TUNINGS
 from tvrbench.harness.profiling.counts.flops import checked_macs
 
 pytestmark = pytest.mark.contract
-DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
-NAME = "every_nth"
 
 
 def _contract_tests() -> list[Callable[..., None]]:
@@ -37,24 +33,9 @@ def _contract_tests() -> list[Callable[..., None]]:
 
 
 @pytest.fixture
-def _plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert code is not None
-    assert sum(1 for line in code.group(1).splitlines() if line) <= 30
-    (tmp_path / "my_package.py").write_text(code.group(1))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    entry = EntryPoint(name=NAME, value="my_package:EveryNth", group="tvrbench.methods")
-    installed = registry.entry_points
-
-    def with_plugin(**wanted: str) -> Any:
-        more = (entry,) if wanted.get("group") == "tvrbench.methods" else ()
-        return (*installed(**wanted), *more)
-
-    monkeypatch.setattr(registry, "entry_points", with_plugin)
-    registry._table.cache_clear()
-    yield
-    registry._table.cache_clear()
-    sys.modules.pop("my_package", None)
+def _plugin(tmp_path: Path) -> Iterator[None]:
+    with registered_plugin(tmp_path):
+        yield
 
 
 @pytest.mark.usefixtures("_plugin")

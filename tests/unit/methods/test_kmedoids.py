@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -116,25 +116,59 @@ def test_no_item_depends_on_its_batch(items: int, n: int, seed: int, lattice: bo
         assert torch.equal(alone[1][0], medoids[i])
 
 
-@pytest.mark.parametrize("lattice", [False, True])
-def test_rare_looks_at_the_device_change_nothing(lattice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = tokens(6, 90, 5, 3, lattice=lattice)
-    for k in (1, 2, 9, 40, 90):
-        often = k_medoids(x, k)
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, Tensor]]:
+    """k_medoids on the way that it takes on a GPU, where the host asks nothing."""
+
+    def cluster(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(kmedoids, "LOOK_CPU", kmedoids.LOOK_GPU)
-            seldom = k_medoids(x, k)
-        assert torch.equal(often[0], seldom[0])
-        assert torch.equal(often[1], seldom[1])
+            patch.setattr(kmedoids, "_iterate", lambda *given, leave: iterate(*given, leave=False))
+            patch.setattr(kmedoids, "require_finite", lambda finite: None)
+            return k_medoids(*args, **options)
+
+    iterate = kmedoids._iterate
+    return cluster
 
 
-def test_nan_stays_within_bounds_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A GPU learns of NaN only when it looks, and an id out of bounds would bring the process down before that.
-    monkeypatch.setattr(kmedoids, "LOOK_CPU", kmedoids.LOOK_GPU)
-    distance = torch.full((2, 12, 12), torch.nan)
-    medoids = kmedoids._iterate(distance, None, torch.arange(3).expand(2, -1), 20, torch.tensor(False))
-    assert medoids.min() >= 0
-    assert medoids.max() < 12
+@pytest.mark.parametrize("options", [*KINDS, {"exact": False}, {"iterations": 3}, {"iterations": 0}])
+@pytest.mark.parametrize("lattice", [False, True])
+def test_a_gpu_that_asks_nothing_finds_the_same(
+    lattice: bool, options: dict[str, Any], as_on_a_gpu: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    x = tokens(6, 90, 5, 3, lattice=lattice)
+    x = torch.cat([x, x * 1e-8])  # items that stop because their medoids hardly move
+    for k in (1, 2, 9, 40, 90):
+        for left, masked in zip(k_medoids(x, k, **options), as_on_a_gpu(x, k, **options), strict=True):
+            assert torch.equal(left, masked)
+
+
+@pytest.mark.parametrize(("n", "k", "width", "items"), [(147, 49, 64, 128), (588, 160, 64, 8), (147, 49, 4, 64)])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_bound_on_updates_is_above_what_segments_take(
+    n: int, k: int, width: int, items: int, copies: int, as_on_a_gpu: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    """ViT-B's segments, of noise and of three frames that differ a little: a hundred updates change nothing."""
+    x = tokens(items, n // copies, width, 12).repeat(1, copies, 1)
+    x = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(13))
+    for bounded, free in zip(as_on_a_gpu(x, k), k_medoids(x, k, iterations=100), strict=True):
+        assert torch.equal(bounded, free)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("options", [*KINDS, {"exact": False}])
+def test_on_a_gpu_a_token_that_is_no_number_stays(
+    bad: float, options: dict[str, Any], as_on_a_gpu: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    """Nobody looks there, so it must neither vanish nor lead to an id out of bounds, nor touch another item."""
+    x = tokens(3, 40, 6, 4)
+    assign, medoids = k_medoids(x, 7, **options)
+    x[1, 23, 2] = bad
+    x[1, 31] = bad
+    bad_assign, bad_medoids = as_on_a_gpu(x, 7, **options)
+    assert 23 in bad_medoids[1]
+    for found, ids, most in ((bad_assign, assign, 7), (bad_medoids, medoids, 40)):
+        assert torch.equal(found[::2], ids[::2])
+        assert 0 <= found.min() <= found.max() < most
 
 
 def test_an_empty_batch() -> None:
@@ -182,9 +216,7 @@ def test_rounding_does_not_choose_the_start() -> None:
     assert k_medoids(x, 1, pre_norm=True, iterations=0)[1].squeeze(1).tolist() == longest.tolist()
 
 
-@pytest.mark.parametrize("look", [kmedoids.LOOK_CPU, kmedoids.LOOK_GPU])
-def test_an_item_stops_once_its_medoids_hardly_move(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmedoids, "LOOK_CPU", look)
+def test_an_item_stops_once_its_medoids_hardly_move() -> None:
     x = tokens(1, 80, 4, 3)
     once, settled = k_medoids(x, 6, iterations=1)[1], k_medoids(x, 6)[1]
     assert not torch.equal(once, settled)
@@ -287,7 +319,7 @@ def test_an_iteration_loops_over_no_clusters_and_stays_within_a_distance_matrix(
     for k in (2, 50):
         start = torch.arange(k).expand(B, -1)
         with operators() as seen:
-            kmedoids._centers(distance, None, kmedoids._assign(distance, start), k)
+            kmedoids._centers(distance, None, kmedoids._to_medoids(distance, start).argmin(dim=1), k)
         calls.append(seen.calls)
         assert seen.largest <= B * n * n
     assert calls[0] == calls[1]

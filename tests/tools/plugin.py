@@ -1,0 +1,41 @@
+"""The method of docs/adding-a-method.md as a plug-in package would bring it: registered by entry point."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvrbench.harness.core import registry
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+NAME = "every_nth"
+
+
+@contextmanager
+def registered_plugin(folder: Path) -> Iterator[None]:
+    """Write the documented method to a module in ``folder`` and register it for the block."""
+    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert code is not None
+    assert sum(1 for line in code.group(1).splitlines() if line) <= 30
+    (folder / "my_package.py").write_text(code.group(1))
+    entry = EntryPoint(name=NAME, value="my_package:EveryNth", group="tvrbench.methods")
+    installed = registry.entry_points
+
+    def with_plugin(**wanted: str) -> Any:
+        more = (entry,) if wanted.get("group") == "tvrbench.methods" else ()
+        return (*installed(**wanted), *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setattr(registry, "entry_points", with_plugin)
+        registry._table.cache_clear()
+        yield
+    registry._table.cache_clear()
+    sys.modules.pop("my_package", None)
