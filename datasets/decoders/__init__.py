@@ -15,7 +15,9 @@ from tvrbench.harness.core.errors import UsageError
 
 T = TypeVar("T")
 Pick = Callable[[int, float], Sequence[int]]  # (number of frames, frames per second) -> frame numbers
-DECODERS: Mapping[str, str] = MappingProxyType({name: f"{__name__}.{name}" for name in ("pyav", "torchcodec")})
+DECODERS: Mapping[str, str] = MappingProxyType(
+    {name: f"{__name__}.{name.replace('-', '_')}" for name in ("pyav", "torchcodec", "torchcodec-cuda")}
+)
 
 
 class Decoder(Protocol):

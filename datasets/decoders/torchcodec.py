@@ -20,8 +20,10 @@ from tvrbench.datasets.orientation import UPRIGHT
 from tvrbench.harness.core.errors import UsageError
 
 
-def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
-    """See `tvrbench.datasets.decoders.Decoder.read`."""
+def read(
+    path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T], *, device: str = "cpu"
+) -> tuple[list[int], list[T]]:
+    """See `tvrbench.datasets.decoders.Decoder.read`; ``device`` decodes."""
     _package()
     first = next(decode(path), None)
     if first is not None and first.orientation != UPRIGHT:  # versions differ in what they do with it
@@ -33,7 +35,12 @@ def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) ->
     unique = sorted(set(numbers))
     try:
         decoder = import_module("torchcodec.decoders").VideoDecoder(
-            str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+            str(path),
+            stream_index=index.stream,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            device=device,
+            seek_mode="exact",
         )
         counted = len(decoder)
         batch = decoder.get_frames_at(unique) if counted == n_frames else None
@@ -46,7 +53,7 @@ def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) ->
         off = np.abs(batch.pts_seconds.numpy() - stated).max()
         if off > 0.5 / index.fps:
             raise _fault(path, f"its frame times are off by {off:.2f} s")
-    pixels = batch.data.numpy()
+    pixels = batch.data.cpu().numpy()
     check_aspect(pixels.shape[2], pixels.shape[1], path)
     results = {number: use(rgb) for number, rgb in zip(unique, pixels, strict=True)}
     return numbers, [results[i] for i in numbers]

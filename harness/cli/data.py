@@ -6,7 +6,7 @@ Heavy modules are imported where they are used, so that ``--help`` does not wait
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,13 +74,15 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoders(OnFrames):
-    """Compare frame numbers, pixels and speed of PyAV and torchcodec.
+    """Compare frame numbers, pixels and speed of PyAV and another decoder.
 
     Attributes:
         limit: Number of existing videos to decode.
+        decoder: What is compared with PyAV: torchcodec or torchcodec-cuda.
     """
 
     limit: int = 50
+    decoder: str = "torchcodec"
 
     def run(self) -> None:
         """Print the comparison."""
@@ -93,10 +95,10 @@ class Decoders(OnFrames):
         if not isinstance(dataset, VideoFiles):
             message = f"the videos of data set {self.dataset} are not files, so they need no decoder"
             raise UsageError(message, code="dataset.no-files", dataset=self.dataset)
-        dataset.pixel_versions(spec)
+        dataset.pixel_versions(replace(spec, decoder=self.decoder))
         existing = [v for v in self.video_ids(dataset) if _exists(dataset, v)][: self.limit]
         with progress_bar(f"decoding {len(existing)} videos of {self.dataset} twice") as bar:
-            result = compare_decoders(dataset, spec, existing, progress=bar.reach)
+            result = compare_decoders(dataset, spec, existing, other=self.decoder, progress=bar.reach)
         if self.as_json:
             print_json(asdict(result))
             return
@@ -117,7 +119,7 @@ class Cache(OnFrames):
 
     Attributes:
         native: Cache frames at native resolution, for augmentations that need it.
-        decoder: pyav or torchcodec; by default TVRBENCH_DECODER, or pyav.
+        decoder: pyav, torchcodec or torchcodec-cuda; by default TVRBENCH_DECODER, or pyav.
     """
 
     native: bool = False

@@ -25,7 +25,7 @@ class Verify(OnFrames):
     Where test videos are missing, it also says how far that moves R@1, by a run that has been scored on the split.
 
     Attributes:
-        decoder: pyav or torchcodec; by default TVRBENCH_DECODER, or pyav.
+        decoder: pyav, torchcodec or torchcodec-cuda; by default TVRBENCH_DECODER, or pyav.
         missing_list: Write the ids of missing videos to this file, one per line.
         force: Replace an existing file of --missing-list.
         report: JSON file for the facts of each video, for tvrbench data compare.

@@ -38,7 +38,7 @@ class Embed:
         assignments: A method option, for example --set r=2; may be repeated.
         frames: Frames per video; by default the checkpoint's, or 12.
         sampler: Frame sampler: tempme, clip4clip or centerclip.
-        decoder: pyav or torchcodec; by default TVRBENCH_DECODER, or pyav.
+        decoder: pyav, torchcodec or torchcodec-cuda; by default TVRBENCH_DECODER, or pyav.
         precision: Of the stored features; float16 takes half the space.
         index: Folder for the index, if not .tvrbench in the folder of videos.
         batch: Videos encoded at a time.

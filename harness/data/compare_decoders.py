@@ -40,20 +40,26 @@ class DecoderComparison:
 
 
 def compare_decoders(
-    dataset: VideoFiles, spec: FrameSpec, video_ids: Sequence[str], *, progress: Progress | None = None
+    dataset: VideoFiles,
+    spec: FrameSpec,
+    video_ids: Sequence[str],
+    *,
+    other: str = "torchcodec",
+    progress: Progress | None = None,
 ) -> DecoderComparison:
-    """Decode each video with PyAV and torchcodec in one thread; the first one alternates.
+    """Decode each video with PyAV and another decoder in one thread; the first one alternates.
 
     Args:
         dataset: the data set.
         spec: the frames; its decoder is ignored.
         video_ids: the videos.
+        other: the decoder that is compared with PyAV.
         progress: called with (done, all) after each video.
 
     Raises:
-        UsageError: torchcodec is absent, an unknown sampler, or no video that both decode.
+        UsageError: the other decoder is unknown or absent, an unknown sampler, or no video that both decode.
     """
-    decoders = ("pyav", "torchcodec")
+    decoders = ("pyav", other)
     specs = {name: replace(spec, decoder=name) for name in decoders}
     versions = {name: dict(dataset.pixel_versions(specs[name])) for name in decoders}
     seconds = dict.fromkeys(decoders, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,11 +17,10 @@ from torch import Tensor
 from tvrbench.harness.core.errors import UsageError
 
 IN_FLIGHT = 2  # batches that the GPU has been given and has not finished; bounds the memory of those still waiting
-Batch = tuple[Tensor, ...]
-Batches = Generator[Batch, None, None]
+Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 
-def prefetch(batches: Batches, device: torch.device) -> Batches:
+def prefetch(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
     """Yield the same batches on a CUDA device; the copy of the next one begins before a batch is handed out.
 
     The host waits in one place alone: while the GPU still has ``IN_FLIGHT`` batches to compute on.
@@ -32,7 +32,7 @@ def prefetch(batches: Batches, device: torch.device) -> Batches:
     Raises:
         UsageError: of ``batches``, in place of the batch that it belongs to.
     """
-    copies = torch.cuda.Stream(device)
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     used = deque[torch.cuda.Event]()
 
     def start(batch: Batch | None) -> tuple[Batch, torch.cuda.Event] | None:
@@ -42,7 +42,7 @@ def prefetch(batches: Batches, device: torch.device) -> Batches:
             used.popleft().synchronize()
         with torch.cuda.stream(copies):
             moved = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-            return moved, _event(copies)
+            return cast(Batch, moved), _event(copies)
 
     with closing(batches):
         ahead = start(next(batches, None))
@@ -86,6 +86,6 @@ def wait_for(device: torch.device) -> None:
 
 def _event(stream: torch.cuda.Stream) -> torch.cuda.Event:
     """An event at this place of a stream; waiting for it leaves the core to the threads that decode."""
-    event = torch.cuda.Event(blocking=True)
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event

@@ -119,7 +119,8 @@ class FrameSpec:
         size: side of the square crop in pixels; 0 (``NATIVE``) in a cache of uncropped frames.
         augment: ``none``, or the name of a training augmentation, applied to native-resolution frames, or to the crops
             if the name ends in ``-resized``.
-        decoder: ``pyav`` or ``torchcodec``; by default the value of the environment variable ``TVRBENCH_DECODER``.
+        decoder: ``pyav``, ``torchcodec`` or ``torchcodec-cuda``; by default the value of the environment variable
+            ``TVRBENCH_DECODER``.
     """
 
     sampler: str = "tempme"

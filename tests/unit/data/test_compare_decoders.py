@@ -142,3 +142,39 @@ def test_an_absent_torchcodec(run: Callable[..., tuple[int, str, str]], monkeypa
     assert (code, "torchcodec" in err) == (2, True)
     code, _, err = run("--limit", "0")
     assert (code, "--limit 0" in err) == (2, True)
+
+
+def test_a_gpu_decodes_for_torchcodec_cuda(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def decoder(path: str, **options: Any) -> Decoder:
+        asked.append(options["device"])
+        return Decoder(path)
+
+    fake = SimpleNamespace(__version__="0", VideoDecoder=decoder)
+    monkeypatch.setattr(torchcodec, "import_module", lambda name: fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    found = compare_decoders(Folder(root), SPEC, IDS, other="torchcodec-cuda")
+    assert (found.decoders, found.same_pixels) == (("pyav", "torchcodec-cuda"), 3)
+    assert found.versions["torchcodec-cuda"]["gpu"] == "a GPU"
+    assert set(asked) == {"cuda"}
+    compare_decoders(Folder(root), SPEC, IDS)
+    assert set(asked) == {"cuda", "cpu"}
+
+
+def test_a_gpu_that_is_missing_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with raises("decoder.unavailable", decoder="torchcodec-cuda"):
+        compare_decoders(Folder(root), SPEC, IDS, other="torchcodec-cuda")
+
+
+def test_a_video_that_the_engine_does_not_take_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoder(path: str, **_: Any) -> Decoder:
+        raise RuntimeError("Failed to create the CUDA decoder\nmore")
+
+    fake = SimpleNamespace(__version__="0", VideoDecoder=decoder)
+    monkeypatch.setattr(torchcodec, "import_module", lambda name: fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with raises("video.unreadable"):
+        Folder(root).frames(IDS[0], FrameSpec(frames=4, size=32, decoder="torchcodec-cuda"))
