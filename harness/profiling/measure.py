@@ -73,10 +73,9 @@ def try_measure(job: Job) -> list[Measurement]:
 
 
 def brief_reason(error: CheckFailed) -> str:
-    """The first line of an error and its cause, or else its last line, in one, without folders of this machine."""
+    """The first and the last line of an error in one line, without folders of this machine."""
     first, *rest = str(error).splitlines()
-    last = error.fields.get("cause") or (rest[-1].strip() if rest else None)
-    return without_folders(f"{first} {last}" if last else first)
+    return without_folders(f"{first} {rest[-1].strip()}" if rest else first)
 
 
 def record_costs(
