@@ -24,6 +24,24 @@ Make = Callable[..., RetrievalModel]
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_batch_chooses_for_each_video_as_for_it_alone(
+    name: str, tiny_model: Make, tiny_batch: dict[str, Any]
+) -> None:
+    model, (frames, mask) = tiny_model(name), (tiny_batch["frames"], tiny_batch["mask"])
+    batch, alone = Recorder(), [Recorder() for _ in frames]
+    with torch.no_grad():
+        with watched(model.reducer, batch):
+            model.encode_video(frames, mask)
+        for i, recorder in enumerate(alone):
+            with watched(model.reducer, recorder):
+                model.encode_video(frames[i : i + 1], mask[i : i + 1])
+    for i, recorder in enumerate(alone):
+        assert agreement(of_video(batch.made, i, len(frames)), recorder.made) in (None, 1.0)
+        if any((made.representative != torch.arange(made.representative.shape[1])).any() for made in recorder.made):
+            assert (agreement(of_video(batch.made, i - 1, len(frames)), recorder.made) or 0) < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_autocast(
     name: str, tiny_model: Make, tiny_batch: dict[str, Any], record_property: Callable[[str, object], None]
 ) -> None:
@@ -45,24 +63,6 @@ def test_bfloat16_autocast(
     record_property("bfloat16_decisions_that_agree", agreement(exact.made, free.made))
     assert error <= 2e-2
     assert cosine >= 0.99
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_batch_chooses_for_each_video_as_for_it_alone(
-    name: str, tiny_model: Make, tiny_batch: dict[str, Any]
-) -> None:
-    model, (frames, mask) = tiny_model(name), (tiny_batch["frames"], tiny_batch["mask"])
-    batch, alone = Recorder(), [Recorder() for _ in frames]
-    with torch.no_grad():
-        with watched(model.reducer, batch):
-            model.encode_video(frames, mask)
-        for i, recorder in enumerate(alone):
-            with watched(model.reducer, recorder):
-                model.encode_video(frames[i : i + 1], mask[i : i + 1])
-    for i, recorder in enumerate(alone):
-        assert agreement(of_video(batch.made, i, len(frames)), recorder.made) in (None, 1.0)
-        if any((made.representative != torch.arange(made.representative.shape[1])).any() for made in recorder.made):
-            assert (agreement(of_video(batch.made, i - 1, len(frames)), recorder.made) or 0) < 1
 
 
 def test_a_reducer_between_two_blocks_is_one_graph(tiny_batch: dict[str, Any], tmp_path: Path) -> None:
