@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,45 +59,6 @@ class Replay:
         return self._left.pop()
 
 
-class ReplayFirst:
-    """For the first videos of a batch carries out what was recorded of each of them alone; the others choose.
-
-    Args:
-        alone: the decisions of each of those videos.
-
-    Attributes:
-        recorded, own: the decisions carried out for those videos, and those that they would have taken.
-
-    Raises:
-        CheckFailed: more decisions are taken than were recorded.
-    """
-
-    def __init__(self, alone: Sequence[Sequence[Decision]]) -> None:
-        self._replay = Replay([_joined(of_videos) for of_videos in zip(*alone, strict=True)])
-        self.recorded: list[Decision] = []
-        self.own: list[Decision] = []
-
-    def __call__(self, decision: D) -> Any:
-        recorded = self._replay(decision)
-        count = len(recorded.representative)
-        self.recorded.append(recorded)
-        self.own.append(_rebuilt(decision, lambda values: values[0][:count], decision))
-        return _joined((recorded, _rebuilt(decision, lambda values: values[0][count:], decision)))
-
-
-def _joined(decisions: Sequence[Decision]) -> Any:
-    """Decisions for some sequences each as one for all of them."""
-    return _rebuilt(decisions[0], torch.cat, *decisions)
-
-
-def _rebuilt(like: Any, change: Callable[[list[Tensor]], Tensor], *decisions: Any) -> Any:
-    """A dataclass or named tuple like this one, its tensors [S, ...] made of those in the same places of others."""
-    names = [each.name for each in fields(like) if each.init] if is_dataclass(like) else like._fields
-    values = {name: [getattr(decision, name) for decision in decisions] for name in names}
-    changed = {name: change(v) if isinstance(v[0], Tensor) else v[0] for name, v in values.items()}
-    return type(like)(**changed)
-
-
 class Margins:
     """Keeps the margins of decisions: the score of the last merged pair minus that of the first unmerged one.
 
@@ -127,6 +87,18 @@ class Margins:
             "median": middle,
             "share_below_1e-3": float((margins < 1e-3).double().mean()),
         }
+
+
+class OneVideo(NamedTuple):
+    """What a decision for a batch says of one of its videos."""
+
+    representative: Tensor
+
+
+def of_video(made: Sequence[Decision], video: int, videos: int) -> list[OneVideo]:
+    """The part of decisions for a batch of ``videos`` that concerns one of them: neighboring sequences."""
+    tables = [decision.representative for decision in made]
+    return [OneVideo(table.view(videos, -1, table.shape[1])[video]) for table in tables]
 
 
 def agreement(one: Sequence[Decision], other: Sequence[Decision]) -> float | None:

@@ -74,13 +74,12 @@ def try_measure(job: Job) -> list[Measurement]:
 
 
 def brief_reason(error: CheckFailed) -> str:
-    """The first line of an error and its cause, or else its last line, in one, without folders of this machine.
+    """The first and the last line of an error in one line, without folders of this machine.
 
     Where memory ran out, the remedy follows.
     """
     first, *rest = str(error).splitlines()
-    last = error.fields.get("cause") or (rest[-1].strip() if rest else None)
-    reason = f"{first} {last}" if last else first
+    reason = f"{first} {rest[-1].strip()}" if rest else first
     return without_folders(reason + ("; a smaller batch needs less memory" if names_out_of_memory(reason) else ""))
 
 

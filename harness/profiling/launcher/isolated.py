@@ -108,7 +108,9 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
                     cause = answer.cause
             process.join(_EXIT_S)
             lines = log.read().decode("utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:]
-            message = f"{title} ended with code {process.exitcode}:\n" + "\n".join(lines)
+            # The cause comes last, also where more was printed after the traceback.
+            shown = lines if cause is None or cause in lines[-1:] else [*lines, cause]
+            message = f"{title} ended with code {process.exitcode}:\n" + "\n".join(shown)
             raise CheckFailed(message, code="measurement.died", exit_code=process.exitcode, stderr=lines, cause=cause)
         finally:
             process.kill()

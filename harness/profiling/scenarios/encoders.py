@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.cuda_graphs import Encode, GraphedEncoder
-from tvrbench.harness.models.decisions import Recorder, ReplayFirst, agreement, watched
+from tvrbench.harness.models.decisions import Recorder, agreement, of_video, watched
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES, prepare_to_encode
@@ -32,8 +32,8 @@ class Encoders(NamedTuple):
 # Relative distance ||a - b|| / ||b|| of a feature from its float32 reference: what rounding may do.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 # The last bits (another kernel, batch size or precision) decide between merges that are nearly tied, and one that falls
-# the other way moves a feature by more than rounding: up to a cosine of 0.99 the encoder may repeat the reference's.
-OWN_CHOICES_TOLERANCE = 0.14
+# the other way moves a feature by more than rounding. This is a cosine of 0.99.
+OTHER_CHOICES_TOLERANCE = 0.14
 CHECKED = 2  # items of a batch that are compared with the reference
 
 
@@ -66,22 +66,23 @@ def job_model(job: Job, device: torch.device, choice: MethodChoice | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCheck:
-    """The largest relative error of the features, and its limit.
+    """The largest relative error of features, and its limit.
 
     Attributes:
-        choices: empty, or where the error is that of the reference's choices: ``own_choices_error``, the error where
-            the encoder makes its own, and ``choices_agreeing``, the share of merging tokens it sends the same way.
+        agreement: the lowest share of merging tokens that a checked video sends the same way as its reference; None
+            where it was not looked at, because no choice has to explain the error.
     """
 
     error: float
     tolerance: float
-    choices: Mapping[str, float | None] = field(default_factory=dict)
+    agreement: float | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
         """Conditions of every measurement that these features belong to; ``invalid`` says why they are wrong."""
         error = self.error if math.isfinite(self.error) else "not finite"
-        conditions: dict[str, Any] = {"largest_relative_error": error, "tolerance": self.tolerance, **self.choices}
+        conditions: dict[str, Any] = {"largest_relative_error": error, "tolerance": self.tolerance}
+        conditions |= {} if self.agreement is None else {"choices_agreeing": self.agreement}
         if self.error <= self.tolerance:  # false for NaN
             return conditions
         fault = f"features differ from the float32 reference by {self.error:.2g} of their length, over {self.tolerance}"
@@ -113,8 +114,7 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
     The reference is eager and float32. It encodes each of the first items alone, so that it also shows a batch whose
     items influence each other. The timed encoders run here for the first time, on the whole batch: what compiles,
     compiles here, and what is recorded is recorded here. One item timed in eager float32 is its own reference and only
-    has to be finite. Where videos are over the tolerance, merges that are nearly tied may be why: the encoder then
-    repeats the choices of the reference. Call this without gradients.
+    has to be finite. Where videos are over the tolerance, ``_with_other_choices`` judges. Call this without gradients.
 
     In half precision the reference is the last that the model computes in float32: its weights are then cast in place
     (``prepare_to_encode``), so that neither casts nor two copies of the weights are measured.
@@ -131,15 +131,30 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
     timed = encoders(model, job.precision, job.compile, job.cuda_graphs)
     features = [encode(*batch)[: len(chosen)].float() for encode, batch in zip(timed, batches, strict=True)]
     errors = [relative_error(*pair) for pair in zip(features, features if alone else references, strict=True)]
-    check, (videos_error, captions_error) = FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision]), errors
-    if captions_error <= check.tolerance < videos_error <= OWN_CHOICES_TOLERANCE and chosen[0].made:
-        eager = encoders(model, job.precision, compiled=False)  # what is compiled takes no choices from outside
-        replay = ReplayFirst([recorder.made for recorder in chosen])
-        with watched(model.reducer, replay):
-            repeated = eager.video(inputs.frames, inputs.mask)[: len(chosen)].float()
-        choices = {"own_choices_error": check.error, "choices_agreeing": agreement(replay.recorded, replay.own)}
-        check = replace(check, error=relative_error(repeated, references[0]), choices=choices)
+    videos_error, captions_error = errors
+    check = FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision])
+    if captions_error <= check.tolerance < videos_error <= OTHER_CHOICES_TOLERANCE and chosen[0].made:
+        check = _with_other_choices(model, job, inputs, references[0], chosen, check)
     return timed, check
+
+
+def _with_other_choices(
+    model: RetrievalModel, job: Job, inputs: Inputs, reference: Tensor, chosen: Sequence[Recorder], check: FeatureCheck
+) -> FeatureCheck:
+    """The check of a method that merges or clusters, where choices that differ from the reference's may explain it.
+
+    Videos that choose as their reference does stay under the first tolerance. The choices are seen, and that is judged,
+    on another run of the encoder, uncompiled: compiled code and CUDA graphs show nobody theirs.
+    """
+    recorder, videos = Recorder(), len(inputs.frames)
+    with watched(model.reducer, recorder):
+        features = encoders(model, job.precision, compiled=False).video(inputs.frames, inputs.mask).float()
+    shares = [agreement(alone.made, of_video(recorder.made, i, videos)) for i, alone in enumerate(chosen)]
+    alike = [i for i, share in enumerate(shares) if share in (None, 1.0)]
+    lowest = min((share for share in shares if share is not None), default=1.0)
+    if alike and not (error := relative_error(features[alike], reference[alike])) <= check.tolerance:
+        return replace(check, error=error, agreement=lowest)
+    return replace(check, tolerance=OTHER_CHOICES_TOLERANCE, agreement=lowest)
 
 
 def _each_alone(
