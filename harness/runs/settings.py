@@ -39,7 +39,8 @@ class ExecutionSettings:
         reports: Folder of the reports.
         skip_bad_videos: Run without the videos that cannot be decoded; records list them.
         save_interval_min: Minutes between two saves of the training state; the end of every epoch is saved too.
-        micro_batch_size: Micro-batch size for gradient caching (default: full batch). Gradients stay exact.
+        micro_batch_size: Micro-batch size for gradient caching (default: full batch, or on a GPU what fits its free
+            memory). Gradients stay exact.
         memory_limit: Memory that training may use on the device, for example 8GB: trials find the largest micro-batch
             under it.
         tensorboard: Write TensorBoard events beside the log.

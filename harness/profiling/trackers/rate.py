@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.precision import DTYPES
@@ -36,15 +37,28 @@ def measure_training_rate(arch: Architecture, frames: int, device: torch.device,
 
     Widths, heads, tokens per frame and words per caption are those of the architecture, with one caption to ``frames``
     frames; the blocks are trained, the stem is not. The median of a few calls after a warm-up: about 1 s on a CPU.
+    Where a GPU's memory runs out, half as many frames are tried.
     """
     short = replace(arch, vision_layers=BLOCKS, text_layers=BLOCKS, vocab_size=min(WORDS, arch.vocab_size))
     wanted = _SOFTWARE_MACS if device.type == "cpu" and precision != "float32" else _CALL_MACS[device.type]
     shown = max(1, round(wanted / _macs(short, 1, frames) * frames))  # a CPU may get less than a video
+    while True:
+        try:
+            return _rate(short, shown, frames, device, precision)
+        except (RuntimeError, MemoryError) as error:
+            if shown == 1 or not is_out_of_memory(error):
+                raise
+        shown //= 2
+        release_memory()
+
+
+def _rate(arch: Architecture, shown: int, frames: int, device: torch.device, precision: Precision) -> float:
+    """Multiply-adds per second with this many frames in a call."""
     captions = max(1, round(shown / frames))
-    model, inputs = _probe(short, captions, shown, device)
+    model, inputs = _probe(arch, captions, shown, device)
     with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "float32"):
         seconds = time_calls(lambda: _step(model, inputs), device, _TIMING[device.type])
-    return _macs(short, captions, shown) / median(seconds)
+    return _macs(arch, captions, shown) / median(seconds)
 
 
 def _probe(arch: Architecture, captions: int, frames: int, device: torch.device) -> tuple[CLIP, Inputs]:
