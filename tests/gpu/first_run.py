@@ -64,7 +64,7 @@ def steps(out: Path, device: str, tiny: bool) -> dict[str, Step]:
         "bench": Step(240, [*TVRBENCH, "bench", *several[:2], *bench, *folders("bench")]),
         "compiled": Step(420, [*TVRBENCH, "bench", *several, "--compile", *bench, *folders("compiled")]),
         "energy": Step(90, [*pytest, "-k", "energy"]),
-        "nccl": Step(120, [*one, *run, "--methods", "zero_shot", "--no-timing", *folders("run-of-one")]),
+        "nccl": Step(180, [*one, *run, "--methods", "zero_shot", "--no-timing", *folders("run-of-one")]),
     }
 
 

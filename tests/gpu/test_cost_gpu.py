@@ -73,7 +73,7 @@ def test_worker_round_trip(tiny_weights: Path) -> None:
         assert {"peak_memory_nvml", "peak_memory_allocated", "peak_memory_reserved"} <= set(found)
         for name, measurement in found.items():
             if measurement.value is None:
-                assert name == "peak_memory_nvml"
+                assert name in ("peak_memory_nvml", "gpu_clock")  # NVML may not give them
                 assert measurement.conditions["reason"]
             else:
                 assert measurement.value > 0
