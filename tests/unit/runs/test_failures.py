@@ -78,7 +78,9 @@ def _out_of_python_memory() -> None:
     raise MemoryError
 
 
-@pytest.mark.parametrize("fault", [_out_of_gpu_memory, _out_of_library_memory, _out_of_cpu_memory, _out_of_python_memory])
+@pytest.mark.parametrize(
+    "fault", [_out_of_gpu_memory, _out_of_library_memory, _out_of_cpu_memory, _out_of_python_memory]
+)
 def test_out_of_memory_names_the_options_that_help(
     fault: Callable[[], None], context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
