@@ -36,7 +36,7 @@ def release_memory() -> None:
     collector finds it. On a CPU only the second is done.
     """
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 

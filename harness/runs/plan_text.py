@@ -16,8 +16,8 @@ from tvrbench.harness.runs.plan_feeding import feeding_line
 from tvrbench.harness.runs.plan_memory import MemoryPlan
 
 HEADERS_OF_MEMORY = (
-    *("step of", "pairs", "precision", "weights", "gradients", "optimizer", "activations", "per pair MiB"),
-    *("GiB in all", "micro-batch"),
+    *("step of", "pairs", "precision", "weights GiB", "gradients GiB", "optimizer GiB", "activations GiB"),
+    *("MiB per pair", "micro-batch"),
 )
 HEADERS = ("method", "tuning", "runs", "steps", "search", "GMACs/pair", "memory GiB", "disk GiB", "device-hours")
 GMACS = "GMACs/pair: 10^9 multiply-adds of a training step for one video with its caption; untrained: of encoding them"
@@ -168,7 +168,6 @@ def _memory_cells(method: str, memory: MemoryPlan) -> list[Any]:
         memory.precision,
         *(f"{size / 1024:.1f}" for size in sizes),
         f"{memory.per_pair_mib:.0f}",
-        f"{memory.total_mib / 1024:.1f}",
         memory.micro_batch if memory.fits else f"does not fit {memory.limit_mib / 1024:.1f} GiB",
     ]
 

@@ -166,8 +166,8 @@ def _encode(writer: IndexWriter, encoder: Encoder, reads: Sequence[_Read]) -> It
     """Encode and add a batch; yield those whose features cannot be ranked, with the reason."""
     try:
         features = encoder.encode_clips([read.clip for read in reads if read.clip is not None])
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as failure:
+        if not is_out_of_memory(failure):
             raise
         message = f"{len(reads)} videos at a time do not fit into the memory of the device; give a smaller --batch"
         raise UsageError(message, code="embed.memory", batch=len(reads)) from None

@@ -40,7 +40,7 @@ class _Adam(Optimizer):
             for parameters in by_dtype(p for p in group["params"] if p.grad is not None):
                 states = [self._advance(p) for p in parameters]
                 means, squares = [state["m"] for state in states], [state["v"] for state in states]
-                gradients = [p.grad for p in parameters]
+                gradients = [p.grad for p in parameters if p.grad is not None]
                 _multiply(means, b1)
                 torch._foreach_add_(means, gradients, alpha=1 - b1)
                 _multiply(squares, b2)
@@ -50,7 +50,7 @@ class _Adam(Optimizer):
 
     def _advance(self, p: Tensor) -> dict[str, Any]:
         """The state of a parameter, one step on."""
-        state = self.state[p]
+        state: dict[str, Any] = self.state[p]
         if not state:
             state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
         state["step"] += 1

@@ -141,7 +141,7 @@ def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     return leaf.to(dtype) if casts else leaf
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts bytes of memory from the operator that makes it until its last tensor is gone.
 
     Attributes:
@@ -149,7 +149,7 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self, ignored: Iterable[Tensor], held: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = {_key(tensor): weakref.ref(tensor.untyped_storage()) for tensor in ignored}
         self._now = self.peak = 0
         for tensor in held:
@@ -178,7 +178,7 @@ class _Alive(TorchDispatchMode):
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _inputs(model: RetrievalModel, pairs: int) -> Sequence[Tensor]:

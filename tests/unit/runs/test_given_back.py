@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import record_of, run_in, tiny_context
+from tiny_run import record_of, run_in, stop_run, tiny_context
 
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.provenance import environment
@@ -118,3 +118,20 @@ def test_a_gpu_chooses_the_micro_batch_unless_told(
     assert training["chunk"] == (2 if tried or settings else None)
     assert training.get("memory_limit", {}).get("limit_mib") == (100.0 if tried else None)
     assert watched.alive == [0] * (len(tried) + 1)
+
+
+def test_a_resumed_run_keeps_its_micro_batch_however_much_is_free_by_then(
+    watched: Watched, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [2, 1]
+
+    def choose(*_: Any) -> dict[str, Any]:
+        return {"size": sizes.pop(0), "record": {"limit_mib": 100.0 * sizes[0], "peaks_mib": {}}}
+
+    monkeypatch.setattr(runner, "choose_micro_batch", choose)
+    monkeypatch.setattr(runner, "environment", lambda device: environment("cpu"))
+    context, config = tiny_context(small_weights, steps=3), replace(CONFIG, device="cuda", timing=False)
+    stop_run(tmp_path, context, config, 1)
+    run_in(tmp_path, context, config, resume=True)
+    assert sizes == [1]
+    assert record_of(tmp_path)["metrics"]["training"]["chunk"] == 2

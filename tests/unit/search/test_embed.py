@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from errors import raises
 from search_folder import SETTINGS, copy_clips, counts, embed, make_encoder, opened, row_of
 
@@ -298,3 +299,17 @@ def test_the_newest_of_several_indexes_is_found(demo: Path, encoder: Encoder, tm
     for index, wanted in ((first, encoder), (second, merging), (first, encoder)):
         embed(tmp_path, wanted)  # nothing to do
         assert find_index(tmp_path, None) == index
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("x"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), MemoryError()],
+)
+def test_a_batch_that_does_not_fit_names_the_option(error: Exception) -> None:
+    class Full:
+        def encode_clips(self, clips: object) -> object:
+            raise error
+
+    nothing: Any = None
+    with raises("embed.memory", batch=0):
+        list(embed_module._encode(nothing, Full(), []))  # type: ignore[arg-type]
