@@ -71,9 +71,11 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", workers, "--dist", "worksteal", *(session.posargs or ("-m", "not slow")))
 
 
-# Commands, messages, decoding, weights, the frame cache and one training: what new or old versions break first.
+# Commands, messages, decoding, weights, the frame cache, one training, half precision and graphs of torch.compile: what
+# new or old versions break first.
 BOUNDS_TESTS = (
     "tests/cli/test_cli.py",
+    "tests/contract/test_precision.py",
     "tests/unit/core/test_packaging.py",
     "tests/unit/data/test_cache.py",
     "tests/unit/datasets/test_containers.py",

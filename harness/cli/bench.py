@@ -145,7 +145,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     if settings.as_json:
         print_json({"protocol": protocol, "rows": rows})
     for name, table in ({} if settings.as_json else tables).items():
-        compiled = ", compiled" if plan.compile else ""
+        compiled = ", compiled" * plan.compile + ", CUDA graphs" * plan.cuda_graphs
         print(f"\n{name}, {plan.frames} frames, {plan.device}, {plan.precision}{compiled}, over {plan.baseline.label}")
         print_costs(table)
     say(f"records: {store.folder(NAME)}")

@@ -22,6 +22,7 @@ from tvrbench.harness.models.tokens import TokenReducer
 from tvrbench.harness.models.tuning import apply_tuning
 
 
+@torch.inference_mode(mode=False)
 def load_model(
     method: str,
     *,
@@ -34,7 +35,7 @@ def load_model(
     seed: int = 0,
     **options: Any,
 ) -> RetrievalModel:
-    """Build a method on a backbone.
+    """Build a method on a backbone; inside inference mode too, whose own tensors could neither learn nor be watched.
 
     Args:
         method: a registered method or baseline (``tvrbench list methods``).

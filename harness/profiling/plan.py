@@ -67,6 +67,7 @@ class MeasurementSettings:
         precision: Precision of encoding: float32, or autocast to another. A training step takes another precision than
             float32 too, in place of its recipe's.
         compile: Encode through torch.compile.
+        cuda_graphs: Encode through CUDA graphs: all kernels of a call are launched as one, on a GPU only.
         repeats: Repeats of a speed-up; each runs both methods.
         dataset: Data set whose video files are decoded; by default the one that generates its own.
         data: Folder of that data set.
@@ -79,12 +80,16 @@ class MeasurementSettings:
     threads: int | None = None
     precision: Precision = "float32"
     compile: bool = False
+    cuda_graphs: bool = False
     repeats: int = 5
     dataset: str | None = None
     data: Path | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, frames=1, threads=1, repeats=1)
+        if self.cuda_graphs and self.device == "cpu":
+            message = "CUDA graphs need a GPU, and this is measured on a CPU: leave out --cuda-graphs"
+            raise UsageError(message, code="measurement.cuda-graphs", device=self.device)
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -157,8 +162,8 @@ class Job(MeasurementSettings):
         if self.scenario.endswith("comparison") != (self.baseline is not None):
             message = "a comparison needs a baseline, and no other measurement takes one"
             raise UsageError(message, code="measurement.baseline")
-        if self.compile and self.scenario.startswith("training"):
-            message = "a training step is measured as it is trained: leave out compilation"
+        if (self.compile or self.cuda_graphs) and self.scenario.startswith("training"):
+            message = "a training step is measured as it is trained: leave out compilation and CUDA graphs"
             raise UsageError(message, code="measurement.compile")
 
 
@@ -191,6 +196,7 @@ class Plan(MeasurementSettings):
         """
         names = ("device", "frames", "threads", "precision", "compile", "batches")
         how = {name: getattr(self, name) for name in names} | asdict(self.timing)
+        how |= {"cuda_graphs": True} if self.cuda_graphs else {}  # plans without it keep their hash
         return settings_hash(how | {"against": asdict(self.baseline), "rounds": self.repeats})
 
     def job(self, choice: MethodChoice, backbone: str | None, **changes: Any) -> Job:

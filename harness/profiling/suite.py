@@ -95,7 +95,7 @@ def _training(plan: Plan, model: RetrievalModel, job: Job, log: Log) -> list[Mea
     if not model.trainable():
         reason = f"tuning {options.tuning!r} leaves nothing to train"
         return [Measurement.missing("step_time", "ms", reason, what="training")]
-    job = replace(job, compile=False)
+    job = replace(job, compile=False, cuda_graphs=False)
     costs: list[Measurement] = []
     smallest, fits, out_of_memory = plan.training[-1], None, True
     for batch in (*plan.training, *(smallest >> n for n in range(1, smallest.bit_length()))):

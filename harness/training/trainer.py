@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tvrbench.harness.config.recipe import Recipe, load_recipe
 from tvrbench.harness.core.distributed import all_gather_object, dist_info, sum_gradients, sum_over_processes
 from tvrbench.harness.core.errors import TrainingDiverged, UsageError
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import DTYPES, FrozenCasts
 from tvrbench.harness.models.tuning import is_added
 from tvrbench.harness.training.loss import local_loss
 from tvrbench.harness.training.optimizers import SCHEDULES, build_optimizer
@@ -123,6 +125,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.recipe, parameter_groups(model, self.recipe))
         self.device = model.clip.logit_scale.device
         self.precision = precision_on(self.device.type, self.recipe)
+        under_autocast = self.precision != "float32" and not half
+        self._frozen = FrozenCasts(model, DTYPES[self.precision]) if under_autocast else None
         # Gradients of float16 weights are float16 themselves: there is no scale to take out of them.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16" and not half)
         model.train()
@@ -204,9 +208,10 @@ class Trainer:
 
     def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Text and video features [b, E] as float32, computed in the precision of the training, with their graph."""
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
-        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
-            text, video = self.model(pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
+        given = (pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
+        casts = {} if self._frozen is None else self._frozen()
+        with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "float32"):
+            text, video = functional_call(self.model, casts, given) if casts else self.model(*given)
         return text.float(), video.float()
 
     def _set_rates(self) -> list[float]:

@@ -61,6 +61,7 @@ def test_json_and_records(
         (("lora", "--batches", "0"), "--batches"),
         (("lora", "--repeats", "0"), "--repeats"),
         (("lora", "--backbone", "ViT-Z"), "ViT-Z"),
+        (("lora", "--device", "cpu", "--cuda-graphs"), "measurement.cuda-graphs"),
         (("lora", "lora"), "option.duplicate"),
         (("lora", "--weights", "no/such/file"), "no/such/file"),
         (("lora", "--set", "color=1"), "color"),

@@ -9,11 +9,13 @@ from typing import Any, get_args
 import pytest
 import torch
 from errors import raises
+from torch import nn
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.decisions import Recorder, watched
 from tvrbench.harness.models.factory import method_class
@@ -186,6 +188,18 @@ def test_folding_notices_every_change(tiny_model: Make, tiny_batch: dict[str, An
     unfolded = model.encode_video(frames, mask).detach()
     assert not torch.allclose(first, second, atol=1e-4)
     torch.testing.assert_close(second, unfolded, rtol=0, atol=1e-5)
+
+
+def test_a_model_loaded_in_inference_mode_is_like_any_other(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    with torch.inference_mode():
+        model = load_model("lora", weights=load_weights(tiny_weights))
+        before = model.encode_video(tiny_batch["frames"], tiny_batch["mask"])
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    with torch.no_grad():
+        nn.init.normal_(model.clip.visual.blocks[0].attn.lora.B)  # type: ignore[union-attr]
+        assert not torch.equal(model.encode_video(tiny_batch["frames"], tiny_batch["mask"]), before)
+    model.train()
+    model.encode_video(tiny_batch["frames"], tiny_batch["mask"]).sum().backward()
 
 
 def test_folding_under_autocast_leaves_full_precision_behind(tiny_model: Make, tiny_batch: dict[str, Any]) -> None:

@@ -47,10 +47,21 @@ def test_bfloat16_autocast(
     assert cosine >= 0.99
 
 
-def test_a_reducer_between_two_blocks_is_one_graph(tiny_batch: dict[str, Any], tmp_path: Path) -> None:
+# Every kind of reduction on two blocks, which compile in seconds: also run on the oldest versions (`nox -s bounds`).
+SHORT: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "tempme": {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1, "merge_blocks": (1,), "merge_frames": (2,)},
+    "token_sampling": {"schedule": ((1, 4, 16),)},
+    "tome": {"r": 1},
+    "vidtome": {},
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_reducer_between_two_blocks_is_one_graph(name: str, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
     with same_randomness():
         save_tiny_weights(tmp_path / "weights.safetensors", replace(TINY, vision_layers=2, text_layers=1))
-    model = load_model("token_sampling", weights=tmp_path / "weights.safetensors", schedule=((1, 4, 16),))
+    model = load_model(name, weights=tmp_path / "weights.safetensors", **SHORT[name])
     _compare(model, tiny_batch, backend="eager")
 
 

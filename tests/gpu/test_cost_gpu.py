@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import raises
 
+from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.models.backbone.blocks import QuickGELU
+from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
+from tvrbench.harness.models.cuda_graphs import GraphedEncoder
 from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
+from tvrbench.harness.profiling.trackers.attention import compare_proportional_attention
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
 from tvrbench.harness.profiling.trackers.timing import time_calls
 
@@ -97,6 +103,47 @@ def test_no_encoder_is_over_the_measured_peak(precision: Precision) -> None:
     assert 0 < share < 105
     assert found["throughput"].conditions["largest_relative_error"] < found["throughput"].conditions["tolerance"]
     assert found["gpu_clock"].conditions["after"]["unavailable"] is not None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["lora", "tempme"])
+def test_cuda_graphs_give_the_features_of_the_plain_model(method: str, precision: Precision) -> None:
+    job = Job(method=method, backbone="ViT-B-32", device="cuda", batch=4, timing=SHORT, precision=precision)
+    eager, graphed = ({m.name: m for m in measure(replace(job, cuda_graphs=on, latency=True))} for on in (False, True))
+    assert "float32 reference" not in graphed["throughput"].conditions.get("invalid", "")
+    assert graphed["throughput"].conditions["cuda_graphs"] is True
+    assert (graphed["latency_median"].value or 0) < (
+        eager["latency_median"].value or 0
+    )  # launches are what it waits for
+
+
+def test_what_waits_for_a_value_is_not_recorded() -> None:
+    features = torch.zeros(2, 3, device=CUDA)
+    with raises("encoder.graph", CheckFailed):
+        GraphedEncoder(lambda items, _: items * float(items.sum()))(features, features)
+    encode = GraphedEncoder(lambda items, _: items + 1)  # and nothing is left behind
+    assert torch.equal(encode(features, features), features + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_quick_gelu_is_one_kernel_with_the_values_of_its_formula(dtype: torch.dtype) -> None:
+    x = torch.linspace(-300, 300, 10_001, device=CUDA, dtype=dtype, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    expected, found = exact * torch.sigmoid(1.702 * exact), QuickGELU()(x)
+    found.sum().backward()
+    expected.sum().backward()
+    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(found.double(), expected, **tolerance)
+    torch.testing.assert_close(x.grad.double(), exact.grad, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_of_proportional_attention_agree(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(8, 12, 50, 64, device=CUDA).to(dtype) for _ in range(3))
+    size = torch.randint(1, 9, (8, 50, 1), device=CUDA).float()
+    masked, keyed = (attend(q, k, v, size).float() for attend in (attend_with_mask, attend_with_sizes_in_keys))
+    torch.testing.assert_close(keyed, masked, rtol=0, atol=1e-5 if dtype == torch.float32 else 3e-2)
+    assert min(compare_proportional_attention(CUDA, dtype).values()) > 0
 
 
 def test_energy_has_a_value_or_a_reason(tiny_weights: Path) -> None:

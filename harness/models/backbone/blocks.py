@@ -3,20 +3,60 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
+from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
 from tvrbench.harness.models.tokens import AttentionOut
+
+_STEEPNESS = 1.702
+_SATURATED = 40.0  # where a sigmoid is 1 in float64, and its exponential is still finite in float32
+
+
+def _keeps_bits(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x), whose backward computes again what it needs: x alone is kept.
+
+    On a CPU every step is that of the plain formula, so that all bits are, in one buffer that stays in the cache.
+    Elsewhere it is one kernel: the derivative of softplus, sigmoid(1.702 x) times a gradient, with x as the gradient.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        if _keeps_bits(x):
+            return (_STEEPNESS * x).sigmoid_().mul_(x)
+        out: Tensor = torch.ops.aten.softplus_backward(x, x, _STEEPNESS, _SATURATED)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], _output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        steep: Tensor = _STEEPNESS * x
+        if not _keeps_bits(x):
+            out: Tensor = torch.ops.aten.silu_backward(grad, steep)
+            return out
+        gate = steep.sigmoid()
+        of_gate: Tensor = torch.ops.aten.sigmoid_backward(grad * x, gate)
+        return of_gate.mul(_STEEPNESS).add(grad * gate)
 
 
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        out: Tensor = _QuickGELU.apply(x)
+        return out
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
@@ -75,7 +115,12 @@ class Attention(nn.Module):
 
     With ``lora`` set the projection is W x + B (A x) while gradients are wanted, and (W + B A) x when the module
     is in eval mode without gradients. The folded matrix is a cache beside W, so unfolding is exact: W never changes.
+
+    Attributes:
+        sizes_in_keys: how proportional attention is computed (``backbone.proportional``); the result is the same.
     """
+
+    sizes_in_keys: bool = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -99,6 +144,13 @@ class Attention(nn.Module):
                 self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
             return self._folded[1]
 
+    def absorb_lora(self) -> None:
+        """Put W + B A in the place of W, for good, and drop the update."""
+        if self.lora is not None:
+            self._folded = None  # it may belong to inference mode, where parameters cannot
+            self.in_proj_weight = nn.Parameter(self._folded_weight(self.lora), self.in_proj_weight.requires_grad)
+            self.lora = self._folded = None
+
     def train(self, mode: bool = True) -> Attention:
         """Switch mode; going to training frees the folded matrix."""
         if mode:
@@ -121,23 +173,23 @@ class Attention(nn.Module):
         Args:
             x: [S, N, D], normalized.
             size: [S, N, 1] token sizes; their logarithm is added to the logits of the keys (proportional attention,
-                ToMe section 3), or None.
+                ToMe section 3), or None; never together with ``causal``.
             causal: mask the future (text).
             prompts: [Q, D], normalized; tokens after the first that every sequence sees and that are not updated.
         """
         S, N, D = x.shape
         q, k, v = self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
-        bias = size.log().to(q.dtype).view(S, 1, 1, N).expand(S, 1, N, N) if size is not None else None
-        keys = k
+        keys, mask = k, None
         if prompts is not None:
             keys, v = self._before(prompts, k, v)
-            Q = len(prompts)  # no prompt is biased, and the first token precedes them all
-            if causal:
-                bias = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
-                bias[0, :Q] = False
-            elif bias is not None:
-                bias = F.pad(bias, (Q, 0))
-        out = F.scaled_dot_product_attention(q, keys, v, attn_mask=bias, is_causal=causal and prompts is None)
+            if causal:  # the first token precedes all prompts
+                Q = len(prompts)
+                mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
+                mask[0, :Q] = False
+        if size is not None:
+            out = (attend_with_sizes_in_keys if self.sizes_in_keys else attend_with_mask)(q, keys, v, size)
+        else:
+            out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and prompts is None)
         return AttentionOut(self.out_proj(out.transpose(1, 2).reshape(S, N, D)), q, k)
 
     def _before(self, prompts_QD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +198,13 @@ class Attention(nn.Module):
         _, own_k, own_v = own.permute(2, 0, 3, 1, 4)
         shape = (k.shape[0], -1, -1, -1)
         return torch.cat([own_k.expand(shape), k], dim=2), torch.cat([own_v.expand(shape), v], dim=2)
+
+
+def put_sizes_in_keys(model: nn.Module) -> None:
+    """Compute every proportional attention of a model without a mask, where measurement says that it pays."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.sizes_in_keys = True
 
 
 class MLP(nn.Module):

@@ -49,6 +49,7 @@ def run_job(job: Job) -> list[Measurement]:
         measurements = _SCENARIOS[job.scenario](job_model(job, device), job, device)
     measurements = [*mark_invalid(measurements, monitor.interference()), monitor.measurement()]
     common: dict[str, Any] = {"what": job.scenario, "precision": job.precision, "compile": job.compile}
+    common |= {"cuda_graphs": True} if job.cuda_graphs else {}
     common |= {"matmul_precision": torch.get_float32_matmul_precision(), "threads": torch.get_num_threads()}
     common["keeps_freed_memory"] = keeps_freed_memory()
     return [replace(m, conditions=common | dict(m.conditions)) for m in measurements]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.cuda_graphs import Encode, GraphedEncoder
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import DTYPES, prepare_to_encode
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision
 from tvrbench.harness.profiling.scenarios.synthetic import Inputs
-
-Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 class Encoders(NamedTuple):
@@ -27,7 +26,6 @@ class Encoders(NamedTuple):
     text: Encode
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative distance ||a - b|| / ||b|| of a feature from its float32 reference. Under half precision a nearly tied merge
 # falls the other way, so single features move by more than the rounding of the arithmetic; 0.14 is a cosine of 0.99.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.14, "float16": 0.14}
@@ -79,8 +77,11 @@ class FeatureCheck:
         return conditions | {"invalid": fault}
 
 
-def encoders(model: RetrievalModel, precision: Precision, compiled: bool) -> Encoders:
-    """The encoders of a model in eval mode, under autocast and ``torch.compile`` (fixed shapes) as asked for."""
+def encoders(model: RetrievalModel, precision: Precision, compiled: bool, graphs: bool = False) -> Encoders:
+    """The encoders of a model in eval mode, under autocast, ``torch.compile`` (fixed shapes) and CUDA graphs if asked.
+
+    Weights that autocast would cast in every call should be in that precision already (``prepare_to_encode``).
+    """
     device = model.clip.logit_scale.device
 
     def prepared(encode: Encode) -> Encode:
@@ -90,7 +91,7 @@ def encoders(model: RetrievalModel, precision: Precision, compiled: bool) -> Enc
             with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "float32"):
                 return call(items, mask)
 
-        return run
+        return GraphedEncoder(run) if graphs else run
 
     return Encoders(prepared(model.encode_video), prepared(model.encode_text))
 
@@ -100,22 +101,24 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
 
     The reference is eager and float32. It encodes each of the first items alone, so that it also shows a batch whose
     items influence each other. The timed encoders run here for the first time, on the whole batch: what compiles,
-    compiles here. One item timed in eager float32 is its own reference and only has to be finite. Call this without
-    gradients.
+    compiles here, and what is recorded is recorded here. One item timed in eager float32 is its own reference and only
+    has to be finite. Call this without gradients.
+
+    In half precision the reference is the last that the model computes in float32: its weights are then cast in place
+    (``prepare_to_encode``), so that neither casts nor two copies of the weights are measured.
     """
-    timed = encoders(model, job.precision, job.compile)
-    videos = (timed.video, model.encode_video, inputs.frames, inputs.mask)
-    captions = (timed.text, model.encode_text, inputs.ids, inputs.text_mask)
-    errors = []
-    for fast, plain, items, mask in (videos, captions):
-        if len(items) == 1 and job.precision == "float32" and not job.compile:
-            features = fast(items, mask)
-            errors.append(relative_error(features, features))
-            continue
-        rows = range(min(CHECKED, len(items)))
-        # First, so that LoRA folds in float32 and not in the precision that is timed.
-        reference = torch.cat([plain(items[i : i + 1], mask[i : i + 1]).float() for i in rows])
-        errors.append(relative_error(fast(items, mask)[: len(rows)].float(), reference))
+    rows = min(CHECKED, len(inputs.frames))
+    alone = len(inputs.frames) == 1 and job.precision == "float32" and not job.compile and not job.cuda_graphs
+    batches = ((inputs.frames, inputs.mask), (inputs.ids, inputs.text_mask))
+    references: list[Tensor] = []
+    if not alone:
+        for encode, (items, mask) in zip(Encoders(model.encode_video, model.encode_text), batches, strict=True):
+            references.append(torch.cat([encode(items[i : i + 1], mask[i : i + 1]).float() for i in range(rows)]))
+    if job.precision != "float32":
+        prepare_to_encode(model, DTYPES[job.precision])
+    timed = encoders(model, job.precision, job.compile, job.cuda_graphs)
+    features = [encode(*batch)[:rows].float() for encode, batch in zip(timed, batches, strict=True)]
+    errors = [relative_error(*pair) for pair in zip(features, features if alone else references, strict=True)]
     return timed, FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision])
 
 

@@ -23,9 +23,10 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.open import splits_of
 from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
+from tvrbench.harness.models.cuda_graphs import Encode
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.plan import Job, MeasurementSettings
-from tvrbench.harness.profiling.scenarios.encoders import Encode, checked_encoders
+from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.timing import time_calls
 from tvrbench.harness.records.record import Measurement

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.models.tuning import apply_tuning
 from tvrbench.harness.profiling.counts.formula import text_length
 from tvrbench.harness.profiling.plan import Precision, Timing
-from tvrbench.harness.profiling.scenarios.encoders import DTYPES
 from tvrbench.harness.profiling.trackers.timing import time_calls
 
 BLOCKS = 1  # of each tower: all of them are alike

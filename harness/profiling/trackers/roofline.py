@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.profiling.plan import Precision, Timing
-from tvrbench.harness.profiling.scenarios.encoders import DTYPES
 from tvrbench.harness.profiling.trackers.timing import Call, time_calls
 from tvrbench.harness.records.record import Measurement
 

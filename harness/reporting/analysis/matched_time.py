@@ -27,7 +27,7 @@ SPEEDUP = ("speedup", "comparison")
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
 """Shares of the frames that the curve of the frame-budget baseline is made of."""
 
-CONDITIONS = ("device", "batch", "precision", "matmul_precision", "threads", "compile")
+CONDITIONS = ("device", "batch", "precision", "matmul_precision", "threads", "compile", "cuda_graphs")
 """Conditions that two measurements of time must share to be compared, besides the device's name."""
 
 T = TypeVar("T", float, Values)

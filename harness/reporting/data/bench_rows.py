@@ -28,7 +28,7 @@ class Bench:
         device: its name.
         on_gpu: True for a GPU.
         frames: per video.
-        precision, compiled: of encoding; None where nothing was timed.
+        precision, compiled, graphs: of encoding (graphs: through CUDA graphs); None where nothing was timed.
         hashes: of the settings, one per backbone with its own batch sizes.
         rows: of every backbone.
         slug: part of its files' names, unique in a report.
@@ -39,6 +39,7 @@ class Bench:
     frames: int
     precision: str | None
     compiled: bool
+    graphs: bool
     hashes: tuple[str, ...]
     rows: tuple[MethodRow, ...]
     slug: str
@@ -46,9 +47,8 @@ class Bench:
     @property
     def name(self) -> str:
         """Device and settings, for people."""
-        return ", ".join(
-            filter(None, (self.device, self.precision, "compiled" * self.compiled, f"{self.frames} frames"))
-        )
+        how = ("compiled" * self.compiled, "CUDA graphs" * self.graphs)
+        return ", ".join(filter(None, (self.device, self.precision, *how, f"{self.frames} frames")))
 
     @property
     def runs(self) -> tuple[StoredRecord, ...]:
@@ -96,7 +96,7 @@ def benches(
         chosen.setdefault(tuple(settings), []).extend(runs)
     kept = {run.path for runs in chosen.values() for run in runs}
     result = [_bench(runs, variants) for runs in chosen.values()]
-    result.sort(key=lambda b: (not b.on_gpu, b.device, b.precision or "", b.compiled, b.frames))
+    result.sort(key=lambda b: (not b.on_gpu, b.device, b.precision or "", b.compiled, b.graphs, b.frames))
     slugs = [bench.slug for bench in result]
     numbers = [f"-{i + 1}" if slug in slugs[:i] else "" for i, slug in enumerate(slugs)]
     numbered = [replace(bench, slug=bench.slug + number) for bench, number in zip(result, numbers, strict=True)]
@@ -169,16 +169,16 @@ def shared_batch(rows: Sequence[MethodRow], name: str, what: str | None = None) 
     return max(common or set().union(*usable), default=None)
 
 
-def _settings(runs: Sequence[StoredRecord]) -> tuple[int, str | None, bool]:
-    """Return frames, precision and compilation of encoding."""
+def _settings(runs: Sequence[StoredRecord]) -> tuple[int, str | None, bool, bool]:
+    """Return frames, precision, compilation and CUDA graphs of encoding."""
     conditions = [m["conditions"] for run in runs for m in run.record["cost"]]
     timed = next((c for c in conditions if c.get("what") == "inference" and "precision" in c), {})
     frames = int(runs[0].record["method"]["options"].get("frames", 0))
-    return frames, timed.get("precision"), bool(timed.get("compile"))
+    return frames, timed.get("precision"), bool(timed.get("compile")), bool(timed.get("cuda_graphs"))
 
 
 def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
-    frames, precision, compiled = _settings(runs)
+    frames, precision, compiled, graphs = _settings(runs)
     device = runs[0].record["environment"]["device"]
     devices = {str(m["conditions"].get("device", "")) for run in runs for m in run.record["cost"]}
     return Bench(
@@ -187,9 +187,10 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
         frames=frames,
         precision=precision,
         compiled=compiled,
+        graphs=graphs,
         hashes=tuple(sorted({run.record["protocol"]["hash"] for run in runs})),
         rows=tuple(_labeled(runs, variants)),
-        slug=slug(f"{device} {precision or 'untimed'}{' compiled' * compiled} {frames}f", 60),
+        slug=slug(f"{device} {precision or 'untimed'}{' compiled' * compiled}{' graphs' * graphs} {frames}f", 60),
     )
 
 

@@ -87,7 +87,8 @@ def _through_dense(measure: str, row: MethodRow, baseline: MethodRow) -> Ratio |
         if a is None or b is None or not (x := value_of(a)) or not (y := value_of(b)):
             continue
         p, q = a["conditions"], b["conditions"]
-        if all(p.get(key) == q.get(key) for key in ("against", "against_options", "precision", "compile")):
+        shared = ("against", "against_options", "precision", "compile", "cuda_graphs")
+        if all(p.get(key) == q.get(key) for key in shared):
             how = f"from both sides' paired rounds against {p.get('against')}, batch {batch}, {p.get('precision')}"
             (a_low, a_high), (b_low, b_high) = rounds_interval(a), rounds_interval(b)
             return Ratio(value=y / x, low=b_low / a_high, high=b_high / a_low, how=how)

@@ -100,6 +100,10 @@ def test_a_training_step_runs_uncompiled_in_the_recipes_precision(jobs: list[Job
     training = next(job for job in jobs if job.scenario == "training")
     assert (training.compile, training.precision) == (False, "float32")
     jobs.clear()
+    run(plan_for("cuda", training=True, cuda_graphs=True))
+    assert {job.scenario: job.cuda_graphs for job in jobs}["inference"]
+    assert not any(job.cuda_graphs for job in jobs if job.scenario.startswith("training"))
+    jobs.clear()
     run(plan_for("cpu", training=True, precision="bfloat16"))
     assert next(job for job in jobs if job.scenario == "training").precision == "bfloat16"
 
@@ -162,6 +166,13 @@ def test_only_how_things_are_timed_parts_tables() -> None:
         assert replace(plan, **same).hash == plan.hash
     for other in ({"precision": "bfloat16"}, {"compile": True}, {"frames": 8}, {"device": "cuda"}, {"repeats": 9}):
         assert replace(plan, **other).hash != plan.hash
+
+
+def test_cuda_graphs_part_tables_and_leave_the_hash_of_other_plans_alone() -> None:
+    assert plan_for("cuda").hash == "b9e6c70972a80a54"
+    assert plan_for("cuda", cuda_graphs=True).hash != plan_for("cuda").hash
+    with raises("measurement.cuda-graphs", device="cpu"):
+        plan_for("cpu", cuda_graphs=True)
 
 
 def test_a_reason_is_one_line_without_folders() -> None:

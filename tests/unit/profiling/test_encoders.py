@@ -28,7 +28,7 @@ DENSE = MethodChoice(method="lora")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model(tiny_weights: Path) -> RetrievalModel:
     return load_model("lora", weights=tiny_weights)
 
@@ -96,20 +96,25 @@ def test_compiled_encoders_are_the_ones_that_are_timed(
     assert check.error < 1e-5
 
 
-def test_autocast_leaves_the_folded_weights_in_float32(tiny_weights: Path, job: Job) -> None:
-    fresh, other = (load_model("lora", weights=tiny_weights) for _ in range(2))
-    inputs = synthetic_batch(fresh, 1, CPU)
+def test_half_precision_is_timed_with_the_bits_of_autocast_and_no_second_copy(job: Job, tiny_model: Any) -> None:
+    """LoRA folds in float32, whatever is timed, and the float32 weights are gone before anything is."""
+    timed, plain = (tiny_model("lora") for _ in range(2))
+    inputs = synthetic_batch(timed, 2, CPU)
     with torch.inference_mode():
-        before = other.encode_video(inputs.frames, inputs.mask)
-        checked_encoders(fresh, replace(job, precision="bfloat16"), inputs)
-        assert torch.equal(fresh.encode_video(inputs.frames, inputs.mask), before)
+        encode, check = checked_encoders(timed, replace(job, precision="bfloat16"), inputs)
+        plain.encode_video(inputs.frames, inputs.mask)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = plain.encode_video(inputs.frames, inputs.mask)
+        assert torch.equal(encode.video(inputs.frames, inputs.mask), expected)
+    assert "invalid" not in check.conditions
+    assert timed.clip.visual.blocks[0].attn.in_proj_weight.dtype == torch.bfloat16
 
 
 def test_wrong_outputs_mark_every_figure_they_gave(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = module.encoders
 
-    def leaking(model: RetrievalModel, precision: Precision, compiled: bool) -> Encoders:
-        timed = plain(model, precision, compiled)
+    def leaking(model: RetrievalModel, precision: Precision, compiled: bool, graphs: bool) -> Encoders:
+        timed = plain(model, precision, compiled, graphs)
 
         def video(frames: Tensor, mask: Tensor) -> Tensor:
             features = timed.video(frames, mask)

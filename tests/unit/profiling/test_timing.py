@@ -182,6 +182,8 @@ def test_a_timing_out_of_range(changes: dict[str, int]) -> None:
         ({"scenario": "comparison"}, "measurement.baseline"),
         ({"baseline": MethodChoice(method="lora")}, "measurement.baseline"),
         ({"scenario": "training", "compile": True}, "measurement.compile"),
+        ({"scenario": "training", "cuda_graphs": True, "device": "cuda"}, "measurement.compile"),
+        ({"cuda_graphs": True}, "measurement.cuda-graphs"),
     ],
 )
 def test_a_job_that_makes_no_sense(changes: dict[str, Any], code: str) -> None:
