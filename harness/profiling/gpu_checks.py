@@ -21,8 +21,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tvrbench.harness.core.gpu_driver import installed_driver
+from tvrbench.harness.models.cuda_graphs import GraphedEncoder
 from tvrbench.harness.profiling.plan import Precision, Timing
 from tvrbench.harness.profiling.scenarios.encoders import TOLERANCES, relative_error
+from tvrbench.harness.profiling.trackers.attention import compare_proportional_attention
 from tvrbench.harness.profiling.trackers.interference import snapshot
 from tvrbench.harness.profiling.trackers.nvml import Nvml, NvmlUnavailable, gpu_uuid
 from tvrbench.harness.profiling.trackers.roofline import measure_roofline
@@ -58,7 +60,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, Check]]:
     yield "bfloat16", check_bfloat16
     for name, kind in KERNELS.items():
         yield name, partial(check_attention, kind)
-    yield "attention with a mask", check_masked_attention
+    yield "proportional attention", check_proportional_attention
     if on_gpu:
         yield "CUDA graphs", check_graph
     yield "kernel launch", check_launch
@@ -135,11 +137,12 @@ def check_attention(kind: SDPBackend, device: torch.device) -> Facts:
     return facts | {f"{name} with a mask": value for name, value in masked.items()}
 
 
-def check_masked_attention(device: torch.device) -> Facts:
-    """What torch itself chooses: what a mask costs, as proportional attention has one."""
-    q, k, v, bias = _attention_inputs(device)
-    plain, masked = (_milliseconds(partial(_attend, q, k, v, mask), device) for mask in (None, bias))
-    return {"ms": plain, "ms with a mask": masked, "x": masked / plain}
+def check_proportional_attention(device: torch.device) -> Facts:
+    """Attention as torch chooses it, and with token sizes: as a mask, and in further dimensions of the keys."""
+    q, k, v, _ = _attention_inputs(device)
+    plain = _milliseconds(partial(_attend, q, k, v, None), device)
+    ways = compare_proportional_attention(device, sequences=len(q))
+    return {"ms without sizes": plain, **{f"ms, sizes as {way}": ms for way, ms in ways.items()}}
 
 
 def _attention_inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -181,27 +184,13 @@ def _reason(said: list[warnings.WarningMessage]) -> str:
 def check_graph(device: torch.device) -> Facts:
     """A small model captured as a CUDA graph: the replay sees new input and gives what eager execution gives."""
     model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).to(device)
-    x = torch.zeros(32, 64, device=device)
+    mask = torch.ones(32, device=device)
     with torch.inference_mode():
-        replay, out = captured(lambda: model(x))
-        x.normal_()
-        replay()
-        error = relative_error(out, model(x))
+        encode = GraphedEncoder(lambda items, _: model(items))
+        encode(torch.zeros(32, 64, device=device), mask)
+        x = torch.randn(32, 64, device=device)
+        error = relative_error(encode(x, mask), model(x))
     return {"largest relative error": _within(error, TOLERANCES["float32"])}
-
-
-def captured(call: Callable[[], Tensor]) -> tuple[Call, Tensor]:
-    """A call's work as a CUDA graph: what replays it, and the tensor that each replay writes."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-    return graph.replay, out
 
 
 def check_launch(device: torch.device) -> Facts:

@@ -247,11 +247,9 @@ def main() -> int:
             ended = carry_out(name, plan[name], limit_s, out)
             with (out / "steps.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(ended) + "\n")
-            print(
-                f"{name}: {'out of time' if ended['late'] else 'exit'} {ended['exit']}, {ended['seconds']} s",
-                flush=True,
-            )
-            good = good and ended["exit"] == 0
+            end = "out of time" if ended["late"] else f"exit {ended['exit']}"
+            print(f"{name}: {end} after {ended['seconds']} s", flush=True)
+            good = good and ended["exit"] == 0 and not ended["late"]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

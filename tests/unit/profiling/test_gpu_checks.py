@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -159,35 +158,19 @@ def test_without_nvml_its_values_are_missing(monkeypatch: pytest.MonkeyPatch) ->
     assert judged("NVML", gpu_checks.check_nvml, CUDA).state == "missing"
 
 
-class Graphs:
-    """In the place of CUDA graphs, on the CPU: ``captured`` is called once, and a replay calls it again if it works."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, works: bool) -> None:
-        self.works, self.call, self.out = works, lambda: torch.zeros(0), torch.zeros(0)
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
-        monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
-        true = gpu_checks.captured
-
-        def captured(call: Any) -> Any:
-            replay, self.out = true(call)
-            self.call = call
-            return replay, self.out
-
-        monkeypatch.setattr(gpu_checks, "captured", captured)
-
-    def replay(self) -> None:
-        """What was captured, once more, into the same tensor."""
-        if self.works:
-            self.out.copy_(self.call())
-
-
 @pytest.mark.parametrize(("works", "state"), [(True, "ok"), (False, "broken")])
 def test_a_graph_must_see_new_input(monkeypatch: pytest.MonkeyPatch, works: bool, state: str) -> None:
-    Graphs(monkeypatch, works=works)
+    class Graph:
+        """In the place of a recorded call, on the CPU; one that does not work repeats its first answer."""
+
+        def __init__(self, encode: Any) -> None:
+            self.encode, self.answers = encode, list[torch.Tensor]()
+
+        def __call__(self, items: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            self.answers.append(self.encode(items, mask))
+            return self.answers[-1 if works else 0]
+
+    monkeypatch.setattr(gpu_checks, "GraphedEncoder", Graph)
     assert judged("graphs", gpu_checks.check_graph, CPU).state == state
 
 
