@@ -71,13 +71,12 @@ def _nvml() -> Finding:
 
 def gpu_findings(device: torch.device, limit_s: float = GPU_CHECKS_S) -> Iterator[Finding]:
     """The checks of ``doctor --gpu`` on a device; those that would begin after ``limit_s`` seconds say so instead."""
-    import torch
-
+    from tvrbench.harness.core.numerics import set_numerics
     from tvrbench.harness.profiling.gpu_checks import checks
 
     methods = registry.names("methods", "baselines")
     parities: list[tuple[str, Check]] = [(f"parity of {method}", partial(_parity, method)) for method in methods]
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    set_numerics()
     start = time.monotonic()
     for what, check in [*checks(device), *parities]:
         if time.monotonic() - start > limit_s:

@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import CheckFailed
+from tvrbench.harness.core.numerics import set_numerics
 from tvrbench.harness.models.cuda_graphs import record_graph
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -250,7 +251,7 @@ def main() -> None:
     ask.add_argument("--device", default="cuda")
     ask.add_argument("--tiny", action="store_true")
     given = ask.parse_args()
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as in measuring processes
+    set_numerics()
     STEPS[given.step](Figures(given.out, given.step, given.device, given.tiny))
 
 
