@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -18,7 +18,7 @@ def profile(
     assignments: Assignments = (),
     as_json: Json = False,
 ) -> None:
-    """Costs that need no data: GMACs, parameters and tokens of a method on a backbone.
+    """Costs that need no data: GMACs, parameters, tokens and GPU kernels of a method on a backbone.
 
     Args:
         method: A method or baseline (tvrbench list methods).
@@ -27,8 +27,11 @@ def profile(
         assignments: A method option, for example --set r=2; may be repeated.
     """
     from tvrbench.harness.profiling.counts.flops import profile_by_name
+    from tvrbench.harness.profiling.counts.kernels import kernels_by_name
 
-    result = profile_by_name(method, backbone, frames, **parse_assignments(assignments))
+    options = parse_assignments(assignments)
+    result = profile_by_name(method, backbone, frames, **options)
+    result["kernels"] = kernels_by_name(method, backbone, frames, **options)
     if as_json:
         print_json(result)
         return
@@ -38,4 +41,14 @@ def profile(
     print(f"  parameters               total {params['total']:,}   trainable {params['trainable']:,}")
     print(f"  output tokens            {result['output_tokens']}")
     print("  tokens leaving blocks    " + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
+    print(f"  GPU kernels              {_kernels(result['kernels'])}")
     say("GMACs are multiply-adds per video and per 32-token caption, as fvcore counts them (docs/measurement.md)")
+
+
+def _kernels(counts: dict[str, dict[str, Any]]) -> str:
+    """Kernels of a batch in one line, and how often the host waits."""
+    if "reason" in counts:
+        return f"not counted: {counts['reason']}"
+    video, text, waits = counts["video"], counts["text"], counts["waits"]
+    sides = [f"{name} {n['float32']:,} (bfloat16 {n['bfloat16']:,})" for name, n in (("video", video), ("text", text))]
+    return "   ".join([*sides, f"host waits {waits['video'] + waits['text']}"])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -49,15 +48,14 @@ FULL: dict[str, dict[str, Any]] = {NAME: {"n": 2}}  # options beside those of th
 
 
 def tiny(name: str, weights: Path) -> RetrievalModel:
-    """A method on the tiny CLIP, shapes alone."""
-    return load_model(name, weights=weights, device="meta", **(method_class(name).card.tiny | FULL.get(name, {})))
+    """A method on the tiny CLIP."""
+    return load_model(name, weights=weights, **(method_class(name).card.tiny | FULL.get(name, {})))
 
 
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """A machine that passes for one with a GPU, for training too, as far as fake tensors go."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)  # LoRA's fold
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
@@ -141,15 +139,37 @@ def count_evaluation(model: RetrievalModel) -> dict[str, KernelCounter]:
     return found
 
 
+def total(seen: KernelCounter) -> dict[str, int]:
+    """A counter as the ledger holds it."""
+    return {"kernels": seen.kernels.total(), "waits": seen.waits.total()}
+
+
 def count_all(name: str, weights: Path) -> dict[str, Any]:
     """A method's page of the ledger."""
     model = tiny(name, weights)
     page: dict[str, Any] = {"encoding": count_encoding(name)}
     if model.spec.card.trains:
-        steps = {kind: count_step(model, *how) for kind, how in STEPS.items()}
-        page["step"] = {kind: {"kernels": s.kernels.total(), "waits": s.waits.total()} for kind, s in steps.items()}
-    page["evaluation"] = {"waits": {what: s.waits.total() for what, s in count_evaluation(model).items()}}
+        page["step"] = {kind: total(count_step(model, *how)) for kind, how in STEPS.items()}
+    page["evaluation"] = {what: total(seen) for what, seen in count_evaluation(model).items()}
     return page
+
+
+def page_of(name: str) -> dict[str, Any]:
+    """What the ledger says of a method."""
+    page: dict[str, Any] = json.loads(LEDGER.read_text())["methods"].get(name, {})
+    return page
+
+
+def faults(found: Any, bound: Any, where: str, told: str = "") -> list[str]:
+    """Every number that is not the one of the ledger; it may only fall, and a lower one is to be written down."""
+    if isinstance(found, dict):
+        parts = [(found.get(key), bound.get(key, {}) if isinstance(bound, dict) else {}, key) for key in found]
+        return [fault for part, limit, key in parts for fault in faults(part, limit, f"{where}, {key}", told)]
+    if found == bound:
+        return []
+    how = "is not in the ledger" if not isinstance(bound, int) else "rose" if found > bound else "fell"
+    message = f"{where} {how}: {found}, ledger {bound}"
+    return [f"{message}\n{told}" if how == "rose" else f"{message}: write it down with python tests/tools/fake_cuda.py"]
 
 
 def main() -> None:

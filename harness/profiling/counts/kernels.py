@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import text_length
 
@@ -88,9 +90,14 @@ class KernelCounter(TorchDispatchMode):
 
     def _wait(self, why: str) -> None:
         frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "torch":
+        while frame.f_back is not None and _passes_through(frame.f_globals.get("__name__", "")):
             frame = frame.f_back
         self.waits[f"{frame.f_globals.get('__name__')}:{frame.f_lineno}: {why}"] += 1
+
+
+def _passes_through(module: str) -> bool:
+    """True for code that is on the way from the place that waits: torch's and this module's."""
+    return module == __name__ or module.split(".")[0] == "torch"
 
 
 @cache
@@ -120,10 +127,20 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
     return out
 
 
+def missing() -> str | None:
+    """Why this torch cannot hold fake CUDA tensors here; None where it can."""
+    if torch.cuda.is_available() or hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        return None
+    return f"torch {torch.__version__} asks a driver for the device of fake CUDA tensors, and there is none"
+
+
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Make tensors in the block fake ones; those on ``cuda:0`` need no GPU."""
-    with FakeTensorMode(), _FusedAttention():
+    """Make tensors in the block fake ones; those on ``cuda:0`` need no GPU. RuntimeError where torch is too old."""
+    if (reason := missing()) is not None:
+        raise RuntimeError(reason)
+    with warnings.catch_warnings(), FakeTensorMode(), _FusedAttention():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)  # LoRA's fold
         yield
 
 
@@ -147,6 +164,22 @@ def on_fake_cuda(model: RetrievalModel) -> RetrievalModel:
     moved: dict[int, Any] = {id(b): empty(b) for b in model.buffers()}
     moved |= {id(p): nn.Parameter(empty(p), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, moved)
+
+
+def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, dict[str, Any]]:
+    """``count_kernels`` of a method on a preset backbone, without weights; {``reason``} where it cannot be counted.
+
+    A method whose control flow reads tensor values gets the answers of ``KernelCounter``.
+    """
+    load = partial(load_model, method, backbone=backbone, weights="random:0", frames=frames, **options)
+    try:
+        try:
+            model = load(device="meta")
+        except NotImplementedError:  # torch cannot copy from the meta device
+            model = load()
+        return count_kernels(model)
+    except (RuntimeError, TypeError) as error:
+        return {"reason": next(iter(str(error).splitlines()), type(error).__name__)}
 
 
 def count_kernels(model: RetrievalModel) -> dict[str, dict[str, Any]]:
