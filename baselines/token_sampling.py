@@ -48,8 +48,7 @@ class TokenSamplingReducer(SegmentReducer):
     def reduce(self, segments: TokenStream, stage: Stage) -> TokenStream:
         """Evenly spaced tokens, or the mean over the frames of every position."""
         if self.mode == "sparse":
-            ids_M = self._drawn(stage) if self.training else self.get_buffer(f"even_{stage.block}")
-            return segments.select(ids_M.to(segments.x.device, non_blocking=True))
+            return segments.select(self._drawn(stage) if self.training else self.get_buffer(f"even_{stage.block}"))
         patches_SMD = segments.x[:, segments.num_prefix_tokens :]
         S, M, D = patches_SMD.shape
         place_M = torch.arange(stage.kept, device=patches_SMD.device).repeat(stage.join)

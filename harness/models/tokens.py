@@ -139,7 +139,7 @@ class TokenStream:
             indices: [S, M], or [M] for all sequences: patches in output order, counted from 0.
         """
         S, N, _ = self.x.shape
-        patches_SM = indices.to(self.x.device).expand(S, -1)
+        patches_SM = indices.to(self.x.device, non_blocking=True).expand(S, -1)
         kept_SM = torch.cat([self._prefix(), patches_SM + self.num_prefix_tokens], dim=1)
         new_SM = torch.arange(kept_SM.shape[1], device=kept_SM.device).expand(S, -1)
         place_SN = kept_SM.new_full((S, N), -1).scatter_(1, kept_SM, new_SM)

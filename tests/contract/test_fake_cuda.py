@@ -95,6 +95,22 @@ def test_evaluation_stays_on_the_gpu(name: str, tiny_weights: Path) -> None:
         compare(total(seen), f"evaluation/{what}", name, seen)
 
 
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("centerclip", {"aggregate": "mean", "cluster_embedding": True}),
+    ("centerclip", {"metric": "cosine", "pre_norm": True}),
+    ("centerclip", {"exact_distance": False}),
+    ("token_sampling", {"mode": "pooling"}),
+    ("clip4clip", {"head": "seqTransf"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_no_option_makes_encoding_wait(name: str, options: dict[str, Any], tiny_weights: Path) -> None:
+    seen = _encode(tiny(name, tiny_weights, **options))
+    assert not seen.waits
+    assert seen.kernels
+
+
 def test_the_ledger_names_what_is_registered() -> None:
     assert sorted(json.loads(LEDGER.read_text())["methods"]) == sorted(NAMES)
 
@@ -103,7 +119,7 @@ Act = Callable[[TokenStream], TokenStream]
 FAULTS: dict[str, Act] = {
     "a value is read": lambda s: s.with_x(s.x * s.x.sum().item()),
     "a size depends on values": lambda s: s.with_x(s.x + (s.x[:, 0, 0] > 0).nonzero().sum()),
-    "an index lies on the CPU": lambda s: s.with_x(s.x[:, list(range(s.x.shape[1]))]),
+    "cpu": lambda s: s.with_x(s.x[:, list(range(s.x.shape[1]))]),  # an index by a list
     "a copy from cpu to cuda": lambda s: s.with_x(s.x + torch.zeros(s.x.shape[1], 1).to(s.x.device)),
     "a copy from cuda to cpu": lambda s: s.with_x(s.x + float(s.x.sum().cpu())),
     "lengths of segments are checked": lambda s: s.with_x(
@@ -137,7 +153,7 @@ def _encode(model: RetrievalModel) -> KernelCounter:
 def test_a_seeded_wait_is_counted_where_it_is(why: str, acting: Callable[[Act], RetrievalModel]) -> None:
     clean, seen = _encode(acting(lambda stream: stream)), _encode(acting(FAULTS[why]))
     assert not clean.waits
-    place = next(where for where in seen.waits if where.endswith(why))
+    place = next(where for where in seen.waits if why in where)
     assert place.split(":")[0] == __name__
     assert seen.kernels.total() > clean.kernels.total()
 
@@ -161,7 +177,7 @@ def test_what_cannot_be_counted_has_a_reason(monkeypatch: pytest.MonkeyPatch) ->
     assert kernels_by_name("zero_shot", "ViT-B-32")["reason"]
 
 
-@pytest.mark.parametrize("name", ["tempme", "frame_subsample", "random"])
+@pytest.mark.parametrize("name", ["tempme", "frame_subsample"])
 def test_what_lies_on_the_cpu_is_moved_or_refused_in_a_sentence(name: str, tiny_weights: Path) -> None:
     model = load_model(name, weights=tiny_weights, **method_class(name).card.tiny)
     with fake_gpu(), torch.no_grad(), KernelCounter():
@@ -176,7 +192,5 @@ def test_what_lies_on_the_cpu_is_moved_or_refused_in_a_sentence(name: str, tiny_
             twin.similarity(features, features.to(CUDA))
         with raises("input.device", part="video features"):
             twin.similarity(features.to(CUDA), features)
-        if name == "random":
-            return
         moved: list[Tensor] = [twin.encode_video(video, video_mask.cpu()), twin.encode_text(ids, text_mask.cpu())]
     assert all(feature.device == CUDA for feature in moved)

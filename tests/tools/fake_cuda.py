@@ -47,9 +47,9 @@ PAIRS = 4
 FULL: dict[str, dict[str, Any]] = {NAME: {"n": 2}}  # options beside those of the method's preset
 
 
-def tiny(name: str, weights: Path) -> RetrievalModel:
+def tiny(name: str, weights: Path, **options: Any) -> RetrievalModel:
     """A method on the tiny CLIP."""
-    return load_model(name, weights=weights, **(method_class(name).card.tiny | FULL.get(name, {})))
+    return load_model(name, weights=weights, **(method_class(name).card.tiny | FULL.get(name, {}) | options))
 
 
 @contextmanager

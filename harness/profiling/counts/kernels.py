@@ -64,11 +64,13 @@ class KernelCounter(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_gpu = any(t.is_cuda for t in given)
-        if on_gpu and name == "_local_scalar_dense":
-            self._wait("a value is read")
+        if name == "_local_scalar_dense":
+            if on_gpu:
+                self._wait("a value is read")
             return {torch.bool: True}.get(given[0].dtype, 1.0 if given[0].is_floating_point() else 1)
-        if on_gpu and name == "nonzero":
-            self._wait("a size depends on values")
+        if name == "nonzero":
+            if on_gpu:
+                self._wait("a size depends on values")
             return given[0].new_zeros((0, given[0].ndim), dtype=torch.long)
         if name in ("index", "index_put", "index_put_") and given[0].is_cuda:
             if any(t.device.type == "cpu" and t.ndim for t in given[1:]):
