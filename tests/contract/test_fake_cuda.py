@@ -111,6 +111,12 @@ def test_no_option_makes_encoding_wait(name: str, options: dict[str, Any], tiny_
     assert seen.kernels
 
 
+def test_spectral_clustering_waits_for_its_eigenvectors_alone(tiny_weights: Path) -> None:
+    seen = _encode(tiny("centerclip", tiny_weights, clustering="spectral"))
+    assert [where.split(": ")[1] for where in seen.waits] == ["a decomposition is checked"]
+    assert seen.waits.total() == 1
+
+
 def test_the_ledger_names_what_is_registered() -> None:
     assert sorted(json.loads(LEDGER.read_text())["methods"]) == sorted(NAMES)
 

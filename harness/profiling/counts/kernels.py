@@ -37,6 +37,8 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 # Operators that launch nothing though they are no views.
 _FREE = {"_local_scalar_dense", "_unsafe_view", "empty", "empty_like", "empty_strided", "is_same_size"}
 _FREE |= {"new_empty", "new_empty_strided"}
+# Decompositions whose success the host reads, inside of the operator.
+_CHECKED = {"_linalg_eigh", "_linalg_svd", "linalg_eig"}
 
 
 class KernelCounter(TorchDispatchMode):
@@ -77,8 +79,10 @@ class KernelCounter(TorchDispatchMode):
                 self._wait("an index lies on the CPU")
             if any(t.is_cuda and t.dtype == torch.bool for t in given[1:]):
                 self._wait("a mask as index")
-        if name == "segment_reduce" and on_gpu and not kwargs.get("unsafe", False):
+        if on_gpu and name == "segment_reduce" and not kwargs.get("unsafe", False):
             self._wait("lengths of segments are checked")
+        if on_gpu and name in _CHECKED:
+            self._wait("a decomposition is checked")
         out = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if name in ("_to_copy", "copy_"):
