@@ -79,7 +79,7 @@ def test_encoding_asks_no_more_than_before_and_waits_for_nothing(name: str) -> N
 
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "bfloat16" else []) for kind in STEPS]
+    "kind", [pytest.param(kind, marks=[] if kind == "float32" else [pytest.mark.slow]) for kind in STEPS]
 )
 def test_a_training_step_stays_on_the_gpu(name: str, kind: str, tiny_weights: Path) -> None:
     seen = count_step(tiny(name, tiny_weights), *STEPS[kind])
