@@ -41,7 +41,7 @@ _FREE |= {"new_empty", "new_empty_strided"}
 _CHECKED = {"_linalg_eigh", "_linalg_svd", "linalg_eig"}
 
 
-class KernelCounter(TorchDispatchMode):
+class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts kernels and waits of what runs inside, and answers where a value is asked of a tensor without values.
 
     The answers are those of a call that goes well: a flag is set, a number is 1, and nothing is left to look at.
@@ -52,7 +52,7 @@ class KernelCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
 
@@ -185,7 +185,8 @@ def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any
             model = load()
         return count_kernels(model)
     except (RuntimeError, TypeError) as error:
-        return {"reason": next(iter(str(error).splitlines()), type(error).__name__)}
+        lines: list[Any] = [*str(error).splitlines(), type(error).__name__]
+        return {"reason": lines[0]}
 
 
 def count_kernels(model: RetrievalModel) -> dict[str, dict[str, Any]]:
