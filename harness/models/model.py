@@ -76,7 +76,9 @@ class RetrievalModel(nn.Module):
     def _check_device(self, kind: str, part: str, given: Tensor) -> None:
         device = self.clip.logit_scale.device
         if given.device != device:
-            problem = f"{kind}: {part} are on {given.device}, the model is on {device}: move them with .to({str(device)!r})"
+            problem = (
+                f"{kind}: {part} are on {given.device}, the model is on {device}: move them with .to({str(device)!r})"
+            )
             raise UsageError(problem, code="input.device", part=part, device=str(given.device), model=str(device))
 
     def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:

@@ -79,7 +79,7 @@ def test_encoding_asks_no_more_than_before_and_waits_for_nothing(name: str) -> N
 
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "bfloat16" else []) for kind in STEPS]
+    "kind", [pytest.param(kind, marks=[] if kind == "float32" else [pytest.mark.slow]) for kind in STEPS]
 )
 def test_a_training_step_stays_on_the_gpu(name: str, kind: str, tiny_weights: Path) -> None:
     seen = count_step(tiny(name, tiny_weights), *STEPS[kind])
@@ -109,6 +109,12 @@ def test_no_option_makes_encoding_wait(name: str, options: dict[str, Any], tiny_
     seen = _encode(tiny(name, tiny_weights, **options))
     assert not seen.waits
     assert seen.kernels
+
+
+def test_spectral_clustering_waits_for_its_eigenvectors_alone(tiny_weights: Path) -> None:
+    seen = _encode(tiny("centerclip", tiny_weights, clustering="spectral"))
+    assert [where.split(": ")[1] for where in seen.waits] == ["a decomposition is checked"]
+    assert seen.waits.total() == 1
 
 
 def test_the_ledger_names_what_is_registered() -> None:

@@ -3,8 +3,8 @@
 ``python tests/tools/fake_cuda.py`` counts everything anew and writes the ledger; read the difference before you commit.
 
 Beside what ``counts/kernels.py`` needs, training wants three things of a GPU. The autograd engine refuses CUDA tensors
-on a machine without one, so gradients of zeros are put where the graph ends: what runs backwards is not tested. Autocast
-and the scaler ask whether a device is there; random states are the CPU's alone.
+on a machine without one, so gradients of zeros are put where the graph ends: what runs backwards is not tested.
+Autocast and the scaler ask whether a device is there; random states are the CPU's alone.
 """
 
 from __future__ import annotations

@@ -37,9 +37,11 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 # Operators that launch nothing though they are no views.
 _FREE = {"_local_scalar_dense", "_unsafe_view", "empty", "empty_like", "empty_strided", "is_same_size"}
 _FREE |= {"new_empty", "new_empty_strided"}
+# Decompositions whose success the host reads, inside of the operator.
+_CHECKED = {"_linalg_eigh", "_linalg_svd", "linalg_eig"}
 
 
-class KernelCounter(TorchDispatchMode):
+class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts kernels and waits of what runs inside, and answers where a value is asked of a tensor without values.
 
     The answers are those of a call that goes well: a flag is set, a number is 1, and nothing is left to look at.
@@ -50,7 +52,7 @@ class KernelCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
 
@@ -77,8 +79,10 @@ class KernelCounter(TorchDispatchMode):
                 self._wait("an index lies on the CPU")
             if any(t.is_cuda and t.dtype == torch.bool for t in given[1:]):
                 self._wait("a mask as index")
-        if name == "segment_reduce" and on_gpu and not kwargs.get("unsafe", False):
+        if on_gpu and name == "segment_reduce" and not kwargs.get("unsafe", False):
             self._wait("lengths of segments are checked")
+        if on_gpu and name in _CHECKED:
+            self._wait("a decomposition is checked")
         out = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if name in ("_to_copy", "copy_"):
@@ -181,7 +185,8 @@ def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any
             model = load()
         return count_kernels(model)
     except (RuntimeError, TypeError) as error:
-        return {"reason": next(iter(str(error).splitlines()), type(error).__name__)}
+        lines: list[Any] = [*str(error).splitlines(), type(error).__name__]
+        return {"reason": lines[0]}
 
 
 def count_kernels(model: RetrievalModel) -> dict[str, dict[str, Any]]:
