@@ -179,7 +179,7 @@ def match_frames(
     """
     S, N, _ = metric.shape
     rows_SN = torch.arange(S * N, device=metric.device).view(S, N)
-    body_SFP = rows_SN[:, loose : loose + frames * patches].unflatten(1, (frames, patches))
+    body_SFP = rows_SN[:, loose : loose + frames * patches].view(S, frames, patches)
     if isinstance(target, int):
         targets = range(target, frames, stride)
         others = [frame for frame in range(frames) if frame not in targets]
