@@ -179,7 +179,7 @@ def match_frames(
     """
     S, N, _ = metric.shape
     rows_SN = torch.arange(S * N, device=metric.device).view(S, N)
-    body_SFP = rows_SN[:, loose : loose + frames * patches].unflatten(1, (frames, patches))
+    body_SFP = rows_SN[:, loose : loose + frames * patches].view(S, frames, patches)
     if isinstance(target, int):
         targets = range(target, frames, stride)
         others = [frame for frame in range(frames) if frame not in targets]
@@ -220,13 +220,14 @@ def local_match(
     """
     S, N, _ = metric.shape
     patches, loose = N // frames, 0
-    merge = None
+    merge: Pairing | None = None
     for step, target in zip(strides(frames, stride), targets, strict=True):
-        metric = metric if merge is None else level(metric)
         level = match_frames(metric, frames, patches, ratio, step, target, loose=loose, average=average)
         merge = level if merge is None else merge.then(level)
         sources = (frames - frames // step) * patches
         frames, loose = frames // step, sources - int(ratio * sources)
+        if frames > 1:
+            metric = level(metric)
     if merge is None:
         every = torch.arange(S * N, device=metric.device)
         return Pairing(sequences=S, kept=every, place=every, divisor=torch.ones_like(every) if average else None)

@@ -16,11 +16,11 @@ LAUNCH_NOTHING = set(
 )
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts kernels by operator, and copies between the CPU and a GPU that the host waits for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
         self.waits = 0
 
