@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.data.prefetch import to_device
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
 from tvrbench.harness.models.tokens import Attends, AttentionOut, TokenReducer, TokenStream, VisionEncoder
-from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, sent, strides
+from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer
 BANK_FIRST = 0.5  # training: chance that the bank is the source (VidToMe's global_rand); never at evaluation
@@ -152,7 +153,7 @@ class UnmergeReducer(VidToMeReducer):
         bank, *rest = chunks.unbind(1)
         merges = []
         for tokens in rest:
-            bank_first = sent(torch.rand(len(tokens)) < BANK_FIRST, tokens.device) if self.training else None
+            bank_first = to_device(torch.rand(len(tokens)) < BANK_FIRST, tokens.device) if self.training else None
             merges.append(global_match(tokens, bank, ratio, bank_first, average, self.decide))
             bank = merges[-1].bank
         return merges

@@ -64,8 +64,9 @@ def prefetch(batches: Generator[Batch, None, None], device: torch.device) -> Gen
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on a device, in the order of the device's work; the host does not wait."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A small tensor on a device, in the order of the device's work; the host does not wait."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def to_cpu(tensor: Tensor) -> Tensor:

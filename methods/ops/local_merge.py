@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tvrbench.harness.data.prefetch import to_device
 from tvrbench.methods.ops.matching import require_finite
 
 
@@ -190,19 +191,13 @@ def match_frames(
         targets = range(0, frames, stride)
         is_target_SF = (torch.arange(frames, device=target.device) - target.unsqueeze(1)) % stride == 0
         # The other frames, then the target frames: ordered where the draw lies.
-        order_SF = sent(is_target_SF.to(torch.uint8).argsort(dim=1, stable=True), metric.device)
+        order_SF = to_device(is_target_SF.to(torch.uint8).argsort(dim=1, stable=True), metric.device)
         parts = list(body_SFP.gather(1, order_SF.unsqueeze(2).expand(-1, -1, patches)).unbind(1))
     count = frames - len(targets)
     rest = (rows_SN[:, :loose], rows_SN[:, loose + frames * patches :])
     source = torch.cat([rows_SN[:, :0], *parts[:count]], dim=1)
     destination = torch.cat([*parts[count:], *rest], dim=1)
     return pair(metric, source, destination, int(ratio * source.shape[1]), average)
-
-
-def sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """A small tensor from the CPU on the device; a GPU's host does not wait for it."""
-    pinned = drawn.pin_memory() if device.type == "cuda" and drawn.device.type == "cpu" else drawn
-    return pinned.to(device, non_blocking=True)
 
 
 def local_match(

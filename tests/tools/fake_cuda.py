@@ -21,12 +21,14 @@ from typing import Any
 
 import pytest
 import torch
+from fake_streams import Fakes
 from plugin import NAME, registered_plugin
 from torch import Tensor
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
+from tvrbench.harness.data.prefetch import prefetch
 from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -122,9 +124,10 @@ def count_evaluation(model: RetrievalModel) -> dict[str, KernelCounter]:
     def tokenizer(batch: Any, words: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(batch), words, dtype=torch.long), torch.ones(len(batch), words, dtype=torch.bool)
 
-    loader: Any = SimpleNamespace(batches=clips)
+    loader: Any = SimpleNamespace(batches=lambda requests, device: prefetch(clips(requests), device))
     tokens: Any = tokenizer
-    with fake_gpu():
+    with pytest.MonkeyPatch.context() as patch, fake_gpu():
+        Fakes().install(patch, moves=False)
         twin = on_fake_cuda(model).eval()
         calls: dict[str, Callable[[], Tensor]] = {
             "video": lambda: encode_videos(twin, ("a", "b", "c"), loader, 2, lambda _: None),

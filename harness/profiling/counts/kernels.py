@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import prepare_to_encode
 from tvrbench.harness.profiling.counts.formula import text_length
 
 CUDA = torch.device("cuda:0")
@@ -64,6 +65,8 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func._op_dk(inner, *args, **kwargs)
         name = func._schema.name.split("::")[1]
+        if name == "_pin_memory":  # which fake tensors cannot be
+            return args[0]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_gpu = any(t.is_cuda for t in given)
         if name == "_local_scalar_dense":
@@ -172,7 +175,7 @@ def on_fake_cuda(model: RetrievalModel) -> RetrievalModel:
     return copy.deepcopy(model, moved)
 
 
-def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, dict[str, Any]]:
+def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
     """``count_kernels`` of a method on a preset backbone, without weights; {``reason``} where it cannot be counted.
 
     A method whose control flow reads tensor values gets the answers of ``KernelCounter``.
@@ -185,17 +188,16 @@ def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any
             model = load()
         return count_kernels(model)
     except (RuntimeError, TypeError) as error:
-        lines: list[Any] = [*str(error).splitlines(), type(error).__name__]
-        return {"reason": lines[0]}
+        return {"reason": str(error).partition("\n")[0] or type(error).__name__}
 
 
-def count_kernels(model: RetrievalModel) -> dict[str, dict[str, Any]]:
+def count_kernels(model: RetrievalModel) -> dict[str, Any]:
     """Kernels and host waits of encoding one batch of videos and one of captions in eval mode, LoRA folded.
 
     Returns:
-        ``video`` and ``text``: {``float32``, ``bfloat16`` (autocast)} -> kernels; ``waits``: {``video``, ``text``} ->
-        times that the host waits, in the precision in which it waits more often. Zeros for a method that encodes
-        nothing on a GPU.
+        ``video`` and ``text``: {``float32``, ``bfloat16`` (autocast, weights cast before)} -> kernels;
+        ``waits``: {``video``, ``text``} -> times that the host waits, in the precision in which it waits more often.
+        Zeros for a method that encodes nothing on a GPU.
 
     Raises:
         RuntimeError, TypeError: the method does what fake tensors cannot do, such as reading values through NumPy.
@@ -206,12 +208,15 @@ def count_kernels(model: RetrievalModel) -> dict[str, dict[str, Any]]:
         return found
     with fake_cuda(), torch.no_grad():
         twin = on_fake_cuda(model).eval()
-        for what, encode in encodings(twin).items():
-            with KernelCounter():
-                encode()  # folds LoRA
-            for precision, dtype in PRECISIONS.items():
-                with autocast(dtype), KernelCounter() as counter:
-                    encode()
+        for precision, dtype in PRECISIONS.items():
+            if dtype is not None:
+                prepare_to_encode(twin, dtype)  # as encoders are timed
+            for what, encode in encodings(twin).items():
+                with autocast(dtype):
+                    with KernelCounter():
+                        encode()  # folds LoRA
+                    with KernelCounter() as counter:
+                        encode()
                 found[what][precision] = counter.kernels.total()
                 found["waits"][what] = max(found["waits"][what], counter.waits.total())
     return found

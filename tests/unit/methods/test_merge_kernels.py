@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from fake_gpu import Launches, on_gpu
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tvrbench.harness.models.backbone.architecture import preset
 from tvrbench.harness.models.tokens import TokenStream
+from tvrbench.harness.profiling.counts.kernels import CUDA, KernelCounter, fake_cuda, missing
 from tvrbench.methods.ops import bipartite_match
 from tvrbench.methods.ops.local_merge import global_match, local_match
 from tvrbench.methods.tempme import TempMe
@@ -22,11 +21,15 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # fake tensors cannot be pinned
-    with FakeTensorMode():
+def fake() -> Iterator[None]:
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+    with fake_cuda():
         yield
+
+
+def on_gpu(*shape: int) -> Tensor:
+    return torch.empty(shape, device=CUDA)
 
 
 @pytest.mark.usefixtures("fake")
@@ -34,7 +37,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_merge_is_few_kernels(sized: bool, most: int) -> None:
     """To be lowered only."""
     x, keys, size = on_gpu(12, 50, 768), on_gpu(12, 50, 64), on_gpu(12, 50, 1)
-    with torch.no_grad(), Launches() as seen:
+    with torch.no_grad(), KernelCounter() as seen:
         bipartite_match(keys, 2)(x, size if sized else None)
     assert seen.kernels.total() <= most, seen.kernels
     assert seen.kernels["sort"] <= 2
@@ -48,7 +51,7 @@ def test_only_a_trace_asks_for_places() -> None:
     counts = []
     for traced in (stream, TokenStream(x=stream.x, classes=1, per_video=12, origin=origin)):
         merge = bipartite_match(on_gpu(12, 50, 64), 2)
-        with torch.no_grad(), Launches() as seen:
+        with torch.no_grad(), KernelCounter() as seen:
             traced.merge(merge)
         counts.append(seen.kernels)
     assert counts[0].total() <= 12, counts[0]
@@ -58,7 +61,7 @@ def test_only_a_trace_asks_for_places() -> None:
 @pytest.mark.usefixtures("fake")
 def test_sequences_are_joined_in_one_copy() -> None:
     stream = TokenStream(x=on_gpu(12, 50, 768), classes=1, per_video=12)
-    with Launches() as seen:
+    with KernelCounter() as seen:
         stream.join(3)
     assert seen.kernels == {"cat": 1}
 
@@ -70,7 +73,7 @@ def test_tempme_joins_sizes_once() -> None:
     stream = TokenStream(x=torch.empty(12, 34, 768, device="meta"), classes=1, per_video=12, size=size)
     joined: list[Any] = []
 
-    class Joins(Launches):
+    class Joins(KernelCounter):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = super().__torch_dispatch__(func, types, args, kwargs)
             if func._schema.name == "aten::cat" and out.shape[-1] == 1:
@@ -86,7 +89,7 @@ def test_tempme_joins_sizes_once() -> None:
 @pytest.mark.parametrize(("average", "most"), [(False, 21), (True, 28)])
 def test_a_chunk_merges_in_few_kernels(average: bool, most: int) -> None:
     x = on_gpu(3, 4 * 49, 768)
-    with torch.no_grad(), Launches() as seen:
+    with torch.no_grad(), KernelCounter() as seen:
         merge = local_match(x, 4, 0.9, 4, [2], average)
         merge.unmerge(merge(x))
     assert seen.kernels.total() <= most, seen.kernels
@@ -100,7 +103,7 @@ def test_what_training_draws_is_sent_without_a_wait(options: dict[str, Any]) -> 
     reducer = method.build_reducer().train()
     assert isinstance(reducer, UnmergeReducer)
     chunk = method.options.chunk
-    with torch.no_grad(), Launches() as seen:
+    with torch.no_grad(), KernelCounter() as seen:
         reducer.match(on_gpu(12, chunk * 49, 64))
         if method.options.global_ratio:
             reducer._bank_merges(on_gpu(4, 12 // chunk, 70, 64))
@@ -110,7 +113,7 @@ def test_what_training_draws_is_sent_without_a_wait(options: dict[str, Any]) -> 
 
 @pytest.mark.usefixtures("fake")
 def test_evaluation_sends_nothing_and_swaps_nothing() -> None:
-    with torch.no_grad(), Launches() as seen:
+    with torch.no_grad(), KernelCounter() as seen:
         merge = global_match(on_gpu(4, 70, 64), on_gpu(4, 70, 64), 0.8, None)
         merge.bank  # noqa: B018
     assert not seen.waits
