@@ -246,7 +246,7 @@ def test_an_evaluation_feeds_the_model_its_own_normalization(file: Path) -> None
     model = half(file)
     pixels = torch.randint(0, 256, (1, 2, 3, 64, 64), dtype=torch.uint8)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    loader: Any = SimpleNamespace(batches=lambda _: [(pixels, mask)])
+    loader: Any = SimpleNamespace(batches=lambda requests, device: (batch for batch in [(pixels, mask)]))
     found = encode_videos(model, ("v",), loader, 1, lambda _: None)
     with torch.no_grad():
         want = model.encode_video(pixels / 255 * 2 - 1, mask)
