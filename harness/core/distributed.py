@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT = timedelta(minutes=10)  # for every process to come
 DEVICE_TIMEOUT = timedelta(minutes=10)  # of features and gradients: every process is in the same step
 HOST_TIMEOUT = timedelta(hours=2)  # of all else: the first process may measure, or search, while the others wait
+END_TIMEOUT = timedelta(days=2)  # for every process to end: the first may measure all methods at full size
 
 # The group of the hosts, for the block of `process_group`; torch keeps only the group of the devices by itself.
 _hosts: ContextVar[dist.ProcessGroup | None] = ContextVar("hosts", default=None)
@@ -110,12 +111,27 @@ def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
     token, ended = _hosts.set(hosts), False
     try:
         yield
+        if backend == "nccl":
+            _wait_for_end(hosts, launch)
         ended = True
     finally:
         _hosts.reset(token)
         # NCCL ends when all processes have, so after a fault it would wait for one that may be lost; this process ends.
         if ended or backend == "gloo":
             dist.destroy_process_group()
+
+
+def _wait_for_end(hosts: dist.ProcessGroup, launch: Launch) -> None:
+    """Wait until every process has done its work: NCCL is shut down together, and gives up on one that comes late.
+
+    Raises:
+        RunFailed: another process was lost.
+    """
+    try:
+        dist.monitored_barrier(hosts, END_TIMEOUT)
+    except RuntimeError as error:
+        message = f"process {launch.rank} of {launch.size} has done its work, but another was lost: see its output"
+        raise RunFailed(message, code="torchrun.end", rank=launch.rank) from error
 
 
 def _take_gpu(launch: Launch) -> None:

@@ -43,7 +43,8 @@ class _QuickGELU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         steep: Tensor = _STEEPNESS * x
-        if not _keeps_bits(x):
+        # With gradients on, a gradient of this gradient is wanted, which silu_backward has not.
+        if not _keeps_bits(x) and not torch.is_grad_enabled():
             out: Tensor = torch.ops.aten.silu_backward(grad, steep)
             return out
         gate = steep.sigmoid()

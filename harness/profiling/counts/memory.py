@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.profiling.counts.formula import text_length
 from tvrbench.harness.training.precision import hold_in_float16
 from tvrbench.harness.training.trainer import Precision
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Operators that autocast gives its dtype, and those that it holds in float32.
 _PRODUCTS = {
     *(F.linear, F.conv2d, F.scaled_dot_product_attention),
@@ -119,7 +119,7 @@ class _OnDevice(TorchFunctionMode):
 
     def __init__(self, precision: Precision) -> None:
         super().__init__()
-        self._dtype = _DTYPES.get(precision)
+        self._dtype = None if precision == "float32" else DTYPES[precision]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

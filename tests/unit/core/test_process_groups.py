@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tvrbench.harness.core import distributed
+from tvrbench.harness.core.errors import RunFailed
 from tvrbench.harness.core.rendezvous import Launch, usable_cores
 from tvrbench.harness.runs.launch.local import shares_of_cores
 
@@ -96,10 +97,11 @@ def test_two_processes_on_one_gpu_are_refused_by_both(tmp_path: Path) -> None:
 def test_after_a_fault_no_process_waits_for_a_lost_one(
     backend: str, fails: bool, ended: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends: list[None] = []
+    calls: list[str] = []
     for name in ("init_process_group", "new_group"):
         monkeypatch.setattr(distributed.dist, name, lambda *_, **__: None)
-    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ends.append(None))
+    for name in ("monitored_barrier", "destroy_process_group"):
+        monkeypatch.setattr(distributed.dist, name, lambda *_, name=name: calls.append(name))
     launch, store = Launch(rank=0, size=2, local=0, address="", port=1), Any
     try:
         with distributed._initialized(backend, store, launch):  # type: ignore[arg-type]
@@ -107,8 +109,23 @@ def test_after_a_fault_no_process_waits_for_a_lost_one(
                 raise KeyError
     except KeyError:
         assert fails
-    assert len(ends) == ended
+    assert calls.count("destroy_process_group") == ended
+    # NCCL is shut down by all at a time, and the first process may have measured for hours by then.
+    assert calls[:-1] == (["monitored_barrier"] if backend == "nccl" and not fails else [])
     assert distributed._hosts.get() is None
+
+
+def test_a_process_that_is_lost_at_the_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    for name in ("init_process_group", "new_group", "destroy_process_group"):
+        monkeypatch.setattr(distributed.dist, name, lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "monitored_barrier", lost)
+    launch, store = Launch(rank=1, size=2, local=1, address="", port=1), Any
+    with pytest.raises(RunFailed) as failed, distributed._initialized("nccl", store, launch):  # type: ignore[arg-type]
+        pass
+    assert failed.value.code == "torchrun.end"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_one_kernel_is_as_close_to_the_formula_as_three(dtype: torch.dtype) -> N
 def test_gradients_in_double_precision() -> None:
     x = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(QuickGELU(), x)
+    assert torch.autograd.gradgradcheck(QuickGELU(), x)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -72,6 +73,7 @@ def test_gradients_as_on_a_gpu() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     y = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(QuickGELU(), y)
+    assert torch.autograd.gradgradcheck(QuickGELU(), y)  # a method may penalize gradients
 
 
 class _Kernels(TorchDispatchMode):
