@@ -18,6 +18,7 @@ from tvrbench.datasets.decoders import Pick, T
 from tvrbench.datasets.decoding import RGB, PacketIndex, VideoError, check_aspect, count_frames, decode
 from tvrbench.datasets.orientation import UPRIGHT
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.memory import is_out_of_memory
 
 
 def read(
@@ -45,6 +46,8 @@ def read(
         counted = len(decoder)
         batch = decoder.get_frames_at(unique) if counted == n_frames else None
     except (RuntimeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):  # no fault of the video, which would be skipped for it
+            raise
         raise _fault(path, _first_line(error)) from error
     if batch is None:
         raise _fault(path, f"it counts {counted} frames, not {n_frames}")

@@ -178,3 +178,15 @@ def test_a_video_that_the_engine_does_not_take_is_named(root: Path, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with raises("video.unreadable"):
         Folder(root).frames(IDS[0], FrameSpec(frames=4, size=32, decoder="torchcodec-cuda"))
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the video would be skipped with --skip-bad-videos."""
+
+    def full(path: str, **_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fake = SimpleNamespace(__version__="0", VideoDecoder=full)
+    monkeypatch.setattr(torchcodec, "import_module", lambda name: fake)
+    with pytest.raises(torch.OutOfMemoryError):
+        Folder(root).frames(IDS[0], FrameSpec(frames=4, size=32, decoder="torchcodec"))

@@ -20,7 +20,9 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.worker import run_job
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
 from tvrbench.harness.profiling.scenarios import encoders as module
+from tvrbench.harness.profiling.scenarios import speedup as speedups
 from tvrbench.harness.profiling.scenarios.encoders import Encoders, FeatureCheck, checked_encoders, relative_error
+from tvrbench.harness.profiling.scenarios.inference import without_allocated
 from tvrbench.harness.profiling.scenarios.synthetic import drifting_frames, synthetic_batch
 from tvrbench.harness.profiling.trackers.roofline import share_of_peak
 from tvrbench.harness.records.record import Measurement
@@ -244,6 +246,26 @@ def test_a_comparison_keeps_its_repeats_and_what_is_allowed(job: Job) -> None:
     assert speedup.conditions["against"] == "lora"
     assert reached.conditions["allowed"] == pytest.approx(4, rel=0.02)
     assert reached.value == pytest.approx(100 * speedup.value / reached.conditions["allowed"])
+
+
+def test_a_comparison_is_judged_by_the_side_that_is_further_over_its_own_limit(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merging method may be far from its reference and valid, beside a dense encoder that is near and wrong."""
+    checks = iter([FeatureCheck(error=0.1, tolerance=0.14), FeatureCheck(error=0.01, tolerance=1e-3)])
+
+    def checked(model: RetrievalModel, *given: Any) -> tuple[Encoders, FeatureCheck]:
+        return Encoders(model.encode_video, model.encode_text), next(checks)
+
+    monkeypatch.setattr(speedups, "checked_encoders", checked)
+    assert "invalid" in compared(job)["speedup"].conditions
+
+
+def test_a_cuda_graphs_memory_is_no_longer_allocated_when_it_is_launched() -> None:
+    peaks = [Measurement(f"peak_memory_{kind}", 3.0, "MiB") for kind in ("nvml", "allocated", "reserved")]
+    found = without_allocated(peaks)
+    assert [m.value for m in found] == [3.0, None, 3.0]
+    assert found[1].conditions["reason"]
 
 
 def test_what_runs_no_encoder_allows_no_speedup(job: Job) -> None:
