@@ -269,7 +269,10 @@ class Trainer:
         given = (pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
         casts = {} if self._frozen is None else self._frozen()
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "float32"):
-            text, video = functional_call(self.model, casts, given) if casts else self.model(*given)
+            if casts:  # they hold every name of a weight, so nothing has to look for weights with several
+                text, video = functional_call(self.model, casts, given, tie_weights=False)
+            else:
+                text, video = self.model(*given)
         return text.float(), video.float()
 
     def _set_rates(self) -> list[float]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
-from tvrbench.harness.core.numerics import numerics_text
+from tvrbench.harness.core.numerics import Numerics, numerics_text
 from tvrbench.harness.evaluation.comparability import ALWAYS, OWN_REASONS, RULES, shortfalls
 from tvrbench.harness.records.record import Record, weights_line
 from tvrbench.harness.records.runs import StoredRecord
@@ -122,7 +122,8 @@ def _precision(record: Record) -> str | None:
     told = {what: record["metrics"].get(what, {}).get("precision") for what in ("training", "evaluation")}
     words = [f"{what} in {precision}" for what, precision in told.items() if precision]
     environment = record["environment"]
-    return ", ".join([*words, *([numerics_text(environment)] if "cudnn_tf32" in environment else [])]) or None
+    told_all = environment.keys() >= Numerics.__required_keys__
+    return ", ".join([*words, *([numerics_text(environment)] if told_all else [])]) or None
 
 
 _FACTS: Mapping[str, Callable[[Record], str | None]] = {
