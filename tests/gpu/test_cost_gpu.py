@@ -76,7 +76,7 @@ def test_worker_round_trip(tiny_weights: Path) -> None:
                 assert name in ("peak_memory_nvml", "gpu_clock")  # NVML may not give them
                 assert measurement.conditions["reason"]
             else:
-                assert measurement.value > 0
+                assert measurement.value > 0 or name == "other_load"  # nothing else may have run
 
 
 def test_the_process_that_orders_a_measurement_is_no_stranger(tiny_weights: Path) -> None:

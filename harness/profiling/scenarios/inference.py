@@ -51,8 +51,8 @@ def _videos(encode: Call, job: Job, device: torch.device) -> list[Measurement]:
     """``throughput`` and peak memory; on a CPU that of the timed calls, as the system keeps the peak at no cost."""
     if device.type != "cpu":
         throughput = measure_throughput(encode, job.batch, device, job.timing)
-        memory = peak_memory(encode, device, batch=job.batch)
-        return [throughput, *(without_allocated(memory) if job.cuda_graphs else memory)]
+        peaks = peak_memory(encode, device, batch=job.batch)
+        return [throughput, *(without_allocated(peaks) if job.cuda_graphs else peaks)]
     with MemoryProbe(device) as probe:
         throughput = measure_throughput(encode, job.batch, device, job.timing)
     memory = (replace(m, conditions=dict(m.conditions) | {"batch": job.batch}) for m in probe.measurements())
