@@ -12,8 +12,9 @@ and the others may wait for hours while the first one measures.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +36,8 @@ JOIN_TIMEOUT = timedelta(minutes=10)  # for every process to come
 DEVICE_TIMEOUT = timedelta(minutes=10)  # of features and gradients: every process is in the same step
 HOST_TIMEOUT = timedelta(hours=2)  # of all else: the first process may measure, or search, while the others wait
 END_TIMEOUT = timedelta(days=2)  # for every process to end: the first may measure all methods at full size
+END_POLL_S = 1.0
+_FAILED = "failed"  # in the store, once a process has ended with a fault
 
 # The group of the hosts, for the block of `process_group`; torch keeps only the group of the devices by itself.
 _hosts: ContextVar[dist.ProcessGroup | None] = ContextVar("hosts", default=None)
@@ -112,8 +115,12 @@ def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
     try:
         yield
         if backend == "nccl":
-            _wait_for_end(hosts, launch)
+            _wait_for_end(store, hosts, launch)
         ended = True
+    except BaseException:
+        with suppress(RuntimeError):  # where the store is gone, so is the process that served it, and all know
+            store.set(_FAILED, "")
+        raise
     finally:
         _hosts.reset(token)
         # NCCL ends when all processes have, so after a fault it would wait for one that may be lost; this process ends.
@@ -121,17 +128,29 @@ def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _wait_for_end(hosts: dist.ProcessGroup, launch: Launch) -> None:
+def _wait_for_end(store: Store, hosts: dist.ProcessGroup, launch: Launch) -> None:
     """Wait until every process has done its work: NCCL is shut down together, and gives up on one that comes late.
 
+    Through the store, because a group has one limit for all that it does.
+
     Raises:
-        RunFailed: another process was lost.
+        RunFailed: another process ended with a fault, was lost, or took longer than ``END_TIMEOUT``.
     """
+    everyone, start = [f"ended/{rank}" for rank in range(launch.size)], time.monotonic()
     try:
-        dist.monitored_barrier(hosts, END_TIMEOUT)
+        store.set(everyone[launch.rank], "")
+        while not store.check(everyone):
+            if store.check([_FAILED]) or time.monotonic() - start > END_TIMEOUT.total_seconds():
+                raise _lost_at_the_end(launch)
+            time.sleep(END_POLL_S)
+        dist.barrier(hosts)  # from here on nobody asks the store, which may end with the first process
     except RuntimeError as error:
-        message = f"process {launch.rank} of {launch.size} has done its work, but another was lost: see its output"
-        raise RunFailed(message, code="torchrun.end", rank=launch.rank) from error
+        raise _lost_at_the_end(launch) from error
+
+
+def _lost_at_the_end(launch: Launch) -> RunFailed:
+    message = f"process {launch.rank} of {launch.size} has done its work, but another has not: see its output"
+    return RunFailed(message, code="torchrun.end", rank=launch.rank)
 
 
 def _take_gpu(launch: Launch) -> None:

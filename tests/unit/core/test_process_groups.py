@@ -6,10 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from torch.distributed import HashStore
 
 from tvrbench.harness.core import distributed
 from tvrbench.harness.core.errors import RunFailed
@@ -28,7 +29,7 @@ from torch import distributed as dist
 from tvrbench.harness.core import distributed
 from tvrbench.harness.core.errors import UsageError
 
-folder, port, visible, uuids, late = sys.argv[1:]
+folder, port, visible, uuids, late, ends = sys.argv[1:]
 init, backends, chosen = dist.init_process_group, [], []
 
 def gloo(backend, **options):
@@ -36,6 +37,8 @@ def gloo(backend, **options):
     init("gloo", **options)
 
 distributed.DEVICE_TIMEOUT = timedelta(seconds=1)
+if float(ends):
+    distributed.HOST_TIMEOUT = timedelta(seconds=2)
 dist.init_process_group = gloo
 torch.cuda.device_count = lambda: int(visible)
 torch.cuda.set_device = lambda device: chosen.append(device.index)
@@ -47,7 +50,10 @@ def work(rank):
             if info.first:
                 time.sleep(float(late))
             everyone = distributed.all_gather_object(chosen[0])
-            return [backends, everyone, distributed.any_rank(info.first), distributed.sum_over_processes(rank + 1.0)]
+            found = [backends, everyone, distributed.any_rank(info.first), distributed.sum_over_processes(rank + 1.0)]
+            if info.first:
+                time.sleep(float(ends))
+            return found
     except UsageError as error:
         return error.code
 
@@ -70,11 +76,11 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
-def pair(folder: Path, visible: int, uuids: str, late: float = 0) -> list[str]:
+def pair(folder: Path, visible: int, uuids: str, late: float = 0, ends: float = 0) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-P", "-c", PAIR, str(folder), port, str(visible), uuids, str(late)]
+    command = [sys.executable, "-P", "-c", PAIR, str(folder), port, str(visible), uuids, str(late), str(ends)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return [(folder / str(rank)).read_text() for rank in range(2)]
@@ -100,32 +106,41 @@ def test_after_a_fault_no_process_waits_for_a_lost_one(
     calls: list[str] = []
     for name in ("init_process_group", "new_group"):
         monkeypatch.setattr(distributed.dist, name, lambda *_, **__: None)
-    for name in ("monitored_barrier", "destroy_process_group"):
+    for name in ("barrier", "destroy_process_group"):
         monkeypatch.setattr(distributed.dist, name, lambda *_, name=name: calls.append(name))
-    launch, store = Launch(rank=0, size=2, local=0, address="", port=1), Any
+    launch, store = Launch(rank=0, size=2, local=0, address="", port=1), HashStore()
+    store.set("ended/1", "")
     try:
-        with distributed._initialized(backend, store, launch):  # type: ignore[arg-type]
+        with distributed._initialized(backend, store, launch):
             if fails:
                 raise KeyError
     except KeyError:
         assert fails
-    assert calls.count("destroy_process_group") == ended
-    # NCCL is shut down by all at a time, and the first process may have measured for hours by then.
-    assert calls[:-1] == (["monitored_barrier"] if backend == "nccl" and not fails else [])
+    assert calls == ["barrier"] * (backend == "nccl" and not fails) + ["destroy_process_group"] * ended
+    assert store.check(["failed"]) == fails
     assert distributed._hosts.get() is None
 
 
-def test_a_process_that_is_lost_at_the_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["fails", "late", "lost"])
+def test_a_process_that_does_not_end_is_told(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: object) -> None:
         raise RuntimeError("Connection closed by peer")
 
     for name in ("init_process_group", "new_group", "destroy_process_group"):
         monkeypatch.setattr(distributed.dist, name, lambda *_, **__: None)
-    monkeypatch.setattr(distributed.dist, "monitored_barrier", lost)
-    launch, store = Launch(rank=1, size=2, local=1, address="", port=1), Any
-    with pytest.raises(RunFailed) as failed, distributed._initialized("nccl", store, launch):  # type: ignore[arg-type]
+    monkeypatch.setattr(distributed.dist, "barrier", lost)
+    monkeypatch.setattr(distributed, "END_POLL_S", 0.01)
+    monkeypatch.setattr(distributed, "END_TIMEOUT", timedelta(seconds=0.1 if how == "late" else 60))
+    launch, store = Launch(rank=1, size=2, local=1, address="", port=1), HashStore()
+    store.set({"fails": "failed", "late": "something else", "lost": "ended/0"}[how], "")
+    with pytest.raises(RunFailed) as failed, distributed._initialized("nccl", store, launch):
         pass
     assert failed.value.code == "torchrun.end"
+
+
+def test_the_others_wait_for_the_end_of_the_first_longer_than_for_anything_else(tmp_path: Path) -> None:
+    """It measures at full size by itself, while the others have nothing left to do."""
+    assert pair(tmp_path, 2, "GPU-a,GPU-b", ends=4) == [repr([["nccl"], [0, 1], True, 3.0])] * 2
 
 
 @pytest.mark.parametrize(
