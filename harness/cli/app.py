@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 # command; of a dataclass, ``run`` does.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("list_names:list_names", "List what is registered, including plug-ins."),
-    "profile": ("profile:profile", "Costs that need no data: GMACs, parameters and tokens of a method on a backbone."),
+    "profile": (
+        "profile:profile",
+        "Costs that need no data: GMACs, parameters, tokens and GPU kernels of a method on a backbone.",
+    ),
     "bench": (
         "bench:bench",
         "Throughput, latency, memory and speed-up of methods on this device, on synthetic videos.",

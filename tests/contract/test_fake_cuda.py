@@ -88,10 +88,9 @@ def test_a_training_step_stays_on_the_gpu(name: str, kind: str, tiny_weights: Pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_stays_on_the_gpu(name: str, tiny_weights: Path) -> None:
-    """Batches come from the CPU; features go back to it, once a batch."""
+    """Batches come from the CPU and features go back to it, and neither is waited for in a batch."""
     for what, seen in count_evaluation(tiny(name, tiny_weights)).items():
-        back = sum(count for where, count in seen.waits.items() if where.endswith("a copy from cuda to cpu"))
-        assert back == {"video": 2, "text": 1}[what]
+        assert not [where for where in seen.waits if where.endswith("a copy from cuda to cpu")]
         compare(total(seen), f"evaluation/{what}", name, seen)
 
 

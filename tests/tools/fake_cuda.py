@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,12 +35,12 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.kernels import CUDA, KernelCounter, count_kernels, fake_cuda, on_fake_cuda
 from tvrbench.harness.regression.signature import same_randomness, save_tiny_weights
 from tvrbench.harness.training import trainer as training
-from tvrbench.harness.training.trainer import Trainer
+from tvrbench.harness.training.trainer import Precision, Trainer
 
 LEDGER = Path(__file__).parents[1] / "contract" / "fake_cuda.json"
 METHODS = [name for name in registry.names("methods", "baselines") if method_class(name).card.encodes]
 NAMES = [*METHODS, NAME]
-STEPS: dict[str, tuple[str, int | None]] = {
+STEPS: dict[str, tuple[Precision, int | None]] = {
     "float32": ("float32", None),
     "bfloat16": ("bfloat16", None),
     "float16, micro-batches of 2": ("float16", 2),
@@ -99,16 +99,15 @@ def count_encoding(name: str) -> dict[str, dict[str, int]]:
     return count_kernels(load_model(name, backbone="ViT-B-32", weights="random:0", device="meta", **options))
 
 
-def count_step(model: RetrievalModel, precision: str, micro_batch_size: int | None) -> KernelCounter:
+def count_step(model: RetrievalModel, precision: Precision, micro_batch_size: int | None) -> KernelCounter:
     """A training step by the method's own recipe, after a first one that made the optimizer's state."""
     with fake_gpu():
         twin = on_fake_cuda(model)
         recipe: Any = replace(load_recipe(twin.spec.card.recipe), precision=precision)
         trainer, batch = Trainer(twin, recipe, 100, micro_batch_size=micro_batch_size), pairs(twin)
-        with KernelCounter():
-            trainer.step(*batch)
-        with KernelCounter() as seen:
-            trainer.step(*batch)
+        for seen in (KernelCounter(), KernelCounter()):
+            with seen:
+                trainer.step(*batch)
     return seen
 
 
@@ -116,7 +115,7 @@ def count_evaluation(model: RetrievalModel) -> dict[str, KernelCounter]:
     """Encoding two batches of videos and one of captions that come from the CPU, to features on the CPU."""
     arch = model.clip.arch
 
-    def clips(requests: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def clips(requests: Any) -> Generator[tuple[Tensor, Tensor], None, None]:
         for request in requests:
             shape = (len(request), model.frames, 3, arch.image_size, arch.image_size)
             yield torch.zeros(shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ def registered_plugin(folder: Path) -> Iterator[None]:
     assert sum(1 for line in code.group(1).splitlines() if line) <= 30
     (folder / "my_package.py").write_text(code.group(1))
     entry = EntryPoint(name=NAME, value="my_package:EveryNth", group="tvrbench.methods")
-    installed = registry.entry_points
 
     def with_plugin(**wanted: str) -> Any:
         more = (entry,) if wanted.get("group") == "tvrbench.methods" else ()
-        return (*installed(**wanted), *more)
+        return (*entry_points(**wanted), *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))

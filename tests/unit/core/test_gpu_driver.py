@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -134,39 +133,3 @@ def test_doctor_without_a_gpu_misses_one(nvml: Install) -> None:
     nvml(gpus=0)
     assert doctor_module.gpu(wanted=False).state == "missing"
     assert doctor_module.gpu(wanted=True).state == "broken"
-
-
-class Session:
-    """A ``nox.Session`` whose environment has a torch that picks ``device``."""
-
-    def __init__(self, device: str, *posargs: str) -> None:
-        self.device, self.posargs, self.env = device, list(posargs), dict[str, str]()
-        self.commands: list[tuple[str, ...]] = []
-
-    def install(self, *_: str) -> None:
-        """Nothing."""
-
-    def run(self, *command: str, **options: Any) -> str:
-        """Keep the command; answer the question for the device with torch's warnings before it."""
-        self.commands.append(command)
-        return f"a warning of torch\n{command[-1] if command[-1] == 'cpu' else self.device}\n"
-
-
-@pytest.mark.parametrize(
-    ("device", "posargs", "on_gpu"),
-    [("cuda", (), True), ("cpu", (), False), ("cuda", ("--device", "cpu"), False), ("cuda", ("--device=cpu",), False)],
-)
-def test_efficiency_asks_torch_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, device: str, posargs: tuple[str, ...], on_gpu: bool
-) -> None:
-    def session(function: Any = None, **_: Any) -> Any:
-        return function if function else lambda decorated: decorated
-
-    nox = ModuleType("nox")
-    vars(nox).update(session=session, Session=object, options=SimpleNamespace(), param=lambda *_, **__: None)
-    vars(nox).update(parametrize=lambda *_, **__: lambda decorated: decorated)
-    monkeypatch.setitem(sys.modules, "nox", nox)
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")  # nvidia-smi says nothing about torch
-    fake = Session(device, *posargs)
-    runpy.run_path(str(ROOT / "noxfile.py"))["efficiency"](fake)
-    assert any("--energy" in command for command in fake.commands) == on_gpu
