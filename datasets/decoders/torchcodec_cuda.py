@@ -24,12 +24,11 @@ def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) ->
 
 def versions() -> dict[str, str]:
     """Return the versions of torchcodec and CUDA, and the GPU; UsageError without one of them."""
-    installed = torchcodec.versions()
     _check_gpu()
-    return installed | {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()}
+    return torchcodec.versions() | {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()}
 
 
 def _check_gpu() -> None:
     if not torch.cuda.is_available():
-        message = "the decoder torchcodec-cuda needs a GPU of NVIDIA's, and there is none here; use the decoder pyav"
-        raise UsageError(message, code="decoder.unavailable", decoder="torchcodec-cuda", installed=True)
+        message = "the decoder torchcodec-cuda needs an NVIDIA GPU, and torch sees none here; use the decoder pyav"
+        raise UsageError(message, code="decoder.unavailable", decoder="torchcodec-cuda")

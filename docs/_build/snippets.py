@@ -112,7 +112,7 @@ def why_elsewhere(command: str) -> str | None:
         return _ELSEWHERE[program]
     if placeholder := _PLACEHOLDER.search(command):
         return f"{placeholder[1]} is the reader's"
-    return "needs a GPU" if "cuda" in command else None
+    return "needs a GPU" if re.search(r"cuda|gpu", command) else None
 
 
 def unknown_options(command: str) -> list[str]:

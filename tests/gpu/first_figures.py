@@ -56,6 +56,7 @@ class Figures:
 
     def __init__(self, out: Path, step: str, device: str, tiny: bool) -> None:
         self.file, self.device, self.tiny = out / f"{step}.jsonl", torch.device(device), tiny
+        self.failed = 0
         self.file.write_text("", encoding="utf-8")
         self.backbones = ("tiny",) if tiny else BACKBONES
         self.weights = str(out / "tiny.safetensors") if tiny else "random:0"
@@ -87,6 +88,7 @@ class Figures:
         try:
             yield found
         except Exception as error:  # noqa: BLE001 - the line holds it, and the next one is measured
+            self.failed += 1
             found |= {"error": f"{type(error).__name__}: {str(error)[:300]}", "where": traceback.format_exc()[-2000:]}
         found["took_s"] = round(time.perf_counter() - start, 2)
         with self.file.open("a", encoding="utf-8") as stream:
@@ -243,8 +245,8 @@ def step(
 STEPS = {each.__name__: each for each in (sweep, speedups, training)}
 
 
-def main() -> None:
-    """Measure what the command line asks for."""
+def main() -> int:
+    """Measure what the command line asks for; 1 if a line holds an error."""
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("step", choices=STEPS)
     ask.add_argument("--out", type=Path, required=True)
@@ -252,7 +254,9 @@ def main() -> None:
     ask.add_argument("--tiny", action="store_true")
     given = ask.parse_args()
     set_numerics()
-    STEPS[given.step](Figures(given.out, given.step, given.device, given.tiny))
+    figures = Figures(given.out, given.step, given.device, given.tiny)
+    STEPS[given.step](figures)
+    return min(figures.failed, 1)
 
 
 if __name__ == "__main__":

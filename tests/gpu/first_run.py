@@ -68,7 +68,7 @@ def steps(out: Path, device: str, tiny: bool) -> dict[str, Step]:
 
 
 def carry_out(name: str, step: Step, limit_s: float, out: Path) -> dict[str, Any]:
-    """Run a step's command in a session of its own, at most so long; its exit code and seconds.
+    """Run a step's command in a session of its own, at most so long; how it ended, and after how many seconds.
 
     Output goes to ``NAME.log``. Whatever ends this program ends the step too.
     """
@@ -86,7 +86,16 @@ def carry_out(name: str, step: Step, limit_s: float, out: Path) -> dict[str, Any
             timed_out = True
         finally:
             _end(process)
-    return {"step": name, "exit": process.returncode, "seconds": round(time.monotonic() - start), "late": timed_out}
+    return _note(out, name, "out of time" if timed_out else f"exit {process.returncode}", time.monotonic() - start)
+
+
+def _note(out: Path, name: str, end: str, seconds: float | None = None) -> dict[str, Any]:
+    """Write down how a step ended and when, and say it; no seconds for one that did not end by itself or its limit."""
+    ended = {"step": name, "end": end, "seconds": None if seconds is None else round(seconds)}
+    with (out / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(ended) + "\n")
+    print(f"{name}: {end}" + ("" if seconds is None else f" after {seconds:.0f} s"), flush=True)
+    return ended
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -196,9 +205,12 @@ def _facts(out: Path) -> Iterator[str]:
 
 
 def _ended(out: Path) -> list[dict[str, Any]]:
-    """How each step ended, its latest run counting; what the tests said."""
+    """How each step ended, its latest run counting; what the tests said, and how many figures failed."""
     found = {row["step"]: row for row in lines(out, "steps")}
-    ends = {name: "out of time" if row["late"] else f"exit {row['exit']}" for name, row in found.items()}
+    ends = {name: row["end"] for name, row in found.items()}
+    for name in ends:
+        if found[name]["seconds"] is not None and (figures := lines(out, name)):
+            ends[name] += f": {len(figures)} figures, {sum('error' in row for row in figures)} failed"
     try:
         suites = [each.attrib for each in ElementTree.parse(out / "tests.xml").iter("testsuite")]  # our own file
         counts = {key: sum(int(suite[key]) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
@@ -232,6 +244,10 @@ def main() -> int:
     plan = steps(out, given.device, given.tiny)
     if unknown := [name for name in given.steps if name not in plan]:
         ask.error(f"unknown steps: {', '.join(unknown)}; there are {', '.join(plan)}")
+    import torch  # slow, and --help needs none
+
+    if given.device == "cuda" and not torch.cuda.is_available():
+        ask.error("torch sees no GPU here, tvrbench doctor --gpu says why; for a trial without: --device cpu --tiny")
     out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     until, good = time.monotonic() + given.within, True
@@ -239,19 +255,14 @@ def main() -> int:
         for name in given.steps or plan:
             limit_s = min(plan[name].limit_s, until - time.monotonic())
             if limit_s < 1:
-                print(f"{name}: no time left", flush=True)
+                _note(out, name, "no time left")
                 good = False
                 continue
             print(f"{name}: at most {limit_s:.0f} s ({out / name}.log) ...", flush=True)
-            ended = carry_out(name, plan[name], limit_s, out)
-            with (out / "steps.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(ended) + "\n")
-            end = "out of time" if ended["late"] else f"exit {ended['exit']}"
-            print(f"{name}: {end} after {ended['seconds']} s", flush=True)
-            good = good and ended["exit"] == 0 and not ended["late"]
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+            good = carry_out(name, plan[name], limit_s, out)["end"] == "exit 0" and good
+    except (KeyboardInterrupt, SystemExit) as stop:
+        _note(out, name, "stopped")
+        return 143 if isinstance(stop, SystemExit) else 130
     finally:
         (out / "summary.md").write_text(summary(out, given.tiny or given.device == "cpu"), encoding="utf-8")
         print(f"summary: {out / 'summary.md'}", flush=True)

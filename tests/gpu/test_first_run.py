@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.unit
 SCRIPT = Path(__file__).parent / "first_run.py"
@@ -86,8 +87,8 @@ def test_a_step_out_of_time_is_ended_with_what_it_started(first_run: ModuleType,
     script = f"import subprocess, sys; print('half', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
     command = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {script}"]
     ended = first_run.carry_out("slow", first_run.Step(9, command), 1.5, tmp_path)
-    assert ended["late"]
-    assert ended["exit"] == -signal.SIGTERM
+    assert ended["end"] == "out of time"
+    assert ended["seconds"] < 9
     assert (tmp_path / "slow.log").read_text() == "half\n"
     time.sleep(2)
     assert (tmp_path / "began").exists()
@@ -97,7 +98,7 @@ def test_a_step_out_of_time_is_ended_with_what_it_started(first_run: ModuleType,
 def test_standard_output_is_apart_from_messages(first_run: ModuleType, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('[]'); sys.exit('bad')"]
     ended = first_run.carry_out("facts", first_run.Step(9, command, "facts.json"), 30, tmp_path)
-    assert (ended["exit"], ended["late"]) == (1, False)
+    assert ended["end"] == "exit 1"
     assert (tmp_path / "facts.json").read_text() == "[]\n"
     assert "bad" in (tmp_path / "facts.log").read_text()
 
@@ -114,6 +115,39 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_summary_tells_how_many_figures_failed(first_run: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path, "steps", {"step": "sweep", "end": "exit 1", "seconds": 3})
+    write(tmp_path, "sweep", {"what": "encoding"}, {"what": "model", "error": "out of memory"})
+    assert "exit 1: 2 figures, 1 failed" in first_run.summary(tmp_path, trial=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_machine_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    done = call(tmp_path)
+    assert done.returncode == 2
+    assert "--device cpu --tiny" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_names_the_steps_for_which_no_time_was_left(tmp_path: Path) -> None:
+    done = call(tmp_path, "sweep", "energy", "--device", "cpu", "--tiny", "--within", "0")
+    assert done.returncode == 1
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert text.count("no time left") == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_summary_names_the_step_that_was_stopped(number: int, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "sweep", "--device", "cpu", "--tiny"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # the step has begun
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped" in (tmp_path / "summary.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_trial_measures_and_sums_up(tmp_path: Path) -> None:
     done = call(tmp_path, "speedups", "training", "--device", "cpu", "--tiny")
@@ -127,5 +161,5 @@ def test_a_trial_measures_and_sums_up(tmp_path: Path) -> None:
     assert {row["what"] for row in rows} == {"claim", "step"}
     assert not [row for row in rows if "error" in row]
     text = (tmp_path / "out" / "summary.md").read_text()
-    assert "exit 0" in text
+    assert text.count(" figures, 0 failed") == 2
     assert "## Speed-ups" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,7 @@ def test_a_gpu_decodes_for_torchcodec_cuda(root: Path, monkeypatch: pytest.Monke
 
 def test_a_gpu_that_is_missing_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "torchcodec", None)  # installing it would not help
     with raises("decoder.unavailable", decoder="torchcodec-cuda"):
         compare_decoders(Folder(root), SPEC, IDS, other="torchcodec-cuda")
 

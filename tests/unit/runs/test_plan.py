@@ -292,6 +292,17 @@ def test_printing(shapes: Weights, capsys: pytest.CaptureFixture[str]) -> None:
     assert " saved" in print_saved(plan, 1.0, capsys)
 
 
+def test_tables_fit_a_terminal_of_100_columns(
+    shapes: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_memory(monkeypatch, 0.1)  # words in place of a micro-batch
+    plan = plan_of(MAIN, shapes, ["clip4clip", "frame_subsample"], device="cuda")
+    print_plan(replace(plan, methods=[replace(method, hours=87_000.5) for method in plan.methods]), [])
+    tables = capsys.readouterr().out.partition("\nruns:")[0].splitlines()[1:]
+    assert len(tables) == 8
+    assert max(map(len, tables)) <= 100
+
+
 def print_saved(plan: Plan, hours: float, capsys: pytest.CaptureFixture[str]) -> str:
     assert plan.search is not None
     print_plan(replace(plan, search=replace(plan.search, hours_saved=hours)), [])
