@@ -6,6 +6,7 @@ other decoders. Pictures are resized on the CPU, as everywhere.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import torch
 from tvrbench.datasets.decoders import Pick, T, torchcodec
 from tvrbench.datasets.decoding import RGB, PacketIndex
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.rendezvous import read_launch
 
 
 def read(path: Path, index: PacketIndex, pick: Pick, use: Callable[[RGB], T]) -> tuple[list[int], list[T]]:
     """See `tvrbench.datasets.decoders.Decoder.read`; a video that the engine does not take is refused by name."""
     _check_gpu()
-    return torchcodec.read(path, index, pick, use, device="cuda")
+    launch = read_launch(os.environ)  # the current GPU belongs to a thread, and this is one of those that decode
+    number = 0 if launch is None else launch.local % torch.cuda.device_count()
+    return torchcodec.read(path, index, pick, use, device=f"cuda:{number}")
 
 
 def versions() -> dict[str, str]:

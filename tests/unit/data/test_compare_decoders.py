@@ -159,9 +159,15 @@ def test_a_gpu_decodes_for_torchcodec_cuda(root: Path, monkeypatch: pytest.Monke
     found = compare_decoders(Folder(root), SPEC, IDS, other="torchcodec-cuda")
     assert (found.decoders, found.same_pixels) == (("pyav", "torchcodec-cuda"), 3)
     assert found.versions["torchcodec-cuda"]["gpu"] == "a GPU"
-    assert set(asked) == {"cuda"}
+    assert set(asked) == {"cuda:0"}
     compare_decoders(Folder(root), SPEC, IDS)
-    assert set(asked) == {"cuda", "cpu"}
+    assert set(asked) == {"cuda:0", "cpu"}
+    group = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "29500"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    compare_decoders(Folder(root), SPEC, IDS, other="torchcodec-cuda")
+    assert set(asked) == {"cuda:0", "cuda:1", "cpu"}
 
 
 def test_a_gpu_that_is_missing_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
