@@ -112,7 +112,8 @@ def direct(model: RetrievalModel, context: RunContext) -> tuple[dict[str, Any], 
 
 
 def without_selection(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metrics.items() if key != "selection"}
+    """What scoring a model finds, without what the run adds."""
+    return {key: value for key, value in metrics.items() if key not in ("selection", "evaluation")}
 
 
 def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
