@@ -179,13 +179,9 @@ def test_a_gpu_that_is_not_there_is_named(job: Job) -> None:
     assert not torch.cuda.is_initialized()
 
 
-def fail(message: str) -> None:
-    raise RuntimeError(message)
-
-
 def test_the_cause_is_what_was_raised_whatever_is_printed_after_it() -> None:
     with raises("measurement.died", CheckFailed, cause="RuntimeError: CUDA error: an illegal access") as caught:
-        call("it", 60, fail, "CUDA error: an illegal access\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.")
+        call("it", 60, exec, "raise RuntimeError('CUDA error: an illegal access\\nCompile with TORCH_USE_CUDA_DSA')")
     assert brief_reason(caught.value) == "it ended with code 1: RuntimeError: CUDA error: an illegal access"
 
 

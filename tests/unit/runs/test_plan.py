@@ -78,6 +78,7 @@ def plan_of(
     return make_plan(protocol, weights, configs, context, wanted, OneRate(torch.device(device)))
 
 
+@pytest.mark.slow
 def test_every_registered_method_is_planned(shapes: Weights, tmp_path: Path) -> None:
     names = registry.names("methods", "baselines")
     plan = plan_of(MAIN, shapes, names, seeds=[0], results=tmp_path / "r")
