@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,17 +13,13 @@ from typing import Any
 import pytest
 import torch
 from errors import raises
+from fake_cuda import fake_gpu, pairs, tiny
 from fake_streams import CUDA, Fakes
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from tvrbench.harness import load_model
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
-from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.kernels import KernelCounter, missing, on_fake_cuda
 from tvrbench.harness.training.loop import UNREAD, TrainingLoop
 from tvrbench.harness.training.step_log import StepLog
 from tvrbench.harness.training.trainer import Trainer
@@ -166,119 +161,23 @@ def test_a_broken_video_saves_the_steps_before_it_with_their_losses() -> None:
     assert state.saved == [4, 6]
 
 
-class Waits(TorchDispatchMode):
-    """Counts what the host of a GPU would wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and func.namespace == "aten":  # there, operators come here whole
-            with self:
-                if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
-                    return out
-        name = func._schema.name.split("::")[1]
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name == "_local_scalar_dense":
-            self.seen["read"] += given[0].is_cuda
-            return 1.0
-        out = func(*args, **kwargs)
-        if name in ("_to_copy", "copy_"):
-            ends = {t.device.type for t in (*given[:2], *(t for t in tree_leaves(out) if isinstance(t, Tensor)))}
-            waits = len(ends) > 1 and not (kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,)))
-            self.seen["copy"] += waits
-        return out
-
-
-def _put_gradients(tensors: Any, *_: Any, **__: Any) -> None:
-    """Zeros for every leaf of the graph: autograd itself refuses CUDA tensors without a GPU."""
-    waiting, seen = [t.grad_fn for t in ([tensors] if isinstance(tensors, Tensor) else tensors)], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            node.variable.grad = torch.zeros_like(node.variable)
-        waiting.extend(following for following, _ in node.next_functions)
-
-
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch, tiny_weights: Path) -> Iterator[Callable[[str], RetrievalModel]]:
-    """Makes methods whose parameters are fake ones on a GPU."""
-    fused = torch.ops.aten._scaled_dot_product_efficient_attention
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-        out: Tensor = fused(q, k, v, None, torch.is_grad_enabled(), 0.0, options.get("is_causal", False))[0]
-        return out
-
-    def make(name: str) -> RetrievalModel:
-        with unset_fake_temporarily():
-            model = load_model(name, weights=tiny_weights, device="meta")
-        moved: dict[int, nn.Parameter] = {}
-        for module in model.modules():
-            for key, p in module._parameters.items():
-                if p is not None:
-                    empty = torch.empty(p.shape, dtype=p.dtype, device=CUDA)
-                    module._parameters[key] = moved.setdefault(id(p), nn.Parameter(empty, p.requires_grad))
-            for key, b in module._buffers.items():
-                if b is not None:
-                    module._buffers[key] = torch.empty(b.shape, dtype=b.dtype, device=CUDA)
-        return model
-
+def test_between_two_reads_a_training_step_waits_for_nothing(
+    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
     Fakes().install(monkeypatch, moves=False)
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr(Tensor, "backward", _put_gradients)
-    with FakeTensorMode():
-        yield make
+    model = tiny("lora", tiny_weights)
+    with fake_gpu():
+        twin = on_fake_cuda(model)
+        trainer, (frames, video_mask, ids, mask) = Trainer(twin, "uniform", 9), pairs(twin)
 
+        def waits_of(step: Callable[..., Any]) -> int:
+            with KernelCounter() as seen:
+                pixels = torch.zeros(frames.shape, dtype=torch.uint8, device=CUDA)
+                step(twin.normalize(pixels, video_mask), video_mask, ids, mask)
+            return seen.waits.total()
 
-def pixels_of(model: RetrievalModel, pairs: int, device: Any) -> tuple[Tensor, Tensor]:
-    side = model.clip.arch.image_size
-    shape = (pairs, model.frames, 3, side, side)
-    return torch.zeros(shape, dtype=torch.uint8, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device)
-
-
-def test_between_two_reads_a_training_step_waits_for_nothing(on_gpu: Callable[[str], RetrievalModel]) -> None:
-    model = on_gpu("lora")
-    trainer, words = Trainer(model, "uniform", 9), model.clip.arch.context_length
-    ids = torch.zeros(4, words, dtype=torch.long, device=CUDA)
-    mask = torch.ones(4, words, dtype=torch.bool, device=CUDA)
-
-    def inputs() -> Inputs:
-        pixels, video_mask = pixels_of(model, 4, CUDA)
-        return model.normalize(pixels, video_mask), video_mask, ids, mask
-
-    with Waits():
-        trainer.queue_step(*inputs())  # the optimizer's state, and mean and standard deviation, are made
-    with Waits() as queued:
-        trainer.queue_step(*inputs())
-    assert not +queued.seen
-    with Waits() as direct:
-        trainer.step(*inputs())
-    assert direct.seen["read"] == 2  # what a user who asks for numbers waits for: the loss and the norm
-
-
-def test_evaluation_waits_for_no_batch(on_gpu: Callable[[str], RetrievalModel]) -> None:
-    model = on_gpu("lora")
-
-    def clips(requests: Any, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for request in requests:
-            yield pixels_of(model, len(request), device)
-
-    def tokenizer(batch: Any, words: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(batch), words, dtype=torch.long), torch.ones(len(batch), words, dtype=torch.bool)
-
-    loader: Any = SimpleNamespace(batches=clips)
-    with Waits():  # mean and standard deviation are made, and LoRA is folded
-        encode_videos(model, ("a",), loader, 2, lambda _: None)
-    with Waits() as seen:
-        video = encode_videos(model, ("a", "b", "c"), loader, 2, lambda _: None)
-        text = encode_texts(model, ("x", "y"), tokenizer, 8)  # type: ignore[arg-type]
-    assert not +seen.seen
-    assert (len(video), len(text), video.device.type, text.device.type) == (3, 2, "cpu", "cpu")
+        waits_of(trainer.queue_step)  # the optimizer's state, and mean and standard deviation, are made
+        assert waits_of(trainer.queue_step) == 0
+        assert waits_of(trainer.step) == 2  # of a user who asks for numbers: the loss and the norm
