@@ -118,8 +118,9 @@ def _initialized(backend: str, store: Store, launch: Launch) -> Iterator[None]:
             _wait_for_end(store, hosts, launch)
         ended = True
     except BaseException:
-        with suppress(RuntimeError):  # where the store is gone, so is the process that served it, and all know
-            store.set(_FAILED, "")
+        if backend == "nccl":  # the others may wait for the end
+            with suppress(RuntimeError):  # where the store is gone, so is the process that served it, and all know
+                store.set(_FAILED, "")
         raise
     finally:
         _hosts.reset(token)

@@ -122,7 +122,7 @@ def test_the_loss_of_the_first_process_is_recorded_by_the_next(tiny_weights: Pat
 def test_a_fault_of_one_process_is_the_reason_in_the_record(tiny_weights: Path, tmp_path: Path) -> None:
     done = launch(2, tiny_weights, tmp_path, "--starves", "1", "--every", "0")
     assert done.returncode != 0
-    assert "[run.process-lost]" in done.stderr
+    assert "[run.out-of-memory]" in done.stderr  # torchrun may end the other before it says what it noticed
     assert "out of memory" in record_of(tmp_path)["failure"]
 
 
