@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.options import Assignments, Json, parse_assignments
+
+if TYPE_CHECKING:
+    from tvrbench.harness.models.model import RetrievalModel
 
 
 def profile(
@@ -26,12 +29,15 @@ def profile(
         frames: Frames per video.
         assignments: A method option, for example --set r=2; may be repeated.
     """
-    from tvrbench.harness.profiling.counts.flops import profile_by_name
-    from tvrbench.harness.profiling.counts.kernels import kernels_by_name
+    from tvrbench.harness.profiling.counts.flops import by_name
+    from tvrbench.harness.profiling.counts.flops import profile as costs
+    from tvrbench.harness.profiling.counts.kernels import kernels_or_reason
 
-    options = parse_assignments(assignments)
-    result = profile_by_name(method, backbone, frames, **options)
-    result["kernels"] = kernels_by_name(method, backbone, frames, **options)
+    def count(model: RetrievalModel) -> dict[str, Any]:
+        kernels = kernels_or_reason(model)  # first: a profile leaves the sums of LoRA's fold in the model
+        return costs(model) | {"kernels": kernels}
+
+    result = by_name(count, method, backbone, frames, **parse_assignments(assignments))
     if as_json:
         print_json(result)
         return

@@ -38,7 +38,8 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import TokenStream
 from tvrbench.harness.profiling.counts import kernels
-from tvrbench.harness.profiling.counts.kernels import CUDA, KernelCounter, kernels_by_name, on_fake_cuda
+from tvrbench.harness.profiling.counts.flops import by_name
+from tvrbench.harness.profiling.counts.kernels import CUDA, KernelCounter, kernels_or_reason, on_fake_cuda
 
 pytestmark = [
     pytest.mark.contract,
@@ -179,7 +180,7 @@ def test_a_ledger_may_only_fall() -> None:
 
 def test_what_cannot_be_counted_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RetrievalModel, "encode_text", lambda self, ids, mask: torch.from_numpy(ids.cpu().numpy()))
-    assert kernels_by_name("zero_shot", "ViT-B-32")["reason"]
+    assert by_name(kernels_or_reason, "zero_shot", "ViT-B-32")["reason"]
 
 
 @pytest.mark.parametrize("name", ["tempme", "frame_subsample"])

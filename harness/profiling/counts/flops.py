@@ -175,16 +175,23 @@ def checked_macs(model: RetrievalModel) -> dict[str, int]:
     return traced
 
 
-def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
-    """``profile`` of a method on a preset backbone, without weights.
+def by_name(
+    count: Callable[[RetrievalModel], dict[str, Any]], method: str, backbone: str, frames: int = 12, **options: Any
+) -> dict[str, Any]:
+    """What ``count`` finds of a method on a preset backbone, without weights.
 
     A method whose control flow reads tensor values gets random weights.
     """
     load = partial(load_model, method, backbone=backbone, weights="random:0", frames=frames, **options)
     try:
-        return profile(load(device="meta"))
+        return count(load(device="meta"))
     except NotImplementedError:  # torch cannot copy from the meta device
-        return profile(load())
+        return count(load())
+
+
+def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
+    """``profile`` of a method on a preset backbone, without weights."""
+    return by_name(profile, method, backbone, frames, **options)
 
 
 def profile(model: RetrievalModel) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import prepare_to_encode
 from tvrbench.harness.profiling.counts.formula import text_length
@@ -124,15 +123,18 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        return _attention(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
+        return fused_attention(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
+) -> Tensor:
+    """Attention as one kernel, which keeps queries, keys, values and its output for a backward pass."""
     if attn_mask is not None and attn_mask.device != q.device:
         raise RuntimeError(f"attention: queries on {q.device}, their mask on {attn_mask.device}")
     fused = torch.ops.aten._scaled_dot_product_efficient_attention
     causal = bool(options.get("is_causal", rest[1] if len(rest) > 1 else False))
-    out: Tensor = fused(q, k, v, None, torch.is_grad_enabled(), 0.0, causal)[0]
+    out: Tensor = fused(q, k, v, attn_mask, torch.is_grad_enabled(), 0.0, causal)[0]
     return out
 
 
@@ -175,17 +177,9 @@ def on_fake_cuda(model: RetrievalModel) -> RetrievalModel:
     return copy.deepcopy(model, moved)
 
 
-def kernels_by_name(method: str, backbone: str, frames: int = 12, **options: Any) -> dict[str, Any]:
-    """``count_kernels`` of a method on a preset backbone, without weights; {``reason``} where it cannot be counted.
-
-    A method whose control flow reads tensor values gets the answers of ``KernelCounter``.
-    """
-    load = partial(load_model, method, backbone=backbone, weights="random:0", frames=frames, **options)
+def kernels_or_reason(model: RetrievalModel) -> dict[str, Any]:
+    """``count_kernels``, or {``reason``} where it cannot be counted."""
     try:
-        try:
-            model = load(device="meta")
-        except NotImplementedError:  # torch cannot copy from the meta device
-            model = load()
         return count_kernels(model)
     except (RuntimeError, TypeError) as error:
         return {"reason": str(error).partition("\n")[0] or type(error).__name__}

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.profiling.counts.formula import text_length
+from tvrbench.harness.profiling.counts.kernels import fused_attention
 from tvrbench.harness.training.precision import hold_in_float16
 from tvrbench.harness.training.trainer import Precision
 
@@ -126,14 +127,7 @@ class _OnDevice(TorchFunctionMode):
         if self._dtype is not None and func in _PRODUCTS | _IN_FLOAT32:
             dtype = self._dtype if func in _PRODUCTS else torch.float32
             args, kwargs = tree_map(lambda leaf: _cast(leaf, dtype), (args, kwargs))
-        return (_attention if func is F.scaled_dot_product_attention else func)(*args, **kwargs)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-    """Attention as one kernel, which keeps queries, keys, values and its output for the backward pass."""
-    fused = torch.ops.aten._scaled_dot_product_efficient_attention
-    out: Tensor = fused(q, k, v, attn_mask, True, 0.0, options.get("is_causal", False))[0]
-    return out
+        return (fused_attention if func is F.scaled_dot_product_attention else func)(*args, **kwargs)
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
