@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvrbench.harness.models.attending import AttentionOut
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
-from tvrbench.harness.models.tokens import AttentionOut, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 

@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.models.attending import VisionEncoder
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
-from tvrbench.harness.models.tokens import TokenStream, VisionEncoder, take
+from tvrbench.harness.models.tokens import TokenStream, take
 from tvrbench.methods.ops.kmedoids import k_medoids
 from tvrbench.methods.ops.segments import SCHEDULES, Schedule, SegmentMask, SegmentReducer, Stage, cluster_means
 from tvrbench.methods.ops.spectral import spectral_cluster

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.models.attending import AttentionOut
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
-from tvrbench.harness.models.tokens import AttentionOut, BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream
+from tvrbench.harness.models.work import BlockTokens
 from tvrbench.methods.ops import bipartite_match
 
 

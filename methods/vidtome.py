@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tvrbench.harness.data.prefetch import to_device
+from tvrbench.harness.models.attending import Attends, AttentionOut, VisionEncoder
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_blocks, require_range
-from tvrbench.harness.models.tokens import Attends, AttentionOut, TokenReducer, TokenStream, VisionEncoder
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.methods.ops.local_merge import GlobalMerge, Pairing, global_match, local_match, strides
 
 TARGET = 2  # evaluation: the third of every ``target_stride`` frames, or the last where there are fewer

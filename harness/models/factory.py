@@ -91,9 +91,11 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         clip = CLIP(base.arch)
         _load_strict(clip, base.state, "weights", complete=True)
         apply_tuning(clip, method.options.tuning, method.options.rank)
-        model = method.Model(method.spec(name), clip, method.build_reducer(), method.build_head())
-        reducer = model.reducer
-        if clip.visual.prompts is not None and not reducer.carries_prompts and type(reducer) is not TokenReducer:
+        reducer = method.build_reducer()
+        text_path = method.build_text_path(reducer)
+        model = method.Model(method.spec(name), clip, reducer, method.build_head(), text_path)
+        carried = text_path.carries_prompts and (reducer.carries_prompts or type(reducer) is TokenReducer)
+        if clip.visual.prompts is not None and not carried:
             raise UsageError(
                 f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not declare "
                 "that it keeps them in place (TokenReducer.carries_prompts); tuning 'prompts' works with every method",

@@ -10,7 +10,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block, Transformer
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.tokens import NORM_MACS
+from tvrbench.harness.models.work import NORM_MACS
 
 BLOCKS = 4
 NORM_EPS = 1e-12  # of CLIP4Clip

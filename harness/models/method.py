@@ -13,6 +13,7 @@ from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture,
 from tvrbench.harness.models.heads import Head, MeanPooling
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, MethodSpec
+from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
@@ -67,6 +68,11 @@ class Method(Generic[OptionsT]):
     def build_head(self) -> Head:
         """The head, from the class tokens that leave the tower to one video feature; meanP by default."""
         return MeanPooling()
+
+    def build_text_path(self, reducer: TokenReducer) -> TextPath:
+        """What acts on the text tower; nothing does by default. ``reducer`` is this model's, whose parameters it may
+        share."""
+        return TextPath(self.arch)
 
     @classmethod
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:

@@ -13,6 +13,7 @@ from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
 from tvrbench.harness.models.spec import MethodSpec
+from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream, TokenTrace, pick
 
 
@@ -28,14 +29,16 @@ class RetrievalModel(nn.Module):
         clip: the dual encoder.
         reducer: acts on the tokens of the vision tower.
         head: pools the class tokens that leave it.
+        text_path: acts on the tokens of the text tower.
     """
 
-    def __init__(self, spec: MethodSpec, clip: CLIP, reducer: TokenReducer, head: Head) -> None:
+    def __init__(self, spec: MethodSpec, clip: CLIP, reducer: TokenReducer, head: Head, text_path: TextPath) -> None:
         super().__init__()
         self.spec = spec
         self.clip = clip
         self.reducer = reducer
         self.head = head
+        self.text_path = text_path
         self._mean_and_std: dict[torch.device, tuple[Tensor, Tensor]] = {}  # no buffers: they keep float32
 
     @property
@@ -81,11 +84,16 @@ class RetrievalModel(nn.Module):
             )
             raise UsageError(problem, code="input.device", part=part, device=str(given.device), model=str(device))
 
-    def video_tokens(self, frames: Tensor, trace: bool = False) -> TokenStream:
-        """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch."""
+    def video_tokens(self, frames: Tensor, mask: Tensor | None = None, trace: bool = False) -> TokenStream:
+        """frames [B, T, 3, H, W] -> the stream that leaves the tower; ``trace`` follows every source patch.
+
+        ``mask`` [B, T] is False for padding, and lies on the device of the frames.
+        """
         chosen = self.reducer.select_frames()
+        if chosen is not None:
+            mask = None if mask is None or not chosen else pick(mask, chosen)
         entering = frames if chosen is None else pick(frames, chosen)
-        stream: TokenStream = self.clip.visual(entering.flatten(0, 1), entering.shape[1], self.reducer, trace)
+        stream: TokenStream = self.clip.visual(entering.flatten(0, 1), entering.shape[1], self.reducer, trace, mask)
         return stream if chosen is None else stream.among_frames(chosen, self.frames)
 
     @overload
@@ -109,16 +117,16 @@ class RetrievalModel(nn.Module):
             UsageError: shapes or types do not fit, or the frames are not on the model's device.
         """
         self._check_video(frames, mask)
-        mask = mask.to(frames.device, non_blocking=True)
-        stream = self.video_tokens(frames, trace)
+        mask = mask.to(frames.device, non_blocking=True).bool()
+        stream = self.video_tokens(frames, mask, trace)
         features_BFE = self.clip.visual.class_features(stream)
-        out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask.bool()))
+        out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask))
         return (out, stream.trace(self.frames)) if trace else out
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, L] int on the model's device, mask [B, L] bool (moved there) -> [B, E], not normalized."""
         self._check_device("text", "ids", ids)
-        return self.clip.encode_text(ids, mask.to(ids.device, non_blocking=True))
+        return self.clip.encode_text(ids, mask.to(ids.device, non_blocking=True), self.text_path)
 
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
         """text [Nt, E], video [Nv, E], both on the model's device -> cosine x exp(logit_scale), [Nt, Nv]."""

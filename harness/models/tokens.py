@@ -7,55 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
-
-NORM_MACS = 5  # multiply-adds per element of a LayerNorm, as fvcore, the papers' tool, counts it
-
-
-class AttentionOut(NamedTuple):
-    """One attention branch.
-
-    Attributes:
-        delta: [S, N, D], to be added to the tokens.
-        queries, keys: [S, heads, N, 64] of the tokens that attended.
-    """
-
-    delta: Tensor
-    queries: Tensor
-    keys: Tensor
-
-    def with_delta(self, delta: Tensor) -> AttentionOut:
-        """The same queries and keys with another delta; torch.compile does not trace ``_replace``."""
-        return AttentionOut(delta, self.queries, self.keys)
-
-
-class Attends(Protocol):
-    """A transformer block, as far as a reducer sees it."""
-
-    ln_1: nn.LayerNorm
-
-    def attend(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
-        """The attention branch of tokens [S, N, D]; ``size`` [S, N, 1] makes it proportional."""
-
-    def attend_normed(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
-        """``attend`` for tokens that went through ``ln_1`` already."""
-
-
-class VisionEncoder(Protocol):
-    """The vision tower, as far as a reducer sees it."""
-
-    positional_embedding: nn.Parameter
-
-    @property
-    def blocks(self) -> Sequence[Attends]:
-        """The blocks, first to last."""
+from tvrbench.harness.models.attending import Attends, AttentionOut, VisionEncoder
+from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.work import NORM_MACS, BlockTokens, ShapeTower, Work
 
 
 class Decision(Protocol):
@@ -109,6 +70,7 @@ class TokenStream:
         size: [S, N, 1] original patches behind each token, or None where no method tracks it.
         origin: [videos, frames x patches] the flat place (sequence in the video x N + position) of the token that
             each original patch now belongs to, -1 where it was dropped; None unless a trace was asked for.
+        mask: [videos, frames] False for padding, of the frames that entered the tower; None where all are valid.
     """
 
     x: Tensor
@@ -117,6 +79,12 @@ class TokenStream:
     per_video: int
     size: Tensor | None = None
     origin: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def mask_BS(self) -> Tensor | None:
+        """[videos, sequences per video] True for a sequence that holds any frame that is no padding; None for all."""
+        return None if self.mask is None else self.mask.view(self.mask.shape[0], self.per_video, -1).any(dim=2)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -240,51 +208,7 @@ class TokenTrace:
         return [(frame, patch) for frame, patch in places]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockTokens:
-    """The work of one block for one video; prompts are not counted, a tuning adds them.
-
-    Attributes:
-        attention: (sequences, tokens per sequence) that attend to each other.
-        also_attending: the same for further sequences of other lengths, where a block has several kinds.
-        leaving: (sequences, tokens per sequence) that enter the MLP and leave the block.
-        overhead_macs: multiply-adds of the reduction itself in this block (matching, clustering).
-    """
-
-    attention: tuple[int, int]
-    leaving: tuple[int, int]
-    overhead_macs: int = 0
-    also_attending: tuple[tuple[int, int], ...] = ()
-
-
 _NORM_FLOPS = {torch.ops.aten.native_layer_norm: lambda shape, *_, **__: 2 * NORM_MACS * prod(shape)}
-
-
-class _ShapeRecorder:
-    """A block that attends to nothing and records the shapes that would attend."""
-
-    def __init__(self, width: int) -> None:
-        self.ln_1 = nn.LayerNorm(width)
-        self.attended: list[tuple[int, int]] = []
-        self.normed = 0
-
-    def attend(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
-        S, N, _ = x.shape
-        self.attended.append((S, N))
-        heads = x.reshape(S, N, -1, HEAD_WIDTH).transpose(1, 2)
-        return AttentionOut(delta=x, queries=heads, keys=heads)
-
-    def attend_normed(self, x: Tensor, size: Tensor | None = None) -> AttentionOut:
-        self.normed += x.numel()
-        return self.attend(x, size)
-
-
-class _ShapeTower:
-    """A vision tower of such blocks."""
-
-    def __init__(self, arch: Architecture) -> None:
-        self.positional_embedding = nn.Parameter(torch.zeros(arch.patches + 1, arch.vision_width))
-        self.blocks = [_ShapeRecorder(arch.vision_width) for _ in range(arch.vision_layers)]
 
 
 class TokenReducer(nn.Module):
@@ -338,6 +262,10 @@ class TokenReducer(nn.Module):
         """Act between attention and MLP; ``attention`` is what ``attend`` returned, already added to the stream."""
         return stream
 
+    def after_block(self, stream: TokenStream, index: int) -> TokenStream:
+        """Act on the output of block ``index``."""
+        return stream
+
     def output_mask(self, mask_BT: Tensor) -> Tensor:
         """Map the frame mask [B, T] to the class tokens that leave the tower [B, F]."""
         return mask_BT
@@ -349,6 +277,11 @@ class TokenReducer(nn.Module):
         its matrix products are counted. A published formula can replace that; the contract tests compare both.
         """
         return self._derived_plan if self.frames_encoded else []
+
+    def work_as_released(self) -> Work | None:
+        """The work of the released code for one video, where some of its results are dropped that ours never computes;
+        None where both do the same."""
+        return None
 
     @cached_property  # a pass takes up to a second
     def _derived_plan(self) -> list[BlockTokens]:
@@ -362,7 +295,7 @@ class TokenReducer(nn.Module):
         twin = copy.deepcopy(self).to(device).eval()
         twin.observer = None
         with torch.device(device):
-            tower = _ShapeTower(self.arch)
+            tower = ShapeTower(self.arch)
         twin.attach(tower)
         shape = (self.frames_encoded, self.arch.patches + 1, self.arch.vision_width)
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
@@ -372,8 +305,10 @@ class TokenReducer(nn.Module):
                 stream = twin.before_block(stream, index)
                 attention = twin.attend(stream, index, block)
                 stream = twin.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
+                leaving = (stream.x.shape[0], stream.x.shape[1])
+                stream = twin.after_block(stream, index)
             first, *others = block.attended or [(0, 0)]
             macs = counter.get_total_flops() // 2 - NORM_MACS * block.normed  # each attending token is normed anyway
-            work = BlockTokens(attention=first, leaving=(stream.x.shape[0], stream.x.shape[1]), overhead_macs=macs)
-            plan.append(replace(work, also_attending=tuple(others)))
+            work = BlockTokens(attention=first, leaving=leaving, overhead_macs=macs, also_attending=tuple(others))
+            plan.append(replace(work, projecting=block.projected, mixing=tuple(block.mixed)))
         return plan

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tvrbench.baselines.tome import ToMeOptions, ToMeReducer
 from tvrbench.harness import load_model
+from tvrbench.harness.models.attending import AttentionOut
 from tvrbench.harness.models.backbone import blocks
 from tvrbench.harness.models.backbone.architecture import Architecture
-from tvrbench.harness.models.tokens import AttentionOut, TokenStream
+from tvrbench.harness.models.tokens import TokenStream
 from tvrbench.methods.ops import bipartite_match
 
 pytestmark = pytest.mark.golden

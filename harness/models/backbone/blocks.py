@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvrbench.harness.models.attending import QKV, AttentionOut
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
 from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
-from tvrbench.harness.models.tokens import AttentionOut
 
 _STEEPNESS = 1.702
 _SATURATED = 40.0  # where a sigmoid is 1 in float64, and its exponential is still finite in float32
@@ -166,6 +166,17 @@ class Attention(nn.Module):
             return F.linear(x, self._folded_weight(self.lora), self.in_proj_bias)
         return F.linear(x, self.in_proj_weight, self.in_proj_bias).add(self.lora(x))
 
+    def qkv(self, x: Tensor) -> QKV:
+        """Queries, keys and values of x [S, N, D]."""
+        S, N, _ = x.shape
+        return QKV(*self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4))
+
+    def merge_heads(self, heads_SHNC: Tensor) -> Tensor:
+        """What every head found [S, heads, N, 64], projected to [S, N, D]."""
+        S, _, N, _ = heads_SHNC.shape
+        out: Tensor = self.out_proj(heads_SHNC.transpose(1, 2).reshape(S, N, -1))
+        return out
+
     def forward(
         self, x: Tensor, size: Tensor | None = None, causal: bool = False, prompts: Tensor | None = None
     ) -> AttentionOut:
@@ -176,29 +187,34 @@ class Attention(nn.Module):
             size: [S, N, 1] token sizes; their logarithm is added to the logits of the keys (proportional attention,
                 ToMe section 3), or None; never together with ``causal``.
             causal: mask the future (text).
-            prompts: [Q, D], normalized; tokens after the first that every sequence sees and that are not updated.
+            prompts: [R, Q, D], normalized; tokens after the first that a sequence sees and that are not updated:
+                sequence s sees those of row s % R.
         """
-        S, N, D = x.shape
-        q, k, v = self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        N = x.shape[1]
+        q, k, v = self.qkv(x)
         keys, mask = k, None
         if prompts is not None:
-            keys, v = self._before(prompts, k, v)
+            keys, v = self.before(prompts, k, v)
             if causal:  # the first token precedes all prompts
-                Q = len(prompts)
+                Q = prompts.shape[1]
                 mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
                 mask[0, :Q] = False
         if size is not None:
             out = (attend_with_sizes_in_keys if self.sizes_in_keys else attend_with_mask)(q, keys, v, size)
         else:
             out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and prompts is None)
-        return AttentionOut(self.out_proj(out.transpose(1, 2).reshape(S, N, D)), q, k)
+        return AttentionOut(self.merge_heads(out), q, k)
 
-    def _before(self, prompts_QD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [S, heads, Q + N, 64], the prompts' first: the same for every sequence."""
-        own = self.project(prompts_QD.unsqueeze(0)).view(1, len(prompts_QD), 3, self.heads, HEAD_WIDTH)
-        _, own_k, own_v = own.permute(2, 0, 3, 1, 4)
-        shape = (k.shape[0], -1, -1, -1)
-        return torch.cat([own_k.expand(shape), k], dim=2), torch.cat([own_v.expand(shape), v], dim=2)
+    def before(self, prompts_RQD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [S, heads, Q + N, 64], the prompts' first: those of row s % R for sequence s."""
+        _, own_k, own_v = self.qkv(prompts_RQD)
+        videos = k.shape[0] // len(prompts_RQD)
+
+        def joined(own: Tensor, theirs: Tensor) -> Tensor:
+            rows = own.expand(videos, *own.shape) if len(own) == 1 else own.repeat(videos, 1, 1, 1)
+            return torch.cat([rows.reshape(theirs.shape[0], *own.shape[1:]), theirs], dim=2)
+
+        return joined(own_k, k), joined(own_v, v)
 
 
 def put_sizes_in_keys(model: nn.Module) -> None:
@@ -238,15 +254,39 @@ class Block(nn.Module):
         self.prompts: Prompts | None = None
         self.adapter: Adapter | None = None
 
-    def attend(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> AttentionOut:
-        """The attention branch of x [S, N, D], without the residual."""
-        return self.attend_normed(self.ln_1(x), size, causal)
+    def attend(
+        self, x: Tensor, size: Tensor | None = None, causal: bool = False, *, prompts: Tensor | None = None
+    ) -> AttentionOut:
+        """The attention branch of x [S, N, D], without the residual.
 
-    def attend_normed(self, x: Tensor, size: Tensor | None = None, causal: bool = False) -> AttentionOut:
-        """``attend`` for tokens that went through ``ln_1`` already."""
-        prompts = None if self.prompts is None else self.ln_1(self.prompts.tokens)
-        out: AttentionOut = self.attn(x, size, causal, prompts)
+        ``prompts`` [R, Q, D] come after the first token like the block's own: sequence s sees those of row s % R.
+        """
+        return self.attend_normed(self.ln_1(x), size, causal, prompts=prompts)
+
+    def attend_normed(
+        self, x: Tensor, size: Tensor | None = None, causal: bool = False, *, prompts: Tensor | None = None
+    ) -> AttentionOut:
+        """``attend`` for tokens that went through ``ln_1`` already; prompts did not."""
+        if self.prompts is not None:
+            own = self.prompts.tokens.unsqueeze(0)
+            prompts = own if prompts is None else torch.cat([own.expand(len(prompts), -1, -1), prompts], dim=1)
+        out: AttentionOut = self.attn(x, size, causal, None if prompts is None else self.ln_1(prompts))
         return out
+
+    def qkv(self, x: Tensor) -> QKV:
+        """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
+        return self.attn.qkv(x)
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The attention branch [S, N, D] of queries [S, heads, N, 64] over keys and values [S, heads, K, 64].
+
+        The block's own prompts come before the keys. ``mask`` is True where a query may see a key, and has the shape of
+        [S, heads, N, K] or one that becomes it.
+        """
+        if self.prompts is not None:
+            keys, values = self.attn.before(self.ln_1(self.prompts.tokens.unsqueeze(0)), keys, values)
+            mask = mask if mask is None else F.pad(mask, (len(self.prompts), 0), value=True)
+        return self.attn.merge_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP branch of x [S, N, D] (without the residual), an adapter beside it."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block, Prompts, Transformer
+from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 
 
@@ -44,14 +45,25 @@ class VisionTower(nn.Module):
         x: Tensor = self.ln_pre(tokens_SND + self.positional_embedding)
         return x
 
-    def forward(self, frames: Tensor, per_video: int, reducer: TokenReducer, trace: bool = False) -> TokenStream:
-        """frames [S, 3, H, W], ``per_video`` of them per video -> the stream that leaves the last block."""
-        stream = self.enter(frames, per_video, trace)
+    def forward(
+        self,
+        frames: Tensor,
+        per_video: int,
+        reducer: TokenReducer,
+        trace: bool = False,
+        mask: Tensor | None = None,
+    ) -> TokenStream:
+        """frames [S, 3, H, W], ``per_video`` of them per video -> the stream that leaves the last block.
+
+        ``mask`` [videos, per_video] is False for padding.
+        """
+        stream = replace(self.enter(frames, per_video, trace), mask=mask)
         for index, block in enumerate(self.blocks):
             stream = reducer.before_block(stream, index)
             attention = reducer.attend(stream, index, block)
             stream = reducer.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
             stream = stream.with_x(stream.x + block.feed_forward(stream.x))
+            stream = reducer.after_block(stream, index)
         return stream
 
     def enter(self, frames: Tensor, per_video: int, trace: bool = False) -> TokenStream:
@@ -102,19 +114,21 @@ class CLIP(nn.Module):
             problem = f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}"
             raise UsageError(problem, code="text.input")
 
-    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor, mask: Tensor, path: TextPath | None = None) -> Tensor:
         """ids [B, L] int, mask [B, L] bool (False = padding) -> the end token's feature [B, E], not normalized.
 
         The end token is the largest id. The causal mask already keeps every token after the end token, padding
-        included, from reaching that feature, so no padding mask enters attention.
+        included, from reaching that feature, so no padding mask enters attention. A ``path`` acts on the way.
         """
         self.check_text(ids, mask)
-        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
-        end = ids.masked_fill(~mask.bool(), -1).argmax(dim=1)
+        path = path or TextPath(self.arch)
+        x, end = path.enter(self, ids, mask)
         if self.prompts is not None:  # after the start token, without positions, so that captions lose none
             x, end = self.prompts.after_first(x), end + len(self.prompts) * (end > 0)
-        for block in self.transformer.blocks:
-            x = x + block.attend(x, causal=True).delta
+        for index, block in enumerate(self.transformer.blocks):
+            x = path.before_block(x, index)
+            x = x + path.attend(x, index, block).delta
             x = x + block.feed_forward(x)
+            x = path.after_block(x, index)
         out: Tensor = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
         return out

@@ -13,9 +13,8 @@ import torch
 
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block
-from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.tokens import BlockTokens
+from tvrbench.harness.models.work import BlockTokens, Work
 
 TEXT_TOKENS = 32  # the papers' caption length
 _NORM = 5  # fvcore's multiply-adds per element of a LayerNorm with weight and bias
@@ -25,7 +24,16 @@ def analytic_macs(model: RetrievalModel) -> dict[str, int]:
     """Multiply-adds of encoding one video (``video``) and one caption of ``text_length`` ids (``text``)."""
     if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
-    return {"video": _video_macs(model), "text": _text_macs(model.clip)}
+    return {"video": _video_macs(model), "text": _text_macs(model)}
+
+
+def released_macs(model: RetrievalModel) -> dict[str, int]:
+    """The same of the released code, which for some methods does work whose result is dropped."""
+    if not model.spec.card.encodes:
+        return {"video": 0, "text": 0}
+    video = model.reducer.work_as_released()
+    text = model.text_path.work_as_released(text_length(model.clip.arch))
+    return {"video": _video_macs(model, video), "text": _text_macs(model, text)}
 
 
 def reduction_macs(model: RetrievalModel) -> int:
@@ -38,25 +46,27 @@ def text_length(arch: Architecture) -> int:
     return min(TEXT_TOKENS, arch.context_length)
 
 
-def _video_macs(model: RetrievalModel) -> int:
+def _video_macs(model: RetrievalModel, work: Work | None = None) -> int:
     arch, frames, visual = model.clip.arch, model.reducer.frames_encoded, model.clip.visual
     width, blocks = arch.vision_width, visual.transformer.blocks
     stem = frames * arch.patches * 3 * arch.patch_size**2 * width
     stem += _NORM * frames * (arch.patches + 1) * width
     carried = 0 if visual.prompts is None else len(visual.prompts)
-    plan = model.reducer.plan()
-    inside = sum(_block_macs(_with(work, carried), block, width) for work, block in zip(plan, blocks, strict=True))
     # Only the class tokens that leave are normalized, projected and pooled; the mask gives their number.
     classes = model.reducer.output_mask(torch.ones(1, model.frames, dtype=torch.bool)).shape[1]
-    return stem + inside + _projection_macs(classes, width, arch.embed_dim) + model.head.macs(classes)
+    work = work or Work(blocks=model.reducer.plan(), projected=classes)
+    inside = sum(_block_macs(_with(one, carried), block, width) for one, block in zip(work.blocks, blocks, strict=True))
+    return stem + inside + _projection_macs(work.projected, width, arch.embed_dim) + model.head.macs(classes)
 
 
-def _text_macs(clip: CLIP) -> int:
-    width, tokens = clip.arch.text_width, (1, text_length(clip.arch))
-    work = _with(BlockTokens(attention=tokens, leaving=tokens), 0 if clip.prompts is None else len(clip.prompts))
+def _text_macs(model: RetrievalModel, work: Work | None = None) -> int:
+    clip = model.clip
+    width, carried = clip.arch.text_width, 0 if clip.prompts is None else len(clip.prompts)
     # The end token alone is normalized and projected.
-    last = _projection_macs(1, width, clip.arch.embed_dim)
-    return sum(_block_macs(work, block, width) for block in clip.transformer.blocks) + last
+    work = work or Work(blocks=model.text_path.plan(text_length(clip.arch)), projected=1)
+    blocks = zip(work.blocks, clip.transformer.blocks, strict=True)
+    inside = sum(_block_macs(_with(one, carried), block, width) for one, block in blocks)
+    return inside + _projection_macs(work.projected, width, clip.arch.embed_dim)
 
 
 def _with(work: BlockTokens, prompts: int) -> BlockTokens:
@@ -75,6 +85,10 @@ def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     attention = 0
     for sequences, tokens in (work.attention, *work.also_attending):
         attention += sequences * tokens * (_NORM * width + 4 * width**2 + 2 * (tokens + prompts) * width)
+        attention += prompts * (_NORM * width + 3 * width**2) * bool(tokens)
+    attention += work.projecting * (_NORM * width + 3 * width**2)
+    for sequences, queries, keys in work.mixing:
+        attention += sequences * queries * (width**2 + 2 * (keys + prompts) * width)
         attention += prompts * (_NORM * width + 3 * width**2)
     hidden = 4 * width + (0 if block.adapter is None else block.adapter.down.out_features)
     leaving = work.leaving[0] * work.leaving[1]

@@ -228,7 +228,9 @@ def test_the_planned_multiply_adds_are_the_traced_ones(options: Any, tiny_weight
 def test_multiply_adds_at_paper_scale(options: Any, gmacs: float) -> None:
     method = VidToMe.configure("vidtome", PRESETS["ViT-B-32"], 12, options)
     with torch.device("meta"):
-        model = RetrievalModel(method.spec("vidtome"), CLIP(method.arch), method.build_reducer(), method.build_head())
+        reducer = method.build_reducer()
+        parts = (CLIP(method.arch), reducer, method.build_head(), method.build_text_path(reducer))
+        model = RetrievalModel(method.spec("vidtome"), *parts)
     assert analytic_macs(model)["video"] / 1e9 == pytest.approx(gmacs, rel=0.005)
     leaving = (3, 68) if options.get("mode") == "persistent" else (12, 50)
     assert model.tokens[-1] == leaving

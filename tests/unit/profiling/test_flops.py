@@ -21,7 +21,8 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Attention, Block
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.tokens import BlockTokens, TokenReducer, TokenStream
+from tvrbench.harness.models.tokens import TokenReducer, TokenStream
+from tvrbench.harness.models.work import BlockTokens
 from tvrbench.harness.profiling.counts import flops
 from tvrbench.harness.profiling.counts.flops import checked_macs, count_macs, profile, profile_by_name, traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs
