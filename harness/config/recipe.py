@@ -14,6 +14,9 @@ from tvrbench.harness.core.validation import validated
 
 _RECIPES = resources.files("tvrbench.harness.config.recipes")
 
+# Tunings that take the rate of another one where a recipe has none of theirs.
+_RATE_LIKE = {"own": "prompts", "mv-adapter": "adapter"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -83,7 +86,7 @@ class Recipe:
 
     def for_tuning(self, tuning: str, factor: float = 1.0) -> Recipe:
         """The recipe with its rate fixed for one tuning, times ``factor``; UsageError if it has none."""
-        lr = self.tuning_lr.get(tuning, self.lr)
+        lr = self.tuning_lr.get(tuning, self.tuning_lr.get(_RATE_LIKE.get(tuning, ""), self.lr))
         if lr is None:
             message = f"the recipe has no learning rate for tuning {tuning!r}: known are {', '.join(self.tuning_lr)}"
             raise UsageError(message, code="recipe.tuning", tuning=tuning)

@@ -79,6 +79,7 @@ def _bias(clip: CLIP, rank: int) -> None:
 
 TUNINGS: dict[str, Callable[[CLIP, int], object]] = {  # each starts from a frozen CLIP
     "frozen": lambda _clip, _rank: None,
+    "own": lambda _clip, _rank: None,  # what the method itself adds learns, as it does beside any tuning
     "full": _full,
     "full-all": lambda clip, _rank: clip.requires_grad_(True),
     "lora": _lora,
