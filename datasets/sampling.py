@@ -12,7 +12,7 @@ import numpy as np
 
 from tvrbench.harness.core.errors import UsageError
 
-SAMPLERS = ("tempme", "clip4clip", "centerclip", "centerclip-train")
+SAMPLERS = ("tempme", "clip4clip", "centerclip", "centerclip-train", "mv-adapter")
 
 
 def frame_indices(sampler: str, n_frames: int, fps: float, frames: int = 12, *, seed: int | None = None) -> list[int]:
@@ -20,7 +20,8 @@ def frame_indices(sampler: str, n_frames: int, fps: float, frames: int = 12, *, 
 
     Args:
         sampler: ``tempme`` (Shen et al., ICLR 2025), ``clip4clip`` (Luo et al., arXiv 2104.08860), ``centerclip``
-            (Zhao et al., SIGIR 2022, as at test time) or ``centerclip-train`` (a random frame of each segment).
+            (Zhao et al., SIGIR 2022, as at test time), ``centerclip-train`` (a random frame of each segment) or
+            ``mv-adapter`` (arXiv 2301.07868).
         n_frames: frames in the video.
         fps: frames per second, the average over the video.
         frames: T, the maximum number of indices.
@@ -46,6 +47,8 @@ def frame_indices(sampler: str, n_frames: int, fps: float, frames: int = 12, *, 
         return _one_per_second_stretched(n_frames, fps, frames)
     if sampler == "clip4clip":
         return _one_per_second(n_frames, fps, frames)
+    if sampler == "mv-adapter":
+        return _every_nth_second(n_frames, fps, frames)
     if n_frames <= frames:
         return list(range(n_frames))
     if sampler == "centerclip":  # the middle frame of each of ``frames`` equal segments
@@ -81,6 +84,13 @@ def _one_per_second(n_frames: int, fps: float, frames: int) -> list[int]:
         raise UsageError(message, code="sampling.frame-rate", fps=fps)
     seconds = range(0, n_frames, stride)
     return _thin(seconds, frames) if len(seconds) > frames else list(seconds)
+
+
+def _every_nth_second(n_frames: int, fps: float, frames: int) -> list[int]:
+    """MV-Adapter: the frame of each second, of these every (seconds / frames)-th; a short video stays short."""
+    seconds = [int(second * fps) for second in range(math.ceil(n_frames / fps))]
+    kept = min(frames, len(seconds))
+    return [min(seconds[i * len(seconds) // kept], n_frames - 1) for i in range(kept)]
 
 
 def _thin(indices: range, frames: int) -> list[int]:

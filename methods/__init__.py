@@ -7,5 +7,6 @@ METHODS = {
     "adapter": "tvrbench.methods.adapter:Adapter",
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
+    "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
 }

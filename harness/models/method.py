@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -78,3 +79,9 @@ class Method(Generic[OptionsT]):
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """Our name and shape for a tensor of this method's released checkpoint (``module.`` already removed)."""
         return key, tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The options that the shapes of a released checkpoint tell, under our names (``from_released``); given ones
+        come before them."""
+        return {}
