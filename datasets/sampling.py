@@ -88,9 +88,9 @@ def _one_per_second(n_frames: int, fps: float, frames: int) -> list[int]:
 
 def _every_nth_second(n_frames: int, fps: float, frames: int) -> list[int]:
     """MV-Adapter: the frame of each second, of these every (seconds / frames)-th; a short video stays short."""
-    seconds = [int(second * fps) for second in range(math.ceil(n_frames / fps))]
-    kept = min(frames, len(seconds))
-    return [min(seconds[i * len(seconds) // kept], n_frames - 1) for i in range(kept)]
+    seconds = math.ceil(n_frames / fps)
+    kept = min(frames, seconds)
+    return [min(int(i * seconds // kept * fps), n_frames - 1) for i in range(kept)]
 
 
 def _thin(indices: range, frames: int) -> list[int]:

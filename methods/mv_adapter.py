@@ -88,8 +88,9 @@ class MvAdapter(Method[MvAdapterOptions]):
         }
         found: dict[str, Any] = {}
         for option, (pattern, axis) in places.items():
-            shapes = [tensor.shape for key, tensor in state.items() if re.fullmatch(pattern, key)]
-            found |= {option: shape[axis] for shape in shapes[:1] if len(shape) > axis}
+            shape = next((tensor.shape for key, tensor in state.items() if re.fullmatch(pattern, key)), ())
+            if len(shape) > axis:
+                found[option] = shape[axis]
         for option, tower in (("tied_vision", "visual."), ("tied_text", "")):
             name = rf"clip\.{re.escape(tower)}transformer\.resblocks\.(\d+)\.adapter\.rows\.weight"
             found[option] = tuple(sorted(int(match.group(1)) for key in state if (match := re.fullmatch(name, key))))

@@ -81,7 +81,7 @@ class Method(Generic[OptionsT]):
         return key, tensor
 
     @classmethod
-    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ARG003 - subclasses look
         """The options that the shapes of a released checkpoint tell, under our names (``from_released``); given ones
         come before them."""
         return {}

@@ -189,13 +189,13 @@ class VisionAdapter(_Bottleneck):
         means_BTw = z_SNw[:, stream.num_prefix_tokens :].mean(dim=1).view_as(classes_BTw)
         token_B1w = self.token.expand(len(classes_BTw), 1, -1)
         seen = self._relate(torch.cat([token_B1w.to(z_SNw.dtype), classes_BTw, means_BTw], dim=1), mask)
-        token, classes, means = seen.split([1, T, T], dim=1)
+        token, classes, means = torch.split(seen, [1, T, T], dim=1)
         calibrated_BTw = classes * self.calibration(token[:, 0], classes + means, mask)
         calibrated_S1w = calibrated_BTw.reshape(-1, 1, z_SNw.shape[-1]).to(z_SNw.dtype)
         return self.go_up(torch.cat([calibrated_S1w, z_SNw[:, 1:]], dim=1))
 
     def _relate(self, x: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """The video's token, its class tokens and its means [B, 1 + 2T, w] through the block, masked ones as no keys."""
+        """The video's token, class tokens and means [B, 1 + 2T, w] through the block, where padding is no key."""
         x = self.norm(x + self.positions)
         q, k, v = self.block.qkv(self.block.ln_1(x))
         keys = None if mask_BT is None else F.pad(torch.cat([mask_BT, mask_BT], dim=1), (1, 0), value=True)
@@ -242,7 +242,7 @@ def add_mv_adapters(
     settings.check(clip.arch)
     for index, work in enumerate(video):
         if work.classes != 1 or work.leaving[1] <= work.classes:
-            raise _refused(f"block {index} has {work.classes} in sequences of {work.leaving[1]} tokens")
+            raise _refused(f"block {index} has {work.classes} class tokens in sequences of {work.leaving[1]}")
     if not video:
         raise _refused("this method encodes no frames")
     clip.max_words = settings.words

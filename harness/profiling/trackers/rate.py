@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
-from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.models.spec import MethodOptions
 from tvrbench.harness.models.tuning import apply_tuning
 from tvrbench.harness.profiling.counts.formula import text_length
