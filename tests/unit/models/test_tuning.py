@@ -25,6 +25,7 @@ pytestmark = pytest.mark.unit
 Make = Callable[..., RetrievalModel]
 TRAINABLE = {
     "frozen": 0,
+    "own": 0,
     "full": 123_540_993,
     "full-all": 151_277_313,
     "lora": 491_520,
