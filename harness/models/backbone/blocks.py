@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +208,7 @@ class Attention(nn.Module):
         return out
 
     def forward(
-        self, x: Tensor, size: Tensor | None = None, causal: bool = False, prompts: Tensor | None = None
+        self, x: Tensor, size: Tensor | None = None, causal: bool = False, prompts: Sequence[Tensor] = ()
     ) -> AttentionOut:
         """Attend within each sequence.
 
@@ -216,22 +217,22 @@ class Attention(nn.Module):
             size: [S, N, 1] token sizes; their logarithm is added to the logits of the keys (proportional attention,
                 ToMe section 3), or None; never together with ``causal``.
             causal: mask the future (text).
-            prompts: [R, Q, D], normalized; tokens after the first that a sequence sees and that are not updated:
-                sequence s sees those of row s % R.
+            prompts: of [R, Q, D] each, normalized; tokens after the first that a sequence sees and that are not
+                updated: sequence s sees those of row s % R.
         """
         N = x.shape[1]
         q, k, v = self.qkv(x)
         keys, mask = k, None
-        if prompts is not None:
-            keys, v = self.before(prompts, k, v)
-            if causal:  # the first token precedes all prompts
-                Q = prompts.shape[1]
-                mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
-                mask[0, :Q] = False
+        for rows in reversed(prompts):
+            keys, v = self.before(rows, keys, v)
+        if prompts and causal:  # the first token precedes all prompts
+            Q = keys.shape[2] - N
+            mask = torch.ones(N, Q + N, dtype=torch.bool, device=q.device).tril(diagonal=Q)
+            mask[0, :Q] = False
         if size is not None:
             out = (attend_with_sizes_in_keys if self.sizes_in_keys else attend_with_mask)(q, keys, v, size)
         else:
-            out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and prompts is None)
+            out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and not prompts)
         return AttentionOut(self.merge_heads(out), q, k)
 
     def before(self, prompts_RQD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,10 +297,9 @@ class Block(nn.Module):
         self, x: Tensor, size: Tensor | None = None, causal: bool = False, *, prompts: Tensor | None = None
     ) -> AttentionOut:
         """``attend`` for tokens that went through ``ln_1`` already; prompts did not."""
-        if self.prompts is not None:
-            own = self.prompts.tokens.unsqueeze(0)
-            prompts = own if prompts is None else torch.cat([own.expand(len(prompts), -1, -1), prompts], dim=1)
-        out: AttentionOut = self.attn(x, size, causal, None if prompts is None else self.ln_1(prompts))
+        own = None if self.prompts is None else self.prompts.tokens.unsqueeze(0)
+        normed = [self.ln_1(rows) for rows in (own, prompts) if rows is not None]
+        out: AttentionOut = self.attn(x, size, causal, normed)
         return out
 
     def qkv(self, x: Tensor) -> QKV:
