@@ -297,8 +297,8 @@ def blueprint(protocol: Protocol, weights: Weights, config: RunConfig) -> Retrie
         model = _untrained(protocol, replace(weights, state=shapes), config)
     if protocol.words > (most := model.clip.max_words):
         raise UsageError(
-            f"{config.method}: captions of protocol {protocol.name} have up to {protocol.words} ids, and this model takes "
-            f"{most}: choose another tuning, or weights with a longer context",
+            f"{config.method}: captions of protocol {protocol.name} have up to {protocol.words} ids, and this model "
+            f"takes {most}: choose another tuning, or weights with a longer context",
             code="protocol.words",
             method=config.method,
             words=most,
