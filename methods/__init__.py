@@ -7,5 +7,6 @@ METHODS = {
     "adapter": "tvrbench.methods.adapter:Adapter",
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
+    "rap": "tvrbench.methods.rap:Rap",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
 }
