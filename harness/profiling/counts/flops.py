@@ -21,6 +21,7 @@ from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.dead import dead_or_reason
 from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs, text_length
 
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
@@ -198,9 +199,10 @@ def profile(model: RetrievalModel) -> dict[str, Any]:
     """Cost that needs no data, as plain data.
 
     Returns:
-        ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable}, tokens: [[sequences, tokens per
-        sequence] leaving each block], output_tokens``, for one video; and ``reduction_gmacs``, the share of
-        ``gmacs.video`` of the token reduction itself. GMACs are 10^9 multiply-adds (papers' "GFLOPs").
+        ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable, dead}, tokens: [[sequences, tokens
+        per sequence] leaving each block], output_tokens``, for one video; ``reduction_gmacs``, the share of
+        ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``}
+        where it is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs").
 
     Raises:
         CheckFailed: trace and formula disagree.
@@ -208,13 +210,16 @@ def profile(model: RetrievalModel) -> dict[str, Any]:
     tokens = [list(block) for block in model.tokens]
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    dead = dead_or_reason(model)
+    counted = None if "reason" in dead else sum(dead.values())
     return {
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
         "gmacs": {name: macs / 1e9 for name, macs in checked_macs(model).items()},
         "reduction_gmacs": reduction_macs(model) / 1e9,
-        "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable},
+        "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable, "dead": counted},
+        "dead": dead,
         "tokens": tokens,
         "output_tokens": prod(tokens[-1]) if tokens else 0,
     }
