@@ -8,4 +8,5 @@ METHODS = {
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
+    "vop": "tvrbench.methods.vop:VoP",
 }

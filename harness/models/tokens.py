@@ -292,7 +292,7 @@ class TokenReducer(nn.Module):
 
     @torch.no_grad()
     def _observed_plan(self, device: str) -> list[BlockTokens]:
-        twin = copy.deepcopy(self).to(device).eval()
+        twin = copy.deepcopy(self).to(device).eval().requires_grad_(False)  # or hooks of the counter ask for a graph
         twin.observer = None
         with torch.device(device):
             tower = ShapeTower(self.arch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,8 @@ from tvrbench.harness.training.trainer import Trainer
 pytestmark = pytest.mark.contract
 NAMES = registry.names("methods", "baselines")
 Make = Callable[..., RetrievalModel]
+# A method whose tokens have places of their own cannot carry further ones.
+REFUSED = {("prompts-shallow", "tuning.prompts-not-carried")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +141,12 @@ def test_every_source_patch_is_accounted_for(name: str, tiny_model: Make, tiny_b
 def test_gradients_reach_exactly_what_is_declared_trainable(
     name: str, tuning: str, tiny_model: Make, tiny_batch: dict[str, Any]
 ) -> None:
-    model = tiny_model(name, tuning=tuning).train()
+    try:
+        model = tiny_model(name, tuning=tuning).train()
+    except UsageError as refusal:
+        if (tuning, refusal.code) not in REFUSED:
+            raise
+        pytest.skip(f"{name} refuses tuning {tuning}: {refusal}")
     if not model.trainable() or not method_class(name).card.trains:
         assert tuning in ("frozen", "own") or not method_class(name).card.trains
         return
@@ -146,7 +154,9 @@ def test_gradients_reach_exactly_what_is_declared_trainable(
     similarity = model.similarity(text, video)
     (similarity * torch.randn_like(similarity)).sum().backward()
     reached = {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert reached == set(model.trainable())
+    learns = set(model.trainable())
+    dead = {key for key in learns if any(re.fullmatch(pattern, key) for pattern in model.spec.card.dead)}
+    assert learns - dead <= reached <= learns
 
 
 @pytest.mark.parametrize("name", NAMES)

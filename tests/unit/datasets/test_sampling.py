@@ -26,7 +26,7 @@ def test_picks_are_real_frames_in_order(sampler: str, n_frames: int, fps: float,
     assert picks == sorted(picks)
     assert picks[0] >= 0
     assert picks[-1] < n_frames
-    if sampler == "tempme":
+    if sampler == "tempme" or sampler.startswith("vop"):
         assert len(picks) == frames  # never padded
     else:
         assert len(set(picks)) == len(picks)  # never stretched
@@ -84,6 +84,7 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
         ("tempme", 10, math.inf, 12, "sampling.frame-rate"),
         ("tempme", 10, -3.0, 12, "sampling.frame-rate"),
         ("centerclip-train", 10, 3.0, 12, "sampling.seed"),
+        ("vop-train", 10, 3.0, 12, "sampling.seed"),
     ],
 )
 def test_bad_input_is_named(sampler: str, n_frames: int, fps: float, frames: int, code: str) -> None:
