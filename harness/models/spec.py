@@ -44,6 +44,7 @@ class MethodCard:
             encoder on fewer frames, option ``keep``); None for everything else.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
+        dead: trainable parameters that the loss never reaches, as regular expressions of their names.
     """
 
     summary: str
@@ -56,6 +57,7 @@ class MethodCard:
     role: Literal["dense", "frame_budget"] | None = None
     trains: bool = True
     encodes: bool = True
+    dead: tuple[str, ...] = ()
 
     @property
     def tiny(self) -> dict[str, Any]:
