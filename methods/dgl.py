@@ -141,7 +141,7 @@ class Generator(nn.Module):
         half = device != "meta" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         key = (half, *(n for p in self.parameters() for n in (p._version, p.data_ptr())))
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self.make())
+            self._kept = (key, Prompts(*(prompts.detach() for prompts in self.make())))
         return self._kept[1]
 
 
