@@ -239,7 +239,9 @@ class DGLReducer(TokenReducer):
         q, k, v = block.qkv(block.ln_1(stream.x))
         _, prompt_k, prompt_v = block.qkv(block.ln_1(self.generator.frames(index)))
         frames = block.mix(
-            self._by_frame(q).flatten(0, 1), self._seen_by_frames(k, prompt_k), self._seen_by_frames(v, prompt_v)
+            torch.cat(self._by_frame(q), dim=3).flatten(0, 1),
+            self._seen_by_frames(k, prompt_k),
+            self._seen_by_frames(v, prompt_v),
         )
         whole = block.mix(
             q[:, :, :G],
@@ -251,26 +253,24 @@ class DGLReducer(TokenReducer):
         delta = torch.cat([whole, frames_BTND[:, :, 0], frames_BTND[:, :, 1:].flatten(1, 2)], dim=1)
         return AttentionOut(delta, q, k)
 
-    def _by_frame(self, heads_BHNC: Tensor) -> Tensor:
-        """Class token and patches of every frame, [B, T, heads, 1 + P, 64]."""
+    def _by_frame(self, heads_BHNC: Tensor) -> list[Tensor]:
+        """Class tokens [B, T, heads, 1, 64] and patches [B, T, heads, P, 64] of the frames."""
         G, T = len(self.global_prompts), self.frames
         classes = heads_BHNC[:, :, G : G + T].unsqueeze(3)
         patches = heads_BHNC[:, :, G + T :].unflatten(2, (T, -1))
-        return torch.cat([classes.transpose(1, 2), patches.transpose(1, 2)], dim=3)
+        return [classes.transpose(1, 2), patches.transpose(1, 2)]
 
     def _seen_by_frames(self, heads_BHNC: Tensor, prompts_RHQC: Tensor) -> Tensor:
         """Keys or values [B x T, heads, G + Q + 1 + P, 64]."""
-        own = self._by_frame(heads_BHNC)
-        B, T, H, _, C = own.shape
-        shared = heads_BHNC[:, None, :, : len(self.global_prompts)].expand(B, T, -1, -1, -1)
-        prompts = prompts_RHQC.to(own.dtype).expand(B, T, H, -1, C)
-        return torch.cat([shared, prompts, own], dim=3).flatten(0, 1)
+        B, T = len(heads_BHNC), self.frames
+        shared = heads_BHNC[:, None, :, : len(self.global_prompts)].expand(-1, T, -1, -1, -1)
+        prompts = prompts_RHQC.to(shared.dtype).expand(B, T, -1, -1, -1)
+        return torch.cat([shared, prompts, *self._by_frame(heads_BHNC)], dim=3).flatten(0, 1)
 
     def _seen_by_global(self, heads_BHNC: Tensor, prompts_RHQC: Tensor) -> Tensor:
         """Keys or values [B, heads, N + T x Q, 64]: all tokens, and each frame's prompts."""
-        B, H, _, C = heads_BHNC.shape
-        prompts = prompts_RHQC.to(heads_BHNC.dtype).expand(self.frames, H, -1, C).transpose(0, 1).flatten(1, 2)
-        return torch.cat([heads_BHNC, prompts.expand(B, -1, -1, -1)], dim=2)
+        prompts = prompts_RHQC.to(heads_BHNC.dtype).expand(self.frames, -1, -1, -1).transpose(0, 1).flatten(1, 2)
+        return torch.cat([heads_BHNC, prompts.expand(len(heads_BHNC), -1, -1, -1)], dim=2)
 
     def _visible(self, stream: TokenStream, prompts: int) -> Tensor | None:
         """[B, 1, 1, N + T x Q] True for what a global prompt may see; None for everything."""
