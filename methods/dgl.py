@@ -41,7 +41,7 @@ class DGLOptions(MethodOptions):
         space: the prompts of both towers come out of one transformer block and an MLP (``transformer``), or the text
             prompts are linear maps of the frame prompts, which then are the same for all frames (``linear``).
         text_prompts: half of them come before a caption's words. The other half come after its end, which never sees
-            them: they are kept, and generated in training, for the sake of released checkpoints alone.
+            them: they are made like the others, and no caption carries them.
         frame_prompts: of every frame, in every block.
         global_prompts: tokens that enter the first block and travel through all blocks.
         feature: what becomes the video feature, not normalized: the first global prompt, the mean of all, the mean of
@@ -111,16 +111,26 @@ class Generator(nn.Module):
 
     def text(self, index: int) -> Tensor:
         """The text prompts of block ``index`` [prompts, Dt]."""
-        return self._keep().text[index] if self._constant() else self.text_of(self._of_block(index))[0]
+        return self.kept().text[index] if self._constant() else self.text_of(self._of_block(index))[0]
 
     def frames(self, index: int) -> Tensor:
         """The frame prompts of block ``index`` [R, Q, D]."""
-        return self._keep().frames[index] if self._constant() else self.frames_of(self._of_block(index))[0]
+        return self.kept().frames[index] if self._constant() else self.frames_of(self._of_block(index))[0]
 
     def make(self) -> Prompts:
         """The prompts of all blocks."""
         latent = self.latent(self.table.view(len(self.table), -1, self.width).transpose(0, 1))
         return Prompts(self.text_of(latent), self.frames_of(latent))
+
+    def kept(self) -> Prompts:
+        """The prompts of all blocks as constants, made again where a parameter or the precision changed."""
+        # In-place changes raise _version; a move or cast changes the storage. Autocast changes the result.
+        device = self.table.device.type
+        half = device != "meta" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        key = (half, *(n for p in self.parameters() for n in (p._version, p.data_ptr())))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, Prompts(*(prompts.detach() for prompts in self.make())))
+        return self._kept[1]
 
     def train(self, mode: bool = True) -> Generator:
         """Switch mode; going to training frees the prompts that were kept."""
@@ -134,15 +144,6 @@ class Generator(nn.Module):
     def _constant(self) -> bool:
         # A compiled graph cannot watch for changes, so each of its calls makes the prompts again.
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-
-    def _keep(self) -> Prompts:
-        # In-place changes raise _version; a move or cast changes the storage. Autocast changes the result.
-        device = self.table.device.type
-        half = device != "meta" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        key = (half, *(n for p in self.parameters() for n in (p._version, p.data_ptr())))
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, Prompts(*(prompts.detach() for prompts in self.make())))
-        return self._kept[1]
 
 
 class TransformerGenerator(Generator):
@@ -173,11 +174,11 @@ class TransformerGenerator(Generator):
 
     def frames_of(self, latent_LRD: Tensor) -> Tensor:
         """Frame prompts [L, T, Q, D] of the other rows, neighbors for a frame."""
-        return latent_LRD[:, self.text_prompts :].unflatten(1, (-1, self.frame_prompts))
+        return latent_LRD[:, self.text_prompts :].reshape(len(latent_LRD), -1, self.frame_prompts, self.width)
 
 
 class LinearGenerator(Generator):
-    """Space ``linear``: the rows are the frame prompts of all frames, and two linear layers of them the text prompts."""
+    """Space ``linear``: the rows are the prompts of every frame, and two linear layers of them the text prompts."""
 
     def __init__(self, options: DGLOptions, arch: Architecture) -> None:
         super().__init__(options.frame_prompts, arch)
@@ -220,7 +221,7 @@ class DGLReducer(TokenReducer):
 
     def fold_constants(self) -> None:
         """Make the prompts, which an evaluation keeps."""
-        self.generator._keep()
+        self.generator.kept()
 
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Join the frames and put the global prompts first, once."""
@@ -255,9 +256,9 @@ class DGLReducer(TokenReducer):
 
     def _by_frame(self, heads_BHNC: Tensor) -> list[Tensor]:
         """Class tokens [B, T, heads, 1, 64] and patches [B, T, heads, P, 64] of the frames."""
-        G, T = len(self.global_prompts), self.frames
+        (B, H, _, C), G, T = heads_BHNC.shape, len(self.global_prompts), self.frames
         classes = heads_BHNC[:, :, G : G + T].unsqueeze(3)
-        patches = heads_BHNC[:, :, G + T :].unflatten(2, (T, -1))
+        patches = heads_BHNC[:, :, G + T :].view(B, H, T, -1, C)
         return [classes.transpose(1, 2), patches.transpose(1, 2)]
 
     def _seen_by_frames(self, heads_BHNC: Tensor, prompts_RHQC: Tensor) -> Tensor:
