@@ -7,6 +7,7 @@ METHODS = {
     "adapter": "tvrbench.methods.adapter:Adapter",
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
+    "dgl": "tvrbench.methods.dgl:DGL",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
     "vop": "tvrbench.methods.vop:VoP",
 }
