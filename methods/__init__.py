@@ -8,6 +8,7 @@ METHODS = {
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
     "dgl": "tvrbench.methods.dgl:DGL",
+    "rap": "tvrbench.methods.rap:Rap",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
     "vop": "tvrbench.methods.vop:VoP",
 }

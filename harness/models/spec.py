@@ -24,6 +24,11 @@ class MethodOptions:
     tuning: str
     rank: int = 8
 
+    @property
+    def lora_rank(self) -> int:
+        """Inner width of the LoRA update, where a method uses ``rank`` for something else."""
+        return self.rank
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodCard:
