@@ -12,7 +12,7 @@ import numpy as np
 
 from tvrbench.harness.core.errors import UsageError
 
-SAMPLERS = ("tempme", "clip4clip", "centerclip", "centerclip-train", "vop", "vop-train")
+SAMPLERS = ("tempme", "clip4clip", "centerclip", "centerclip-train", "vop", "vop-train", "mv-adapter")
 
 
 def frame_indices(sampler: str, n_frames: int, fps: float, frames: int = 12, *, seed: int | None = None) -> list[int]:
@@ -21,7 +21,8 @@ def frame_indices(sampler: str, n_frames: int, fps: float, frames: int = 12, *, 
     Args:
         sampler: ``tempme`` (Shen et al., ICLR 2025), ``clip4clip`` (Luo et al., arXiv 2104.08860), ``centerclip``
             (Zhao et al., SIGIR 2022, as at test time), ``centerclip-train`` (a random frame of each segment), ``vop``
-            (VoP's and X-Pool's, arXiv 2203.15086) or ``vop-train`` (a random frame of each segment but its last).
+            (VoP's and X-Pool's, arXiv 2203.15086), ``vop-train`` (a random frame of each segment but its last) or
+            ``mv-adapter`` (arXiv 2301.07868).
         n_frames: frames in the video.
         fps: frames per second, the average over the video.
         frames: T, the maximum number of indices.
@@ -50,6 +51,8 @@ def frame_indices(sampler: str, n_frames: int, fps: float, frames: int = 12, *, 
     if sampler in ("vop", "vop-train"):
         picks = _of_segments(n_frames, min(frames, n_frames), seed if sampler == "vop-train" else None)
         return picks + picks[-1:] * (frames - len(picks))
+    if sampler == "mv-adapter":
+        return _every_nth_second(n_frames, fps, frames)
     if n_frames <= frames:
         return list(range(n_frames))
     if sampler == "centerclip":  # the middle frame of each of ``frames`` equal segments
@@ -97,6 +100,13 @@ def _of_segments(n_frames: int, segments: int, seed: int | None) -> list[int]:
     if seed is None:
         return [int(i) for i in (first + last) // 2]
     return [int(i) for i in np.random.default_rng(seed).integers(first, np.maximum(last, first + 1))]
+
+
+def _every_nth_second(n_frames: int, fps: float, frames: int) -> list[int]:
+    """MV-Adapter: the frame of each second, of these every (seconds / frames)-th; a short video stays short."""
+    seconds = math.ceil(n_frames / fps)
+    kept = min(frames, seconds)
+    return [min(int(i * seconds // kept * fps), n_frames - 1) for i in range(kept)]
 
 
 def _thin(indices: range, frames: int) -> list[int]:

@@ -91,7 +91,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         torch.manual_seed(seed)
         clip = CLIP(base.arch)
         _load_strict(clip, base.state, "weights", complete=True)
-        apply_tuning(clip, method.options.tuning, method.options.lora_rank)
+        apply_tuning(clip, method)
         reducer = method.build_reducer()
         text_path = method.build_text_path(reducer)
         model = method.Model(method.spec(name), clip, reducer, method.build_head(), text_path)

@@ -90,3 +90,9 @@ class Method(Generic[OptionsT]):
         """A checkpoint's tensors under ``from_released``'s names, as these options part or join them; by default as
         they are."""
         return state
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ARG003 - subclasses look
+        """The options that the shapes of a released checkpoint tell, under our names (``from_released``); given ones
+        come before them."""
+        return {}

@@ -310,10 +310,10 @@ class TokenReducer(nn.Module):
                 stream = twin.before_block(stream, index)
                 attention = twin.attend(stream, index, block)
                 stream = twin.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
-                leaving = (stream.x.shape[0], stream.x.shape[1])
+                leaving, classes = (stream.x.shape[0], stream.x.shape[1]), stream.classes
                 stream = twin.after_block(stream, index)
             first, *others = block.attended or [(0, 0)]
             macs = counter.get_total_flops() // 2 - NORM_MACS * block.normed  # each attending token is normed anyway
             work = BlockTokens(attention=first, leaving=leaving, overhead_macs=macs, also_attending=tuple(others))
-            plan.append(replace(work, projecting=block.projected, mixing=tuple(block.mixed)))
+            plan.append(replace(work, projecting=block.projected, mixing=tuple(block.mixed), classes=classes))
         return plan
