@@ -14,16 +14,23 @@ from typing import Any, Literal, NamedTuple
 
 from tvrbench.harness.evaluation.comparability import Reason, shortfalls
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.record import Record, trained
+from tvrbench.harness.records.record import AS_RELEASED, Record, trained
 from tvrbench.harness.records.store import LAST
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import ABSOLUTE, FORMS, Claim, Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import (
+    ACCURACY,
+    Claim,
+    Configuration,
+    PublishedNumber,
+    form,
+    needs_baseline,
+)
 from tvrbench.harness.reporting.papers.ratios import Ratio, absolute, interleaved, over_published, separate
 
-Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured"]
+Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured", "not checkable"]
 
 GMACS_TOLERANCE = 0.005
 MARGINS: Mapping[str, float] = {"R1": 0.5, "R5": 0.5, "R10": 0.5, "RSum": 1.5, "MdR": 0.0, "MnR": 0.5}
@@ -79,10 +86,14 @@ class PaperData:
 
 
 class RowMatch(NamedTuple):
-    """The rows that a published number may be compared with, or the reason why there are none."""
+    """The rows that a published number may be compared with, or the reason why there are none.
+
+    ``not_checkable`` is the reason why no verdict can be given on them.
+    """
 
     rows: tuple[MethodRow, ...] = ()
     reason: Reason | None = None
+    not_checkable: str | None = None
 
 
 def compare(
@@ -105,6 +116,8 @@ def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) 
         measured = [one for one in tried if one.measured is not None]
         if claim.number.metric in COUNTS:
             measured = measured[:1]
+        if claim.number.metric == ACCURACY:
+            tried = [_unmeasured(claim, "records of costs hold no accuracy: the report of the protocol judges it")]
         if not tried:
             tried = [_unmeasured(claim, f"nothing was measured with {claim.number.frames} frames")]
         for one in measured or tried[:1]:
@@ -137,7 +150,7 @@ def match_rows(number: PublishedNumber, configurations: Sequence[Configuration],
     if not same:
         return RowMatch(reason=Reason("configuration", "no configuration here is known to be the paper's"))
     if fitting := tuple(row for row in left if any(not _missing_options(row, c) for c in same)):
-        return RowMatch(fitting)
+        return RowMatch(fitting, not_checkable=next((c.not_checkable for c in same if c.not_checkable), None))
     options = [", ".join(f"{key}={value}" for key, value in _missing_options(left[0], c).items()) for c in same]
     return RowMatch(reason=Reason("options", f"not run with the paper's options: {'; '.join(options)}"))
 
@@ -152,6 +165,8 @@ def prints_like(measured: float, number: PublishedNumber) -> bool:
 def bench_command(claim: Claim, papers: PaperData) -> str:
     """The shell line that measures both sides of a claim."""
     number, entries = claim.number, []
+    if number.metric == ACCURACY:
+        return command_line(["run", *claim.bench_options, "--methods", f"{number.method},{claim.against}"])
     for method, config in ((number.method, number.config), (claim.against, claim.against_config)):
         for c in _configurations(number, method, config, papers.configurations)[:1]:
             values = ";".join(f"{key}={_literal(value)}" for key, value in c.options.items())
@@ -186,7 +201,9 @@ def _compare_number(
         RowMatch(reason=reason) if reason else match_rows(number, papers.configurations, full_size if cost else runs)
     )
     for row in match.rows:
-        yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
+        found = _cost_verdict(number, row) if cost else _metric_verdict(number, row)
+        unchecked = match.not_checkable is not None and found.measured is not None
+        yield replace(found, verdict="not checkable", reason=match.not_checkable) if unchecked else found
     if match.reason is not None:
         yield _not_comparable(number, [match.reason])
 
@@ -222,6 +239,8 @@ def _obstacle(number: PublishedNumber, scope: ReportContext) -> Reason | None:
 
 
 def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
+    """Judge a cost: that of the released code, which is what papers print, where ours does less."""
+    number = replace(number, metric=row.reading(f"{number.metric}{AS_RELEASED}"))
     cost = row.cost(number.metric)
     if cost is None or cost.valid is None:
         if cost is not None and cost.invalid:
@@ -229,7 +248,7 @@ def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
         return _not_comparable(number, [Reason("not-measured", (cost and cost.reason) or "not measured")], row)
     measured = cost.valid * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
-    near = number.metric == "gmacs_video" and abs(difference) <= 100.0 * GMACS_TOLERANCE
+    near = number.unit == "GMACs" and abs(difference) <= 100.0 * GMACS_TOLERANCE
     verdict: Verdict = "reproduced" if near or prints_like(measured, number) else "not reproduced"
     return PaperComparison(number=number, rows=(row,), measured=measured, difference=difference, verdict=verdict)
 
@@ -258,15 +277,18 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     match = match_rows(number, papers.configurations, bench.rows)
     if match.reason is not None:
         return _unmeasured(claim, match.reason.text)
-    rows = match.rows[:1]
-    ratio = absolute(claim, rows[0]) if number.unit == ABSOLUTE else interleaved(claim, rows[0])
-    if isinstance(ratio, str) and number.unit != ABSOLUTE:
+    rows, remark = match.rows[:1], ""
+    paired = needs_baseline(number.unit)
+    known = _configurations(number, claim.against, claim.against_config, papers.configurations)
+    ratio = interleaved(claim, rows[0], known[0].options if known else {}) if paired else absolute(claim, rows[0])
+    if isinstance(ratio, str) and paired:
         baseline = replace(number, method=claim.against, config=claim.against_config)
         other = match_rows(baseline, papers.configurations, bench.rows)
-        printed = _published(claim, claim.against, papers)
+        printed = _published(claim, claim.against, claim.against_config, papers)
         if other.rows:
             rows += other.rows[:1]
             ratio = separate(claim, *rows)
+            remark = f"; {claim.against}: {other.not_checkable}" if other.not_checkable else ""
         elif printed is not None and number.metric in COUNTS:
             ratio = over_published(claim, rows[0], printed)
         elif printed is not None:
@@ -279,13 +301,13 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     if isinstance(ratio, str):
         return _unmeasured(claim, ratio)
     verdict, how = _claim_verdict(claim, ratio, bench)
-    about = PaperComparison(number=number, claim=claim, bench=bench, verdict=verdict, reason=how)
-    return replace(about, rows=rows, measured=FORMS[number.unit][0](ratio.value))
+    about = PaperComparison(number=number, claim=claim, bench=bench, verdict=verdict, reason=f"{how}{remark}")
+    return replace(about, rows=rows, measured=form(number.unit)[0](ratio.value))
 
 
 def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, str]:
     if claim.number.metric in COUNTS:
-        same = prints_like(FORMS[claim.number.unit][0](ratio.value), claim.number)
+        same = prints_like(form(claim.number.unit)[0](ratio.value), claim.number)
         return "reproduced" if same else "not reproduced", ratio.how
     if not bench.on_gpu:
         return "not comparable", f"a ratio on a CPU, set beside the one claimed for a GPU; {ratio.how}"
@@ -301,17 +323,17 @@ def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, s
 def _published_only(claim: Claim, printed: PublishedNumber, papers: PaperData) -> str:
     """The reason for a baseline whose time only the paper gives, with the paper's own ratio: nothing is judged."""
     reason = f"{claim.against} is not in this benchmark, and its published time belongs to the paper's device"
-    own = _published(claim, claim.number.method, papers)
+    own = _published(claim, claim.number.method, claim.number.config, papers)
     if own is None:
         return reason
     values = f"{own.value:g} and {printed.value:g} {printed.unit}, give {own.value / printed.value:.2f}x"
     return f"{reason}; the paper's own figures, {values}"
 
 
-def _published(claim: Claim, method: str, papers: PaperData) -> PublishedNumber | None:
-    metric = "throughput" if claim.number.metric == "infer_time" else claim.number.metric
-    place = (claim.number.paper, claim.number.backbone, method, metric)
-    return next((n for n in papers.numbers if (n.paper, n.backbone, n.method, n.metric) == place), None)
+def _published(claim: Claim, method: str, config: str, papers: PaperData) -> PublishedNumber | None:
+    metric = {"infer_time": "throughput"}.get(claim.number.metric, claim.number.metric.removesuffix(AS_RELEASED))
+    place = (claim.number.paper, claim.number.backbone, method, config, metric)
+    return next((n for n in papers.numbers if (n.paper, n.backbone, n.method, n.config, n.metric) == place), None)
 
 
 def _unmeasured(claim: Claim, reason: str | None) -> PaperComparison:

@@ -11,7 +11,7 @@ from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric
 from tvrbench.harness.reporting.data.bench_rows import backbone, backbones
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import ABSOLUTE, Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import (
     GMACS_TOLERANCE,
     MARGINS,
@@ -20,7 +20,13 @@ from tvrbench.harness.reporting.papers.verdicts import (
     PaperComparison,
     match_rows,
 )
-from tvrbench.harness.reporting.tables.columns import LABEL, cost_column, recorded_columns
+from tvrbench.harness.reporting.tables.columns import (
+    AS_RELEASED_REMARK,
+    LABEL,
+    cost_column,
+    readings,
+    recorded_columns,
+)
 from tvrbench.harness.reporting.tables.table import (
     NOTHING,
     Cell,
@@ -45,7 +51,7 @@ def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext
         return None
 
     def measured(c: PaperComparison) -> Cell:
-        return number_cell(c.measured, fixed(c.number.decimals + (c.number.metric != "output_tokens")))
+        return number_cell(c.measured, fixed(c.number.decimals + (c.number.unit != "tokens")))
 
     def difference(c: PaperComparison) -> Cell:
         return number_cell(c.difference, _signed_percent if c.number.metric in COUNTS else "{:+.1f}".format)
@@ -138,6 +144,9 @@ def paper_scale_table(
         columns.append(cost_column(metric(name), best=False))
         columns += [published(name)] * (name in _PRINTED)
         columns += [difference(name)] * (name in _PRINTED and name in COUNTS)
+        for released in readings(full_size, name)[1:]:
+            columns.append(cost_column(metric(released), best=False))
+            columns += [difference(released)] * (name in _PRINTED)
     columns += [
         *recorded_columns(full_size, "latency"),
         *recorded_columns(full_size, "memory"),
@@ -149,6 +158,8 @@ def paper_scale_table(
         f"Time and memory: {setting(full_size)}.",
         "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
         "Time and memory depend on the device, so they have no difference.",
+        f"{AS_RELEASED_REMARK} Its difference is from the same published number, which is of released code."
+        * any(len(readings(full_size, name)) > 1 for name in _FULL_SIZE),
     )
     order = backbones(full_size)
     rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
@@ -174,7 +185,7 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         return NOTHING if r.reason is None else Cell(text=r.reason, value=full, note=r.command)
 
     def value(number: PublishedNumber, value: float | None, more_decimals: int) -> Cell:
-        unit = {"x faster": "x", ABSOLUTE: " M"}.get(number.unit, f" {number.unit}")
+        unit = {"x faster": "x"}.get(number.unit, f" {number.unit}")
         return number_cell(value, lambda v: f"{v:,.{number.decimals + more_decimals}f}{unit}")
 
     columns = (
