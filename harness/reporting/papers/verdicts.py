@@ -112,18 +112,30 @@ def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) 
     """
     comparisons = []
     for claim in claims:
-        tried = [_judge(claim, bench, papers) for bench in benches if bench.frames == claim.number.frames]
+        at = [bench for bench in benches if bench.frames == claim.number.frames]
+        missing = f"nothing was measured with {claim.number.frames} frames"
+        if claim.number.metric == ACCURACY:
+            at, missing = [], "records of costs hold no accuracy: the report of the protocol judges it"
+        tried = [_judge(claim, bench, papers) for bench in at] or [_unmeasured(claim, missing)]
         measured = [one for one in tried if one.measured is not None]
         if claim.number.metric in COUNTS:
             measured = measured[:1]
-        if claim.number.metric == ACCURACY:
-            tried = [_unmeasured(claim, "records of costs hold no accuracy: the report of the protocol judges it")]
-        if not tried:
-            tried = [_unmeasured(claim, f"nothing was measured with {claim.number.frames} frames")]
         for one in measured or tried[:1]:
             open_on_gpu = one.verdict == "not measured" or (one.verdict == "not comparable" and one.bench is not None)
             comparisons.append(replace(one, command=bench_command(claim, papers) if open_on_gpu else None))
     return comparisons
+
+
+def judge_accuracy(
+    claims: Iterable[Claim], runs: Sequence[MethodRow], papers: PaperData, scope: ReportContext
+) -> list[PaperComparison]:
+    """Judge the claims about accuracy that are read under this protocol, of methods that were run."""
+    protocol, methods = scope.protocol.partition("@")[0], {row.method for row in runs}
+    return [
+        _judge_accuracy(claim, runs, papers)
+        for claim in claims
+        if claim.number.metric == ACCURACY and claim.bench_options == (protocol,) and claim.number.method in methods
+    ]
 
 
 def comparability(records: Iterable[Record], number: PublishedNumber) -> list[Reason]:
@@ -166,14 +178,31 @@ def bench_command(claim: Claim, papers: PaperData) -> str:
     """The shell line that measures both sides of a claim."""
     number, entries = claim.number, []
     if number.metric == ACCURACY:
-        return command_line(["run", *claim.bench_options, "--methods", f"{number.method},{claim.against}"])
-    for method, config in ((number.method, number.config), (claim.against, claim.against_config)):
+        return " && ".join(_run_command(claim, papers, *side) for side in _sides(claim))
+    for method, config in _sides(claim):
         for c in _configurations(number, method, config, papers.configurations)[:1]:
-            values = ";".join(f"{key}={_literal(value)}" for key, value in c.options.items())
+            values = ";".join(_assignments(c))
             entries.append(f"{method}:{values}" if values else method)
     device = [] if number.metric in COUNTS else ["--device", "cuda"]
     where = ["--backbone", str(number.backbone), "--frames", str(number.frames)]
     return command_line(["bench", *entries, *where, *claim.bench_options, *device])
+
+
+def _sides(claim: Claim) -> tuple[tuple[str, str], ...]:
+    """The method of a claim and its baseline, each with its configuration."""
+    return (claim.number.method, claim.number.config), (claim.against, claim.against_config)
+
+
+def _assignments(configuration: Configuration) -> list[str]:
+    return [f"{key}={_literal(value)}" for key, value in configuration.options.items()]
+
+
+def _run_command(claim: Claim, papers: PaperData, method: str, config: str) -> str:
+    """The shell line that trains one side of a claim about accuracy; a person fills in the folder of the data."""
+    known = _configurations(claim.number, method, config, papers.configurations)[:1]
+    options = [word for c in known for text in _assignments(c) for word in ("--set", text)]
+    where = ["--backbone", str(claim.number.backbone), "--data", "DIR"]
+    return command_line(["run", *claim.bench_options, "--methods", method, *options, *where])
 
 
 def _configurations(
@@ -305,6 +334,30 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     return replace(about, rows=rows, measured=form(number.unit)[0](ratio.value))
 
 
+def _judge_accuracy(claim: Claim, runs: Sequence[MethodRow], papers: PaperData) -> PaperComparison:
+    """Judge the difference of two rows' metric: by its margin, then by the ends of both rows' intervals."""
+    baseline = replace(claim.number, method=claim.against, config=claim.against_config)
+    matches = [match_rows(number, papers.configurations, runs) for number in (claim.number, baseline)]
+    for (method, _), match in zip(_sides(claim), matches, strict=True):
+        if match.reason is not None:
+            missing = _unmeasured(claim, f"{method}: {match.reason.text}")
+            return replace(missing, command=bench_command(claim, papers))
+    rows = tuple(match.rows[0] for match in matches)
+    direction, metric = claim.number.metric.split("_")
+    ours, theirs = (row.metric(direction, metric) for row in rows)
+    about = PaperComparison(number=claim.number, claim=claim, rows=rows, verdict="not comparable")
+    reasons = comparability((run.record for row in rows for run in row.runs), claim.number)
+    if ours is None or theirs is None or reasons:
+        return replace(about, reason="; ".join(reason.text for reason in reasons) or "not measured")
+    points, claimed = ours - theirs, claim.number.value
+    (a, b), (c, d) = (row.interval(direction, metric) or (math.nan, math.nan) for row in rows)
+    verdict: Verdict = "within noise" if a - d <= claimed <= b - c else "not reproduced"
+    if abs(points - claimed) <= MARGINS[metric] + 1e-9:
+        verdict = "reproduced"
+    unchecked = "".join(f"; {claim.against}: {m.not_checkable}" for m in matches[1:] if m.not_checkable)
+    return replace(about, measured=points, verdict=verdict, reason=f"{ours:.1f} and {theirs:.1f}{unchecked}")
+
+
 def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, str]:
     if claim.number.metric in COUNTS:
         same = prints_like(form(claim.number.unit)[0](ratio.value), claim.number)
@@ -322,7 +375,7 @@ def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, s
 
 def _published_only(claim: Claim, printed: PublishedNumber, papers: PaperData) -> str:
     """The reason for a baseline whose time only the paper gives, with the paper's own ratio: nothing is judged."""
-    reason = f"{claim.against} is not in this benchmark, and its published time belongs to the paper's device"
+    reason = f"{claim.against} was not run here, and its published time belongs to the paper's device"
     own = _published(claim, claim.number.method, claim.number.config, papers)
     if own is None:
         return reason

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+from tvrbench.harness.records.record import AS_RELEASED
 from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric
 from tvrbench.harness.reporting.data.bench_rows import backbone, backbones
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import ACCURACY, Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import (
     GMACS_TOLERANCE,
     MARGINS,
@@ -178,7 +179,9 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
     def baseline(result: PaperComparison) -> str | None:
         if (claim := result.claim) is None or not claim.against:
             return "no baseline needed"
-        return f"{', '.join(filter(None, (claim.against, claim.against_config)))} ({claim.reading})"
+        released = ", both as released" * claim.number.metric.endswith(AS_RELEASED)
+        name = result.rows[1].label if len(result.rows) > 1 else claim.against
+        return f"{', '.join(filter(None, (name, claim.against_config)))} ({claim.reading}{released})"
 
     def reason(r: PaperComparison) -> Cell:
         full = r.reason if r.command is None else f"{r.reason}; measure it with: {r.command}"
@@ -205,12 +208,16 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         "A footnote is the command that measures what was not measured on a GPU.",
         "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
         "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
+        "As released: with the work of released code whose results are dropped."
+        * any(result.number.metric.endswith(AS_RELEASED) for result in results),
+        f"Accuracy: reproduced within {MARGINS['RSum']:g} points; within noise if the claimed difference lies between "
+        "the ends of both rows' 95 % intervals." * any(result.number.metric == ACCURACY for result in results),
         f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "
         f"claimed one is in the 95 % interval of the rounds. Memory: within {100 * MEMORY_TOLERANCE:g} points.",
         "Times of different devices are never compared, and a ratio measured on a CPU gets no verdict. "
         "Invalid measurements are excluded.",
     )
-    return make_table(name, title, sentences, columns, results, commands=True)
+    return make_table(name, title, sentences, columns, results, commands=True, note=context.note)
 
 
 def _counts(counted: Mapping[Any, int]) -> str:
@@ -222,7 +229,8 @@ def _measure(number: PublishedNumber) -> str:
 
 
 def _as_printed(number: PublishedNumber) -> str:
-    return f"{number.value:,.{number.decimals}f}"
+    spread = "" if number.spread is None else f" ± {number.spread:.{number.decimals}f}"
+    return f"{number.value:,.{number.decimals}f}{spread}"
 
 
 def _with_measure(number: PublishedNumber) -> str:
