@@ -229,6 +229,11 @@ class Record(TypedDict):
     failure: Text | None
 
 
+AS_RELEASED = "_as_released"
+"""Ends the name of a cost as the released code has it, with work whose results it drops. Where a record holds none, the
+cost is the one without that ending."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One number of an instrument.
