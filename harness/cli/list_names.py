@@ -12,18 +12,23 @@ from tvrbench.harness.core.options import Json
 
 
 def list_names(
-    kind: Positional[Literal["methods", "baselines", "datasets", "protocols"]], /, as_json: Json = False
+    kind: Positional[Literal["methods", "baselines", "datasets", "protocols", "published"]], /, as_json: Json = False
 ) -> None:
     """List what is registered, including plug-ins.
 
     Args:
-        kind: What to list.
+        kind: What to list; published lists the papers' results that tvrbench compare can test a run against.
     """
     from tvrbench.harness.config.protocol import load_protocol, protocol_names
 
     rows: list[dict[str, Any]]
     if kind == "protocols":
         rows = [{"name": name, "summary": load_protocol(name).title} for name in protocol_names()]
+    elif kind == "published":
+        from tvrbench.harness.reporting.papers.ranks import PREFIX, load_published_ranks, published_ranks
+
+        results = [load_published_ranks(name) for name in published_ranks()]
+        rows = [{"name": f"{PREFIX}{each.name}", "summary": each.title, "paper": each.paper} for each in results]
     elif kind == "datasets":
         rows = [{"name": name, "summary": registry.lookup(name, kind).summary} for name in registry.names(kind)]
     else:
