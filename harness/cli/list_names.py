@@ -33,8 +33,12 @@ def list_names(
         rows = [{"name": name, "summary": registry.lookup(name, kind).summary} for name in registry.names(kind)]
     else:
         cards = {name: registry.lookup(name, kind).card for name in registry.names(kind)}
-        rows = [{"name": name, "summary": card.summary, "paper": card.paper} for name, card in cards.items()]
+        rows = [
+            {"name": name, "by_default": card.by_default, "summary": card.summary, "paper": card.paper}
+            for name, card in cards.items()
+        ]
     if as_json:
         print_json(rows)
     else:
-        print_table([list(row.values()) for row in rows], list(rows[0]) if rows else [])
+        shown = [[{True: "yes", False: "no"}.get(value, value) for value in row.values()] for row in rows]
+        print_table(shown, [name.replace("_", " ") for name in rows[0]] if rows else [])

@@ -26,7 +26,7 @@ OWN = "own"  # the folder of names of protocols that do not ship
 _CONFIG = Path(__file__).parent
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(_[A-Za-z0-9.+-]+)*")
 _MAX_BYTES = 2**20
-_NOT_HASHED = ("seeds", "title", "data", "folder", "backbone_from_weights")
+_NOT_HASHED = ("seeds", "methods", "title", "data", "folder", "backbone_from_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Protocol:
             seeds of a method train at the same rate; ``per-seed`` tries them with the run's own.
         lr_search_share: share of a training's steps that each factor is tried for, with the whole schedule in them.
         seeds: the default seeds.
+        methods: those that run where nobody names any; empty for the default set.
         weights_sha256: of weights given in place of the protocol's own.
         weights_config: how weights are read where that is not the protocol's own way: activation, mean, std, tokenizer.
         small: methods run with their options for small models.
@@ -80,6 +81,7 @@ class Protocol:
     lr_search: Literal["once", "per-seed"] = "once"
     lr_search_share: float = 1 / 3
     seeds: tuple[int, ...] = (0,)
+    methods: tuple[str, ...] = ()
     weights_sha256: str | None = None
     weights_config: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
@@ -137,7 +139,7 @@ class Protocol:
     def hash(self) -> str:
         """SHA-256 (16 hex digits) over the protocol and the recipes it can use.
 
-        Seeds and fields at their default do not count, so a field that a later version adds keeps the hash; nor does
+        Seeds, ``methods`` and fields at their default do not count, so a field that a later version adds keeps the hash; nor does
         how learning rates are searched where there is one to try. See ``hash.toml`` for renamed fields.
         """
         recipes = [self.recipe] if self.recipe else recipe_names()

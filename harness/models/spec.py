@@ -44,6 +44,8 @@ class MethodCard:
             encoder on fewer frames, option ``keep``); None for everything else.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
+        by_default: in the default set: ``run`` and ``sweep`` run it where nobody names methods; False leaves it to
+            ``--methods all``. The whole default set takes at most ten minutes on the stand-in and two quiet cores.
     """
 
     summary: str
@@ -56,6 +58,7 @@ class MethodCard:
     role: Literal["dense", "frame_budget"] | None = None
     trains: bool = True
     encodes: bool = True
+    by_default: bool = True
 
     @property
     def tiny(self) -> dict[str, Any]:
