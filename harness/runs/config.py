@@ -213,6 +213,7 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "test_videos": len(test.video_ids),
         "test_captions": len(test.captions),
         "split_fingerprint": test.fingerprint,
+        "order_fingerprint": test.order_fingerprint,
         "frames_fingerprint": None,
         "skipped": list(context.skipped),
         **_declared(context, "test", "captions", test),
