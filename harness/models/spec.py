@@ -51,7 +51,8 @@ class MethodCard:
             ``--methods all``. The whole default set takes at most ten minutes on the stand-in and two quiet cores.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
-        dead: trainable parameters that the loss never reaches, as regular expressions of their names.
+        dead: trainable parameters that the loss never reaches, as regular expressions of their names; `` in part`` after
+            that of a tensor of which only some elements are dead (``profiling.counts.dead``).
     """
 
     summary: str

@@ -128,7 +128,9 @@ def _draws(model: RetrievalModel) -> Iterator[dict[str, Tensor]]:
                     parameter.copy_(-parameter if draw % 2 else start[name] + _NOISE * torch.randn_like(parameter))
             model.zero_grad()
             text, video = model(*_inputs(model, length))
-            torch.autograd.backward(contrastive_loss(model.similarity(text, video)))
+            loss = contrastive_loss(model.similarity(text, video))
+            if loss.requires_grad:  # it does not where all that learns is dead
+                torch.autograd.backward(loss)
             yield {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learned.items()}
 
 
