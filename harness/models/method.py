@@ -76,7 +76,7 @@ class Method(Generic[OptionsT]):
         return TextPath(self.arch)
 
     @classmethod
-    def not_checkable(cls, options: Mapping[str, Any]) -> str | None:
+    def not_checkable(cls, options: Mapping[str, Any]) -> str | None:  # noqa: ARG003 - for those that override it
         """Why numbers of this method with these options (plain data, as in a record) cannot be held against published
         ones, for example because the code was never released; None where they can."""
         return None
