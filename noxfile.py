@@ -46,7 +46,7 @@ def _device(session: nox.Session) -> str:
 
 @nox.session(name="reproduce-msrvtt")
 def reproduce_msrvtt(session: nox.Session) -> None:
-    """Run the main job: MSR-VTT with `-- --data DIR`, otherwise the embedded stand-in."""
+    """Run the main job: MSR-VTT with `-- --data DIR`, otherwise the embedded stand-in; `-- --methods all` for all."""
     _install(session)
     if _wants_data(session) or "--dry-run" in session.posargs:
         session.run("tvrbench", "run", "msrvtt-1ka-9k/uniform", *session.posargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -75,6 +76,23 @@ class Method(Generic[OptionsT]):
         return TextPath(self.arch)
 
     @classmethod
+    def not_checkable(cls, options: Mapping[str, Any]) -> str | None:
+        """Why numbers of this method with these options (plain data, as in a record) cannot be held against published
+        ones, for example because the code was never released; None where they can."""
+        return None
+
+    @classmethod
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """Our name and shape for a tensor of this method's released checkpoint (``module.`` already removed)."""
         return key, tensor
+
+    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's tensors under ``from_released``'s names, as these options part or join them; by default as
+        they are."""
+        return state
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ARG003 - subclasses look
+        """The options that the shapes of a released checkpoint tell, under our names (``from_released``); given ones
+        come before them."""
+        return {}

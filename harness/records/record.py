@@ -149,6 +149,7 @@ class _Data(TypedDict):
 
     dataset: Text
     split_fingerprint: Sha256 | None
+    order_fingerprint: NotRequired[Sha256]
     frames_fingerprint: Sha256 | None
     skipped: Annotated[list[Text], AfterValidator(_unique)]
 

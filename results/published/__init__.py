@@ -9,4 +9,7 @@ Every CSV file holds numbers as printed, except for these; a number that could n
   counterpart, and its numbers are not compared.
 - ``variants.csv``: options that a paper has a name for.
 - ``names.csv``: methods that a paper and the registry name differently.
+
+``ranks/*.json`` holds published results with the rank of every query: what they were counted from, with its SHA-256 and
+its licence, the split and its order, and the checkpoint.
 """

@@ -44,7 +44,17 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     return int(prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
-HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {"aten::scaled_dot_product_attention": _attention_macs}
+def _lstm_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """The products of an LSTM: every weight matrix once for each item of each step."""
+    items = prod(inputs[0].type().sizes()[:-1])
+    shapes = [weight.type().sizes() for weight in inputs[2].node().inputs()]
+    return int(items * sum(prod(shape) for shape in shapes if len(shape) == 2))
+
+
+HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::scaled_dot_product_attention": _attention_macs,
+    "aten::lstm": _lstm_macs,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,7 @@ def _with(work: BlockTokens, prompts: int) -> BlockTokens:
 def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction.
 
-    Prompts of the block are normalized and projected once per call, and then are further keys. An adapter is two more
-    layers beside the MLP.
+    Prompts of the block are normalized and projected once per call, and then are further keys.
     """
     prompts = 0 if block.prompts is None else len(block.prompts)
     attention = 0
@@ -98,9 +97,9 @@ def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     for sequences, queries, keys in work.mixing:
         attention += sequences * queries * (width**2 + 2 * (keys + prompts) * width)
         attention += prompts * (_NORM * width + 3 * width**2)
-    hidden = 4 * width + (0 if block.adapter is None else block.adapter.down.out_features)
     leaving = work.leaving[0] * work.leaving[1]
-    return attention + leaving * (_NORM * width + 2 * width * hidden) + work.overhead_macs
+    added = 0 if block.adapter is None else block.adapter.macs(*work.leaving)
+    return attention + leaving * (_NORM * width + 8 * width**2) + added + work.overhead_macs
 
 
 def _projection_macs(tokens: int, width: int, embed_dim: int) -> int:

@@ -26,7 +26,7 @@ def test_picks_are_real_frames_in_order(sampler: str, n_frames: int, fps: float,
     assert picks == sorted(picks)
     assert picks[0] >= 0
     assert picks[-1] < n_frames
-    if sampler == "tempme":
+    if sampler == "tempme" or sampler.startswith("vop"):
         assert len(picks) == frames  # never padded
     else:
         assert len(set(picks)) == len(picks)  # never stretched
@@ -73,6 +73,19 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
 
 
 @pytest.mark.parametrize(
+    ("n_frames", "fps", "frames", "picks"),
+    [
+        (250, 25.0, 5, [0, 50, 100, 150, 200]),  # 10 seconds, every second one
+        (700, 25.0, 12, [25 * (28 * i // 12) for i in range(12)]),  # 28 seconds, every 2 1/3-th
+        (71, 30.9, 12, [0, 30, 61]),  # a short clip stays short
+        (20, 0.5, 4, [0, 5, 10, 15]),  # a second may show the frame of the one before
+    ],
+)
+def test_mv_adapter_takes_every_nth_second(n_frames: int, fps: float, frames: int, picks: list[int]) -> None:
+    assert frame_indices("mv-adapter", n_frames, fps, frames) == picks
+
+
+@pytest.mark.parametrize(
     ("sampler", "n_frames", "fps", "frames", "code"),
     [
         ("uniform", 10, 10.0, 12, "sampler.unknown"),
@@ -84,6 +97,7 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
         ("tempme", 10, math.inf, 12, "sampling.frame-rate"),
         ("tempme", 10, -3.0, 12, "sampling.frame-rate"),
         ("centerclip-train", 10, 3.0, 12, "sampling.seed"),
+        ("vop-train", 10, 3.0, 12, "sampling.seed"),
     ],
 )
 def test_bad_input_is_named(sampler: str, n_frames: int, fps: float, frames: int, code: str) -> None:
