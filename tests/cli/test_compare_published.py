@@ -21,6 +21,7 @@ from tvrbench.harness.data.types import Split
 from tvrbench.harness.evaluation.statistics import RANK_STATISTICS
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.compare_published import compare_with_published
+from tvrbench.harness.reporting.papers.published import load_published
 from tvrbench.harness.reporting.papers.ranks import (
     PREFIX,
     load_published_ranks,
@@ -62,6 +63,18 @@ def test_published_ranks_give_the_published_figures(name: str) -> None:
             assert of_ranks == pytest.approx(figure, abs=1e-9 if exact else 0.4001)  # ties: in the result's favor
     splits = registry.declared(published.dataset, "expected_fingerprints")
     assert published.split_fingerprint == splits[published.test_split]
+
+
+@pytest.mark.parametrize("name", published_ranks())
+def test_tables_of_published_numbers_print_the_same_figures(name: str) -> None:
+    published = load_published_ranks(name)
+    mine = (published.dataset, published.backbone, published.method, published.frames)
+    figures = {f"{d}_{metric}": value for d, of in published.metrics.items() for metric, value in of.items()}
+    figures |= {f"{d}_RSum": sum(of[f"R{k}"] for k in (1, 5, 10)) for d, of in published.metrics.items()}
+    printed = [n for n in load_published() if (n.dataset, n.backbone, n.method, n.frames) == mine]
+    ranking = [n for n in printed if n.metric in figures]
+    assert ranking
+    assert [n.value for n in ranking] == [round(figures[n.metric], n.decimals) for n in ranking]
 
 
 def test_the_headline_is_dgls() -> None:

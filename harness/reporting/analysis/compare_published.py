@@ -78,7 +78,7 @@ def _ranks_on(run: StoredRecord, published: PublishedRanks) -> Directions:
     if missing := [reason for reason in shortfalls(record) if reason.code in _MISSING]:
         raise refuse("videos-missing", missing[0].text)
     if data["split_fingerprint"] != published.split_fingerprint:
-        raise refuse("split", f"its test split {data.get('test_split', '')} has another fingerprint")
+        raise refuse("split", f"its test split ({data.get('test_split', 'unnamed')}) has another fingerprint")
     if data.get("order_fingerprint", published.order_fingerprint) != published.order_fingerprint:
         raise refuse("order", "its annotation lists the same captions in another order")
     ranks = run.ranks()
