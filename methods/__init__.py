@@ -7,5 +7,6 @@ METHODS = {
     "adapter": "tvrbench.methods.adapter:Adapter",
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
+    "discovla": "tvrbench.methods.discovla:DiscoVLA",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
 }

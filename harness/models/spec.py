@@ -42,8 +42,11 @@ class MethodCard:
             where there are none, the reason in words.
         role: what comparisons use it as: ``dense`` (the encoder without token reduction) or ``frame_budget`` (the
             encoder on fewer frames, option ``keep``); None for everything else.
+        frame_captions: True for a method whose training also takes a caption of every frame, where a file of them is
+            given.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
+        dead: trainable parameters that the loss never reaches, as regular expressions of their names.
     """
 
     summary: str
@@ -54,8 +57,10 @@ class MethodCard:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
     identity: dict[str, Any] | str = field(default_factory=dict)
     role: Literal["dense", "frame_budget"] | None = None
+    frame_captions: bool = False
     trains: bool = True
     encodes: bool = True
+    dead: tuple[str, ...] = ()
 
     @property
     def tiny(self) -> dict[str, Any]:

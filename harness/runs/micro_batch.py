@@ -9,6 +9,7 @@ usually fit, and halve: any size below all pairs encodes every pair twice, so th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
-from tvrbench.harness.training.loss import contrastive_loss
+from tvrbench.harness.training.loss import whole_loss
 from tvrbench.harness.training.state_file import copy_of, load_tensors, trainable_state_dict
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
@@ -112,7 +113,7 @@ def peak_memory(trainer: Trainer, batch: Pairs, size: int) -> float | None:
     trainer.micro_batch_size = size
     try:
         with MemoryProbe(device) as probe:
-            trainer.accumulate(batch, lambda text, video: contrastive_loss(model.similarity(text, video)))
+            trainer.accumulate(batch, partial(whole_loss, model))
             trainer.optimizer.step()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
