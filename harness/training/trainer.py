@@ -319,7 +319,7 @@ class Trainer:
         for part, state, gradient in zip(parts, states, split, strict=True):
             restore_random_state(state, self.device)
             learned = [(f, g) for f, g in zip(self.encode(part), gradient, strict=True) if f.requires_grad]
-            torch.autograd.backward(*zip(*learned, strict=True))
+            torch.autograd.backward([feature for feature, _ in learned], [gradient for _, gradient in learned])
         return loss.detach()
 
     def encode(self, pairs: Pairs) -> tuple[Tensor, ...]:
@@ -327,10 +327,8 @@ class Trainer:
         given = tuple(pairs.tensors.values())
         casts = {} if self._frozen is None else self._frozen()
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "float32"):
-            if casts:  # they hold every name of a weight, so nothing has to look for weights with several
-                features = functional_call(self.model, casts, given, tie_weights=False)
-            else:
-                features = self.model(*given)
+            # The casts hold every name of a weight, so nothing has to look for weights with several.
+            features = functional_call(self.model, casts, given, tie_weights=False) if casts else self.model(*given)
         return tuple(feature.float() for feature in features)
 
     def _set_rates(self) -> list[float]:

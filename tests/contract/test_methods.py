@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -146,7 +147,8 @@ def test_gradients_reach_exactly_what_is_declared_trainable(
     similarity = model.similarity(text, video)
     (similarity * torch.randn_like(similarity)).sum().backward()
     reached = {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert reached == set(model.trainable())
+    dead = method_class(name).card.dead
+    assert reached == {key for key in model.trainable() if not any(re.fullmatch(each, key) for each in dead)}
 
 
 @pytest.mark.parametrize("name", NAMES)
