@@ -32,6 +32,7 @@ _MEANING: Mapping[str, str] = {
     "data: dataset": "metrics do not compare",
     "data: split_fingerprint": "other test videos or captions: metrics do not compare",
     "data: train_fingerprint": "trained on other videos or captions",
+    "data: frame_captions": "trained on other captions of frames, or on none",
     "data: frames_fingerprint": "other pixels: videos, decoder or sampler differ",
     "data: skipped": "videos were left out",
     "weights": "started from other weights",
