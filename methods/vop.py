@@ -108,7 +108,7 @@ class FrameContext(nn.Module):
 class VoPReducer(TokenReducer):
     """Prompts as keys and values of every block: what they become is thrown away, so they need no queries.
 
-    The released code has them as tokens, with the same result. Those of the first block pass ``ln_pre`` like its tokens.
+    The released code has them as tokens, with the same result. Those of the first block pass ``ln_pre`` as tokens do.
     """
 
     def __init__(self, options: VoPOptions, arch: Architecture, frames: int) -> None:
@@ -205,7 +205,7 @@ class VoPText(TextPath):
             padding = torch.arange(N, device=ids.device) > end.unsqueeze(1)
             x = tower.token_embedding(F.pad(ids.masked_fill(padding, 0), (0, self.room - N)))
             return self._inserted(x[:, :1], x[:, 1:-1], x[:, -1:], 0) + positions, end + P + S
-        words = N - 1 if N == self.room else N  # all ids but one in the last place
+        words = N - 1 if self.room == N else N  # all ids but one in the last place
         places = torch.cat([positions[:1], positions[1 + P : P + words], positions[len(positions) - N + words :]])
         return tower.token_embedding(ids) + places, end
 
@@ -250,7 +250,7 @@ class VoPText(TextPath):
         if self.released:
             return self.work_as_released(length).blocks
         N, (P, S) = min(length, self.room), self.counts
-        keys = N + P + S * (N == self.room)
+        keys = N + P + S * (self.room == N)
         work = BlockTokens(attention=(1, N), leaving=(1, N))
         if keys > N:
             work = replace(work, attention=(0, 0), projecting=keys, mixing=((1, N, keys),))
@@ -267,7 +267,7 @@ class VoP(Method[VoPOptions]):
     """Plain VoP, exact (the default) or read as released, and the paper's variants."""
 
     card = MethodCard(
-        summary="prompts in every block of both encoders; video prompts (variant) from the paper, without released code",
+        summary="prompts in every block of both encoders; video prompts (variant) from the paper: no code was released",
         paper="VoP (arXiv 2211.12764), section 3; plain form as released in ModelScope",
         group="parameter-efficient",
         recipe="vop",
