@@ -153,7 +153,8 @@ class VoPReducer(TokenReducer):
         if self.frame_prompts is not None:
             specific = self.frame_prompts[index]
         elif self.context is not None:
-            specific = self.context(stream.x[:, 0].unflatten(0, (-1, stream.per_video)), stream.mask_BS)
+            classes_BTD = stream.x[:, 0].reshape(-1, stream.per_video, stream.x.shape[2])
+            specific = self.context(classes_BTD, stream.mask_BS)
         else:
             return generic
         return torch.cat([generic.expand(len(specific), -1, -1), specific.to(generic.dtype)], dim=1)
@@ -178,6 +179,7 @@ class VoPText(TextPath):
     suffix is there for captions that fill the context alone: no other end token stands behind it.
     """
 
+    visible: Tensor
     carries_prompts = False  # the places of prefix and suffix count from the ends of the sequence
 
     def __init__(self, options: VoPOptions, arch: Architecture) -> None:
@@ -299,6 +301,6 @@ class VoP(Method[VoPOptions]):
         if prompts.ndim != 3 or prompts.shape[1] != sum(counts):
             problem = f"text prompts have shape {list(prompts.shape)}, options prefix and suffix ask for {sum(counts)}"
             raise UsageError(f"vop: {problem} in every block", code="weights.shape", key="text_path.prompts")
-        prefix, suffix = prompts.split(counts, dim=1)
+        prefix, suffix = torch.split(prompts, counts, dim=1)
         rest = {key: tensor for key, tensor in state.items() if key != "text_path.prompts"}
         return rest | {"text_path.prefix": prefix, "text_path.suffix": suffix}
