@@ -25,6 +25,7 @@ ALWAYS = (
     "training-videos-missing",
     "test-captions-missing",
     "training-captions-missing",
+    "frame-captions",
     "weights-random",
 )
 """Codes that a reader must know even where no paper has numbers for the data."""
@@ -54,6 +55,8 @@ def shortfalls(record: Record) -> list[Reason]:
         found.append(Reason("protocol-unknown", f"{name} is not a protocol of this benchmark"))
     elif protocol.weights == "openai":
         found += [*_other_split(record, protocol), *_other_rules(record, protocol)]
+    if trained(record) and record["data"].get("frame_captions", "none needed") is None:
+        found.append(Reason("frame-captions", "trained without captions of its frames, and so without their losses"))
     if record["status"] != "completed":
         found.append(Reason("failed", "the run failed"))
     return found
@@ -125,6 +128,10 @@ def _text(value: object) -> str | None:
 
 _SHARED: Mapping[str, tuple[str, Callable[[Record], str | None]]] = {
     "split": ("tested on other videos or captions", lambda r: _split(r, "split_fingerprint", "test")),
+    "order": (
+        "lists its test captions in another order",
+        lambda r: _text(r["data"].get("order_fingerprint")),
+    ),
     "weights": ("started from other weights", _initial_weights),
     "weights-activation": ("ran its weights with another activation", lambda r: _reading(r, "activation")),
     "weights-normalization": ("normalized its frames in another way", lambda r: _reading(r, "mean", "std")),

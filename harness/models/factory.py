@@ -72,9 +72,10 @@ def load_model(
                 f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)",
                 code="weights.missing",
             )
-        model = build(method, cls.configure(method, base.arch, frames, options), base, seed)
+        configured = cls.configure(method, base.arch, frames, options)
+        model = build(method, configured, base, seed)
         if saved:
-            _load_strict(model, saved.state, saved.path.name, complete=saved.base is not None)
+            _load_strict(model, configured.fit_released(saved.state), saved.path.name, complete=saved.base is not None)
     return model.to(device).eval()
 
 
@@ -103,6 +104,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
                 method=name,
             )
         reducer.attach(clip.visual)
+        text_path.attach(clip)
         model.head.attach(clip)
         return model
 

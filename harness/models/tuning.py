@@ -49,9 +49,9 @@ def _blocks(clip: CLIP) -> Iterator[tuple[Block, int]]:
 
 def _lora(clip: CLIP, method: Method[Any]) -> None:
     """LoRA on the fused q/k/v projection of every attention layer of both encoders, as TempMe uses it."""
-    require_range("tuning", "rank", method.options.rank, 1)
+    require_range("tuning", "rank", method.options.lora_rank, 1)
     for block, width in _blocks(clip):
-        block.attn.lora = LowRank(width, method.options.rank)
+        block.attn.lora = LowRank(width, method.options.lora_rank)
 
 
 def _adapter(clip: CLIP, method: Method[Any]) -> None:

@@ -95,4 +95,5 @@ class ShapeTower:
 
     def __init__(self, arch: Architecture) -> None:
         self.positional_embedding = nn.Parameter(torch.zeros(arch.patches + 1, arch.vision_width))
+        self.ln_pre = nn.LayerNorm(arch.vision_width)
         self.blocks = [ShapeRecorder(arch.vision_width) for _ in range(arch.vision_layers)]

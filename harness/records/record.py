@@ -143,14 +143,24 @@ class Environment(TypedDict):
     dirty: bool | None
 
 
+@_closed
+class FrameCaptionsRef(TypedDict):
+    """Captions of frames, which a method trained on, by their file's name and content."""
+
+    file: Annotated[str, Field(pattern="^[^/]+$")]
+    sha256: Sha256
+
+
 @_open
 class _Data(TypedDict):
     """Further keys describe the data."""
 
     dataset: Text
     split_fingerprint: Sha256 | None
+    order_fingerprint: NotRequired[Sha256]
     frames_fingerprint: Sha256 | None
     skipped: Annotated[list[Text], AfterValidator(_unique)]
+    frame_captions: NotRequired[FrameCaptionsRef | None]
 
 
 @_closed
@@ -227,6 +237,11 @@ class Record(TypedDict):
     duration_s: Annotated[float, Field(ge=0)]
     status: Literal["completed", "failed"]
     failure: Text | None
+
+
+AS_RELEASED = "_as_released"
+"""Ends the name of a cost as the released code has it, with work whose results it drops. Where a record holds none, the
+cost is the one without that ending."""
 
 
 @dataclass(frozen=True)

@@ -306,15 +306,20 @@ class Block(nn.Module):
         """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
         return self.attn.qkv(x)
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
         """The attention branch [S, N, D] of queries [S, heads, N, 64] over keys and values [S, heads, K, 64].
 
         The block's own prompts come before the keys. ``mask`` is True where a query may see a key, and has the shape of
-        [S, heads, N, K] or one that becomes it.
+        [S, heads, N, K] or one that becomes it. Where that is ``causal`` (text), the first token precedes the prompts.
         """
         if self.prompts is not None:
+            Q = len(self.prompts)
             keys, values = self.attn.before(self.ln_1(self.prompts.tokens.unsqueeze(0)), keys, values)
-            mask = mask if mask is None else F.pad(mask, (len(self.prompts), 0), value=True)
+            mask = mask if mask is None else F.pad(mask, (Q, 0), value=True)
+            if causal and mask is not None:
+                mask[..., 0, :Q] = False
         return self.attn.merge_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
 
     def feed_forward(self, x: Tensor, stream: TokenStream | None = None) -> Tensor:

@@ -8,6 +8,7 @@ element, everything else is free. LoRA is folded into the weights, as at inferen
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import torch
 
@@ -34,6 +35,13 @@ def released_macs(model: RetrievalModel) -> dict[str, int]:
     video = model.reducer.work_as_released()
     text = model.text_path.work_as_released(text_length(model.clip.arch))
     return {"video": _video_macs(model, video), "text": _text_macs(model, text)}
+
+
+def released_tokens(model: RetrievalModel) -> int:
+    """Tokens per video that leave the last block of the released code."""
+    work = model.reducer.work_as_released()
+    blocks = model.reducer.plan() if work is None else work.blocks
+    return prod(blocks[-1].leaving) if blocks else 0
 
 
 def reduction_macs(model: RetrievalModel) -> int:
