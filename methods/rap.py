@@ -236,6 +236,7 @@ class Rap(Method[RapOptions]):
         group="parameter-efficient",
         recipe="uniform",  # the paper's own is not known
         tuning="own",
+        by_default=False,
         identity="scales and shifts learn in every setting; at the start, all zero, it is the dense encoder",
         # Of the last block only class tokens are used.
         dead=(r"reducer\.(scales|shifts)\.\d+\.B in part",),
