@@ -125,10 +125,14 @@ def typecheck(session: nox.Session) -> None:
 
 
 # Rows in addition to the registered methods: the two ablations of TempMe's paper (attention across frames without
-# merging, and merging inside frames only), and two points of the baseline that encodes fewer frames.
+# merging, and merging inside frames only), what its headline is read against beside VoP and DGL (VoP^F+C, VoP^F, DGL's
+# other space), and two points of the baseline that encodes fewer frames.
 EFFICIENCY_ROWS = (
     "tempme:r=0;clip_ratio=0;intra_ratio=0",
     "tempme:merge_blocks=();merge_frames=()",
+    "vop:variant=F+C",
+    "vop:variant=F",
+    "dgl:space=linear",
     "frame_subsample:keep=4",
     "frame_subsample:keep=6",
 )

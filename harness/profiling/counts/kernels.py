@@ -153,7 +153,7 @@ def fake_cuda() -> Iterator[None]:
     """
     if (reason := missing()) is not None:
         raise RuntimeError(reason)
-    no_cudnn = torch.backends.cudnn.flags(enabled=False)  # type: ignore[no-untyped-call]
+    no_cudnn = torch.backends.cudnn.flags(enabled=False)
     with warnings.catch_warnings(), no_cudnn, FakeTensorMode(), _FusedAttention():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)  # LoRA's fold
         yield

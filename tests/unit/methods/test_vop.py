@@ -205,7 +205,9 @@ def test_variants_alone_in_a_batch_compiled_and_saved(variant: str, odd_model: M
         compiled = torch.compile(model.encode_video, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(frames, mask), whole, rtol=0, atol=1e-5)
         save_checkpoint(model, tmp_path / "model.safetensors")
-        assert torch.equal(load_model("vop", checkpoint=tmp_path / "model.safetensors").encode_video(frames, mask), whole)
+        assert torch.equal(
+            load_model("vop", checkpoint=tmp_path / "model.safetensors").encode_video(frames, mask), whole
+        )
     assert model.load_state_dict(model.state_dict())
 
 
@@ -226,7 +228,12 @@ def test_joined_frames_are_those_of_a_tempme_that_merges_nothing(odd_model: Make
     model, (frames, mask) = odd_model(variant="F"), videos()
     reducer, first = cast(VoPReducer, model.reducer), 2 * model.clip.arch.vision_layers // 3
     torch.save(model.clip.state_dict(), tmp_path / "clip.pt")
-    options: dict[str, Any] = {"merge_blocks": (first,), "merge_frames": (FRAMES,), "clip_ratio": 0.0, "intra_ratio": 0.0}
+    options: dict[str, Any] = {
+        "merge_blocks": (first,),
+        "merge_frames": (FRAMES,),
+        "clip_ratio": 0.0,
+        "intra_ratio": 0.0,
+    }
     tempme = load_model(
         "tempme",
         weights=tmp_path / "clip.pt",
@@ -244,7 +251,9 @@ def test_joined_frames_are_those_of_a_tempme_that_merges_nothing(odd_model: Make
         for block, table in zip(tempme.clip.visual.blocks, tables, strict=True):
             block.prompts.tokens.copy_(table)  # type: ignore[union-attr]
         dict(tempme.reducer.named_parameters())[f"frame_positions.{first}"].copy_(reducer.frame_positions)
-        torch.testing.assert_close(model.encode_video(frames, mask), tempme.encode_video(frames, mask), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            model.encode_video(frames, mask), tempme.encode_video(frames, mask), rtol=0, atol=1e-5
+        )
         assert model.tokens == tempme.tokens
 
 
