@@ -86,7 +86,7 @@ def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext
         "The papers choose their checkpoint on the test set; the runs here keep the last unless the verdict says so."
         if any(c.number.metric not in COUNTS for c in comparable)
         else None,
-        "Not checkable: no verdict, because no released code says what the paper measured." * ("not checkable" in counted),
+        "Not checkable: no released code says what the paper measured." * ("not checkable" in counted),
     )
     return context.table("verdicts", "Published and measured", sentences, columns, comparable)
 
