@@ -10,6 +10,7 @@ METHODS = {
     "dgl": "tvrbench.methods.dgl:DGL",
     "rap": "tvrbench.methods.rap:Rap",
     "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
+    "discovla": "tvrbench.methods.discovla:DiscoVLA",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
     "vop": "tvrbench.methods.vop:VoP",
 }

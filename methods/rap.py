@@ -5,7 +5,7 @@ From the paper's description: no code was released, and what the description lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -255,8 +255,3 @@ class Rap(Method[RapOptions]):
     def build_text_path(self, reducer: TokenReducer) -> TextPath:
         """The text tower's scales and shifts."""
         return RapText(self.arch)
-
-    @classmethod
-    def not_checkable(cls, options: Mapping[str, Any]) -> str:  # noqa: ARG003 - of none of them
-        """No number of it can be held against the paper's."""
-        return "no code was released, and the definition is ours in part"

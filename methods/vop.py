@@ -108,7 +108,7 @@ class FrameContext(nn.Module):
 class VoPReducer(TokenReducer):
     """Prompts as keys and values of every block: what they become is thrown away, so they need no queries.
 
-    The released code has them as tokens, with the same result. Those of the first block pass ``ln_pre`` like its tokens.
+    The released code has them as tokens, with the same result. Those of the first block pass ``ln_pre`` as tokens do.
     """
 
     def __init__(self, options: VoPOptions, arch: Architecture, frames: int) -> None:
@@ -153,7 +153,8 @@ class VoPReducer(TokenReducer):
         if self.frame_prompts is not None:
             specific = self.frame_prompts[index]
         elif self.context is not None:
-            specific = self.context(stream.x[:, 0].unflatten(0, (-1, stream.per_video)), stream.mask_BS)
+            classes_BTD = stream.x[:, 0].reshape(-1, stream.per_video, stream.x.shape[2])
+            specific = self.context(classes_BTD, stream.mask_BS)
         else:
             return generic
         return torch.cat([generic.expand(len(specific), -1, -1), specific.to(generic.dtype)], dim=1)
@@ -178,6 +179,7 @@ class VoPText(TextPath):
     suffix is there for captions that fill the context alone: no other end token stands behind it.
     """
 
+    visible: Tensor
     carries_prompts = False  # the places of prefix and suffix count from the ends of the sequence
 
     def __init__(self, options: VoPOptions, arch: Architecture) -> None:
@@ -205,7 +207,7 @@ class VoPText(TextPath):
             padding = torch.arange(N, device=ids.device) > end.unsqueeze(1)
             x = tower.token_embedding(F.pad(ids.masked_fill(padding, 0), (0, self.room - N)))
             return self._inserted(x[:, :1], x[:, 1:-1], x[:, -1:], 0) + positions, end + P + S
-        words = N - 1 if N == self.room else N  # all ids but one in the last place
+        words = N - 1 if self.room == N else N  # all ids but one in the last place
         places = torch.cat([positions[:1], positions[1 + P : P + words], positions[len(positions) - N + words :]])
         return tower.token_embedding(ids) + places, end
 
@@ -250,7 +252,7 @@ class VoPText(TextPath):
         if self.released:
             return self.work_as_released(length).blocks
         N, (P, S) = min(length, self.room), self.counts
-        keys = N + P + S * (N == self.room)
+        keys = N + P + S * (self.room == N)
         work = BlockTokens(attention=(1, N), leaving=(1, N))
         if keys > N:
             work = replace(work, attention=(0, 0), projecting=keys, mixing=((1, N, keys),))
@@ -267,7 +269,7 @@ class VoP(Method[VoPOptions]):
     """Plain VoP, exact (the default) or read as released, and the paper's variants."""
 
     card = MethodCard(
-        summary="prompts in every block of both encoders; video prompts (variant) from the paper, without released code",
+        summary="prompts in every block of both encoders; video prompts (variant) from the paper: no code was released",
         paper="VoP (arXiv 2211.12764), section 3; plain form as released in ModelScope",
         group="parameter-efficient",
         recipe="vop",
@@ -299,6 +301,6 @@ class VoP(Method[VoPOptions]):
         if prompts.ndim != 3 or prompts.shape[1] != sum(counts):
             problem = f"text prompts have shape {list(prompts.shape)}, options prefix and suffix ask for {sum(counts)}"
             raise UsageError(f"vop: {problem} in every block", code="weights.shape", key="text_path.prompts")
-        prefix, suffix = prompts.split(counts, dim=1)
+        prefix, suffix = torch.split(prompts, counts, dim=1)
         rest = {key: tensor for key, tensor in state.items() if key != "text_path.prompts"}
         return rest | {"text_path.prefix": prefix, "text_path.suffix": suffix}

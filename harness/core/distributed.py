@@ -181,14 +181,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # autograd may give other nodes the same tensor
         dist.all_reduce(total)
         start = dist.get_rank() * ctx.rows
         return total[start : start + ctx.rows]
 
 
 def gather_rows(rows_bE: Tensor) -> Tensor:
-    """Rows [b, E] of every process, the same number each -> [W b, E], in order of rank, with exact gradients."""
+    """Rows [b, ...] of every process, the same number each -> [W b, ...], in order of rank, with exact gradients."""
     if dist_info().size == 1:
         return rows_bE
     out: Tensor = _Gather.apply(rows_bE)

@@ -5,7 +5,7 @@ The captions of a batch are a pure function of the seed and the step, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
@@ -17,6 +17,7 @@ from torch import Tensor
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.caption_ids import CaptionIds, Tokenize
+from tvrbench.harness.data.frame_captions import FrameCaptions
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.prefetch import to_device
 from tvrbench.harness.data.types import Split
@@ -32,6 +33,7 @@ class PairBatch:
         ids: token ids [b, L].
         text_mask: bool [b, L].
         global_size: pairs in the batch over all processes.
+        frame_ids, frame_mask: [b, T, L], the captions of the frames; None where the run has none.
     """
 
     pixels: Tensor
@@ -39,6 +41,8 @@ class PairBatch:
     ids: Tensor
     text_mask: Tensor
     global_size: int
+    frame_ids: Tensor | None = None
+    frame_mask: Tensor | None = None
 
 
 class PairLoader:
@@ -55,9 +59,10 @@ class PairLoader:
         batch_size: pairs in a batch over all processes.
         seed: of the order of the pairs, and of each clip's draws.
         pair_scenes: keep one caption of each video of a scene together in a batch.
+        frame_captions: captions of the frames of every pair, or None.
 
     Raises:
-        UsageError: the split does not fill one batch.
+        UsageError: the split does not fill one batch, or a pair has no captions of its frames.
     """
 
     def __init__(
@@ -70,9 +75,14 @@ class PairLoader:
         batch_size: int,
         seed: int,
         pair_scenes: bool,
+        frame_captions: FrameCaptions | None = None,
     ) -> None:
         self._split, self._frames = split, frames
         self._captions = CaptionIds(split.captions, tokenizer, words)
+        self._frame_ids: CaptionIds | None = None
+        if frame_captions is not None:
+            self._frame_ids = CaptionIds(frame_captions.texts, tokenizer, words)
+            self._frame_rows = frame_captions.rows(split, frames.spec.frames)
         self._batch_size, self._seed, self._pair_scenes = batch_size, seed, pair_scenes
         self._share = dist_info().share
         self.steps_per_epoch = _units_and_steps(split, batch_size, pair_scenes)[1]
@@ -97,14 +107,24 @@ class PairLoader:
         )
         with closing(self._frames.batches(requests, device)) as clips:
             for (pixels, mask), captions in zip(clips, current, strict=True):
-                words, text_mask = self._captions.of(captions[self._share(len(captions))])
+                own = captions[self._share(len(captions))]
+                words, text_mask = self._captions.of(own)
                 yield PairBatch(
                     pixels=pixels,
                     video_mask=mask,
                     ids=to_device(words, device),
                     text_mask=to_device(text_mask, device),
                     global_size=len(captions),
+                    **{name: to_device(tensor, device) for name, tensor in self._of_frames(own).items()},
                 )
+
+    def _of_frames(self, captions: Sequence[int]) -> dict[str, Tensor]:
+        """The captions of the frames of some pairs, under their names in a batch; empty where the run has none."""
+        if self._frame_ids is None:
+            return {}
+        ids, mask = self._frame_ids.of([place for caption in captions for place in self._frame_rows[caption]])
+        shape = (len(captions), self._frames.spec.frames, -1)
+        return {"frame_ids": ids.view(shape), "frame_mask": mask.view(shape)}
 
 
 def batches(

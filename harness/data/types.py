@@ -121,7 +121,7 @@ class FrameSpec:
     """Specification of the frames of a video.
 
     Attributes:
-        sampler: ``tempme``, ``clip4clip``, ``centerclip``, ``vop``, or the random ``centerclip-train`` and ``vop-train``.
+        sampler: ``tempme``, ``clip4clip``, ``centerclip``, ``vop``, or the random ``centerclip-train``, ``vop-train``.
         frames: T, the number of frames, padding included.
         size: side of the square crop in pixels; 0 (``NATIVE``) in a cache of uncropped frames.
         augment: ``none``, or the name of a training augmentation, applied to native-resolution frames, or to the crops

@@ -25,6 +25,7 @@ ALWAYS = (
     "training-videos-missing",
     "test-captions-missing",
     "training-captions-missing",
+    "frame-captions",
     "weights-random",
 )
 """Codes that a reader must know even where no paper has numbers for the data."""
@@ -54,6 +55,8 @@ def shortfalls(record: Record) -> list[Reason]:
         found.append(Reason("protocol-unknown", f"{name} is not a protocol of this benchmark"))
     elif protocol.weights == "openai":
         found += [*_other_split(record, protocol), *_other_rules(record, protocol)]
+    if trained(record) and record["data"].get("frame_captions", "none needed") is None:
+        found.append(Reason("frame-captions", "trained without captions of its frames, and so without their losses"))
     if record["status"] != "completed":
         found.append(Reason("failed", "the run failed"))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -74,12 +73,6 @@ class Method(Generic[OptionsT]):
         """What acts on the text tower; nothing does by default. ``reducer`` is this model's, whose parameters it may
         share."""
         return TextPath(self.arch)
-
-    @classmethod
-    def not_checkable(cls, options: Mapping[str, Any]) -> str | None:
-        """Why numbers of this method with these options (plain data, as in a record) cannot be held against published
-        ones, for example because the code was never released; None where they can."""
-        return None
 
     @classmethod
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:

@@ -134,9 +134,17 @@ class RetrievalModel(nn.Module):
         self._check_device("similarity", "video features", video)
         return self.clip.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
 
-    def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both encodings (text [B, E], video [B, E]), in the one call that data-parallel wrappers need."""
+    def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
+        """What the loss of a batch compares, in the one call that data-parallel wrappers need.
+
+        Text [B, E] and video [B, E]; a method with a loss of its own may add further features, [B, ...] each.
+        """
         return self.encode_text(ids, text_mask), self.encode_video(frames, mask)
+
+    def own_loss(self, *features: Tensor) -> Tensor | None:
+        """The method's own loss over what ``forward`` returns of a whole batch; None, the default, for the contrastive
+        loss of text and video. It may read no other tensors that carry gradients than these and parameters."""
+        return None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""

@@ -49,9 +49,12 @@ class MethodCard:
             encoder on fewer frames, option ``keep``); None for everything else.
         by_default: in the default set: ``run`` and ``sweep`` run it where nobody names methods; False leaves it to
             ``--methods all``. The whole default set takes at most ten minutes on the stand-in and two quiet cores.
+        frame_captions: True for a method whose training also takes a caption of every frame, where a file of them is
+            given.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
-        dead: trainable parameters that the loss never reaches, as regular expressions of their names.
+        dead: trainable parameters that the loss never reaches, as regular expressions of their names; `` in part`` after
+            that of a tensor of which only some elements are dead (``profiling.counts.dead``).
     """
 
     summary: str
@@ -63,6 +66,7 @@ class MethodCard:
     identity: dict[str, Any] | str = field(default_factory=dict)
     role: Literal["dense", "frame_budget"] | None = None
     by_default: bool = True
+    frame_captions: bool = False
     trains: bool = True
     encodes: bool = True
     dead: tuple[str, ...] = ()

@@ -54,9 +54,18 @@ def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
         Measurement("output_tokens", profile["output_tokens"], "tokens", conditions=tokens),
         Measurement("params_total", profile["params"]["total"], "parameters"),
         Measurement("params_trainable", profile["params"]["trainable"], "parameters"),
+        _dead(profile),
     ]
     values = {f"{m.name}{AS_RELEASED}": m.value for m in exact}
     return exact + [m for m in released if m.value != values[m.name]]
+
+
+def _dead(profile: Mapping[str, Any]) -> Measurement:
+    """Trainable parameters that the loss never reaches, with the tensors that hold them."""
+    found = profile["dead"]
+    if "reason" in found:
+        return Measurement.missing("params_dead", "parameters", found["reason"])
+    return Measurement("params_dead", profile["params"]["dead"], "parameters", conditions={"tensors": found})
 
 
 def time_costs(job: Job, *, trains: bool) -> list[Measurement]:

@@ -142,6 +142,7 @@ class Job(MeasurementSettings):
         baseline: of a comparison: the method in the denominator.
         recipe: for training; the method's own by default.
         timing: how often calls are timed.
+        frame_captions: of training: the pairs come with captions of their frames.
     """
 
     method: str
@@ -155,6 +156,7 @@ class Job(MeasurementSettings):
     baseline: MethodChoice | None = None
     recipe: Recipe | None = None
     timing: Timing = Timing()
+    frame_captions: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""How the weights of a run were read: activation, normalization of frames, tokenizer of captions."""
+"""How the weights of a run were read (activation, normalization, tokenizer), and the captions of frames it took."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ USUAL_READING: Mapping[str, Any] = {
     "tokenizer": USUAL_TOKENIZER,
 }
 """Of OpenAI's weights, and of runs before records named it."""
+
+
+def frame_captions_of(record: Mapping[str, Any]) -> str | None:
+    """The captions of frames that a run trained on, by the SHA-256 of their file; None without."""
+    found = record["data"].get("frame_captions")
+    return None if found is None else str(found["sha256"])
 
 
 def unusual_reading(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,14 @@ class Environment(TypedDict):
     dirty: bool | None
 
 
+@_closed
+class FrameCaptionsRef(TypedDict):
+    """Captions of frames, which a method trained on, by their file's name and content."""
+
+    file: Annotated[str, Field(pattern="^[^/]+$")]
+    sha256: Sha256
+
+
 @_open
 class _Data(TypedDict):
     """Further keys describe the data."""
@@ -152,6 +160,7 @@ class _Data(TypedDict):
     order_fingerprint: NotRequired[Sha256]
     frames_fingerprint: Sha256 | None
     skipped: Annotated[list[Text], AfterValidator(_unique)]
+    frame_captions: NotRequired[FrameCaptionsRef | None]
 
 
 @_closed

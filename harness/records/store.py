@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.records.reading import unusual_reading
+from tvrbench.harness.records.reading import frame_captions_of, unusual_reading
 from tvrbench.harness.records.record import Record, dumps, normalized, read_record
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
@@ -173,6 +173,8 @@ def run_digest(record: Mapping[str, Any]) -> str:
         "split": record["data"]["split_fingerprint"],
     }
     identity |= unusual_reading(record)
+    if (frame_captions := frame_captions_of(record)) is not None:
+        identity["frame_captions"] = frame_captions
     if record.get("checkpoint") is not None:
         identity["checkpoint"] = record["checkpoint"]["sha256"]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

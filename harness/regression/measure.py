@@ -147,7 +147,7 @@ def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
         profile = profile_by_name(method, backbone)
         gmacs, params = profile["gmacs"], profile["params"]
         values = {f"gmacs_{encoder}": gmacs[encoder] for encoder in ("video", "text")}
-        values |= {f"params_{part}": value for part, value in params.items()}
+        values |= {f"params_{part}": params[part] for part in ("total", "trainable")}
         values |= {"tokens": profile["tokens"], "output_tokens": profile["output_tokens"]}
         measured |= {f"exact/{subject}/{name}": value for name, value in values.items()}
         say(f"measured {subject}")

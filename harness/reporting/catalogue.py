@@ -164,6 +164,16 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
             *("tokens that leave the released video encoder", "tokens", "min", fixed(0)),
         ),
         ("params_trainable", _INFER, "trainable params (M)", "trainable parameters (M)", "parameters", "min", _3, 1e-6),
+        (
+            "params_dead",
+            _INFER,
+            "dead params (M)",
+            "trainable parameters without gradient (M)",
+            "parameters",
+            "min",
+            _3,
+            1e-6,
+        ),
         ("params_total", _INFER, "params (M)", "parameters (M)", "parameters", "min", _4, 1e-6),
     ),
     "time": (

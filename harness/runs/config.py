@@ -15,13 +15,14 @@ from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.frame_captions import FrameCaptions
 from tvrbench.harness.data.open import origin_of
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.factory import build, load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.records.reading import unusual_reading
+from tvrbench.harness.records.reading import frame_captions_of, unusual_reading
 from tvrbench.harness.records.record import SCHEMA_VERSION, plain
 from tvrbench.harness.records.store import LAST, RecordStore, run_name
 from tvrbench.harness.runs.checkpoint_selection import eval_steps
@@ -43,6 +44,7 @@ class RunConfig:
         timing: measure time and memory.
         deterministic: its process takes deterministic algorithms alone.
         frozen: no parameter of its model is to be trained, see ``settle``.
+        frame_captions: that its method trains on; None where it takes none, or none were given.
     """
 
     method: str
@@ -54,6 +56,7 @@ class RunConfig:
     timing: bool = True
     deterministic: bool = False
     frozen: bool = False
+    frame_captions: FrameCaptions | None = field(default=None, repr=False)
 
     @property
     def trains(self) -> bool:
@@ -121,6 +124,7 @@ class RunKey:
             "device": self.device,
             **{key: str(value) for key, value in unusual_reading(head).items()},
             **({"deterministic": True} if self.deterministic else {}),  # states saved before have no such fact
+            **({"frame captions": frame_captions} if (frame_captions := frame_captions_of(head)) else {}),
         }
 
     def lr_search_identity(self, seed: int) -> Identity:
@@ -205,6 +209,8 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "train_fingerprint": train.fingerprint,
         **_declared(context, "train", "pairs", train),
     }
+    if method_class(config.method).card.frame_captions:
+        trained_on["frame_captions"] = None if config.frame_captions is None else config.frame_captions.to_json()
     if not config.trains:  # of a checkpoint, the training data is not known
         trained_on = {} if config.checkpoint else {"train_split": None, "train_videos": 0, "train_pairs": 0}
     return {

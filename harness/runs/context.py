@@ -15,6 +15,7 @@ from tvrbench.harness.core.distributed import all_gather_object, dist_info
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.data.cache import open_cache, whole_videos
+from tvrbench.harness.data.frame_captions import FrameCaptions
 from tvrbench.harness.data.frame_loader import FrameLoader, frames_fingerprint
 from tvrbench.harness.data.open import open_dataset
 from tvrbench.harness.data.pair_loader import PairLoader
@@ -76,8 +77,8 @@ class RunContext:
             self.fingerprints[spec] = frames_fingerprint(self.loader(spec), self.test.video_ids)
         return self.fingerprints[spec]
 
-    def pairs(self, split: Split, recipe: Recipe, seed: int) -> PairLoader:
-        """The training batches of a split under a recipe."""
+    def pairs(self, split: Split, recipe: Recipe, seed: int, frame_captions: FrameCaptions | None = None) -> PairLoader:
+        """The training batches of a split under a recipe, with captions of the frames where they are given."""
         return PairLoader(
             split,
             self.loader(self.spec(recipe.train_sampler or recipe.sampler, recipe.augment)),
@@ -86,6 +87,7 @@ class RunContext:
             batch_size=recipe.batch_size,
             seed=seed,
             pair_scenes=recipe.pair_scenes,
+            frame_captions=frame_captions,
         )
 
     def evaluate(

@@ -221,7 +221,7 @@ def _search(
         """R-Sum of a new model that is trained at this factor; None if that diverges."""
         model, tried = new_model(context, replace(config, seed=seed)), recipe.for_tuning(tuning, factor)
         trainer = Trainer(model, tried, steps, micro_batch_size=micro_batch_size)
-        pairs = context.pairs(rest, tried, seed)
+        pairs = context.pairs(rest, tried, seed, config.frame_captions)
         try:
             TrainingLoop(trainer, pairs, state, progress, seed=seed, phase=f"rate {factor}").run()
             score: float = context.evaluate(model, held_out, recipe.sampler, progress.update).metrics["RSum"]

@@ -9,6 +9,7 @@ usually fit, and halve: any size below all pairs encodes every pair twice, so th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
-from tvrbench.harness.training.loss import contrastive_loss
+from tvrbench.harness.training.loss import whole_loss
 from tvrbench.harness.training.state_file import copy_of, load_tensors, trainable_state_dict
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
@@ -32,7 +33,9 @@ _MIB = 2**20
 _MARGIN, _MARGIN_SHARE = 2**30, 1 / 16
 
 
-def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit: int | None) -> dict[str, Any]:
+def choose_micro_batch(
+    model: RetrievalModel, recipe: Recipe, pairs: int, limit: int | None, *, frame_captions: bool = False
+) -> dict[str, Any]:
     """The largest micro-batch under the limit, the same in every process; the model's trained tensors are restored.
 
     Args:
@@ -41,6 +44,7 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
         pairs: of one step of one process.
         limit: bytes; memory that the allocator reserves on a GPU (the CUDA context, some hundred MB, comes on top), or
             the resident size of the whole process on a CPU. None: what the GPU has free, the least of all processes.
+        frame_captions: the pairs come with captions of their frames.
 
     Returns:
         ``size``, None for all pairs at once, and ``record``, the record's account: the limit and the peak memory of
@@ -53,8 +57,15 @@ def choose_micro_batch(model: RetrievalModel, recipe: Recipe, pairs: int, limit:
     given, limit = limit is not None, limit or min(all_gather_object(usable_memory(device)))
     initial = copy_of(trainable_state_dict(model))
     trainer = Trainer(model, recipe, 2)
-    inputs = synthetic_batch(model, pairs, device)
-    batch = Pairs(video=inputs.frames, video_mask=inputs.mask, ids=inputs.ids, text_mask=inputs.text_mask)
+    inputs = synthetic_batch(model, pairs, device, frame_captions=frame_captions)
+    batch = Pairs(
+        video=inputs.frames,
+        video_mask=inputs.mask,
+        ids=inputs.ids,
+        text_mask=inputs.text_mask,
+        frame_ids=inputs.frame_ids,
+        frame_mask=inputs.frame_mask,
+    )
     peaks: dict[int, float | None] = {}
 
     def fits(size: int) -> bool:
@@ -112,7 +123,7 @@ def peak_memory(trainer: Trainer, batch: Pairs, size: int) -> float | None:
     trainer.micro_batch_size = size
     try:
         with MemoryProbe(device) as probe:
-            trainer.accumulate(batch, lambda text, video: contrastive_loss(model.similarity(text, video)))
+            trainer.accumulate(batch, partial(whole_loss, model))
             trainer.optimizer.step()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -279,6 +279,7 @@ class _Method:
     description: dict[str, Any]
     recipe: Recipe
     count: StepCount
+    training: StepCount
     steps: int
     steps_per_rate: int
     test_videos: int
@@ -301,6 +302,7 @@ class _Method:
         if steps:
             recipe_for(model, recipe)
         count, precision = count_step(model), precision_on(rates.device.type, recipe)
+        captions = config.frame_captions is not None
         search_steps = protocol.lr_search_steps(recipe.total_steps(known.search_pairs)) if steps else 0
         return cls(
             protocol=protocol,
@@ -308,11 +310,14 @@ class _Method:
             description=describe(model),
             recipe=recipe,
             count=count,
+            training=count_step(model, frame_captions=True) if captions else count,
             steps=steps,
             steps_per_rate=search_steps if protocol.searches_lr else 0,
             test_videos=known.test_videos,
             precision=precision,
-            memory=plan_memory(model, recipe, precision, settings, rates.device) if steps else None,
+            memory=plan_memory(model, recipe, precision, settings, rates.device, frame_captions=captions)
+            if steps
+            else None,
             rate=rates.of(weights.arch, protocol.frames, precision) if count.forward_macs else None,
         )
 
@@ -344,7 +349,7 @@ class _Method:
             runs=len(runs),
             steps=self.steps,
             forward_gmacs=self.count.forward_macs / 1e9,
-            step_gmacs=self.count.step_macs / 1e9 if self.steps else self.count.forward_macs / 1e9,
+            step_gmacs=self.training.step_macs / 1e9 if self.steps else self.count.forward_macs / 1e9,
             gmacs_per_s=None if self.rate is None else self.rate / 1e9,
             hours=sum(run.hours for run in runs),
             search_hours=self.search_hours * sum(run.search_steps > 0 for run in runs),
@@ -373,8 +378,8 @@ class _Method:
     def _training_macs(self, steps: int) -> float:
         """In micro-batches every pair is encoded once more, see ``Trainer.accumulate``."""
         parts = self.memory is not None and self.memory.micro_batch < self.recipe.batch_size
-        again = self.count.forward_macs if parts else 0
-        return steps * self.recipe.batch_size * (self.count.step_macs + again)
+        again = self.training.forward_macs if parts else 0
+        return steps * self.recipe.batch_size * (self.training.step_macs + again)
 
     def _hours(self, macs: float) -> float:
         return 0.0 if self.rate is None else macs / self.rate / 3600

@@ -54,14 +54,21 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: RetrievalModel, recipe: Recipe, precision: Precision, settings: ExecutionSettings, device: torch.device
+    model: RetrievalModel,
+    recipe: Recipe,
+    precision: Precision,
+    settings: ExecutionSettings,
+    device: torch.device,
+    *,
+    frame_captions: bool = False,
 ) -> MemoryPlan | None:
     """Weigh a step of a model on the meta device, and choose the micro-batch that the run would choose.
 
     Returns:
         None for a method that cannot be weighed, as its control flow reads values.
     """
-    memory = weigh_step(model, precision, held_in_float16=recipe.weights == "float16")
+    half = recipe.weights == "float16"
+    memory = weigh_step(model, precision, held_in_float16=half, frame_captions=frame_captions)
     if memory is None:
         return None
     limit, batch = settings.memory_limit or device_limit(device), recipe.batch_size

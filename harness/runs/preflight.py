@@ -53,14 +53,15 @@ def prepare(
         The context without skipped videos, and the work.
 
     Raises:
-        UsageError: an option, checkpoint, saved state or video that does not fit, or fewer training videos than the
-            search of a learning rate holds out.
+        UsageError: an option, checkpoint, saved state or video that does not fit, a training pair without captions
+            of its frames, or fewer training videos than the search of a learning rate holds out.
     """
     context, configs = _settled(context, configs)
     if configs and configs[0].checkpoint is not None:
         new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
     work = work_list(context, configs, store, skip=skip, refuse=refuse)
     _check_held_out(context, work.left)
+    _check_frame_captions(context, work.left)
     if work.left and check is not None:  # after the options, which take milliseconds
         context = check(context)
         work = work_list(context, configs, store, skip=skip, refuse=refuse)
@@ -78,6 +79,13 @@ def _check_held_out(context: RunContext, configs: Sequence[RunConfig]) -> None:
     """Check that the search of a learning rate leaves videos to train on; UsageError if it does not."""
     if context.protocol.searches_lr and any(config.trains for config in configs):
         split_holdout(context.train, context.protocol.held_out)
+
+
+def _check_frame_captions(context: RunContext, configs: Sequence[RunConfig]) -> None:
+    """Check that every training pair has captions of its frames, where a run takes them; UsageError if one has not."""
+    given = (config.frame_captions for config in configs if config.trains and config.frame_captions is not None)
+    if captions := next(given, None):  # of a command, all runs take the same
+        captions.rows(context.train, context.protocol.frames)
 
 
 def with_preset(

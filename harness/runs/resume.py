@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.records.reading import frame_captions_of
 from tvrbench.harness.records.record import read_record
 from tvrbench.harness.records.store import LAST, RecordStore
 from tvrbench.harness.runs.config import (
@@ -137,11 +139,13 @@ def run_status(protocol: Protocol, run: PlannedRun, store: RecordStore, *, other
         and record["metrics"].get("selection", LAST) == LAST
         and (other_weights or record["protocol"]["hash"] == protocol.hash)
         and options_text(record["method"]["options"]) == options
+        and frame_captions_of(record) is None  # a sweep gives none
     ]
     if any(record["status"] == "completed" for record in records):
         return RunStatus(done=True)
     failure = next((record["failure"] for record in records), None)
-    wanted = {"method": run.method, "tuning": run.tuning, "seed": run.seed, "options": options, "selection": LAST}
+    wanted: dict[str, Any] = {"method": run.method, "tuning": run.tuning, "seed": run.seed, "options": options}
+    wanted |= {"selection": LAST, "frame captions": None}
     if not other_weights:
         wanted["protocol hash"] = protocol.hash
     states = _readable(RunFiles(store, protocol.name, "").other_states()).values()

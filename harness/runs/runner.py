@@ -171,12 +171,17 @@ def _train(
     limit = session.settings.memory_limit
     if limit or (size is None and config.device.startswith("cuda")):
         share = recipe.batch_size // dist_info().size
-        trials = state.micro_batch(limit, lambda: choose_micro_batch(new_model(context, config), recipe, share, limit))
+        captions = config.frame_captions is not None
+        trials = state.micro_batch(
+            limit,
+            lambda: choose_micro_batch(new_model(context, config), recipe, share, limit, frame_captions=captions),
+        )
         size, account["memory_limit"] = trials["size"], trials["record"]
         release_memory()
     with state.log:
         recipe, choice = choose_lr(context, config, recipe, state, session.progress, kept, micro_batch_size=size)
-        model, pairs = new_model(context, config), context.pairs(context.train, recipe, config.seed)
+        model = new_model(context, config)
+        pairs = context.pairs(context.train, recipe, config.seed, config.frame_captions)
         steps = recipe.total_steps(len(context.train.captions))
         trainer = Trainer(model, recipe, steps, micro_batch_size=size)
         loop = TrainingLoop(trainer, pairs, state, session.progress, seed=config.seed)
@@ -229,6 +234,7 @@ def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[
         batch=min(recipe.batch_size, SPEED_BATCH),
         recipe=recipe,
         timing=Timing(min_seconds=1.0),
+        frame_captions=config.frame_captions is not None,
     )
     return time_costs(job, trains=config.trains)
 

@@ -101,6 +101,8 @@ class RunSettings(ExecutionSettings):
         checkpoint_selection: The checkpoint to report; best-on-test looks at the test set in training and is flagged
             everywhere.
         assignments: A method option for every method of this run, for example --set r=2.
+        frame_captions: A JSON file of one caption per frame of every training pair, for methods whose training takes
+            them; see docs/training.md.
         full_size_costs: What the methods cost on full-size ViT-B/32 and ViT-B/16: count (GMACs, tokens, parameters),
             time (minutes per method on a CPU), or off; auto times on a GPU, counts on a CPU, and is off with
             --eval-only.
@@ -126,6 +128,7 @@ class RunSettings(ExecutionSettings):
     eval_only: bool = False
     checkpoint_selection: Literal["last", "best-on-test"] = "last"
     assignments: Assignments = ()
+    frame_captions: Path | None = None
     full_size_costs: Literal["auto", "count", "time", "off"] = "auto"
     single_process: bool = False
     no_timing: bool = False
@@ -157,6 +160,11 @@ class RunSettings(ExecutionSettings):
                 f"--checkpoint-selection {self.checkpoint_selection} is a choice in training, and --eval-only trains "
                 "nothing: leave one of them out",
                 code="eval-only.selection",
+            )
+        if self.frame_captions is not None:
+            raise UsageError(
+                "--frame-captions is read in training, and --eval-only trains nothing: leave one of them out",
+                code="eval-only.frame-captions",
             )
         if len(self.seeds) > 1:
             raise UsageError(

@@ -19,6 +19,7 @@ from tvrbench.harness.core.numerics import numerics, numerics_text, set_numerics
 from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
+from tvrbench.harness.data.frame_captions import FrameCaptions, read_frame_captions
 from tvrbench.harness.data.open import checked_options, origin_of
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.profiling import full_size
@@ -63,10 +64,10 @@ class Suite:
 
     @classmethod
     def of(cls, settings: RunSettings) -> Suite:
-        """Resolve the settings; no data and no weights are opened, except a checkpoint to score.
+        """Resolve the settings; no data and no weights are opened, except a checkpoint to score, or frame captions.
 
         Raises:
-            UsageError: a name or checkpoint that does not fit.
+            UsageError: a name, a checkpoint or a file of frame captions that does not fit.
         """
         protocol, scored = load_protocol(settings.protocol), None
         checked_options(protocol.dataset, protocol.data_options)
@@ -78,6 +79,7 @@ class Suite:
         methods = (scored.method,) if scored else chosen_methods(settings.methods, protocol)
         seeds = settings.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
         trains = {method: method_class(method).card.trains for method in methods}
+        captions = _frame_captions(settings.frame_captions, methods)
         configs = [
             RunConfig(
                 method=method,
@@ -88,12 +90,38 @@ class Suite:
                 selection=settings.checkpoint_selection if trains[method] else LAST,
                 timing=not settings.no_timing,
                 deterministic=settings.deterministic,
+                frame_captions=captions.get(method),
             )
             for seed in seeds
             for method in methods
             if trains[method] or seed == seeds[0]  # a method that is not trained has no seeds
         ]
         return cls(protocol=protocol, scored=scored, configs=configs)
+
+
+def _frame_captions(path: Path | None, methods: Sequence[str]) -> dict[str, FrameCaptions]:
+    """The captions of frames by the methods that train on them."""
+    if path is None:
+        return {}
+    taking = [method for method in methods if method_class(method).card.frame_captions]
+    if not taking:
+        known = [name for name in registry.names("baselines", "methods") if method_class(name).card.frame_captions]
+        raise UsageError(
+            f"--frame-captions: no method of this run trains on captions of frames ({', '.join(known)} would): leave "
+            "it out, or name such a method with --methods",
+            code="frame-captions.unused",
+            methods=list(methods),
+        )
+    return dict.fromkeys(taking, read_frame_captions(path))
+
+
+def _frame_captions_line(configs: Sequence[RunConfig]) -> str | None:
+    """Which methods train on captions of frames, or could and have none."""
+    taking = {c.method: c.frame_captions for c in configs if c.trains and method_class(c.method).card.frame_captions}
+    names, given = ", ".join(taking), next((captions for captions in taking.values() if captions is not None), None)
+    if given is not None:
+        return f"captions of frames: {len(given.by_pair):,} pairs in {given.file}, for {names}"
+    return f"{names}: no captions of frames (--frame-captions), so training leaves out their losses" if names else None
 
 
 def run_suite(settings: RunSettings) -> SuiteResult | None:
@@ -161,6 +189,7 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
         all_methods=_all_methods(suite, settings),
         **_earlier_work(settings),
     )
+    _log(_frame_captions_line(found.left))
     rates = Rates(torch.device(pick_device(settings.device)))
     plan = make_plan(
         found.protocol, found.weights, found.left, found.context, settings, rates, downloads=found.downloads
@@ -197,6 +226,7 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
     _log(_precision_line(context.protocol, work.left) if work.left else None)
+    _log(_frame_captions_line(work.left))
     command = settings.command or command_line(sys.argv[1:])
     detail = _full_size_detail(suite, settings)
     methods = list(dict.fromkeys(config.method for config in work.left))

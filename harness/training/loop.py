@@ -116,7 +116,7 @@ class TrainingLoop:
         """Take a step on the CPU; on a GPU, queue it."""
         trainer = self.trainer
         frames = trainer.model.normalize(batch.pixels, batch.video_mask)
-        inputs = (frames, batch.video_mask, batch.ids, batch.text_mask)
+        inputs = (frames, batch.video_mask, batch.ids, batch.text_mask, batch.frame_ids, batch.frame_mask)
         if trainer.device.type == "cuda":
             return _Step(pairs=batch.global_size, result=partial(trainer.read, trainer.queue_step(*inputs)))
         values = trainer.step(*inputs)

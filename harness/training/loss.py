@@ -1,4 +1,4 @@
-"""The contrastive loss as functions of features, exact over the batches of several processes."""
+"""The loss as a function of features, exact over the batches of several processes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness.core.distributed import dist_info, gather_rows
+from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.model import RetrievalModel
 
 
-def contrastive_loss(similarity: Tensor) -> Tensor:
-    """Mean of the two cross-entropies of a square similarity matrix [B, B] (text to video and back)."""
-    target = torch.arange(len(similarity), device=similarity.device)
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+def whole_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
+    """The loss over all features of a batch, as ``model.forward`` returns them: [B, ...] each."""
+    own = model.own_loss(*features)
+    return contrastive_loss(model.similarity(*features)) if own is None else own
 
 
-def local_loss(model: RetrievalModel, text_bE: Tensor, video_bE: Tensor) -> Tensor:
+def local_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
     """This process's share of the loss over the global batch; the shares of all processes add up to it.
 
-    A process compares its own texts with all videos and its own videos with all texts: [b, B] each.
+    A process compares its own texts with all videos and its own videos with all texts: [b, B] each. Of a method's own
+    loss, every process takes the whole, and an equal part of it is its share.
+
+    Args:
+        model: whose ``forward`` made the features.
+        features: of this process's pairs, [b, ...] each.
     """
-    text_BE, video_BE = gather_rows(text_bE), gather_rows(video_bE)
+    if dist_info().size == 1:
+        return whole_loss(model, *features)
+    everyone = [gather_rows(feature) for feature in features]
+    own = model.own_loss(*everyone)
+    if own is not None:
+        return own / dist_info().size
+    (text_bE, video_bE), (text_BE, video_BE) = features, everyone
     b, B = len(text_bE), len(text_BE)
-    if b == B:
-        return contrastive_loss(model.similarity(text_bE, video_bE))
     first = dist_info().rank * b
     target = torch.arange(first, first + b, device=text_bE.device)
     rows_bB, columns_bB = model.similarity(text_bE, video_BE), model.similarity(text_BE, video_bE).T

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,27 +24,39 @@ from tvrbench.harness.training.loss import local_loss
 from tvrbench.harness.training.optimizers import SCHEDULES, build_optimizer, clip_each_gradient
 from tvrbench.harness.training.precision import hold_in_float16, release_to_float32
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+LossFn = Callable[..., Tensor]  # of features, [B, ...] each
 Precision = Literal["float32", "bfloat16", "float16"]
 RandomState = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """This process's share of a batch: frames [b, T, 3, H, W], token ids [b, L] and their masks."""
+    """This process's share of a batch: frames [b, T, 3, H, W], token ids [b, L] and their masks.
+
+    Where the frames have captions of their own, also the ids of these, [b, T, L].
+    """
 
     video: Tensor
     video_mask: Tensor
     ids: Tensor
     text_mask: Tensor
+    frame_ids: Tensor | None = None
+    frame_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.video.shape[0]
 
     def split(self, size: int) -> list[Pairs]:
         """Parts of ``size`` pairs, in order; the last may be smaller."""
-        tensors = (torch.split(t, size) for t in (self.video, self.video_mask, self.ids, self.text_mask))
-        return [Pairs(video=v, video_mask=vm, ids=i, text_mask=tm) for v, vm, i, tm in zip(*tensors, strict=True)]
+        names, tensors = zip(*self.tensors.items(), strict=True)
+        parts = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+        return [Pairs(**dict(zip(names, part, strict=True))) for part in parts]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is given of them, in the order in which a model takes it."""
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: tensor for name, tensor in given if tensor is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,33 +162,53 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16" and not half)
         model.train()
 
-    def step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> dict[str, Any]:
+    def step(
+        self,
+        video: Tensor,
+        video_mask: Tensor,
+        ids: Tensor,
+        text_mask: Tensor,
+        frame_ids: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Take one optimizer step on a batch of pairs, or on this process's share of one.
 
         Args:
             video: [B, T, 3, H, W] float, CLIP-normalized; with ``video_mask`` [B, T].
             ids: [B, L]; with ``text_mask`` [B, L].
+            frame_ids: [B, T, L], captions of the frames, for a method that trains on them; with ``frame_mask``.
 
         Returns:
             ``loss`` before the step, ``lr`` used per group, ``grad_norm`` before clipping.
 
         Raises:
             TrainingDiverged: loss or gradient norm is NaN or infinite (float32 and bfloat16).
+            UsageError: captions of frames for a method that does not train on them, or without their mask.
         """
+        pairs = self._pairs(video, video_mask, ids, text_mask, frame_ids, frame_mask)
         rates = self._begin()
-        loss = self.backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
+        loss = self.backward(pairs)
         norm = self._clip_gradients().item()
         self._check(self.steps_done, loss, norm, rates)
         self._end()
         return {"loss": loss, "lr": rates, "grad_norm": norm}
 
-    def queue_step(self, video: Tensor, video_mask: Tensor, ids: Tensor, text_mask: Tensor) -> QueuedStep:
+    def queue_step(
+        self,
+        video: Tensor,
+        video_mask: Tensor,
+        ids: Tensor,
+        text_mask: Tensor,
+        frame_ids: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+    ) -> QueuedStep:
         """Give a GPU the step of ``step`` to take, and return before it has; ``read`` waits for it.
 
         Under float16 with weights in float32 the host waits for the gradient, because the scaler asks for overflow.
         """
+        pairs = self._pairs(video, video_mask, ids, text_mask, frame_ids, frame_mask)
         rates, number = self._begin(), self.steps_done
-        share = self.local_backward(Pairs(video=video, video_mask=video_mask, ids=ids, text_mask=text_mask))
+        share = self.local_backward(pairs)
         norm = self._clip_gradients()
         self._end()
         values = to_cpu(torch.stack([share.double(), norm.double()]))
@@ -193,6 +226,32 @@ class Trainer:
         loss = sum_over_processes(share)
         self._check(queued.number, loss, norm, queued.rates)
         return {"loss": loss, "lr": queued.rates, "grad_norm": norm}
+
+    def _pairs(
+        self,
+        video: Tensor,
+        video_mask: Tensor,
+        ids: Tensor,
+        text_mask: Tensor,
+        frame_ids: Tensor | None,
+        frame_mask: Tensor | None,
+    ) -> Pairs:
+        """The batch; UsageError where its captions of frames have no mask or no use."""
+        problem = None
+        if (frame_ids is None) != (frame_mask is None):
+            problem = "captions of frames need frame_ids and frame_mask: give both or neither"
+        elif frame_ids is not None and not self.model.spec.card.frame_captions:
+            problem = f"{self.model.name} does not train on captions of frames: leave frame_ids and frame_mask out"
+        if problem:
+            raise UsageError(problem, code="trainer.frame-captions", method=self.model.name)
+        return Pairs(
+            video=video,
+            video_mask=video_mask,
+            ids=ids,
+            text_mask=text_mask,
+            frame_ids=frame_ids,
+            frame_mask=frame_mask,
+        )
 
     def _begin(self) -> list[float]:
         """The rates of the step, with no gradient left of the one before."""
@@ -231,7 +290,7 @@ class Trainer:
 
     def local_backward(self, pairs: Pairs) -> Tensor:
         """Leave the same gradient; returns this process's share of the loss, for which nothing waits."""
-        loss = self.accumulate(pairs, lambda text, video: local_loss(self.model, text, video))
+        loss = self.accumulate(pairs, partial(local_loss, self.model))
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         return loss
 
@@ -244,36 +303,33 @@ class Trainer:
         """
         size = self.micro_batch_size or len(pairs)
         if size >= len(pairs):
-            text, video = self.encode(pairs)
-            loss = loss_fn(text, video)
+            loss = loss_fn(*self.encode(pairs))
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             return loss.detach()
-        parts, states, features = pairs.split(size), list[RandomState](), list[tuple[Tensor, Tensor]]()
+        parts, states, encoded = pairs.split(size), list[RandomState](), list[tuple[Tensor, ...]]()
         with torch.no_grad():
             for part in parts:
                 states.append(random_state(self.device))
-                features.append(self.encode(part))
-        text, video = (torch.cat(side).requires_grad_() for side in zip(*features, strict=True))
-        loss = loss_fn(text, video)
+                encoded.append(self.encode(part))
+        features = [torch.cat(feature).requires_grad_() for feature in zip(*encoded, strict=True)]
+        loss = loss_fn(*features)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        assert text.grad is not None
-        assert video.grad is not None
-        gradients = zip(torch.split(text.grad, size), torch.split(video.grad, size), strict=True)
-        for part, state, gradient in zip(parts, states, gradients, strict=True):
+        gradients = [torch.zeros_like(f) if f.grad is None else f.grad for f in features]
+        split = zip(*(torch.split(gradient, size) for gradient in gradients), strict=True)
+        for part, state, gradient in zip(parts, states, split, strict=True):
             restore_random_state(state, self.device)
-            torch.autograd.backward(self.encode(part), gradient)
+            learned = [(f, g) for f, g in zip(self.encode(part), gradient, strict=True) if f.requires_grad]
+            torch.autograd.backward([feature for feature, _ in learned], [gradient for _, gradient in learned])
         return loss.detach()
 
-    def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Text and video features [b, E] as float32, computed in the precision of the training, with their graph."""
-        given = (pairs.video, pairs.video_mask, pairs.ids, pairs.text_mask)
+    def encode(self, pairs: Pairs) -> tuple[Tensor, ...]:
+        """Features [b, ...] as float32, text and video first, in the precision of the training, with their graph."""
+        given = tuple(pairs.tensors.values())
         casts = {} if self._frozen is None else self._frozen()
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "float32"):
-            if casts:  # they hold every name of a weight, so nothing has to look for weights with several
-                text, video = functional_call(self.model, casts, given, tie_weights=False)
-            else:
-                text, video = self.model(*given)
-        return text.float(), video.float()
+            # The casts hold every name of a weight, so nothing has to look for weights with several.
+            features = functional_call(self.model, casts, given, tie_weights=False) if casts else self.model(*given)
+        return tuple(feature.float() for feature in features)
 
     def _set_rates(self) -> list[float]:
         assert self.recipe.lr is not None

@@ -29,7 +29,10 @@ METRICS = ("R1", "RSum")
 def score(context: RunContext, config: RunConfig, precision: Precision) -> list[float]:
     """R@1 and R-Sum of one training."""
     recipe = recipe_of(context.protocol, config)
-    pairs, total = context.pairs(context.train, recipe, config.seed), recipe.total_steps(len(context.train.captions))
+    pairs, total = (
+        context.pairs(context.train, recipe, config.seed, config.frame_captions),
+        recipe.total_steps(len(context.train.captions)),
+    )
     torch.manual_seed(config.seed)
     trainer = Trainer(new_model(context, config), recipe, total)
     trainer.precision = precision  # a recipe alone never autocasts a CPU

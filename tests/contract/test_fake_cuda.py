@@ -87,6 +87,17 @@ def test_a_training_step_stays_on_the_gpu(name: str, kind: str, tiny_weights: Pa
     compare(total(seen), f"step/{kind}", name, seen)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if method_class(name).card.frame_captions])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "float32" else [pytest.mark.slow]) for kind in STEPS]
+)
+def test_captions_of_frames_make_no_step_wait(name: str, kind: str, tiny_weights: Path) -> None:
+    model = tiny(name, tiny_weights)
+    plain, given = (count_step(model, *STEPS[kind], frame_captions=captions) for captions in (False, True))
+    assert given.waits == plain.waits
+    assert given.kernels.total() > plain.kernels.total()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_stays_on_the_gpu(name: str, tiny_weights: Path) -> None:
     """Batches come from the CPU and features go back to it, and neither is waited for in a batch."""
@@ -101,6 +112,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("centerclip", {"exact_distance": False}),
     ("token_sampling", {"mode": "pooling"}),
     ("clip4clip", {"head": "seqTransf"}),
+    ("vop", {"read": "released", "variant": "F+P"}),
+    ("vop", {"variant": "C"}),
 ]
 
 

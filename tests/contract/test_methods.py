@@ -24,6 +24,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import Group
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.tuning import TUNINGS
+from tvrbench.harness.profiling.counts.dead import IN_PART, dead_parameters
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.contract
@@ -161,6 +162,16 @@ def test_gradients_reach_exactly_what_is_declared_trainable(
     learns = set(model.trainable())
     dead = {key for key in learns if any(re.fullmatch(pattern, key) for pattern in model.spec.card.dead)}
     assert learns - dead <= reached <= learns
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dead_parameters_are_exactly_the_declared_ones(name: str) -> None:
+    """Those of default options; a declaration for other options names no tensor here."""
+    model = load_model(name, backbone="ViT-B-32", weights="random:0", device="meta")
+    found, tensors = set(dead_parameters(model)), {key + part for key in model.trainable() for part in ("", IN_PART)}
+    declared = {pattern: {key for key in tensors if re.fullmatch(pattern, key)} for pattern in model.spec.card.dead}
+    assert found <= set().union(*declared.values())
+    assert all(found & keys for keys in declared.values() if keys)
 
 
 @pytest.mark.parametrize("name", NAMES)

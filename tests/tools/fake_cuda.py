@@ -82,14 +82,17 @@ def _put_gradients(tensors: Any, *_: Any, **__: Any) -> None:
         waiting.extend(following for following, _ in node.next_functions)
 
 
-def pairs(model: RetrievalModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pairs(model: RetrievalModel, *, frame_captions: bool = False) -> tuple[Tensor, ...]:
     """A batch on the fake GPU."""
     arch = model.clip.arch
+    of_frames = (PAIRS, model.frames, arch.context_length)
+    further = (torch.long, torch.bool) if frame_captions else ()
     return (
         torch.empty(PAIRS, model.frames, 3, arch.image_size, arch.image_size, device=CUDA),
         torch.ones(PAIRS, model.frames, dtype=torch.bool, device=CUDA),
         torch.zeros(PAIRS, arch.context_length, dtype=torch.long, device=CUDA),
         torch.ones(PAIRS, arch.context_length, dtype=torch.bool, device=CUDA),
+        *(torch.ones(of_frames, dtype=dtype, device=CUDA) for dtype in further),
     )
 
 
@@ -99,12 +102,15 @@ def count_encoding(name: str) -> dict[str, dict[str, int]]:
     return count_kernels(load_model(name, backbone="ViT-B-32", weights="random:0", device="meta", **options))
 
 
-def count_step(model: RetrievalModel, precision: Precision, micro_batch_size: int | None) -> KernelCounter:
+def count_step(
+    model: RetrievalModel, precision: Precision, micro_batch_size: int | None, *, frame_captions: bool = False
+) -> KernelCounter:
     """A training step by the method's own recipe, after a first one that made the optimizer's state."""
     with fake_gpu():
         twin = on_fake_cuda(model)
         recipe: Any = replace(load_recipe(twin.spec.card.recipe), precision=precision)
-        trainer, batch = Trainer(twin, recipe, 100, micro_batch_size=micro_batch_size), pairs(twin)
+        trainer = Trainer(twin, recipe, 100, micro_batch_size=micro_batch_size)
+        batch = pairs(twin, frame_captions=frame_captions)
         for seen in (KernelCounter(), KernelCounter()):
             with seen:
                 trainer.step(*batch)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,9 @@ from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architectu
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import Weights, initialize
 from tvrbench.harness.models.factory import build, method_class
+from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.spec import MethodOptions
 from tvrbench.harness.profiling.counts.formula import text_length
 from tvrbench.harness.training.loss import contrastive_loss
 
@@ -40,24 +43,16 @@ def dead_parameters(model: RetrievalModel) -> dict[str, int]:
     Raises:
         CheckFailed: the twin learns other tensors than the model.
     """
-    learned = model.trainable()
-    if not learned or not model.spec.card.encodes:
+    learned, spec = model.trainable(), model.spec
+    if not learned or not spec.card.encodes:
         return {}
-    twin = _narrow_twin(model)
-    if (found := twin.trainable()).keys() != learned.keys():
+    shares = _dead_shares(spec.name, spec.options, _narrow(model.clip.arch), spec.frames)
+    if shares.keys() != learned.keys():
         message = f"{model.name}: a narrow model of it learns other tensors, so dead parameters cannot be counted"
-        raise CheckFailed(message, code="dead.twin", tensors=sorted(found.keys() ^ learned.keys()))
-    dead = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in found.items()}
-    unchanged = 0
-    for gradients in _draws(twin):
-        before = sum(int(mask.sum()) for mask in dead.values())
-        dead = {name: mask & (gradients[name] == 0) for name, mask in dead.items()}
-        left = sum(int(mask.sum()) for mask in dead.values())
-        unchanged = unchanged + 1 if left == before else 0
-        if not left or unchanged == _AGREE:
-            break
-    shares = {name: float(mask.double().mean()) for name, mask in dead.items() if mask.any()}
-    return {name + IN_PART * (share < 1): round(share * learned[name].numel()) for name, share in shares.items()}
+        raise CheckFailed(message, code="dead.twin", tensors=sorted(shares.keys() ^ learned.keys()))
+    return {
+        name + IN_PART * (share < 1): round(share * learned[name].numel()) for name, share in shares.items() if share
+    }
 
 
 def dead_or_reason(model: RetrievalModel) -> dict[str, Any]:
@@ -68,24 +63,37 @@ def dead_or_reason(model: RetrievalModel) -> dict[str, Any]:
         return {"reason": str(error).partition("\n")[0] or type(error).__name__}
 
 
-def _narrow_twin(model: RetrievalModel) -> RetrievalModel:
-    """The same configured method on a narrow CLIP, on the CPU."""
-    spec, arch = model.spec, _narrow(model.clip.arch)
-    method = method_class(spec.name)(spec.options, arch, spec.frames)
+@cache  # the runs of several seeds ask for the same
+def _dead_shares(name: str, options: MethodOptions, arch: Architecture, frames: int) -> Mapping[str, float]:
+    """The share of dead elements of every trainable tensor of a method on random weights."""
+    twin = _random_model(name, method_class(name)(options, arch, frames))
+    dead = {key: torch.ones_like(parameter, dtype=torch.bool) for key, parameter in twin.trainable().items()}
+    left, unchanged = sum(mask.numel() for mask in dead.values()), 0
+    for gradients in _draws(twin):
+        dead = {key: mask & (gradients[key] == 0) for key, mask in dead.items()}
+        before, left = left, sum(int(mask.sum()) for mask in dead.values())
+        unchanged = unchanged + 1 if left == before else 0
+        if not left or unchanged == _AGREE:
+            break
+    return {key: float(mask.double().mean()) for key, mask in dead.items()}
+
+
+def _random_model(name: str, method: Method[Any]) -> RetrievalModel:
+    """A configured method with random weights, on the CPU."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        clip = CLIP(arch)
+        clip = CLIP(method.arch)
         initialize(clip)
         weights = Weights(
             state=clip.state_dict(),
-            arch=arch,
+            arch=method.arch,
             sha256=None,
-            source="random:0",
+            source="random",
             activation_source="",
             normalization_source="",
             stated_activation=None,
         )
-        return build(spec.name, method, weights, seed=0)
+        return build(name, method, weights, seed=0)
 
 
 def _narrow(arch: Architecture) -> Architecture:
@@ -120,7 +128,9 @@ def _draws(model: RetrievalModel) -> Iterator[dict[str, Tensor]]:
                     parameter.copy_(-parameter if draw % 2 else start[name] + _NOISE * torch.randn_like(parameter))
             model.zero_grad()
             text, video = model(*_inputs(model, length))
-            torch.autograd.backward(contrastive_loss(model.similarity(text, video)))
+            loss = contrastive_loss(model.similarity(text, video))
+            if loss.requires_grad:  # it does not where all that learns is dead
+                torch.autograd.backward(loss)
             yield {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learned.items()}
 
 

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES
-from tvrbench.harness.profiling.counts.formula import text_length
 from tvrbench.harness.profiling.counts.kernels import fused_attention
+from tvrbench.harness.profiling.counts.shapes import meta_pairs
 from tvrbench.harness.training.precision import hold_in_float16
 from tvrbench.harness.training.trainer import Precision
 
@@ -68,7 +68,9 @@ class StepMemory:
         return max(0, min(pairs, int(left // each)))
 
 
-def weigh_step(model: RetrievalModel, precision: Precision, *, held_in_float16: bool = False) -> StepMemory | None:
+def weigh_step(
+    model: RetrievalModel, precision: Precision, *, held_in_float16: bool = False, frame_captions: bool = False
+) -> StepMemory | None:
     """Weigh a step of a model on the meta device, optimizer included.
 
     Two numbers of pairs go forward and backward through a copy, while every piece of memory is counted from its first
@@ -78,6 +80,7 @@ def weigh_step(model: RetrievalModel, precision: Precision, *, held_in_float16: 
         model: its method's options and tuning count, its values do not.
         precision: of the products, by autocast.
         held_in_float16: weights are cast to float16 as for a recipe that holds them so.
+        frame_captions: a pair also has a caption for each of its frames.
 
     Returns:
         None for a method whose control flow reads values.
@@ -87,7 +90,9 @@ def weigh_step(model: RetrievalModel, precision: Precision, *, held_in_float16: 
         hold_in_float16(model)
     model.train()
     try:
-        few, many = (_peak(model, pairs, precision) for pairs in _PAIRS)
+        few, many = (
+            _peak(model, meta_pairs(model, pairs, frame_captions=frame_captions), precision) for pairs in _PAIRS
+        )
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -98,14 +103,13 @@ def weigh_step(model: RetrievalModel, precision: Precision, *, held_in_float16: 
         moments=_MOMENTS * _bytes(trained),
         constant=max(0.0, few - _PAIRS[0] * per_pair),
         per_pair=per_pair,
-        pixels=_bytes(_inputs(model, 1)[:1]),
+        pixels=_bytes(meta_pairs(model, 1)[:1]),
     )
 
 
-def _peak(model: RetrievalModel, pairs: int, precision: Precision) -> int:
+def _peak(model: RetrievalModel, inputs: Sequence[Tensor], precision: Precision) -> int:
     """Bytes alive at the peak of forward and backward, without the weights."""
     model.zero_grad(set_to_none=True)
-    inputs = _inputs(model, pairs)
     alive = _Alive([*model.parameters(), *model.buffers()], inputs)
     with alive:
         with _OnDevice(precision):
@@ -173,15 +177,6 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _inputs(model: RetrievalModel, pairs: int) -> Sequence[Tensor]:
-    """Frames, their mask, word ids and their mask."""
-    arch, length = model.clip.arch, text_length(model.clip.arch)
-    with torch.device("meta"):
-        frames = torch.empty(pairs, model.frames, 3, arch.image_size, arch.image_size)
-        ids = torch.zeros(pairs, length, dtype=torch.long)
-        return frames, torch.ones(frames.shape[:2], dtype=torch.bool), ids, torch.ones(ids.shape, dtype=torch.bool)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.formula import analytic_macs, text_length
+from tvrbench.harness.profiling.counts.formula import analytic_macs
+from tvrbench.harness.profiling.counts.shapes import meta_pairs
 
 _BATCH = 4  # pairs in the pass; counts grow linearly with them
 
@@ -30,8 +31,10 @@ class StepCount:
     trainable: int
 
 
-def count_step(model: RetrievalModel) -> StepCount:
+def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCount:
     """Count a model on the meta device, with torch's own counter following autograd.
+
+    With ``frame_captions`` a pair also has a caption for each of its frames.
 
     Frozen weights need no gradient of their own, and what lies before the first trained parameter none at all: so a
     step is about 3 forward passes when all blocks are trained, and about 2 with LoRA, adapters, prompts or biases.
@@ -44,7 +47,7 @@ def count_step(model: RetrievalModel) -> StepCount:
     if not model.spec.card.encodes:
         return StepCount(forward_macs=0, step_macs=0, **numbers)
     try:
-        forward, step = _pass_over_shapes(model)
+        forward, step = _pass_over_shapes(model, frame_captions)
         return StepCount(forward_macs=forward, step_macs=step, **numbers)
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         forward = float(sum(analytic_macs(model).values()))
@@ -52,16 +55,12 @@ def count_step(model: RetrievalModel) -> StepCount:
         return StepCount(forward_macs=forward, step_macs=step, **numbers)
 
 
-def _pass_over_shapes(model: RetrievalModel) -> tuple[float, float]:
+def _pass_over_shapes(model: RetrievalModel, frame_captions: bool) -> tuple[float, float]:
     """Multiply-adds forward, and in all; per pair."""
-    arch, meta = model.clip.arch, torch.device("meta")
-    frames = torch.empty(_BATCH, model.frames, 3, arch.image_size, arch.image_size, device=meta)
-    ids = torch.zeros(_BATCH, text_length(arch), dtype=torch.long, device=meta)
-    masks = (torch.ones(shape, dtype=torch.bool, device=meta) for shape in (frames.shape[:2], ids.shape))
+    inputs = meta_pairs(model, _BATCH, frame_captions=frame_captions)
     model.train()
     with FlopCounterMode(display=False) as counter:
-        video_mask, text_mask = masks
-        features = model(frames, video_mask, ids, text_mask)
+        features = model(*inputs)
         forward = counter.get_total_flops()
         if outputs := [feature for feature in features if feature.requires_grad]:
             torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])

@@ -17,25 +17,37 @@ _BLOBS = 9  # of coarse noise along a side
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Pairs on a device: frames [B, T, 3, H, W] and ids [B, L] with their masks."""
+    """Pairs on a device: frames [B, T, 3, H, W] and ids [B, L] with their masks, and captions of frames [B, T, L]."""
 
     frames: Tensor
     mask: Tensor
     ids: Tensor
     text_mask: Tensor
+    frame_ids: Tensor | None = None
+    frame_mask: Tensor | None = None
 
 
-def synthetic_batch(model: RetrievalModel, batch: int, device: torch.device) -> Inputs:
-    """``batch`` drifting videos without padding and full-length captions for a model; always the same."""
+def synthetic_batch(model: RetrievalModel, batch: int, device: torch.device, *, frame_captions: bool = False) -> Inputs:
+    """``batch`` drifting videos without padding and full-length captions for a model; always the same.
+
+    With ``frame_captions`` the caption of a video is also that of each of its frames.
+    """
     arch = model.clip.arch
     length = text_length(arch)
     ids = torch.randint(arch.vocab_size - 1, (batch, length), generator=torch.Generator().manual_seed(0))
     ids[:, -1] = arch.vocab_size - 1  # the end token is the largest id
+    ids, text_mask = ids.to(device), torch.ones(batch, length, dtype=torch.bool, device=device)
+
+    def of_frames(text: Tensor) -> Tensor | None:
+        return text.unsqueeze(1).expand(-1, model.frames, -1) if frame_captions else None
+
     return Inputs(
         frames=drifting_frames(batch, model.frames, arch.image_size).to(device),
         mask=torch.ones(batch, model.frames, dtype=torch.bool, device=device),
-        ids=ids.to(device),
-        text_mask=torch.ones(batch, length, dtype=torch.bool, device=device),
+        ids=ids,
+        text_mask=text_mask,
+        frame_ids=of_frames(ids),
+        frame_mask=of_frames(text_mask),
     )
 
 

@@ -36,9 +36,12 @@ def train_step_fn(model: RetrievalModel, job: Job, device: torch.device) -> Trai
     recipe = job.recipe or load_recipe(model.spec.card.recipe)
     precision = recipe.precision if job.precision == "float32" else job.precision
     trainer = Trainer(model, replace(recipe, precision=precision), SCHEDULE_STEPS)
-    inputs = synthetic_batch(model, job.batch, device)
-    call = partial(trainer.step, inputs.frames, inputs.mask, inputs.ids, inputs.text_mask)
-    return TrainStep(call, {"precision": trainer.precision, "tuning": model.spec.options.tuning})
+    inputs = synthetic_batch(model, job.batch, device, frame_captions=job.frame_captions)
+    pairs = (inputs.frames, inputs.mask, inputs.ids, inputs.text_mask, inputs.frame_ids, inputs.frame_mask)
+    conditions = {"precision": trainer.precision, "tuning": model.spec.options.tuning}
+    if job.frame_captions:
+        conditions["captions"] = "of videos and of frames"
+    return TrainStep(partial(trainer.step, *pairs), conditions)
 
 
 def measure_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:

@@ -60,33 +60,38 @@ def compare_with_published(run: StoredRecord, published: PublishedRanks, *, publ
 
 def _ranks_on(run: StoredRecord, published: PublishedRanks) -> Directions:
     """The run's ranks, where row i is the query of row i of the published ones."""
-    record, data = run.record, run.record["data"]
-
-    def refuse(code: str, reason: str) -> UsageError:
-        what = f"the published ranks are of {published.dataset} {published.test_split}"
-        return UsageError(
-            f"{run.path.name} cannot be compared with published:{published.name}: {reason}; {what}, query by query",
-            code=f"published.{code}",
+    why, reason = _other_queries(run.record, published) or (None, None)
+    ranks = run.ranks() if why is None else None
+    if why is None and ranks is None:
+        why, reason = "no-ranks", "it holds no ranks of single queries"
+    elif ranks is not None and any(len(ranks[d]) != len(published.ranks[d]) for d in published.ranks):
+        why, reason = "queries", f"it holds ranks of {len(ranks['t2v']):,} captions and {len(ranks['v2t']):,} videos"
+    if why is not None or ranks is None:
+        raise UsageError(
+            f"{run.path.name} cannot be compared with published:{published.name}: {reason}; the published ranks are of "
+            f"{published.dataset} {published.test_split}, query by query",
+            code="published.not-paired",
+            why=why,
             record=run.path.name,
             published=published.name,
         )
-
-    if not record["metrics"]:
-        raise refuse("no-metrics", "it has no retrieval metrics")
-    if data["dataset"] != published.dataset:
-        raise refuse("dataset", f"it was tested on {data['dataset']}")
-    if missing := [reason for reason in shortfalls(record) if reason.code in _MISSING]:
-        raise refuse("videos-missing", missing[0].text)
-    if data["split_fingerprint"] != published.split_fingerprint:
-        raise refuse("split", f"its test split {data.get('test_split', '')} has another fingerprint")
-    if data.get("order_fingerprint", published.order_fingerprint) != published.order_fingerprint:
-        raise refuse("order", "its annotation lists the same captions in another order")
-    ranks = run.ranks()
-    if ranks is None:
-        raise refuse("no-ranks", "it holds no ranks of single queries")
-    if any(len(ranks[d]) != len(published.ranks[d]) for d in published.ranks):
-        raise refuse("queries", f"it holds ranks of {len(ranks['t2v']):,} captions and {len(ranks['v2t']):,} videos")
     return {d: np.asarray(ranks[d], dtype=np.float64) for d in published.ranks}
+
+
+def _other_queries(record: Record, published: PublishedRanks) -> tuple[str, str] | None:
+    """Why a run was not tested on the published queries in their order, in a word and in a sentence."""
+    data = record["data"]
+    if not record["metrics"]:
+        return "no-metrics", "it has no retrieval metrics"
+    if data["dataset"] != published.dataset:
+        return "dataset", f"it was tested on {data['dataset']}"
+    if missing := [reason for reason in shortfalls(record) if reason.code in _MISSING]:
+        return "videos-missing", missing[0].text
+    if data["split_fingerprint"] != published.split_fingerprint:
+        return "split", f"its test split ({data.get('test_split', 'unnamed')}) has another fingerprint"
+    if data.get("order_fingerprint", published.order_fingerprint) != published.order_fingerprint:
+        return "order", "its annotation lists the same captions in another order"
+    return None
 
 
 def _of_run(record: Record) -> dict[str, str | None]:

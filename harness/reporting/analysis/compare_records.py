@@ -36,6 +36,7 @@ MEANING: Mapping[str, str] = {
     "data: order_fingerprint": "test captions in another order: ranks do not pair",
     "data: train_split": "trained on other videos or captions",
     "data: train_fingerprint": "trained on other videos or captions",
+    "data: frame_captions": "trained on other captions of frames, or on none",
     "data: frames_fingerprint": "other pixels: videos, decoder or sampler differ",
     "data: skipped": "videos were left out",
     "weights": "started from other weights",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
-from tvrbench.harness.records.reading import USUAL_READING, unusual_reading
+from tvrbench.harness.records.reading import USUAL_READING, frame_captions_of, unusual_reading
 from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc, Record
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
@@ -278,6 +278,7 @@ def _identity(record: Record) -> dict[str, Any]:
         **USUAL_READING,
         **unusual_reading(record),
         "split": (record["data"]["split_fingerprint"] or "")[:8],
+        **({"frame_captions": frame_captions[:8]} if (frame_captions := frame_captions_of(record)) else {}),
     }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -70,6 +71,21 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
         segment = set(range(x * n // 12, (x + 1) * n // 12))
         assert {picks[x] for picks in drawn} == segment
     assert frame_indices("centerclip-train", n, 3.0, seed=7) == drawn[7]
+
+
+def test_vop_takes_the_middle_of_segments_and_repeats_the_last_frame() -> None:
+    assert frame_indices("vop", 23, 25.0) == [0, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21]
+    assert frame_indices("vop", 5, 25.0, 8) == [0, 1, 2, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("n", [1, 5, 12, 13, 23, 125])
+def test_vop_train_draws_any_frame_of_a_segment_but_its_last(n: int) -> None:
+    edges = [int(n / min(n, 12) * x) for x in range(min(n, 12) + 1)]
+    drawn = [frame_indices("vop-train", n, 25.0, seed=s) for s in range(200)]
+    for x, (first, end) in enumerate(itertools.pairwise(edges)):
+        # The released code fails on a segment of one frame.
+        assert {picks[x] for picks in drawn} == set(range(first, max(end - 1, first + 1)))
+    assert all(picks[len(edges) - 1 :] == picks[len(edges) - 2 : len(edges) - 1] * (12 - min(n, 12)) for picks in drawn)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import TokenStream
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
+from tvrbench.harness.reporting.papers.published import load_configurations
 from tvrbench.harness.training.loss import local_loss
-from tvrbench.methods.rap import Rap, RapOptions, RapReducer
+from tvrbench.methods.rap import RapOptions, RapReducer
 
 pytestmark = pytest.mark.unit
 T = 5
@@ -338,5 +339,7 @@ def test_a_table_for_other_frames_is_refused(weights: Path, tmp_path: Path) -> N
     assert load_model("rap", checkpoint=tmp_path / "other.pt", frames=4).frames == 4
 
 
-def test_no_number_of_it_is_checkable() -> None:
-    assert Rap.not_checkable({})
+def test_no_published_number_of_it_is_judged() -> None:
+    published = [each for each in load_configurations() if each.method == "rap"]
+    assert published
+    assert all(each.not_checkable for each in published)
