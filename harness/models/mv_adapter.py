@@ -242,7 +242,7 @@ def add_mv_adapters(
     settings.check(clip.arch)
     for index, work in enumerate(video):
         if work.classes != 1 or work.leaving[1] <= work.classes:
-            raise _refused(f"block {index} has {work.classes} class tokens in sequences of {work.leaving[1]}")
+            raise _refused(f"block {index} has {work.classes} class tokens in sequences of {work.leaving[1]} tokens")
     if not video:
         raise _refused("this method encodes no frames")
     clip.max_words = settings.words

@@ -297,11 +297,20 @@ def blueprint(protocol: Protocol, weights: Weights, config: RunConfig) -> Retrie
     """The run's model on the meta device, without values: every option is checked in milliseconds.
 
     Raises:
-        UsageError: an option that does not fit, or weights that are not a CLIP's.
+        UsageError: an option that does not fit, captions that are too long, or weights that are not a CLIP's.
     """
     shapes = {name: tensor.to("meta") for name, tensor in weights.state.items()}
     with torch.device("meta"):
-        return _untrained(protocol, replace(weights, state=shapes), config)
+        model = _untrained(protocol, replace(weights, state=shapes), config)
+    if protocol.words > (most := model.clip.max_words):
+        raise UsageError(
+            f"{config.method}: captions of protocol {protocol.name} have up to {protocol.words} ids, and this model "
+            f"takes {most}: choose another tuning, or weights with a longer context",
+            code="protocol.words",
+            method=config.method,
+            words=most,
+        )
+    return model
 
 
 def blueprint_of(context: RunContext, config: RunConfig) -> RetrievalModel:
