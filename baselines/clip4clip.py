@@ -33,6 +33,7 @@ class CLIP4Clip(Method[CLIP4ClipOptions]):
         recipe="clip4clip",
         tuning="full",
         identity={"head": "meanP"},
+        dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
     )
     Options = CLIP4ClipOptions
 

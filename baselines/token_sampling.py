@@ -82,6 +82,7 @@ class TokenSampling(Method[TokenSamplingOptions]):
         tuning="full",
         presets={backbone: {"schedule": schedule} for backbone, schedule in SCHEDULES.items()},
         identity={"schedule": ()},
+        by_default=False,
     )
     Options = TokenSamplingOptions
 

@@ -7,6 +7,10 @@ METHODS = {
     "adapter": "tvrbench.methods.adapter:Adapter",
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
+    "dgl": "tvrbench.methods.dgl:DGL",
+    "rap": "tvrbench.methods.rap:Rap",
+    "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
     "discovla": "tvrbench.methods.discovla:DiscoVLA",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
+    "vop": "tvrbench.methods.vop:VoP",
 }

@@ -28,6 +28,7 @@ class Adapter(Method[MethodOptions]):
         group="parameter-efficient",
         recipe="uniform",
         tuning="adapter",
+        by_default=False,
     )
 
 
@@ -40,6 +41,7 @@ class Bias(Method[MethodOptions]):
         group="parameter-efficient",
         recipe="uniform",
         tuning="bias",
+        by_default=False,
     )
 
 
@@ -52,4 +54,5 @@ class Prompts(Method[MethodOptions]):
         group="parameter-efficient",
         recipe="uniform",
         tuning="prompts",
+        by_default=False,
     )

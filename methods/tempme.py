@@ -73,7 +73,7 @@ def _schedule(options: TempMeOptions, arch: Architecture, frames: int) -> Iterat
         after, N = S // k, attending - intra
         macs = _pairs(joined - C) * arch.vision_width if cross else 0
         macs += _pairs(attending - C) * HEAD_WIDTH if intra else 0
-        work = BlockTokens(attention=(after, attending), leaving=(after, N), overhead_macs=after * macs)
+        work = BlockTokens(attention=(after, attending), leaving=(after, N), overhead_macs=after * macs, classes=C)
         yield _Step(sequences=S, join=k, cross=cross, intra=intra, work=work)
         S = after
 

@@ -20,6 +20,7 @@ from tvrbench.harness.regression.signature import TINY, same_randomness, save_ti
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
+STARTS_AT_ZERO = (".lora.B", ".adapter.up.", ".calibration.out.", "clip.factors.")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,8 +103,8 @@ def tiny_batch() -> dict[str, Any]:
 def tiny_model(tiny_weights: Path) -> Callable[..., RetrievalModel]:
     """Makes a method on the tiny CLIP, with its options for small models.
 
-    Parameters that start at zero (LoRA's B, an adapter's way up, a reducer's tables) are drawn anew, so that nothing
-    passes for being switched off.
+    Parameters that start at zero (LoRA's B, an adapter's way up, its calibration and factors, a reducer's tables) are
+    drawn anew, so that nothing passes for being switched off.
     """
 
     def make(name: str, **options: Any) -> RetrievalModel:
@@ -111,7 +112,7 @@ def tiny_model(tiny_weights: Path) -> Callable[..., RetrievalModel]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             for key, parameter in model.named_parameters():
-                if ".lora.B" in key or ".adapter.up." in key or key.startswith("reducer."):
+                if any(part in key for part in STARTS_AT_ZERO) or key.startswith("reducer."):
                     nn.init.normal_(parameter, std=0.05)
         return model
 

@@ -84,7 +84,8 @@ class BenchSettings(MeasurementSettings):
     def choices(self) -> list[MethodChoice]:
         """The methods, with the options for all of them below their own."""
         shared, everything = parse_assignments(self.assignments), registry.names("baselines", "methods")
-        texts = [text for given in self.methods or ("all",) for text in (everything if given == "all" else [given])]
+        named = self.methods or (registry.ALL,)
+        texts = [text for given in named for text in (everything if given == registry.ALL else [given])]
         given = [parse_method_choice(text) for text in texts]
         choices = [MethodChoice(method=each.method, options=shared | each.options) for each in given]
         label, count = Counter(choice.label for choice in choices).most_common(1)[0]

@@ -17,6 +17,7 @@ from tvrbench.harness.core.options import RESULTS, Json
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
     from tvrbench.harness.records.runs import StoredRecord
     from tvrbench.harness.reporting.analysis.compare_records import RecordComparison
+    from tvrbench.harness.reporting.papers.ranks import PublishedRanks
 
 _NAMED = 5
 
@@ -30,27 +31,52 @@ def compare(
 ) -> None:
     """Explain what differs between two records, then compare their numbers, with intervals where queries are shared.
 
+    One of them may be a paper's result whose ranks of single queries ship here: published:NAME.
+
     Args:
-        a: A record's file, or its name (or the beginning of it) below the results folder.
+        a: A record's file, or its name (or the beginning of it) below the results folder; or published:NAME (or the
+            beginning of it), one of tvrbench list published.
         b: The other one; differences are B minus A, ratios B over A.
         results: Folder of records.
     """
-    from tvrbench.harness.reporting.analysis.compare_records import compare_records
-    from tvrbench.harness.reporting.tables.markdown import one_line
-
-    one, other = (find_record(name, results) for name in (a, b))
-    comparison = compare_records(one, other)
+    one, other = (_find(name, results) for name in (a, b))
+    comparison = _compare(one, other)
     if as_json:
         print_json({"a": _identity(one), "b": _identity(other)} | asdict(comparison))
         return
-    for letter, run in (("A", one), ("B", other)):
-        print(f"{letter}: {one_line(run.name)} ({one_line(run.path.parent.name)}/{one_line(run.path.stem)})")
+    for letter, side in (("A", one), ("B", other)):
+        print(f"{letter}: {_title(side)}")
+    for side in (one, other):
+        _print_source(side)
     if comparison.same_run is not None:
         print(f"A and B are two records of one run, which count as one seed: B is {comparison.same_run}.")
     print()
     _print_facts(comparison)
     _print_metrics(comparison)
     _print_costs(comparison)
+
+
+def _find(name: str, results: Path) -> StoredRecord | PublishedRanks:
+    from tvrbench.harness.reporting.papers.ranks import PREFIX, load_published_ranks
+
+    return load_published_ranks(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else find_record(name, results)
+
+
+def _compare(a: StoredRecord | PublishedRanks, b: StoredRecord | PublishedRanks) -> RecordComparison:
+    from tvrbench.harness.records.runs import StoredRecord
+    from tvrbench.harness.reporting.analysis.compare_published import compare_with_published
+    from tvrbench.harness.reporting.analysis.compare_records import compare_records
+
+    if isinstance(a, StoredRecord):
+        if isinstance(b, StoredRecord):
+            return compare_records(a, b)
+        return compare_with_published(a, b, published_first=False)
+    if isinstance(b, StoredRecord):
+        return compare_with_published(b, a, published_first=True)
+    raise UsageError(
+        "both are published results, which differ in more than their method: give a run for one of them",
+        code="published.both",
+    )
 
 
 def find_record(name: str, results: Path) -> StoredRecord:
@@ -89,8 +115,29 @@ def find_record(name: str, results: Path) -> StoredRecord:
     return StoredRecord(record=read_record(path), path=path.resolve())
 
 
-def _identity(run: StoredRecord) -> dict[str, Any]:
-    record = run.record
+def _title(side: StoredRecord | PublishedRanks) -> str:
+    from tvrbench.harness.records.runs import StoredRecord
+    from tvrbench.harness.reporting.papers.ranks import PREFIX
+    from tvrbench.harness.reporting.tables.markdown import one_line
+
+    if isinstance(side, StoredRecord):
+        return f"{one_line(side.name)} ({one_line(side.path.parent.name)}/{one_line(side.path.stem)})"
+    return f"{side.title} ({PREFIX}{side.name})"
+
+
+def _print_source(side: StoredRecord | PublishedRanks) -> None:
+    from tvrbench.harness.records.runs import StoredRecord
+
+    if not isinstance(side, StoredRecord):
+        print(f"\n{side.paper}. Ranks: {side.counted}. From {side.source}; {side.license}.")
+
+
+def _identity(side: StoredRecord | PublishedRanks) -> dict[str, Any]:
+    from tvrbench.harness.records.runs import StoredRecord
+
+    if not isinstance(side, StoredRecord):
+        return side.about()
+    run, record = side, side.record
     names = {"protocol": record["protocol"]["name"], "method": record["method"]["name"]}
     return {"record": run.path.name, **names, "seed": record["seed"]}
 

@@ -45,10 +45,32 @@ def profile(
     print(f"{method} on {backbone}, {frames} frames")
     print(f"  GMACs (papers' GFLOPs)   video {gmacs['video']:.2f}   text {gmacs['text']:.3f}")
     print(f"  parameters               total {params['total']:,}   trainable {params['trainable']:,}")
+    print(f"  without gradient         {_dead(result['dead'])}")
     print(f"  output tokens            {result['output_tokens']}")
+    for line in _as_released(result):
+        print(line)
     print("  tokens leaving blocks    " + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
     print(f"  GPU kernels              {_kernels(result['kernels'])}")
     say("GMACs are multiply-adds per video and per 32-token caption, as fvcore counts them (docs/measurement.md)")
+
+
+def _dead(tensors: dict[str, Any]) -> str:
+    """How many trainable parameters the loss never reaches, and the first tensors that hold them."""
+    if "reason" in tensors:
+        return f"not counted: {tensors['reason']}"
+    names = list(tensors)
+    shown = ", ".join(names[:2]) + f" and {len(names) - 2} more" * (len(names) > 2)
+    return f"{sum(tensors.values()):,}" + f" ({shown})" * bool(names)
+
+
+def _as_released(result: dict[str, Any]) -> list[str]:
+    """The cost of the released code in one line, where it does work whose results it drops."""
+    released, tokens = result["gmacs"]["as_released"], result["output_tokens_as_released"]
+    exact = {name: result["gmacs"][name] for name in released}
+    if (released, tokens) == (exact, result["output_tokens"]):
+        return []
+    gmacs = f"video {released['video']:.2f}   text {released['text']:.3f}"
+    return [f"  the released code        {gmacs}   output tokens {tokens}"]
 
 
 def _kernels(counts: dict[str, dict[str, Any]]) -> str:

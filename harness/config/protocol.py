@@ -26,7 +26,7 @@ OWN = "own"  # the folder of names of protocols that do not ship
 _CONFIG = Path(__file__).parent
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(_[A-Za-z0-9.+-]+)*")
 _MAX_BYTES = 2**20
-_NOT_HASHED = ("seeds", "title", "data", "folder", "backbone_from_weights")
+_NOT_HASHED = ("seeds", "methods", "title", "data", "folder", "backbone_from_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Protocol:
             seeds of a method train at the same rate; ``per-seed`` tries them with the run's own.
         lr_search_share: share of a training's steps that each factor is tried for, with the whole schedule in them.
         seeds: the default seeds.
+        methods: those that run where nobody names any; empty for the default set.
         weights_sha256: of weights given in place of the protocol's own.
         weights_config: how weights are read where that is not the protocol's own way: activation, mean, std, tokenizer.
         small: methods run with their options for small models.
@@ -80,6 +81,7 @@ class Protocol:
     lr_search: Literal["once", "per-seed"] = "once"
     lr_search_share: float = 1 / 3
     seeds: tuple[int, ...] = (0,)
+    methods: tuple[str, ...] = ()
     weights_sha256: str | None = None
     weights_config: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
@@ -137,10 +139,11 @@ class Protocol:
     def hash(self) -> str:
         """SHA-256 (16 hex digits) over the protocol and the recipes it can use.
 
-        Seeds and fields at their default do not count, so a field that a later version adds keeps the hash; nor does
-        how learning rates are searched where there is one to try. See ``hash.toml`` for renamed fields.
+        Seeds, ``methods`` and fields at their default do not count, so a field that a later version adds keeps the
+        hash; nor does how learning rates are searched where there is one to try, nor a recipe that shipped later and is
+        as it shipped. See ``hash.toml``.
         """
-        recipes = [self.recipe] if self.recipe else recipe_names()
+        recipes = [self.recipe] if self.recipe else _recipes_that_count()
         left_out = set(_NOT_HASHED) | (set() if self.searches_lr else {"lr_search", "lr_search_share"})
         own = {key: value for key, value in _hashed(self).items() if key not in left_out}
         content = {"protocol": own, "recipes": {name: _hashed(self.recipe_for(name)) for name in recipes}}
@@ -181,9 +184,25 @@ class Protocol:
         return replace(self, weights_sha256=sha256 or "random", weights_config=config)
 
 
+def recipe_digest(name: str) -> str:
+    """SHA-256 (16 hex digits) over a shipped recipe, by which ``hash.toml`` knows it."""
+    content = json.dumps(_hashed(load_recipe(name)), sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _recipes_that_count() -> list[str]:
+    """The recipes in the hash of a published protocol."""
+    later = _hash_rules()["recipes"]
+    return [name for name in recipe_names() if name not in later or recipe_digest(name) != later[name]]
+
+
+def _hash_rules() -> dict[str, Any]:
+    return tomllib.loads(_CONFIG.joinpath("hash.toml").read_text(encoding="utf-8"))
+
+
 def _hashed(config: Protocol | Recipe) -> dict[str, Any]:
     """The fields that differ from their default, under the names that they have in hashes."""
-    rules = tomllib.loads(_CONFIG.joinpath("hash.toml").read_text(encoding="utf-8"))
+    rules = _hash_rules()
     defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
     defaults |= rules["omitted"]
     return {rules["names"].get(key, key): value for key, value in asdict(config).items() if value != defaults[key]}

@@ -15,6 +15,8 @@ from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
 
+ALL = "all"
+"""In a list of methods: every registered one."""
 KINDS = ("methods", "baselines", "datasets")
 
 

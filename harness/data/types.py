@@ -66,6 +66,13 @@ class Split:
         text = json.dumps([sorted(self.video_ids), pairs], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def order_fingerprint(self) -> str:
+        """SHA-256 over videos and captions in their order, which is that of per-query ranks; ``fingerprint`` is blind
+        to it."""
+        text = json.dumps([self.video_ids, self.caption_video, self.captions], ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def without(self, video_ids: Sequence[str]) -> Split:
         """Return the split without some videos and their captions (``--skip-bad-videos``)."""
         removed = set(video_ids)
@@ -114,7 +121,7 @@ class FrameSpec:
     """Specification of the frames of a video.
 
     Attributes:
-        sampler: ``tempme``, ``clip4clip``, ``centerclip``, or ``centerclip-train``, which is random.
+        sampler: ``tempme``, ``clip4clip``, ``centerclip``, ``vop``, or the random ``centerclip-train``, ``vop-train``.
         frames: T, the number of frames, padding included.
         size: side of the square crop in pixels; 0 (``NATIVE``) in a cache of uncropped frames.
         augment: ``none``, or the name of a training augmentation, applied to native-resolution frames, or to the crops

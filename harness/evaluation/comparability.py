@@ -128,6 +128,10 @@ def _text(value: object) -> str | None:
 
 _SHARED: Mapping[str, tuple[str, Callable[[Record], str | None]]] = {
     "split": ("tested on other videos or captions", lambda r: _split(r, "split_fingerprint", "test")),
+    "order": (
+        "lists its test captions in another order",
+        lambda r: _text(r["data"].get("order_fingerprint")),
+    ),
     "weights": ("started from other weights", _initial_weights),
     "weights-activation": ("ran its weights with another activation", lambda r: _reading(r, "activation")),
     "weights-normalization": ("normalized its frames in another way", lambda r: _reading(r, "mean", "std")),

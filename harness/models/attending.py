@@ -61,6 +61,7 @@ class VisionEncoder(Protocol):
     """The vision tower, as far as a reducer sees it."""
 
     positional_embedding: nn.Parameter
+    ln_pre: nn.LayerNorm
 
     @property
     def blocks(self) -> Sequence[Attends]:

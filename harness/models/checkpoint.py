@@ -38,7 +38,7 @@ class Checkpoint:
         path: the file.
         state: tensors under our model's names.
         base: the CLIP inside it where it is complete, else None.
-        options: method options saved with it.
+        options: method options saved with it, or told by its shapes.
         frames: saved with it, else None.
         selection: how it was chosen in its training: ``last``, ``best-on-test`` or ``unknown``.
     """
@@ -94,7 +94,8 @@ def read_checkpoint(
     state = dict(cls.from_released(key, tensor) for key, tensor in named.items())
     clip = {key: tensor for key, tensor in _clip_of(state).items() if not is_added(key)}
     base = _released_base(path, replace(tensors, clip=clip), activation) if "visual.conv1.weight" in clip else None
-    return Checkpoint(path=path, state=state, base=base, options={}, frames=None, selection="unknown")
+    options = cls.released_options(state)
+    return Checkpoint(path=path, state=state, base=base, options=options, frames=None, selection="unknown")
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -72,9 +72,10 @@ def load_model(
                 f"{what} give weights= (random:SEED, openai, an open_clip tag, a file or a folder)",
                 code="weights.missing",
             )
-        model = build(method, cls.configure(method, base.arch, frames, options), base, seed)
+        configured = cls.configure(method, base.arch, frames, options)
+        model = build(method, configured, base, seed)
         if saved:
-            _load_strict(model, saved.state, saved.path.name, complete=saved.base is not None)
+            _load_strict(model, configured.fit_released(saved.state), saved.path.name, complete=saved.base is not None)
     return model.to(device).eval()
 
 
@@ -90,7 +91,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         torch.manual_seed(seed)
         clip = CLIP(base.arch)
         _load_strict(clip, base.state, "weights", complete=True)
-        apply_tuning(clip, method.options.tuning, method.options.rank)
+        apply_tuning(clip, method)
         reducer = method.build_reducer()
         text_path = method.build_text_path(reducer)
         model = method.Model(method.spec(name), clip, reducer, method.build_head(), text_path)
@@ -103,6 +104,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
                 method=name,
             )
         reducer.attach(clip.visual)
+        text_path.attach(clip)
         model.head.attach(clip)
         return model
 

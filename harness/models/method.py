@@ -78,3 +78,14 @@ class Method(Generic[OptionsT]):
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """Our name and shape for a tensor of this method's released checkpoint (``module.`` already removed)."""
         return key, tensor
+
+    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's tensors under ``from_released``'s names, as these options part or join them; by default as
+        they are."""
+        return state
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ARG003 - subclasses look
+        """The options that the shapes of a released checkpoint tell, under our names (``from_released``); given ones
+        come before them."""
+        return {}

@@ -24,6 +24,11 @@ class MethodOptions:
     tuning: str
     rank: int = 8
 
+    @property
+    def lora_rank(self) -> int:
+        """Inner width of the LoRA update, where a method uses ``rank`` for something else."""
+        return self.rank
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodCard:
@@ -42,11 +47,14 @@ class MethodCard:
             where there are none, the reason in words.
         role: what comparisons use it as: ``dense`` (the encoder without token reduction) or ``frame_budget`` (the
             encoder on fewer frames, option ``keep``); None for everything else.
+        by_default: in the default set: ``run`` and ``sweep`` run it where nobody names methods; False leaves it to
+            ``--methods all``. The whole default set takes at most ten minutes on the stand-in and two quiet cores.
         frame_captions: True for a method whose training also takes a caption of every frame, where a file of them is
             given.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
-        dead: trainable parameters that the loss never reaches, as regular expressions of their names.
+        dead: trainable parameters that the loss never reaches, as regular expressions of their names; `` in part`` after
+            that of a tensor of which only some elements are dead (``profiling.counts.dead``).
     """
 
     summary: str
@@ -57,6 +65,7 @@ class MethodCard:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
     identity: dict[str, Any] | str = field(default_factory=dict)
     role: Literal["dense", "frame_budget"] | None = None
+    by_default: bool = True
     frame_captions: bool = False
     trains: bool = True
     encodes: bool = True

@@ -38,6 +38,10 @@ class TextPath(nn.Module):
         super().__init__()
         self.arch = arch
 
+    def attach(self, tower: TextTower) -> None:
+        """Start own parameters from the pre-trained ones, or keep the tower; called once, by the factory. Nothing by
+        default."""
+
     def enter(self, tower: TextTower, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """ids [B, L] and mask [B, L] -> tokens [B, N, D] before the first block, and the place that is read [B]."""
         x = tower.token_embedding(ids) + tower.positional_embedding[: ids.shape[1]]

@@ -240,6 +240,10 @@ class TokenReducer(nn.Module):
         """Start own parameters from the pre-trained ones, or keep a layer that decisions use; called once, by the
         factory. Nothing by default."""
 
+    def fold_constants(self) -> None:
+        """Compute what no input changes, as an evaluation does once: it is not counted as work for a video. Nothing by
+        default."""
+
     def select_frames(self) -> tuple[int, ...] | None:
         """The frames of T that enter the tower, ascending; None, the default, for all of them."""
         return None
@@ -292,11 +296,12 @@ class TokenReducer(nn.Module):
 
     @torch.no_grad()
     def _observed_plan(self, device: str) -> list[BlockTokens]:
-        twin = copy.deepcopy(self).to(device).eval()
+        twin = copy.deepcopy(self).to(device).eval().requires_grad_(False)  # or hooks of the counter ask for a graph
         twin.observer = None
         with torch.device(device):
             tower = ShapeTower(self.arch)
         twin.attach(tower)
+        twin.fold_constants()
         shape = (self.frames_encoded, self.arch.patches + 1, self.arch.vision_width)
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
         stream, plan = TokenStream(x=x, classes=1, per_video=self.frames_encoded), []
@@ -305,10 +310,10 @@ class TokenReducer(nn.Module):
                 stream = twin.before_block(stream, index)
                 attention = twin.attend(stream, index, block)
                 stream = twin.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
-                leaving = (stream.x.shape[0], stream.x.shape[1])
+                leaving, classes = (stream.x.shape[0], stream.x.shape[1]), stream.classes
                 stream = twin.after_block(stream, index)
             first, *others = block.attended or [(0, 0)]
             macs = counter.get_total_flops() // 2 - NORM_MACS * block.normed  # each attending token is normed anyway
             work = BlockTokens(attention=first, leaving=leaving, overhead_macs=macs, also_attending=tuple(others))
-            plan.append(replace(work, projecting=block.projected, mixing=tuple(block.mixed)))
+            plan.append(replace(work, projecting=block.projected, mixing=tuple(block.mixed), classes=classes))
         return plan

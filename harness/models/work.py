@@ -25,6 +25,7 @@ class BlockTokens:
         overhead_macs: multiply-adds of the reduction itself in this block (matching, clustering).
         projecting: tokens that become queries, keys and values beside those of ``attention``, for ``mixing``.
         mixing: (sequences, queries, keys) of every attention whose queries and keys are not the same tokens.
+        classes: class tokens in each sequence that leaves.
     """
 
     attention: tuple[int, int]
@@ -33,6 +34,7 @@ class BlockTokens:
     also_attending: tuple[tuple[int, int], ...] = ()
     projecting: int = 0
     mixing: tuple[tuple[int, int, int], ...] = ()
+    classes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +95,5 @@ class ShapeTower:
 
     def __init__(self, arch: Architecture) -> None:
         self.positional_embedding = nn.Parameter(torch.zeros(arch.patches + 1, arch.vision_width))
+        self.ln_pre = nn.LayerNorm(arch.vision_width)
         self.blocks = [ShapeRecorder(arch.vision_width) for _ in range(arch.vision_layers)]

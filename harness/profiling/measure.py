@@ -19,7 +19,7 @@ from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.plan import Job, Scenario, dense_encoder
 from tvrbench.harness.records.provenance import environment
-from tvrbench.harness.records.record import SCHEMA_VERSION, Measurement, ProtocolRef, WeightsRef
+from tvrbench.harness.records.record import AS_RELEASED, SCHEMA_VERSION, Measurement, ProtocolRef, WeightsRef
 from tvrbench.harness.records.store import RecordStore
 
 RUN_REPEATS = 3  # of the speed-up that each run measures
@@ -36,16 +36,36 @@ _MAIN: Mapping[Scenario, tuple[str, str]] = {
 
 
 def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
-    """Multiply-adds, parameters and tokens from ``profile``, the same on every machine."""
-    frames, tokens = {"frames": profile["frames"]}, {"leaving_blocks": profile["tokens"]}
-    return [
-        Measurement("gmacs_video", profile["gmacs"]["video"], "GMACs", conditions=frames),
-        Measurement("gmacs_text", profile["gmacs"]["text"], "GMACs", conditions={"words": TEXT_TOKENS}),
+    """Multiply-adds, parameters and tokens from ``profile``, the same on every machine.
+
+    Those of the released code are there only where they differ from ours.
+    """
+    frames, words = {"frames": profile["frames"]}, {"words": TEXT_TOKENS}
+    gmacs, tokens = profile["gmacs"], {"leaving_blocks": profile["tokens"]}
+    released = [
+        Measurement(f"gmacs_video{AS_RELEASED}", gmacs["as_released"]["video"], "GMACs", conditions=frames),
+        Measurement(f"gmacs_text{AS_RELEASED}", gmacs["as_released"]["text"], "GMACs"),
+        Measurement(f"output_tokens{AS_RELEASED}", profile["output_tokens_as_released"], "tokens", conditions=frames),
+    ]
+    exact = [
+        Measurement("gmacs_video", gmacs["video"], "GMACs", conditions=frames),
+        Measurement("gmacs_text", gmacs["text"], "GMACs", conditions=words),
         Measurement("gmacs_reduction", profile["reduction_gmacs"], "GMACs", conditions=frames),
         Measurement("output_tokens", profile["output_tokens"], "tokens", conditions=tokens),
         Measurement("params_total", profile["params"]["total"], "parameters"),
         Measurement("params_trainable", profile["params"]["trainable"], "parameters"),
+        _dead(profile),
     ]
+    values = {f"{m.name}{AS_RELEASED}": m.value for m in exact}
+    return exact + [m for m in released if m.value != values[m.name]]
+
+
+def _dead(profile: Mapping[str, Any]) -> Measurement:
+    """Trainable parameters that the loss never reaches, with the tensors that hold them."""
+    found = profile["dead"]
+    if "reason" in found:
+        return Measurement.missing("params_dead", "parameters", found["reason"])
+    return Measurement("params_dead", profile["params"]["dead"], "parameters", conditions={"tensors": found})
 
 
 def time_costs(job: Job, *, trains: bool) -> list[Measurement]:

@@ -33,6 +33,7 @@ _FOUND = (
     ":(glob)datasets/standin/open_clip_config.json",
     ":(glob)datasets/standin/vocab.txt",
     ":(glob)results/published/*.csv",
+    ":(glob)results/published/ranks/*.json",
 )
 
 

@@ -157,6 +157,7 @@ class _Data(TypedDict):
 
     dataset: Text
     split_fingerprint: Sha256 | None
+    order_fingerprint: NotRequired[Sha256]
     frames_fingerprint: Sha256 | None
     skipped: Annotated[list[Text], AfterValidator(_unique)]
     frame_captions: NotRequired[FrameCaptionsRef | None]
@@ -236,6 +237,11 @@ class Record(TypedDict):
     duration_s: Annotated[float, Field(ge=0)]
     status: Literal["completed", "failed"]
     failure: Text | None
+
+
+AS_RELEASED = "_as_released"
+"""Ends the name of a cost as the released code has it, with work whose results it drops. Where a record holds none, the
+cost is the one without that ending."""
 
 
 @dataclass(frozen=True)

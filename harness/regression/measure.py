@@ -145,7 +145,9 @@ def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
     for subject in subjects:
         method, _, backbone = subject.partition("@")
         profile = profile_by_name(method, backbone)
-        values = {f"{group}_{part}": value for group in ("gmacs", "params") for part, value in profile[group].items()}
+        gmacs, params = profile["gmacs"], profile["params"]
+        values = {f"gmacs_{encoder}": gmacs[encoder] for encoder in ("video", "text")}
+        values |= {f"params_{part}": params[part] for part in ("total", "trainable")}
         values |= {"tokens": profile["tokens"], "output_tokens": profile["output_tokens"]}
         measured |= {f"exact/{subject}/{name}": value for name, value in values.items()}
         say(f"measured {subject}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,7 @@ def _data(context: RunContext, config: RunConfig) -> dict[str, Any]:
         "test_videos": len(test.video_ids),
         "test_captions": len(test.captions),
         "split_fingerprint": test.fingerprint,
+        "order_fingerprint": test.order_fingerprint,
         "frames_fingerprint": None,
         "skipped": list(context.skipped),
         **_declared(context, "test", "captions", test),
@@ -270,11 +271,15 @@ def check_shares(batch_size: int) -> None:
 
 
 def options_of(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
-    """The options of a run: those given, over a checkpoint's own, or over those for small models."""
-    scored = config.checkpoint
+    """The options of a run: those given, over a checkpoint's own, or over those for small models.
+
+    A method with a position for every word has as many ``words`` as the protocol.
+    """
+    scored, cls = config.checkpoint, method_class(config.method)
     small = protocol.small and (scored is None or scored.needs_small_options)
     own = scored.options if scored else {}
-    return (method_class(config.method).card.tiny if small else {}) | own | config.options
+    words = {"words": protocol.words} if any(option.name == "words" for option in fields(cls.Options)) else {}
+    return words | (cls.card.tiny if small else {}) | own | config.options
 
 
 def new_model(context: RunContext, config: RunConfig) -> RetrievalModel:

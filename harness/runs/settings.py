@@ -87,7 +87,8 @@ class RunSettings(ExecutionSettings):
     Attributes:
         protocol: For example msrvtt-1ka-9k/uniform or standin/uniform (tvrbench list protocols), or the path of a
             protocol file of your own, which ends in .toml.
-        methods: Names separated by commas (default: all registered).
+        methods: Names separated by commas, or all for every registered one (default: the protocol's own, or else the
+            default set, which tvrbench list methods shows).
         seeds: Whole numbers separated by commas (default: the protocol's own).
         data: Folder of the data set: annotations and a folder videos. The embedded one needs none.
         backbone: A backbone instead of the protocol's; the protocol's name then says so.

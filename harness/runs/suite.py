@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from tvrbench.harness.profiling import full_size
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.record import weights_line
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST, RecordStore
+from tvrbench.harness.runs.chosen import are_named, chosen_methods, what_is_left
 from tvrbench.harness.runs.config import RunConfig, planned_work, recipe_of
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
@@ -75,7 +76,7 @@ class Suite:
         else:
             scored = open_checkpoint(settings.checkpoint, settings.methods, settings.activation)
             protocol = protocol_for(scored, protocol, settings.backbone, settings.weights)
-        methods = (scored.method,) if scored else settings.methods or tuple(registry.names("baselines", "methods"))
+        methods = (scored.method,) if scored else chosen_methods(settings.methods, protocol)
         seeds = settings.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
         trains = {method: method_class(method).card.trains for method in methods}
         captions = _frame_captions(settings.frame_captions, methods)
@@ -156,9 +157,13 @@ def _earlier_work(settings: RunSettings) -> dict[str, bool]:
     }
 
 
-def _all_methods(settings: RunSettings) -> bool:
+def _all_methods(suite: Suite, settings: RunSettings) -> bool:
     """True if no method was named."""
-    return not settings.methods and settings.checkpoint is None
+    return suite.scored is None and not are_named(settings.methods, suite.protocol)
+
+
+def _left(suite: Suite, settings: RunSettings) -> str | None:
+    return None if suite.scored else what_is_left(settings.methods, suite.protocol, "--methods all")
 
 
 def _print_plan(suite: Suite, settings: RunSettings) -> None:
@@ -173,7 +178,7 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
         scored=suite.scored,
         skip_bad=settings.skip_bad_videos,
         log=_log,
-        all_methods=_all_methods(settings),
+        all_methods=_all_methods(suite, settings),
         **_earlier_work(settings),
     )
     _log(_frame_captions_line(found.left, settings.frame_captions))
@@ -181,6 +186,8 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
     plan = make_plan(
         found.protocol, found.weights, found.left, found.context, settings, rates, downloads=found.downloads
     )
+    if left := _left(suite, settings):
+        plan = replace(plan, notes=[*plan.notes, left])
     for path in found.done:
         _log(f"skipped, its record exists: {path.name}")
     unsaid = settings.data is None and found.protocol.data is None and found.context is None
@@ -204,7 +211,8 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
         _log(line)
     check = None if settings.videos_checked else partial(check_videos, skip_bad=settings.skip_bad_videos, log=_log)
     configs = suite.configs
-    if _all_methods(settings):
+    _log(_left(suite, settings))
+    if _all_methods(suite, settings):
         configs = with_preset(context.protocol, context.weights, configs, _log)
     context, work = prepare(context, configs, store, check=check, **_earlier_work(settings))
     for path in work.done:

@@ -1,7 +1,7 @@
 """Many runs from one file: protocols x backbones x methods x seeds, one on each device at a time or on a cluster.
 
 protocols = ["msrvtt-1ka-9k/uniform"]
-methods = ["lora", "tempme"]             # default: all registered
+methods = ["lora", "tempme"]             # default: as of tvrbench run; ["all"]: all registered
 seeds = [0, 1, 2]                        # default: each protocol's own
 backbones = ["ViT-B-32", "ViT-B-16"]     # default: each protocol's own
 [data]                                   # a folder per data set that does not generate itself
@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from tvrbench.harness.config.protocol import Activation, Protocol, load_protocol
-from tvrbench.harness.core import registry
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed, UsageError
 from tvrbench.harness.core.numerics import set_numerics
@@ -35,6 +34,7 @@ from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.runs.chosen import chosen_methods, what_is_left
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.launch.local import Finished, Task, run_all
@@ -68,7 +68,8 @@ class Sweep:
                 raise UsageError(f"sweep: {name} holds a value twice: give each once", code="sweep.twice", name=name)
         if not self.protocols:
             raise UsageError("sweep: protocols is empty: name at least one", code="sweep.no-protocol")
-        strangers = sorted(set(self.method_options) - set(self.chosen_methods))
+        chosen = {name for protocol in self.protocols for name in self.methods_under(load_protocol(protocol))}
+        strangers = sorted(set(self.method_options) - chosen)
         if strangers:
             raise UsageError(
                 f"sweep: method_options has {strangers[0]!r}, which is not among its methods: add it to methods",
@@ -76,10 +77,9 @@ class Sweep:
                 method=strangers[0],
             )
 
-    @property
-    def chosen_methods(self) -> tuple[str, ...]:
-        """The methods, or all that are registered."""
-        return self.methods or tuple(registry.names("baselines", "methods"))
+    def methods_under(self, protocol: Protocol) -> tuple[str, ...]:
+        """The methods that run under one of the protocols."""
+        return chosen_methods(self.methods, protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +125,10 @@ def sweep_groups(sweep: Sweep, device: str = "cpu", *, deterministic: bool = Fal
     Raises:
         UsageError: an unknown protocol or method.
     """
-    trains = {method: method_class(method).card.trains for method in sweep.chosen_methods}
     groups = []
     for name in sweep.protocols:
         base = load_protocol(name)
+        trains = {method: method_class(method).card.trains for method in sweep.methods_under(base)}
         for backbone in sweep.backbones or (None,):
             configs = [
                 RunConfig(
@@ -139,7 +139,7 @@ def sweep_groups(sweep: Sweep, device: str = "cpu", *, deterministic: bool = Fal
                     deterministic=deterministic,
                 )
                 for number, seed in enumerate(sweep.seeds or base.seeds)
-                for method in sweep.chosen_methods
+                for method in trains
                 if number == 0 or trains[method]
             ]
             data = sweep.data.get(base.dataset, base.data)
@@ -188,6 +188,9 @@ def run_sweep(settings: SweepSettings) -> SweepResult | None:
     set_numerics(deterministic=settings.deterministic)  # a plan measures here; a run's own process sets its own
     sweep, store = read_sweep(settings.file), RecordStore(settings.results)
     groups = sweep_groups(sweep, pick_device(settings.device), deterministic=settings.deterministic)
+    ways = (what_is_left(sweep.methods, group.protocol, 'methods = ["all"]') for group in groups)
+    for way in dict.fromkeys(filter(None, ways)):
+        say(way)
     if settings.tensorboard:
         check_tensorboard()
     if settings.slurm:

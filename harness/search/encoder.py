@@ -165,7 +165,7 @@ class Encoder:
         if whole.shape[1] <= 2:  # start and end
             raise UsageError("the query holds no word; describe what the video shows", code="query.empty")
         read = 1 + int((whole[0] == whole[0, -1]).nonzero()[0])  # the text tower reads up to the first end token
-        ids, mask = (part.to(clip.logit_scale.device) for part in self.tokenizer([text], clip.arch.context_length))
+        ids, mask = (part.to(clip.logit_scale.device) for part in self.tokenizer([text], clip.max_words))
         feature = self.model.encode_text(ids, mask).float().cpu().numpy()
         return feature, min(read, ids.shape[1]) < whole.shape[1]
 

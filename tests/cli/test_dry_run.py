@@ -204,9 +204,11 @@ def test_missing_videos_are_counted_and_the_plan_is_made(data: Path, capsys: pyt
     assert plan["decoding"]["clip_ms"] > 0  # of what is there
 
 
+@pytest.mark.parametrize("asked", [[], ["--methods", "all"]])
 @pytest.mark.parametrize(("dry_run", "step"), [(["--dry-run"], "make_plan"), ([], "prepare")])
 def test_methods_without_a_preset_are_left_out_unless_named(
     dry_run: list[str],
+    asked: list[str],
     step: str,
     data: Path,
     capsys: pytest.CaptureFixture[str],
@@ -220,12 +222,13 @@ def test_methods_without_a_preset_are_left_out_unless_named(
         raise UsageError("enough", code="test.enough")
 
     monkeypatch.setattr(suite, step, stop)
-    command = ["run", NAME, "--data", str(data), "--weights", WEIGHTS, "--seeds", "0", *dry_run]
+    command = ["run", NAME, "--data", str(data), "--weights", WEIGHTS, "--seeds", "0", *asked, *dry_run]
     assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert "[test.enough]" in said
     assert {"lora", "zero_shot"} <= set(planned)
-    left_out = set(registry.names("methods", "baselines")) - set(planned)
+    chosen = {} if asked else {"by_default": True}
+    left_out = set(registry.matching("methods", "baselines", **chosen)) - set(planned)
     assert {"tome", "centerclip"} <= left_out
     (line,) = [line for line in said.splitlines() if line.startswith("left out: ")]
     assert all(method in line for method in left_out)

@@ -1,4 +1,4 @@
-"""The method of docs/adding-a-method.md as a plug-in package would bring it: registered by entry point."""
+"""Methods as a plug-in package would bring them, registered by entry point: that of docs/adding-a-method.md, others."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ NAME = "every_nth"
 
 @contextmanager
 def registered_plugin(folder: Path) -> Iterator[None]:
-    """Write the documented method to a module in ``folder`` and register it for the block."""
+    """Register the documented method for the block."""
     code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert code is not None
     assert sum(1 for line in code.group(1).splitlines() if line) <= 30
-    (folder / "my_package.py").write_text(code.group(1))
-    entry = EntryPoint(name=NAME, value="my_package:EveryNth", group="tvrbench.methods")
+    with registered(folder, NAME, code.group(1), "EveryNth"):
+        yield
+
+
+@contextmanager
+def registered(folder: Path, name: str, code: str, kind: str) -> Iterator[None]:
+    """Write ``code`` to a module in ``folder`` and register its class ``kind`` as a method for the block."""
+    (folder / "my_package.py").write_text(code)
+    entry = EntryPoint(name=name, value=f"my_package:{kind}", group="tvrbench.methods")
 
     def with_plugin(**wanted: str) -> Any:
         more = (entry,) if wanted.get("group") == "tvrbench.methods" else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from tvrbench.harness.models.attending import QKV, AttentionOut
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
 from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
+
+if TYPE_CHECKING:
+    from tvrbench.harness.models.tokens import TokenStream
 
 _STEEPNESS = 1.702
 _SATURATED = 40.0  # where a sigmoid is 1 in float64, and its exponential is still finite in float32
@@ -64,7 +67,25 @@ class QuickGELU(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
-class Adapter(nn.Module):
+class BlockAdapter(nn.Module):
+    """Adds to what a block's MLP gives; the base of all that tunings put there."""
+
+    def forward(self, normed: Tensor, out: Tensor, stream: TokenStream | None) -> Tensor:
+        """What is added [S, N, D] to the output of the MLP.
+
+        Args:
+            normed: [S, N, D], the input of the MLP.
+            out: [S, N, D], its output.
+            stream: that both belong to; None for captions.
+        """
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def macs(self, sequences: int, tokens: int) -> int:
+        """Multiply-adds for this many sequences of a video, or one caption, counted like those of the towers."""
+        raise TypeError(f"{type(self).__name__} defines no macs")
+
+
+class Adapter(BlockAdapter):
     """A bottleneck beside the MLP: 0.1 up(ReLU(down(x))), zero at the start (AdaptFormer, arXiv 2205.13535)."""
 
     SCALE = 0.1
@@ -77,9 +98,13 @@ class Adapter(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.up(F.relu(self.down(x)))
-        return self.SCALE * out
+    def forward(self, normed: Tensor, out: Tensor, stream: TokenStream | None) -> Tensor:
+        added: Tensor = self.up(F.relu(self.down(normed)))
+        return self.SCALE * added
+
+    def macs(self, sequences: int, tokens: int) -> int:
+        """Both projections."""
+        return 2 * sequences * tokens * self.down.in_features * self.down.out_features
 
 
 class Prompts(nn.Module):
@@ -120,13 +145,17 @@ class Attention(nn.Module):
 
     Attributes:
         sizes_in_keys: how proportional attention is computed (``backbone.proportional``); the result is the same.
+
+    Args:
+        width: D.
+        heads: their number; as many of 64 channels as there are, unless it is given.
     """
 
     sizes_in_keys: bool = False
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int | None = None) -> None:
         super().__init__()
-        self.heads = width // HEAD_WIDTH
+        self.heads = heads or width // HEAD_WIDTH
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -170,7 +199,7 @@ class Attention(nn.Module):
     def qkv(self, x: Tensor) -> QKV:
         """Queries, keys and values of x [S, N, D]."""
         S, N, _ = x.shape
-        return QKV(*self.project(x).view(S, N, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4))
+        return QKV(*self.project(x).view(S, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4))
 
     def merge_heads(self, heads_SHNC: Tensor) -> Tensor:
         """What every head found [S, heads, N, 64], projected to [S, N, D]."""
@@ -246,14 +275,14 @@ class Block(nn.Module):
     outputs would be dropped, so they are keys and values only: the same result as with tokens, for less work.
     """
 
-    def __init__(self, width: int, activation: str) -> None:
+    def __init__(self, width: int, activation: str, heads: int | None = None) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width)
+        self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, activation)
         self.prompts: Prompts | None = None
-        self.adapter: Adapter | None = None
+        self.adapter: BlockAdapter | None = None
 
     def attend(
         self, x: Tensor, size: Tensor | None = None, causal: bool = False, *, prompts: Tensor | None = None
@@ -277,22 +306,30 @@ class Block(nn.Module):
         """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
         return self.attn.qkv(x)
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
         """The attention branch [S, N, D] of queries [S, heads, N, 64] over keys and values [S, heads, K, 64].
 
         The block's own prompts come before the keys. ``mask`` is True where a query may see a key, and has the shape of
-        [S, heads, N, K] or one that becomes it.
+        [S, heads, N, K] or one that becomes it. Where that is ``causal`` (text), the first token precedes the prompts.
         """
         if self.prompts is not None:
+            Q = len(self.prompts)
             keys, values = self.attn.before(self.ln_1(self.prompts.tokens.unsqueeze(0)), keys, values)
-            mask = mask if mask is None else F.pad(mask, (len(self.prompts), 0), value=True)
+            mask = mask if mask is None else F.pad(mask, (Q, 0), value=True)
+            if causal and mask is not None:
+                mask[..., 0, :Q] = False
         return self.attn.merge_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """The MLP branch of x [S, N, D] (without the residual), an adapter beside it."""
+    def feed_forward(self, x: Tensor, stream: TokenStream | None = None) -> Tensor:
+        """The MLP branch of x [S, N, D] (without the residual) and what an adapter adds to it.
+
+        ``stream`` holds x in the vision tower; adapters there may ask it for frames and their mask.
+        """
         normed = self.ln_2(x)
         out: Tensor = self.mlp(normed)
-        return out if self.adapter is None else out + self.adapter(normed)
+        return out if self.adapter is None else out + self.adapter(normed, out, stream)
 
 
 class Transformer(nn.Module):

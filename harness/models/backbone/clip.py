@@ -62,7 +62,7 @@ class VisionTower(nn.Module):
             stream = reducer.before_block(stream, index)
             attention = reducer.attend(stream, index, block)
             stream = reducer.after_attention(stream.with_x(stream.x + attention.delta), attention, index)
-            stream = stream.with_x(stream.x + block.feed_forward(stream.x))
+            stream = stream.with_x(stream.x + block.feed_forward(stream.x, stream))
             stream = reducer.after_block(stream, index)
         return stream
 
@@ -86,7 +86,12 @@ class VisionTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers; OpenAI's naming puts the text tower's parameters at the top level."""
+    """Both towers; OpenAI's naming puts the text tower's parameters at the top level.
+
+    Attributes:
+        max_words: the ids that a caption may have; a tuning may have positions for fewer than the context holds.
+        factors: what both towers' adapters share (tuning ``mv-adapter``).
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -99,6 +104,8 @@ class CLIP(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(arch.text_width, arch.embed_dim) * arch.text_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.prompts: Prompts | None = None  # of the text tower's input
+        self.factors: nn.ParameterList | None = None
+        self.max_words = arch.context_length
 
     def encode_image(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W] CLIP-normalized -> [B, E], not normalized."""
@@ -106,12 +113,12 @@ class CLIP(nn.Module):
         return self.visual.class_features(stream)[:, 0]
 
     def check_text(self, ids: Tensor, mask: Tensor) -> None:
-        """UsageError unless ids and mask are [batch, length], and no longer than the context."""
+        """UsageError unless ids and mask are [batch, length], and no longer than captions may be."""
         if ids.ndim != 2 or ids.shape != mask.shape:
             shapes = f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)}"
             raise UsageError(f"text: {shapes} must both be [batch, length]", code="text.input")
-        if ids.shape[1] > self.arch.context_length:
-            problem = f"text: {ids.shape[1]} tokens, but the model's context holds {self.arch.context_length}"
+        if ids.shape[1] > self.max_words:
+            problem = f"text: {ids.shape[1]} tokens, but the model's context holds {self.max_words}"
             raise UsageError(problem, code="text.input")
 
     def encode_text(self, ids: Tensor, mask: Tensor, path: TextPath | None = None) -> Tensor:

@@ -21,7 +21,14 @@ from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs, text_length
+from tvrbench.harness.profiling.counts.dead import dead_or_reason
+from tvrbench.harness.profiling.counts.formula import (
+    analytic_macs,
+    reduction_macs,
+    released_macs,
+    released_tokens,
+    text_length,
+)
 
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
 # Words in the names of operators that multiply matrices: each such operator must be counted.
@@ -38,7 +45,17 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     return int(prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
-HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {"aten::scaled_dot_product_attention": _attention_macs}
+def _lstm_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """The products of an LSTM: every weight matrix once for each item of each step."""
+    items = prod(inputs[0].type().sizes()[:-1])
+    shapes = [weight.type().sizes() for weight in inputs[2].node().inputs()]
+    return int(items * sum(prod(shape) for shape in shapes if len(shape) == 2))
+
+
+HANDLERS: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::scaled_dot_product_attention": _attention_macs,
+    "aten::lstm": _lstm_macs,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,23 +215,32 @@ def profile(model: RetrievalModel) -> dict[str, Any]:
     """Cost that needs no data, as plain data.
 
     Returns:
-        ``method, backbone, frames, gmacs: {video, text}, params: {total, trainable}, tokens: [[sequences, tokens per
-        sequence] leaving each block], output_tokens``, for one video; and ``reduction_gmacs``, the share of
-        ``gmacs.video`` of the token reduction itself. GMACs are 10^9 multiply-adds (papers' "GFLOPs").
+        ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
+        tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
+        one video; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``, the
+        tensors behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers'
+        "GFLOPs"). As released: with the work of the released code whose results it drops; the same numbers where it
+        drops none.
 
     Raises:
         CheckFailed: trace and formula disagree.
     """
     tokens = [list(block) for block in model.tokens]
     parameters = list(model.parameters())
+    macs, planned, released = checked_macs(model), analytic_macs(model), released_macs(model)
+    as_released = {name: (counted + released[name] - planned[name]) / 1e9 for name, counted in macs.items()}
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    dead = dead_or_reason(model)
+    dead_number = None if "reason" in dead else sum(dead.values())
     return {
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
-        "gmacs": {name: macs / 1e9 for name, macs in checked_macs(model).items()},
+        "gmacs": {name: counted / 1e9 for name, counted in macs.items()} | {"as_released": as_released},
         "reduction_gmacs": reduction_macs(model) / 1e9,
-        "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable},
+        "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable, "dead": dead_number},
+        "dead": dead,
         "tokens": tokens,
         "output_tokens": prod(tokens[-1]) if tokens else 0,
+        "output_tokens_as_released": released_tokens(model),
     }

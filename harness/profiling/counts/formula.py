@@ -8,6 +8,7 @@ element, everything else is free. LoRA is folded into the weights, as at inferen
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import torch
 
@@ -34,6 +35,13 @@ def released_macs(model: RetrievalModel) -> dict[str, int]:
     video = model.reducer.work_as_released()
     text = model.text_path.work_as_released(text_length(model.clip.arch))
     return {"video": _video_macs(model, video), "text": _text_macs(model, text)}
+
+
+def released_tokens(model: RetrievalModel) -> int:
+    """Tokens per video that leave the last block of the released code."""
+    work = model.reducer.work_as_released()
+    blocks = model.reducer.plan() if work is None else work.blocks
+    return prod(blocks[-1].leaving) if blocks else 0
 
 
 def reduction_macs(model: RetrievalModel) -> int:
@@ -78,8 +86,7 @@ def _with(work: BlockTokens, prompts: int) -> BlockTokens:
 def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     """One transformer block: norm, q/k/v, q k^T, attention x v and output projection; norm and MLP; the reduction.
 
-    Prompts of the block are normalized and projected once per call, and then are further keys. An adapter is two more
-    layers beside the MLP.
+    Prompts of the block are normalized and projected once per call, and then are further keys.
     """
     prompts = 0 if block.prompts is None else len(block.prompts)
     attention = 0
@@ -90,9 +97,9 @@ def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
     for sequences, queries, keys in work.mixing:
         attention += sequences * queries * (width**2 + 2 * (keys + prompts) * width)
         attention += prompts * (_NORM * width + 3 * width**2)
-    hidden = 4 * width + (0 if block.adapter is None else block.adapter.down.out_features)
     leaving = work.leaving[0] * work.leaving[1]
-    return attention + leaving * (_NORM * width + 2 * width * hidden) + work.overhead_macs
+    added = 0 if block.adapter is None else block.adapter.macs(*work.leaving)
+    return attention + leaving * (_NORM * width + 8 * width**2) + added + work.overhead_macs
 
 
 def _projection_macs(tokens: int, width: int, embed_dim: int) -> int:

@@ -145,7 +145,7 @@ def _tokenizing(dataset: RetrievalDataset, model: RetrievalModel) -> dict[str, f
         return {}
     tokenizer, captions = BytePairTokenizer(), dataset.split(splits_of(dataset)[0]).captions[:CAPTIONS]
     start = time.perf_counter()
-    tokenizer(captions, model.clip.arch.context_length)
+    tokenizer(captions, model.clip.max_words)
     return {"tokenize": len(captions) * model.frames / (time.perf_counter() - start)}
 
 

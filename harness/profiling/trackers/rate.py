@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.precision import DTYPES
+from tvrbench.harness.models.spec import MethodOptions
 from tvrbench.harness.models.tuning import apply_tuning
 from tvrbench.harness.profiling.counts.formula import text_length
 from tvrbench.harness.profiling.plan import Precision, Timing
@@ -64,7 +66,7 @@ def _rate(arch: Architecture, shown: int, frames: int, device: torch.device, pre
 def _probe(arch: Architecture, captions: int, frames: int, device: torch.device) -> tuple[CLIP, Inputs]:
     with device, torch.random.fork_rng(devices=[]):
         model = CLIP(arch)
-        apply_tuning(model, "full", 0)
+        apply_tuning(model, Method(MethodOptions(tuning="full"), arch, frames))
         ids = torch.zeros(captions, text_length(arch), dtype=torch.long)
         pixels = torch.rand(frames, 3, arch.image_size, arch.image_size)
         return model, (pixels, ids, torch.ones_like(ids, dtype=torch.bool))

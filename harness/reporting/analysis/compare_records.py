@@ -26,11 +26,15 @@ from tvrbench.harness.reporting.data.context import compares_methods
 from tvrbench.harness.reporting.data.rows import Values, run_credits
 
 _COUNTED = {CATALOGUE[name].unit for name in COUNTS}  # the same on every machine
-_MEANING: Mapping[str, str] = {
+MEANING: Mapping[str, str] = {
     "protocol": "the numbers answer different questions",
     "protocol hash": "rules of training or testing differ: no table holds both",
     "data: dataset": "metrics do not compare",
+    "option backbone": "part of any difference is the backbone's",
+    "option frames": "part of any difference is that of the frames",
     "data: split_fingerprint": "other test videos or captions: metrics do not compare",
+    "data: order_fingerprint": "test captions in another order: ranks do not pair",
+    "data: train_split": "trained on other videos or captions",
     "data: train_fingerprint": "trained on other videos or captions",
     "data: frame_captions": "trained on other captions of frames, or on none",
     "data: frames_fingerprint": "other pixels: videos, decoder or sampler differ",
@@ -49,7 +53,7 @@ _MEANING: Mapping[str, str] = {
     "uncommitted changes": "code that is in no commit made one of them",
     "status": "a run that failed has no numbers",
 }
-
+"""What a difference means for a comparison, by what differs."""
 
 _OTHER_WEIGHTS = "the runs differ in the weights that they started from: no test of these is a verdict on the method"
 
@@ -87,7 +91,7 @@ def compare_records(a: StoredRecord, b: StoredRecord) -> RecordComparison:
     return RecordComparison(
         same_run=difference_of_repeats(b.record, a.record) if repeated else None,
         facts=[
-            {"what": what, "a": one.get(what), "b": other.get(what), "meaning": _MEANING.get(what)}
+            {"what": what, "a": one.get(what), "b": other.get(what), "meaning": MEANING.get(what)}
             for what in one | other
             if one.get(what) != other.get(what)
         ],

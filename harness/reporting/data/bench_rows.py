@@ -122,6 +122,7 @@ def figure(row: MethodRow, name: str, what: str | None = None, batch: int | None
 
     A measurement that names no scenario (``what``) or batch counts for any.
     """
+    name = row.reading(name)
     matching = (
         m
         for m in row.measurements

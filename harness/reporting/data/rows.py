@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
 from tvrbench.harness.records.reading import USUAL_READING, frame_captions_of, unusual_reading
-from tvrbench.harness.records.record import MeasurementDoc, Record
+from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc, Record
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
@@ -149,11 +149,20 @@ class MethodRow:
         interval = bootstrap_interval(np.mean(per_seed, axis=0), mean, CONFIDENCE)
         return interval.low, interval.high
 
+    def holds(self, name: str) -> bool:
+        """Return True if any run's record has a measurement of this name."""
+        return any(m["name"] == name for m in self.measurements)
+
+    def reading(self, name: str) -> str:
+        """Return the name that a cost has in these records: one as released that they do not hold is the exact one."""
+        return name if self.holds(name) else name.removesuffix(AS_RELEASED)
+
     def cost(self, name: str, what: str = "inference") -> Cost | None:
         """Return a measurement by name, averaged over the runs; None where no run mentions it.
 
         A measurement that names no scenario (``what``) counts for any.
         """
+        name = self.reading(name)
         per_run = (
             [m for m in run.record["cost"] if m["name"] == name and m["conditions"].get("what", what) == what]
             for run in self.runs

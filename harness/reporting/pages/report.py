@@ -24,8 +24,8 @@ from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
-from tvrbench.harness.reporting.papers.published import load_configurations, load_published
-from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
+from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
+from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge_accuracy
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
 from tvrbench.harness.reporting.tables.provenance import (
     banner,
@@ -35,7 +35,7 @@ from tvrbench.harness.reporting.tables.provenance import (
     shared_values,
     warnings,
 )
-from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_table
+from tvrbench.harness.reporting.tables.published import apart_table, claims_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
 from tvrbench.harness.reporting.tables.table import Table
 from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, pair_table, selection_table, spread_table
@@ -212,7 +212,10 @@ def _visualized(context: ReportContext) -> list[Block]:
 
 def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], context: ReportContext) -> list[Section]:
     numbers, configurations = load_published(), load_configurations()
-    comparisons = compare(PaperData(numbers=numbers, configurations=configurations), rows, full_size, context)
+    papers = PaperData(numbers=numbers, configurations=configurations)
+    comparisons = compare(papers, rows, full_size, context)
+    claimed = judge_accuracy(load_claims(), rows, papers, context)
+    claims = [claims_table(claimed, "claims", "The papers' claims about accuracy", context)] if claimed else []
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
@@ -221,6 +224,7 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     verdicts: list[Block] = [
         verdict_table(comparisons, context) or ("No published number is comparable with this report's.",),
         *_present(apart_table(comparisons, context)),
+        *claims,
         *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),
     ]
     return [

@@ -20,18 +20,42 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.store import BEST_ON_TEST
 from tvrbench.harness.reporting.catalogue import COUNTS
 
-MEASURES = (*COUNTS, "infer_time", "train_time", "train_memory")
+ACCURACY = "t2v_RSum"
+MEASURES = (*COUNTS, "infer_time", "train_time", "train_memory", ACCURACY)
 
-ABSOLUTE = "M"
-"""The form of a claim that needs no baseline: millions."""
-
+MILLIONS, SHARE, POINTS = "M", "% of all", "points more"
 FORMS: Mapping[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "% less": (lambda ratio: 100 * (1 - ratio), lambda claimed: 1 - claimed / 100),
     "% of it": (lambda ratio: 100 * ratio, lambda claimed: claimed / 100),
     "x faster": (lambda ratio: 1 / ratio, lambda claimed: 1 / claimed),
-    ABSOLUTE: (lambda value: 1e-6 * value, lambda claimed: 1e6 * claimed),
+    POINTS: (lambda points: points, lambda claimed: claimed),
+    MILLIONS: (lambda value: 1e-6 * value, lambda claimed: 1e6 * claimed),
+    SHARE: (lambda share: 100 * share, lambda claimed: claimed / 100),
 }
-"""Forms of a claim: from the method's cost over the baseline's to the form, and back."""
+"""Forms of a claim: from the method's cost over the baseline's, or from its own, to the form, and back.
+
+A share may also be one of a total that the paper names: "% of 119.8 M".
+"""
+
+_OF_TOTAL = re.compile(r"% of (\d+(?:\.\d+)?) M")
+
+
+def form(unit: str) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    """Return the two functions of a form.
+
+    Raises:
+        KeyError: the form is not known.
+    """
+    if (of := _OF_TOTAL.fullmatch(unit)) is None:
+        return FORMS[unit]
+    percent = 1e4 * float(of[1])
+    return lambda value: value / percent, lambda claimed: claimed * percent
+
+
+def needs_baseline(unit: str) -> bool:
+    """Return True if a claim of this form is about two methods."""
+    return unit not in (MILLIONS, SHARE) and _OF_TOTAL.fullmatch(unit) is None
+
 
 OWN, OTHER = "the paper's own", "another reading"
 
@@ -101,6 +125,7 @@ class PublishedNumber:
         config: the table's words for the variant.
         metric: named as here, e.g. ``t2v_R1``, ``gmacs_video``, ``train_memory_gb``.
         value: in ``unit``, as printed.
+        spread: printed after it as ``+-``, the deviation over seeds; None where none is printed.
         decimals: digits printed after the point.
         read_from: how the number was read.
         selection: the checkpoint that the number is of; papers of this field choose it on the test set.
@@ -117,6 +142,7 @@ class PublishedNumber:
     metric: _Text
     value: Annotated[float, BeforeValidator(_digits)]
     unit: _Text
+    spread: Annotated[float | None, BeforeValidator(_digits)] = None
     decimals: int
     read_from: _Text
     selection: Annotated[Literal["last", "best-on-test"], BeforeValidator(lambda v: v or BEST_ON_TEST)] = BEST_ON_TEST
@@ -132,12 +158,13 @@ class Claim:
     """A claim of a paper about cost, against one baseline.
 
     Attributes:
-        number: the claimed figure; ``metric`` is one of ``MEASURES``, ``unit`` its form (one of ``FORMS``).
+        number: the claimed figure; ``metric`` is one of ``MEASURES``, ``unit`` its form.
         text: the claim in words.
         against, against_config: the baseline, named like ``number.method`` and ``number.config``; empty where the
             claim needs none.
         reading: ``OWN`` where the paper itself means this baseline.
-        bench_options: options of ``tvrbench bench`` that measure it, besides the two methods.
+        bench_options: options of ``tvrbench bench`` that measure it, besides the two methods; of accuracy, the protocol
+            of ``tvrbench run``.
     """
 
     number: PublishedNumber
@@ -150,18 +177,24 @@ class Claim:
     @property
     def ratio(self) -> float:
         """The claimed cost of the method over the baseline's."""
-        return FORMS[self.number.unit][1](self.number.value)
+        return form(self.number.unit)[1](self.number.value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """The options here that make what a paper calls ``config``; ``backbone`` None: on any."""
+    """The options here that make what a paper calls ``config``.
+
+    Attributes:
+        backbone: None for any.
+        not_checkable: why no number of it is judged, for example because no code was released; None where it is.
+    """
 
     paper: _Text
     method: _Method
     config: str
     backbone: _Backbone
     options: _Options
+    not_checkable: _Stated = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,17 +256,23 @@ def read_claims(file: Traversable) -> tuple[Claim, ...]:
         number = _number(file, line, row, table=row["table"], metric=row["measure"], unit=row["form"], value="value")
         allowed = {
             "measure": (number.metric in MEASURES, f"one of {', '.join(MEASURES)}"),
-            "form": (number.unit in FORMS, f"one of {', '.join(FORMS)}"),
+            "form": (
+                number.unit in FORMS or not needs_baseline(number.unit),
+                f"one of {', '.join(FORMS)} or '% of NUMBER M'",
+            ),
             "value": (number.value > 0, "a positive number"),
             "backbone": (number.backbone is not None, "a backbone"),
             "frames": (number.frames is not None, "a whole number"),
-            "against": ((number.unit == ABSOLUTE) != bool(row["against"]), f"a baseline, or none for {ABSOLUTE!r}"),
+            "against": (
+                needs_baseline(number.unit) == bool(row["against"]),
+                "a baseline, or none for a number of its own",
+            ),
             "reading": (row["reading"] in (OWN, OTHER), f"{OWN!r} or {OTHER!r}"),
         }
         for column, (good, needed) in allowed.items():
             if not good:
                 raise _unreadable(file, line, column, f"{row[column]!r}; give {needed}")
-        columns = ("paper", "claim", "backbone", "frames", "config", "against", "against_config")
+        columns = ("paper", "claim", "backbone", "frames", "config", "measure", "form", "against", "against_config")
         key = tuple(row[column] for column in columns)
         if key in claims:
             raise _duplicate(file, line, f"{row['claim']} against {row['against']}")
@@ -294,9 +333,9 @@ def _cells(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[tup
 def _number(file: Traversable, line: int, row: Mapping[str, str], *, value: str, **fields: str) -> PublishedNumber:
     """One number; its text is in the column ``value``."""
     common = ("paper", "dataset", "train_split", "backbone", "method", "config", "frames", "read_from", "selection")
-    values = {column: row[column] for column in common} | fields
-    decimals = len(row[value].partition(".")[2])
-    return _checked(file, line, PublishedNumber, values | {"value": row[value], "decimals": decimals})
+    text, _, spread = row[value].partition(" +- ")
+    values = {column: row[column] for column in common} | fields | {"value": text, "spread": spread or None}
+    return _checked(file, line, PublishedNumber, values | {"decimals": len(text.partition(".")[2])})
 
 
 def _claim(file: Traversable, line: int, row: Mapping[str, str], **fields: Any) -> Claim:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tvrbench.harness.reporting.catalogue import COUNTS, MEMORY
 from tvrbench.harness.reporting.data.bench_rows import batches, figure, rounds_interval, value_of, why_not
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import Claim, PublishedNumber
+from tvrbench.harness.reporting.papers.published import SHARE, Claim, PublishedNumber
 
 _INTERLEAVED = {"infer_time": ("speedup", "comparison"), "train_time": ("training_speedup", "training-comparison")}
 _SEPARATE = {"infer_time": ("throughput", "inference"), "train_time": ("step_time", "training")}
@@ -30,14 +32,21 @@ class Ratio:
 
 
 def absolute(claim: Claim, row: MethodRow) -> Ratio | str:
-    """The method's own cost, or the reason why there is none."""
-    count = figure(row, claim.number.metric)
-    value = value_of(count)
-    return why_not(count) if value is None else Ratio(value=value, how=f"{value:,.0f} parameters")
+    """The method's own cost, or its share of all parameters; or the reason why there is none."""
+    count, total = figure(row, claim.number.metric), figure(row, "params_total")
+    value, of = value_of(count), value_of(total)
+    if value is None or (claim.number.unit == SHARE and not of):
+        return why_not(total if value is not None else count)
+    if claim.number.unit == SHARE and of:
+        return Ratio(value=value / of, how=f"{value:,.0f} of {of:,.0f} parameters")
+    return Ratio(value=value, how=f"{value:,.0f} parameters")
 
 
-def interleaved(claim: Claim, row: MethodRow) -> Ratio | str:
-    """The ratio measured in one process, repeat by repeat, or the reason why there is none for this baseline."""
+def interleaved(claim: Claim, row: MethodRow, wanted: Mapping[str, Any]) -> Ratio | str:
+    """The ratio measured in one process, repeat by repeat, or the reason why there is none for this baseline.
+
+    ``wanted`` has the options of the claim's baseline, where they are known.
+    """
     scenario = _INTERLEAVED.get(claim.number.metric)
     measured = None if scenario is None else figure(row, *scenario)
     value = value_of(measured)
@@ -46,7 +55,10 @@ def interleaved(claim: Claim, row: MethodRow) -> Ratio | str:
     conditions = measured["conditions"]
     if conditions.get("against") != claim.against:
         return f"paired with {conditions.get('against')}, not with {claim.against}"
-    tuning = (conditions.get("against_options") or {}).get("tuning", "unknown")
+    given = conditions.get("against_options") or {}
+    if other := [f"{key}={given[key]}" for key, value in wanted.items() if given.get(key, value) != value]:
+        return f"paired with {claim.against} with {', '.join(other)}"
+    tuning = given.get("tuning", "unknown")
     how = f"paired rounds against {claim.against} with tuning {tuning}, batch {conditions.get('batch')}"
     low, high = rounds_interval(measured)
     return Ratio(value=1 / value, low=1 / high, high=1 / low, how=how)

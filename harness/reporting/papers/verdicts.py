@@ -14,16 +14,23 @@ from typing import Any, Literal, NamedTuple
 
 from tvrbench.harness.evaluation.comparability import Reason, shortfalls
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.record import Record, trained
+from tvrbench.harness.records.record import AS_RELEASED, Record, trained
 from tvrbench.harness.records.store import LAST
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import ABSOLUTE, FORMS, Claim, Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import (
+    ACCURACY,
+    Claim,
+    Configuration,
+    PublishedNumber,
+    form,
+    needs_baseline,
+)
 from tvrbench.harness.reporting.papers.ratios import Ratio, absolute, interleaved, over_published, separate
 
-Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured"]
+Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured", "not checkable"]
 
 GMACS_TOLERANCE = 0.005
 MARGINS: Mapping[str, float] = {"R1": 0.5, "R5": 0.5, "R10": 0.5, "RSum": 1.5, "MdR": 0.0, "MnR": 0.5}
@@ -79,10 +86,14 @@ class PaperData:
 
 
 class RowMatch(NamedTuple):
-    """The rows that a published number may be compared with, or the reason why there are none."""
+    """The rows that a published number may be compared with, or the reason why there are none.
+
+    ``not_checkable`` is the reason why no verdict can be given on them.
+    """
 
     rows: tuple[MethodRow, ...] = ()
     reason: Reason | None = None
+    not_checkable: str | None = None
 
 
 def compare(
@@ -101,16 +112,30 @@ def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) 
     """
     comparisons = []
     for claim in claims:
-        tried = [_judge(claim, bench, papers) for bench in benches if bench.frames == claim.number.frames]
+        at = [bench for bench in benches if bench.frames == claim.number.frames]
+        missing = f"nothing was measured with {claim.number.frames} frames"
+        if claim.number.metric == ACCURACY:
+            at, missing = [], "records of costs hold no accuracy: the report of the protocol judges it"
+        tried = [_judge(claim, bench, papers) for bench in at] or [_unmeasured(claim, missing)]
         measured = [one for one in tried if one.measured is not None]
         if claim.number.metric in COUNTS:
             measured = measured[:1]
-        if not tried:
-            tried = [_unmeasured(claim, f"nothing was measured with {claim.number.frames} frames")]
         for one in measured or tried[:1]:
             open_on_gpu = one.verdict == "not measured" or (one.verdict == "not comparable" and one.bench is not None)
             comparisons.append(replace(one, command=bench_command(claim, papers) if open_on_gpu else None))
     return comparisons
+
+
+def judge_accuracy(
+    claims: Iterable[Claim], runs: Sequence[MethodRow], papers: PaperData, scope: ReportContext
+) -> list[PaperComparison]:
+    """Judge the claims about accuracy that are read under this protocol, of methods that were run."""
+    protocol, methods = scope.protocol.partition("@")[0], {row.method for row in runs}
+    return [
+        _judge_accuracy(claim, runs, papers)
+        for claim in claims
+        if claim.number.metric == ACCURACY and claim.bench_options == (protocol,) and claim.number.method in methods
+    ]
 
 
 def comparability(records: Iterable[Record], number: PublishedNumber) -> list[Reason]:
@@ -137,7 +162,7 @@ def match_rows(number: PublishedNumber, configurations: Sequence[Configuration],
     if not same:
         return RowMatch(reason=Reason("configuration", "no configuration here is known to be the paper's"))
     if fitting := tuple(row for row in left if any(not _missing_options(row, c) for c in same)):
-        return RowMatch(fitting)
+        return RowMatch(fitting, not_checkable=next((c.not_checkable for c in same if c.not_checkable), None))
     options = [", ".join(f"{key}={value}" for key, value in _missing_options(left[0], c).items()) for c in same]
     return RowMatch(reason=Reason("options", f"not run with the paper's options: {'; '.join(options)}"))
 
@@ -152,13 +177,32 @@ def prints_like(measured: float, number: PublishedNumber) -> bool:
 def bench_command(claim: Claim, papers: PaperData) -> str:
     """The shell line that measures both sides of a claim."""
     number, entries = claim.number, []
-    for method, config in ((number.method, number.config), (claim.against, claim.against_config)):
+    if number.metric == ACCURACY:
+        return " && ".join(_run_command(claim, papers, *side) for side in _sides(claim))
+    for method, config in _sides(claim):
         for c in _configurations(number, method, config, papers.configurations)[:1]:
-            values = ";".join(f"{key}={_literal(value)}" for key, value in c.options.items())
+            values = ";".join(_assignments(c))
             entries.append(f"{method}:{values}" if values else method)
     device = [] if number.metric in COUNTS else ["--device", "cuda"]
     where = ["--backbone", str(number.backbone), "--frames", str(number.frames)]
     return command_line(["bench", *entries, *where, *claim.bench_options, *device])
+
+
+def _sides(claim: Claim) -> tuple[tuple[str, str], ...]:
+    """The method of a claim and its baseline, each with its configuration."""
+    return (claim.number.method, claim.number.config), (claim.against, claim.against_config)
+
+
+def _assignments(configuration: Configuration) -> list[str]:
+    return [f"{key}={_literal(value)}" for key, value in configuration.options.items()]
+
+
+def _run_command(claim: Claim, papers: PaperData, method: str, config: str) -> str:
+    """The shell line that trains one side of a claim about accuracy; a person fills in the folder of the data."""
+    known = _configurations(claim.number, method, config, papers.configurations)[:1]
+    options = [word for c in known for text in _assignments(c) for word in ("--set", text)]
+    where = ["--backbone", str(claim.number.backbone), "--data", "DIR"]
+    return command_line(["run", *claim.bench_options, "--methods", method, *options, *where])
 
 
 def _configurations(
@@ -186,7 +230,9 @@ def _compare_number(
         RowMatch(reason=reason) if reason else match_rows(number, papers.configurations, full_size if cost else runs)
     )
     for row in match.rows:
-        yield _cost_verdict(number, row) if cost else _metric_verdict(number, row)
+        found = _cost_verdict(number, row) if cost else _metric_verdict(number, row)
+        unchecked = match.not_checkable is not None and found.measured is not None
+        yield replace(found, verdict="not checkable", reason=match.not_checkable) if unchecked else found
     if match.reason is not None:
         yield _not_comparable(number, [match.reason])
 
@@ -222,6 +268,8 @@ def _obstacle(number: PublishedNumber, scope: ReportContext) -> Reason | None:
 
 
 def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
+    """Judge a cost: that of the released code, which is what papers print, where ours does less."""
+    number = replace(number, metric=row.reading(f"{number.metric}{AS_RELEASED}"))
     cost = row.cost(number.metric)
     if cost is None or cost.valid is None:
         if cost is not None and cost.invalid:
@@ -229,7 +277,7 @@ def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
         return _not_comparable(number, [Reason("not-measured", (cost and cost.reason) or "not measured")], row)
     measured = cost.valid * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
-    near = number.metric == "gmacs_video" and abs(difference) <= 100.0 * GMACS_TOLERANCE
+    near = number.unit == "GMACs" and abs(difference) <= 100.0 * GMACS_TOLERANCE
     verdict: Verdict = "reproduced" if near or prints_like(measured, number) else "not reproduced"
     return PaperComparison(number=number, rows=(row,), measured=measured, difference=difference, verdict=verdict)
 
@@ -258,15 +306,18 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     match = match_rows(number, papers.configurations, bench.rows)
     if match.reason is not None:
         return _unmeasured(claim, match.reason.text)
-    rows = match.rows[:1]
-    ratio = absolute(claim, rows[0]) if number.unit == ABSOLUTE else interleaved(claim, rows[0])
-    if isinstance(ratio, str) and number.unit != ABSOLUTE:
+    rows, remark = match.rows[:1], ""
+    paired = needs_baseline(number.unit)
+    known = _configurations(number, claim.against, claim.against_config, papers.configurations)
+    ratio = interleaved(claim, rows[0], known[0].options if known else {}) if paired else absolute(claim, rows[0])
+    if isinstance(ratio, str) and paired:
         baseline = replace(number, method=claim.against, config=claim.against_config)
         other = match_rows(baseline, papers.configurations, bench.rows)
-        printed = _published(claim, claim.against, papers)
+        printed = _published(claim, claim.against, claim.against_config, papers)
         if other.rows:
             rows += other.rows[:1]
             ratio = separate(claim, *rows)
+            remark = f"; {claim.against}: {other.not_checkable}" if other.not_checkable else ""
         elif printed is not None and number.metric in COUNTS:
             ratio = over_published(claim, rows[0], printed)
         elif printed is not None:
@@ -279,13 +330,37 @@ def _judge(claim: Claim, bench: Bench, papers: PaperData) -> PaperComparison:
     if isinstance(ratio, str):
         return _unmeasured(claim, ratio)
     verdict, how = _claim_verdict(claim, ratio, bench)
-    about = PaperComparison(number=number, claim=claim, bench=bench, verdict=verdict, reason=how)
-    return replace(about, rows=rows, measured=FORMS[number.unit][0](ratio.value))
+    about = PaperComparison(number=number, claim=claim, bench=bench, verdict=verdict, reason=f"{how}{remark}")
+    return replace(about, rows=rows, measured=form(number.unit)[0](ratio.value))
+
+
+def _judge_accuracy(claim: Claim, runs: Sequence[MethodRow], papers: PaperData) -> PaperComparison:
+    """Judge the difference of two rows' metric: by its margin, then by the ends of both rows' intervals."""
+    baseline = replace(claim.number, method=claim.against, config=claim.against_config)
+    matches = [match_rows(number, papers.configurations, runs) for number in (claim.number, baseline)]
+    for (method, _), match in zip(_sides(claim), matches, strict=True):
+        if match.reason is not None:
+            missing = _unmeasured(claim, f"{method}: {match.reason.text}")
+            return replace(missing, command=bench_command(claim, papers))
+    rows = tuple(match.rows[0] for match in matches)
+    direction, metric = claim.number.metric.split("_")
+    ours, theirs = (row.metric(direction, metric) for row in rows)
+    about = PaperComparison(number=claim.number, claim=claim, rows=rows, verdict="not comparable")
+    reasons = comparability((run.record for row in rows for run in row.runs), claim.number)
+    if ours is None or theirs is None or reasons:
+        return replace(about, reason="; ".join(reason.text for reason in reasons) or "not measured")
+    points, claimed = ours - theirs, claim.number.value
+    (a, b), (c, d) = (row.interval(direction, metric) or (math.nan, math.nan) for row in rows)
+    verdict: Verdict = "within noise" if a - d <= claimed <= b - c else "not reproduced"
+    if abs(points - claimed) <= MARGINS[metric] + 1e-9:
+        verdict = "reproduced"
+    unchecked = "".join(f"; {claim.against}: {m.not_checkable}" for m in matches[1:] if m.not_checkable)
+    return replace(about, measured=points, verdict=verdict, reason=f"{ours:.1f} and {theirs:.1f}{unchecked}")
 
 
 def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, str]:
     if claim.number.metric in COUNTS:
-        same = prints_like(FORMS[claim.number.unit][0](ratio.value), claim.number)
+        same = prints_like(form(claim.number.unit)[0](ratio.value), claim.number)
         return "reproduced" if same else "not reproduced", ratio.how
     if not bench.on_gpu:
         return "not comparable", f"a ratio on a CPU, set beside the one claimed for a GPU; {ratio.how}"
@@ -300,18 +375,18 @@ def _claim_verdict(claim: Claim, ratio: Ratio, bench: Bench) -> tuple[Verdict, s
 
 def _published_only(claim: Claim, printed: PublishedNumber, papers: PaperData) -> str:
     """The reason for a baseline whose time only the paper gives, with the paper's own ratio: nothing is judged."""
-    reason = f"{claim.against} is not in this benchmark, and its published time belongs to the paper's device"
-    own = _published(claim, claim.number.method, papers)
+    reason = f"{claim.against} was not run here, and its published time belongs to the paper's device"
+    own = _published(claim, claim.number.method, claim.number.config, papers)
     if own is None:
         return reason
     values = f"{own.value:g} and {printed.value:g} {printed.unit}, give {own.value / printed.value:.2f}x"
     return f"{reason}; the paper's own figures, {values}"
 
 
-def _published(claim: Claim, method: str, papers: PaperData) -> PublishedNumber | None:
-    metric = "throughput" if claim.number.metric == "infer_time" else claim.number.metric
-    place = (claim.number.paper, claim.number.backbone, method, metric)
-    return next((n for n in papers.numbers if (n.paper, n.backbone, n.method, n.metric) == place), None)
+def _published(claim: Claim, method: str, config: str, papers: PaperData) -> PublishedNumber | None:
+    metric = {"infer_time": "throughput"}.get(claim.number.metric, claim.number.metric.removesuffix(AS_RELEASED))
+    place = (claim.number.paper, claim.number.backbone, method, config, metric)
+    return next((n for n in papers.numbers if (n.paper, n.backbone, n.method, n.config, n.metric) == place), None)
 
 
 def _unmeasured(claim: Claim, reason: str | None) -> PaperComparison:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvrbench.harness.evaluation.statistics import PairedDifference
+from tvrbench.harness.records.record import AS_RELEASED
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, Metric, fixed, recorded, retrieval
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_recall
 from tvrbench.harness.reporting.tables.markdown import brief
@@ -67,6 +68,17 @@ def cost_column(shown: Metric, *, best: bool = True) -> Column:
         cell=lambda row: cost_cell(row.cost(shown.name, shown.what), row, shown.text),
         better=shown.better if best else None,
     )
+
+
+AS_RELEASED_REMARK = (
+    "As released: with the work of a method's released code whose results are dropped; where it drops none, the number "
+    "of the column before."
+)
+
+
+def readings(rows: Sequence[MethodRow], name: str) -> list[str]:
+    """Return the name of a cost, and its name as released where that differs for any row."""
+    return [name, *([f"{name}{AS_RELEASED}"] * any(row.holds(f"{name}{AS_RELEASED}") for row in rows))]
 
 
 def recorded_columns(rows: Sequence[MethodRow], kind: Any) -> list[Column]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
-from tvrbench.harness.reporting.catalogue import Metric, fixed, metric, recorded, significant
+from tvrbench.harness.reporting.catalogue import COUNTS, Metric, fixed, metric, recorded, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     UNMEASURED,
     Bench,
@@ -22,7 +22,7 @@ from tvrbench.harness.reporting.data.bench_rows import (
 )
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow
-from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell
+from tvrbench.harness.reporting.tables.columns import AS_RELEASED_REMARK, LABEL, cost_cell, readings
 from tvrbench.harness.reporting.tables.markdown import slug
 from tvrbench.harness.reporting.tables.table import (
     Cell,
@@ -52,6 +52,7 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         "Bold: best of a column, of valid measurements of methods that encode.",
         "Every method and baseline has random weights unless its label says more.",
         "GMACs, tokens and parameters are counted; the rest is measured on synthetic videos in memory.",
+        AS_RELEASED_REMARK * any(len(readings(rows, name)) > 1 for name in COUNTS),
         _speedup_sentence(rows, "speedup", "Speed-up"),
         "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
         _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
@@ -62,10 +63,10 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
     best_batch, share = _at_best_batch("throughput", "throughput_best"), _at_best_batch(*["share_of_peak"] * 2)
     texts = shared_batch(rows, "text_throughput", "inference")
     columns = [
-        _column("gmacs_video"),
+        *(_column(name, best=name == "gmacs_video") for name in readings(rows, "gmacs_video")),
         _column("gmacs_reduction", best=False),
-        _column("gmacs_text", best=False),
-        _column("output_tokens"),
+        *(_column(name, best=False) for name in readings(rows, "gmacs_text")),
+        *(_column(name, best=name == "output_tokens") for name in readings(rows, "output_tokens")),
         _column("params_trainable", best=False),
         *(_column("throughput", at=batch) for batch in batches(rows, "throughput", "inference")),
         _column("throughput_best", " (quartiles), batch", best_batch, _quartiles, instead=failed),

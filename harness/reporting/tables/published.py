@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+from tvrbench.harness.records.record import AS_RELEASED
 from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric
 from tvrbench.harness.reporting.data.bench_rows import backbone, backbones
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.papers.published import ABSOLUTE, Configuration, PublishedNumber
+from tvrbench.harness.reporting.papers.published import ACCURACY, Configuration, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import (
     GMACS_TOLERANCE,
     MARGINS,
@@ -20,7 +21,13 @@ from tvrbench.harness.reporting.papers.verdicts import (
     PaperComparison,
     match_rows,
 )
-from tvrbench.harness.reporting.tables.columns import LABEL, cost_column, recorded_columns
+from tvrbench.harness.reporting.tables.columns import (
+    AS_RELEASED_REMARK,
+    LABEL,
+    cost_column,
+    readings,
+    recorded_columns,
+)
 from tvrbench.harness.reporting.tables.table import (
     NOTHING,
     Cell,
@@ -45,7 +52,7 @@ def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext
         return None
 
     def measured(c: PaperComparison) -> Cell:
-        return number_cell(c.measured, fixed(c.number.decimals + (c.number.metric != "output_tokens")))
+        return number_cell(c.measured, fixed(c.number.decimals + (c.number.unit != "tokens")))
 
     def difference(c: PaperComparison) -> Cell:
         return number_cell(c.difference, _signed_percent if c.number.metric in COUNTS else "{:+.1f}".format)
@@ -138,6 +145,9 @@ def paper_scale_table(
         columns.append(cost_column(metric(name), best=False))
         columns += [published(name)] * (name in _PRINTED)
         columns += [difference(name)] * (name in _PRINTED and name in COUNTS)
+        for released in readings(full_size, name)[1:]:
+            columns.append(cost_column(metric(released), best=False))
+            columns += [difference(released)] * (name in _PRINTED)
     columns += [
         *recorded_columns(full_size, "latency"),
         *recorded_columns(full_size, "memory"),
@@ -149,6 +159,8 @@ def paper_scale_table(
         f"Time and memory: {setting(full_size)}.",
         "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
         "Time and memory depend on the device, so they have no difference.",
+        f"{AS_RELEASED_REMARK} Its difference is from the same published number, which is of released code."
+        * any(len(readings(full_size, name)) > 1 for name in _FULL_SIZE),
     )
     order = backbones(full_size)
     rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
@@ -167,14 +179,16 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
     def baseline(result: PaperComparison) -> str | None:
         if (claim := result.claim) is None or not claim.against:
             return "no baseline needed"
-        return f"{', '.join(filter(None, (claim.against, claim.against_config)))} ({claim.reading})"
+        released = ", both as released" * claim.number.metric.endswith(AS_RELEASED)
+        name = result.rows[1].label if len(result.rows) > 1 else claim.against
+        return f"{', '.join(filter(None, (name, claim.against_config)))} ({claim.reading}{released})"
 
     def reason(r: PaperComparison) -> Cell:
         full = r.reason if r.command is None else f"{r.reason}; measure it with: {r.command}"
         return NOTHING if r.reason is None else Cell(text=r.reason, value=full, note=r.command)
 
     def value(number: PublishedNumber, value: float | None, more_decimals: int) -> Cell:
-        unit = {"x faster": "x", ABSOLUTE: " M"}.get(number.unit, f" {number.unit}")
+        unit = {"x faster": "x"}.get(number.unit, f" {number.unit}")
         return number_cell(value, lambda v: f"{v:,.{number.decimals + more_decimals}f}{unit}")
 
     columns = (
@@ -194,12 +208,16 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         "A footnote is the command that measures what was not measured on a GPU.",
         "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
         "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
+        "As released: with the work of released code whose results are dropped."
+        * any(result.number.metric.endswith(AS_RELEASED) for result in results),
+        f"Accuracy: reproduced within {MARGINS['RSum']:g} points; within noise if the claimed difference lies between "
+        "the ends of both rows' 95 % intervals." * any(result.number.metric == ACCURACY for result in results),
         f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "
         f"claimed one is in the 95 % interval of the rounds. Memory: within {100 * MEMORY_TOLERANCE:g} points.",
         "Times of different devices are never compared, and a ratio measured on a CPU gets no verdict. "
         "Invalid measurements are excluded.",
     )
-    return make_table(name, title, sentences, columns, results, commands=True)
+    return make_table(name, title, sentences, columns, results, commands=True, note=context.note)
 
 
 def _counts(counted: Mapping[Any, int]) -> str:
@@ -211,7 +229,8 @@ def _measure(number: PublishedNumber) -> str:
 
 
 def _as_printed(number: PublishedNumber) -> str:
-    return f"{number.value:,.{number.decimals}f}"
+    spread = "" if number.spread is None else f" ± {number.spread:.{number.decimals}f}"
+    return f"{number.value:,.{number.decimals}f}{spread}"
 
 
 def _with_measure(number: PublishedNumber) -> str:

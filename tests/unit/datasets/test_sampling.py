@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def test_picks_are_real_frames_in_order(sampler: str, n_frames: int, fps: float,
     assert picks == sorted(picks)
     assert picks[0] >= 0
     assert picks[-1] < n_frames
-    if sampler == "tempme":
+    if sampler == "tempme" or sampler.startswith("vop"):
         assert len(picks) == frames  # never padded
     else:
         assert len(set(picks)) == len(picks)  # never stretched
@@ -72,6 +73,34 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
     assert frame_indices("centerclip-train", n, 3.0, seed=7) == drawn[7]
 
 
+def test_vop_takes_the_middle_of_segments_and_repeats_the_last_frame() -> None:
+    assert frame_indices("vop", 23, 25.0) == [0, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21]
+    assert frame_indices("vop", 5, 25.0, 8) == [0, 1, 2, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("n", [1, 5, 12, 13, 23, 125])
+def test_vop_train_draws_any_frame_of_a_segment_but_its_last(n: int) -> None:
+    edges = [int(n / min(n, 12) * x) for x in range(min(n, 12) + 1)]
+    drawn = [frame_indices("vop-train", n, 25.0, seed=s) for s in range(200)]
+    for x, (first, end) in enumerate(itertools.pairwise(edges)):
+        # The released code fails on a segment of one frame.
+        assert {picks[x] for picks in drawn} == set(range(first, max(end - 1, first + 1)))
+    assert all(picks[len(edges) - 1 :] == picks[len(edges) - 2 : len(edges) - 1] * (12 - min(n, 12)) for picks in drawn)
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "fps", "frames", "picks"),
+    [
+        (250, 25.0, 5, [0, 50, 100, 150, 200]),  # 10 seconds, every second one
+        (700, 25.0, 12, [25 * (28 * i // 12) for i in range(12)]),  # 28 seconds, every 2 1/3-th
+        (71, 30.9, 12, [0, 30, 61]),  # a short clip stays short
+        (20, 0.5, 4, [0, 5, 10, 15]),  # a second may show the frame of the one before
+    ],
+)
+def test_mv_adapter_takes_every_nth_second(n_frames: int, fps: float, frames: int, picks: list[int]) -> None:
+    assert frame_indices("mv-adapter", n_frames, fps, frames) == picks
+
+
 @pytest.mark.parametrize(
     ("sampler", "n_frames", "fps", "frames", "code"),
     [
@@ -84,6 +113,7 @@ def test_centerclip_train_draws_one_frame_of_each_segment() -> None:
         ("tempme", 10, math.inf, 12, "sampling.frame-rate"),
         ("tempme", 10, -3.0, 12, "sampling.frame-rate"),
         ("centerclip-train", 10, 3.0, 12, "sampling.seed"),
+        ("vop-train", 10, 3.0, 12, "sampling.seed"),
     ],
 )
 def test_bad_input_is_named(sampler: str, n_frames: int, fps: float, frames: int, code: str) -> None:

@@ -22,7 +22,8 @@ PROFILE = {
     "frames": 12,
     "gmacs": {"video": 1.0, "text": 0.1},
     "reduction_gmacs": 0.0,
-    "params": {"total": 2, "trainable": 1},
+    "params": {"total": 2, "trainable": 1, "dead": 0},
+    "dead": {},
     "tokens": [[1, 1]],
     "output_tokens": 1,
 }

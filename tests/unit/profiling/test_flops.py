@@ -214,15 +214,19 @@ def test_profile(tiny_weights: Path) -> None:
     found = profile(model)
     assert set(found) == {
         "method", "backbone", "frames", "gmacs", "reduction_gmacs", "params", "tokens", "output_tokens",
+        "output_tokens_as_released", "dead",
     }  # fmt: skip
     assert (found["method"], found["backbone"], found["frames"]) == ("tempme", "ViT-12x64-16px64", 12)
-    assert found["gmacs"] == {key: macs / 1e9 for key, macs in analytic_macs(model).items()}
+    gmacs = {key: macs / 1e9 for key, macs in analytic_macs(model).items()}
+    assert found["gmacs"] == gmacs | {"as_released": gmacs}
     assert 0 < found["reduction_gmacs"] < 0.01 * found["gmacs"]["video"]
     lora, positions = 8 * (64 + 3 * 64) * (12 + 2), (12 + 6 + 3) * 64
     assert found["params"]["trainable"] == lora + positions
     assert found["params"]["total"] == sum(p.numel() for p in model.parameters())
+    assert (found["params"]["dead"], found["dead"]) == (0, {})
     assert found["tokens"] == [list(block) for block in model.tokens]
     assert found["output_tokens"] == found["tokens"][-1][0] * found["tokens"][-1][1]
+    assert found["output_tokens_as_released"] == found["output_tokens"]
 
 
 # Published GMACs of the video encoder at 12 frames, output tokens and trainable parameters (TempMe, arXiv 2409.01156,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tvrbench.harness.core.registry import lookup, names
 from tvrbench.harness.models.backbone.architecture import preset
 from tvrbench.harness.reporting.papers.published import (
     PublishedNumber,
+    load_claims,
     load_configurations,
     load_published,
     read_published,
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.unit
 
 FOLDER = Path(__file__).parents[3] / "results" / "published"
 COPIES = {"published_retrieval.csv": "centerclip.csv", "published_tempme.csv": "tempme.csv"}
+KEPT = ("rap", "clip4clip", "adapter", "mv_adapter", "discovla")
 LONG = (
     "paper,table,dataset,train_split,backbone,method,config,frames,metric,value,unit,read_from\n"
     "P,Table 1,msrvtt,train-9k,ViT-B/32,tempme,LoRA,12,gflops,34.8,GMACs,the table\n"
@@ -46,13 +49,15 @@ def test_every_printed_cell_is_one_number() -> None:
     measures = ("train_mem_gb", "infer_ms_per_video", "t2v_", "v2t_")
     wide = sum(1 for row in rows_of(FOLDER / "centerclip.csv") for k, v in row.items() if k.startswith(measures) and v)
     assert wide > 400
-    assert len(load_published()) == wide + len(rows_of(FOLDER / "tempme.csv"))
+    long = [path for path in FOLDER.glob("*.csv") if {"metric", "value"} <= rows_of(path)[0].keys()]
+    assert {path.stem for path in long} >= {"tempme", "vop", "dgl", "discovla", "mv_adapter", "rap"}
+    assert len(load_published()) == wide + sum(len(rows_of(path)) for path in long)
 
 
 def test_every_number_is_cited_and_says_how_it_was_read() -> None:
     for number in load_published():
-        assert number.paper in ("CenterCLIP (arXiv 2205.00823)", "TempMe (arXiv 2409.01156)")
-        assert number.table.startswith("Table ") or number.table == "Abstract"
+        assert re.fullmatch(r"\S+ \(arXiv \d{4}\.\d{5}\)", number.paper)
+        assert number.table.startswith("Table ") or number.table in ("Abstract", "README", "score matrix", "a summary")
         assert number.read_from
         assert number.backbone in (None, "ViT-B-32", "ViT-B-16")
 
@@ -69,8 +74,11 @@ def test_numbers_are_as_printed() -> None:
     )
     zero_shot = one(method="zero_shot", dataset="msrvtt", metric="t2v_R1")
     assert (zero_shot.value, zero_shot.backbone, zero_shot.frames) == (31.2, None, None)
-    params = one(metric="params_trainable")
+    params = one(metric="params_trainable", method="tempme")
     assert (params.value, params.decimals, params.unit) == (0.5, 2, "M")
+    spread = one(paper="MV-Adapter (arXiv 2301.07868)", method="mv_adapter", table="Table 1", metric="t2v_R1")
+    assert (spread.value, spread.spread, spread.decimals, spread.backbone) == (46.2, 0.5, 1, "ViT-B-16")
+    assert gmacs.spread is None
 
 
 @pytest.mark.parametrize(("theirs", "ours"), COPIES.items())
@@ -81,8 +89,59 @@ def test_nothing_was_changed_or_lost_from_the_reference(shared: Path, theirs: st
         assert before.items() <= after.items()
 
 
+def test_the_later_figures_of_the_reference_are_all_here(shared: Path) -> None:
+    """Those of methods that run here; a config that the reference gives a share of parameters has it in read_from."""
+    wanted = [r for r in rows_of(shared / "reference" / "published_more.csv") if r["method"] in KEPT]
+    kept = {name: rows_of(FOLDER / f"{name}.csv") for name in ("mv_adapter", "rap", "discovla")}
+    lines = [row for rows in kept.values() for row in rows]
+    assert len(wanted) > 30
+    for line in wanted:
+        same = [
+            r for r in lines if all(r[key] == line[key] for key in ("dataset", "method", "metric", "value", "unit"))
+        ]
+        assert same, line
+        assert any(r["table"] in line["table"] + line["read_from"] or r["table"] == "a summary" for r in same), line
+
+
+@pytest.mark.parametrize(
+    ("config", "metric", "value"),
+    [
+        ("VoP", "t2v_R1", 39.6),
+        ("VoP^F", "t2v_R1", 42.6),
+        ("VoP^F+C", "t2v_R10", 80.3),
+        ("VoP^F+C", "params_trainable", 14.1),
+        ("text prompts only", "t2v_R5", 62.7),
+        ("VoP^C, Transformer", "t2v_R1", 40.1),
+    ],
+)
+def test_vops_figures(config: str, metric: str, value: float) -> None:
+    assert one(paper="VoP (arXiv 2211.12764)", config=config, metric=metric).value == value
+
+
+def test_dgls_released_ranks_are_its_printed_figures() -> None:
+    found = {n.metric: n.value for n in load_published() if (n.method, n.table) == ("dgl", "score matrix")}
+    assert found["t2v_R1"] + found["t2v_R5"] + found["t2v_R10"] == pytest.approx(found["t2v_RSum"])
+    assert found["v2t_R1"] + found["v2t_R5"] + found["v2t_R10"] == pytest.approx(found["v2t_RSum"])
+
+
+def test_what_no_released_code_defines_is_not_checkable() -> None:
+    for configuration in load_configurations():
+        variant = configuration.options.get("variant")
+        unchecked = configuration.method == "rap" or bool(variant)
+        assert bool(configuration.not_checkable) == unchecked, configuration
+
+
+def test_a_methods_own_word_on_what_cannot_be_checked_is_in_the_configurations() -> None:
+    for configuration in load_configurations():
+        if configuration.method in names("methods", "baselines"):
+            method = lookup(configuration.method, "methods", "baselines")
+            says = getattr(method, "not_checkable", lambda _: None)(configuration.options)
+            assert configuration.not_checkable or not says, configuration
+
+
 def test_configurations_are_of_published_rows() -> None:
     published = {(n.paper, n.method, n.config) for n in load_published()}
+    published |= {(c.number.paper, c.against, c.against_config) for c in load_claims()}
     assert load_configurations()
     assert {(c.paper, c.method, c.config) for c in load_configurations()} <= published
 
@@ -106,6 +165,12 @@ def test_the_default_presets_are_the_papers_configurations() -> None:
             assert described[key] == (tuple(value) if isinstance(value, list) else value)
 
 
+def test_a_deviation_is_read_beside_its_number(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text(LONG.replace("34.8", "34.80 +- 0.05"))
+    (number,) = read_published(tmp_path / "long.csv")
+    assert (number.value, number.spread, number.decimals) == (34.8, 0.05, 2)
+
+
 def test_both_layouts_are_read(tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text(LONG)
     (tmp_path / "wide.csv").write_text(WIDE)
@@ -122,6 +187,8 @@ def test_both_layouts_are_read(tmp_path: Path) -> None:
     [
         (LONG.replace("34.8", "about 35"), "value"),
         (LONG.replace("34.8", "nan"), "value"),
+        (LONG.replace("34.8", "34.8 +- some"), "spread"),
+        (LONG.replace("34.8", "34.8+-0.1"), "value"),
         (LONG.replace("34.8", "9" * 400), "value"),
         (LONG.replace("P,Table 1", ",Table 1"), "paper"),
         (LONG.replace("P,Table 1", "P,"), "table"),
