@@ -72,8 +72,7 @@ class OverTime(nn.Module):
         nn.init.normal_(self.A, std=A_STD)
 
     def forward(self) -> Tensor:
-        product: Tensor = self.A @ self.B.flatten(1)
-        return product.unflatten(1, self.B.shape[1:])
+        return (self.A @ self.B.flatten(1)).view(-1, *self.B.shape[1:])
 
 
 @dataclass(kw_only=True)  # not frozen: torch.compile traces those since PyTorch 2.11 or 2.12
@@ -122,7 +121,7 @@ class RapReducer(TokenReducer):
 
     def after_block(self, stream: TokenStream, index: int) -> TokenStream:
         """x (1 + scale) + shift, by the frame's place in the video; prompts stay as they are."""
-        x = stream.x.unflatten(0, (-1, self.frames))
+        x = stream.x.view(-1, self.frames, *stream.x.shape[1:])
         scale, shift = (_beside_prompts(each[index](), stream) for each in (self.scales, self.shifts))
         return stream.with_x((x + (x * scale + shift)).flatten(0, 1))
 
@@ -236,6 +235,7 @@ class Rap(Method[RapOptions]):
         group="parameter-efficient",
         recipe="uniform",  # the paper's own is not known
         tuning="own",
+        by_default=False,
         identity="scales and shifts learn in every setting; at the start, all zero, it is the dense encoder",
         # Of the last block only class tokens are used.
         dead=(r"reducer\.(scales|shifts)\.\d+\.B in part",),

@@ -53,8 +53,8 @@ class MethodCard:
             given.
         trains: False for a method that nothing is trained in.
         encodes: False for a method that runs no encoder, so that no encoder cost is measured.
-        dead: trainable parameters that the loss never reaches, as regular expressions of their names; `` in part`` after
-            that of a tensor of which only some elements are dead (``profiling.counts.dead``).
+        dead: trainable parameters that the loss never reaches, as regular expressions of their names; with `` in part``
+            after that of a tensor of which only some elements are dead (``profiling.counts.dead``).
     """
 
     summary: str

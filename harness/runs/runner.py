@@ -110,7 +110,7 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             trained = files.checkpoint if steps else None
             about = embedded_run(record, result.metrics["selection"], trained)
             save_embeddings(files.embeddings, result, context.test, about)
-        costs = count_costs(profile(model))
+        costs = count_costs(profile(model, frame_captions=config.frame_captions is not None))
         del model  # the measuring processes, and what runs after this, need the memory
         release_memory()
         costs += _time_costs(context, config, recipe) if config.timing else []

@@ -100,28 +100,20 @@ class Suite:
 
 
 def _frame_captions(path: Path | None, methods: Sequence[str]) -> dict[str, FrameCaptions]:
-    """The captions of frames by the methods that train on them."""
-    if path is None:
-        return {}
+    """The captions of frames by the methods that train on them; where none does, no file is read."""
     taking = [method for method in methods if method_class(method).card.frame_captions]
-    if not taking:
-        known = [name for name in registry.names("baselines", "methods") if method_class(name).card.frame_captions]
-        raise UsageError(
-            f"--frame-captions: no method of this run trains on captions of frames ({', '.join(known)} would): leave "
-            "it out, or name such a method with --methods",
-            code="frame-captions.unused",
-            methods=list(methods),
-        )
-    return dict.fromkeys(taking, read_frame_captions(path))
+    return {} if path is None or not taking else dict.fromkeys(taking, read_frame_captions(path))
 
 
-def _frame_captions_line(configs: Sequence[RunConfig]) -> str | None:
-    """Which methods train on captions of frames, or could and have none."""
+def _frame_captions_line(configs: Sequence[RunConfig], path: Path | None) -> str | None:
+    """Which methods train on captions of frames, or could and have none; or that those given serve none."""
     taking = {c.method: c.frame_captions for c in configs if c.trains and method_class(c.method).card.frame_captions}
     names, given = ", ".join(taking), next((captions for captions in taking.values() if captions is not None), None)
     if given is not None:
         return f"captions of frames: {len(given.by_pair):,} pairs in {given.file}, for {names}"
-    return f"{names}: no captions of frames (--frame-captions), so training leaves out their losses" if names else None
+    if taking:
+        return f"{names}: no captions of frames (--frame-captions), so training leaves out their losses"
+    return None if path is None else f"WARNING: --frame-captions {path.name}: no method of these runs trains on them"
 
 
 def run_suite(settings: RunSettings) -> SuiteResult | None:
@@ -189,7 +181,7 @@ def _print_plan(suite: Suite, settings: RunSettings) -> None:
         all_methods=_all_methods(suite, settings),
         **_earlier_work(settings),
     )
-    _log(_frame_captions_line(found.left))
+    _log(_frame_captions_line(found.left, settings.frame_captions))
     rates = Rates(torch.device(pick_device(settings.device)))
     plan = make_plan(
         found.protocol, found.weights, found.left, found.context, settings, rates, downloads=found.downloads
@@ -226,7 +218,7 @@ def _run_all(suite: Suite, settings: RunSettings, signals: SignalHandler) -> lis
     for path in work.done:
         _log(f"skipped, its record exists: {path.name}")
     _log(_precision_line(context.protocol, work.left) if work.left else None)
-    _log(_frame_captions_line(work.left))
+    _log(_frame_captions_line(work.left, settings.frame_captions))
     command = settings.command or command_line(sys.argv[1:])
     detail = _full_size_detail(suite, settings)
     methods = list(dict.fromkeys(config.method for config in work.left))

@@ -20,7 +20,7 @@ from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import MethodOptions
 from tvrbench.harness.profiling.counts.formula import text_length
-from tvrbench.harness.training.loss import contrastive_loss
+from tvrbench.harness.training.loss import whole_loss
 
 IN_PART = " in part"
 _PAIRS = 2
@@ -28,14 +28,18 @@ _AGREE = 2  # draws after which nothing more was reached
 _NOISE = 0.05  # what is zero at the start (LoRA's B) would hide what it is multiplied with
 
 
-def dead_parameters(model: RetrievalModel) -> dict[str, int]:
+def dead_parameters(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str, int]:
     """Find the dead parameters of a model, which may be on the meta device.
 
-    A narrow twin (same method, options, blocks, frames, patches per frame and caption length; one or two heads, pixels
-    that are few) gets random parameters, frames and captions that use every word of a small vocabulary, and a backward
+    A narrow twin (same method, options, blocks, frames, patches per frame and caption length; few channels and pixels)
+    gets random parameters, frames and captions that use every word of a small vocabulary, and a backward
     pass of the training loss. Dead is an element whose gradient is exactly zero in every draw. A tensor of the model
     has as large a share of dead elements as that of the twin: exact where whole slices are dead, because axes that the
     twin shortens shorten all slices alike.
+
+    Args:
+        model: with or without values.
+        frame_captions: the training takes captions of the frames.
 
     Returns:
         Name -> number of dead elements, `` in part`` after the name of a tensor that has others.
@@ -46,7 +50,7 @@ def dead_parameters(model: RetrievalModel) -> dict[str, int]:
     learned, spec = model.trainable(), model.spec
     if not learned or not spec.card.encodes:
         return {}
-    shares = _dead_shares(spec.name, spec.options, _narrow(model.clip.arch), spec.frames)
+    shares = _dead_shares(spec.name, spec.options, _narrow(model.clip.arch), spec.frames, frame_captions)
     if shares.keys() != learned.keys():
         message = f"{model.name}: a narrow model of it learns other tensors, so dead parameters cannot be counted"
         raise CheckFailed(message, code="dead.twin", tensors=sorted(shares.keys() ^ learned.keys()))
@@ -55,21 +59,23 @@ def dead_parameters(model: RetrievalModel) -> dict[str, int]:
     }
 
 
-def dead_or_reason(model: RetrievalModel) -> dict[str, Any]:
+def dead_or_reason(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str, Any]:
     """``dead_parameters``, or {``reason``} where they cannot be counted."""
     try:
-        return dict(dead_parameters(model))
+        return dict(dead_parameters(model, frame_captions=frame_captions))
     except (CheckFailed, RuntimeError, TypeError, ValueError) as error:
         return {"reason": str(error).partition("\n")[0] or type(error).__name__}
 
 
 @cache  # the runs of several seeds ask for the same
-def _dead_shares(name: str, options: MethodOptions, arch: Architecture, frames: int) -> Mapping[str, float]:
+def _dead_shares(
+    name: str, options: MethodOptions, arch: Architecture, frames: int, frame_captions: bool
+) -> Mapping[str, float]:
     """The share of dead elements of every trainable tensor of a method on random weights."""
     twin = _random_model(name, method_class(name)(options, arch, frames))
     dead = {key: torch.ones_like(parameter, dtype=torch.bool) for key, parameter in twin.trainable().items()}
     left, unchanged = sum(mask.numel() for mask in dead.values()), 0
-    for gradients in _draws(twin):
+    for gradients in _draws(twin, frame_captions):
         dead = {key: mask & (gradients[key] == 0) for key, mask in dead.items()}
         before, left = left, sum(int(mask.sum()) for mask in dead.values())
         unchanged = unchanged + 1 if left == before else 0
@@ -111,13 +117,13 @@ def _narrow(arch: Architecture) -> Architecture:
     )
 
 
-def _draws(model: RetrievalModel) -> Iterator[dict[str, Tensor]]:
+def _draws(model: RetrievalModel, frame_captions: bool) -> Iterator[dict[str, Tensor]]:
     """Gradients of the trainable parameters, draw after draw of parameters and data.
 
     Every second draw takes the parameters of the one before with the other sign: a unit of ReLU that was silent for all
     tokens speaks then.
     """
-    learned, length = model.trainable(), text_length(model.clip.arch)
+    learned = model.trainable()
     start = {name: parameter.detach().clone() for name, parameter in learned.items()}
     model.train()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -127,17 +133,18 @@ def _draws(model: RetrievalModel) -> Iterator[dict[str, Tensor]]:
                 for name, parameter in learned.items():
                     parameter.copy_(-parameter if draw % 2 else start[name] + _NOISE * torch.randn_like(parameter))
             model.zero_grad()
-            text, video = model(*_inputs(model, length))
-            loss = contrastive_loss(model.similarity(text, video))
+            loss = whole_loss(model, *model(*_inputs(model, frame_captions)))
             if loss.requires_grad:  # it does not where all that learns is dead
                 torch.autograd.backward(loss)
             yield {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learned.items()}
 
 
-def _inputs(model: RetrievalModel, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _inputs(model: RetrievalModel, frame_captions: bool) -> list[Tensor]:
     """Noise as frames, captions of start, words and end that together use the whole vocabulary, and no padding."""
-    arch = model.clip.arch
+    arch, length = model.clip.arch, text_length(model.clip.arch)
     frames = torch.randn(_PAIRS, model.frames, 3, arch.image_size, arch.image_size)
     start, end = (torch.full((_PAIRS, 1), arch.vocab_size - place) for place in (2, 1))
-    ids = torch.cat([start, torch.randperm(arch.vocab_size - 2).view(_PAIRS, -1), end], dim=1)
-    return frames, torch.ones(frames.shape[:2], dtype=torch.bool), ids, torch.ones(_PAIRS, length, dtype=torch.bool)
+    ids = torch.cat([start, torch.randperm(arch.vocab_size - 2).view(_PAIRS, length - 2), end], dim=1)
+    of_frames = [ids[:, torch.randperm(length)].unsqueeze(1).expand(-1, model.frames, -1)] if frame_captions else []
+    masked = ((frames, frames.shape[:2]), (ids, ids.shape), *((each, each.shape) for each in of_frames))
+    return [t for tensor, shape in masked for t in (tensor, torch.ones(shape, dtype=torch.bool))]

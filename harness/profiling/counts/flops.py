@@ -211,8 +211,12 @@ def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any
     return by_name(profile, method, backbone, frames, **options)
 
 
-def profile(model: RetrievalModel) -> dict[str, Any]:
+def profile(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str, Any]:
     """Cost that needs no data, as plain data.
+
+    Args:
+        model: with or without values.
+        frame_captions: its training takes captions of the frames, which may reach more parameters.
 
     Returns:
         ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
@@ -230,7 +234,7 @@ def profile(model: RetrievalModel) -> dict[str, Any]:
     macs, planned, released = checked_macs(model), analytic_macs(model), released_macs(model)
     as_released = {name: (counted + released[name] - planned[name]) / 1e9 for name, counted in macs.items()}
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    dead = dead_or_reason(model)
+    dead = dead_or_reason(model, frame_captions=frame_captions)
     dead_number = None if "reason" in dead else sum(dead.values())
     return {
         "method": model.name,

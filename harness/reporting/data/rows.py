@@ -290,4 +290,4 @@ def _label(identity: Mapping[str, Any], identities: Sequence[Mapping[str, Any]],
 
 
 def _short(value: Any) -> str:
-    return brief(json.dumps(value, ensure_ascii=False).strip('"').replace(", ", ","), 40)
+    return brief(json.dumps(value, ensure_ascii=False).strip('"').replace(", ", ","), 40) or "none"

@@ -230,8 +230,9 @@ def _compare_number(
         RowMatch(reason=reason) if reason else match_rows(number, papers.configurations, full_size if cost else runs)
     )
     for row in match.rows:
-        found = _cost_verdict(number, row) if cost else _metric_verdict(number, row)
-        unchecked = match.not_checkable is not None and found.measured is not None
+        unreleased = match.not_checkable is not None
+        found = _cost_verdict(number, row, released=not unreleased) if cost else _metric_verdict(number, row)
+        unchecked = unreleased and found.measured is not None
         yield replace(found, verdict="not checkable", reason=match.not_checkable) if unchecked else found
     if match.reason is not None:
         yield _not_comparable(number, [match.reason])
@@ -267,9 +268,10 @@ def _obstacle(number: PublishedNumber, scope: ReportContext) -> Reason | None:
     return None
 
 
-def _cost_verdict(number: PublishedNumber, row: MethodRow) -> PaperComparison:
-    """Judge a cost: that of the released code, which is what papers print, where ours does less."""
-    number = replace(number, metric=row.reading(f"{number.metric}{AS_RELEASED}"))
+def _cost_verdict(number: PublishedNumber, row: MethodRow, *, released: bool) -> PaperComparison:
+    """Judge a cost: that of ``released`` code, which is what papers print, where there is one and ours does less."""
+    if released:
+        number = replace(number, metric=row.reading(f"{number.metric}{AS_RELEASED}"))
     cost = row.cost(number.metric)
     if cost is None or cost.valid is None:
         if cost is not None and cost.invalid:

@@ -71,8 +71,8 @@ def cost_column(shown: Metric, *, best: bool = True) -> Column:
 
 
 AS_RELEASED_REMARK = (
-    "As released: with the work of a method's released code whose results are dropped; where it drops none, the number "
-    "of the column before."
+    "As released: the cost of a method's own released code, where it computes what it drops and that is counted; "
+    "elsewhere the number of the column before."
 )
 
 

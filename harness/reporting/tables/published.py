@@ -86,6 +86,7 @@ def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext
         "The papers choose their checkpoint on the test set; the runs here keep the last unless the verdict says so."
         if any(c.number.metric not in COUNTS for c in comparable)
         else None,
+        "Not checkable: no released code says what the paper measured." * ("not checkable" in counted),
     )
     return context.table("verdicts", "Published and measured", sentences, columns, comparable)
 
@@ -159,7 +160,7 @@ def paper_scale_table(
         f"Time and memory: {setting(full_size)}.",
         "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
         "Time and memory depend on the device, so they have no difference.",
-        f"{AS_RELEASED_REMARK} Its difference is from the same published number, which is of released code."
+        f"{AS_RELEASED_REMARK} A published cost of released code is held against it."
         * any(len(readings(full_size, name)) > 1 for name in _FULL_SIZE),
     )
     order = backbones(full_size)
@@ -181,7 +182,8 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
             return "no baseline needed"
         released = ", both as released" * claim.number.metric.endswith(AS_RELEASED)
         name = result.rows[1].label if len(result.rows) > 1 else claim.against
-        return f"{', '.join(filter(None, (name, claim.against_config)))} ({claim.reading}{released})"
+        config = "" if claim.against_config in name else claim.against_config
+        return f"{', '.join(filter(None, (name, config)))} ({claim.reading}{released})"
 
     def reason(r: PaperComparison) -> Cell:
         full = r.reason if r.command is None else f"{r.reason}; measure it with: {r.command}"

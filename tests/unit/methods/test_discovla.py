@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import torch
 from errors import raises
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import FrozenCasts
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
 from tvrbench.methods.discovla import Bottleneck, DiscoVLAModel, frame_similarity, losses
@@ -200,6 +203,41 @@ def test_frame_captions_go_with_any_tuning(tuning: str, tmp_path: Path) -> None:
     loss.backward()
     unreached = {name for name, p in model.trainable().items() if p.grad is None or not p.grad.any()}
     assert not {name for name in unreached if "bottlenecks" in name}
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@torch.no_grad()
+def test_a_released_checkpoint(wrapper: str, tmp_path: Path) -> None:
+    options = {"vision_blocks": 2, "text_blocks": 3, "rank": 3}
+    model, given = made(tmp_path, WIDE, 5, **options), inputs(WIDE, 5)
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        inside = re.fullmatch(r"(reducer|text_path)\.bottlenecks\.(\d+)\.(down|up)\.(weight|bias)", name)
+        if inside:
+            side, index, layer, kind = inside.groups()
+            tower = "visual." * (side == "reducer")
+            name = f"clip.{tower}transformer.resblocks.{index}.attn.TVPt_{layer}_{kind}"
+        renamed[wrapper + re.sub(r"lora\.([AB])", lambda m: f"TVPt_LoRA_{m[1].lower()}", name)] = tensor
+    torch.save(renamed, tmp_path / "released.bin")
+    again = load_model("discovla", checkpoint=tmp_path / "released.bin", frames=5, activation="quick_gelu", **options)
+    assert all(map(torch.equal, model(**given), again(**given)))
+
+
+def test_frame_captions_in_bfloat16(tmp_path: Path) -> None:
+    """Under autocast, with the casts of frozen weights that training on a GPU puts in for a call."""
+    model, given = made(tmp_path, WIDE, 3, vision_blocks=2).train(), inputs(WIDE, 3)
+    exact = model(**given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = model(**given)
+        cast = functional_call(model, FrozenCasts(model, torch.bfloat16)(), kwargs=given, tie_weights=False)
+    assert all(map(torch.equal, plain, cast))
+    for ours, wanted in zip(cast, exact, strict=True):
+        assert F.cosine_similarity(ours.float(), wanted, dim=-1).min() > 0.99
+    loss, wanted_loss = model.own_loss(*(feature.float() for feature in cast)), model.own_loss(*exact)
+    assert loss is not None
+    assert wanted_loss is not None
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.trainable().values())
 
 
 def by_definition(similarity: Tensor, captions: Tensor, frames: Tensor, scale: float) -> dict[str, Tensor]:

@@ -35,6 +35,9 @@ COMBINED: dict[str, dict[str, Any]] = {  # on the tiny CLIP; every reducer that 
     "vidtome": {},
     "centerclip": {"schedule": ((6, 4, 8),)},
     "frame_subsample": {"keep": 8},
+    "vop": {},
+    "discovla": {},
+    "rap": {},
 }
 
 
@@ -168,15 +171,15 @@ def test_both_encoders_against_the_definition(shape: str, tiny_model: Make, tiny
 
 @pytest.mark.parametrize("name", COMBINED)
 def test_with_every_reducer_that_keeps_one_class_token(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
-    model = _random(tiny_model(name, tuning="mv-adapter", **COMBINED[name]))
+    model = _random(tiny_model(name, **{"tuning": "mv-adapter"} | COMBINED[name]))
     frames, mask = tiny_batch["frames"], tiny_batch["mask"].clone()
     mask[1, 6:] = False
     other = frames.clone()
-    other[1, 6:] = 5.0  # what padding holds plays no part, but in the merges of some
+    other[1, 6:] = 5.0  # what padding holds plays no part, but in some merges and in DiscoVLA's fusion
     with torch.no_grad():
         feature = model.encode_video(frames, mask)
         torch.testing.assert_close(model.encode_video(frames[1:2], mask[1:2]), feature[1:2], rtol=0, atol=1e-5)
-        if name not in ("vidtome", "centerclip"):
+        if name not in ("vidtome", "centerclip", "discovla"):
             torch.testing.assert_close(model.encode_video(other, mask), feature, rtol=0, atol=1e-5)
         assert not torch.allclose(
             tiny_model(name, tuning="frozen", **COMBINED[name]).encode_video(frames, mask), feature
@@ -188,8 +191,8 @@ def test_with_every_reducer_that_keeps_one_class_token(name: str, tiny_model: Ma
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("tempme", {}), ("vidtome", {"mode": "persistent"}), ("random", {})],
-    ids=["joined clips", "joined chunks", "no frames"],
+    [("tempme", {}), ("vidtome", {"mode": "persistent"}), ("dgl", {}), ("random", {})],
+    ids=["joined clips", "joined chunks", "one sequence", "no frames"],
 )
 def test_sequences_of_several_class_tokens_are_refused(name: str, options: dict[str, Any], tiny_model: Make) -> None:
     with raises("tuning.mv-adapter"):

@@ -155,6 +155,14 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, int]]] = [
 ]
 
 
+def test_captions_of_frames_reach_what_no_other_caption_does() -> None:
+    model = load_model("discovla", backbone="ViT-B-32", weights="random:0", device="meta")
+    dead_without = dead_parameters(model)
+    assert sum(dead_without.values()) == 2 * (2 * 512 * 8 + 8 + 512)
+    assert all(name.startswith("text_path.bottlenecks.") for name in dead_without)
+    assert dead_parameters(model, frame_captions=True) == {}
+
+
 @pytest.mark.parametrize(("name", "options", "expected"), KNOWN)
 def test_known_methods(name: str, options: dict[str, Any], expected: dict[str, int]) -> None:
     model = load_model(name, backbone="ViT-B-32", weights="random:0", device="meta", **options)

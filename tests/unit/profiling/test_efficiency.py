@@ -20,12 +20,13 @@ from tvrbench.harness.records.record import Measurement
 pytestmark = pytest.mark.unit
 PROFILE = {
     "frames": 12,
-    "gmacs": {"video": 1.0, "text": 0.1},
+    "gmacs": {"video": 1.0, "text": 0.1, "as_released": {"video": 1.0, "text": 0.1}},
     "reduction_gmacs": 0.0,
     "params": {"total": 2, "trainable": 1, "dead": 0},
     "dead": {},
     "tokens": [[1, 1]],
     "output_tokens": 1,
+    "output_tokens_as_released": 1,
 }
 
 

@@ -246,6 +246,12 @@ class TestPublishedNumbers:
         assert line["gmacs_video_as_released"] == "251.896"
         assert line["gmacs_video"] == "212.88"
 
+    def test_what_was_never_released_is_held_against_the_exact_count(self) -> None:
+        cost = [*counts(245.59, 2364), *released(250.2, 2372)]
+        row = self.full_size("vop", cost, tuning="own", variant="F+C", **VOP)
+        (gmacs,) = [r for r in compare(PAPERS, [], [row], PUBLISHED) if r.number.value == 246.2]
+        assert (gmacs.verdict, gmacs.measured) == ("not checkable", 245.59)
+
     @pytest.mark.parametrize(("variant", "checkable"), [("", True), ("P", False), ("F+C", False)])
     def test_a_variant_without_code_gets_its_reason_in_place_of_a_verdict(self, variant: str, checkable: bool) -> None:
         cost = counts(245.59, 2364, 122_880)

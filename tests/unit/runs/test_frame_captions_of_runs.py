@@ -126,20 +126,31 @@ def suite(path: Path | None, methods: tuple[str, ...], **settings: Any) -> Suite
 
 
 def test_only_methods_that_take_them_get_them(context: RunContext, tmp_path: Path) -> None:
-    configs = suite(written(tmp_path, context), ("lora", "discovla"), seeds=(0, 1)).configs
+    path = written(tmp_path, context)
+    configs = suite(path, ("lora", "discovla"), seeds=(0, 1)).configs
     assert {(c.method, c.frame_captions is None) for c in configs} == {("lora", True), ("discovla", False)}
-    assert "for discovla" in (_frame_captions_line(configs) or "")
-    assert "lora" not in (_frame_captions_line(configs) or "")
+    line = _frame_captions_line(configs, path) or ""
+    assert "discovla" in line
+    assert "lora" not in line
 
 
-def test_a_line_says_that_there_are_none() -> None:
-    assert "--frame-captions" in (_frame_captions_line(suite(None, ("lora", "discovla")).configs) or "")
-    assert _frame_captions_line(suite(None, ("lora",)).configs) is None
+@pytest.mark.parametrize(
+    ("methods", "given", "said"),
+    [
+        (("lora", "discovla"), False, "--frame-captions"),
+        (("lora",), False, None),
+        (("lora",), True, "WARNING"),  # the first steps of a plan name single methods, with all options of the command
+    ],
+)
+def test_a_line_says_what_is_missing_or_unused(
+    methods: tuple[str, ...], given: bool, said: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "missing.json" if given else None
+    line = _frame_captions_line(suite(path, methods).configs, path)
+    assert line is None if said is None else said in (line or "")
 
 
-def test_they_are_refused_where_no_method_takes_them(context: RunContext, tmp_path: Path) -> None:
-    with raises("frame-captions.unused", methods=["lora", "tempme"]):
-        suite(written(tmp_path, context), ("lora", "tempme"))
+def test_a_file_that_is_not_there_and_scoring_alone_are_refused(tmp_path: Path) -> None:
     with raises("frame-captions.read"):
         suite(tmp_path / "missing.json", ("discovla",))
     with raises("eval-only.frame-captions"):

@@ -68,6 +68,7 @@ def test_the_command_of_settings_gives_them_again() -> None:
         "assignments": ("r=2", "frames_merged=(2, 2)"),
         "results": Path("/elsewhere/results"),
         "memory_limit": 15 * 2**29,
+        "frame_captions": Path("my captions.json"),
         "no_timing": True,
         "full_size_costs": "off",
         "save_interval_min": 5.0,

@@ -18,6 +18,7 @@ from fake_streams import CUDA, Fakes
 from torch import Tensor
 
 from tvrbench.harness.core.errors import RunFailed, TrainingDiverged, UsageError
+from tvrbench.harness.data.pair_loader import PairBatch
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.kernels import KernelCounter, missing, on_fake_cuda
 from tvrbench.harness.training.loop import UNREAD, TrainingLoop
@@ -114,7 +115,8 @@ class Pairs:
             for step in range(start, stop):
                 if step == self.broken:
                     raise UsageError("v1.mp4: truncated", code="video.truncated")
-                yield SimpleNamespace(pixels=None, video_mask=None, ids=None, text_mask=None, global_size=4)
+                nothing: dict[str, Any] = dict.fromkeys(("pixels", "video_mask", "ids", "text_mask"))
+                yield PairBatch(**nothing, global_size=4)
         finally:
             self.closed = True
 
