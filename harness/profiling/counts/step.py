@@ -11,7 +11,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.counts.shapes import meta_pairs
 
-_BATCH = 4  # pairs in the pass; counts grow linearly with them
+_BATCH = 4  # pairs in the pass; counts grow linearly with them, but for what a method makes once per call
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,6 +151,11 @@ def test_a_fresh_adapter_changes_nothing(tiny_weights: Any, tiny_batch: dict[str
 
 @pytest.mark.parametrize("name", [n for n in registry.names("methods", "baselines") if method_class(n).card.encodes])
 def test_carried_prompts_go_through_every_reducer(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    plain = tiny_model(name)
+    if not (plain.text_path.carries_prompts and (plain.reducer.carries_prompts or type(plain.reducer) is TokenReducer)):
+        with raises("tuning.prompts-not-carried", method=name):
+            tiny_model(name, tuning="prompts-shallow")
+        return
     model = _louder(tiny_model(name, tuning="prompts-shallow"))
     seen: list[tuple[int, int]] = []
     for block in model.clip.visual.transformer.blocks:

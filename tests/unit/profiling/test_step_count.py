@@ -28,8 +28,13 @@ def on_meta(name: str, weights: Path, **options: Any) -> RetrievalModel:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_step_on_shapes_counts_as_one_on_values(
-    name: str, tiny_weights: Path, tiny_batch: dict[str, Any], tiny_model: Callable[..., RetrievalModel]
+    name: str,
+    tiny_weights: Path,
+    tiny_batch: dict[str, Any],
+    tiny_model: Callable[..., RetrievalModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(counting, "_BATCH", len(tiny_batch["ids"]))  # pairs share what is made once per call
     count, model = count_step(on_meta(name, tiny_weights)), tiny_model(name).train()
     with FlopCounterMode(display=False) as counter:
         text, video = model(tiny_batch["frames"], tiny_batch["mask"], tiny_batch["ids"], tiny_batch["text_mask"])
