@@ -99,7 +99,8 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         if clip.visual.prompts is not None and not carried:
             raise UsageError(
                 f"{name}: tuning 'prompts-shallow' sends prompts through the blocks, and this method does not declare "
-                "that it keeps them in place (carries_prompts of its reducer and its text path); tuning 'prompts' works with every method",
+                "that it keeps them in place (carries_prompts of its reducer and its text path); tuning 'prompts' "
+                "works with every method",
                 code="tuning.prompts-not-carried",
                 method=name,
             )
