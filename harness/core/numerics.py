@@ -40,7 +40,8 @@ def set_numerics(*, deterministic: bool = False) -> None:
         os.environ[_WORKSPACE] = _REPEATABLE[0]  # cuBLAS reads it when CUDA starts
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # torch's switch loads its compiler, for seconds
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def numerics() -> Numerics:

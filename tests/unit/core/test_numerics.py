@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,3 +125,9 @@ def test_the_environment_of_a_record_holds_what_is_in_force() -> None:
     assert (record["cudnn_tf32"], record["matmul_precision"], record["deterministic"]) == (False, "highest", True)
     assert numerics_text(record) == "TF32 off, deterministic"
     assert numerics_text({**record, "cudnn_tf32": True, "deterministic": False}) == "TF32 on"
+
+
+def test_the_usual_numerics_load_no_compiler() -> None:
+    """torch's own switch of determinism would load it, for seconds, in every command and measuring process."""
+    code = "import sys; from tvrbench.harness.core.numerics import set_numerics; set_numerics(); "
+    subprocess.run([sys.executable, "-c", code + "sys.exit('torch._inductor' in sys.modules)"], check=True)
