@@ -55,6 +55,7 @@ class ToMe(Method[ToMeOptions]):
         tuning="lora",
         presets={"ViT-B-32": {"r": 2}, "ViT-B-16": {"r": 10}, "tiny": {"r": 1}},
         identity={"r": 0},
+        by_default=False,
     )
     Options = ToMeOptions
 

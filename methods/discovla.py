@@ -264,6 +264,7 @@ class DiscoVLA(Method[DiscoVLAOptions]):
         identity={"vision_blocks": 0, "text_blocks": 0},
         frame_captions=True,
         dead=(r"text_path\.bottlenecks\..*",),  # in a training without captions of frames
+        by_default=False,
     )
     Options = DiscoVLAOptions
     Model = DiscoVLAModel

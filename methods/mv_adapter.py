@@ -52,6 +52,7 @@ class MvAdapter(Method[MvAdapterOptions]):
         recipe="mv_adapter",
         tuning="mv-adapter",
         presets={"tiny": {"width": 16, "factor": 8}},
+        by_default=False,
     )
     Options = MvAdapterOptions
 
