@@ -82,15 +82,16 @@ class RecordStore:
         """
         arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
         checked = normalized(dict(record) | {"per_query_ranks_path": None}, "record")
-        folder, stem = self.folder(checked["protocol"]["name"]), run_name(checked)
+        folder, name = self.folder(checked["protocol"]["name"]), run_name(checked)
+        stem = _with_device(name, checked) if checked["status"] == "completed" and not checked["metrics"] else name
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
             digest = hashlib.sha256(b"".join(arrays[name].astype("<f4").tobytes() for name in _DIRECTIONS))
-            checked["per_query_ranks_path"] = name = f"{stem}-{digest.hexdigest()[:8]}.npz"
-            atomic_write(folder / name, ranks_archive(arrays))
+            checked["per_query_ranks_path"] = file = f"{stem}-{digest.hexdigest()[:8]}.npz"
+            atomic_write(folder / file, ranks_archive(arrays))
         atomic_write(path, dumps(checked, path.name).encode())
         if checked["status"] == "completed":
-            replaced = {*folder.glob(f"{stem}-*.npz"), folder / f"{stem}-failed.json"}
+            replaced = {*folder.glob(f"{stem}-*.npz"), folder / f"{name}-failed.json"}
             for old in replaced - {folder / (checked["per_query_ranks_path"] or "")}:
                 old.unlink(missing_ok=True)
         return path
@@ -161,6 +162,13 @@ def run_name(record: Mapping[str, Any]) -> str:
     elif record.get("metrics", {}).get("selection") == BEST_ON_TEST:
         names.append(BEST_ON_TEST)  # kept beside the run that reports its last checkpoint, never in its place
     return "-".join([*names, f"seed{record['seed']}", run_digest(record)])
+
+
+def _with_device(name: str, record: Record) -> str:
+    """The name with the device before its hash: costs on another machine are another run, and stand beside these."""
+    words, digest = name.rsplit("-", 1)
+    device = re.sub(r"[^a-z0-9]+", "-", record["environment"]["device"].lower()).strip("-")
+    return f"{words}-{device}-{digest}" if device else name
 
 
 def run_digest(record: Mapping[str, Any]) -> str:

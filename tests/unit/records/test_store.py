@@ -46,6 +46,14 @@ class TestStore:
         assert record["duration_s"] == 1.0
         assert store.load_ranks(record)["v2t"].tolist() == [1.0, 1.0]
 
+    def test_costs_of_another_device_stand_beside_the_first(self, tmp_path: Path) -> None:
+        store = RecordStore(tmp_path)
+        environment = make_record()["environment"]
+        for device in ("Some CPU", "Other (R) CPU", "Some CPU"):
+            path = store.save(make_record(metrics={}, environment=environment | {"device": device}))
+            assert path.stem.endswith(f"-{run_digest(read_record(path))}")
+        assert sorted(record["environment"]["device"] for record in store.load_all()) == ["Other (R) CPU", "Some CPU"]
+
     def test_the_same_run_gives_the_same_files(self, tmp_path: Path) -> None:
         one, two = (RecordStore(tmp_path / name).save(make_record(), RANKS) for name in ("one", "two"))
         assert folder_content(one.parent) == folder_content(two.parent)
