@@ -51,7 +51,9 @@ def profile(
         print(line)
     print("  tokens leaving blocks    " + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
     print(f"  GPU kernels              {_kernels(result['kernels'])}")
-    say("GMACs are multiply-adds per video and per 32-token caption, as fvcore counts them (docs/measurement.md)")
+    length = result["text_length"]
+    counted = f"per video and per {length}-token caption, as fvcore counts them"
+    say(f"GMACs are multiply-adds {counted} (docs/measurement.md)")
 
 
 def _dead(tensors: dict[str, Any]) -> str:
