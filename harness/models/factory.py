@@ -42,7 +42,7 @@ def load_model(
         backbone: a preset such as ``ViT-B-32``; not needed where the weights determine it.
         weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder, a data set that ships weights;
             or weights that have been loaded.
-        checkpoint: a trained model, ours or one released by TempMe, CenterCLIP or CLIP4Clip; a full one replaces
+        checkpoint: a trained model, ours or one under the names of a paper's released code; a full one replaces
             ``backbone`` and ``weights``.
         activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state; needed where none does.
         frames: T, frames per video.
