@@ -139,7 +139,7 @@ class _FrameCaptions(TextPath):
         end_S = self._end_S + further * (self._end_S > 0)
         mask_SN = torch.cat([F.pad(self._mask_SL[:, :1], (0, further), value=True), self._mask_SL[:, 1:]], dim=1)
         q, k, v = block.qkv(block.ln_1(x))
-        inside_SND = block.mix(q, k, v, torch.ones(N, N, dtype=torch.bool, device=x.device).tril())
+        inside_SND = block.mix(q, k, v, torch.ones(N, N, dtype=torch.bool, device=x.device).tril(), causal=True)
         rows = torch.arange(S, device=x.device)
         T, seen_keys = self._captions, mask_SN.view(-1, 1, 1, self._captions * N)
         ends_SH1C = q[rows, :, end_S].unsqueeze(2)
@@ -235,9 +235,16 @@ class DiscoVLAModel(RetrievalModel):
         frame_ids: Tensor | None = None,
         frame_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Text and video [B, E]; with captions of the frames also these and the frames, [B, T, E] each."""
+        """Text and video [B, E]; with captions of the frames also these and the frames, [B, T, E] each.
+
+        Raises:
+            UsageError: shapes do not fit, or something is not on the model's device.
+        """
         if frame_ids is None or frame_mask is None:
             return super().forward(frames, mask, ids, text_mask)
+        if len(frame_ids) != len(frames):
+            message = f"frame captions: they are of {len(frame_ids)} videos, and {len(frames)} videos are given"
+            raise UsageError(f"{message}: give one caption per frame of each", code="text.input")
         self._check_video(frames, mask)
         mask = mask.to(frames.device, non_blocking=True).bool()
         frames_BTE = self.clip.visual.class_features(self.video_tokens(frames, mask))
