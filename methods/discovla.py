@@ -6,9 +6,9 @@ Definitions follow what the released code computes (LunarShen/DsicoVLA at 6ace76
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -292,3 +292,16 @@ class DiscoVLA(Method[DiscoVLAOptions]):
             return key, tensor
         visual, index, layer, kind = match.groups()
         return f"{'reducer' if visual else 'text_path'}.bottlenecks.{index}.{layer}.{kind}", tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The blocks that have bottlenecks, and the rank of LoRA or of these."""
+        ranked = re.compile(r".*\.lora\.A|.*\.bottlenecks\.\d+\.down\.weight")
+        shape = next((tensor.shape for key, tensor in state.items() if ranked.fullmatch(key)), ())
+        if not shape:
+            return {}
+        found = {"rank": shape[0]}
+        for option, side in (("vision_blocks", "reducer"), ("text_blocks", "text_path")):
+            down = re.compile(rf"{side}\.bottlenecks\.\d+\.down\.weight")
+            found[option] = sum(down.fullmatch(key) is not None for key in state)
+        return found

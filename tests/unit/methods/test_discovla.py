@@ -220,10 +220,14 @@ def test_all_tokens_but_the_end_go_as_without_fusion(tuning: str, tmp_path: Path
     assert torch.equal(same, torch.arange(x.shape[1]) != ends.unsqueeze(1))
 
 
+@pytest.mark.parametrize("vision_blocks", [0, 2])
+@pytest.mark.parametrize("text_blocks", [0, 3])
 @pytest.mark.parametrize("wrapper", ["", "module."])
 @torch.no_grad()
-def test_a_released_checkpoint(wrapper: str, tmp_path: Path) -> None:
-    options = {"vision_blocks": 2, "text_blocks": 3, "rank": 3}
+def test_a_released_checkpoint_tells_its_options(
+    wrapper: str, text_blocks: int, vision_blocks: int, tmp_path: Path
+) -> None:
+    options = {"vision_blocks": vision_blocks, "text_blocks": text_blocks, "rank": 3}
     model, given = made(tmp_path, WIDE, 5, **options), inputs(WIDE, 5)
     renamed = {}
     for name, tensor in model.state_dict().items():
@@ -234,8 +238,12 @@ def test_a_released_checkpoint(wrapper: str, tmp_path: Path) -> None:
             name = f"clip.{tower}transformer.resblocks.{index}.attn.TVPt_{layer}_{kind}"
         renamed[wrapper + re.sub(r"lora\.([AB])", lambda m: f"TVPt_LoRA_{m[1].lower()}", name)] = tensor
     torch.save(renamed, tmp_path / "released.bin")
-    again = load_model("discovla", checkpoint=tmp_path / "released.bin", frames=5, activation="quick_gelu", **options)
+    released: dict[str, Any] = {"checkpoint": tmp_path / "released.bin", "frames": 5, "activation": "quick_gelu"}
+    again = load_model("discovla", **released)
+    assert again.spec.options == model.spec.options
     assert all(map(torch.equal, model(**given), again(**given)))
+    with raises("weights.keys"):  # a given option comes first
+        load_model("discovla", **released, vision_blocks=1)
 
 
 def test_frame_captions_in_bfloat16(tmp_path: Path) -> None:
