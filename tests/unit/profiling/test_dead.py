@@ -140,6 +140,9 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ),
     ("dgl", {}, {}),
     ("vop", {}, {"text_path.suffix": 12 * 4 * 512}),
+    ("vop", {"suffix": 0}, {}),
+    ("vop", {"prefix": 0}, {"text_path.suffix": 12 * 4 * 512}),
+    ("vop", {"visual_prompts": 0}, {"text_path.suffix": 12 * 4 * 512}),
     ("mv_adapter", {}, {}),
     # Of the last block only class tokens are used.
     ("rap", {}, {f"reducer.{each}.11.B{IN_PART}": 49 * 768 for each in ("scales", "shifts")}),
