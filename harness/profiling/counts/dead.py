@@ -92,7 +92,7 @@ def _dead_shares(
         unchanged = unchanged + 1 if left == before else 0
         if not left or unchanged == _AGREE:
             break
-    return {key: float(mask.double().mean()) for key, mask in dead.items()}
+    return {key: float(mask.double().mean()) if mask.numel() else 0.0 for key, mask in dead.items()}
 
 
 def _random_model(name: str, method: Method[Any]) -> RetrievalModel:
