@@ -222,8 +222,8 @@ def profile(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str,
     Returns:
         ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
         tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
-        one video; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of ``gmacs.video`` of
-        the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``} where that is
+        one video; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of ``gmacs.video``
+        of the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``} where that is
         None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released code whose
         results it drops; the same numbers where it drops none.
 
