@@ -44,6 +44,12 @@ def released_tokens(model: RetrievalModel) -> int:
     return prod(blocks[-1].leaving) if blocks else 0
 
 
+def released_basis(model: RetrievalModel) -> str:
+    """What ``released_macs`` counts of a video: the released code, or what stands in its place where there is none."""
+    work = model.reducer.work_as_released()
+    return Work.basis if work is None else work.basis
+
+
 def reduction_macs(model: RetrievalModel) -> int:
     """Multiply-adds per video of the token reduction itself (matching, clustering)."""
     return sum(block.overhead_macs for block in model.reducer.plan())
