@@ -6,9 +6,9 @@ Definitions follow what the released code computes (LunarShen/DsicoVLA at 6ace76
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class _FrameCaptions(TextPath):
         end_S = self._end_S + further * (self._end_S > 0)
         mask_SN = torch.cat([F.pad(self._mask_SL[:, :1], (0, further), value=True), self._mask_SL[:, 1:]], dim=1)
         q, k, v = block.qkv(block.ln_1(x))
-        inside_SND = block.mix(q, k, v, torch.ones(N, N, dtype=torch.bool, device=x.device).tril())
+        inside_SND = block.mix(q, k, v, torch.ones(N, N, dtype=torch.bool, device=x.device).tril(), causal=True)
         rows = torch.arange(S, device=x.device)
         T, seen_keys = self._captions, mask_SN.view(-1, 1, 1, self._captions * N)
         ends_SH1C = q[rows, :, end_S].unsqueeze(2)
@@ -235,9 +235,16 @@ class DiscoVLAModel(RetrievalModel):
         frame_ids: Tensor | None = None,
         frame_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Text and video [B, E]; with captions of the frames also these and the frames, [B, T, E] each."""
+        """Text and video [B, E]; with captions of the frames also these and the frames, [B, T, E] each.
+
+        Raises:
+            UsageError: shapes do not fit, or something is not on the model's device.
+        """
         if frame_ids is None or frame_mask is None:
             return super().forward(frames, mask, ids, text_mask)
+        if len(frame_ids) != len(frames):
+            message = f"frame captions: they are of {len(frame_ids)} videos, and {len(frames)} videos are given"
+            raise UsageError(f"{message}: give one caption per frame of each", code="text.input")
         self._check_video(frames, mask)
         mask = mask.to(frames.device, non_blocking=True).bool()
         frames_BTE = self.clip.visual.class_features(self.video_tokens(frames, mask))
@@ -285,3 +292,16 @@ class DiscoVLA(Method[DiscoVLAOptions]):
             return key, tensor
         visual, index, layer, kind = match.groups()
         return f"{'reducer' if visual else 'text_path'}.bottlenecks.{index}.{layer}.{kind}", tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The blocks that have bottlenecks, and the rank of LoRA or of these."""
+        ranked = re.compile(r".*\.lora\.A|.*\.bottlenecks\.\d+\.down\.weight")
+        shape = next((tensor.shape for key, tensor in state.items() if ranked.fullmatch(key)), ())
+        if not shape:
+            return {}
+        found = {"rank": shape[0]}
+        for option, side in (("vision_blocks", "reducer"), ("text_blocks", "text_path")):
+            down = re.compile(rf"{side}\.bottlenecks\.\d+\.down\.weight")
+            found[option] = sum(down.fullmatch(key) is not None for key in state)
+        return found

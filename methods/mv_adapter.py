@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.mv_adapter import MvAdapterSettings, fitting
@@ -24,6 +26,15 @@ _NAMES = {
     "conv_rf_c.a": "calibration.hidden",
     "conv_rf_c.b": "calibration.out",
 }
+_RELEASED_BIAS = re.compile(r"(clip\.(?:visual\.)?transformer\.resblocks\.\d+)\.((?:attn|mlp)\.\w+)\.bias")
+_BIASES = {  # of CLIP, as trained: our name and which part of it
+    "attn.ln": "ln_1.bias.0",
+    "attn.q_proj": "attn.in_proj_bias.0",
+    "attn.k_proj": "attn.in_proj_bias.1",
+    "attn.v_proj": "attn.in_proj_bias.2",
+    "mlp.ln": "ln_2.bias.0",
+}
+_TRAINED = "trained."  # before such a part until it is joined, so that a pre-trained one beside it stays apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +76,9 @@ class MvAdapter(Method[MvAdapterOptions]):
 
     @classmethod
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
-        """The released names of adapters, and of the factors, ``clip.prompt.N``."""
+        """The released names of adapters, of the factors (``clip.prompt.N``), and of CLIP's trained biases."""
+        if (match := _RELEASED_BIAS.fullmatch(key)) and match.group(2) in _BIASES:
+            return f"{_TRAINED}{match.group(1)}.{_BIASES[match.group(2)]}", tensor
         if match := re.fullmatch(r"clip\.prompt\.(\d+)", key):
             return f"clip.factors.{match.group(1)}", tensor
         match = _RELEASED.fullmatch(key)
@@ -78,16 +91,32 @@ class MvAdapter(Method[MvAdapterOptions]):
                 break
         return f"clip.{block}.adapter.{rest}", tensor
 
+    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """CLIP's trained biases in the place of pre-trained ones; those of q, k and v are one here.
+
+        Raises:
+            UsageError: a trained bias that is no vector.
+        """
+        parts: dict[str, list[Tensor]] = {}
+        for key in sorted(key for key in state if key.startswith(_TRAINED)):
+            parts.setdefault(key.removeprefix(_TRAINED).rpartition(".")[0], []).append(state[key])
+        for key, found in parts.items():
+            if shapes := [list(part.shape) for part in found if part.ndim != 1]:
+                problem = f"mv_adapter: the trained {key} has shape {shapes[0]}, not one axis: give the file as written"
+                raise UsageError(problem, code="weights.shape", key=key)
+        rest = {key: tensor for key, tensor in state.items() if not key.startswith(_TRAINED)}
+        return rest | {key: torch.cat(found) for key, found in parts.items()}
+
     @classmethod
     def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Everything that shapes tell: all but the number of heads."""
+        """Everything that shapes tell, all but the number of heads, and whether CLIP's biases were trained."""
         places = {
             "width": (r".*\.adapter\.down\.weight", 0),
             "factor": (r"clip\.factors\.0", 0),
             "calibration": (r".*\.calibration\.out\.weight", 1),
             "words": (r"clip\.transformer\..*\.adapter\.positions", 0),
         }
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"biases": True} if any(key.startswith(_TRAINED) for key in state) else {}
         for option, (pattern, axis) in places.items():
             shape = next((tensor.shape for key, tensor in state.items() if re.fullmatch(pattern, key)), ())
             if len(shape) > axis:

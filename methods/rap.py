@@ -5,12 +5,14 @@ From the paper's description: no code was released, and what the description lea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tvrbench.harness.models.attending import Attends, AttentionOut
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
@@ -21,6 +23,7 @@ from tvrbench.harness.models.tokens import TokenReducer, TokenStream, take
 
 RANKS = {"patch": 1, "frame": 8}  # by ``axis``: our choice
 A_STD = 0.5  # our choice
+_OVER_TIME = re.compile(r"reducer\.(scales|shifts)\.\d+\.A")
 LORA_RANK = 8  # beside tuning ``lora``: ``rank`` is that of the scales and shifts
 
 
@@ -255,3 +258,26 @@ class Rap(Method[RapOptions]):
     def build_text_path(self, reducer: TokenReducer) -> TextPath:
         """The text tower's scales and shifts."""
         return RapText(self.arch)
+
+    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tables A [T, r] of scales and shifts for this number of frames.
+
+        They are interpolated linearly over time with their ends aligned: the first and the last frame keep their rows,
+        and the others lie evenly between them. A single frame takes the first row.
+        """
+        return {key: self._over_time(tensor) if _OVER_TIME.fullmatch(key) else tensor for key, tensor in state.items()}
+
+    def _over_time(self, A: Tensor) -> Tensor:
+        if A.ndim != 2 or not A.numel() or len(A) == self.frames:
+            return A
+        return F.interpolate(A.T.unsqueeze(0), self.frames, mode="linear", align_corners=True)[0].T
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The axis and the rank of scales and shifts, and whether there are offsets."""
+        table = state.get("reducer.scales.0.B")
+        if table is None or table.ndim != 3:
+            return {}
+        rank, tokens, _ = table.shape
+        asa = any(key.startswith("reducer.offsets.") for key in state)
+        return {"axis": "frame" if tokens == 1 else "patch", "rank": rank, "asa": asa}

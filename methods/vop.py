@@ -28,6 +28,7 @@ _RELEASED = {
     "visual_prompt_learner.visual_prompts": "reducer.prompts",
     "text_prompt_learner.text_prompts": "text_path.prompts",  # prefix and suffix together
 }
+_NOT_RELEASED = "with prompts as tokens (no code of this variant was released)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class VoPReducer(TokenReducer):
         # The paper joins the frames before block 8 of 12; a tower of another depth keeps the share of its blocks.
         self.frame_blocks = 2 * L // 3 if joins else L
         self.count = Q
+        self.basis = _NOT_RELEASED if options.variant else Work.basis
         self.prompts = _normal(self.frame_blocks, 1, Q - own, D)
         self.frame_prompts = _normal(self.frame_blocks, frames, own, D) if kind == "P" else None
         self.context = FrameContext(D, own) if kind == "C" else None
@@ -169,7 +171,7 @@ class VoPReducer(TokenReducer):
         for index, planned in enumerate(self.plan()):
             shape = (frames, tokens + self.count) if index < self.frame_blocks else (1, frames * tokens + self.count)
             blocks.append(BlockTokens(attention=shape, leaving=shape, overhead_macs=planned.overhead_macs))
-        return Work(blocks=blocks, projected=frames)
+        return Work(blocks=blocks, projected=frames, basis=self.basis)
 
 
 class VoPText(TextPath):

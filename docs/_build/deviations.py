@@ -29,7 +29,7 @@ class Deviation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    area: Literal["Training", "Reducing tokens", "Counting", "Ranking", "Videos"]
+    area: Literal["Training", "Reducing tokens", "Counting", "Ranking", "Text", "Videos"]
     whose: str
     theirs: str
     ours: str

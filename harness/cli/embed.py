@@ -14,6 +14,7 @@ from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import Assignments, Device, Json, parse_assignments, pick_device
 from tvrbench.harness.core.signals import Interrupted
+from tvrbench.harness.core.text import printable
 
 RESUME_HINT = "encoded videos are kept; run the same command to resume"
 
@@ -72,7 +73,7 @@ class Embed:
         from tvrbench.harness.search.encoder import ModelSettings, ModelSource, load_encoder
         from tvrbench.harness.search.files import open_folder
         from tvrbench.harness.search.index import index_base
-        from tvrbench.harness.search.text import encodable, printable
+        from tvrbench.harness.search.text import encodable
 
         set_numerics()
         dataset = open_folder(self.folder)

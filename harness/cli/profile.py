@@ -51,7 +51,9 @@ def profile(
         print(line)
     print("  tokens leaving blocks    " + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
     print(f"  GPU kernels              {_kernels(result['kernels'])}")
-    say("GMACs are multiply-adds per video and per 32-token caption, as fvcore counts them (docs/measurement.md)")
+    length = result["text_length"]
+    counted = f"per video and per {length}-token caption, as fvcore counts them"
+    say(f"GMACs are multiply-adds {counted} (docs/measurement.md)")
 
 
 def _dead(tensors: dict[str, Any]) -> str:
@@ -64,13 +66,13 @@ def _dead(tensors: dict[str, Any]) -> str:
 
 
 def _as_released(result: dict[str, Any]) -> list[str]:
-    """The cost of the released code in one line, where it does work whose results it drops."""
+    """The cost as released in one line and what that counts, where it does work whose results it drops."""
     released, tokens = result["gmacs"]["as_released"], result["output_tokens_as_released"]
     exact = {name: result["gmacs"][name] for name in released}
     if (released, tokens) == (exact, result["output_tokens"]):
         return []
     gmacs = f"video {released['video']:.2f}   text {released['text']:.3f}"
-    return [f"  the released code        {gmacs}   output tokens {tokens}"]
+    return [f"  {result['as_released_basis']:<23}  {gmacs}   output tokens {tokens}"]
 
 
 def _kernels(counts: dict[str, dict[str, Any]]) -> str:

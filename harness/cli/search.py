@@ -13,6 +13,7 @@ from tvrbench.harness.core.console import print_json, say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.core.options import Device, Json, pick_device
+from tvrbench.harness.core.text import printable
 
 if TYPE_CHECKING:  # these import torch, for which --help must not wait
     from tvrbench.harness.search.encoder import Encoder
@@ -64,7 +65,7 @@ class Search:
         from tvrbench.harness.search.files import find_changes, open_folder
         from tvrbench.harness.search.index import check_root, find_index, open_index
         from tvrbench.harness.search.query import hit_json, load_index_encoder, search, shown_frames
-        from tvrbench.harness.search.text import clock, encodable, printable
+        from tvrbench.harness.search.text import clock, encodable
 
         set_numerics()
         dataset, index = open_folder(self.folder), open_index(find_index(self.folder, self.index))

@@ -196,14 +196,18 @@ def gather_rows(rows_bE: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over all processes; a parameter without gradient in a process counts 0."""
-    if dist_info().size == 1:
-        return
+    """Replace every gradient by its sum over all processes, of which there may be one.
+
+    A missing gradient becomes zeros, whatever the number of processes: an optimizer decays such a parameter, and would
+    skip one without gradient.
+    """
     by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    if dist_info().size == 1:
+        return
     for group in by_dtype.values():
         flat = torch.cat([p.grad.flatten() for p in group if p.grad is not None])
         dist.all_reduce(flat)

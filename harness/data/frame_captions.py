@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.text import printable
 from tvrbench.harness.data.types import Split
 from tvrbench.harness.records.record import FrameCaptionsRef
 
-MAX_BYTES = 2**30  # 180,000 pairs of MSR-VTT with 12 captions each take about 150 MB
+# 180,000 pairs of MSR-VTT with 12 captions each take about 150 MB. What a file holds may take 26 times its size.
+MAX_BYTES = 2**28
 _MAX_CAPTION = 10_000
 _SHOWN = 120  # characters of a key in a message
 
@@ -28,7 +30,7 @@ class FrameCaptions:
     """One caption of every frame, for (video, caption) pairs.
 
     Attributes:
-        file: its name, without its folder.
+        file: its name, without its folder, printable.
         sha256: of its content.
         texts: every different caption.
         by_pair: for the key of a pair, the places in ``texts`` of its frames' captions.
@@ -81,7 +83,7 @@ def read_frame_captions(path: Path) -> FrameCaptions:
     """
     content = _content(path)
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
+        document = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         _refuse(path, f"is not valid JSON ({error or 'nested too deeply'})")
     if not isinstance(document, dict):
@@ -97,7 +99,7 @@ def read_frame_captions(path: Path) -> FrameCaptions:
                 _refuse(path, f"{where} holds {text!r:.60}, which is no caption of 1 to {_MAX_CAPTION:,} characters")
         by_pair[key] = array("l", [places.setdefault(text, len(places)) for text in captions])
     return FrameCaptions(
-        file=path.name, sha256=hashlib.sha256(content).hexdigest(), texts=tuple(places), by_pair=by_pair
+        file=printable(path.name), sha256=hashlib.sha256(content).hexdigest(), texts=tuple(places), by_pair=by_pair
     )
 
 
@@ -114,8 +116,9 @@ def _content(path: Path) -> bytes:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # the second for a name with a null byte
         cause = getattr(error, "strerror", None) or error
-        message = f"frame captions {path.name}: cannot be read ({cause}): give a file that can be"
-        raise UsageError(message, code="frame-captions.read", file=path.name) from None
+        name = printable(path.name)
+        message = f"frame captions {name}: cannot be read ({cause}): give a file that can be"
+        raise UsageError(message, code="frame-captions.read", file=name) from None
     if len(content) > MAX_BYTES:
         _refuse(path, f"is larger than {MAX_BYTES // 2**20:,} MiB")
     return content
@@ -133,6 +136,5 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse(path: Path, problem: str) -> NoReturn:
     remedy = 'give one JSON object like {"video0_a cat runs": ["a cat", ...]}, with one caption per frame'
-    raise UsageError(
-        f"frame captions {path.name}: {problem}: {remedy}", code="frame-captions.malformed", file=path.name
-    )
+    name = printable(path.name)
+    raise UsageError(f"frame captions {name}: {problem}: {remedy}", code="frame-captions.malformed", file=name)

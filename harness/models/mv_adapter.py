@@ -245,7 +245,7 @@ def add_mv_adapters(
             raise _refused(f"block {index} has {work.classes} class tokens in sequences of {work.leaving[1]} tokens")
     if not video:
         raise _refused("this method encodes no frames")
-    clip.max_words = settings.words
+    clip.word_positions = settings.words
     clip.factors = nn.ParameterList(nn.Parameter(torch.zeros(settings.factor)) for _ in settings.tied_vision)
     for index, (block, work) in enumerate(zip(clip.visual.blocks, video, strict=True)):
         rows = _rows(clip.factors, settings.tied_vision, index, settings.width)

@@ -26,12 +26,12 @@ STEM = (
 ADAPTER_WIDTH = 64
 PROMPTS = 8
 # Parts of the names of parameters that tunings add to a CLIP; all others are pre-trained.
-_ADDED = (".lora.", ".adapter.", ".prompts.", "factors.")
+_ADDED = (".lora.", ".adapter.", ".prompts.", ".factors.")
 
 
 def is_added(name: str) -> bool:
     """True for a parameter that the tuning added."""
-    return any(part in name for part in _ADDED)
+    return any(part in f".{name}" for part in _ADDED)  # "prompts.tokens" is of the CLIP itself
 
 
 def _full(clip: CLIP, method: Method[Any]) -> None:

@@ -44,10 +44,12 @@ class Work:
     Attributes:
         blocks: of every block.
         projected: tokens that are normalized and projected into the common space after the last block.
+        basis: whose work it is, where it is not ours.
     """
 
     blocks: Sequence[BlockTokens]
     projected: int
+    basis: str = "the released code"
 
 
 class ShapeRecorder:

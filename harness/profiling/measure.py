@@ -15,7 +15,6 @@ from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.formula import TEXT_TOKENS
 from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.plan import Job, Scenario, dense_encoder
 from tvrbench.harness.records.provenance import environment
@@ -40,7 +39,7 @@ def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
 
     Those of the released code are there only where they differ from ours.
     """
-    frames, words = {"frames": profile["frames"]}, {"words": TEXT_TOKENS}
+    frames, words = {"frames": profile["frames"]}, {"words": profile["text_length"]}
     gmacs, tokens = profile["gmacs"], {"leaving_blocks": profile["tokens"]}
     released = [
         Measurement(f"gmacs_video{AS_RELEASED}", gmacs["as_released"]["video"], "GMACs", conditions=frames),

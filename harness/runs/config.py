@@ -305,7 +305,7 @@ def blueprint(protocol: Protocol, weights: Weights, config: RunConfig) -> Retrie
     if protocol.words > (most := model.clip.max_words):
         raise UsageError(
             f"{config.method}: captions of protocol {protocol.name} have up to {protocol.words} ids, and this model "
-            f"takes {most}: choose another tuning, or weights with a longer context",
+            f"takes {most}: choose a protocol with shorter captions, another tuning, or a larger option words",
             code="protocol.words",
             method=config.method,
             words=most,

@@ -110,7 +110,8 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             trained = files.checkpoint if steps else None
             about = embedded_run(record, result.metrics["selection"], trained)
             save_embeddings(files.embeddings, result, context.test, about)
-        costs = count_costs(profile(model, frame_captions=config.frame_captions is not None))
+        words, captions = context.protocol.words, config.frame_captions is not None
+        costs = count_costs(profile(model, words=words, frame_captions=captions))
         del model  # the measuring processes, and what runs after this, need the memory
         release_memory()
         costs += _time_costs(context, config, recipe) if config.timing else []

@@ -19,6 +19,7 @@ from tvrbench.harness.core.numerics import numerics, numerics_text, set_numerics
 from tvrbench.harness.core.options import pick_device
 from tvrbench.harness.core.progress import Bar
 from tvrbench.harness.core.signals import SignalHandler
+from tvrbench.harness.core.text import printable
 from tvrbench.harness.data.frame_captions import FrameCaptions, read_frame_captions
 from tvrbench.harness.data.open import checked_options, origin_of
 from tvrbench.harness.models.factory import method_class
@@ -113,7 +114,9 @@ def _frame_captions_line(configs: Sequence[RunConfig], path: Path | None) -> str
         return f"captions of frames: {len(given.by_pair):,} pairs in {given.file}, for {names}"
     if taking:
         return f"{names}: no captions of frames (--frame-captions), so training leaves out their losses"
-    return None if path is None else f"WARNING: --frame-captions {path.name}: no method of these runs trains on them"
+    if path is None:
+        return None
+    return f"WARNING: --frame-captions {printable(path.name)}: no method of these runs trains on them"
 
 
 def run_suite(settings: RunSettings) -> SuiteResult | None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from tvrbench.harness.core.text import printable
 from tvrbench.harness.data.types import Frames
 from tvrbench.harness.reporting.figures.gallery import strip
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
 from tvrbench.harness.search.query import Hit, Query
-from tvrbench.harness.search.text import clock, printable
+from tvrbench.harness.search.text import clock
 
 FRAMES, SIDE = 6, 128  # of a strip; pixels of a frame
 

@@ -1,11 +1,6 @@
-"""File names and lengths for people."""
+"""File names for JSON and lengths for people."""
 
 from __future__ import annotations
-
-
-def printable(text: str) -> str:
-    """A text for a terminal: what is not printable (escape codes, bytes that are no text) as an escape of ASCII."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def encodable(text: str) -> str:

@@ -73,7 +73,7 @@ class TrainingLoop:
         """Take all remaining steps; returns the record's account of the training.
 
         Raises:
-            RunFailed: a video cannot be read, or the state cannot be saved.
+            RunFailed: a video or caption cannot be read, or the state cannot be saved.
             TrainingDiverged: the loss is NaN, infinite or far above chance.
             Interrupted: a signal came; the state is saved.
         """
@@ -145,18 +145,25 @@ class TrainingLoop:
             raise
 
     def _next_batch(self) -> PairBatch:
-        """The next batch; if any process cannot read a video of its own, all of them stop with the state saved."""
-        batch, fault = None, None
+        """The next batch; if any process cannot read a video or caption of its own, all stop with the state saved."""
+        batch, fault = None, None  # its code and message
         try:
             batch = next(self._batches)
         except UsageError as error:
-            fault = str(error)
+            fault = error.code, str(error)
         if not any_rank(fault is not None):
             assert batch is not None
             return batch
-        first = next(text for text in all_gather_object(fault) if text is not None)
+        code, first = next(found for found in all_gather_object(fault) if found is not None)
         self.save()
         step = self.trainer.steps_done + 1
+        if code == "vocabulary.word":
+            raise RunFailed(
+                f"{self._state.title}: step {step} cannot read a caption ({first}): take weights that know the word, "
+                "or captions without it, and start again",
+                code="training.caption",
+                step=step,
+            )
         raise RunFailed(
             f"{self._state.title}: step {step} cannot read a video ({first}): repair the file and run the same command "
             "with --resume, or start again with --skip-bad-videos",

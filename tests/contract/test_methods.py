@@ -174,9 +174,15 @@ def test_dead_parameters_are_exactly_the_declared_ones(name: str) -> None:
     assert all(found & keys for keys in declared.values() if keys)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_checkpoints_round_trip(name: str, tiny_model: Make, tiny_batch: dict[str, Any], tmp_path: Path) -> None:
-    model = tiny_model(name)
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [(name, method_class(name).card.tuning) for name in NAMES]
+    + [(name, tuning) for name in ("clip4clip", "vop") for tuning in TUNINGS],
+)
+def test_checkpoints_round_trip(
+    name: str, tuning: str, tiny_model: Make, tiny_batch: dict[str, Any], tmp_path: Path
+) -> None:
+    model = _tuned(tiny_model, name, tuning)
     save_checkpoint(model, tmp_path / "model.safetensors")
     again = load_model(name, checkpoint=tmp_path / "model.safetensors")
     assert again.spec.options == model.spec.options

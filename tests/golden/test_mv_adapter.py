@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from released_names import released_biases
 from torch import Tensor
 
 from tvrbench.harness import load_model
@@ -15,8 +16,10 @@ from tvrbench.harness.models.backbone.blocks import QuickGELU
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.mv_adapter import Calibration, VisionAdapter
 from tvrbench.harness.models.tokens import TokenStream
+from tvrbench.harness.models.tuning import is_added
+from tvrbench.harness.regression.signature import TINY
 from tvrbench.harness.training.loss import contrastive_loss
-from tvrbench.methods.mv_adapter import MvAdapter
+from tvrbench.methods.mv_adapter import MvAdapter, MvAdapterOptions
 
 pytestmark = pytest.mark.golden
 TOLERANCE = 1e-5
@@ -89,24 +92,10 @@ def test_gradients_of_everything_trained(golden: dict[str, Any], tmp_path: Path)
     largest = max(grad.abs().max() for grad in grads.values())
     for name, grad in grads.items():
         torch.testing.assert_close(ours[name] / largest, grad / largest, rtol=0, atol=TOLERANCE, msg=name)
-    biases = _released_biases({name: grad for name, grad in ours.items() if name not in grads})
-    assert {name: float(grad.norm()) for name, grad in biases.items()} == pytest.approx(
+    biases = released_biases({name: grad for name, grad in ours.items() if name not in grads})
+    assert {name.removeprefix("clip."): float(grad.norm()) for name, grad in biases.items()} == pytest.approx(
         want["grad_of_biases_norm"], rel=1e-4, abs=1e-6
     )
-
-
-def _released_biases(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's biases under released names: q, k and v apart, each norm in the part that it comes before."""
-    out: dict[str, Tensor] = {}
-    for name, grad in ours.items():
-        key = name.removeprefix("clip.")
-        key = key.replace(".ln_1.", ".attn.ln.").replace(".ln_2.", ".mlp.ln.")
-        if key.endswith("attn.in_proj_bias"):
-            stem = key.removesuffix("in_proj_bias")
-            out |= {f"{stem}{part}_proj.bias": third for part, third in zip("qkv", grad.chunk(3), strict=True)}
-        else:
-            out[key] = grad
-    return out
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -133,6 +122,14 @@ def test_the_released_start_is_the_plain_encoder_bit_for_bit(golden: dict[str, A
     with torch.no_grad():
         for ours, theirs in zip(model(*inputs), plain(*inputs), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_every_released_name_of_a_bias_is_read(golden: dict[str, Any], tmp_path: Path) -> None:
+    trained = MvAdapter(MvAdapterOptions(tuning="mv-adapter"), TINY, 12)
+    names = [f"clip.{key}" for key in golden["variants"]["default"]["grad_of_biases_norm"]]
+    read = trained.fit_released(dict(MvAdapter.from_released(key, torch.zeros(64)) for key in names))
+    model = _load(golden, "default", tmp_path, biases=True)
+    assert set(read) == {name for name in model.trainable() if not is_added(name)}
 
 
 def test_shapes_tell_every_option_but_the_heads(golden: dict[str, Any], tmp_path: Path) -> None:

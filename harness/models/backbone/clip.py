@@ -89,8 +89,8 @@ class CLIP(nn.Module):
     """Both towers; OpenAI's naming puts the text tower's parameters at the top level.
 
     Attributes:
-        max_words: the ids that a caption may have; a tuning may have positions for fewer than the context holds.
         factors: what both towers' adapters share (tuning ``mv-adapter``).
+        word_positions: the ids of a caption that a tuning has positions for; None where none has positions of its own.
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -105,7 +105,12 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.prompts: Prompts | None = None  # of the text tower's input
         self.factors: nn.ParameterList | None = None
-        self.max_words = arch.context_length
+        self.word_positions: int | None = None
+
+    @property
+    def max_words(self) -> int:
+        """The ids that a caption may have; a tuning may have positions for fewer than the context holds."""
+        return self.arch.context_length if self.word_positions is None else self.word_positions
 
     def encode_image(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W] CLIP-normalized -> [B, E], not normalized."""
@@ -118,7 +123,7 @@ class CLIP(nn.Module):
             shapes = f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)}"
             raise UsageError(f"text: {shapes} must both be [batch, length]", code="text.input")
         if ids.shape[1] > self.max_words:
-            problem = f"text: {ids.shape[1]} tokens, but the model's context holds {self.max_words}"
+            problem = f"text: {ids.shape[1]} tokens, but this model takes {self.max_words}: give shorter captions"
             raise UsageError(problem, code="text.input")
 
     def encode_text(self, ids: Tensor, mask: Tensor, path: TextPath | None = None) -> Tensor:

@@ -25,6 +25,7 @@ from tvrbench.harness.profiling.counts.dead import dead_or_reason
 from tvrbench.harness.profiling.counts.formula import (
     analytic_macs,
     reduction_macs,
+    released_basis,
     released_macs,
     released_tokens,
     text_length,
@@ -143,7 +144,7 @@ def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None =
     noise = torch.Generator().manual_seed(0)
     arch, frames = twin.clip.arch, twin.frames
     pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
-    ids = torch.arange(text_length(arch)).unsqueeze(0) % arch.vocab_size
+    ids = torch.arange(text_length(twin.clip)).unsqueeze(0) % arch.vocab_size
     inputs: dict[str, tuple[Any, ...]] = {
         "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
         "text": (twin.encode_text, ids, torch.ones_like(ids, dtype=torch.bool)),
@@ -211,20 +212,21 @@ def profile_by_name(method: str, backbone: str, frames: int = 12, **options: Any
     return by_name(profile, method, backbone, frames, **options)
 
 
-def profile(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str, Any]:
+def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: bool = False) -> dict[str, Any]:
     """Cost that needs no data, as plain data.
 
     Args:
         model: with or without values.
+        words: ids of its longest captions, which decide what is dead (``dead_parameters``).
         frame_captions: its training takes captions of the frames, which may reach more parameters.
 
     Returns:
         ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
         tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
-        one video; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``, the
-        tensors behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers'
-        "GFLOPs"). As released: with the work of the released code whose results it drops; the same numbers where it
-        drops none.
+        one video; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as released"
+        counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors
+        behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As
+        released: with the work of the released code whose results it drops; the same numbers where it drops none.
 
     Raises:
         CheckFailed: trace and formula disagree.
@@ -234,12 +236,13 @@ def profile(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str,
     macs, planned, released = checked_macs(model), analytic_macs(model), released_macs(model)
     as_released = {name: (counted + released[name] - planned[name]) / 1e9 for name, counted in macs.items()}
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    dead = dead_or_reason(model, frame_captions=frame_captions)
+    dead = dead_or_reason(model, words=words, frame_captions=frame_captions)
     dead_number = None if "reason" in dead else sum(dead.values())
     return {
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
+        "text_length": text_length(model.clip),
         "gmacs": {name: counted / 1e9 for name, counted in macs.items()} | {"as_released": as_released},
         "reduction_gmacs": reduction_macs(model) / 1e9,
         "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable, "dead": dead_number},
@@ -247,4 +250,5 @@ def profile(model: RetrievalModel, *, frame_captions: bool = False) -> dict[str,
         "tokens": tokens,
         "output_tokens": prod(tokens[-1]) if tokens else 0,
         "output_tokens_as_released": released_tokens(model),
+        "as_released_basis": released_basis(model),
     }

@@ -12,8 +12,8 @@ from math import prod
 
 import torch
 
-from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block
+from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.work import BlockTokens, Work
 
@@ -33,7 +33,7 @@ def released_macs(model: RetrievalModel) -> dict[str, int]:
     if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
     video = model.reducer.work_as_released()
-    text = model.text_path.work_as_released(text_length(model.clip.arch))
+    text = model.text_path.work_as_released(text_length(model.clip))
     return {"video": _video_macs(model, video), "text": _text_macs(model, text)}
 
 
@@ -44,14 +44,20 @@ def released_tokens(model: RetrievalModel) -> int:
     return prod(blocks[-1].leaving) if blocks else 0
 
 
+def released_basis(model: RetrievalModel) -> str:
+    """What ``released_macs`` counts of a video: the released code, or what stands in its place where there is none."""
+    work = model.reducer.work_as_released()
+    return Work.basis if work is None else work.basis
+
+
 def reduction_macs(model: RetrievalModel) -> int:
     """Multiply-adds per video of the token reduction itself (matching, clustering)."""
     return sum(block.overhead_macs for block in model.reducer.plan())
 
 
-def text_length(arch: Architecture) -> int:
-    """Ids in the counted caption: 32, or the context length if that is smaller."""
-    return min(TEXT_TOKENS, arch.context_length)
+def text_length(clip: CLIP) -> int:
+    """Ids in the counted caption: 32, or as many as the encoder takes if it takes fewer."""
+    return min(TEXT_TOKENS, clip.max_words)
 
 
 def _video_macs(model: RetrievalModel, work: Work | None = None) -> int:
@@ -71,7 +77,7 @@ def _text_macs(model: RetrievalModel, work: Work | None = None) -> int:
     clip = model.clip
     width, carried = clip.arch.text_width, 0 if clip.prompts is None else len(clip.prompts)
     # The end token alone is normalized and projected.
-    work = work or Work(blocks=model.text_path.plan(text_length(clip.arch)), projected=1)
+    work = work or Work(blocks=model.text_path.plan(text_length(clip)), projected=1)
     blocks = zip(work.blocks, clip.transformer.blocks, strict=True)
     inside = sum(_block_macs(_with(one, carried), block, width) for one, block in blocks)
     return inside + _projection_macs(work.projected, width, clip.arch.embed_dim)

@@ -222,7 +222,7 @@ def count_kernels(model: RetrievalModel) -> dict[str, Any]:
 
 def encodings(model: RetrievalModel) -> dict[str, Callable[[], Tensor]]:
     """Encoding a batch of videos, and one of captions, by a model on the fake GPU."""
-    arch, length = model.clip.arch, text_length(model.clip.arch)
+    arch, length = model.clip.arch, text_length(model.clip)
     frames = torch.empty(BATCH, model.frames, 3, arch.image_size, arch.image_size, device=CUDA)
     ids = torch.zeros(BATCH, length, dtype=torch.long, device=CUDA)
     video_mask, text_mask = (torch.ones(t.shape[:2], dtype=torch.bool, device=CUDA) for t in (frames, ids))

@@ -13,10 +13,10 @@ from tvrbench.harness.profiling.counts.formula import text_length
 
 def meta_pairs(model: RetrievalModel, pairs: int, *, frame_captions: bool = False) -> Sequence[Tensor]:
     """Frames, their mask, word ids and their mask on the meta device; those of captions of frames where asked for."""
-    arch = model.clip.arch
+    arch, length = model.clip.arch, text_length(model.clip)
     with torch.device("meta"):
         frames = torch.empty(pairs, model.frames, 3, arch.image_size, arch.image_size)
-        texts = [(pairs, text_length(arch))] + [(pairs, model.frames, text_length(arch))] * frame_captions
+        texts = [(pairs, length)] + [(pairs, model.frames, length)] * frame_captions
         words = [make for shape in texts for make in (torch.zeros(shape, dtype=torch.long), _valid(shape))]
         return frames, _valid(frames.shape[:2]), *words
 

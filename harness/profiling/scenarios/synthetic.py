@@ -32,8 +32,7 @@ def synthetic_batch(model: RetrievalModel, batch: int, device: torch.device, *, 
 
     With ``frame_captions`` the caption of a video is also that of each of its frames.
     """
-    arch = model.clip.arch
-    length = text_length(arch)
+    arch, length = model.clip.arch, text_length(model.clip)
     ids = torch.randint(arch.vocab_size - 1, (batch, length), generator=torch.Generator().manual_seed(0))
     ids[:, -1] = arch.vocab_size - 1  # the end token is the largest id
     ids, text_mask = ids.to(device), torch.ones(batch, length, dtype=torch.bool, device=device)

@@ -67,7 +67,7 @@ def _probe(arch: Architecture, captions: int, frames: int, device: torch.device)
     with device, torch.random.fork_rng(devices=[]):
         model = CLIP(arch)
         apply_tuning(model, Method(MethodOptions(tuning="full"), arch, frames))
-        ids = torch.zeros(captions, text_length(arch), dtype=torch.long)
+        ids = torch.zeros(captions, text_length(model), dtype=torch.long)
         pixels = torch.rand(frames, 3, arch.image_size, arch.image_size)
         return model, (pixels, ids, torch.ones_like(ids, dtype=torch.bool))
 

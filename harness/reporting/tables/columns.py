@@ -72,7 +72,7 @@ def cost_column(shown: Metric, *, best: bool = True) -> Column:
 
 AS_RELEASED_REMARK = (
     "As released: the cost of a method's own released code, where it computes what it drops and that is counted; "
-    "elsewhere the number of the column before."
+    "of VoP's variants, whose code was not released, with prompts as tokens; elsewhere the number of the column before."
 )
 
 

@@ -210,8 +210,8 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         "A footnote is the command that measures what was not measured on a GPU.",
         "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
         "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
-        "As released: with the work of released code whose results are dropped."
-        * any(result.number.metric.endswith(AS_RELEASED) for result in results),
+        "As released: with the work of released code whose results are dropped; of VoP's variants, whose code was not "
+        "released, with prompts as tokens." * any(result.number.metric.endswith(AS_RELEASED) for result in results),
         f"Accuracy: reproduced within {MARGINS['RSum']:g} points; within noise if the claimed difference lies between "
         "the ends of both rows' 95 % intervals." * any(result.number.metric == ACCURACY for result in results),
         f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "

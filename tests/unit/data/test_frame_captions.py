@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tiny_run import Clips
 from torch import Tensor
 
 from tvrbench.harness.core.distributed import DistInfo
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data import frame_captions, pair_loader
 from tvrbench.harness.data.frame_captions import FrameCaptions, read_frame_captions
 from tvrbench.harness.data.frame_loader import FrameLoader
@@ -117,12 +120,35 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert frame_captions.MAX_BYTES <= 2**28  # lists of nothing take 26 times as much memory
     path = written(tmp_path / "c.json", document())
     monkeypatch.setattr(frame_captions, "MAX_BYTES", path.stat().st_size)
     assert read_frame_captions(path).texts
     monkeypatch.setattr(frame_captions, "MAX_BYTES", path.stat().st_size - 1)
     with raises("frame-captions.malformed"):
         read_frame_captions(path)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(document()).encode())
+    assert read_frame_captions(tmp_path / "c.json").rows(SPLIT, FRAMES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no file has such a name")
+@pytest.mark.parametrize("name", [b"\x1b[31mc.json", b"c\xff.json", b"a\nb.json"])
+def test_a_name_that_is_not_printable_comes_into_no_message_and_no_record(name: bytes, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(name)
+    with pytest.raises(UsageError) as missing:
+        read_frame_captions(path)
+    with pytest.raises(UsageError) as malformed:
+        read_frame_captions(written(path, "{"))
+    found = read_frame_captions(written(path, document()))
+    with pytest.raises(UsageError) as other_frames:
+        found.rows(SPLIT, FRAMES + 1)
+    for error in (missing.value, malformed.value, other_frames.value):
+        assert str(error).isprintable()
+    assert json.dumps(found.to_json(), ensure_ascii=False).encode()
+    assert found.to_json()["file"].isprintable()
 
 
 @pytest.mark.parametrize("name", ["missing.json", ".", "a\0b", "x" * 300])

@@ -23,7 +23,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import FrozenCasts
 from tvrbench.harness.profiling.counts.flops import profile_by_name
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
-from tvrbench.methods.discovla import Bottleneck, DiscoVLAModel, frame_similarity, losses
+from tvrbench.methods.discovla import Bottleneck, DiscoVLAModel, DiscoVLATextPath, frame_similarity, losses
 
 pytestmark = pytest.mark.unit
 WIDE = replace(TINY, vision_width=128, vision_layers=3, text_layers=3, image_size=48, context_length=20)
@@ -205,10 +205,29 @@ def test_frame_captions_go_with_any_tuning(tuning: str, tmp_path: Path) -> None:
     assert not {name for name in unreached if "bottlenecks" in name}
 
 
+@pytest.mark.parametrize("tuning", ["prompts", "prompts-shallow", "lora"])
+@torch.no_grad()
+def test_all_tokens_but_the_end_go_as_without_fusion(tuning: str, tmp_path: Path) -> None:
+    """Prompts included, which the start token does not see."""
+    model, given = made(tmp_path, WIDE, 3, vision_blocks=1, text_blocks=1, tuning=tuning), inputs(WIDE, 3)
+    ids, block, path = given["frame_ids"], model.clip.transformer.blocks[-1], model.text_path
+    assert isinstance(path, DiscoVLATextPath)
+    further = 0 if model.clip.prompts is None else len(model.clip.prompts)
+    x = torch.randn(ids.shape[0] * ids.shape[1], ids.shape[2] + further, WIDE.text_width)
+    fused = path.of_frames(ids, given["frame_mask"]).attend(x, len(model.clip.transformer.blocks) - 1, block).delta
+    same = (fused - block.attend(x, causal=True).delta).abs().amax(dim=2) < 1e-5
+    ends = (ids.flatten(0, 1) == WIDE.vocab_size - 1).long().argmax(dim=1) + further
+    assert torch.equal(same, torch.arange(x.shape[1]) != ends.unsqueeze(1))
+
+
+@pytest.mark.parametrize("vision_blocks", [0, 2])
+@pytest.mark.parametrize("text_blocks", [0, 3])
 @pytest.mark.parametrize("wrapper", ["", "module."])
 @torch.no_grad()
-def test_a_released_checkpoint(wrapper: str, tmp_path: Path) -> None:
-    options = {"vision_blocks": 2, "text_blocks": 3, "rank": 3}
+def test_a_released_checkpoint_tells_its_options(
+    wrapper: str, text_blocks: int, vision_blocks: int, tmp_path: Path
+) -> None:
+    options = {"vision_blocks": vision_blocks, "text_blocks": text_blocks, "rank": 3}
     model, given = made(tmp_path, WIDE, 5, **options), inputs(WIDE, 5)
     renamed = {}
     for name, tensor in model.state_dict().items():
@@ -219,8 +238,12 @@ def test_a_released_checkpoint(wrapper: str, tmp_path: Path) -> None:
             name = f"clip.{tower}transformer.resblocks.{index}.attn.TVPt_{layer}_{kind}"
         renamed[wrapper + re.sub(r"lora\.([AB])", lambda m: f"TVPt_LoRA_{m[1].lower()}", name)] = tensor
     torch.save(renamed, tmp_path / "released.bin")
-    again = load_model("discovla", checkpoint=tmp_path / "released.bin", frames=5, activation="quick_gelu", **options)
+    released: dict[str, Any] = {"checkpoint": tmp_path / "released.bin", "frames": 5, "activation": "quick_gelu"}
+    again = load_model("discovla", **released)
+    assert again.spec.options == model.spec.options
     assert all(map(torch.equal, model(**given), again(**given)))
+    with raises("weights.keys"):  # a given option comes first
+        load_model("discovla", **released, vision_blocks=1)
 
 
 def test_frame_captions_in_bfloat16(tmp_path: Path) -> None:
@@ -322,6 +345,14 @@ def test_captions_of_another_number_of_frames_are_refused(tiny_model: Callable[.
         model.encode_frame_captions(ids, ids.bool())
     with raises("text.input"):
         model.encode_frame_captions(ids[:, 0], ids[:, 0].bool())
+
+
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_frame_captions_of_another_number_of_videos_are_refused(pairs: int, tmp_path: Path) -> None:
+    model, given = made(tmp_path, WIDE, 2, vision_blocks=1), inputs(WIDE, 2)
+    others = {key: tensor[:1].repeat(pairs, 1, 1) for key, tensor in given.items() if key.startswith("frame_")}
+    with raises("text.input"):
+        model(**given | others)
 
 
 # Multiply-adds of the LoRA row, of which the released code's own are within 0.2 %, and what class tokens that see all

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tvrbench.harness import load_model
 from tvrbench.harness.models.attending import QKV
+from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tokens import TokenStream
 from tvrbench.harness.profiling.counts.flops import profile_by_name
@@ -332,11 +333,42 @@ def test_lora_keeps_its_own_rank(weights: Path) -> None:
     assert (lora.A.shape[0], model.reducer.scales[0].A.shape[1]) == (8, 2)
 
 
-def test_a_table_for_other_frames_is_refused(weights: Path, tmp_path: Path) -> None:
-    torch.save(make(weights, frames=4).state_dict(), tmp_path / "other.pt")
+@pytest.mark.parametrize("frames", [1, 2, 3, T, 9])
+def test_tables_are_interpolated_to_other_frames(frames: int, weights: Path, tmp_path: Path) -> None:
+    model = make(weights, 0.05)
+    torch.save(model.state_dict(), tmp_path / "other.pt")
+    other = load_model("rap", checkpoint=tmp_path / "other.pt", frames=frames)
+    for kind in ("scales", "shifts"):
+        for index in range(3):
+            name = f"reducer.{kind}.{index}"
+            before, after = (each.get_submodule(name) for each in (model, other))
+            assert torch.equal(before.B, after.B)
+            for row, there in zip(after.A, torch.linspace(0, T - 1, frames).tolist(), strict=True):
+                low, high = before.A[int(there)], before.A[min(int(there) + 1, T - 1)]
+                torch.testing.assert_close(row, low + (there - int(there)) * (high - low))
+    if frames == T:
+        assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+def test_a_checkpoint_of_a_run_brings_its_frames(weights: Path, tmp_path: Path) -> None:
+    save_checkpoint(make(weights, 0.05), tmp_path / "own.safetensors")
+    assert load_model("rap", checkpoint=tmp_path / "own.safetensors", frames=9).frames == T
+
+
+@pytest.mark.parametrize("A", [torch.zeros(4), torch.zeros(0, 1), torch.zeros(4, 1, 1), torch.tensor(0.0)])
+def test_what_is_no_table_over_time_is_refused(A: Tensor, weights: Path, tmp_path: Path) -> None:
+    torch.save(make(weights).state_dict() | {"reducer.scales.0.A": A}, tmp_path / "wrong.pt")
     with raises("weights.shape"):
-        load_model("rap", checkpoint=tmp_path / "other.pt", frames=T)
-    assert load_model("rap", checkpoint=tmp_path / "other.pt", frames=4).frames == 4
+        load_model("rap", checkpoint=tmp_path / "wrong.pt", frames=T)
+
+
+@pytest.mark.parametrize("options", [{"axis": "frame", "rank": 3}, {"rank": 2}, {"asa": False}, {"axis": "frame"}, {}])
+def test_shapes_tell_options(options: dict[str, Any], weights: Path, tmp_path: Path) -> None:
+    model = make(weights, 0.05, **options)
+    torch.save(model.state_dict(), tmp_path / "saved.pt")
+    assert load_model("rap", checkpoint=tmp_path / "saved.pt", frames=T).spec.options == model.spec.options
+    with raises("weights.shape"):  # a given one comes first
+        load_model("rap", checkpoint=tmp_path / "saved.pt", frames=T, rank=5)
 
 
 def test_no_published_number_of_it_is_judged() -> None:

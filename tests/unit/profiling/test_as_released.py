@@ -79,6 +79,12 @@ def test_the_dropped_work_is_counted_by_hand(backbone: str, patches: int, layers
     )
 
 
+@pytest.mark.parametrize("variant", ["", "P", "C", "F", "F+P", "F+C"])
+def test_no_code_is_said_to_be_released_that_never_was(variant: str) -> None:
+    named = profile_by_name("vop", "ViT-B-32", variant=variant)["as_released_basis"] == "the released code"
+    assert named == (not variant)
+
+
 @pytest.mark.parametrize("name", ["zero_shot", "lora", "tempme", "centerclip", "frame_subsample", "random"])
 def test_where_nothing_is_dropped_both_readings_are_the_same_number(name: str) -> None:
     found = profile_by_name(name, "ViT-B-32")
@@ -118,3 +124,4 @@ def test_profile_says_it_in_one_more_line_where_it_differs(capsys: pytest.Captur
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert document["gmacs"]["as_released"]["video"] > document["gmacs"]["video"]
     assert document["output_tokens_as_released"] == 624
+    assert any(document["as_released_basis"] in line for line in lines["wasteful"])

@@ -104,10 +104,7 @@ def test_what_the_loss_never_reaches(monkeypatch: pytest.MonkeyPatch, kind: str,
 def test_no_word_counts_as_dead_but_places_behind_the_caption_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made_up(monkeypatch, "", tuning="full-all")
     assert dead_parameters(model) == {}
-    monkeypatch.setattr(dead, "text_length", lambda _arch: 20)
-    dead._dead_shares.cache_clear()
-    assert dead_parameters(model) == {"clip.positional_embedding" + IN_PART: 12 * 128}
-    dead._dead_shares.cache_clear()
+    assert dead_parameters(model, words=20) == {"clip.positional_embedding" + IN_PART: 12 * 128}
 
 
 def test_a_method_that_a_narrow_model_does_not_stand_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +128,10 @@ def test_the_model_and_the_random_state_are_left_as_they_were(monkeypatch: pytes
     assert not model.training
 
 
+def _text_positions(blocks: int) -> list[str]:
+    return [f"clip.transformer.resblocks.{block}.adapter.positions{IN_PART}" for block in range(blocks)]
+
+
 # Numbers on ViT-B/32 with 12 frames.
 KNOWN: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     (
@@ -140,7 +141,13 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ),
     ("dgl", {}, {}),
     ("vop", {}, {"text_path.suffix": 12 * 4 * 512}),
+    ("vop", {"suffix": 0}, {}),
+    ("vop", {"prefix": 0}, {"text_path.suffix": 12 * 4 * 512}),
+    ("vop", {"visual_prompts": 0}, {"text_path.suffix": 12 * 4 * 512}),
     ("mv_adapter", {}, {}),
+    ("mv_adapter", {"words": 20}, {}),
+    ("mv_adapter", {"words": 64}, {}),
+    ("mv_adapter", {"words": 77}, {}),
     # Of the last block only class tokens are used.
     ("rap", {}, {f"reducer.{each}.11.B{IN_PART}": 49 * 768 for each in ("scales", "shifts")}),
     ("rap", {"axis": "frame"}, {}),
@@ -161,6 +168,25 @@ def test_captions_of_frames_reach_what_no_other_caption_does() -> None:
     assert sum(dead_without.values()) == 2 * (2 * 512 * 8 + 8 + 512)
     assert all(name.startswith("text_path.bottlenecks.") for name in dead_without)
     assert dead_parameters(model, frame_captions=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words", "expected"),
+    [
+        ("mv_adapter", {"words": 64}, 64, {}),
+        ("mv_adapter", {"words": 64}, 32, dict.fromkeys(_text_positions(12), 32 * 64)),
+        ("mv_adapter", {"words": 20}, 32, {}),  # no caption is longer than the model takes
+        ("vop", {}, 64, {"text_path.suffix": 12 * 4 * 512}),
+        ("lora", {"tuning": "full-all"}, 64, {f"clip.positional_embedding{IN_PART}": 13 * 512}),
+        ("lora", {"tuning": "full-all"}, 77, {}),
+    ],
+)
+def test_captions_as_long_as_a_protocol_s(
+    name: str, options: dict[str, Any], words: int, expected: dict[str, int]
+) -> None:
+    model = load_model(name, backbone="ViT-B-32", weights="random:0", device="meta", **options)
+    assert dead_or_reason(model, words=words) == expected
+    assert profile(model, words=words)["params"]["dead"] == sum(expected.values())
 
 
 @pytest.mark.parametrize(("name", "options", "expected"), KNOWN)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.models.decisions import Recorder, watched
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.worker import run_job
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Precision, Timing
@@ -230,7 +231,14 @@ def test_videos_drift_and_are_always_the_same() -> None:
 
 
 def compared(job: Job, **changes: Any) -> dict[str, Measurement]:
-    return {m.name: m for m in run_job(replace(job, scenario="comparison", baseline=DENSE, repeats=3, **changes))}
+    changes = {"scenario": "comparison", "baseline": DENSE, "repeats": 3} | changes
+    return {m.name: m for m in run_job(replace(job, **changes))}
+
+
+def test_a_comparison_takes_captions_that_both_sides_take(job: Job) -> None:
+    short = MethodChoice(method="mv_adapter", options=method_class("mv_adapter").card.tiny | {"words": 20})
+    assert compared(job, baseline=short)["speedup"].value is not None
+    assert compared(job, method=short.method, options=short.options)["speedup"].value is not None
 
 
 def test_a_comparison_keeps_its_repeats_and_what_is_allowed(job: Job) -> None:

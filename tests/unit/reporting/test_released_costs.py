@@ -269,11 +269,23 @@ class TestPublishedNumbers:
         assert ("not checkable" in json.dumps(table.to_csv())) == (not checkable)
 
     def test_another_backbone_is_never_set_beside(self) -> None:
+        results = self.mv_adapter("ViT-B-32", biases=True)
+        assert {r.verdict for r in results} == {"not comparable"}
+
+    @pytest.mark.parametrize("biases", [False, True])
+    def test_a_training_without_the_biases_is_not_judged(self, biases: bool) -> None:
+        ours = [r for r in self.mv_adapter("ViT-B-16", biases=biases) if r.number.dataset == "msrvtt"]
+        assert any(r.row is not None for r in ours) == biases
+        asked = any(r.reason == "not run with the paper's options: biases=True" for r in ours)
+        assert asked != biases
+
+    @staticmethod
+    def mv_adapter(backbone: str, *, biases: bool) -> list[PaperComparison]:
         record = msrvtt_record("mv_adapter", 46.2)
-        options = {"tuning": "mv-adapter", "width": 64, "heads": 2, "factor": 32}
+        options = {"tuning": "mv-adapter", "width": 64, "heads": 2, "factor": 32, "biases": biases}
         tied = {"tied_vision": [10, 11], "tied_text": [10, 11]}
-        record["method"]["options"] = {"backbone": "ViT-B-32", "frames": 12} | options | tied
+        record["method"]["options"] = {"backbone": backbone, "frames": 12} | options | tied
         row = MethodRow(label="mv_adapter", runs=(StoredRecord(record=Record(**record), path=Path("r.json")),))
         results = [r for r in compare(PAPERS, [row], [], PUBLISHED) if r.number.method == "mv_adapter"]
         assert results
-        assert {r.verdict for r in results} == {"not comparable"}
+        return results

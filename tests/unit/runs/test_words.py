@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from errors import raises
+from tiny_run import record_of, run_in, tiny_context
 
 from tvrbench.harness.config.protocol import load_protocol
 from tvrbench.harness.models.backbone.weights import load_weights
@@ -41,3 +42,15 @@ def test_captions_longer_than_a_model_takes_are_refused_before_the_run(tiny_weig
         blueprint(protocol, weights, RunConfig(method="mv_adapter", seed=0, options={"words": 20}))
     with raises("protocol.words", words=32):
         blueprint(replace(protocol, words=40), weights, RunConfig(method="lora", seed=0))
+
+
+@pytest.mark.parametrize("words", [20, 32])
+def test_a_record_counts_what_is_dead_at_the_captions_of_its_protocol(
+    words: int, small_weights: Path, tmp_path: Path
+) -> None:
+    context = tiny_context(small_weights, steps=1)
+    context = replace(context, protocol=replace(context.protocol, words=words))
+    run_in(tmp_path, context, RunConfig(method="lora", seed=0, options={"tuning": "full-all"}, timing=False))
+    dead = next(cost for cost in record_of(tmp_path)["cost"] if cost["name"] == "params_dead")
+    arch = context.weights.arch
+    assert dead["value"] == (arch.context_length - words) * arch.text_width

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from chromium import color_of, contrast, launched, watched
 
+from tvrbench.harness.core.text import printable
 from tvrbench.harness.data.cache_store import FileStamp
 from tvrbench.harness.data.types import Frames
 from tvrbench.harness.search.index import IndexEntry
 from tvrbench.harness.search.page import search_page
 from tvrbench.harness.search.query import Hit, Query
-from tvrbench.harness.search.text import clock, encodable, printable
+from tvrbench.harness.search.text import clock, encodable
 
 pytestmark = pytest.mark.unit
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x onerror=alert(1)>'

@@ -106,15 +106,15 @@ class Pairs:
 
     steps_per_epoch = 4
 
-    def __init__(self, broken: int | None = None) -> None:
-        self.broken, self.closed = broken, False
+    def __init__(self, broken: int | None = None, code: str = "video.truncated") -> None:
+        self.broken, self.code, self.closed = broken, code, False
 
     def batches(self, start: int, stop: int, device: torch.device) -> Iterator[Any]:
         assert device == CUDA
         try:
             for step in range(start, stop):
                 if step == self.broken:
-                    raise UsageError("v1.mp4: truncated", code="video.truncated")
+                    raise UsageError("v1.mp4: truncated", code=self.code)
                 nothing: dict[str, Any] = dict.fromkeys(("pixels", "video_mask", "ids", "text_mask"))
                 yield PairBatch(**nothing, global_size=4)
         finally:
@@ -155,10 +155,13 @@ def test_divergence_is_found_a_step_late_at_most_and_never_saved(bad: int) -> No
     assert pairs.closed
 
 
-def test_a_broken_video_saves_the_steps_before_it_with_their_losses() -> None:
-    trainer, pairs = Gpu(), Pairs(broken=6)
+@pytest.mark.parametrize(
+    ("fault", "code"), [("video.truncated", "training.video"), ("vocabulary.word", "training.caption")]
+)
+def test_what_cannot_be_read_saves_the_steps_before_it_with_their_losses(fault: str, code: str) -> None:
+    trainer, pairs = Gpu(), Pairs(broken=6, code=fault)
     state = State(trainer, StepLog(None))
-    with raises("training.video", kind=RunFailed, step=7):
+    with raises(code, kind=RunFailed, step=7):
         loop_of(trainer, pairs, state).run()
     assert state.saved == [4, 6]
 
