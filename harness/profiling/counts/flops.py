@@ -223,10 +223,11 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
     Returns:
         ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
         tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
-        one video; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as released"
-        counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors
-        behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As
-        released: with the work of the released code whose results it drops; the same numbers where it drops none.
+        one video; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as
+        released" counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``,
+        the tensors behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers'
+        "GFLOPs"). As released: with the work of the released code whose results it drops; the same numbers where it
+        drops none.
 
     Raises:
         CheckFailed: trace and formula disagree.
