@@ -139,7 +139,7 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, int]]] = [
         {"reducer.generator.postfix.weight": 768 * 512, "reducer.generator.postfix.bias": 512},
     ),
     ("dgl", {}, {}),
-    ("vop", {}, {"text_path.suffix": 12 * 4 * 512}),
+    ("vop", {}, {"text_path.prompts" + IN_PART: 12 * 4 * 512}),
     ("mv_adapter", {}, {}),
     # Of the last block only class tokens are used.
     ("rap", {}, {f"reducer.{each}.11.B{IN_PART}": 49 * 768 for each in ("scales", "shifts")}),
