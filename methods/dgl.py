@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.attending import Attends, AttentionOut
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block, QuickGELU
@@ -402,3 +403,38 @@ class DGL(Method[DGLOptions]):
             if key == theirs or (theirs.endswith(".") and key.startswith(theirs)):
                 return ours + key.removeprefix(theirs), tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
         return key, tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The space by the names, the number of global prompts and, in space ``linear``, of the others.
+
+        Space ``transformer`` has the prompts of the text and of all frames in one table, which does not part them.
+        """
+        found: dict[str, Any] = {}
+        if (own := state.get("reducer.global_prompts")) is not None and own.ndim:
+            found["global_prompts"] = len(own)
+        if any(key.startswith("reducer.generator.block.") for key in state):
+            found["space"] = "transformer"
+        elif any(key.startswith("reducer.generator.prefix.") for key in state):
+            found["space"] = "linear"
+            if (table := state.get("reducer.generator.table")) is not None and table.ndim:
+                found |= {"frame_prompts": len(table), "text_prompts": 2 * len(table)}
+        return found
+
+    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they are; UsageError where the table has rows for other frames or prompts."""
+        table, o = state.get("reducer.generator.table"), self.options
+        if o.space == "transformer" and table is not None and table.ndim:
+            rows, needed = len(table), o.text_prompts + self.frames * o.frame_prompts
+            if rows != needed:
+                problem = (
+                    f"the checkpoint's table has {rows} rows, but text_prompts + frames x frame_prompts is {needed}"
+                )
+                raise UsageError(
+                    f"dgl: {problem}: give the frames, text_prompts and frame_prompts that it was trained with",
+                    code="weights.shape",
+                    key="reducer.generator.table",
+                    rows=rows,
+                    needed=needed,
+                )
+        return state

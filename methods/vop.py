@@ -6,10 +6,10 @@ prompts of the paper (``variant``) have no released code: they are built from it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -281,7 +281,11 @@ class VoPText(TextPath):
 
 
 class VoP(Method[VoPOptions]):
-    """Plain VoP, exact (the default) or read as released, and the paper's variants."""
+    """Plain VoP, exact (the default) or read as released, and the paper's variants.
+
+    A released checkpoint tells the number of visual prompts. Its text prompts are one tensor, whose shape does not tell
+    how many are prefix and how many suffix: give those options where they are not the defaults.
+    """
 
     card = MethodCard(
         summary="prompts in every block of both encoders; video prompts (variant) from the paper: no code was released",
@@ -307,3 +311,11 @@ class VoP(Method[VoPOptions]):
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """The names of the released prompts."""
         return _RELEASED.get(key, key), tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The number of visual prompts; nothing where the file holds a variant, which nobody released."""
+        prompts = state.get("reducer.prompts")
+        if prompts is None or prompts.ndim != 4 or sum(key.startswith("reducer.") for key in state) > 1:
+            return {}
+        return {"visual_prompts": prompts.shape[2]}
