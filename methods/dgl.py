@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.attending import Attends, AttentionOut
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block, QuickGELU
 from tvrbench.harness.models.heads import Head
+from tvrbench.harness.models.kept import Kept
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_range
 from tvrbench.harness.models.text import TextPath
@@ -84,7 +86,8 @@ class Generator(nn.Module):
     """Makes the prompts of every block from parameters alone.
 
     They do not depend on any input, so an evaluation makes them once: in eval mode without gradients they are kept
-    until a parameter changes, like a folded LoRA.
+    until a parameter changes, like a folded LoRA. Writes past autograd (``.data``, fused optimizers) in eval mode need
+    ``train()`` first, which frees them.
 
     Attributes:
         table: [rows, L x D] what the prompts are made from: in every row, the L blocks side by side.
@@ -95,7 +98,7 @@ class Generator(nn.Module):
         self.width = arch.vision_width
         # The released code needs towers of one depth; the shorter one takes the prompts of the first blocks.
         self.table = nn.Parameter(torch.empty(rows, max(arch.vision_layers, arch.text_layers) * self.width))
-        self._kept: tuple[tuple[object, ...], Prompts] | None = None
+        self._kept: Kept[Prompts] = Kept()
 
     def latent(self, rows_LRD: Tensor) -> Tensor:
         """The table's rows of L blocks [L, rows, D] -> what ``text_of`` and ``frames_of`` take."""
@@ -124,26 +127,26 @@ class Generator(nn.Module):
 
     def kept(self) -> Prompts:
         """The prompts of all blocks as constants, made again where a parameter or the precision changed."""
-        # In-place changes raise _version; a move or cast changes the storage. Autocast changes the result.
         device = self.table.device.type
         half = device != "meta" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        key = (half, *(n for p in self.parameters() for n in (p._version, p.data_ptr())))
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, Prompts(*(prompts.detach() for prompts in self.make())))
-        return self._kept[1]
+        return self._kept.get(
+            self.parameters(), lambda: Prompts(*(prompts.detach() for prompts in self.make())), also=half
+        )
 
     def train(self, mode: bool = True) -> Generator:
         """Switch mode; going to training frees the prompts that were kept."""
         if mode:
-            self._kept = None
+            self._kept.clear()
         return super().train(mode)
 
     def _of_block(self, index: int) -> Tensor:
         return self.latent(self.table[:, index * self.width : (index + 1) * self.width].unsqueeze(0))
 
     def _constant(self) -> bool:
-        # A compiled graph cannot watch for changes, so each of its calls makes the prompts again.
-        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        # Neither a compiled graph nor a tensor of inference mode can be watched for changes: each call makes its own.
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return not any(parameter.is_inference() for parameter in self.parameters())
 
 
 class TransformerGenerator(Generator):
@@ -400,3 +403,38 @@ class DGL(Method[DGLOptions]):
             if key == theirs or (theirs.endswith(".") and key.startswith(theirs)):
                 return ours + key.removeprefix(theirs), tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
         return key, tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The space by the names, the number of global prompts and, in space ``linear``, of the others.
+
+        Space ``transformer`` has the prompts of the text and of all frames in one table, which does not part them.
+        """
+        found: dict[str, Any] = {}
+        if (own := state.get("reducer.global_prompts")) is not None and own.ndim:
+            found["global_prompts"] = len(own)
+        if any(key.startswith("reducer.generator.block.") for key in state):
+            found["space"] = "transformer"
+        elif any(key.startswith("reducer.generator.prefix.") for key in state):
+            found["space"] = "linear"
+            if (table := state.get("reducer.generator.table")) is not None and table.ndim:
+                found |= {"frame_prompts": len(table), "text_prompts": 2 * len(table)}
+        return found
+
+    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they are; UsageError where the table has rows for other frames or prompts."""
+        table, o = state.get("reducer.generator.table"), self.options
+        if o.space == "transformer" and table is not None and table.ndim:
+            rows, needed = len(table), o.text_prompts + self.frames * o.frame_prompts
+            if rows != needed:
+                problem = (
+                    f"the checkpoint's table has {rows} rows, but text_prompts + frames x frame_prompts is {needed}"
+                )
+                raise UsageError(
+                    f"dgl: {problem}: give the frames, text_prompts and frame_prompts that it was trained with",
+                    code="weights.shape",
+                    key="reducer.generator.table",
+                    rows=rows,
+                    needed=needed,
+                )
+        return state

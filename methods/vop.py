@@ -6,15 +6,15 @@ prompts of the paper (``variant``) have no released code: they are built from it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.attending import Attends, AttentionOut, VisionEncoder
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.blocks import Block
@@ -26,7 +26,7 @@ from tvrbench.harness.models.work import BlockTokens, Work
 
 _RELEASED = {
     "visual_prompt_learner.visual_prompts": "reducer.prompts",
-    "text_prompt_learner.text_prompts": "text_path.prompts",  # prefix and suffix together
+    "text_prompt_learner.text_prompts": "text_path.prompts",
 }
 _NOT_RELEASED = "with prompts as tokens (no code of this variant was released)"
 
@@ -99,11 +99,13 @@ class FrameContext(nn.Module):
         return out.view(B * T, -1, D)
 
     def _lstm(self, x_BTD: Tensor, weights: nn.Module) -> Tensor:
-        start = x_BTD.new_zeros(1, x_BTD.shape[0], self.width)
-        state: Tensor = torch.lstm(
-            x_BTD, (start, start), list(weights.parameters()), True, 1, 0.0, self.training, False, True
-        )[0]
-        return state
+        # In float32 at least: a CPU has no LSTM of float16. cuDNN keeps what a gradient needs under the flag alone.
+        device, kind = x_BTD.device.type, torch.promote_types(x_BTD.dtype, torch.float32)
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            start = x_BTD.new_zeros(1, x_BTD.shape[0], self.width, dtype=kind)
+            held, keeps = [each.to(kind) for each in weights.parameters()], torch.is_grad_enabled()
+            state: Tensor = torch.lstm(x_BTD.to(kind), (start, start), held, True, 1, 0.0, keeps, False, True)[0]
+        return state.to(x_BTD.dtype)
 
 
 class VoPReducer(TokenReducer):
@@ -179,6 +181,9 @@ class VoPText(TextPath):
 
     Positions count the prompts. Where the end token is read (``read="end"``), prompts are keys and values only, and the
     suffix is there for captions that fill the context alone: no other end token stands behind it.
+
+    Attributes:
+        prompts: [L, prefix + suffix, Dt], one tensor as released.
     """
 
     visible: Tensor
@@ -188,14 +193,24 @@ class VoPText(TextPath):
         super().__init__(arch)
         _check(options, arch)
         P, S = self.counts = options.prefix, options.suffix
-        self.prefix = _normal(arch.text_layers, P, arch.text_width)
-        self.suffix = _normal(arch.text_layers, S, arch.text_width)
+        parts = [_normal(arch.text_layers, count, arch.text_width).detach() for count in self.counts]
+        self.prompts = nn.Parameter(torch.cat(parts, dim=1))
         self.room = room = arch.context_length - P - S  # places for ids
         self.released = options.read == "released"
         # What the ids see of [suffix, prefix, ids]; the start token sees no prompt, and the suffix only the last place.
         visible = torch.ones(room, S + P + room, dtype=torch.bool).tril(diagonal=S + P)
         visible[0, : S + P] = visible[:-1, :S] = False
         self.register_buffer("visible", visible, persistent=False)
+
+    @property
+    def prefix(self) -> Tensor:
+        """The prompts [L, prefix, Dt] after the start token."""
+        return self.prompts[:, : self.counts[0]]
+
+    @property
+    def suffix(self) -> Tensor:
+        """The prompts [L, suffix, Dt] before the last place."""
+        return self.prompts[:, self.counts[0] :]
 
     def attach(self, tower: TextTower) -> None:
         """Hold the tower, whose positions the prompts of the first block get; in a tuple, because it is no part."""
@@ -268,7 +283,11 @@ class VoPText(TextPath):
 
 
 class VoP(Method[VoPOptions]):
-    """Plain VoP, exact (the default) or read as released, and the paper's variants."""
+    """Plain VoP, exact (the default) or read as released, and the paper's variants.
+
+    A released checkpoint tells the number of visual prompts. Its text prompts are one tensor, whose shape does not tell
+    how many are prefix and how many suffix: give those options where they are not the defaults.
+    """
 
     card = MethodCard(
         summary="prompts in every block of both encoders; video prompts (variant) from the paper: no code was released",
@@ -278,7 +297,7 @@ class VoP(Method[VoPOptions]):
         tuning="own",
         identity={"visual_prompts": 0},
         # No end token stands behind the suffix in captions of up to context - prefix - suffix - 1 ids.
-        dead=(r"text_path\.suffix",),
+        dead=(r"text_path\.prompts in part",),
     )
     Options = VoPOptions
 
@@ -295,14 +314,10 @@ class VoP(Method[VoPOptions]):
         """The names of the released prompts."""
         return _RELEASED.get(key, key), tensor
 
-    def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Part the released text prompts [L, prefix + suffix, D] into both."""
-        if (prompts := state.get("text_path.prompts")) is None:
-            return state
-        counts = [self.options.prefix, self.options.suffix]
-        if prompts.ndim != 3 or prompts.shape[1] != sum(counts):
-            problem = f"text prompts have shape {list(prompts.shape)}, options prefix and suffix ask for {sum(counts)}"
-            raise UsageError(f"vop: {problem} in every block", code="weights.shape", key="text_path.prompts")
-        prefix, suffix = torch.split(prompts, counts, dim=1)
-        rest = {key: tensor for key, tensor in state.items() if key != "text_path.prompts"}
-        return rest | {"text_path.prefix": prefix, "text_path.suffix": suffix}
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The number of visual prompts; nothing where the file holds a variant, which nobody released."""
+        prompts = state.get("reducer.prompts")
+        if prompts is None or prompts.ndim != 4 or sum(key.startswith("reducer.") for key in state) > 1:
+            return {}
+        return {"visual_prompts": prompts.shape[2]}

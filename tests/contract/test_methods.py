@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from errors import raises
 from torch import nn
+from torch.func import functional_call
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import recipe_names
@@ -30,6 +32,21 @@ from tvrbench.harness.training.trainer import Trainer
 pytestmark = pytest.mark.contract
 NAMES = registry.names("methods", "baselines")
 Make = Callable[..., RetrievalModel]
+KEEPING = [  # a method that keeps constants in eval mode, and a parameter that they are made from
+    ("lora", "clip.visual.transformer.resblocks.0.attn.lora.B"),
+    ("dgl", "reducer.generator.table"),
+]
+
+
+class _Video(nn.Module):
+    """The video encoder as a module's forward."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_video(frames, mask)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -231,6 +248,38 @@ def test_a_model_loaded_in_inference_mode_is_like_any_other(tiny_weights: Path, 
         assert not torch.equal(model.encode_video(tiny_batch["frames"], tiny_batch["mask"]), before)
     model.train()
     model.encode_video(tiny_batch["frames"], tiny_batch["mask"]).sum().backward()
+
+
+@pytest.mark.parametrize(("name", "changed"), KEEPING)
+def test_a_copy_made_in_inference_mode_keeps_nothing(
+    name: str, changed: str, tiny_model: Make, tiny_batch: dict[str, Any]
+) -> None:
+    model, video = tiny_model(name), (tiny_batch["frames"], tiny_batch["mask"])
+    with torch.no_grad():
+        model.get_parameter(changed).normal_(std=0.1)
+    with torch.inference_mode():
+        expected = model.encode_video(*video)
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied.encode_video(*video), expected, rtol=0, atol=1e-5)
+        copied.get_parameter(changed).neg_()
+        assert not torch.allclose(copied.encode_video(*video), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "changed"), KEEPING)
+def test_parameters_put_in_for_one_call_are_never_taken_for_those_of_another(
+    name: str, changed: str, tiny_model: Make, tiny_batch: dict[str, Any]
+) -> None:
+    """Fresh tensors at one address, as an allocator gives them out again."""
+    model, video = tiny_model(name), (tiny_batch["frames"][:1], tiny_batch["mask"][:1])
+    memory, found = model.get_parameter(changed).detach().numpy().copy(), []
+    with torch.no_grad():
+        for seed in range(2):
+            memory[:] = torch.randn(memory.shape, generator=torch.Generator().manual_seed(seed)).numpy()
+            given = {f"module.{changed}": torch.from_numpy(memory)}
+            found.append(functional_call(_Video(model), given, video))
+        model.get_parameter(changed).copy_(torch.from_numpy(memory))
+        assert torch.equal(model.train().eval().encode_video(*video), found[1])
+    assert not torch.allclose(*found, atol=1e-4)
 
 
 def test_folding_under_autocast_leaves_full_precision_behind(tiny_model: Make, tiny_batch: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tvrbench.harness.models.attending import QKV, AttentionOut
 from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH
 from tvrbench.harness.models.backbone.proportional import attend_with_mask, attend_with_sizes_in_keys
+from tvrbench.harness.models.kept import Kept
 
 if TYPE_CHECKING:
     from tvrbench.harness.models.tokens import TokenStream
@@ -142,6 +143,7 @@ class Attention(nn.Module):
 
     With ``lora`` set the projection is W x + B (A x) while gradients are wanted, and (W + B A) x when the module
     is in eval mode without gradients. The folded matrix is a cache beside W, so unfolding is exact: W never changes.
+    Writes past autograd (``.data``, fused optimizers) in eval mode need ``train()`` first, which frees it.
 
     Attributes:
         sizes_in_keys: how proportional attention is computed (``backbone.proportional``); the result is the same.
@@ -160,7 +162,7 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         self.lora: LowRank | None = None
-        self._folded: tuple[tuple[int, ...], Tensor] | None = None
+        self._folded: Kept[Tensor] = Kept()
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def _folded_weight(self, lora: LowRank) -> Tensor:
@@ -169,23 +171,21 @@ class Attention(nn.Module):
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             if torch.compiler.is_compiling():  # a graph cannot watch for changes, so each call folds again
                 return torch.addmm(self.in_proj_weight, lora.B, lora.A)
-            # In-place changes (an optimizer step, load_state_dict) raise _version; a move or cast changes the storage.
-            key = tuple(n for t in (self.in_proj_weight, lora.A, lora.B) for n in (t._version, t.data_ptr()))
-            if self._folded is None or self._folded[0] != key:
-                self._folded = (key, torch.addmm(self.in_proj_weight, lora.B, lora.A))
-            return self._folded[1]
+            sources = (self.in_proj_weight, lora.B, lora.A)
+            return self._folded.get(sources, lambda: torch.addmm(*sources))
 
     def absorb_lora(self) -> None:
         """Put W + B A in the place of W, for good, and drop the update."""
         if self.lora is not None:
-            self._folded = None  # it may belong to inference mode, where parameters cannot
+            self._folded.clear()  # it may belong to inference mode, where parameters cannot
             self.in_proj_weight = nn.Parameter(self._folded_weight(self.lora), self.in_proj_weight.requires_grad)
-            self.lora = self._folded = None
+            self._folded.clear()
+            self.lora = None
 
     def train(self, mode: bool = True) -> Attention:
         """Switch mode; going to training frees the folded matrix."""
         if mode:
-            self._folded = None
+            self._folded.clear()
         return super().train(mode)
 
     def project(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
+from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.flops import checked_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs, released_macs
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
-from tvrbench.methods.vop import VoPReducer, VoPText
+from tvrbench.harness.training.trainer import Trainer
+from tvrbench.methods.vop import FrameContext, VoP, VoPReducer, VoPText
 
 pytestmark = pytest.mark.unit
 VARIANTS = ["", "P", "C", "F", "F+P", "F+C"]
@@ -178,8 +181,8 @@ def test_the_suffix_learns_from_captions_alone_that_fill_the_context(odd_model: 
     ):
         model = odd_model(read=read)
         model.encode_text(*captions(room, 3, end)).sum().backward()
-        suffix = cast(VoPText, model.text_path).suffix.grad
-        assert bool(suffix is not None and suffix.any()) is learns
+        grad = cast(VoPText, model.text_path).prompts.grad
+        assert bool(grad is not None and grad[:, 4:].any()) is learns
 
 
 def test_padding_frames_change_no_prompt_of_valid_ones(odd_model: Make) -> None:
@@ -342,3 +345,55 @@ def test_a_released_file_of_other_prompts_is_refused(odd_model: Make, tmp_path: 
     torch.save(state, tmp_path / "released.bin")
     with raises("weights.shape", key="text_path.prompts"):
         load_model("vop", checkpoint=tmp_path / "released.bin", frames=FRAMES)
+
+
+def test_every_released_tensor_is_one_parameter(odd_model: Make) -> None:
+    shapes = {
+        "visual_prompt_learner.visual_prompts": (7, 1, 8, 128),
+        "text_prompt_learner.text_prompts": (4, 8, 64),
+    }
+    renamed = dict(VoP.from_released(key, torch.empty(shape)) for key, shape in shapes.items())
+    learned = odd_model().trainable()
+    assert {key: t.shape for key, t in renamed.items()} == {key: t.shape for key, t in learned.items()}
+
+
+def test_with_float16_weights_the_lstm_trains_and_encodes(odd_model: Make) -> None:
+    model = odd_model(variant="C")
+    trainer = Trainer(model, replace(load_recipe("vop"), weights="float16", warmup=0.0), 5)
+    before = [p.detach().clone() for p in cast(VoPReducer, model.reducer).context.parameters()]  # type: ignore[union-attr]
+    assert math.isfinite(trainer.step(*videos(), *captions(8, 3, 7))["loss"])
+    after = cast(VoPReducer, model.reducer).context.parameters()  # type: ignore[union-attr]
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    with torch.no_grad():
+        assert FrameContext(128, 2).half().eval()(torch.randn(2, 3, 128).half(), None).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_leaves_the_lstm_in_float32(dtype: torch.dtype) -> None:
+    context, (frames, seen) = FrameContext(128, 2), (torch.randn(2, 3, 128), [])
+    context.project.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        context(frames, None)
+        with torch.autocast("cpu", dtype):
+            context(frames, None)
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_lstm_keeps_what_a_gradient_needs_in_eval_mode_too(
+    gradients: bool, odd_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA a backward pass needs the flag; a CPU has it by either value."""
+    model, flags, lstm = odd_model(variant="C").eval(), [], torch.lstm
+
+    def noting(*arguments: Any) -> Any:
+        flags.append(arguments[6])
+        return lstm(*arguments)
+
+    monkeypatch.setattr(torch, "lstm", noting)
+    with torch.set_grad_enabled(gradients):
+        feature = model.encode_video(*videos())
+    assert set(flags) == {gradients}
+    if gradients:
+        feature.sum().backward()
+        assert all(p.grad is not None for p in model.reducer.parameters())
