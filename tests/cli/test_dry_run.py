@@ -229,7 +229,7 @@ def test_methods_without_a_preset_are_left_out_unless_named(
     assert {"lora", "zero_shot"} <= set(planned)
     chosen = {} if asked else {"by_default": True}
     left_out = set(registry.matching("methods", "baselines", **chosen)) - set(planned)
-    assert {"tome", "centerclip"} <= left_out
+    assert {"tempme", "centerclip"} <= left_out
     (line,) = [line for line in said.splitlines() if line.startswith("left out: ")]
     assert all(method in line for method in left_out)
 

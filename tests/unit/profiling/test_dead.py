@@ -176,7 +176,7 @@ def test_captions_of_frames_reach_what_no_other_caption_does() -> None:
         ("mv_adapter", {"words": 64}, 64, {}),
         ("mv_adapter", {"words": 64}, 32, dict.fromkeys(_text_positions(12), 32 * 64)),
         ("mv_adapter", {"words": 20}, 32, {}),  # no caption is longer than the model takes
-        ("vop", {}, 64, {"text_path.suffix": 12 * 4 * 512}),
+        ("vop", {}, 64, {"text_path.prompts" + IN_PART: 12 * 4 * 512}),
         ("lora", {"tuning": "full-all"}, 64, {f"clip.positional_embedding{IN_PART}": 13 * 512}),
         ("lora", {"tuning": "full-all"}, 77, {}),
     ],

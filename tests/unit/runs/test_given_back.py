@@ -106,7 +106,7 @@ def test_a_gpu_chooses_the_micro_batch_unless_told(
 ) -> None:
     limits = list[int | None]()
 
-    def choose(model: Any, recipe: Any, pairs: int, limit: int | None) -> dict[str, Any]:
+    def choose(model: Any, recipe: Any, pairs: int, limit: int | None, **_: Any) -> dict[str, Any]:
         limits.append(limit)
         return {"size": 2, "record": {"limit_mib": 100.0, "peaks_mib": {"4": None, "2": 90.0}}}
 
@@ -125,7 +125,7 @@ def test_a_resumed_run_keeps_its_micro_batch_however_much_is_free_by_then(
 ) -> None:
     sizes = [2, 1]
 
-    def choose(*_: Any) -> dict[str, Any]:
+    def choose(*_: Any, **__: Any) -> dict[str, Any]:
         return {"size": sizes.pop(0), "record": {"limit_mib": 100.0 * sizes[0], "peaks_mib": {}}}
 
     monkeypatch.setattr(runner, "choose_micro_batch", choose)

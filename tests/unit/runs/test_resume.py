@@ -180,7 +180,7 @@ def test_the_micro_batch_of_a_memory_limit_is_searched_once_per_run(
 ) -> None:
     sizes: list[int] = []
 
-    def choose(*_: Any) -> dict[str, Any]:
+    def choose(*_: Any, **__: Any) -> dict[str, Any]:
         return {"size": sizes.pop(0), "record": {"limit_mib": 25.0, "peaks_mib": {"1": 10.0}}}
 
     monkeypatch.setattr("tvrbench.harness.runs.runner.choose_micro_batch", choose)

@@ -226,7 +226,7 @@ def test_a_plan_counts_only_runs_without_a_record(
         def find(self, protocol: str | None = None, *, method: str | None = None, **_: Any) -> list[Any]:
             described = {"name": method, "options": options.get(method or "", {"of": "another"})}
             reference = {"hash": load_protocol("standin/uniform").hash}
-            return [{"protocol": reference, "method": described, "status": "completed", "metrics": {}}]
+            return [{"protocol": reference, "method": described, "data": {}, "status": "completed", "metrics": {}}]
 
     monkeypatch.setattr(sweep, "RecordStore", Store)
     settings = SweepSettings(file=tmp_path / "s.toml", device="cpu", results=tmp_path, dry_run=True, as_json=True)
