@@ -7,6 +7,7 @@ travel through the vision tower beside the frames and attend to all of them; the
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ class Prompts(NamedTuple):
     frames: Tensor
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, ABC):
     """Makes the prompts of every block from parameters alone.
 
     They do not depend on any input, so an evaluation makes them once: in eval mode without gradients they are kept
@@ -104,13 +105,13 @@ class Generator(nn.Module):
         """The table's rows of L blocks [L, rows, D] -> what ``text_of`` and ``frames_of`` take."""
         return rows_LRD
 
+    @abstractmethod
     def text_of(self, latent_LRD: Tensor) -> Tensor:
         """Text prompts [L, prompts, Dt]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def frames_of(self, latent_LRD: Tensor) -> Tensor:
         """Frame prompts [L, R, Q, D]."""
-        raise NotImplementedError
 
     def text(self, index: int) -> Tensor:
         """The text prompts of block ``index`` [prompts, Dt]."""

@@ -295,7 +295,7 @@ class VoP(Method[VoPOptions]):
         group="parameter-efficient",
         recipe="vop",
         tuning="own",
-        identity={"visual_prompts": 0},
+        identity={"visual_prompts": 0, "prefix": 0, "suffix": 0},
         # No end token stands behind the suffix in captions of up to context - prefix - suffix - 1 ids.
         dead=(r"text_path\.prompts in part",),
     )

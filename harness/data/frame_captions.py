@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,14 +112,19 @@ def _is_caption(text: object) -> bool:
 
 
 def _content(path: Path) -> bytes:
+    content = None
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # a pipe would wait for a writer, without a word
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # the second for a name with a null byte
         cause = getattr(error, "strerror", None) or error
         name = printable(path.name)
         message = f"frame captions {name}: cannot be read ({cause}): give a file that can be"
         raise UsageError(message, code="frame-captions.read", file=name) from None
+    if content is None:
+        _refuse(path, "is no regular file")
     if len(content) > MAX_BYTES:
         _refuse(path, f"is larger than {MAX_BYTES // 2**20:,} MiB")
     return content

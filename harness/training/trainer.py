@@ -29,7 +29,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 RandomState = tuple[Tensor, Tensor | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pairs:
     """This process's share of a batch: frames [b, T, 3, H, W], token ids [b, L] and their masks.
 
@@ -193,20 +193,14 @@ class Trainer:
         self._end()
         return {"loss": loss, "lr": rates, "grad_norm": norm}
 
-    def queue_step(
-        self,
-        video: Tensor,
-        video_mask: Tensor,
-        ids: Tensor,
-        text_mask: Tensor,
-        frame_ids: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-    ) -> QueuedStep:
-        """Give a GPU the step of ``step`` to take, and return before it has; ``read`` waits for it.
+    def queue_step(self, *batch: Tensor | None) -> QueuedStep:
+        """Give a GPU the step of ``step`` on a batch given in the same order, and return before it has taken it.
+
+        ``read`` waits for it.
 
         Under float16 with weights in float32 the host waits for the gradient, because the scaler asks for overflow.
         """
-        pairs = self._pairs(video, video_mask, ids, text_mask, frame_ids, frame_mask)
+        pairs = self._pairs(*batch)
         rates, number = self._begin(), self.steps_done
         share = self.local_backward(pairs)
         norm = self._clip_gradients()
@@ -227,31 +221,16 @@ class Trainer:
         self._check(queued.number, loss, norm, queued.rates)
         return {"loss": loss, "lr": queued.rates, "grad_norm": norm}
 
-    def _pairs(
-        self,
-        video: Tensor,
-        video_mask: Tensor,
-        ids: Tensor,
-        text_mask: Tensor,
-        frame_ids: Tensor | None,
-        frame_mask: Tensor | None,
-    ) -> Pairs:
+    def _pairs(self, *given: Tensor | None) -> Pairs:
         """The batch; UsageError where its captions of frames have no mask or no use."""
-        problem = None
-        if (frame_ids is None) != (frame_mask is None):
+        pairs, problem = Pairs(*given), None  # type: ignore[arg-type]
+        if (pairs.frame_ids is None) != (pairs.frame_mask is None):
             problem = "captions of frames need frame_ids and frame_mask: give both or neither"
-        elif frame_ids is not None and not self.model.spec.card.frame_captions:
+        elif pairs.frame_ids is not None and not self.model.spec.card.frame_captions:
             problem = f"{self.model.name} does not train on captions of frames: leave frame_ids and frame_mask out"
         if problem:
             raise UsageError(problem, code="trainer.frame-captions", method=self.model.name)
-        return Pairs(
-            video=video,
-            video_mask=video_mask,
-            ids=ids,
-            text_mask=text_mask,
-            frame_ids=frame_ids,
-            frame_mask=frame_mask,
-        )
+        return pairs
 
     def _begin(self) -> list[float]:
         """The rates of the step, with no gradient left of the one before."""

@@ -184,3 +184,9 @@ def test_without_captions_a_batch_has_none() -> None:
     frames = FrameLoader(Clips(), FrameSpec(frames=FRAMES, size=4), len(SPLIT.video_ids))  # type: ignore[arg-type]
     batch = next(PairLoader(SPLIT, frames, tokenize, 5, batch_size=4, seed=3, pair_scenes=False).batches(0, 1))
     assert (batch.frame_ids, batch.frame_mask) == (None, None)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with raises("frame-captions.malformed", file="pipe.json"):
+        read_frame_captions(tmp_path / "pipe.json")
