@@ -50,10 +50,20 @@ class Attends(Protocol):
     def qkv(self, x: Tensor) -> QKV:
         """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        *,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """The attention branch [S, N, D] of queries [S, heads, N, 64] over keys and values [S, heads, K, 64].
 
-        ``mask`` is True where a query may see a key, and has the shape of [S, heads, N, K] or one that becomes it.
+        ``mask`` is True where a query may see a key, or a number that is added to their logit, and has the shape of
+        [S, heads, N, K] or one that becomes it. With ``places`` [M], only the result of these queries (sequence x N +
+        position) is projected: [1, M, D].
         """
 
 

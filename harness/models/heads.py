@@ -18,7 +18,10 @@ MASKED = -1e6  # added to the logits of padded frames
 
 
 class Head(nn.Module):
-    """Base of all heads: frame features [B, F, E] and their mask [B, F] -> the video feature [B, E], not normalized."""
+    """Base of all heads: frame features [B, F, E] and their weights [B, F] -> the video feature [B, E], not normalized.
+
+    A weight is 0 where a frame is left out, and a mask will do.
+    """
 
     def attach(self, clip: CLIP) -> None:
         """Start own parameters from the pre-trained ones; called once, by the factory. Nothing by default."""
@@ -29,16 +32,16 @@ class Head(nn.Module):
 
 
 class MeanPooling(Head):
-    """meanP (CLIP4Clip section 3.3): the masked mean of the unit frame features.
+    """meanP (CLIP4Clip section 3.3): the masked (or weighted) mean of the unit frame features.
 
     The sum runs in float64, where a dozen float32 values add up exactly, so that clips holding the same frames in
     another order get the same feature to the last bit: an order-blind method must tie, not flip a coin.
     """
 
-    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
-        """Frame features [B, F, E], mask [B, F] -> [B, E]."""
+    def forward(self, frames_BFE: Tensor, weight_BF: Tensor) -> Tensor:
+        """Frame features [B, F, E], mask or weights of at least 1 [B, F] -> [B, E]."""
         unit = F.normalize(frames_BFE, dim=-1)
-        weight = mask_BF.to(unit.dtype).unsqueeze(-1)
+        weight = weight_BF.to(unit.dtype).unsqueeze(-1)
         total = (unit * weight).sum(dim=1, dtype=torch.float64)
         # A video without any valid frame gives zeros, as the released codes do, rather than 0 / 0.
         return (total / weight.sum(dim=1).clamp(min=1)).to(unit.dtype)

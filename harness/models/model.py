@@ -120,7 +120,7 @@ class RetrievalModel(nn.Module):
         mask = mask.to(frames.device, non_blocking=True).bool()
         stream = self.video_tokens(frames, mask, trace)
         features_BFE = self.clip.visual.class_features(stream)
-        out: Tensor = self.head(features_BFE, self.reducer.output_mask(mask))
+        out: Tensor = self.head(features_BFE, self.reducer.class_weights(stream, mask))
         return (out, stream.trace(self.frames)) if trace else out
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -58,6 +58,24 @@ def pick(x: Tensor, places: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packing:
+    """The tokens of a batch that are computed, as rows, among all places of its sequences.
+
+    Attributes:
+        row_SN: [S, N] the row of the token at each place or, where it has none of its own, of the one that stands for
+            it.
+        place_M: [M] the place of each row, sequence x N + position; rows of a video stand together, in their order.
+    """
+
+    row_SN: Tensor
+    place_M: Tensor
+
+    def spread(self, rows_MX: Tensor) -> Tensor:
+        """Rows [M, ...] at every place, [S, N, ...]."""
+        return rows_MX.index_select(0, self.row_SN.flatten()).view(*self.row_SN.shape, *rows_MX.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenStream:
     """Tokens on their way through the vision tower.
 
@@ -71,6 +89,9 @@ class TokenStream:
         origin: [videos, frames x patches] the flat place (sequence in the video x N + position) of the token that
             each original patch now belongs to, -1 where it was dropped; None unless a trace was asked for.
         mask: [videos, frames] False for padding, of the frames that entered the tower; None where all are valid.
+        member: [videos, frames] the sequence of its video that each frame that entered now belongs to; None where
+            neighboring frames share a sequence, as many in each.
+        packing: the places of the tokens, where those of all videos are rows of one sequence, x [1, M, D]; None else.
     """
 
     x: Tensor
@@ -80,11 +101,20 @@ class TokenStream:
     size: Tensor | None = None
     origin: Tensor | None = None
     mask: Tensor | None = None
+    member: Tensor | None = None
+    packing: Packing | None = None
 
     @property
     def mask_BS(self) -> Tensor | None:
         """[videos, sequences per video] True for a sequence that holds any frame that is no padding; None for all."""
-        return None if self.mask is None else self.mask.view(self.mask.shape[0], self.per_video, -1).any(dim=2)
+        return None if self.mask is None else self.any_frame(self.mask)
+
+    def any_frame(self, mask_BT: Tensor) -> Tensor:
+        """[videos, sequences per video] True for a sequence that holds any frame that is True in [videos, frames]."""
+        if self.member is None:
+            return mask_BT.reshape(mask_BT.shape[0], self.per_video, -1).any(dim=2)
+        sequence_F1 = torch.arange(self.per_video, device=mask_BT.device).unsqueeze(1)
+        return ((self.member.unsqueeze(1) == sequence_F1) & mask_BT.bool().unsqueeze(1)).any(dim=2)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -119,6 +149,37 @@ class TokenStream:
     def merge(self, merge: TokenMerge) -> TokenStream:
         """Merge tokens and their sizes."""
         return self._moved(*merge(self.x, self.size), lambda: merge.place_SN)
+
+    def merge_sequences(self, merge: TokenMerge) -> TokenStream:
+        """Merge whole sequences of each video: row n of one goes into row n of another, class tokens and prompts too.
+
+        Args:
+            merge: of the ``per_video`` sequences; it takes x [videos, sequences, N, D] and sizes [videos, sequences,
+                N, 1], and its ``place_SN`` is [videos, sequences].
+        """
+        S, N, D = self.x.shape
+        F, videos = self.per_video, S // self.per_video
+        x, size = merge(self.x.view(videos, F, N, D), None if self.size is None else self.size.view(videos, F, N, 1))
+        place, member, origin = merge.place_SN, self.member, self.origin
+        if member is None:
+            member = torch.arange(F, device=self.x.device).expand(videos, F)
+        if origin is not None:
+            sequence = place.gather(1, origin.clamp(min=0) // N)
+            origin = torch.where(origin >= 0, sequence * N + origin % N, -1)
+        sizes = None if size is None else size.flatten(0, 1)
+        moved = replace(self, x=x.flatten(0, 1), size=sizes, origin=origin, per_video=x.shape[1])
+        return replace(moved, member=place.gather(1, member))
+
+    def pack(self, packing: Packing) -> TokenStream:
+        """The same stream with the tokens of all videos that have a row as rows of one sequence."""
+        S, N, D = self.x.shape
+        return replace(self, x=self.x.view(S * N, D).index_select(0, packing.place_M).unsqueeze(0), packing=packing)
+
+    def unpack(self) -> TokenStream:
+        """The stream [S, N, D] again; a place without a token of its own holds the one that stands for it."""
+        if self.packing is None:
+            return self
+        return replace(self, x=self.packing.spread(self.x[0]), packing=None)
 
     def replace_patches(self, patches_SMD: Tensor, place_SP: Tensor) -> TokenStream:
         """Put other patch tokens in the place of all P; sizes are not tracked any more.
@@ -219,12 +280,15 @@ class TokenReducer(nn.Module):
     Attributes:
         carries_prompts: True where it keeps the ``stream.num_prefix_tokens`` tokens before the patches in place, so
             that prompts can travel with the class tokens. A subclass that looks at positions sets it for itself.
+        depends_on_content: True where the number of tokens depends on the pixels: ``plan()`` is then the most that it
+            can be, ``plan(kept)`` that of one video, and costs are measured on clips instead of on noise.
         proportional_attention: False for plain attention; sizes are tracked either way, because they weigh the merges.
         observer: receives every decision and returns the one to carry out; None outside of measurements.
     """
 
     carries_prompts: ClassVar[bool] = False
     proportional_attention: bool = True
+    depends_on_content: bool = False
 
     def __init__(self, arch: Architecture, frames: int) -> None:
         super().__init__()
@@ -254,6 +318,13 @@ class TokenReducer(nn.Module):
         chosen = self.select_frames()
         return self.frames if chosen is None else len(chosen)
 
+    def enter(self, stream: TokenStream, frames: Tensor) -> TokenStream:
+        """Act on the embedded frames before the first block, given their pixels [S, 3, H, W], normalized.
+
+        The derived plan does not call it: a reducer that changes the tokens here gives its own ``plan``.
+        """
+        return stream
+
     def before_block(self, stream: TokenStream, index: int) -> TokenStream:
         """Act on the input of block ``index``."""
         return stream
@@ -274,6 +345,11 @@ class TokenReducer(nn.Module):
         """Map the frame mask [B, T] to the class tokens that leave the tower [B, F]."""
         return mask_BT
 
+    def class_weights(self, stream: TokenStream, mask_BT: Tensor) -> Tensor:
+        """[B, F] the weight of every class token of the ``stream`` that left the tower in the video's feature, 0 where
+        it is left out; by default the ``output_mask`` alone, for all of the others alike."""
+        return self.output_mask(mask_BT)
+
     def plan(self) -> Sequence[BlockTokens]:
         """The work of every block for one video, known from the configuration alone.
 
@@ -281,6 +357,10 @@ class TokenReducer(nn.Module):
         its matrix products are counted. A published formula can replace that; the contract tests compare both.
         """
         return self._derived_plan if self.frames_encoded else []
+
+    def training_plan(self) -> Sequence[BlockTokens]:
+        """The same of a training step's forward pass; by default as at inference."""
+        return self.plan()
 
     def work_as_released(self) -> Work | None:
         """The work of the released code for one video, where some of its results are dropped that ours never computes;

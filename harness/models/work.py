@@ -25,6 +25,7 @@ class BlockTokens:
         overhead_macs: multiply-adds of the reduction itself in this block (matching, clustering).
         projecting: tokens that become queries, keys and values beside those of ``attention``, for ``mixing``.
         mixing: (sequences, queries, keys) of every attention whose queries and keys are not the same tokens.
+        returning: queries of ``mixing`` whose result is projected; None for all.
         classes: class tokens in each sequence that leaves.
     """
 
@@ -34,6 +35,7 @@ class BlockTokens:
     also_attending: tuple[tuple[int, int], ...] = ()
     projecting: int = 0
     mixing: tuple[tuple[int, int, int], ...] = ()
+    returning: int | None = None
     classes: int = 1
 
 
@@ -82,7 +84,17 @@ class ShapeRecorder:
         heads = self._heads(x)
         return QKV(heads, heads, heads)
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        *,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        if places is not None:
+            raise TypeError("attention at chosen places is not derived: the reducer gives its own plan")
         S, _, N, _ = queries.shape
         self.mixed.append((S, N, keys.shape[2]))
         return queries.transpose(1, 2).reshape(S, N, -1)

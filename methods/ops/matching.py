@@ -74,16 +74,16 @@ class Merge:
         """Merge by the size-weighted mean; sizes add.
 
         Args:
-            x: [S, N, D].
-            size: [S, N, 1] patches behind each token; None means one each.
+            x: [S, N, D], or [S, N, ..., D] where each of N is several tokens, such as a frame.
+            size: [S, N, 1], or [S, N, ..., 1], patches behind each token; None means one each.
 
         Returns:
-            The merged tokens [S, M, D] and their sizes [S, M, 1].
+            The merged tokens [S, M, D] and their sizes [S, M, 1], or [S, M, ..., D] and [S, M, ..., 1].
         """
-        S, N, D = x.shape
+        S, N = x.shape[:2]
         kept, source, target = self.kept, self.source, self.target
-        size = x.new_ones(S, N, 1) if size is None else size
-        flat, flat_size = x.reshape(S * N, D), size.reshape(S * N, 1)
+        size = x.new_ones(*x.shape[:-1], 1) if size is None else size
+        flat, flat_size = x.reshape(S * N, *x.shape[2:]), size.reshape(S * N, *size.shape[2:])
         size_kept, size_moved = flat_size.index_select(0, kept), flat_size.index_select(0, source)
         total = size_kept.index_add(0, target, size_moved)
         share = (size_moved / total.index_select(0, target)).to(x.dtype)
@@ -91,7 +91,7 @@ class Merge:
         # A token that receives nothing is scaled by exactly one, so it leaves unchanged to the last bit.
         merged = flat.index_select(0, kept).mul_((size_kept / total).to(x.dtype))
         merged.index_add_(0, target, flat.index_select(0, source).mul_(share))
-        return merged.view(S, -1, D), total.view(S, -1, 1)
+        return merged.view(S, -1, *x.shape[2:]), total.view(S, -1, *size.shape[2:])
 
     def _per_sequence(self, flat: Tensor) -> Tensor:
         return flat.view(len(self.scores_SA), -1)

@@ -96,7 +96,7 @@ def test_class_tokens_leave_as_declared(name: str, tiny_model: Make, tiny_batch:
         pytest.skip(f"{name} runs no vision tower")
     with torch.no_grad():
         stream = model.video_tokens(tiny_batch["frames"])
-    assert stream.per_video * stream.classes == model.reducer.output_mask(tiny_batch["mask"]).shape[1]
+    assert stream.per_video * stream.classes == model.reducer.class_weights(stream, tiny_batch["mask"]).shape[1]
     assert (stream.per_video, stream.x.shape[1]) == model.tokens[-1]
 
 

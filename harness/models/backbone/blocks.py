@@ -201,10 +201,13 @@ class Attention(nn.Module):
         S, N, _ = x.shape
         return QKV(*self.project(x).view(S, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4))
 
-    def merge_heads(self, heads_SHNC: Tensor) -> Tensor:
-        """What every head found [S, heads, N, 64], projected to [S, N, D]."""
+    def merge_heads(self, heads_SHNC: Tensor, places: Tensor | None = None) -> Tensor:
+        """What every head found [S, heads, N, 64], projected to [S, N, D]; at these places alone, [1, M, D]."""
         S, _, N, _ = heads_SHNC.shape
-        out: Tensor = self.out_proj(heads_SHNC.transpose(1, 2).reshape(S, N, -1))
+        found = heads_SHNC.transpose(1, 2).reshape(S, N, -1)
+        if places is not None:
+            found = found.flatten(0, 1).index_select(0, places).unsqueeze(0)
+        out: Tensor = self.out_proj(found)
         return out
 
     def forward(
@@ -307,20 +310,30 @@ class Block(nn.Module):
         return self.attn.qkv(x)
 
     def mix(
-        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        places: Tensor | None = None,
     ) -> Tensor:
         """The attention branch [S, N, D] of queries [S, heads, N, 64] over keys and values [S, heads, K, 64].
 
-        The block's own prompts come before the keys. ``mask`` is True where a query may see a key, and has the shape of
-        [S, heads, N, K] or one that becomes it. Where that is ``causal`` (text), the first token precedes the prompts.
+        The block's own prompts come before the keys. ``mask`` is True where a query may see a key, or a number that is
+        added to their logit, and has the shape of [S, heads, N, K] or one that becomes it. Where a mask of True and
+        False is ``causal`` (text), the first token precedes the prompts. With ``places`` [M], only the result of these
+        queries (sequence x N + position) is projected: [1, M, D].
         """
         if self.prompts is not None:
             Q = len(self.prompts)
             keys, values = self.attn.before(self.ln_1(self.prompts.tokens.unsqueeze(0)), keys, values)
-            mask = mask if mask is None else F.pad(mask, (Q, 0), value=True)
+            if mask is not None:
+                mask = F.pad(mask, (Q, 0), value=mask.dtype == torch.bool)
             if causal and mask is not None:
                 mask[..., 0, :Q] = False
-        return self.attn.merge_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
+        return self.attn.merge_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask), places)
 
     def feed_forward(self, x: Tensor, stream: TokenStream | None = None) -> Tensor:
         """The MLP branch of x [S, N, D] (without the residual) and what an adapter adds to it.

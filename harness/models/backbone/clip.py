@@ -57,7 +57,7 @@ class VisionTower(nn.Module):
 
         ``mask`` [videos, per_video] is False for padding.
         """
-        stream = replace(self.enter(frames, per_video, trace), mask=mask)
+        stream = reducer.enter(replace(self.enter(frames, per_video, trace), mask=mask), frames)
         for index, block in enumerate(self.blocks):
             stream = reducer.before_block(stream, index)
             attention = reducer.attend(stream, index, block)

@@ -7,10 +7,9 @@ element, everything else is free. LoRA is folded into the weights, as at inferen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-
-import torch
 
 from tvrbench.harness.models.backbone.blocks import Block
 from tvrbench.harness.models.backbone.clip import CLIP
@@ -25,7 +24,7 @@ def analytic_macs(model: RetrievalModel) -> dict[str, int]:
     """Multiply-adds of encoding one video (``video``) and one caption of ``text_length`` ids (``text``)."""
     if not model.spec.card.encodes:
         return {"video": 0, "text": 0}
-    return {"video": _video_macs(model), "text": _text_macs(model)}
+    return {"video": video_macs(model), "text": _text_macs(model)}
 
 
 def released_macs(model: RetrievalModel) -> dict[str, int]:
@@ -34,7 +33,7 @@ def released_macs(model: RetrievalModel) -> dict[str, int]:
         return {"video": 0, "text": 0}
     video = model.reducer.work_as_released()
     text = model.text_path.work_as_released(text_length(model.clip))
-    return {"video": _video_macs(model, video), "text": _text_macs(model, text)}
+    return {"video": video_macs(model, video), "text": _text_macs(model, text)}
 
 
 def released_tokens(model: RetrievalModel) -> int:
@@ -60,17 +59,22 @@ def text_length(clip: CLIP) -> int:
     return min(TEXT_TOKENS, clip.max_words)
 
 
-def _video_macs(model: RetrievalModel, work: Work | None = None) -> int:
+def work_of(blocks: Sequence[BlockTokens]) -> Work:
+    """The work of a vision tower with these blocks: only the class tokens that leave are normalized and projected."""
+    return Work(blocks=blocks, projected=blocks[-1].leaving[0] * blocks[-1].classes if blocks else 0)
+
+
+def video_macs(model: RetrievalModel, work: Work | None = None) -> int:
+    """Multiply-adds of encoding one video, or of other ``work``: that of a known video, or of the released code."""
     arch, frames, visual = model.clip.arch, model.reducer.frames_encoded, model.clip.visual
     width, blocks = arch.vision_width, visual.transformer.blocks
     stem = frames * arch.patches * 3 * arch.patch_size**2 * width
     stem += _NORM * frames * (arch.patches + 1) * width
     carried = 0 if visual.prompts is None else len(visual.prompts)
-    # Only the class tokens that leave are normalized, projected and pooled; the mask gives their number.
-    classes = model.reducer.output_mask(torch.ones(1, model.frames, dtype=torch.bool)).shape[1]
-    work = work or Work(blocks=model.reducer.plan(), projected=classes)
+    own = work_of(model.reducer.plan())
+    work = work or own
     inside = sum(_block_macs(_with(one, carried), block, width) for one, block in zip(work.blocks, blocks, strict=True))
-    return stem + inside + _projection_macs(work.projected, width, arch.embed_dim) + model.head.macs(classes)
+    return stem + inside + _projection_macs(work.projected, width, arch.embed_dim) + model.head.macs(own.projected)
 
 
 def _text_macs(model: RetrievalModel, work: Work | None = None) -> int:
@@ -100,8 +104,10 @@ def _block_macs(work: BlockTokens, block: Block, width: int) -> int:
         attention += sequences * tokens * (_NORM * width + 4 * width**2 + 2 * (tokens + prompts) * width)
         attention += prompts * (_NORM * width + 3 * width**2) * bool(tokens)
     attention += work.projecting * (_NORM * width + 3 * width**2)
+    returning = sum(sequences * queries for sequences, queries, _ in work.mixing)
+    attention += (returning if work.returning is None else work.returning) * width**2
     for sequences, queries, keys in work.mixing:
-        attention += sequences * queries * (width**2 + 2 * (keys + prompts) * width)
+        attention += sequences * queries * 2 * (keys + prompts) * width
         attention += prompts * (_NORM * width + 3 * width**2)
     leaving = work.leaving[0] * work.leaving[1]
     added = 0 if block.adapter is None else block.adapter.macs(*work.leaving)
