@@ -12,5 +12,6 @@ METHODS = {
     "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
     "discovla": "tvrbench.methods.discovla:DiscoVLA",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
+    "testa": "tvrbench.methods.testa:TESTA",
     "vop": "tvrbench.methods.vop:VoP",
 }

@@ -50,6 +50,9 @@ class Attends(Protocol):
     def qkv(self, x: Tensor) -> QKV:
         """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
 
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """The keys of tokens [S, N, D] that went through ``ln_1``, averaged over heads: [S, N, 64], for less work."""
+
     def mix(
         self,
         queries: Tensor,
