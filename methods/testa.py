@@ -188,7 +188,8 @@ class TESTAReducer(TokenReducer):
         if metric is None:
             block = self._blocks[index]
             with torch.no_grad():  # the choices carry no gradient
-                metric = self._of_rows(block.mean_keys(block.ln_1(self._voting(stream.x, stream))), stream)
+                rows = self._voting(stream.x.detach(), stream)
+                metric = self._of_rows(block.mean_keys(block.ln_1(rows)), stream)
         return self._merge_frames(stream, metric, step)
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
