@@ -1,8 +1,8 @@
 """Masked training: random patches never enter the encoder while it trains (Papalampidi et al., CVPR 2024, "A Simple
 Recipe for Contrastively Pre-training Video-First Encoders Beyond 16 Frames", arXiv 2312.07395; no code was released).
 
-The paper masks the input of a joint space-time encoder. This is its adaptation to a frame encoder, which the paper finds
-to lose accuracy steadily with the share that is masked, where joint attention keeps it up to 75 %.
+The paper masks the input of a joint space-time encoder. This is its adaptation to a frame encoder, which the paper
+finds to lose accuracy steadily with the share that is masked, where joint attention keeps it up to 75 %.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class MaskedReducer(TokenReducer):
     """In training, keeps max(1, L - int(ratio L)) of the L patches of every frame; reduces nothing else.
 
     The patches that stay are those of the smallest of L uniform numbers, of ties the earlier place, in ascending order.
-    Every forward draws once, [frames of the batch, L] or [videos, L], from torch's default generator (CPU): the training
-    loop seeds it, and sets it back where it encodes a micro-batch again. The frame mask plays no part, and nothing is
-    rescaled.
+    Every forward draws once, [frames of the batch, L] or [videos, L], from torch's default generator (CPU): the
+    training loop seeds it, and sets it back where it encodes a micro-batch again. The frame mask plays no part, and
+    nothing is rescaled.
     """
 
     carries_prompts = True
@@ -79,8 +79,8 @@ class Masked(Method[MaskedOptions]):
     """Masked training with any tuning; at evaluation the plain encoder with meanP."""
 
     card = MethodCard(
-        summary="training only: random patches of each frame are left out, by which the paper finds frame encoders to lose",
-        paper="masking of arXiv 2312.07395, adapted from a joint space-time encoder to a frame encoder; no code released",
+        summary="training only: random patches of each frame left out, by which the paper finds frame encoders to lose",
+        paper="masking of arXiv 2312.07395, adapted from joint space-time attention to frames; no code released",
         group="token reduction",
         recipe="uniform",
         tuning="lora",
