@@ -262,7 +262,7 @@ class Attention(nn.Module):
             out = (attend_with_sizes_in_keys if self.sizes_in_keys else attend_with_mask)(q, keys, v, size)
         else:
             out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and not prompts)
-        return AttentionOut(self.merge_heads(out), q, k)
+        return AttentionOut(self.merge_heads(out), q, k, keys[:, :, :-N] if prompts else None)
 
     def before(self, prompts_RQD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [S, heads, Q + N, 64], the prompts' first: those of row s % R for sequence s."""
