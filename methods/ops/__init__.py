@@ -2,6 +2,16 @@
 
 from tvrbench.methods.ops.kmedoids import k_medoids
 from tvrbench.methods.ops.matching import Merge, bipartite_match
+from tvrbench.methods.ops.runs import Runs, changed, most_changed, patch_differences
 from tvrbench.methods.ops.spectral import spectral_cluster
 
-__all__ = ["Merge", "bipartite_match", "k_medoids", "spectral_cluster"]
+__all__ = [
+    "Merge",
+    "Runs",
+    "bipartite_match",
+    "changed",
+    "k_medoids",
+    "most_changed",
+    "patch_differences",
+    "spectral_cluster",
+]
