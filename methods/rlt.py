@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness.models.attending import QKV, Attends, AttentionOut
-from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.architecture import HEAD_WIDTH, Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, option_error, require_range
 from tvrbench.harness.models.tokens import Packing, TokenReducer, TokenStream
@@ -81,7 +81,7 @@ class RltReducer(TokenReducer):
     def enter(self, stream: TokenStream, frames: Tensor) -> TokenStream:
         """Decide by the pixels [S, 3, H, W] and pack the tokens that are left."""
         T, prefix = stream.per_video, stream.num_prefix_tokens
-        difference = patch_differences(frames.unflatten(0, (-1, T)), self.arch.patch_size)
+        difference = patch_differences(frames.view(-1, T, *frames.shape[1:]), self.arch.patch_size)
         by_threshold = self.options.budget is None
         runs = self.decide(
             changed(difference, self.options.threshold) if by_threshold else most_changed(difference, self.most)
@@ -91,7 +91,7 @@ class RltReducer(TokenReducer):
         standing = place[:, :, prefix:].gather(1, runs.head_BTL)
         place = torch.cat([place[:, :, :prefix], standing], dim=2).view(S, N)
         if self.options.length == "log":
-            length = runs.length_BTL.view(S, -1, 1).to(stream.x.dtype)
+            length = runs.length_BTL.view(S, -1, 1).float()
             stream = replace(stream, size=F.pad(length, (0, 0, prefix, 0), value=1.0))
         return stream.pack(Packing.of(place, self._lengths(runs, T * prefix)))
 
@@ -114,19 +114,19 @@ class RltReducer(TokenReducer):
         rows = block.qkv(block.ln_1(stream.x))
         if self.options.scope == "video":
             return AttentionOut(self._in_videos(packing, rows, stream.size, block), rows.queries, rows.keys)
-        grids = [packing.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in rows]
+        q, k, v = (packing.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in rows)
         mask = packing.live_SN[:, None, None] if self.options.scope == "frame" else None
-        return AttentionOut(block.mix(*grids, mask, places=packing.place_M), rows.queries, rows.keys)
+        return AttentionOut(block.mix(q, k, v, mask, places=packing.place_M), rows.queries, rows.keys)
 
     @staticmethod
     def _in_videos(packing: Packing, rows: QKV, size: Tensor | None, block: Attends) -> Tensor:
         """[1, M, D] from rows that attend inside each video; neighboring videos of equal length do so in one call."""
         deltas, start = [], 0
         for length, alike in groupby(packing.lengths):
-            shape = (len(list(alike)), length)
-            end = start + shape[0] * length
-            q, k, v = (part[0, :, start:end].unflatten(1, shape).transpose(0, 1) for part in rows)
-            mask = None if size is None else size[0, start:end].log().view(shape[0], 1, 1, length).to(q.dtype)
+            videos = len(list(alike))
+            end = start + videos * length
+            q, k, v = (part[0, :, start:end].reshape(-1, videos, length, HEAD_WIDTH).transpose(0, 1) for part in rows)
+            mask = None if size is None else size[0, start:end].log().view(videos, 1, 1, length).to(q.dtype)
             deltas.append(block.mix(q, k, v, mask).flatten(0, 1))
             start = end
         return torch.cat(deltas).unsqueeze(0)
@@ -172,7 +172,9 @@ class Rlt(Method[RltOptions]):
     @classmethod
     def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
         """Like ``Method.configure``; whether run lengths count follows from the scope."""
-        return super().configure(name, arch, frames, {"length": "log" if given.get("scope") == "video" else "none"} | given)
+        return super().configure(
+            name, arch, frames, {"length": "log" if given.get("scope") == "video" else "none"} | given
+        )
 
     def build_reducer(self) -> TokenReducer:
         """The reducer for this backbone and frame count."""

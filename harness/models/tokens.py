@@ -62,30 +62,38 @@ class Packing:
     """The tokens of a batch that are computed, as rows, among all places of its sequences.
 
     Attributes:
-        live_SN: [S, N] True for a place with a token of its own.
         row_SN: [S, N] the row of the token at each place or, where it has none of its own, of the one that stands for
             it.
         place_M: [M] the place of each row, sequence x N + position; rows of a video stand together, in their order.
-        lengths: rows of every video, or of all together where nothing asks for those of each; known to the host.
+        lengths: rows of every video, known to the host, where attention asks for them.
     """
 
-    live_SN: Tensor
     row_SN: Tensor
     place_M: Tensor
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, place_SN: Tensor, lengths: Sequence[int]) -> Packing:
-        """The packing where the token of ``place_SN`` [S, N] (sequence x N + position) stands at each place."""
+        """The packing where the token of ``place_SN`` [S, N] (sequence x N + position) stands at each place.
+
+        ``lengths`` are those of all videos, or their sum alone.
+        """
         place = place_SN.flatten()
         live = place == torch.arange(len(place), device=place.device)
-        row_of_live = live.cumsum(dim=0) - 1
-        return cls(
-            live_SN=live.view_as(place_SN),
-            row_SN=row_of_live[place].view_as(place_SN),
-            place_M=(~live).byte().argsort(stable=True)[: sum(lengths)],  # of known size, unlike ``nonzero``
-            lengths=tuple(lengths),
-        )
+        row_SN = (live.cumsum(dim=0) - 1)[place].view_as(place_SN)
+        place_M = (~live).byte().argsort(stable=True)[: sum(lengths)]  # of known size, unlike ``nonzero``
+        return cls(row_SN=row_SN, place_M=place_M, lengths=tuple(lengths))
+
+    @property
+    def standing_SN(self) -> Tensor:
+        """[S, N] the place of the token that stands at each place."""
+        return self.place_M[self.row_SN]
+
+    @property
+    def live_SN(self) -> Tensor:
+        """[S, N] True for a place with a token of its own."""
+        place_SN = self.standing_SN
+        return place_SN == torch.arange(place_SN.numel(), device=place_SN.device).view_as(place_SN)
 
     def spread(self, rows_MX: Tensor) -> Tensor:
         """Rows [M, ...] at every place, [S, N, ...]."""
@@ -192,7 +200,7 @@ class TokenStream:
         origin = self.origin
         if origin is not None:
             videos = len(origin)
-            place = packing.place_M[packing.row_SN].view(videos, -1)
+            place = packing.standing_SN.view(videos, -1)
             first = torch.arange(videos, device=place.device).unsqueeze(1) * place.shape[1]
             origin = torch.where(origin >= 0, (place - first).gather(1, origin.clamp(min=0)), -1)
 

@@ -25,8 +25,9 @@ class Runs:
 
     @property
     def length_BTL(self) -> Tensor:
-        """[B, T, L] frames from a kept patch to the next one at its place, or to the end; 0 where a patch is dropped."""
-        kept_BTL, T = torch.where(self.keep_BTL, self._frame_T1, self.keep_BTL.shape[1]), self.keep_BTL.shape[1]
+        """[B, T, L] frames from a kept patch to the next one at its place, or to the end; 0 where it is dropped."""
+        T = self.keep_BTL.shape[1]
+        kept_BTL = torch.where(self.keep_BTL, self._frame_T1, T)
         following_BTL = kept_BTL.flip(1).cummin(dim=1).values.flip(1)[:, 1:]
         last_B1L = torch.full_like(kept_BTL[:, :1], T)
         return torch.where(self.keep_BTL, torch.cat([following_BTL, last_B1L], dim=1) - self._frame_T1, 0)
@@ -71,11 +72,13 @@ def patch_differences(pixels: Tensor, patch: int, tubelet: int = 1) -> Tensor:
     """
     if pixels.shape[1] % tubelet:
         raise ValueError(f"tubelets of {tubelet} frames do not divide {pixels.shape[1]} frames")
-    rows, columns = pixels.shape[3] // patch, pixels.shape[4] // patch
+    B, _, C, h, w = pixels.shape
+    rows, columns = h // patch, w // patch
     pixels = pixels.detach()[..., : rows * patch, : columns * patch].float()
     first, last = pixels[:, ::tubelet], pixels[:, tubelet - 1 :: tubelet]
     change = (last[:, 1:] - first[:, :-1]).abs()
-    return change.unflatten(4, (columns, patch)).unflatten(3, (rows, patch)).mean(dim=(2, 4, 6)).flatten(2)
+    of_patches: Tensor = change.view(B, -1, C, rows, patch, columns, patch).mean(dim=(2, 4, 6))
+    return of_patches.flatten(2)
 
 
 def changed(difference_BTL: Tensor, threshold: float) -> Runs:
@@ -92,10 +95,8 @@ def most_changed(difference_BTL: Tensor, kept: int) -> Runs:
     Of equal ones those of earlier frames, then of lower places.
     """
     L = difference_BTL.shape[2]
-    flat = difference_BTL.flatten(1)
-    largest = flat.argsort(dim=1, descending=True, stable=True)[:, : kept - L]
-    keep = torch.zeros_like(flat, dtype=torch.bool).scatter(1, largest, True)
-    return Runs(keep_BTL=_with_first(keep.view_as(difference_BTL)))
+    rank = difference_BTL.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return Runs(keep_BTL=_with_first((rank < kept - L).view_as(difference_BTL)))
 
 
 def _with_first(keep_BTL: Tensor) -> Tensor:

@@ -100,7 +100,9 @@ def test_class_tokens_leave_as_declared(name: str, tiny_model: Make, tiny_batch:
     with torch.no_grad():
         stream = model.video_tokens(tiny_batch["frames"])
     assert stream.per_video * stream.classes == model.reducer.class_weights(stream, tiny_batch["mask"]).shape[1]
-    assert (stream.per_video, stream.x.shape[1]) == model.tokens[-1] or stream.per_video == model.reducer.plan()[-1].packed
+    assert (stream.per_video, stream.x.shape[1]) == model.tokens[-1] or stream.per_video == model.reducer.plan()[
+        -1
+    ].packed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,10 +153,14 @@ def test_a_known_video_has_a_plan_of_its_own(name: str, tiny_model: Make, tiny_b
         seen = _entering_mlps(model, still, tiny_batch["mask"])
     (made,) = recorder.made
     own = [model.reducer.plan(kept) for kept in made.kept_S.tolist()]  # type: ignore[attr-defined,call-arg]
-    assert [prod(shape) for shape in seen] == [sum(prod(b.leaving) for b in blocks) for blocks in zip(*own, strict=True)]
+    assert [prod(shape) for shape in seen] == [
+        sum(prod(b.leaving) for b in blocks) for blocks in zip(*own, strict=True)
+    ]
     shares = made.share_S.tolist()  # type: ignore[attr-defined]
     assert 0 < shares[0] < shares[1] < shares[2] < 1
-    assert all(prod(block.leaving) < prod(most.leaving) for block, most in zip(own[2], model.reducer.plan(), strict=True))
+    assert all(
+        prod(block.leaving) < prod(most.leaving) for block, most in zip(own[2], model.reducer.plan(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
