@@ -8,6 +8,7 @@ METHODS = {
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
     "dgl": "tvrbench.methods.dgl:DGL",
+    "rlt": "tvrbench.methods.rlt:Rlt",
     "rap": "tvrbench.methods.rap:Rap",
     "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
     "discovla": "tvrbench.methods.discovla:DiscoVLA",

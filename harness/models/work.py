@@ -27,6 +27,7 @@ class BlockTokens:
         mixing: (sequences, queries, keys) of every attention whose queries and keys are not the same tokens.
         returning: queries of ``mixing`` whose result is projected; None for all.
         classes: class tokens in each sequence that leaves.
+        packed: sequences whose tokens are rows of the one that leaves; 0 where each leaves as it is.
     """
 
     attention: tuple[int, int]
@@ -37,6 +38,7 @@ class BlockTokens:
     mixing: tuple[tuple[int, int, int], ...] = ()
     returning: int | None = None
     classes: int = 1
+    packed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("clip4clip", {"head": "seqTransf"}),
     ("vop", {"read": "released", "variant": "F+P"}),
     ("vop", {"variant": "C"}),
+    *(("rlt", {"scope": scope, "budget": 0.5}) for scope in ("held", "video", "frame")),
 ]
 
 
