@@ -34,8 +34,22 @@ def mean_tokens(model: RetrievalModel, kept: Mapping[int, int]) -> float:
     return _mean(kept, lambda number: prod(_plan(model, number)[-1].leaving))
 
 
-def counts_over_videos(gmacs: float, tokens: float, conditions: Mapping[str, Any]) -> list[Measurement]:
-    """``gmacs_video_mean`` and ``output_tokens_mean``; the conditions say of which videos."""
+def counts_over_videos(model: RetrievalModel, kept: Mapping[int, int], **conditions: Any) -> list[Measurement]:
+    """``gmacs_video_mean`` and ``output_tokens_mean``; the conditions say of which videos. Arguments as above."""
+    return _counts(mean_gmacs(model, kept), mean_tokens(model, kept), conditions | {"videos": sum(kept.values())})
+
+
+def counts_on_clips(costs: Sequence[Measurement]) -> list[Measurement]:
+    """The same of the clips that most were encoded of in one batch; nothing where none were."""
+    timed = [m for m in costs if m.name == "throughput" and "mean_gmacs" in m.conditions]
+    if not timed:
+        return []
+    given = max(timed, key=lambda m: m.conditions["distinct_clips"]).conditions
+    where = {"dataset": given["dataset"], "videos": given["distinct_clips"], "share_kept": given["share_kept"]}
+    return _counts(given["mean_gmacs"], given["mean_tokens"], where)
+
+
+def _counts(gmacs: float, tokens: float, conditions: Mapping[str, Any]) -> list[Measurement]:
     return [
         Measurement(f"gmacs_video{OVER_VIDEOS}", gmacs, "GMACs", conditions=conditions),
         Measurement(f"output_tokens{OVER_VIDEOS}", tokens, "tokens", conditions=conditions),
