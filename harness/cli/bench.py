@@ -34,7 +34,7 @@ from tvrbench.harness.profiling.plan import (
     parse_method_choice,
     plan_for,
 )
-from tvrbench.harness.records.record import Measurement, ProtocolRef
+from tvrbench.harness.records.record import OVER_VIDEOS, Measurement, ProtocolRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +182,10 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
         rows[label] = {}
         for m in sorted(costs, key=lambda m: (m.conditions.get("what") != "training", m.conditions.get("batch", 0))):
             invalid = m.conditions.get("invalid")
-            if m.value is not None and m.name in COLUMNS:
-                rows[label][m.name] = f"{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
+            name = m.name.removesuffix(OVER_VIDEOS)  # the mean of a count over videos takes the place of its bound
+            if m.value is not None and name in COLUMNS:
+                most = "≤ " * bool(m.conditions.get("upper_bound"))
+                rows[label][name] = f"{most}{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
             if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
                 notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
     filled = [name for name in COLUMNS if any(name in row for row in rows.values())]

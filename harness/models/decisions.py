@@ -1,4 +1,4 @@
-"""Record and replay the choices that token values lead to: the tokens that merge, the cluster of each token, those kept.
+"""Record and replay the choices that token values lead to: which tokens merge, or stay, or form a cluster.
 
 The last bits of a number can flip such a choice. Recording shows how close each one was. Replaying separates the error
 of the arithmetic from the error of a flipped choice.

@@ -1,4 +1,4 @@
-"""Costs of methods whose number of tokens depends on the pixels: of known videos, where the plan alone gives a bound."""
+"""Counts of methods whose number of tokens depends on the pixels, for known videos; the plan alone gives a bound."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
 
     Raises:
         UsageError: what the function raised.
-        CheckFailed: what the function raised, or the process died (its field ``cause`` is what it raised, in a line, if it did) or took too long.
+        CheckFailed: what the function raised, or the process died (its field ``cause`` is what it raised, in a line, if
+            it did) or took too long.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     with receiver, tempfile.NamedTemporaryFile() as log:
