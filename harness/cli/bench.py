@@ -34,7 +34,7 @@ from tvrbench.harness.profiling.plan import (
     parse_method_choice,
     plan_for,
 )
-from tvrbench.harness.records.record import Measurement, ProtocolRef
+from tvrbench.harness.records.record import OVER_VIDEOS, Measurement, ProtocolRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +98,14 @@ class BenchSettings(MeasurementSettings):
 def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     """Throughput, latency, memory and speed-up of methods on this device, on synthetic videos.
 
+    Methods whose number of tokens depends on the pixels, and what they are compared with, get clips of a data set.
     Each measurement runs in a fresh process; a speed-up runs both methods in one process, interleaved.
     """
     from tvrbench.harness.core.numerics import set_numerics
     from tvrbench.harness.models.backbone.architecture import vision_name
     from tvrbench.harness.models.backbone.weights import load_weights
     from tvrbench.harness.profiling.measure import record_costs
-    from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
+    from tvrbench.harness.profiling.scenarios.clips import open_videos
     from tvrbench.harness.profiling.suite import NAME, load, measure_method
     from tvrbench.harness.records.provenance import command_line
     from tvrbench.harness.records.store import RecordStore
@@ -115,11 +116,11 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     if plan.device.startswith("cuda") and plan.precision == "float32":
         say("float32 does not use the tensor cores of a GPU: add --precision bfloat16 to measure what they do")
     backbones = settings.backbone or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
-    for backbone in backbones:
-        for choice in (*choices, plan.baseline):
-            load(plan, choice, backbone)  # an option that does not fit is found before minutes of measuring
-    if plan.end_to_end:
+    # An option that does not fit is found before minutes of measuring, and so are missing videos.
+    models = [load(plan, choice, backbone) for backbone in backbones for choice in (*choices, plan.baseline)]
+    if plan.end_to_end or any(model.reducer.depends_on_content for model in models):
         open_videos(plan)
+    del models
     store.check_writable(NAME)
     protocol, command = ProtocolRef(name=NAME, hash=plan.hash), command_line(sys.argv[1:])
     rows = []
@@ -181,8 +182,10 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
         rows[label] = {}
         for m in sorted(costs, key=lambda m: (m.conditions.get("what") != "training", m.conditions.get("batch", 0))):
             invalid = m.conditions.get("invalid")
-            if m.value is not None and m.name in COLUMNS:
-                rows[label][m.name] = f"{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
+            name = m.name.removesuffix(OVER_VIDEOS)  # the mean of a count over videos takes the place of its bound
+            if m.value is not None and name in COLUMNS:
+                most = "≤ " * bool(m.conditions.get("upper_bound"))
+                rows[label][name] = f"{most}{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
             if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
                 notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
     filled = [name for name in COLUMNS if any(name in row for row in rows.values())]

@@ -18,6 +18,7 @@ from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.content import counts_over_videos
 from tvrbench.harness.profiling.counts.flops import profile
 from tvrbench.harness.profiling.measure import count_costs, time_costs
 from tvrbench.harness.profiling.plan import Job, Timing
@@ -112,9 +113,17 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             save_embeddings(files.embeddings, result, context.test, about)
         words, captions = context.protocol.words, config.frame_captions is not None
         costs = count_costs(profile(model, words=words, frame_captions=captions))
+        if result.kept:
+            costs += counts_over_videos(
+                model,
+                result.kept,
+                frames=model.frames,
+                dataset=context.dataset.name,
+                share_kept=result.metrics["tokens_kept"]["mean"],
+            )
         del model  # the measuring processes, and what runs after this, need the memory
         release_memory()
-        costs += _time_costs(context, config, recipe) if config.timing else []
+        costs += _time_costs(context, config, recipe, clips=bool(result.kept)) if config.timing else []
         session.progress.update(COST_WORK)
         record |= {"cost": [cost.to_json() for cost in costs], "duration_s": time.monotonic() - clock}
         path = _store(session.store, record, result)
@@ -220,9 +229,14 @@ def _score(
     return replace(result, metrics=result.metrics | {"selection": scored.selection}) if scored else result
 
 
-def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[Measurement]:
-    """Time and memory at the run's own shape and batch, on noise, each in a fresh process."""
-    scored = config.checkpoint
+def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe, *, clips: bool) -> list[Measurement]:
+    """Time and memory at the run's own shape and batch, each in a fresh process: on noise, or on ``clips``, test videos
+    of the run."""
+    scored, batch, videos = config.checkpoint, min(recipe.batch_size, SPEED_BATCH), dict[str, Any]()
+    if clips:
+        root, options = context.dataset.root, context.protocol.data_options
+        videos = {"dataset": context.dataset.name, "data": root, "data_options": options}
+        videos["videos"] = context.test.video_ids[:batch]
     job = Job(
         method=config.method,
         backbone=context.protocol.backbone,
@@ -232,10 +246,11 @@ def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[
         frames=context.protocol.frames,
         options=options_of(context.protocol, config),
         device=config.device,
-        batch=min(recipe.batch_size, SPEED_BATCH),
+        batch=batch,
         recipe=recipe,
         timing=Timing(min_seconds=1.0),
         frame_captions=config.frame_captions is not None,
+        **videos,
     )
     return time_costs(job, trains=config.trains)
 

@@ -30,7 +30,9 @@ from tvrbench.harness.profiling.counts.formula import (
     released_tokens,
     text_length,
 )
+from tvrbench.harness.profiling.counts.shapes import nothing_dropped
 
+_UNLIKE = 1000.0  # standard deviations of pixels: neighboring frames have nothing in common
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
 # Words in the names of operators that multiply matrices: each such operator must be counted.
 _MATRIX_WORD = re.compile(
@@ -104,6 +106,9 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     no weight is copied: ViT-B/16 takes a second. A method whose control flow reads tensor values cannot run there; it
     is traced with noise on a CPU, where the same operators give the same count.
 
+    Of a method whose token count depends on the pixels this is the most that a video can cost: on shapes no token is
+    left out, and of noise that changes more from frame to frame than any video none is either.
+
     A reduction that is an operator of its own (clustering) is opaque to the trace. All its multiply-adds then come from
     the method's plan: such a method leaves no other part of its reduction to plain operators.
 
@@ -144,6 +149,8 @@ def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None =
     noise = torch.Generator().manual_seed(0)
     arch, frames = twin.clip.arch, twin.frames
     pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
+    if twin.reducer.depends_on_content:
+        pixels *= _UNLIKE
     ids = torch.arange(text_length(twin.clip)).unsqueeze(0) % arch.vocab_size
     inputs: dict[str, tuple[Any, ...]] = {
         "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
@@ -163,7 +170,8 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
     meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
     grid = arch.image_size // arch.patch_size
     patches = torch.empty(frames, arch.vision_width, grid, grid, device=meta)
-    counts = _count(model, meta, _Call(lambda _: patches))
+    with nothing_dropped():
+        counts = _count(model, meta, _Call(lambda _: patches))
     stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
     return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}
@@ -223,7 +231,8 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
     Returns:
         ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
         tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
-        one video; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as
+        one video; ``at_most``, True where tokens and GMACs of a video depend on its pixels, so that these are the most
+        that they can be; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as
         released" counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``,
         the tensors behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers'
         "GFLOPs"). As released: with the work of the released code whose results it drops; the same numbers where it
@@ -243,6 +252,7 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
+        "at_most": model.reducer.depends_on_content,
         "text_length": text_length(model.clip),
         "gmacs": {name: counted / 1e9 for name, counted in macs.items()} | {"as_released": as_released},
         "reduction_gmacs": reduction_macs(model) / 1e9,

@@ -196,13 +196,11 @@ def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 def _averaged(metric: Metric, row: MethodRow) -> Reading | None:
     """The mean over runs, with the range of several runs or the quartiles of one run's samples."""
-    cost = row.cost(metric.name, metric.what)
-    if cost is None or cost.valid is None:
+    cost, name = row.cost(metric.name, metric.what), row.reading(metric.name)
+    if cost is None or cost.valid is None or cost.upper_bound:  # an upper bound is not drawn as if it were measured
         return None
     measured = [
-        m
-        for m in row.measurements
-        if m["name"] == metric.name and m["conditions"].get("what", metric.what) == metric.what
+        m for m in row.measurements if m["name"] == name and m["conditions"].get("what", metric.what) == metric.what
     ]
     values, samples = [m["value"] for m in measured if m["value"] is not None], measured[0]["samples"]
     ends: Sequence[float] = ()
@@ -220,7 +218,7 @@ def _benched(metric: Metric, batch: int | None, row: MethodRow, inverse: bool = 
     """
     measured = figure(row, metric.name, metric.what, batch)
     value = value_of(measured)
-    if measured is None or value is None or (inverse and not value):
+    if measured is None or value is None or (inverse and not value) or measured["conditions"].get("upper_bound"):
         return None
     ends: Sequence[float] = ()
     if {"low", "high"} <= measured["conditions"].keys():

@@ -16,6 +16,7 @@ from tvrbench.harness.reporting.tables.columns import (
     RECALL_SPREAD,
     cost_column,
     direction_columns,
+    kept_columns,
     metric_column,
     recorded_columns,
 )
@@ -64,6 +65,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
+        *kept_columns(rows),
         *([cost_column(metric("speedup"))] * paired),
         cost_column(metric("throughput")),
         *recorded_columns(rows, "memory"),
@@ -81,6 +83,9 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Fewer frames, in several numbers, have no rank: they are judged at equal time."
         * (bool(pairs) and sum(is_frame_budget(row.method) for row in rows) > 1),
         "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
+        "Patches kept: the mean share over the test videos, and what 90 % of them keep. GMACs and tokens out of such a "
+        "method are means over these videos, each at its own cost."
+        * any(row.metric("tokens_kept", "mean") for row in rows),
         f"Time and memory: {setting(rows)}.",
         "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
         "between which the speed of a machine may change." * paired,
@@ -126,6 +131,7 @@ def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table 
         *(metric_column(EXPECTED_R1), recall, *rest, RECALL_INTERVAL),
         *direction_columns("v2t", {}),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "throughput")),
+        *kept_columns(rows),
         context.record_column(),
     ]
     sentences = (
