@@ -29,6 +29,7 @@ T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Rank = Annotated[float, Field(ge=1)]
 Sum = Annotated[float, Field(ge=0, le=300)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -193,6 +194,22 @@ class _Intervals(_SubsetIntervals):
     subsets: NotRequired[dict[str, _SubsetIntervals]]
 
 
+@_closed
+class _Cosines(TypedDict):
+    mean: Cosine
+    quantile_05: Cosine
+    min: Cosine
+
+
+@_closed
+class _Agreement(TypedDict):
+    """With the plain encoder, whose costs are beside it."""
+
+    cosine: _Cosines
+    same_top1: Percent
+    plain: dict[Literal["gmacs_video", "output_tokens"], Annotated[float, Field(gt=0)]]
+
+
 @_open
 class _Metrics(TypedDict, total=False):
     """A further key may hold a section (an object), never a bare number: a misspelled metric fails."""
@@ -204,6 +221,7 @@ class _Metrics(TypedDict, total=False):
     pair_accuracy: Percent | None
     selection: Literal["last", "best-on-test", "unknown"]
     intervals: _Intervals
+    agreement: _Agreement
 
 
 def _as(schema: type) -> GetPydanticSchema:  # a plain dict for callers, checked by a private type
