@@ -13,6 +13,8 @@ from tvrbench.harness.core.options import parse_assignments, split_assignment
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by option."""
+Grids = Grid | tuple[Grid, ...]
+"""One grid, or several whose combinations are all run."""
 
 MOST = 1000  # combinations: more is a slip of the keyboard
 _TOKENS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)  # quoted texts, else single characters
@@ -62,9 +64,18 @@ def check_grid(grid: Grid, where: str) -> None:
         raise UsageError(message, code="grid.size", combinations=count)
 
 
-def combinations(grid: Grid) -> list[dict[str, Any]]:
-    """One dict of options for every combination, the last option changing fastest; a single empty one for no grid."""
-    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+def each_grid(grids: Grids) -> tuple[Grid, ...]:
+    """The grids one by one."""
+    return grids if isinstance(grids, tuple) else (grids,)
+
+
+def combinations(grids: Grids) -> list[dict[str, Any]]:
+    """One dict of options for every combination, each once, the last option changing fastest; an empty grid has one."""
+    points = list[dict[str, Any]]()
+    for grid in each_grid(grids):
+        made = (dict(zip(grid, values, strict=True)) for values in product(*grid.values()))
+        points += [point for point in made if point not in points]
+    return points
 
 
 def grid_text(point: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tvrbench.harness.config.grid import check_grid
+from tvrbench.harness.config.grid import Grids, check_grid, each_grid
 from tvrbench.harness.config.known_weights import shipped_weights, weights_on_disk
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core import registry
@@ -51,8 +51,10 @@ class Protocol:
         lr_search_share: share of a training's steps that each factor is tried for, with the whole schedule in them.
         seeds: the default seeds.
         methods: those that run where nobody names any; empty for the default set.
-        options: method options that every run has and no command changes, for example ``tuning``.
-        grid: values of options by method; every combination is a run. Not part of the hash, as ``methods``.
+        options: method options that every run has and no command changes. With the tuning ``frozen`` among them
+            nothing is trained, not even the parameters that a method adds.
+        grid: values of options by method; every combination is a run. Several tables of a method are several grids. Not
+            part of the hash, as ``methods``.
         agreement: runs record how far their features agree with those of the plain encoder: the same weights and
             frames, nothing reduced, nothing trained.
         timing: runs measure time and memory; not part of the hash.
@@ -89,7 +91,7 @@ class Protocol:
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    grid: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    grid: Mapping[str, Grids] = field(default_factory=dict)
     agreement: bool = False
     timing: bool = True
     weights_sha256: str | None = None
@@ -112,16 +114,18 @@ class Protocol:
         if self.train_split == self.test_split:
             message = f"protocol {self.name}: it would train and test on {self.test_split}; name two splits"
             raise UsageError(message, code="protocol.same-split", protocol=self.name)
-        for method, grid in self.grid.items():
+        for method, grids in self.grid.items():
             if method not in self.methods:
-                message = (
-                    f"protocol {self.name}: grid has {method!r:.60}, which is not among its methods: add it to methods"
-                )
+                problem = f"grid has {method!r:.60}, which is not among its methods"
+                message = f"protocol {self.name}: {problem}: add it to methods"
                 raise UsageError(message, code="protocol.grid-method", protocol=self.name, method=method)
-            check_grid(grid, f"protocol {self.name}, grid of {method}")
-            if fixed := sorted(self.options.keys() & grid.keys()):
-                message = f"protocol {self.name}: {fixed[0]} is in options and in the grid of {method}: leave one out"
-                raise UsageError(message, code="protocol.grid-option", protocol=self.name, option=fixed[0])
+            for grid in each_grid(grids):
+                check_grid(grid, f"protocol {self.name}, grid of {method}")
+                if fixed := sorted(self.options.keys() & grid.keys()):
+                    message = (
+                        f"protocol {self.name}: {fixed[0]} is in options and in the grid of {method}: leave one out"
+                    )
+                    raise UsageError(message, code="protocol.grid-option", protocol=self.name, option=fixed[0])
         ranges = {
             "frames": self.frames >= 1,
             "words": self.words >= 3,  # the start, a word and the end
@@ -136,6 +140,11 @@ class Protocol:
             if not fits:
                 message = f"protocol {self.name}: {key} is out of range: {getattr(self, key)!r:.60}"
                 raise UsageError(message, code="protocol.range", protocol=self.name, option=key)
+
+    @property
+    def trains(self) -> bool:
+        """False for a protocol that freezes everything."""
+        return self.options.get("tuning") != "frozen"
 
     @property
     def searches_lr(self) -> bool:

@@ -197,7 +197,7 @@ def describe(model: RetrievalModel) -> dict[str, Any]:
 
 
 def settle(protocol: Protocol, weights: Weights, configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Mark the runs whose tuning leaves nothing to train, as the shapes of the models tell.
+    """Mark the runs whose tuning leaves nothing to train, as the shapes of the models tell, or that a protocol freezes.
 
     Such a run has no seeds, so only those of the first seed stay.
 
@@ -206,6 +206,8 @@ def settle(protocol: Protocol, weights: Weights, configs: Sequence[RunConfig]) -
     """
 
     def learns(config: RunConfig) -> bool:
+        if not protocol.trains:
+            return False
         options = {"tuning": method_class(config.method).card.tuning} | options_of(protocol, config)
         return options["tuning"] != "frozen" or bool(blueprint(protocol, weights, config).trainable())
 

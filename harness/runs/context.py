@@ -32,10 +32,11 @@ MISSING_LISTED = 20  # absent videos that a message names one by one
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """The plain encoder of a context's weights: its score of the test split, and its costs by name."""
+    """The plain encoder of a context's weights: its score of the test split, and its costs per video."""
 
     evaluation: Evaluation
-    costs: Mapping[str, float]
+    gmacs_video: float
+    output_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

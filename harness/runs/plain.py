@@ -28,7 +28,13 @@ def agreement_section(context: RunContext, config: RunConfig, sampler: str, resu
         counted = profile(model, words=context.protocol.words)
         context.plain[spec] = Plain(
             evaluation=context.evaluate(model, context.test, sampler, lambda _: None),
-            costs={"gmacs_video": counted["gmacs"]["video"], "output_tokens": counted["output_tokens"]},
+            gmacs_video=counted["gmacs"]["video"],
+            output_tokens=counted["output_tokens"],
         )
     plain = context.plain[spec]
-    return {"agreement": agreement(result, plain.evaluation) | {"plain": dict(plain.costs)}}
+    beside = {
+        "gmacs_video": plain.gmacs_video,
+        "output_tokens": plain.output_tokens,
+        "R1": plain.evaluation.metrics["ties_shared"]["t2v"]["R1"],
+    }
+    return {"agreement": agreement(result, plain.evaluation) | {"plain": beside}}

@@ -32,7 +32,7 @@ from tvrbench.harness.runs.config import RunConfig, planned_work, recipe_of
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
-from tvrbench.harness.runs.grid import grid_of, run_configs
+from tvrbench.harness.runs.grid import grids_of, run_configs
 from tvrbench.harness.runs.lr_search import who_searches
 from tvrbench.harness.runs.plan import Rates, make_plan
 from tvrbench.harness.runs.plan_text import plan_document, print_plan, what_first
@@ -95,7 +95,7 @@ class Suite:
                 frame_captions=captions.get(config.method),
             )
             for config in run_configs(
-                own, methods, seeds, lambda _: given, lambda method: grid_of(own, method, settings.grid_values, given)
+                own, methods, seeds, lambda _: given, lambda method: grids_of(own, method, settings.grid_values, given)
             )
         ]
         return cls(protocol=protocol, scored=scored, configs=configs)

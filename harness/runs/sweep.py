@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from tvrbench.harness.config.grid import check_grid
+from tvrbench.harness.config.grid import Grids, check_grid, each_grid
 from tvrbench.harness.config.protocol import Activation, Protocol, load_protocol
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed, UsageError
@@ -39,7 +39,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.chosen import chosen_methods, what_is_left
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import check_videos, open_context
-from tvrbench.harness.runs.grid import grid_of, run_configs
+from tvrbench.harness.runs.grid import grids_of, run_configs
 from tvrbench.harness.runs.launch.local import Finished, Task, run_all
 from tvrbench.harness.runs.launch.slurm import check_submitit, submit
 from tvrbench.harness.runs.plan import RULE, PlannedRun, Rates, make_plan
@@ -62,7 +62,7 @@ class Sweep:
     data: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    grid: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    grid: Mapping[str, Grids] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Sweep:
                     code="sweep.method-options",
                     method=strangers[0],
                 )
-        for method, values in self.grid.items():
+        for method, values in ((method, each) for method, grids in self.grid.items() for each in each_grid(grids)):
             check_grid(values, f"sweep, grid of {method}")
             if both := sorted(self.options_of(method).keys() & values.keys()):
                 raise UsageError(
@@ -152,7 +152,7 @@ def sweep_groups(sweep: Sweep, device: str = "cpu", *, deterministic: bool = Fal
                     sweep.methods_under(base),
                     sweep.seeds or base.seeds,
                     sweep.options_of,
-                    lambda method, base=base: grid_of(
+                    lambda method, base=base: grids_of(
                         base, method, sweep.grid.get(method, {}), sweep.options_of(method)
                     ),
                 )

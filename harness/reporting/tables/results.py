@@ -65,7 +65,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         *direction_columns("v2t", v2t),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
         *([cost_column(metric("speedup"))] * paired),
-        cost_column(metric("throughput")),
+        *([cost_column(metric("throughput"))] * any(row.cost("throughput") for row in rows)),
         *recorded_columns(rows, "memory"),
         context.record_column(),
     ]
@@ -81,7 +81,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Fewer frames, in several numbers, have no rank: they are judged at equal time."
         * (bool(pairs) and sum(is_frame_budget(row.method) for row in rows) > 1),
         "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
-        f"Time and memory: {setting(rows)}.",
+        f"Time and memory: {setting(rows)}." * any(row.cost("throughput") for row in rows),
         "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
         "between which the speed of a machine may change." * paired,
         "Chance: expectation of random scores." * bool(t2v),
