@@ -36,7 +36,7 @@ def agreement_table(reduced: Sequence[ReducedRow], context: ReportContext) -> Ta
         "Percentages are of the plain encoder: the same weights and frames, nothing reduced, nothing trained.",
         "Cosine: of a video's feature with the plain encoder's, the mean over the test videos and the value that 5 % "
         "of them are below.",
-        "Same top-1: queries whose first video is the plain encoder's; scores within 1e-6 tie, the earliest counts.",
+        "Same top-1: queries whose first video the plain encoder puts first, too, or ties with its first (by 1e-6).",
         "Tokens kept: tokens that leave the encoder; a method that restores them after each attention keeps all.",
         "Front: no row has fewer tokens (or GMACs) at the same cosine, or a higher cosine with as many.",
     )
