@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.evaluation.agreement import agreement, plain_model
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.models.backbone.weights import load_weights
-from tvrbench.harness.models.factory import method_class
+from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs import plain as plain_runs
@@ -28,13 +27,9 @@ from tvrbench.harness.runs.context import RunContext
 
 pytestmark = pytest.mark.unit
 
-GROUP = "token reduction"
-IDENTITIES = {
-    name: identity
-    for name in registry.names("methods", "baselines")
-    if (card := method_class(name).card).group in (GROUP, "fewer frames")
-    and isinstance(identity := card.identity, dict)
-}
+CARDS = {name: method_class(name).card for name in registry.names("methods", "baselines")}
+REDUCERS = [name for name, card in CARDS.items() if card.group in ("token reduction", "fewer frames")]
+IDENTITIES = {name: identity for name in REDUCERS if isinstance(identity := CARDS[name].identity, dict)}
 
 
 def result(text: Tensor, video: Tensor) -> Evaluation:
@@ -81,15 +76,14 @@ def test_a_video_that_ties_with_the_first_one_is_as_good() -> None:
 
 
 @pytest.mark.parametrize("method", ["zero_shot", *IDENTITIES])
-def test_reducers_that_reduce_nothing_agree_fully(
-    method: str, tiny_model: Callable[..., RetrievalModel], tiny_weights: Path, tiny_batch: dict[str, Any]
-) -> None:
+def test_reducers_that_reduce_nothing_agree_fully(method: str, tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
     plain = plain_model(load_weights(tiny_weights), 12)
-    model = tiny_model(method, **{"tuning": "frozen"} | IDENTITIES.get(method, {}))
+    options = CARDS[method].tiny | {"tuning": "frozen"} | IDENTITIES.get(method, {})
+    model = load_model(method, weights=tiny_weights, **options)
     with torch.inference_mode():
         sides = []
         for one in (model, plain):
-            video = one.encode_video(tiny_batch["video"], tiny_batch["video_mask"])
+            video = one.encode_video(tiny_batch["frames"], tiny_batch["mask"])
             sides.append(result(one.encode_text(tiny_batch["ids"], tiny_batch["text_mask"]), video))
     found = agreement(*sides)
     assert found["same_top1"] == 100.0
