@@ -29,8 +29,8 @@ T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
 Rank = Annotated[float, Field(ge=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Sum = Annotated[float, Field(ge=0, le=300)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -165,6 +165,22 @@ class _Data(TypedDict):
 
 
 @_closed
+class _Cosines(TypedDict):
+    mean: Cosine
+    quantile_05: Cosine
+    min: Cosine
+
+
+@_closed
+class _Agreement(TypedDict):
+    """With the plain encoder, whose costs and R@1 (text to video, expected over ties) are beside it."""
+
+    cosine: _Cosines
+    same_top1: Percent
+    plain: dict[Literal["gmacs_video", "output_tokens", "R1"], Annotated[float, Field(ge=0)]]
+
+
+@_closed
 class _Direction(TypedDict):
     R1: Percent
     R5: Percent
@@ -194,34 +210,18 @@ class _Intervals(_SubsetIntervals):
     subsets: NotRequired[dict[str, _SubsetIntervals]]
 
 
-@_closed
-class _Cosines(TypedDict):
-    mean: Cosine
-    quantile_05: Cosine
-    min: Cosine
-
-
-@_closed
-class _Agreement(TypedDict):
-    """With the plain encoder, whose costs and R@1 (text to video, expected over ties) are beside it."""
-
-    cosine: _Cosines
-    same_top1: Percent
-    plain: dict[Literal["gmacs_video", "output_tokens", "R1"], Annotated[float, Field(ge=0)]]
-
-
 @_open
 class _Metrics(TypedDict, total=False):
     """A further key may hold a section (an object), never a bare number: a misspelled metric fails."""
 
     t2v: _Direction
     v2t: _Direction
+    agreement: _Agreement
     RSum: Sum
     subsets: dict[str, Annotated[_Subset, Field(min_length=1)]]
     pair_accuracy: Percent | None
     selection: Literal["last", "best-on-test", "unknown"]
     intervals: _Intervals
-    agreement: _Agreement
 
 
 def _as(schema: type) -> GetPydanticSchema:  # a plain dict for callers, checked by a private type

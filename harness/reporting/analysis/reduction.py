@@ -22,8 +22,7 @@ class ReducedRow:
         row: of the main table.
         line: the method, and the options that stay the same along its line.
         setting: the option that changes along the line, with its value here; empty for a single point.
-        tokens: percent of the plain encoder's tokens that leave the encoder. Where their number depends on the pixels,
-            the mean over the test videos.
+        tokens: percent of the plain encoder's tokens that leave the encoder.
         gmacs: percent of its multiply-adds.
         cosine: of the features, the mean over the test videos.
         recall: R@1, expected over ties.
@@ -81,13 +80,12 @@ def undominated(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def _reduced(row: MethodRow, same_method: Sequence[MethodRow]) -> ReducedRow:
     line, strength = _line(row, same_method)
-    plain = {name: row.metric("agreement", "plain", name) for name in ("gmacs_video", "output_tokens")}
     return ReducedRow(
         row=row,
         line=line,
         setting="" if strength is None else f"{strength}={_value(row.options.get(strength))}",
-        tokens=_percent(_tokens(row, plain["output_tokens"]), plain["output_tokens"]),
-        gmacs=_percent(_valid(row, "gmacs_video"), plain["gmacs_video"]),
+        tokens=_percent(row, "output_tokens"),
+        gmacs=_percent(row, "gmacs_video"),
         cosine=row.metric("agreement", "cosine", "mean") or 0.0,
         recall=expected_recall(row) or 0.0,
     )
@@ -120,21 +118,10 @@ def _varying(options: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if any(each.get(key) != options[0].get(key) for each in options)]
 
 
-def _tokens(row: MethodRow, plain: float | None) -> float | None:
-    """Tokens that leave the encoder; of patches that the pixels decide on, as many as the test videos keep."""
-    share, frames = row.metric("tokens_kept", "mean"), row.options.get("frames")
-    if share is None or plain is None or not isinstance(frames, int):
-        return _valid(row, "output_tokens")
-    return frames + share * (plain - frames)  # each frame's class token stays
-
-
-def _valid(row: MethodRow, name: str) -> float | None:
-    cost = row.cost(name)
-    return None if cost is None else cost.valid
-
-
-def _percent(value: float | None, whole: float | None) -> float | None:
-    return None if value is None or not whole else 100.0 * value / whole
+def _percent(row: MethodRow, name: str) -> float | None:
+    """A count over the plain encoder's; of one that depends on the pixels, the row gives the mean over test videos."""
+    cost, whole = row.cost(name), row.metric("agreement", "plain", name)
+    return None if cost is None or cost.valid is None or not whole else 100.0 * cost.valid / whole
 
 
 def _on_front(found: Sequence[ReducedRow], what: Kept) -> set[int]:

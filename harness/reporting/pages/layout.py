@@ -21,8 +21,19 @@ from tvrbench.harness.reporting.tables.table import Table
 PAGE, LATEX = "page.html", "tables.tex"
 # Files that a report may hold; those that the current one lacks are removed.
 _TABLES = (
-    *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
-    *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "agreement"),
+    *(
+        "main",
+        "agreement",
+        "scored",
+        "equal-time*",
+        "pairs",
+        "spread",
+        "selection",
+        "subsets",
+        "verdicts",
+        "not-comparable",
+    ),
+    *("paper-scale", "provenance", "cost-*", "training-*", "claims*"),
 )
 _FIGURES = ("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*")
 _OWNED = [f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")] + [f"{stem}.png" for stem in _FIGURES]
