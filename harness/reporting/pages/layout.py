@@ -21,18 +21,8 @@ from tvrbench.harness.reporting.tables.table import Table
 PAGE, LATEX = "page.html", "tables.tex"
 # Files that a report may hold; those that the current one lacks are removed.
 _TABLES = (
-    *(
-        "main",
-        "agreement",
-        "scored",
-        "equal-time*",
-        "pairs",
-        "spread",
-        "selection",
-        "subsets",
-        "verdicts",
-        "not-comparable",
-    ),
+    "agreement",
+    *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
     *("paper-scale", "provenance", "cost-*", "training-*", "claims*"),
 )
 _FIGURES = ("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*")
