@@ -31,6 +31,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rank = Annotated[float, Field(ge=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Sum = Annotated[float, Field(ge=0, le=300)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -165,6 +166,22 @@ class _Data(TypedDict):
 
 
 @_closed
+class _Cosines(TypedDict):
+    mean: Cosine
+    quantile_05: Cosine
+    min: Cosine
+
+
+@_closed
+class _Agreement(TypedDict):
+    """With the plain encoder, whose costs and R@1 (text to video, expected over ties) are beside it."""
+
+    cosine: _Cosines
+    same_top1: Percent
+    plain: dict[Literal["gmacs_video", "output_tokens", "R1"], Annotated[float, Field(ge=0)]]
+
+
+@_closed
 class _Direction(TypedDict):
     R1: Percent
     R5: Percent
@@ -212,6 +229,7 @@ class _Metrics(TypedDict, total=False):
 
     t2v: _Direction
     v2t: _Direction
+    agreement: _Agreement
     RSum: Sum
     subsets: dict[str, Annotated[_Subset, Field(min_length=1)]]
     pair_accuracy: Percent | None

@@ -41,6 +41,7 @@ from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.failures import RESUME_AFTER_FAILURE, ProcessLost, explain, one_line
 from tvrbench.harness.runs.lr_search import KeptChoice, choose_lr
 from tvrbench.harness.runs.micro_batch import choose_micro_batch
+from tvrbench.harness.runs.plain import agreement_section
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.loop import TrainingLoop
 from tvrbench.harness.training.run_state import RunState
@@ -104,7 +105,8 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             result = replace(result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
             if dist_info().first:
                 save_checkpoint(model, files.checkpoint, config.selection)
-        record["metrics"] |= result.metrics | {"evaluation": {"precision": _precision_of(model)}}
+        agreed = agreement_section(context, config, recipe.sampler, result)
+        record["metrics"] |= result.metrics | agreed | {"evaluation": {"precision": _precision_of(model)}}
         if not dist_info().first:
             return None
         if session.settings.save_embeddings:

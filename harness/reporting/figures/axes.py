@@ -11,6 +11,7 @@ import numpy as np
 
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
+from tvrbench.harness.reporting.analysis.reduction import undominated
 from tvrbench.harness.reporting.catalogue import (
     CATALOGUE,
     EXPECTED_R1,
@@ -180,11 +181,9 @@ def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
         better: the good end of the cost.
     """
     sign = 1 if better == "min" else -1
-    best: list[Point] = []
-    for p in sorted(points, key=lambda p: (sign * p.cost, -p.recall, p.label)):
-        if not best or p.recall > best[-1].recall or (p.cost, p.recall) == (best[-1].cost, best[-1].recall):
-            best.append(p)
-    return best
+    best = undominated([(sign * p.cost, p.recall) for p in points])
+    kept = [p for p, wins in zip(points, best, strict=True) if wins]
+    return sorted(kept, key=lambda p: (sign * p.cost, -p.recall, p.label))
 
 
 def lines(points: Sequence[Point]) -> dict[str, list[Point]]:

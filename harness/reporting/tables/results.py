@@ -67,7 +67,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
         *kept_columns(rows),
         *([cost_column(metric("speedup"))] * paired),
-        cost_column(metric("throughput")),
+        *([cost_column(metric("throughput"))] * any(row.cost("throughput") for row in rows)),
         *recorded_columns(rows, "memory"),
         context.record_column(),
     ]
@@ -86,7 +86,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Patches kept: the mean share over the test videos, and what 90 % of them keep. GMACs and tokens out of such a "
         "method are means over these videos, each at its own cost."
         * any(row.metric("tokens_kept", "mean") for row in rows),
-        f"Time and memory: {setting(rows)}.",
+        f"Time and memory: {setting(rows)}." * any(row.cost("throughput") for row in rows),
         "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
         "between which the speed of a machine may change." * paired,
         "Chance: expectation of random scores." * bool(t2v),
