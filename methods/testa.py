@@ -94,14 +94,18 @@ def _steps(options: TESTAOptions, arch: Architecture, frames: int) -> Iterator[_
     frames_r, patches_r = _in_every_block(options, arch.vision_layers)
     for index, (of_frames, of_patches) in enumerate(zip(frames_r, patches_r, strict=True)):
         if options.layout == "space" and of_frames and of_patches:
-            problem = f"merges frames in block {index}, and patches_r patches: layout 'space' has one of both in a block"
+            problem = (
+                f"merges frames in block {index}, and patches_r patches: layout 'space' has one of both in a block"
+            )
             raise option_error("testa", "frames_r", problem)
         for name, r, most, what in (
             ("frames_r", of_frames, (T - any(patches_r)) // 2, f"{T} frames"),
             ("patches_r", of_patches, P // 2, f"{P} patches of a frame"),
         ):
             if r > most:
-                raise option_error("testa", name, f"is {r} in block {index}: give at most {most} of {what} that reach it")
+                raise option_error(
+                    "testa", name, f"is {r} in block {index}: give at most {most} of {what} that reach it"
+                )
         yield _Step(T, P, of_frames, of_patches)
         T, P = T - of_frames, P - of_patches
 

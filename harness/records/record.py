@@ -85,10 +85,11 @@ class ProtocolRef(TypedDict):
 
 @_closed
 class MethodRef(TypedDict):
-    """A method by name, with every option it ran with."""
+    """A method by name, with every option it ran with; ``given`` are those that no preset filled in, where known."""
 
     name: Text
     options: dict[str, Any]
+    given: NotRequired[dict[str, Any]]
 
 
 @_closed

@@ -158,6 +158,12 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
             *("gmacs_text_as_released", _INFER, "text GMACs as released"),
             *("GMACs per caption, as released", "GMACs", "min", _4),
         ),
+        (
+            *("gmacs_training_video", "training", "GMACs in training"),
+            *("GMACs per video, forward in training", "GMACs", "min", _4),
+        ),
+        ("gmacs_step", "training", "step GMACs/pair", "GMACs per pair of a training step", "GMACs", "min", _4),
+        ("step_memory", "training", "training step (GB)", "memory of a training step, counted (GB)", "GB", "min", _3),
         ("gmacs_reduction", _INFER, "reduction GMACs", "GMACs of the reduction itself", "GMACs", "min", _3),
         ("output_tokens", _INFER, "tokens out", "tokens that leave the video encoder", "tokens", "min", fixed(0)),
         (

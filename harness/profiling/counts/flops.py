@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,11 @@ from tvrbench.harness.profiling.counts.formula import (
     released_macs,
     released_tokens,
     text_length,
+    training_macs,
 )
 from tvrbench.harness.profiling.counts.shapes import nothing_dropped
+
+T = TypeVar("T")
 
 _UNLIKE = 1000.0  # standard deviations of pixels: neighboring frames have nothing in common
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
@@ -201,9 +204,7 @@ def checked_macs(model: RetrievalModel) -> dict[str, int]:
     return traced
 
 
-def by_name(
-    count: Callable[[RetrievalModel], dict[str, Any]], method: str, backbone: str, frames: int = 12, **options: Any
-) -> dict[str, Any]:
+def by_name(count: Callable[[RetrievalModel], T], method: str, backbone: str, frames: int = 12, **options: Any) -> T:
     """What ``count`` finds of a method on a preset backbone, without weights.
 
     A method whose control flow reads tensor values gets random weights.
@@ -229,14 +230,15 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         frame_captions: its training takes captions of the frames, which may reach more parameters.
 
     Returns:
-        ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
-        tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
-        one video; ``at_most``, True where tokens and GMACs of a video depend on its pixels, so that these are the most
-        that they can be; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as
-        released" counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``,
-        the tensors behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers'
-        "GFLOPs"). As released: with the work of the released code whose results it drops; the same numbers where it
-        drops none.
+        ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}, training: {video, text}},
+        params: {total, trainable, dead}, tokens: [[sequences, tokens per sequence] leaving each block], output_tokens,
+        output_tokens_as_released``, for one video; ``at_most``, True where tokens and GMACs of a video depend on its
+        pixels, so that these are the most that they can be; ``text_length``, the ids of the caption behind
+        ``gmacs.text``; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of
+        ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``}
+        where that is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released
+        code whose results it drops; the same numbers where it drops none. Training: the forward pass of a training
+        step; the same numbers where that keeps the same tokens.
 
     Raises:
         CheckFailed: trace and formula disagree.
@@ -245,6 +247,8 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
     parameters = list(model.parameters())
     macs, planned, released = checked_macs(model), analytic_macs(model), released_macs(model)
     as_released = {name: (counted + released[name] - planned[name]) / 1e9 for name, counted in macs.items()}
+    trained = training_macs(model)
+    training = {name: (counted + trained[name] - planned[name]) / 1e9 for name, counted in macs.items()}
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     dead = dead_or_reason(model, words=words, frame_captions=frame_captions)
     dead_number = None if "reason" in dead else sum(dead.values())
@@ -254,7 +258,8 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         "frames": model.frames,
         "at_most": model.reducer.depends_on_content,
         "text_length": text_length(model.clip),
-        "gmacs": {name: counted / 1e9 for name, counted in macs.items()} | {"as_released": as_released},
+        "gmacs": {name: counted / 1e9 for name, counted in macs.items()}
+        | {"as_released": as_released, "training": training},
         "reduction_gmacs": reduction_macs(model) / 1e9,
         "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable, "dead": dead_number},
         "dead": dead,

@@ -23,12 +23,14 @@ class StepCount:
         step_macs: of a training step: forward, and backward as far as this tuning needs it; forward alone if nothing
             is trained.
         parameters, trainable: numbers of parameters.
+        observed: False where the pass could not run on shapes, and the step is a multiple of the token plan.
     """
 
     forward_macs: float
     step_macs: float
     parameters: int
     trainable: int
+    observed: bool = True
 
 
 def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCount:
@@ -54,7 +56,7 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         forward = float(sum(analytic_macs(model).values()))
         step = 3 * forward if numbers["trainable"] else forward
-        return StepCount(forward_macs=forward, step_macs=step, **numbers)
+        return StepCount(forward_macs=forward, step_macs=step, observed=False, **numbers)
 
 
 def _pass_over_shapes(model: RetrievalModel, frame_captions: bool) -> tuple[float, float]:

@@ -23,9 +23,9 @@ PAGE, LATEX = "page.html", "tables.tex"
 _TABLES = (
     "agreement",
     *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
-    *("paper-scale", "provenance", "cost-*", "training-*", "claims*"),
+    *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
 )
-_FIGURES = ("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*")
+_FIGURES = (*("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),)
 _OWNED = [f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")] + [f"{stem}.png" for stem in _FIGURES]
 
 Line = tuple[Inline, ...]
