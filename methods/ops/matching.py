@@ -32,9 +32,7 @@ class Merge:
     scores_SA: Tensor
 
     @classmethod
-    def of_pairs(
-        cls, score_SA: Tensor, partner_SA: Tensor, r: int, N: int, protected: int = 0, **more: Tensor
-    ) -> Self:
+    def of_pairs(cls, score_SA: Tensor, partner_SA: Tensor, r: int, N: int, protected: int = 0, **more: Tensor) -> Self:
         """The r sources of highest score merge into their partners; of equal scores the first source counts.
 
         Sources and destinations are split as ``bipartite_match`` splits them.
