@@ -271,13 +271,13 @@ def default_frames(layout: Layout, frames: int, layers: int) -> tuple[int, ...]:
 
 
 def default_patches(layout: Layout, patches: int, layers: int) -> int | tuple[int, ...]:
-    """Patches merged in each block, where nothing else is said: about 36 of 49 in all, in ``space`` in even blocks alone.
+    """Patches merged in each block, where nothing else is said: about 36 of 49 in all, in ``space`` in even blocks.
 
-    The released schedule at 196 patches and 12 blocks: 12 in every block.
+    The released schedule at 196 patches and 12 blocks: 12 in every block. Never more than the last block can merge.
     """
-    blocks = layers if layout == "before" else (layers + 1) // 2
     share, of = PATCHES_MERGED
-    r = round(share * patches / (of * blocks))
+    blocks = layers if layout == "before" else (layers + 1) // 2
+    r = min(round(share * patches / (of * blocks)), patches // (blocks + 1))
     return r if layout == "before" else tuple(0 if index % 2 else r for index in range(layers))
 
 

@@ -145,12 +145,16 @@ def test_temporal_attention_has_the_stated_cost(backbone: str, added: float) -> 
     assert checked_macs(temporal)["video"] == video_macs(temporal)
 
 
-def test_schedules_keep_the_released_shares() -> None:
+def test_schedules_keep_the_released_shares(tiny_arch: Any) -> None:
     assert default_frames("before", 12, 12) == (0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0)
     assert default_frames("before", 64, 12) == (2,) * 12
     assert default_frames("space", 64, 12) == (0, 4) * 6
     assert [default_patches("before", patches, 12) for patches in (49, 196, 16)] == [3, 12, 1]
     assert default_patches("space", 49, 12) == (6, 0) * 6
+    for patches, layers in ((16, 1), (16, 2), (9, 12), (4, 3), (49, 24)):
+        for layout in ("before", "space"):
+            arch = replace(tiny_arch, image_size=16 * round(patches**0.5), vision_layers=layers)
+            assert TESTA.configure("testa", arch, 12, {"layout": layout}).build_reducer().plan()
     for frames in range(1, 130):
         for layers in (3, 4, 12, 24):
             for layout in ("before", "space"):
