@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -193,7 +194,7 @@ class TESTAReducer(TokenReducer):
             block = self._blocks[index]
             with torch.no_grad():  # the choices carry no gradient
                 rows = self._voting(stream.x.detach(), stream)
-                metric = self._of_rows(block.mean_keys(block.ln_1(rows)), stream)
+                metric = self._by_video(block.mean_keys(block.ln_1(rows)), stream).transpose(1, 2)
         return self._merge_frames(stream, metric, step)
 
     def after_attention(self, stream: TokenStream, attention: AttentionOut, index: int) -> TokenStream:
@@ -203,15 +204,15 @@ class TESTAReducer(TokenReducer):
             merge = bipartite_match(attention.keys.mean(dim=1), step.patches_r, stream.num_prefix_tokens)
             return stream.merge(self.decide(merge))
         if step.frames_r and self.options.layout == "space":
-            metric = self._of_rows(self._voting(attention.keys.mean(dim=1), stream), stream)
-            return self._merge_frames(stream, metric, step)
+            metric = self._by_video(self._voting(attention.keys.mean(dim=1), stream), stream)
+            return self._merge_frames(stream, metric.transpose(1, 2), step)
         return stream
 
     def _attend_over_frames(self, stream: TokenStream, index: int) -> tuple[TokenStream, Tensor]:
         prefix = stream.num_prefix_tokens
-        patches = stream.x[:, prefix:].unflatten(0, (-1, stream.per_video))
-        delta, metric = self.temporal[index](patches, stream.mask_BS)
-        moved = stream.x[:, prefix:] + delta.flatten(0, 1)
+        patches = stream.x[:, prefix:]
+        delta, metric = self.temporal[index](self._by_video(patches, stream), stream.mask_BS)
+        moved = patches + delta.flatten(0, 1)
         return stream.with_x(torch.cat([stream.x[:, :prefix], moved], dim=1)), metric.detach()
 
     def _voting(self, tokens_SND: Tensor, stream: TokenStream) -> Tensor:
@@ -221,9 +222,9 @@ class TESTAReducer(TokenReducer):
             return patches
         return torch.cat([tokens_SND[:, : stream.classes], patches], dim=1) if stream.prompts else tokens_SND
 
-    def _of_rows(self, tokens_SRC: Tensor, stream: TokenStream) -> Tensor:
-        """[S, R, 64] as what ``frame_match`` takes, [videos, R, frames, 64]."""
-        return tokens_SRC.unflatten(0, (-1, stream.per_video)).transpose(1, 2)
+    def _by_video(self, tokens_SRC: Tensor, stream: TokenStream) -> Tensor:
+        """[S, R, C] -> [videos, frames, R, C]."""
+        return tokens_SRC.reshape(-1, stream.per_video, *tokens_SRC.shape[1:])
 
     def _merge_frames(self, stream: TokenStream, metric_BRTC: Tensor, step: _Step) -> TokenStream:
         merge = frame_match(metric_BRTC, step.frames_r, self.protected, self.options.score)
@@ -256,32 +257,27 @@ class TESTAReducer(TokenReducer):
         )
 
 
-def _merged_until(share: tuple[int, int], of: int, blocks: int) -> tuple[int, ...]:
-    """How many of ``of`` each of so many blocks merges, so that they approach a share evenly."""
-    until = [of * share[0] * index // (share[1] * blocks) for index in range(blocks + 1)]
-    return tuple(after - before for before, after in zip(until, until[1:], strict=False))
-
-
 def default_frames(layout: Layout, frames: int, layers: int) -> tuple[int, ...]:
-    """Frames merged in each block, where nothing else is said: 3 of 8 in all, in odd blocks alone in ``space``.
+    """Frames merged in each block, where nothing else is said: evenly 3 of 8 in all, in ``space`` in odd blocks alone.
 
     The released schedule at 32 frames and 12 blocks: one in every block.
     """
+    share, of = FRAMES_MERGED
     if layout == "before":
-        return _merged_until(FRAMES_MERGED, frames, layers)
-    odd = layers // 2
-    total = frames * FRAMES_MERGED[0] // FRAMES_MERGED[1]
-    merged = iter(_merged_until((1, 1), total, odd)) if odd else iter(())
-    return tuple(next(merged) if index % 2 else 0 for index in range(layers))
+        until = [share * frames * blocks // (of * layers) for blocks in range(layers + 1)]
+    else:
+        until = [share * frames // of * (blocks // 2) // max(layers // 2, 1) for blocks in range(layers + 1)]
+    return tuple(after - before for before, after in pairwise(until))
 
 
 def default_patches(layout: Layout, patches: int, layers: int) -> int | tuple[int, ...]:
-    """Patches merged in each block, where nothing else is said: about 36 of 49 in all, in even blocks alone in ``space``.
+    """Patches merged in each block, where nothing else is said: about 36 of 49 in all, in ``space`` in even blocks.
 
-    The released schedule at 196 patches and 12 blocks: 12 in every block.
+    The released schedule at 196 patches and 12 blocks: 12 in every block. Never more than the last block can merge.
     """
+    share, of = PATCHES_MERGED
     blocks = layers if layout == "before" else (layers + 1) // 2
-    r = round(patches * PATCHES_MERGED[0] / (PATCHES_MERGED[1] * blocks))
+    r = min(round(share * patches / (of * blocks)), patches // (blocks + 1))
     return r if layout == "before" else tuple(0 if index % 2 else r for index in range(layers))
 
 

@@ -65,7 +65,7 @@ def frame_match(metric: Tensor, r: int, protected: int = 0, score: Score = "min"
     """
     if score not in ("min", "mean", "mode"):
         raise ValueError(f"unknown score {score!r}: known are 'min', 'mean' and 'mode'")
-    B, R, T, _ = metric.shape
+    T = metric.shape[2]
     r = min(r, (T - protected) // 2)
     with torch.no_grad():
         if r <= 0:

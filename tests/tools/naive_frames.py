@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tvrbench.harness.models.backbone.blocks import Attention
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.methods.testa import TESTAOptions, TESTAReducer
+from tvrbench.methods.testa import TemporalAttention, TESTAOptions, TESTAReducer
 
 Pairs = list[tuple[int, int]]
 
@@ -67,7 +67,7 @@ def attention(x_ND: Tensor, attn: Attention, size_N1: Tensor | None = None) -> t
         ((q[:, head] @ k[:, head].T / 8 + bias).softmax(dim=1)) @ v[:, head]
         for head in (slice(at, at + 64) for at in range(0, x_ND.shape[1], 64))
     ]
-    return attn.out_proj(torch.cat(found, dim=1)), k.unflatten(1, (-1, 64)).mean(dim=1)
+    return attn.out_proj(torch.cat(found, dim=1)), k.view(len(k), -1, 64).mean(dim=1)
 
 
 @dataclass
@@ -102,7 +102,9 @@ def encode(model: RetrievalModel, video_T3HW: Tensor) -> Encoded:
         keys = [attention(block.ln_1(x), block.attn)[1][first:] for x in frames]
         if o.temporal:
             layer = reducer.temporal[index]
-            at_places = [attention(layer.norm(torch.stack(place)), layer.attn) for place in zip(*(x[1:] for x in frames), strict=True)]  # fmt: skip
+            assert isinstance(layer, TemporalAttention)
+            places = zip(*(x[1:] for x in frames), strict=True)
+            at_places = [attention(layer.norm(torch.stack(place)), layer.attn) for place in places]
             keys = list(torch.stack([key for _, key in at_places], dim=1))
             added = torch.stack([layer.out(delta) for delta, _ in at_places], dim=1)
             frames = [torch.cat([x[:1], x[1:] + plus]) for x, plus in zip(frames, added, strict=True)]

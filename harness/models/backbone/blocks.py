@@ -219,7 +219,8 @@ class Attention(nn.Module):
         """Weight [64, D] and bias [64]."""
 
         def mean(rows: Tensor) -> Tensor:
-            return rows.chunk(3)[1].unflatten(0, (self.heads, -1)).mean(dim=0)
+            keys = rows.chunk(3)[1]
+            return keys.view(self.heads, -1, *keys.shape[1:]).mean(dim=0)
 
         with self._own_precision():
             weight = mean(self.in_proj_weight)
