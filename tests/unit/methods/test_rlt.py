@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from errors import raises
 from torch import Tensor
 
 from tvrbench.harness import load_model
+from tvrbench.harness.cli.visualize import _merged
 from tvrbench.harness.models.backbone.clip import VisionTower
 from tvrbench.harness.models.decisions import Recorder, watched
 from tvrbench.harness.models.model import RetrievalModel
@@ -177,6 +180,13 @@ def test_a_dropped_patch_belongs_to_the_one_that_stands_for_it(tiny_model: Make,
         assert torch.equal(trace.token_BTP, head * trace.tokens + before + torch.arange(L))
 
 
+def test_a_picture_counts_the_tokens_that_are_computed(tiny_model: Make) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8).repeat(T, axis=0)
+    shown: Any = SimpleNamespace(label="rlt", origin="", model=tiny_model("rlt"))
+    merged = _merged(shown, frames.transpose(0, 3, 1, 2), np.ones(T, dtype=bool))
+    assert merged.leaving == L + T
+
+
 def test_packing_and_unpacking_keep_every_live_token() -> None:
     stream = TokenStream(x=torch.randn(4, 3, 5), classes=1, per_video=2, size=torch.rand(4, 3, 1))
     place = torch.tensor([[0, 1, 2], [3, 1, 2], [6, 7, 8], [9, 7, 11]])
@@ -189,6 +199,7 @@ def test_packing_and_unpacking_keep_every_live_token() -> None:
     assert torch.equal(packed.unpack().x, stream.x.flatten(0, 1)[place.flatten()].view_as(stream.x))
 
 
+@pytest.mark.slow
 def test_graphs_follow_other_shares(small_weights: Path, tiny_batch: dict[str, Any]) -> None:
     """Compiled once, the encoder gives what it gives uncompiled for a batch that keeps other numbers of patches."""
     model, mask = load_model("rlt", weights=small_weights), tiny_batch["mask"]
