@@ -37,13 +37,15 @@ def test_long_videos_are_taken(name: str, frames: int, tiny_arch: Architecture) 
 @pytest.mark.parametrize("frames", [7, 18, 60])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_frame_count_is_taken_or_refused_with_a_remedy(name: str, frames: int, tiny_arch: Architecture) -> None:
+    refusal = None
     try:
         _reducer(name, tiny_arch, frames)
     except UsageError as error:
-        assert error.code == "option.value"
-        assert error.fields["option"] in {field for field in method_class(name).Options.__dataclass_fields__}
-        assert "give" in str(error)
-        assert str(frames) in str(error)
+        refusal = error
+    if refusal is not None:
+        assert refusal.code == "option.value"
+        assert refusal.fields["option"] in method_class(name).Options.__dataclass_fields__
+        assert "give" in str(refusal)
 
 
 @pytest.mark.parametrize(
