@@ -112,6 +112,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("centerclip", {"exact_distance": False}),
     ("token_sampling", {"mode": "pooling"}),
     ("clip4clip", {"head": "seqTransf"}),
+    ("evit", {"fuse": False}),
     ("vop", {"read": "released", "variant": "F+P"}),
     ("vop", {"variant": "C"}),
 ]

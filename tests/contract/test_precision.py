@@ -72,6 +72,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "tempme": {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1, "merge_blocks": (1,), "merge_frames": (2,)},
     "token_sampling": {"schedule": ((1, 4, 16),)},
     "tome": {"r": 1},
+    "evit": {"blocks": (1,)},
     "vidtome": {},
 }
 
