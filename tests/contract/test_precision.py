@@ -74,6 +74,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "testa": {"frames_r": (2, 1), "patches_r": 2},
     "token_sampling": {"schedule": ((1, 4, 16),)},
     "tome": {"r": 1},
+    "evit": {"blocks": (1,)},
     "vidtome": {},
 }
 

@@ -13,9 +13,10 @@ from errors import raises
 from torch import Tensor
 
 from tvrbench.harness import load_model
-from tvrbench.harness.models.decisions import Margins, Recorder, Replay, watched
+from tvrbench.harness.models.decisions import Margins, Recorder, watched
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.flops import checked_macs
+from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.methods import evit
 from tvrbench.methods.evit import class_attention
 from tvrbench.methods.ops.selection import Selection, best
@@ -170,16 +171,6 @@ def test_decisions_name_the_new_token_and_how_close_they_were(tiny_model: Make, 
         assert summary["smallest"] >= 0
 
 
-def test_replayed_decisions_are_the_ones_carried_out(tiny_model: Make, tiny_batch: Any) -> None:
-    model, frames = tiny_model("evit"), tiny_batch["frames"]
-    plain, own = _run(model, frames)
-    _, others = _run(model, frames.flip(0))
-    for made, same in ((own, True), (others, False)):
-        with torch.no_grad(), watched(model.reducer, Replay(made)):
-            again = model.clip.visual.class_features(model.video_tokens(frames)).flatten(0, 1)
-        assert torch.equal(again, plain) is same
-
-
 def test_ties_go_to_the_patch_that_comes_first() -> None:
     selection = best(torch.tensor([[0.1, 0.3, 0.3, 0.3, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]]), 2, 1, fused=True)
     assert selection.kept_SK.tolist() == [[1, 2], [0, 1]]
@@ -227,7 +218,8 @@ def test_tokens_and_multiply_adds(
         before = leaving[index - 1] if index else after
         want += before * (5 * D + 4 * D**2 + 2 * before * D) + after * (5 * D + 8 * D**2)
         want += before * D * (index in (3, 6, 9))  # the class token's attention once more, for the ranking
-    assert checked_macs(model)["video"] == frames * want
+    count = checked_macs if frames == 12 else analytic_macs  # a trace takes seconds
+    assert count(model)["video"] == frames * want
     assert frames * want / 1e9 == pytest.approx(gmacs, abs=5e-4)
     assert sum(p.numel() for p in model.trainable().values()) == 491_520
 
