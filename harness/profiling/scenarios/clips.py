@@ -71,8 +71,8 @@ def work_on(model: RetrievalModel, inputs: Videos | Inputs) -> VideoWork:
         return VideoWork(analytic_macs(model)["video"] / 1e9, {})
     kept = KeptPatches()
     with watched(model.reducer, kept):
-        for one in zip(inputs.frames.split(1), inputs.mask.split(1), strict=True):  # a batch would need more memory
-            model.encode_video(*one)
+        for i in range(len(inputs.frames)):  # each alone: a batch would need more memory than what is measured
+            model.encode_video(inputs.frames[i : i + 1], inputs.mask[i : i + 1])
     counts, shares = kept.counts(), kept.summary()
     if shares is None:
         message = f"{model.name} depends on the pixels, but no decision of its reducer says what it keeps"

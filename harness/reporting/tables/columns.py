@@ -100,8 +100,8 @@ def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -
         note = f"! Excluded from every best and every claim: {brief(cost.invalid)}."
         return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", note=note)
     fair = row.encodes and row.apart is None and not cost.lower_bound and not cost.upper_bound
-    note = "At most: the number of tokens depends on the pixels of a video." if cost.upper_bound else None
-    return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0, note=note)
+    why = "At most: the number of tokens depends on the pixels of a video." if cost.upper_bound else None
+    return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0, note=why)
 
 
 def of_videos(cell: Cell, row: MethodRow, shown: Metric) -> Cell:

@@ -102,7 +102,8 @@ def test_counts_without_values_are_those_of_a_video_that_keeps_all(tiny_weights:
     model, dense = (load_model(name, weights=tiny_weights).to("meta") for name in (NAME, "lora"))
     assert count_step(model).step_macs == pytest.approx(count_step(dense).step_macs, rel=1e-3)
     one, other = weigh_step(model, "bfloat16"), weigh_step(dense, "bfloat16")
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     assert one.per_pair == pytest.approx(other.per_pair, rel=0.01)
     assert dead_parameters(model) == {}
     kernels = kernels_or_reason(model)
