@@ -143,8 +143,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
         say("float32 does not use the tensor cores of a GPU: add --precision bfloat16 to measure what they do")
     backbones = settings.backbone or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
     planned, left_out = _fitting(settings, plans, choices, backbones)
-    timed = [] if settings.count_only else [*planned, *((plan, backbone, plan.baseline) for backbone in backbones)]
-    if plan.end_to_end or any(load(on, one, backbone).reducer.depends_on_content for on, backbone, one in timed):
+    if plan.end_to_end or (not settings.count_only and _depends_on_content(planned)):
         open_videos(plan)  # missing videos are found before minutes of measuring too
     name, measure_one = (COUNTED, count_method) if settings.count_only else (NAME, measure_method)
     store.check_writable(name)
@@ -216,6 +215,14 @@ def _fitting(
         numbers = ", ".join(str(plan.frames) for plan in plans)
         raise UsageError(f"no method takes {numbers} frames: give other --frames", code="measurement.frames")
     return fitting, left_out
+
+
+def _depends_on_content(planned: Sequence[tuple[Plan, str | None, MethodChoice]]) -> bool:
+    """True where the pixels decide how much work a method does, so that it is measured on videos."""
+    from tvrbench.harness.profiling.suite import load
+
+    pairs = ((plan, backbone, one) for plan, backbone, choice in planned for one in (choice, plan.baseline))
+    return any(load(plan, one, backbone).reducer.depends_on_content for plan, backbone, one in pairs)
 
 
 def _conditions(plan: Plan, count_only: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,11 +72,11 @@ def count_training(model: RetrievalModel, precision: Precision, batches: Sequenc
     """Multiply-adds per pair and memory of a training step, counted on shapes; missing with the reason otherwise.
 
     Args:
-        model: put into training mode.
+        model: on any device; a copy without values is counted.
         precision: of the products, by autocast.
         batches: pairs per step, each a measurement of memory.
     """
-    tuning = model.spec.options.tuning
+    model, tuning = deepcopy(model).to("meta"), model.spec.options.tuning
     given = {"what": "training", "frames": model.frames, "tuning": tuning}
     reason = _VALUES
     if not model.spec.card.encodes:
@@ -83,7 +84,9 @@ def count_training(model: RetrievalModel, precision: Precision, batches: Sequenc
     elif not model.trainable():
         reason = f"tuning {tuning!r} leaves nothing to train"
     elif (memory := weigh_step(model, precision)) is not None and (step := count_step(model)).observed:
-        words = {"words": text_length(model.clip)}
+        words: dict[str, Any] = {"words": text_length(model.clip)}
+        if model.reducer.depends_on_content:
+            words["upper_bound"] = True  # no pixel, so no token is left out
         return [
             Measurement("gmacs_step", step.step_macs / 1e9, "GMACs", conditions=given | words),
             *(

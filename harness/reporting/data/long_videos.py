@@ -41,6 +41,12 @@ class CountedMethod:
         """False where no encoder runs."""
         return all(row.encodes for row in self.rows.values())
 
+    @property
+    def at_most(self) -> bool:
+        """True where pixels decide how many tokens are kept, so that counts are upper bounds."""
+        found = [figure(row, "gmacs_video") for row in self.rows.values()]
+        return any(m is not None and m["conditions"].get("upper_bound") is True for m in found)
+
     def counted(self, frames: Sequence[int]) -> bool:
         """Return True if any of these numbers of frames was counted."""
         return not self.rows.keys().isdisjoint(frames)

@@ -65,7 +65,7 @@ def _alike(one: dict[int, float], other: dict[int, float]) -> bool:
 
 
 def _names(line: FramesLine) -> str:
-    return wrapped_names([method.label for method in line.methods])
+    return wrapped_names([f"{method.label}{', at most' * method.at_most}" for method in line.methods])
 
 
 def _height(line: FramesLine) -> int:
