@@ -128,6 +128,7 @@ def test_a_protocol_without_a_grid_has_no_search(shapes: Weights) -> None:
     assert {run.search_steps for run in plan.runs} == {0}
 
 
+@pytest.mark.slow  # the whole backbone; disk and memory of two blocks are in the tests below and of the command
 def test_memory_and_disk(full_shapes: Weights, tmp_path: Path) -> None:
     parameters = sum(tensor.numel() for tensor in full_shapes.state.values())
     full, lora = plan_of(MAIN, full_shapes, ["clip4clip", "lora"], results=tmp_path).methods
@@ -204,7 +205,8 @@ def test_a_gpu_plans_the_micro_batch_that_the_run_would_choose(
 
 def test_what_comes_first(shapes: Weights) -> None:
     plan = plan_of(MAIN, shapes, ["zero_shot", "random", "clip4clip", "lora"])
-    done = [each.do for each in what_first(plan, None, command="tvrbench run X")]
+    long = replace(plan, hours=1e4)  # as of twelve blocks
+    done = [each.do for each in what_first(long, None, command="tvrbench run X")]
     assert done[0] == "add --data DIR"
     untrained, trained = (next(n for n, text in enumerate(done) if name in text) for name in ("zero_shot", "lora"))
     assert untrained < trained
