@@ -17,6 +17,7 @@ from torch import nn
 
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.store import RecordStore
@@ -137,9 +138,10 @@ def tiny_model(tiny_weights: Path) -> Callable[..., RetrievalModel]:
     Parameters that start at zero (LoRA's B, an adapter's way up, its calibration and factors, a reducer's tables) are
     drawn anew, so that nothing passes for being switched off.
     """
+    weights = load_weights(tiny_weights)
 
     def make(name: str, **options: Any) -> RetrievalModel:
-        model = load_model(name, weights=tiny_weights, **(method_class(name).card.tiny | options))
+        model = load_model(name, weights=weights, **(method_class(name).card.tiny | options))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             for key, parameter in model.named_parameters():
