@@ -96,17 +96,15 @@ def _steps(options: TESTAOptions, arch: Architecture, frames: int) -> Iterator[_
     for index, (of_frames, of_patches) in enumerate(zip(frames_r, patches_r, strict=True)):
         if options.layout == "space" and of_frames and of_patches:
             problem = (
-                f"merges frames in block {index}, and patches_r patches: layout 'space' has one of both in a block"
+                f"is {of_frames} in block {index}, where patches_r is {of_patches}: layout 'space' merges frames or "
             )
-            raise option_error("testa", "frames_r", problem)
+            raise option_error("testa", "frames_r", f"{problem}patches in a block, so set one of both to 0")
         for name, r, most, what in (
             ("frames_r", of_frames, (T - any(patches_r)) // 2, f"{T} frames"),
             ("patches_r", of_patches, P // 2, f"{P} patches of a frame"),
         ):
             if r > most:
-                raise option_error(
-                    "testa", name, f"is {r} in block {index}: give at most {most} of {what} that reach it"
-                )
+                raise option_error("testa", name, f"is {r} in block {index}, which {what} reach: give at most {most}")
         yield _Step(T, P, of_frames, of_patches)
         T, P = T - of_frames, P - of_patches
 
@@ -116,7 +114,9 @@ def _check(options: TESTAOptions, first: _Step) -> None:
         raise option_error("testa", "temporal", "needs layout 'before': the released 'space' encoder has no such layer")
     if options.class_votes and options.layout == "before":
         if options.temporal:
-            problem = "does not go with temporal=True, whose attention, and so the matching, has patches alone"
+            problem = (
+                "needs temporal=False: frames match by the keys of temporal attention, where class tokens have none"
+            )
             raise option_error("testa", "class_votes", problem)
         if first.frames_r:
             problem = "needs frames_r of 0 in the first block: the class tokens of all frames are the same there"

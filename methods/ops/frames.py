@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,9 @@ def frame_match(metric: Tensor, r: int, protected: int = 0, score: Score = "min"
     comes from the best cosines of its rows, and the r sources of highest score merge whole, row by row. Output order:
     unmerged sources in their order, destinations in theirs.
 
+    Cosines are float32 in half precision too, whose own steps are wider than what parts rows of still content: votes
+    would tie, and go to the first destination.
+
     Args:
         metric: [B, R, T, M] vectors of R voting rows of T frames.
         r: pairs to merge, at most (T - protected) // 2 of them; where that leaves none, all frames stay in order.
@@ -70,8 +74,9 @@ def frame_match(metric: Tensor, r: int, protected: int = 0, score: Score = "min"
     with torch.no_grad():
         if r <= 0:
             return _unmerged(metric)
-        unit = F.normalize(metric, dim=-1)
-        cosine = unit[:, :, 0::2] @ unit[:, :, 1::2].transpose(2, 3)
+        with nullcontext() if metric.is_meta else torch.autocast(metric.device.type, enabled=False):
+            unit = F.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+            cosine = unit[:, :, 0::2] @ unit[:, :, 1::2].transpose(2, 3)
         best_BRA, vote_BRA = cosine.max(dim=3)
         require_finite(best_BRA)
         votes = (vote_BRA.unsqueeze(3) == torch.arange(T // 2, device=metric.device)).sum(dim=1)

@@ -120,6 +120,18 @@ def test_a_repeated_score_is_the_mode() -> None:
     assert frame_match(metric[:, :2], 1, score="mode").scores_SA.item() == pytest.approx(0.25)
 
 
+def test_still_content_votes_alike_in_half_precision() -> None:
+    """Rows that differ by less than half precision tells apart near a cosine of 1."""
+    generator = torch.Generator().manual_seed(0)
+    still = torch.randn(2, 30, 1, 64, generator=generator)
+    metric = (still + 0.05 * torch.randn(2, 30, 12, 64, generator=generator)).bfloat16()
+    want = frame_match(metric.float(), 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = frame_match(metric, 3)
+    assert torch.equal(got.votes_SAB, want.votes_SAB)
+    assert torch.equal(got.representative, want.representative)
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="max"):
         frame_match(torch.ones(1, 2, 4, 3), 1, score="max")  # type: ignore[arg-type]
