@@ -142,23 +142,54 @@ GPU_ROWS = (
     "centerclip:schedule=((6,3,49),)",
     "centerclip:clustering=spectral",
 )
+# Long videos: these numbers of frames, and beside them the published settings of CenterCLIP for ActivityNet, 60 frames,
+# with what they reduce.
+LONG_FRAMES = "12,32,64"
+LONG_ROWS = ("frame_subsample:keep=12",)
+CENTERCLIP_60 = {
+    "ViT-B-32": ("centerclip:schedule=((6,15,49),)", "centerclip:schedule=((6,12,49),)"),
+    "ViT-B-16": ("centerclip:schedule=((6,15,160),)",),
+}
 # Videos per call on a CPU. At one video per call, reading the weights of ViT-B/32 is a noticeable part of the time.
 CPU_BATCHES = {"ViT-B-32": "2", "ViT-B-16": "1"}
+
+
+def _folders(session: nox.Session) -> list[str]:
+    """Those of the session's arguments that say where records and reports are."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    names = ("results", "reports")
+    for name in names:
+        parser.add_argument(f"--{name}")
+    found = vars(parser.parse_known_args(session.posargs)[0])
+    return [f"--{name}={found[name]}" for name in names if found[name] is not None]
+
+
+def _long_videos(session: nox.Session, frames: str, *how: str) -> None:
+    """Count or time methods with more frames, in the precision that GPUs train in."""
+    how = ("--precision", "bfloat16", *how, *_folders(session))
+    extent = ("--backbone", ",".join(CENTERCLIP_60), "--frames", frames)
+    session.run("tvrbench", "bench", "all", *LONG_ROWS, *extent, *how)
+    for backbone, rows in CENTERCLIP_60.items():
+        extent = ("--backbone", backbone, "--frames", "60")
+        session.run("tvrbench", "bench", "lora", "clip4clip", *rows, *extent, *how)
 
 
 @nox.session
 def efficiency(session: nox.Session) -> None:
     """Measure every method at full size on this device, and write the report; options such as --training pass on.
 
-    A GPU measures in bfloat16, which its tensor cores compute in, then in float32, unless --precision names one.
+    A GPU measures in bfloat16, which its tensor cores compute in, then in float32, unless --precision names one. Long
+    videos are counted, on a GPU also timed; of the options only those of folders pass on to them.
     """
     _install(session)
+    _long_videos(session, LONG_FRAMES, "--count-only")
     if _device(session) == "cuda":
         rows, measured = EFFICIENCY_ROWS + GPU_ROWS, ("--training", "--end-to-end", "--energy")
         named = any(word.partition("=")[0] == "--precision" for word in session.posargs)
         for precision in [()] if named else [("--precision", "bfloat16"), ("--precision", "float32")]:
             extent = ("--backbone", ",".join(CPU_BATCHES), *measured, *precision)
             session.run("tvrbench", "bench", "all", *rows, *extent, *session.posargs)
+        _long_videos(session, "32,64", "--batches", "1,8,32", "--training-batches", "32")
         return
     for backbone, batch in CPU_BATCHES.items():
         extent = ("--backbone", backbone, "--batches", batch, "--repeats", "3")

@@ -86,6 +86,9 @@ class ShapeRecorder:
         heads = self._heads(x)
         return QKV(heads, heads, heads)
 
+    def mean_keys(self, x: Tensor) -> Tensor:
+        return x @ x.new_zeros(x.shape[-1], HEAD_WIDTH)
+
     def mix(
         self,
         queries: Tensor,

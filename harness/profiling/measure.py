@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +16,18 @@ from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.formula import text_length
+from tvrbench.harness.profiling.counts.memory import weigh_step
+from tvrbench.harness.profiling.counts.step import count_step
 from tvrbench.harness.profiling.launcher.isolated import measure
-from tvrbench.harness.profiling.plan import Job, Scenario, dense_encoder
+from tvrbench.harness.profiling.plan import Job, Precision, Scenario, dense_encoder
 from tvrbench.harness.records.provenance import environment
 from tvrbench.harness.records.record import AS_RELEASED, SCHEMA_VERSION, Measurement, ProtocolRef, WeightsRef
 from tvrbench.harness.records.store import RecordStore
 
 RUN_REPEATS = 3  # of the speed-up that each run measures
+TRAINING = "gmacs_training_video"
+_VALUES = "its control flow reads values of tensors, which a count on shapes does not have"
 
 # The measurement that is missing where a whole scenario fails.
 _MAIN: Mapping[Scenario, tuple[str, str]] = {
@@ -37,10 +43,11 @@ _MAIN: Mapping[Scenario, tuple[str, str]] = {
 def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
     """Multiply-adds, parameters and tokens from ``profile``, the same on every machine.
 
-    Those of the released code are there only where they differ from ours.
+    Those of the released code, and of the forward pass of a training step, are there only where they differ.
     """
-    frames, words = {"frames": profile["frames"]}, {"words": profile["text_length"]}
-    gmacs, tokens = profile["gmacs"], {"leaving_blocks": profile["tokens"]}
+    most = {"upper_bound": True} if profile["at_most"] else {}  # of what depends on the pixels of a video
+    frames, words = {"frames": profile["frames"], **most}, {"words": profile["text_length"]}
+    gmacs, tokens = profile["gmacs"], {"leaving_blocks": profile["tokens"], **most}
     released = [
         Measurement(f"gmacs_video{AS_RELEASED}", gmacs["as_released"]["video"], "GMACs", conditions=frames),
         Measurement(f"gmacs_text{AS_RELEASED}", gmacs["as_released"]["text"], "GMACs"),
@@ -56,7 +63,44 @@ def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
         _dead(profile),
     ]
     values = {f"{m.name}{AS_RELEASED}": m.value for m in exact}
-    return exact + [m for m in released if m.value != values[m.name]]
+    training = [Measurement(TRAINING, gmacs["training"]["video"], "GMACs", conditions={**frames, "what": "training"})]
+    differing = [m for m in training if m.value != gmacs["video"]]
+    return exact + [m for m in released if m.value != values[m.name]] + differing
+
+
+def count_training(model: RetrievalModel, precision: Precision, batches: Sequence[int]) -> list[Measurement]:
+    """Multiply-adds per pair and memory of a training step, counted on shapes; missing with the reason otherwise.
+
+    Args:
+        model: on any device; a copy without values is counted.
+        precision: of the products, by autocast.
+        batches: pairs per step, each a measurement of memory.
+    """
+    model, tuning = deepcopy(model).to("meta"), model.spec.options.tuning
+    given = {"what": "training", "frames": model.frames, "tuning": tuning}
+    reason = _VALUES
+    if not model.spec.card.encodes:
+        reason = f"{model.name} runs no encoder"
+    elif not model.trainable():
+        reason = f"tuning {tuning!r} leaves nothing to train"
+    elif (memory := weigh_step(model, precision)) is not None and (step := count_step(model)).observed:
+        words: dict[str, Any] = {"words": text_length(model.clip)}
+        if model.reducer.depends_on_content:
+            words["upper_bound"] = True  # no pixel, so no token is left out
+        return [
+            Measurement("gmacs_step", step.step_macs / 1e9, "GMACs", conditions=given | words),
+            *(
+                Measurement(
+                    "step_memory",
+                    memory.total(batch, batch) / 1e9,
+                    "GB",
+                    conditions=given | words | {"batch": batch, "precision": precision},
+                )
+                for batch in batches
+            ),
+        ]
+    unknown = (Measurement.missing("step_memory", "GB", reason, **given, batch=batch) for batch in batches)
+    return [Measurement.missing("gmacs_step", "GMACs", reason, **given), *unknown]
 
 
 def _dead(profile: Mapping[str, Any]) -> Measurement:
@@ -111,13 +155,16 @@ def record_costs(
     device: str,
     command: str,
     weights: WeightsRef | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Sequence[Measurement]]:
     """Measure a model and store a record of it; returns the record's path and the measurements.
 
     Args:
         protocol: its name, and the hash of how the model is measured.
         model: what is measured, with or without values.
+        device: where it was measured; ``meta`` where it was counted alone, which belongs to no device.
         weights: what was measured; None for random ones.
+        given: the method's options as they were asked for, where the record is to tell them from the preset's.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     costs = measure()
@@ -125,7 +172,8 @@ def record_costs(
     record = {
         "schema_version": SCHEMA_VERSION,
         "protocol": protocol,
-        "method": {"name": model.name, "options": shape | model.spec.describe()},
+        "method": {"name": model.name, "options": shape | model.spec.describe()}
+        | ({} if given is None else {"given": dict(given)}),
         "tuning": model.spec.options.tuning,
         "seed": 0,
         "data": {"dataset": "none", "split_fingerprint": None, "frames_fingerprint": None, "skipped": []},

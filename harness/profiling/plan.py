@@ -62,21 +62,20 @@ class MeasurementSettings:
         weights: CLIP weights: random:SEED, openai, an open_clip tag, a file or a folder, or a data set that ships
             weights, for example standin. Times do not depend on training.
         activation: Activation of weights from a file, where no config beside it says it.
-        frames: Frames per video.
         threads: Threads of torch on a CPU; its own default where left out.
         precision: Precision of encoding: float32, or autocast to another. A training step takes another precision than
             float32 too, in place of its recipe's.
         compile: Encode through torch.compile.
         cuda_graphs: Encode through CUDA graphs: all kernels of a call are launched as one, on a GPU only.
         repeats: Repeats of a speed-up; each runs both methods.
-        dataset: Data set whose video files are decoded; by default the one that generates its own.
+        dataset: Data set whose video files are decoded, end to end and for methods whose number of tokens depends on
+            the pixels; by default the one that generates its own.
         data: Folder of that data set.
     """
 
     device: str = "cpu"
     weights: str | None = RANDOM
     activation: Activation | None = None
-    frames: int = 12
     threads: int | None = None
     precision: Precision = "float32"
     compile: bool = False
@@ -86,7 +85,7 @@ class MeasurementSettings:
     data: Path | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, frames=1, threads=1, repeats=1)
+        _at_least(self, threads=1, repeats=1)
         if self.cuda_graphs and self.device == "cpu":
             message = "CUDA graphs need a GPU, and this is measured on a CPU: leave out --cuda-graphs"
             raise UsageError(message, code="measurement.cuda-graphs", device=self.device)
@@ -132,7 +131,7 @@ class Job(MeasurementSettings):
 
     Attributes:
         method: a registered method or baseline.
-        backbone, checkpoint, options: as for ``load_model``.
+        backbone, checkpoint, frames, options: as for ``load_model``.
         scenario: ``inference`` (throughput of both encoders, peak memory, latency), ``training`` (step time, peak
             memory), ``comparison`` or ``training-comparison`` (with the baseline, in one process), ``end-to-end`` (the
             stages from video files to a ranking) or ``energy``.
@@ -143,11 +142,14 @@ class Job(MeasurementSettings):
         recipe: for training; the method's own by default.
         timing: how often calls are timed.
         frame_captions: of training: the pairs come with captions of their frames.
+        data_options: of the data set.
+        videos: of the data set, that are decoded; by default those of its first split.
     """
 
     method: str
     backbone: str | None = None
     checkpoint: str | None = None
+    frames: int = 12
     options: dict[str, Any] = field(default_factory=dict)
     scenario: Scenario = "inference"
     batch: int = 8
@@ -157,10 +159,12 @@ class Job(MeasurementSettings):
     recipe: Recipe | None = None
     timing: Timing = Timing()
     frame_captions: bool = False
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    videos: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, batch=1)
+        _at_least(self, batch=1, frames=1)
         if self.scenario.endswith("comparison") != (self.baseline is not None):
             message = "a comparison needs a baseline, and no other measurement takes one"
             raise UsageError(message, code="measurement.baseline")
@@ -174,6 +178,7 @@ class Plan(MeasurementSettings):
     """All that is measured of each method, the same for a whole table.
 
     Attributes:
+        frames: per video.
         baseline: denominator of every ratio. In training it takes the tuning of the method that it is compared with,
             unless its options name one: that ratio then shows the token reduction, not the tuning.
         batches: videos per call, ascending; the ratio is taken at the largest that fits.
@@ -183,12 +188,17 @@ class Plan(MeasurementSettings):
         timing: how often calls are timed.
     """
 
+    frames: int = 12
     baseline: MethodChoice
     batches: tuple[int, ...]
     training: tuple[int, ...] = ()
     end_to_end: bool = False
     energy: bool = False
     timing: Timing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, frames=1)
 
     @property
     def hash(self) -> str:
@@ -201,9 +211,14 @@ class Plan(MeasurementSettings):
         how |= {"cuda_graphs": True} if self.cuda_graphs else {}  # plans without it keep their hash
         return settings_hash(how | {"against": asdict(self.baseline), "rounds": self.repeats})
 
+    @property
+    def counted_hash(self) -> str:
+        """Hash of how a training step is counted; the number of frames is an option of the record's method."""
+        return settings_hash(["counted", {"precision": self.precision, "batches": self.training}])
+
     def job(self, choice: MethodChoice, backbone: str | None, **changes: Any) -> Job:
         """One measurement of a method under this plan."""
-        settings = {"timing": self.timing, **self.shared, **changes}
+        settings = {"timing": self.timing, "frames": self.frames, **self.shared, **changes}
         return Job(method=choice.method, options=choice.options, backbone=backbone, **settings)
 
 

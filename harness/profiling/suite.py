@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.flops import profile, profile_by_name
-from tvrbench.harness.profiling.measure import count_costs, try_measure
+from tvrbench.harness.profiling.counts.content import counts_on_clips
+from tvrbench.harness.profiling.counts.flops import by_name, profile, profile_by_name
+from tvrbench.harness.profiling.measure import count_costs, count_training, try_measure
 from tvrbench.harness.profiling.plan import RANDOM, Job, MethodChoice, Plan
 from tvrbench.harness.records.record import Measurement
 
-NAME = "efficiency"
+NAME, COUNTED = "efficiency", "efficiency/counted"
 BEST = "throughput_best"
 Log = Callable[[str], None]
 
@@ -36,6 +38,34 @@ def load(plan: Plan, choice: MethodChoice, backbone: str | None) -> RetrievalMod
     )
 
 
+def takes_frames(plan: Plan, choice: MethodChoice, backbone: str | None) -> UsageError | None:
+    """None where the method takes the plan's number of frames, else its error.
+
+    Raises:
+        UsageError: an option that does not fit the usual number either, or weights that cannot be read.
+    """
+    try:
+        load(plan, choice, backbone)
+    except UsageError as error:
+        load(replace(plan, frames=Plan.frames), choice, backbone)
+        return error
+    return None
+
+
+def count_method(
+    plan: Plan, choice: MethodChoice, backbone: str | None, model: RetrievalModel, log: Log
+) -> list[Measurement]:
+    """What is counted of one method: encoding, and a training step in the plan's precision; arguments as below."""
+    log(f"{choice.label} on {backbone or plan.weights}, {plan.frames} frames: counting")
+
+    def count(counted: RetrievalModel) -> list[Measurement]:
+        return count_costs(profile(counted)) + count_training(counted, plan.precision, plan.training)
+
+    if plan.weights != RANDOM or backbone is None:
+        return count(model)
+    return by_name(count, choice.method, backbone, plan.frames, **choice.options)
+
+
 def measure_method(
     plan: Plan, choice: MethodChoice, backbone: str | None, model: RetrievalModel, log: Log
 ) -> list[Measurement]:
@@ -55,6 +85,7 @@ def measure_method(
     for batch in plan.batches:
         log(f"{title}: encoding, batch {batch}")
         costs += try_measure(replace(job, batch=batch, latency=batch == plan.batches[0], roofline=True))
+    costs += counts_on_clips(costs)
     best = best_throughput(costs)
     costs.append(best)
     if model.spec.card.encodes:

@@ -40,14 +40,15 @@ _FOUND = (
 def environment(device: torch.device | str) -> Environment:
     """The machine and software of a run, without the name of a person, a host or a folder.
 
-    ``device`` is the GPU's or the CPU's model name; ``driver`` the GPU driver's version, None on a CPU;
+    ``device`` is the GPU's or the CPU's model name, ``meta`` for what is counted and belongs to none; ``driver`` the
+    GPU driver's version, None without a GPU;
     ``git_sha`` and ``dirty`` are None unless tvrbench itself runs from its own git checkout. The fields of
     ``core.numerics`` are those of this process.
     """
     device = torch.device(device)
     git_sha, dirty = source_revision()
     return Environment(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+        device=_name_of(device),
         cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         driver=gpu_driver() if device.type == "cuda" else None,
         versions={"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda}
@@ -56,6 +57,12 @@ def environment(device: torch.device | str) -> Environment:
         dirty=dirty,
         **numerics(),
     )
+
+
+def _name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "meta" if device.type == "meta" else cpu_model()
 
 
 def cpu_model() -> str:

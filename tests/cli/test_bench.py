@@ -9,9 +9,10 @@ import pytest
 from quick_machine import make_quick
 
 from tvrbench.harness.cli import app as cli
-from tvrbench.harness.profiling import plan
+from tvrbench.harness.profiling import plan, suite
 from tvrbench.harness.profiling.launcher import isolated
 from tvrbench.harness.profiling.plan import Timing
+from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 
 pytestmark = pytest.mark.cli
@@ -51,6 +52,53 @@ def test_json_and_records(
     assert str(tmp_path) not in json.dumps(record)
 
 
+def test_counts_alone_are_records_of_no_device(
+    capsys: pytest.CaptureFixture[str], tiny_weights: Path, tmp_path: Path
+) -> None:
+    small = ("--weights", str(tiny_weights), "--results", str(tmp_path), "--no-report")
+    code, out, err = call(capsys, "lora", *small, "--count-only", "--frames", "4,8", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [row["frames"] for row in rows] == [4, 8]
+    few, many = ({m["name"]: m for m in row["cost"]} for row in rows)
+    assert many["gmacs_video"]["value"] == pytest.approx(2 * few["gmacs_video"]["value"])
+    assert many["step_memory"]["conditions"]["batch"] == 32
+    assert not {"throughput", "latency_median", "speedup"} & set(many)
+    records = RecordStore(tmp_path).load_all("efficiency/counted")
+    assert {record["environment"]["device"] for record in records} == {"meta"}
+    assert {record["protocol"]["hash"] for record in records} == {rows[0]["protocol"]["hash"]}
+    assert [record["method"].get("given") for record in records] == [{}, {}]
+    assert RecordStore(tmp_path).load_all("efficiency") == []
+    again = call(capsys, "lora", *small, "--count-only", "--frames", "8")
+    assert again[0] == 0
+    assert "counted" in again[1]
+    assert len(RecordStore(tmp_path).load_all("efficiency/counted")) == 2
+
+
+@pytest.fixture
+def nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts that take no time."""
+    counted = [Measurement("gmacs_video", 1.0, "GMACs")]
+    monkeypatch.setattr(suite, "count_method", lambda *_: counted)
+
+
+@pytest.mark.usefixtures("nothing_counted")
+def test_of_all_methods_those_that_refuse_the_frames_are_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("all", "--count-only", "--frames", "12,7", "--results", str(tmp_path), "--no-report", "--json")
+    code, out, err = call(capsys, *given)
+    assert code == 0, err
+    document = json.loads(out)
+    refused = {each["method"]: each for each in document["left_out"]}
+    assert {"tempme", "vidtome"} <= set(refused)
+    assert {each["frames"] for each in refused.values()} == {7}
+    assert all(each["code"] and each["reason"] for each in refused.values())
+    assert sum("left out at 7 frames" in line for line in err.splitlines()) == len(refused)
+    measured = {frames: {row["method"] for row in document["rows"] if row["frames"] == frames} for frames in (12, 7)}
+    assert measured[12] - measured[7] == set(refused)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -62,6 +110,12 @@ def test_json_and_records(
         (("lora", "--repeats", "0"), "--repeats"),
         (("lora", "--backbone", "ViT-Z"), "ViT-Z"),
         (("lora", "--device", "cpu", "--cuda-graphs"), "measurement.cuda-graphs"),
+        (("lora", "--frames", "0"), "--frames"),
+        (("lora", "vidtome", "--frames", "12,7", "--count-only"), "option.value"),
+        (("all", "--frames", "12,7", "--set", "color=1", "--count-only"), "color"),
+        (("lora", "--count-only", "--training"), "measurement.count-only"),
+        (("lora", "--count-only", "--batches", "4"), "measurement.count-only"),
+        (("lora", "--count-only", "--baseline", "lora"), "measurement.count-only"),
         (("lora", "lora"), "option.duplicate"),
         (("lora", "--weights", "no/such/file"), "no/such/file"),
         (("lora", "--set", "color=1"), "color"),

@@ -71,8 +71,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "lora": {},
     "rlt": {"budget": 0.5, "scope": "video"},
     "tempme": {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1, "merge_blocks": (1,), "merge_frames": (2,)},
+    "testa": {"frames_r": (2, 1), "patches_r": 2},
     "token_sampling": {"schedule": ((1, 4, 16),)},
     "tome": {"r": 1},
+    "evit": {"blocks": (1,)},
     "vidtome": {},
 }
 

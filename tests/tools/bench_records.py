@@ -68,17 +68,20 @@ def save(
     backbone: str = "ViT-B-16",
     tuning: str | None = None,
     started: str = "2025-03-01T10:00:00+00:00",
+    protocol: str = "efficiency",
+    given: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Path:
     """Store one efficiency record of a method below ``root``."""
-    usual, given = ROWS.get(method, ("frozen", {}))
+    usual, preset = ROWS.get(method, ("frozen", {}))
     return RecordStore(root).save(
         {
             "schema_version": 1,
-            "protocol": {"name": "efficiency", "hash": hash},
+            "protocol": {"name": protocol, "hash": hash},
             "method": {
                 "name": method,
-                "options": {"backbone": backbone, "frames": 12, "tuning": tuning or usual} | dict(given) | options,
+                "options": {"backbone": backbone, "frames": 12, "tuning": tuning or usual} | dict(preset) | options,
+                **({} if given is None else {"given": dict(given)}),
             },
             "tuning": tuning or usual,
             "seed": 0,
@@ -101,6 +104,24 @@ def save(
             "failure": None,
         }
     )
+
+
+def step(gmacs: float, gigabytes: float, batch: int = 32, precision: str = "bfloat16") -> list[Measurement]:
+    """What is counted of a training step."""
+    said = {"what": "training", "batch": batch, "precision": precision}
+    return [
+        Measurement("gmacs_step", gmacs, "GMACs", conditions={"what": "training"}),
+        Measurement("step_memory", gigabytes, "GB", conditions=said),
+    ]
+
+
+def save_counted(
+    root: Path, method: str, cost: Sequence[Measurement], frames: int, hash: str = "cccccccc", **options: Any
+) -> Path:
+    """Store one record of ``bench --count-only``; every option but the tuning is one that was given."""
+    shape = {name: options.pop(name) for name in ("backbone", "tuning", "started") if name in options}
+    given = {"protocol": "efficiency/counted", "device": "meta", "given": options, "frames": frames}
+    return save(root, method, cost, hash=hash, **shape, **given, **options)
 
 
 def found(root: Path) -> list[Bench]:

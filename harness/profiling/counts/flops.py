@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,13 @@ from tvrbench.harness.profiling.counts.formula import (
     released_macs,
     released_tokens,
     text_length,
+    training_macs,
 )
+from tvrbench.harness.profiling.counts.shapes import nothing_dropped
 
+T = TypeVar("T")
+
+_UNLIKE = 1000.0  # standard deviations of pixels: neighboring frames have nothing in common
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
 # Words in the names of operators that multiply matrices: each such operator must be counted.
 _MATRIX_WORD = re.compile(
@@ -104,6 +109,9 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     no weight is copied: ViT-B/16 takes a second. A method whose control flow reads tensor values cannot run there; it
     is traced with noise on a CPU, where the same operators give the same count.
 
+    Of a method whose token count depends on the pixels this is the most that a video can cost: on shapes no token is
+    left out, and of noise that changes more from frame to frame than any video none is either.
+
     A reduction that is an operator of its own (clustering) is opaque to the trace. All its multiply-adds then come from
     the method's plan: such a method leaves no other part of its reduction to plain operators.
 
@@ -144,6 +152,8 @@ def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None =
     noise = torch.Generator().manual_seed(0)
     arch, frames = twin.clip.arch, twin.frames
     pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
+    if twin.reducer.depends_on_content:
+        pixels *= _UNLIKE
     ids = torch.arange(text_length(twin.clip)).unsqueeze(0) % arch.vocab_size
     inputs: dict[str, tuple[Any, ...]] = {
         "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
@@ -163,7 +173,8 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
     meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
     grid = arch.image_size // arch.patch_size
     patches = torch.empty(frames, arch.vision_width, grid, grid, device=meta)
-    counts = _count(model, meta, _Call(lambda _: patches))
+    with nothing_dropped():
+        counts = _count(model, meta, _Call(lambda _: patches))
     stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
     return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}
@@ -193,9 +204,7 @@ def checked_macs(model: RetrievalModel) -> dict[str, int]:
     return traced
 
 
-def by_name(
-    count: Callable[[RetrievalModel], dict[str, Any]], method: str, backbone: str, frames: int = 12, **options: Any
-) -> dict[str, Any]:
+def by_name(count: Callable[[RetrievalModel], T], method: str, backbone: str, frames: int = 12, **options: Any) -> T:
     """What ``count`` finds of a method on a preset backbone, without weights.
 
     A method whose control flow reads tensor values gets random weights.
@@ -221,13 +230,15 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         frame_captions: its training takes captions of the frames, which may reach more parameters.
 
     Returns:
-        ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}}, params: {total, trainable, dead},
-        tokens: [[sequences, tokens per sequence] leaving each block], output_tokens, output_tokens_as_released``, for
-        one video; ``text_length``, the ids of the caption behind ``gmacs.text``; ``as_released_basis``, what "as
-        released" counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token reduction itself; and ``dead``,
-        the tensors behind ``params.dead``, or {``reason``} where that is None. GMACs are 10^9 multiply-adds (papers'
-        "GFLOPs"). As released: with the work of the released code whose results it drops; the same numbers where it
-        drops none.
+        ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}, training: {video, text}},
+        params: {total, trainable, dead}, tokens: [[sequences, tokens per sequence] leaving each block], output_tokens,
+        output_tokens_as_released``, for one video; ``at_most``, True where tokens and GMACs of a video depend on its
+        pixels, so that these are the most that they can be; ``text_length``, the ids of the caption behind
+        ``gmacs.text``; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of
+        ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``}
+        where that is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released
+        code whose results it drops; the same numbers where it drops none. Training: the forward pass of a training
+        step; the same numbers where that keeps the same tokens.
 
     Raises:
         CheckFailed: trace and formula disagree.
@@ -236,6 +247,8 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
     parameters = list(model.parameters())
     macs, planned, released = checked_macs(model), analytic_macs(model), released_macs(model)
     as_released = {name: (counted + released[name] - planned[name]) / 1e9 for name, counted in macs.items()}
+    trained = training_macs(model)
+    training = {name: (counted + trained[name] - planned[name]) / 1e9 for name, counted in macs.items()}
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     dead = dead_or_reason(model, words=words, frame_captions=frame_captions)
     dead_number = None if "reason" in dead else sum(dead.values())
@@ -243,8 +256,10 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
+        "at_most": model.reducer.depends_on_content,
         "text_length": text_length(model.clip),
-        "gmacs": {name: counted / 1e9 for name, counted in macs.items()} | {"as_released": as_released},
+        "gmacs": {name: counted / 1e9 for name, counted in macs.items()}
+        | {"as_released": as_released, "training": training},
         "reduction_gmacs": reduction_macs(model) / 1e9,
         "params": {"total": sum(p.numel() for p in parameters), "trainable": trainable, "dead": dead_number},
         "dead": dead,

@@ -27,6 +27,14 @@ def analytic_macs(model: RetrievalModel) -> dict[str, int]:
     return {"video": video_macs(model), "text": _text_macs(model)}
 
 
+def training_macs(model: RetrievalModel) -> dict[str, int]:
+    """The same of the forward pass of a training step, in which some methods keep other tokens; LoRA folded."""
+    macs = analytic_macs(model)
+    if model.spec.card.encodes:
+        macs["video"] = video_macs(model, work_of(model.reducer.training_plan()))
+    return macs
+
+
 def released_macs(model: RetrievalModel) -> dict[str, int]:
     """The same of the released code, which for some methods does work whose result is dropped."""
     if not model.spec.card.encodes:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import analytic_macs
-from tvrbench.harness.profiling.counts.shapes import meta_pairs
+from tvrbench.harness.profiling.counts.shapes import meta_pairs, nothing_dropped
 
 _BATCH = 4  # pairs in the pass; counts grow linearly with them, but for what a method makes once per call
 
@@ -23,12 +23,14 @@ class StepCount:
         step_macs: of a training step: forward, and backward as far as this tuning needs it; forward alone if nothing
             is trained.
         parameters, trainable: numbers of parameters.
+        observed: False where the pass could not run on shapes, and the step is a multiple of the token plan.
     """
 
     forward_macs: float
     step_macs: float
     parameters: int
     trainable: int
+    observed: bool = True
 
 
 def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCount:
@@ -38,6 +40,8 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
 
     Frozen weights need no gradient of their own, and what lies before the first trained parameter none at all: so a
     step is about 3 forward passes when all blocks are trained, and about 2 with LoRA, adapters, prompts or biases.
+
+    Where the pixels decide how many tokens a video keeps, this is the most that it can be.
 
     A method whose control flow reads values cannot run on shapes: its forward pass is then that of its own token plan,
     and a step three times that.
@@ -52,14 +56,14 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         forward = float(sum(analytic_macs(model).values()))
         step = 3 * forward if numbers["trainable"] else forward
-        return StepCount(forward_macs=forward, step_macs=step, **numbers)
+        return StepCount(forward_macs=forward, step_macs=step, observed=False, **numbers)
 
 
 def _pass_over_shapes(model: RetrievalModel, frame_captions: bool) -> tuple[float, float]:
     """Multiply-adds forward, and in all; per pair."""
     inputs = meta_pairs(model, _BATCH, frame_captions=frame_captions)
     model.train()
-    with FlopCounterMode(display=False) as counter:
+    with nothing_dropped(), FlopCounterMode(display=False) as counter:
         features = model(*inputs)
         forward = counter.get_total_flops()
         if outputs := [feature for feature in features if feature.requires_grad]:

@@ -29,12 +29,12 @@ from tvrbench.harness.reporting.figures.style import (
 from tvrbench.harness.reporting.tables.markdown import brief
 
 _ROW, _HEAD, _WIDTH = 0.34, 1.75, 7.2  # inches: per method, for heading, axis and legend
-_LABEL = 8.5
+LABEL_SIZE = 8.5
 _LONGEST = 44
 _BAR = "#dfe3e8"
 _show = significant(3)
 # From a name's left edge, so that it crosses no other name.
-_LEADER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkB": 3, "shrinkA": 2, "relpos": (0.0, 0.5)}
+LEADER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkB": 3, "shrinkA": 2, "relpos": (0.0, 0.5)}
 _HATCHES = ("", "////", "..")
 
 STAGES: Mapping[str, str] = {"decode_time": "decode", "preprocess_time": "preprocess", "encode_time": "encode"}
@@ -108,15 +108,15 @@ def tokens_per_layer(curves: Sequence[Curve], *, title: str, notice: str | None)
         top = 1.07 * max(max(curve.tokens) for curve in curves)
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-        names = [_wrapped_names(curve.labels) for curve in curves]
+        names = [wrapped_names(curve.labels) for curve in curves]
         ends = [float(curve.tokens[-1]) for curve in curves]
         figure.draw_without_rendering()
-        line_height = top * _LABEL * 1.25 / 72 / (axes.get_window_extent().height / figure.dpi)
+        line_height = top * LABEL_SIZE * 1.25 / 72 / (axes.get_window_extent().height / figure.dpi)
         places = apart(ends, [line_height * (name.count("\n") + 1.25) for name in names], top)
         for curve, name, end, place in zip(curves, names, ends, places, strict=True):
             spot: dict[str, Any] = {"xytext": (1.02, place), "textcoords": ("axes fraction", "data")}
             spot |= {"va": "center", "annotation_clip": False}
-            axes.annotate(name, (len(curve.tokens), end), **spot, fontsize=_LABEL, arrowprops=_LEADER)
+            axes.annotate(name, (len(curve.tokens), end), **spot, fontsize=LABEL_SIZE, arrowprops=LEADER)
         return png(figure)
 
 
@@ -164,7 +164,7 @@ def time_breakdown(stages: pd.DataFrame, *, title: str, notice: str | None) -> b
             bars = axes.barh(range(len(stages)), times, 0.62, ends[name] - times, zorder=2, label=str(name), **style)
             shown = [_show(time) if time > 0.07 * totals.max() else "" for time in times]
             axes.bar_label(bars, shown, label_type="center", bbox=box)
-        axes.bar_label(bars, [f"{_show(total)} ms" for total in totals], padding=3, fontsize=_LABEL)
+        axes.bar_label(bars, [f"{_show(total)} ms" for total in totals], padding=3, fontsize=LABEL_SIZE)
         figure.legend(loc="outside lower right", ncols=len(stages.columns))
         flush_left(axes, above)
         return png(figure)
@@ -186,7 +186,7 @@ def apart(wanted: Sequence[float], heights: Sequence[float], top: float) -> list
     return places
 
 
-def _wrapped_names(labels: Sequence[str]) -> str:
+def wrapped_names(labels: Sequence[str]) -> str:
     """Wrap names for the margin; short ones share a line."""
     lines: list[str] = []
     for label in (brief(label, _LONGEST) for label in labels):

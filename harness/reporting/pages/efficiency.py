@@ -1,17 +1,20 @@
-"""The report ``efficiency``: the cost of methods on each device, from the records of ``tvrbench bench`` alone."""
+"""The report ``efficiency``: the cost of methods, on each device and as counted, from ``tvrbench bench``'s records."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_cost
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbones, benches
 from tvrbench.harness.reporting.data.context import ReportContext
+from tvrbench.harness.reporting.data.long_videos import NAME as COUNTED
+from tvrbench.harness.reporting.data.long_videos import LongVideos, long_videos
 from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
+from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import (
@@ -23,7 +26,8 @@ from tvrbench.harness.reporting.papers.published import (
 )
 from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
 from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
-from tvrbench.harness.reporting.tables.markdown import Code, one_line
+from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
+from tvrbench.harness.reporting.tables.markdown import Code, one_line, slug
 from tvrbench.harness.reporting.tables.provenance import provenance_table
 from tvrbench.harness.reporting.tables.published import claims_table
 
@@ -37,6 +41,14 @@ _LEAD = (
     "“!” marks an invalid measurement (a disturbed run, or outputs that differ from the reference): it is shown, with "
     "the reason in a footnote, and excluded from every best and every claim. A dash has the number of the footnote "
     "with its reason.",
+)
+_LONG_VIDEOS = (
+    "The same methods with more frames. Every number here but a time is counted on shapes: it belongs to no device. "
+    "A method whose preset depends on the number of frames has the preset of each.",
+)
+_FRAMES_CAPTION = (
+    "One line per method, methods that differ by less than 1.5 % on one line; dashed: no reduction. A point alone is a "
+    "setting that was counted for one number of frames."
 )
 _FIGURE_CAPTION = (
     "Left: a method below the dashed line does fewer multiply-adds than dense frames do in the same time. Right: the "
@@ -54,12 +66,14 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
     """
-    stored, aside = protocol_runs(store, NAME)
+    (stored, aside), (counted, aside_too) = (protocol_runs(store, name) for name in (NAME, COUNTED))
+    aside += aside_too
     for record in aside:
         log(one_line(record))
-    measured, left_out = benches(stored, load_variants(), store)
+    measured, left_out = benches(stored, load_variants(), store) if stored or not counted else ([], [])
+    longer, uncounted = long_videos(counted, measured)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
-    runs = [run for bench in measured for run in bench.runs]
+    runs = [run for found in (*measured, *longer) for run in found.runs]
     groups: list[Group] = []
     figures: list[Picture] = []
     sections = [Section(title="Cost against cost", blocks=[], chart=True)]
@@ -68,6 +82,7 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
         sections.append(Section(title=bench.name, blocks=[about]))
         for name in backbones(bench.rows):
             sections += _backbone(bench, name, context, groups, figures)
+    sections += _long_videos(longer, figures)
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
     in_words = ("claims", "The papers' claims about cost, and what was measured")
     in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
@@ -79,20 +94,44 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     sections.append(provenance(provenance_table(runs, context), runs, context, ["report", NAME]))
     sections += bullets(
         "Records left out",
-        [(context.link(run), ": measurement settings ", Code(run.record["protocol"]["hash"])) for run in left_out],
+        [
+            (context.link(run), ": measurement settings ", Code(run.record["protocol"]["hash"]))
+            for run in (*left_out, *uncounted)
+        ],
         "Measured on the same device with other settings, or not completed; no table mixes them with these:",
     )
     sections += set_aside(aside, context)
     report = Report(
         title="Cost of methods",
         lead=_LEAD,
-        warnings=[] if any(bench.on_gpu for bench in measured) else [_NO_GPU],
+        warnings=[] if any(bench.on_gpu for bench in measured) or not measured else [_NO_GPU],
         sections=sections,
         figures=figures,
         chart=efficiency_chart(groups),
         costs_only=True,
     )
     return write(report, context.folder)
+
+
+def _long_videos(longer: Sequence[LongVideos], figures: list[Picture]) -> list[Section]:
+    """Return the sections of costs counted for several numbers of frames; add the figures."""
+    if not longer:
+        return []
+    sections = [Section(title="Long videos", blocks=[_LONG_VIDEOS])]
+    for found in longer:
+        blocks: list[Block] = [*long_videos_tables(found)]
+        if len(found.frames) > 1 and any(method.encodes for method in found.methods):
+            figure = Picture(
+                file=f"long-videos-{slug(found.backbone, 40)}.png",
+                data=frames_figure(found),
+                alternative=f"Multiply-adds per video against the number of frames, on {found.backbone}",
+                caption=_FRAMES_CAPTION,
+                kind="frames",
+            )
+            figures.append(figure)
+            blocks.insert(0, figure)
+        sections.append(Section(title=f"Long videos on {found.backbone}", level=3, blocks=blocks))
+    return sections
 
 
 def _backbone(
