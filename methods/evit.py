@@ -39,7 +39,7 @@ def class_attention(attention: AttentionOut, classes: int, patches: int) -> Tens
     queries, keys = attention.queries[:, :, :classes], attention.keys
     if attention.prompt_keys is not None:
         keys = torch.cat([attention.prompt_keys, keys], dim=2)
-    logits = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
+    logits: Tensor = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
     return logits.softmax(dim=-1).mean(dim=(1, 2))[:, -patches:]
 
 
