@@ -283,7 +283,7 @@ class TokenReducer(nn.Module):
         depends_on_content: True where the number of tokens depends on the pixels: ``plan()`` is then the most that it
             can be, ``plan(kept)`` that of a video that keeps so many patches, and costs are measured on clips, not on
             noise. It takes one decision for a batch with ``kept_S`` and ``share_S``, the number and the share of
-            patches that each video keeps.
+            patches that each video keeps; on the meta device it keeps all.
         proportional_attention: False for plain attention; sizes are tracked either way, because they weigh the merges.
         observer: receives every decision and returns the one to carry out; None outside of measurements.
     """
