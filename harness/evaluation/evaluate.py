@@ -125,9 +125,11 @@ def evaluate(
         video_VE = encode_videos(model, split.video_ids, loader, batch, on_batch)
     model.train(was_training)
     result = score(text_TE, video_VE, split)
-    choices = {"merge_margin": margins.summary(), "tokens_kept": kept.summary()}
+    choices: dict[str, Any] = {"merge_margin": margins.summary()}
+    if model.reducer.depends_on_content:
+        choices["tokens_kept"], result = kept.summary(), replace(result, kept=kept.counts())
     made = {name: summary for name, summary in choices.items() if summary is not None}
-    return replace(result, metrics=result.metrics | made, kept=kept.counts())
+    return replace(result, metrics=result.metrics | made)
 
 
 def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:

@@ -317,7 +317,9 @@ class TokenReducer(nn.Module):
         carries_prompts: True where it keeps the ``stream.num_prefix_tokens`` tokens before the patches in place, so
             that prompts can travel with the class tokens. A subclass that looks at positions sets it for itself.
         depends_on_content: True where the number of tokens depends on the pixels: ``plan()`` is then the most that it
-            can be, ``plan(kept)`` that of one video, and costs are measured on clips instead of on noise.
+            can be, ``plan(kept)`` that of a video that keeps so many patches, and costs are measured on clips, not on
+            noise. It takes one decision for a batch with ``kept_S`` and ``share_S``, the number and the share of
+            patches that each video keeps; on the meta device it keeps all.
         proportional_attention: False for plain attention; sizes are tracked either way, because they weigh the merges.
         observer: receives every decision and returns the one to carry out; None outside of measurements.
     """

@@ -73,7 +73,11 @@ class StillReducer(TokenReducer):
         keep_BTP = torch.cat([torch.ones_like(new[:, :1]), new], dim=1)
         kept = self.decide(Kept(keep_SN=keep_BTP.flatten(1)))
         live = torch.cat([torch.ones_like(keep_BTP[..., :1]), kept.keep_SN.view_as(keep_BTP)], dim=2).view(S, N)
-        place_M = live.flatten().nonzero().squeeze(1)
+        if live.is_meta:
+            live = live.new_ones(S * N)
+            place_M = torch.arange(S * N, device=live.device)
+        else:
+            place_M = live.flatten().nonzero().squeeze(1)
         row_SN = (live.flatten().cumsum(0) - 1).view(S, N)  # of a dropped patch: the live token before it
         return stream.pack(Packing(row_SN=row_SN, place_M=place_M))
 

@@ -31,7 +31,6 @@ from tvrbench.harness.profiling.counts.formula import (
     text_length,
     training_macs,
 )
-from tvrbench.harness.profiling.counts.shapes import nothing_dropped
 
 T = TypeVar("T")
 
@@ -109,8 +108,8 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     no weight is copied: ViT-B/16 takes a second. A method whose control flow reads tensor values cannot run there; it
     is traced with noise on a CPU, where the same operators give the same count.
 
-    Of a method whose token count depends on the pixels this is the most that a video can cost: on shapes no token is
-    left out, and of noise that changes more from frame to frame than any video none is either.
+    Of a method whose token count depends on the pixels this is the most that a video can cost: without values its
+    reducer keeps every patch, and of noise that changes more from frame to frame than any video it does too.
 
     A reduction that is an operator of its own (clustering) is opaque to the trace. All its multiply-adds then come from
     the method's plan: such a method leaves no other part of its reduction to plain operators.
@@ -173,8 +172,7 @@ def _count_on_meta(model: RetrievalModel) -> dict[str, Count]:
     meta, arch, frames = torch.device("meta"), model.clip.arch, model.reducer.frames_encoded
     grid = arch.image_size // arch.patch_size
     patches = torch.empty(frames, arch.vision_width, grid, grid, device=meta)
-    with nothing_dropped():
-        counts = _count(model, meta, _Call(lambda _: patches))
+    counts = _count(model, meta, _Call(lambda _: patches))
     stem = nn.Conv2d(3, arch.vision_width, arch.patch_size, arch.patch_size, bias=False)
     convolution = count_macs(stem, torch.zeros(frames, 3, arch.image_size, arch.image_size))
     return counts | {"video": Count(macs=counts["video"].macs + convolution.macs, opaque=counts["video"].opaque)}

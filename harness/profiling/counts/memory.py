@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.profiling.counts.kernels import fused_attention
-from tvrbench.harness.profiling.counts.shapes import meta_pairs, nothing_dropped
+from tvrbench.harness.profiling.counts.shapes import meta_pairs
 from tvrbench.harness.training.precision import hold_in_float16
 from tvrbench.harness.training.trainer import Precision
 
@@ -74,8 +74,7 @@ def weigh_step(
     """Weigh a step of a model on the meta device, optimizer included.
 
     Two numbers of pairs go forward and backward through a copy, while every piece of memory is counted from its first
-    tensor to its last: the peak is linear in the pairs. Where the pixels decide how many tokens a video keeps, it keeps
-    all of them here.
+    tensor to its last: the peak is linear in the pairs.
 
     Args:
         model: its method's options and tuning count, its values do not.
@@ -112,7 +111,7 @@ def _peak(model: RetrievalModel, inputs: Sequence[Tensor], precision: Precision)
     """Bytes alive at the peak of forward and backward, without the weights."""
     model.zero_grad(set_to_none=True)
     alive = _Alive([*model.parameters(), *model.buffers()], inputs)
-    with nothing_dropped(), alive:
+    with alive:
         with _OnDevice(precision):
             features = model(*inputs)
         outputs = [feature.float() for feature in features if feature.requires_grad]

@@ -1,13 +1,11 @@
-"""Pairs without values, which the counts of a training step send through a model, and sizes without values."""
+"""Pairs without values, which the counts of a training step send through a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import _config
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import text_length
@@ -25,10 +23,3 @@ def meta_pairs(model: RetrievalModel, pairs: int, *, frame_captions: bool = Fals
 
 def _valid(shape: Sequence[int]) -> Tensor:
     return torch.ones(tuple(shape), dtype=torch.bool)
-
-
-@contextmanager
-def nothing_dropped() -> Iterator[None]:
-    """Give what depends on values its largest size on the meta device: every element of a tensor counts as non-zero."""
-    with _config.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
-        yield

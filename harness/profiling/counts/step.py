@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import analytic_macs
-from tvrbench.harness.profiling.counts.shapes import meta_pairs, nothing_dropped
+from tvrbench.harness.profiling.counts.shapes import meta_pairs
 
 _BATCH = 4  # pairs in the pass; counts grow linearly with them, but for what a method makes once per call
 
@@ -41,8 +41,6 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
     Frozen weights need no gradient of their own, and what lies before the first trained parameter none at all: so a
     step is about 3 forward passes when all blocks are trained, and about 2 with LoRA, adapters, prompts or biases.
 
-    Where the pixels decide how many tokens a video keeps, this is the most that it can be.
-
     A method whose control flow reads values cannot run on shapes: its forward pass is then that of its own token plan,
     and a step three times that.
     """
@@ -63,7 +61,7 @@ def _pass_over_shapes(model: RetrievalModel, frame_captions: bool) -> tuple[floa
     """Multiply-adds forward, and in all; per pair."""
     inputs = meta_pairs(model, _BATCH, frame_captions=frame_captions)
     model.train()
-    with nothing_dropped(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         features = model(*inputs)
         forward = counter.get_total_flops()
         if outputs := [feature for feature in features if feature.requires_grad]:

@@ -51,7 +51,8 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     dataset, sampler = open_videos(job), comparison_sampler()
     spec = FrameSpec(sampler=sampler, frames=model.frames, size=model.clip.arch.image_size)
     batches = _batches(dataset, job)
-    where: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": sampler}
+    where: dict[str, Any] = {"device": str(device), "batch": job.batch, "inputs": "clips"}
+    where |= {"dataset": dataset.name, "sampler": sampler}
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, with_captions(model, videos_for(job, device, model)))
         conditions = where | check.conditions

@@ -27,7 +27,8 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
     """
     videos = videos_for(job, device, model)
     inputs, work = with_captions(model, videos), work_on(model, videos)
-    one = inputs.frames[:1], inputs.mask[:1]
+    one = videos.first
+    of_one = {**one.conditions, **work_on(model, one).conditions}  # what a latency is of
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, inputs)
         measurements = _videos(lambda: timed.video(inputs.frames, inputs.mask), job, device)
@@ -36,9 +37,10 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
             seconds = [1 / rate for rate in throughput.samples]
             measurements += latency_of(seconds, device, job.timing.warmup)
         elif job.latency:
-            timed.video(*one)  # another batch size: what compiles, compiles again
-            seconds = time_calls(lambda: timed.video(*one), device, job.timing)
-            measurements += latency_of(seconds, device, job.timing.warmup)
+            timed.video(one.frames, one.mask)  # another batch size: what compiles, compiles again
+            seconds = time_calls(lambda: timed.video(one.frames, one.mask), device, job.timing)
+            latency = latency_of(seconds, device, job.timing.warmup)
+            measurements += [replace(m, conditions=dict(m.conditions) | of_one) for m in latency]
         captions, how = partial(timed.text, inputs.ids, inputs.text_mask), (job.batch, device, job.timing)
         measurements.append(measure_throughput(captions, *how, "text_throughput", "queries/s"))
     machine: list[Measurement] = []
@@ -46,7 +48,7 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
         machine = measure_roofline(device, job.precision)
         measurements.append(share_of_peak(throughput, work.gmacs, machine[0]))
     conditions = {**videos.conditions, **work.conditions, **check.conditions}
-    return [*(replace(m, conditions=dict(m.conditions) | conditions) for m in measurements), *machine]
+    return [*(replace(m, conditions=conditions | dict(m.conditions)) for m in measurements), *machine]
 
 
 def _videos(encode: Call, job: Job, device: torch.device) -> list[Measurement]:

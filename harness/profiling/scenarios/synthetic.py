@@ -29,6 +29,12 @@ class Videos:
     mask: Tensor
     conditions: Mapping[str, Any] = field(default_factory=lambda: {"inputs": "synthetic"})
 
+    @property
+    def first(self) -> Videos:
+        """The first video alone."""
+        alone = {"distinct_clips": 1} if "distinct_clips" in self.conditions else {}
+        return Videos(frames=self.frames[:1], mask=self.mask[:1], conditions={**self.conditions, **alone})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:

@@ -104,6 +104,18 @@ def test_a_run_records_the_share_and_the_mean_cost_of_its_test_videos(small_weig
     assert costs["output_tokens_mean"]["value"] == pytest.approx(12 + shares["mean"] * patches)
 
 
+@pytest.mark.usefixtures("plugin")
+def test_what_is_the_same_for_all_videos_is_no_mean_over_them(
+    small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, config = tiny_context(small_weights), RunConfig(method=NAME, seed=0, timing=False)
+    monkeypatch.setattr(type(new_model(context, config).reducer), "depends_on_content", False)
+    run_in(tmp_path, context, config)
+    record = record_of(tmp_path)
+    assert "tokens_kept" not in record["metrics"]
+    assert "gmacs_video_mean" not in {m["name"] for m in record["cost"]}
+
+
 @pytest.mark.parametrize("method", [NAME, "lora"])
 @pytest.mark.usefixtures("plugin")
 def test_a_run_is_timed_on_its_test_videos(

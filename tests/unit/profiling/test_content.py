@@ -94,7 +94,7 @@ def test_a_profile_says_whether_it_is_the_most(model: RetrievalModel, tiny_weigh
     assert (bound["at_most"], exact["at_most"]) == (True, False)
     found = {m.name: m.conditions for m in count_costs(bound)}
     most = [name for name, conditions in found.items() if conditions.get("upper_bound")]
-    assert most == ["gmacs_video", "gmacs_reduction", "output_tokens"]
+    assert most == ["gmacs_video", "output_tokens"]  # nothing is counted for the reduction itself
     assert not any(m.conditions.get("upper_bound") for m in count_costs(exact))
 
 
@@ -174,6 +174,15 @@ def test_a_baseline_that_depends_on_pixels_brings_its_clips(job: Job) -> None:
     )
     speedup = run_job(asked)[0]
     assert (speedup.name, speedup.conditions["inputs"]) == ("speedup", "clips")
+
+
+def test_a_latency_is_that_of_one_clip(job: Job) -> None:
+    found = {m.name: m.conditions for m in run_job(replace(job, latency=True))}
+    alone = {m.name: m.conditions for m in run_job(replace(job, batch=1))}["throughput"]
+    assert found["latency_median"]["distinct_clips"] == 1
+    assert found["latency_median"]["share_kept"] == pytest.approx(alone["share_kept"])
+    assert found["throughput"]["distinct_clips"] == 3
+    assert found["throughput"]["share_kept"] != pytest.approx(alone["share_kept"])
 
 
 def test_clips_start_again_where_they_end(model: RetrievalModel, job: Job) -> None:
