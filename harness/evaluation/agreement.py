@@ -68,7 +68,7 @@ def agreement(result: Evaluation, plain: Evaluation) -> Agreement:
 
 def _same_first(result: Evaluation, plain: Evaluation) -> Tensor:
     """For every text [Nt] whether both put the same video first; texts are scored a block at a time."""
-    blocks = (_unit(side.text).split(_BLOCK) for side in (result, plain))
+    blocks = (torch.split(_unit(side.text), _BLOCK) for side in (result, plain))
     video_VE, plain_video_VE = _unit(result.video), _unit(plain.video)
     same = []
     for text_BE, plain_text_BE in zip(*blocks, strict=True):

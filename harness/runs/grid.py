@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,38 +14,34 @@ from tvrbench.harness.runs.config import RunConfig
 
 
 def run_configs(
-    protocol: Protocol,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    options: Callable[[str], Mapping[str, Any]],
-    grids: Callable[[str], Grids],
+    protocol: Protocol, seeds: Sequence[int], options: Mapping[str, Mapping[str, Any]], given: Mapping[str, Grids]
 ) -> list[RunConfig]:
     """Every run, seed by seed; a method that is not trained has one seed.
 
     Args:
         protocol: of the runs.
-        methods, seeds: of the runs.
-        options: those given for a method.
-        grids: those of a method; see ``grids_of``.
+        seeds: of the runs.
+        options: those given, by method.
+        given: grids in place of the protocol's own, by method.
 
     Raises:
         UsageError: an option that the method of a grid does not have, or that the protocol gives itself.
     """
     points = {}
-    for method in methods:
-        points[method] = combinations(grids(method))
+    for method, fixed in options.items():
+        points[method] = combinations(_grids_of(protocol, method, given.get(method, {}), fixed))
         varied = {option for point in points[method] for option in point}
-        _check_options(protocol, method, varied, varied | options(method).keys())
+        _check_options(protocol, method, varied, varied | fixed.keys())
     return [
-        RunConfig(method=method, seed=seed, options={**options(method), **point}, point=point)
+        RunConfig(method=method, seed=seed, options={**fixed, **point}, point=point)
         for seed in seeds
-        for method in methods
+        for method, fixed in options.items()
         for point in points[method]
         if method_class(method).card.trains or seed == seeds[0]
     ]
 
 
-def grids_of(protocol: Protocol, method: str, given: Grids, options: Mapping[str, Any]) -> Grids:
+def _grids_of(protocol: Protocol, method: str, given: Grids, options: Mapping[str, Any]) -> Grids:
     """The grids that are ``given``, or else the protocol's own but for the ``options`` that have a value already."""
     own = each_grid(protocol.grid.get(method, {}))
     return given or tuple({key: values for key, values in grid.items() if key not in options} for grid in own)

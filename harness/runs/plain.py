@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from tvrbench.harness.evaluation.agreement import agreement, plain_model
@@ -12,7 +11,7 @@ from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import Plain, RunContext
 
 
-def agreement_section(context: RunContext, config: RunConfig, sampler: str, result: Evaluation) -> Mapping[str, Any]:
+def agreement_section(context: RunContext, config: RunConfig, sampler: str, result: Evaluation) -> dict[str, Any]:
     """The section ``agreement`` of a record's metrics; nothing where the protocol does not ask for it.
 
     A checkpoint that is scored was trained, so there is no plain encoder of its weights.

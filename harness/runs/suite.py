@@ -32,7 +32,7 @@ from tvrbench.harness.runs.config import RunConfig, planned_work, recipe_of
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
-from tvrbench.harness.runs.grid import grids_of, run_configs
+from tvrbench.harness.runs.grid import run_configs
 from tvrbench.harness.runs.lr_search import who_searches
 from tvrbench.harness.runs.plan import Rates, make_plan
 from tvrbench.harness.runs.plan_text import plan_document, print_plan, what_first
@@ -81,7 +81,7 @@ class Suite:
         methods = (scored.method,) if scored else chosen_methods(settings.methods, protocol)
         seeds = settings.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
         trains = {method: method_class(method).card.trains for method in methods}
-        given = settings.options
+        options, grids = dict.fromkeys(methods, settings.options), dict.fromkeys(methods, settings.grid_values)
         own = protocol if scored is None else replace(protocol, grid={}, options={})
         captions = _frame_captions(settings.frame_captions, methods)
         configs = [
@@ -94,9 +94,7 @@ class Suite:
                 deterministic=settings.deterministic,
                 frame_captions=captions.get(config.method),
             )
-            for config in run_configs(
-                own, methods, seeds, lambda _: given, lambda method: grids_of(own, method, settings.grid_values, given)
-            )
+            for config in run_configs(own, seeds, options, grids)
         ]
         return cls(protocol=protocol, scored=scored, configs=configs)
 

@@ -39,7 +39,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.chosen import chosen_methods, what_is_left
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import check_videos, open_context
-from tvrbench.harness.runs.grid import grids_of, run_configs
+from tvrbench.harness.runs.grid import run_configs
 from tvrbench.harness.runs.launch.local import Finished, Task, run_all
 from tvrbench.harness.runs.launch.slurm import check_submitit, submit
 from tvrbench.harness.runs.plan import RULE, PlannedRun, Rates, make_plan
@@ -144,18 +144,11 @@ def sweep_groups(sweep: Sweep, device: str = "cpu", *, deterministic: bool = Fal
     groups = []
     for name in sweep.protocols:
         base = load_protocol(name)
+        options = {method: sweep.options_of(method) for method in sweep.methods_under(base)}
         for backbone in sweep.backbones or (None,):
             configs = [
                 replace(config, device=device, deterministic=deterministic)
-                for config in run_configs(
-                    base,
-                    sweep.methods_under(base),
-                    sweep.seeds or base.seeds,
-                    sweep.options_of,
-                    lambda method, base=base: grids_of(
-                        base, method, sweep.grid.get(method, {}), sweep.options_of(method)
-                    ),
-                )
+                for config in run_configs(base, sweep.seeds or base.seeds, options, sweep.grid)
             ]
             data = sweep.data.get(base.dataset, base.data)
             groups.append(

@@ -7,17 +7,32 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from matplotlib.transforms import Bbox
 
 from tvrbench.harness.reporting.analysis.reduction import Kept, ReducedRow, reduced_lines
 from tvrbench.harness.reporting.figures.labels import Array, boxes_along, place_labels
-from tvrbench.harness.reporting.figures.style import DOTTED, DPI, FAINT, INK, canvas, color, decorate, marker, png
+from tvrbench.harness.reporting.figures.style import (
+    COLORS,
+    DASHED,
+    DOTTED,
+    DPI,
+    FAINT,
+    INK,
+    canvas,
+    color,
+    decorate,
+    marker,
+    png,
+)
 
 X_LABELS: dict[Kept, str] = {
     "tokens": "tokens that leave the encoder, % of the plain encoder's",
     "gmacs": "GMACs per video, % of the plain encoder's",
 }
-_SIZE = (10.6, 5.2)  # inches
+_SIZE = (10.6, 6.2)  # inches
+_TICKS = (-0.5, 0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+_NEAREST = 1e-3  # the axis of cosines is logarithmic in the distance from 1 plus this, since most are close to 1
 _MARKER = 6.5  # 1/72 inch
 _EXACT = 1e-9  # cosines so close to 1 are of equal features
 
@@ -49,6 +64,10 @@ def agreement_figure(
         ]
         for axes, value, reference in panels:
             _draw(axes, lines, numbers, what, value, reference)
+        left.set_yscale("function", functions=(_stretched, _compressed))
+        left.yaxis.set_major_locator(FixedLocator(_TICKS))
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.set_ylim(min([one.cosine for points in lines.values() for one in points], default=0.9) - 0.05, 1.0002)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # labels are placed in pixels
         for axes, value, reference in panels:
@@ -68,11 +87,13 @@ def _draw(
         axes.axhline(reference, color=FAINT, linewidth=1.0, linestyle=DOTTED, zorder=1)
         axes.plot(100.0, reference, marker="*", markersize=11, color=INK, zorder=5, clip_on=False)
     for line, points in lines.items():
+        repeated = numbers[line] >= len(COLORS)
         style: dict[str, Any] = {"color": color(numbers[line]), "marker": marker(numbers[line]), "zorder": 3}
         axes.plot(
             *_places(points, what, value).T,
             **style,
             linewidth=1.3,
+            linestyle=DASHED if repeated else "solid",
             markersize=_MARKER,
             markeredgecolor="white",
             markeredgewidth=0.7,
@@ -81,6 +102,14 @@ def _draw(
     margin = 0.08 * (max(heights) - min(heights)) or 0.05
     axes.set_ylim(min(heights) - margin, max(heights) + margin)
     axes.set_xlim(0, 106)
+
+
+def _stretched(cosine: Array) -> Array:
+    return -np.log(1 + _NEAREST - np.minimum(cosine, 1.0))
+
+
+def _compressed(height: Array) -> Array:
+    return 1 + _NEAREST - np.exp(-height)
 
 
 def _places(points: Sequence[ReducedRow], what: Kept, value: Value) -> Array:

@@ -100,7 +100,7 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
     for what, kept, file in _KEPT:
         if not reduced_lines(reduced, what):
             continue
-        title = f"Agreement against {kept}"
+        title = f"Agreement and {kept}"
         data = agreement_figure(reduced, what, title=heading(title, scope), notice=scope.notice, plain=plain)
         caption = scope.caption(
             "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
