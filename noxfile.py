@@ -24,6 +24,7 @@ def _install(session: nox.Session, *extras: str) -> None:
     session.install("-c", "constraints.txt", "-e", f".[{','.join(extras)}]" if extras else ".")
     # The repository has a folder named `datasets`, which a bare `import datasets` must never find.
     session.env["PYTHONSAFEPATH"] = "1"
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # every process would compile torch anew
 
 
 def _wants_data(session: nox.Session) -> bool:

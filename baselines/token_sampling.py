@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream
-from tvrbench.methods.ops.segments import SCHEDULES, Schedule, SegmentMask, SegmentReducer, Stage
+from tvrbench.methods.ops.segments import SCHEDULES, Schedule, SegmentMask, SegmentReducer, Stage, long_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,11 @@ class TokenSampling(Method[TokenSamplingOptions]):
         by_default=False,
     )
     Options = TokenSamplingOptions
+
+    @classmethod
+    def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
+        """Like ``Method.configure``; the schedule of 60 frames is that of CenterCLIP's long videos."""
+        return super().configure(name, arch, frames, long_schedule(arch, frames) | given)
 
     def build_reducer(self) -> TokenSamplingReducer:
         """The sampling schedule for this backbone and frame count."""

@@ -8,9 +8,13 @@ METHODS = {
     "bias": "tvrbench.methods.adapter:Bias",
     "prompts": "tvrbench.methods.adapter:Prompts",
     "dgl": "tvrbench.methods.dgl:DGL",
+    "rlt": "tvrbench.methods.rlt:Rlt",
     "rap": "tvrbench.methods.rap:Rap",
     "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
     "discovla": "tvrbench.methods.discovla:DiscoVLA",
+    "evit": "tvrbench.methods.evit:EViT",
+    "masked": "tvrbench.methods.masked:Masked",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
+    "testa": "tvrbench.methods.testa:TESTA",
     "vop": "tvrbench.methods.vop:VoP",
 }

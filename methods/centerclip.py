@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,15 @@ from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, require_range
 from tvrbench.harness.models.tokens import TokenStream, take
 from tvrbench.methods.ops.kmedoids import k_medoids
-from tvrbench.methods.ops.segments import SCHEDULES, Schedule, SegmentMask, SegmentReducer, Stage, cluster_means
+from tvrbench.methods.ops.segments import (
+    SCHEDULES,
+    Schedule,
+    SegmentMask,
+    SegmentReducer,
+    Stage,
+    cluster_means,
+    long_schedule,
+)
 from tvrbench.methods.ops.spectral import spectral_cluster
 
 
@@ -25,7 +33,8 @@ class CenterCLIPOptions(MethodOptions):
 
     Attributes:
         schedule: (block, segments, clusters) of each clustering: at the input of that block (from 0) the video is
-            cut into so many equal segments and the patch tokens of each are clustered into so many.
+            cut into so many equal segments and the patch tokens of each are clustered into so many. 60 frames have the
+            schedule of the paper's long videos, B6-15.
         clustering: k-medoids++ or spectral clustering on a graph of nearest neighbors.
         metric: distance between tokens; ``euclidean`` has the order ``p``.
         p: order of the Minkowski distance, at least 1.
@@ -120,6 +129,11 @@ class CenterCLIP(Method[CenterCLIPOptions]):
         identity={"schedule": ()},
     )
     Options = CenterCLIPOptions
+
+    @classmethod
+    def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
+        """Like ``Method.configure``; the schedule of 60 frames is that of CenterCLIP's long videos."""
+        return super().configure(name, arch, frames, long_schedule(arch, frames) | given)
 
     def build_reducer(self) -> CenterCLIPReducer:
         """The clustering schedule for this backbone and frame count."""

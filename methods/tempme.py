@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,18 @@ from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.work import BlockTokens
 from tvrbench.methods.ops import bipartite_match
 
+# Neighbors that the three merge blocks join, by frames. Those of 12 and 64 are the released ones; the others are ours:
+# all frames end in one sequence, and the joins grow from block to block and are as near to each other as they can be.
+JOINS: Mapping[int, tuple[int, int, int]] = {
+    12: (2, 2, 3),
+    16: (2, 2, 4),
+    18: (2, 3, 3),
+    24: (2, 3, 4),
+    32: (2, 4, 4),
+    48: (3, 4, 4),
+    64: (4, 4, 4),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TempMeOptions(MethodOptions):
@@ -26,7 +38,8 @@ class TempMeOptions(MethodOptions):
     Attributes:
         r: patches merged inside every frame in each block before the first merge block.
         merge_blocks: blocks (from 0) at whose input neighboring clips are joined.
-        merge_frames: how many neighboring sequences each of them joins.
+        merge_frames: how many neighboring sequences each of them joins; by default all frames end in one sequence
+            (``JOINS``: as released for 12 and 64 frames, ours for 16, 18, 24, 32 and 48).
         clip_ratio: share of the joined tokens that the cross-clip merge removes (1 - R_c of the paper).
         intra_ratio: share of a clip's tokens that each intra-clip merge removes (1 - R_I of the paper).
         frame_positions: add a learned position to the tokens of each sequence that is joined.
@@ -35,7 +48,7 @@ class TempMeOptions(MethodOptions):
 
     r: int
     merge_blocks: tuple[int, ...] = (8, 9, 10)
-    merge_frames: tuple[int, ...] = (2, 2, 3)
+    merge_frames: tuple[int, ...] = JOINS[12]
     clip_ratio: float
     intra_ratio: float
     frame_positions: bool = True
@@ -158,10 +171,19 @@ class TempMe(Method[TempMeOptions]):
 
     @classmethod
     def configure(cls, name: str, arch: Architecture, frames: int, given: dict[str, Any]) -> Method[Any]:
-        """Like ``Method.configure``; 64 frames (long videos) are joined 4, 4, 4, and no merging needs no ratios."""
-        long = {"merge_frames": (4, 4, 4)} if frames == 64 else {}
+        """Like ``Method.configure``; the joins are those of the frame count, and no merging needs no ratios.
+
+        Raises:
+            UsageError: there are no default joins for this frame count, and none are given.
+        """
         unused = {"clip_ratio": 0.0, "intra_ratio": 0.0} if given.get("merge_blocks") in ((), []) else {}
-        return super().configure(name, arch, frames, long | unused | given)
+        if "merge_frames" not in given and frames not in JOINS:
+            problem = (
+                f"has defaults for {', '.join(map(str, JOINS))} frames, not for {frames}: give one number of neighbors "
+                f"for each of merge_blocks, whose product divides {frames}, as merge_frames=(3,4,5) does for 60 frames"
+            )
+            raise option_error(name, "merge_frames", problem)
+        return super().configure(name, arch, frames, {"merge_frames": JOINS.get(frames, ())} | unused | given)
 
     def build_reducer(self) -> TokenReducer:
         """The merging schedule for this backbone and frame count."""

@@ -52,7 +52,8 @@ class VidToMeOptions(MethodOptions):
 def _check(options: VidToMeOptions, blocks: tuple[int, ...], layers: int, frames: int) -> None:
     require_blocks("vidtome", "blocks", sorted(blocks), layers)
     if options.chunk < 1 or frames % options.chunk:
-        raise option_error("vidtome", "chunk", f"is {options.chunk}, which does not divide {frames} frames")
+        problem = f"is {options.chunk}, which does not divide {frames} frames: give a divisor of {frames}"
+        raise option_error("vidtome", "chunk", problem)
     for name in ("ratio", "global_ratio"):
         require_range("vidtome", name, getattr(options, name) or 0.0, 0.0, 1.0)
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +17,7 @@ from torch import nn
 
 from tvrbench.harness import load_model
 from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.store import RecordStore
@@ -20,13 +25,40 @@ from tvrbench.harness.regression.signature import TINY, same_randomness, save_ti
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    # Every worker, and every process that a test starts, would compile torch anew; nothing is written beside sources.
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / "build" / "bytecode"))
+    sys.dont_write_bytecode = False
+MODULES = pytest.StashKey[list[int]]()
 STARTS_AT_ZERO = (".lora.B", ".adapter.up.", ".calibration.out.", "clip.factors.")
+
+
+def _spare_collections(known: list[int]) -> None:
+    """Take the objects of tests and modules out of collections of garbage, of which every run makes several."""
+    if len(sys.modules) > known[-1] + 100:
+        known[:] = [len(sys.modules)]
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Spare what has been imported since, too: torch imports its compiler when it is first needed."""
+    _spare_collections(item.session.stash.setdefault(MODULES, [0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Small tensors gain nothing from threads, and parallel test workers would fight over cores."""
+    """Small tensors gain nothing from threads, and parallel test workers or their jobs, would fight over cores."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> None:
+    """A job in the background ignores Ctrl-C, under nohup SIGHUP too, and what a test starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -106,9 +138,10 @@ def tiny_model(tiny_weights: Path) -> Callable[..., RetrievalModel]:
     Parameters that start at zero (LoRA's B, an adapter's way up, its calibration and factors, a reducer's tables) are
     drawn anew, so that nothing passes for being switched off.
     """
+    weights = load_weights(tiny_weights)
 
     def make(name: str, **options: Any) -> RetrievalModel:
-        model = load_model(name, weights=tiny_weights, **(method_class(name).card.tiny | options))
+        model = load_model(name, weights=weights, **(method_class(name).card.tiny | options))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             for key, parameter in model.named_parameters():

@@ -34,7 +34,7 @@ from tvrbench.harness.profiling.plan import (
     parse_method_choice,
     plan_for,
 )
-from tvrbench.harness.records.record import Measurement, ProtocolRef
+from tvrbench.harness.records.record import OVER_VIDEOS, Measurement, ProtocolRef
 
 COUNTED_BATCHES = (32,)
 TIMED = ("baseline", "batches", "training", "end_to_end", "energy", "threads", "compile", "cuda_graphs", "repeats")
@@ -123,13 +123,14 @@ class BenchSettings(MeasurementSettings):
 def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     """Throughput, latency, memory and speed-up of methods on this device, on synthetic videos.
 
+    Methods whose number of tokens depends on the pixels, and what they are compared with, get clips of a data set.
     Each measurement runs in a fresh process; a speed-up runs both methods in one process, interleaved.
     """
     from tvrbench.harness.core.numerics import set_numerics
     from tvrbench.harness.models.backbone.architecture import vision_name
     from tvrbench.harness.models.backbone.weights import load_weights
     from tvrbench.harness.profiling.measure import record_costs
-    from tvrbench.harness.profiling.scenarios.end_to_end import open_videos
+    from tvrbench.harness.profiling.scenarios.clips import open_videos
     from tvrbench.harness.profiling.suite import COUNTED, NAME, count_method, load, measure_method
     from tvrbench.harness.records.provenance import command_line
     from tvrbench.harness.records.store import RecordStore
@@ -143,7 +144,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     backbones = settings.backbone or (("ViT-B-32",) if plan.weights == RANDOM else (None,))
     planned, left_out = _fitting(settings, plans, choices, backbones)
     if plan.end_to_end or (not settings.count_only and _depends_on_content(planned)):
-        open_videos(plan)
+        open_videos(plan)  # missing videos are found before minutes of measuring too
     name, measure_one = (COUNTED, count_method) if settings.count_only else (NAME, measure_method)
     store.check_writable(name)
     command = command_line(sys.argv[1:])
@@ -220,7 +221,8 @@ def _depends_on_content(planned: Sequence[tuple[Plan, str | None, MethodChoice]]
     """True where the pixels decide how much work a method does, so that it is measured on videos."""
     from tvrbench.harness.profiling.suite import load
 
-    return any(load(plan, choice, backbone).reducer.depends_on_content for plan, backbone, choice in planned)
+    pairs = ((plan, backbone, one) for plan, backbone, choice in planned for one in (choice, plan.baseline))
+    return any(load(plan, one, backbone).reducer.depends_on_content for plan, backbone, one in pairs)
 
 
 def _conditions(plan: Plan, count_only: bool) -> str:
@@ -255,8 +257,10 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
         rows[label] = {}
         for m in sorted(costs, key=lambda m: (m.conditions.get("what") != "training", m.conditions.get("batch", 0))):
             invalid = m.conditions.get("invalid")
-            if m.value is not None and m.name in COLUMNS:
-                rows[label][m.name] = f"{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
+            name = m.name.removesuffix(OVER_VIDEOS)  # the mean of a count over videos takes the place of its bound
+            if m.value is not None and name in COLUMNS:
+                most = "≤ " * bool(m.conditions.get("upper_bound"))
+                rows[label][name] = f"{most}{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
             if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
                 notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
     filled = [name for name in COLUMNS if any(name in row for row in rows.values())]

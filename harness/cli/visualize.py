@@ -212,11 +212,15 @@ def _merged(shown: DisplayModel, frames: Frames, mask: npt.NDArray[np.bool_]) ->
     pixels_BT, mask_BT = torch.from_numpy(frames)[None], torch.from_numpy(mask)[None]
     with torch.inference_mode():
         _, trace = shown.model.encode_video(shown.model.normalize(pixels_BT, mask_BT), mask_BT.to(device), trace=True)
+    token_TP, last = trace.token_BTP[0], shown.model.reducer.plan()[-1]
+    leaving = trace.sequences * trace.tokens
+    if last.packed:  # places, of which those without a token of their own hold no patch
+        leaving = len(token_TP[token_TP >= 0].unique()) + last.classes
     return Merged(
         label=shown.label,
         origin=shown.origin,
-        token_TP=trace.token_BTP[0].cpu().numpy()[mask],
-        leaving=trace.sequences * trace.tokens,
+        token_TP=token_TP.cpu().numpy()[mask],
+        leaving=leaving,
     )
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from tvrbench.harness.config.grid import Grids, check_grid, each_grid
 from tvrbench.harness.config.known_weights import shipped_weights, weights_on_disk
 from tvrbench.harness.config.recipe import Recipe, load_recipe, recipe_names
 from tvrbench.harness.core import registry
@@ -26,7 +27,7 @@ OWN = "own"  # the folder of names of protocols that do not ship
 _CONFIG = Path(__file__).parent
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(_[A-Za-z0-9.+-]+)*")
 _MAX_BYTES = 2**20
-_NOT_HASHED = ("seeds", "methods", "title", "data", "folder", "backbone_from_weights")
+_NOT_HASHED = ("seeds", "methods", "grid", "timing", "title", "data", "folder", "backbone_from_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,13 @@ class Protocol:
         lr_search_share: share of a training's steps that each factor is tried for, with the whole schedule in them.
         seeds: the default seeds.
         methods: those that run where nobody names any; empty for the default set.
+        options: method options that every run has and no command changes. With the tuning ``frozen`` among them
+            nothing is trained, not even the parameters that a method adds.
+        grid: values of options by method; every combination is a run. Several tables of a method are several grids. Not
+            part of the hash, as ``methods``.
+        agreement: runs record how far their features agree with those of the plain encoder: the same weights and
+            frames, nothing reduced, nothing trained.
+        timing: runs measure time and memory; not part of the hash.
         weights_sha256: of weights given in place of the protocol's own.
         weights_config: how weights are read where that is not the protocol's own way: activation, mean, std, tokenizer.
         small: methods run with their options for small models.
@@ -82,6 +90,10 @@ class Protocol:
     lr_search_share: float = 1 / 3
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Grids] = field(default_factory=dict)
+    agreement: bool = False
+    timing: bool = True
     weights_sha256: str | None = None
     weights_config: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
@@ -102,6 +114,18 @@ class Protocol:
         if self.train_split == self.test_split:
             message = f"protocol {self.name}: it would train and test on {self.test_split}; name two splits"
             raise UsageError(message, code="protocol.same-split", protocol=self.name)
+        for method, grids in self.grid.items():
+            if method not in self.methods:
+                problem = f"grid has {method!r:.60}, which is not among its methods"
+                message = f"protocol {self.name}: {problem}: add it to methods"
+                raise UsageError(message, code="protocol.grid-method", protocol=self.name, method=method)
+            for grid in each_grid(grids):
+                check_grid(grid, f"protocol {self.name}, grid of {method}")
+                if fixed := sorted(self.options.keys() & grid.keys()):
+                    message = (
+                        f"protocol {self.name}: {fixed[0]} is in options and in the grid of {method}: leave one out"
+                    )
+                    raise UsageError(message, code="protocol.grid-option", protocol=self.name, option=fixed[0])
         ranges = {
             "frames": self.frames >= 1,
             "words": self.words >= 3,  # the start, a word and the end
@@ -116,6 +140,11 @@ class Protocol:
             if not fits:
                 message = f"protocol {self.name}: {key} is out of range: {getattr(self, key)!r:.60}"
                 raise UsageError(message, code="protocol.range", protocol=self.name, option=key)
+
+    @property
+    def trains(self) -> bool:
+        """False for a protocol that freezes everything."""
+        return self.options.get("tuning") != "frozen"
 
     @property
     def searches_lr(self) -> bool:

@@ -66,24 +66,34 @@ def format_bytes(size: int) -> str:
     return f"{size / 1000:.3f}KB"
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+def split_assignment(text: str, option: str, example: str) -> tuple[str, str]:
+    """``key=value`` -> (key, value) as text, stripped.
+
+    Raises:
+        UsageError: not written that way; names the command's ``option`` and gives the ``example``.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        message = f"{option} {text!r}: write it as key=value, for example {option} {example}"
+        raise UsageError(message, code="option.assignment", value=text)
+    return key, value
+
+
+def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
     """``["r=2", "merge_frames=(2,2,3)", "mode=unmerge"]`` -> a dict; values are Python literals or plain words.
 
     Raises:
-        UsageError: not ``key=value``, or a key that has an option of its own.
+        UsageError: not ``key=value``, or a key that has an option of its own; names the command's ``option``.
     """
     values: dict[str, Any] = {}
     for text in assignments:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not key:
-            message = f"--set {text!r}: write it as key=value, for example --set r=2"
-            raise UsageError(message, code="option.assignment", value=text)
+        key, value = split_assignment(text, option, "r=2")
         try:
             values[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[key] = value
     for key in sorted(RESERVED & values.keys()):
-        message = f"--set {key}=...: not a method option; use the command's own option for it"
+        message = f"{option} {key}=...: not a method option; use the command's own option for it"
         raise UsageError(message, code="option.reserved", option=key)
     return values
 
@@ -126,5 +136,6 @@ Names = Annotated[tuple[str, ...], _one_word(parse_names, ",".join, "A,B")]
 Numbers = Annotated[tuple[int, ...], _one_word(parse_numbers, lambda values: ",".join(map(str, values)), "N,N")]
 Bytes = Annotated[int | None, _one_word(parse_bytes, str, "SIZE")]
 Assignments = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+GridTexts = Annotated[UseAppendAction[tuple[str, ...]], arg(name="grid", metavar="KEY=VALUE,VALUE")]
 Json = Annotated[bool, arg(name="json", help="Print one JSON document on stdout.")]
 Device = Literal["auto", "cuda", "cpu"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from tvrbench.harness.evaluation.metrics import (
 )
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
-from tvrbench.harness.models.decisions import Margins, watched
+from tvrbench.harness.models.decisions import KeptPatches, Margins, watched
 from tvrbench.harness.models.model import RetrievalModel
 
 TEXT_BATCH = 256
@@ -53,12 +53,14 @@ class Evaluation:
 
     Attributes:
         text, video: [Nt, E] and [Nv, E] float32, not normalized.
+        kept: number of patches kept -> videos that kept as many; empty unless that depends on the pixels.
     """
 
     metrics: dict[str, Any]
     ranks: dict[str, npt.NDArray[Any]]
     text: Tensor
     video: Tensor
+    kept: Mapping[int, int] = field(default_factory=dict)
 
 
 def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -105,7 +107,10 @@ def evaluate(
     batch: int = 32,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Score every caption of the split against every video; where tokens merge, record how close the choices were.
+    """Score every caption of the split against every video.
+
+    Where tokens merge, the metrics say how close the choices were; where the pixels decide how many patches a video
+    keeps, the share that the videos keep.
 
     Scores are cosines: the temperature does not change a rank, and equal features tie exactly (``cosine_scores``).
 
@@ -115,13 +120,16 @@ def evaluate(
     was_training = model.training
     model.eval()
     text_TE = encode_texts(model, split.captions, tokenizer, words)
-    margins = Margins()
-    with watched(model.reducer, margins):
+    margins, kept = Margins(), KeptPatches()
+    with watched(model.reducer, margins, kept):
         video_VE = encode_videos(model, split.video_ids, loader, batch, on_batch)
     model.train(was_training)
     result = score(text_TE, video_VE, split)
-    margin = margins.summary()
-    return result if margin is None else replace(result, metrics=result.metrics | {"merge_margin": margin})
+    choices: dict[str, Any] = {"merge_margin": margins.summary()}
+    if model.reducer.depends_on_content:
+        choices["tokens_kept"], result = kept.summary(), replace(result, kept=kept.counts())
+    made = {name: summary for name, summary in choices.items() if summary is not None}
+    return replace(result, metrics=result.metrics | made)
 
 
 def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:

@@ -14,15 +14,17 @@ class AttentionOut(NamedTuple):
     Attributes:
         delta: [S, N, D], to be added to the tokens.
         queries, keys: [S, heads, N, 64] of the tokens that attended.
+        prompt_keys: [S, heads, Q, 64] of the prompts that they saw as keys alone; None where there are none.
     """
 
     delta: Tensor
     queries: Tensor
     keys: Tensor
+    prompt_keys: Tensor | None = None
 
     def with_delta(self, delta: Tensor) -> AttentionOut:
-        """The same queries and keys with another delta; torch.compile does not trace ``_replace``."""
-        return AttentionOut(delta, self.queries, self.keys)
+        """The same but for another delta; torch.compile does not trace ``_replace``."""
+        return AttentionOut(delta, self.queries, self.keys, self.prompt_keys)
 
 
 class QKV(NamedTuple):
@@ -49,6 +51,9 @@ class Attends(Protocol):
 
     def qkv(self, x: Tensor) -> QKV:
         """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
+
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """The keys of tokens [S, N, D] that went through ``ln_1``, averaged over heads: [S, N, 64], for less work."""
 
     def mix(
         self,

@@ -1,4 +1,4 @@
-"""Record and replay the choices that token values lead to: the tokens that merge, the cluster of each token.
+"""Record and replay the choices that token values lead to: which tokens merge, or stay, or form a cluster.
 
 The last bits of a number can flip such a choice. Recording shows how close each one was. Replaying separates the error
 of the arithmetic from the error of a flipped choice.
@@ -6,7 +6,8 @@ of the arithmetic from the error of a flipped choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,8 +22,15 @@ D = TypeVar("D", bound=Decision)
 
 
 @contextmanager
-def watched(reducer: TokenReducer, observer: Callable[[Any], Any]) -> Iterator[None]:
-    """Send every decision of the reducer through ``observer``, which returns the one to carry out."""
+def watched(reducer: TokenReducer, *observers: Callable[[Any], Any]) -> Iterator[None]:
+    """Send every decision of the reducer through the observers, each of which returns the one that the next receives;
+    that of the last is carried out."""
+
+    def observer(decision: Any) -> Any:
+        for each in observers:
+            decision = each(decision)
+        return decision
+
     before, reducer.observer = reducer.observer, observer
     try:
         yield
@@ -87,6 +95,38 @@ class Margins:
             "median": middle,
             "share_below_1e-3": float((margins < 1e-3).double().mean()),
         }
+
+
+class KeptPatches:
+    """Keeps how many patches of each video stay, of decisions that depend on the pixels.
+
+    Such a decision has ``kept_S``, the number for every video of its batch, and ``share_S``, their share of the patches
+    that entered; a reducer takes one for a batch. Other decisions are ignored.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+        self._shares: list[Tensor] = []
+
+    def __call__(self, decision: D) -> D:
+        if (kept_S := getattr(decision, "kept_S", None)) is not None:
+            self._kept.append(kept_S.detach())
+            self._shares.append(decision.share_S.detach().float())  # type: ignore[attr-defined]
+        return decision
+
+    def counts(self) -> Mapping[int, int]:
+        """Number kept -> videos that kept as many, over all processes; empty where no decision says so."""
+        kept = gather_shares(torch.cat(self._kept).cpu() if self._kept else torch.empty(0, dtype=torch.long))
+        return dict(sorted(Counter(kept.tolist()).items()))
+
+    def summary(self) -> dict[str, float] | None:
+        """Mean, quantiles and ends of the shares over the videos of all processes; None where no decision has one."""
+        shares = gather_shares(torch.cat(self._shares).cpu() if self._shares else torch.empty(0)).double()
+        if not len(shares):
+            return None
+        low, middle, high = torch.quantile(shares, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+        ends = {"min": float(shares.min()), "max": float(shares.max())}
+        return {"mean": float(shares.mean()), "quantile_05": low, "median": middle, "quantile_95": high, **ends}
 
 
 class OneVideo(NamedTuple):

@@ -241,6 +241,8 @@ def add_mv_adapters(
     """
     settings.check(clip.arch)
     for index, work in enumerate(video):
+        if work.packed:
+            raise _refused("this method holds the tokens of all frames as rows of one sequence")
         if work.classes != 1 or work.leaving[1] <= work.classes:
             raise _refused(f"block {index} has {work.classes} class tokens in sequences of {work.leaving[1]} tokens")
     if not video:

@@ -57,7 +57,7 @@ def pick(x: Tensor, places: Sequence[int]) -> Tensor:
     return torch.stack([x[:, place] for place in places], dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: torch.compile traces those since PyTorch 2.11 or 2.12
 class Packing:
     """The tokens of a batch that are computed, as rows, among all places of its sequences.
 
@@ -65,10 +65,35 @@ class Packing:
         row_SN: [S, N] the row of the token at each place or, where it has none of its own, of the one that stands for
             it.
         place_M: [M] the place of each row, sequence x N + position; rows of a video stand together, in their order.
+        lengths: rows of every video, known to the host, where attention asks for them.
     """
 
     row_SN: Tensor
     place_M: Tensor
+    lengths: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, place_SN: Tensor, lengths: Sequence[int]) -> Packing:
+        """The packing where the token of ``place_SN`` [S, N] (sequence x N + position) stands at each place.
+
+        ``lengths`` are those of all videos, or their sum alone.
+        """
+        place = place_SN.flatten()
+        live = place == torch.arange(len(place), device=place.device)
+        row_SN = (live.cumsum(dim=0) - 1)[place].view_as(place_SN)
+        place_M = (~live).byte().argsort(stable=True)[: sum(lengths)]  # of known size, unlike ``nonzero``
+        return cls(row_SN=row_SN, place_M=place_M, lengths=tuple(lengths))
+
+    @property
+    def standing_SN(self) -> Tensor:
+        """[S, N] the place of the token that stands at each place."""
+        return self.place_M[self.row_SN]
+
+    @property
+    def live_SN(self) -> Tensor:
+        """[S, N] True for a place with a token of its own."""
+        place_SN = self.standing_SN
+        return place_SN == torch.arange(place_SN.numel(), device=place_SN.device).view_as(place_SN)
 
     def spread(self, rows_MX: Tensor) -> Tensor:
         """Rows [M, ...] at every place, [S, N, ...]."""
@@ -172,14 +197,25 @@ class TokenStream:
 
     def pack(self, packing: Packing) -> TokenStream:
         """The same stream with the tokens of all videos that have a row as rows of one sequence."""
-        S, N, D = self.x.shape
-        return replace(self, x=self.x.view(S * N, D).index_select(0, packing.place_M).unsqueeze(0), packing=packing)
+        origin = self.origin
+        if origin is not None:
+            videos = len(origin)
+            place = packing.standing_SN.view(videos, -1)
+            first = torch.arange(videos, device=place.device).unsqueeze(1) * place.shape[1]
+            origin = torch.where(origin >= 0, (place - first).gather(1, origin.clamp(min=0)), -1)
+
+        def rows(t: Tensor) -> Tensor:
+            return t.flatten(0, 1).index_select(0, packing.place_M).unsqueeze(0)
+
+        size = None if self.size is None else rows(self.size)
+        return replace(self, x=rows(self.x), size=size, origin=origin, packing=packing)
 
     def unpack(self) -> TokenStream:
-        """The stream [S, N, D] again; a place without a token of its own holds the one that stands for it."""
+        """The stream [S, N, D] again; a place without a token of its own holds the one that stands for it. Sizes are
+        not tracked any more."""
         if self.packing is None:
             return self
-        return replace(self, x=self.packing.spread(self.x[0]), packing=None)
+        return replace(self, x=self.packing.spread(self.x[0]), size=None, packing=None)
 
     def replace_patches(self, patches_SMD: Tensor, place_SP: Tensor) -> TokenStream:
         """Put other patch tokens in the place of all P; sizes are not tracked any more.
@@ -281,7 +317,9 @@ class TokenReducer(nn.Module):
         carries_prompts: True where it keeps the ``stream.num_prefix_tokens`` tokens before the patches in place, so
             that prompts can travel with the class tokens. A subclass that looks at positions sets it for itself.
         depends_on_content: True where the number of tokens depends on the pixels: ``plan()`` is then the most that it
-            can be, ``plan(kept)`` that of one video, and costs are measured on clips instead of on noise.
+            can be, ``plan(kept)`` that of a video that keeps so many patches, and costs are measured on clips, not on
+            noise. It takes one decision for a batch with ``kept_S`` and ``share_S``, the number and the share of
+            patches that each video keeps; on the meta device it keeps all.
         proportional_attention: False for plain attention; sizes are tracked either way, because they weigh the merges.
         observer: receives every decision and returns the one to carry out; None outside of measurements.
     """

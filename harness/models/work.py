@@ -27,6 +27,7 @@ class BlockTokens:
         mixing: (sequences, queries, keys) of every attention whose queries and keys are not the same tokens.
         returning: queries of ``mixing`` whose result is projected; None for all.
         classes: class tokens in each sequence that leaves.
+        packed: sequences whose tokens are rows of the one that leaves; 0 where each leaves as it is.
     """
 
     attention: tuple[int, int]
@@ -37,6 +38,7 @@ class BlockTokens:
     mixing: tuple[tuple[int, int, int], ...] = ()
     returning: int | None = None
     classes: int = 1
+    packed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,9 @@ class ShapeRecorder:
         self.projected += x.shape[0] * x.shape[1]
         heads = self._heads(x)
         return QKV(heads, heads, heads)
+
+    def mean_keys(self, x: Tensor) -> Tensor:
+        return x @ x.new_zeros(x.shape[-1], HEAD_WIDTH)
 
     def mix(
         self,

@@ -68,7 +68,8 @@ class MeasurementSettings:
         compile: Encode through torch.compile.
         cuda_graphs: Encode through CUDA graphs: all kernels of a call are launched as one, on a GPU only.
         repeats: Repeats of a speed-up; each runs both methods.
-        dataset: Data set whose video files are decoded; by default the one that generates its own.
+        dataset: Data set whose video files are decoded, end to end and for methods whose number of tokens depends on
+            the pixels; by default the one that generates its own.
         data: Folder of that data set.
     """
 
@@ -141,6 +142,8 @@ class Job(MeasurementSettings):
         recipe: for training; the method's own by default.
         timing: how often calls are timed.
         frame_captions: of training: the pairs come with captions of their frames.
+        data_options: of the data set.
+        videos: of the data set, that are decoded; by default those of its first split.
     """
 
     method: str
@@ -156,6 +159,8 @@ class Job(MeasurementSettings):
     recipe: Recipe | None = None
     timing: Timing = Timing()
     frame_captions: bool = False
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    videos: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.memory import names_out_of_memory
 from tvrbench.harness.models.factory import load_model
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.content import counts_on_clips
 from tvrbench.harness.profiling.counts.flops import by_name, profile, profile_by_name
 from tvrbench.harness.profiling.measure import count_costs, count_training, try_measure
 from tvrbench.harness.profiling.plan import RANDOM, Job, MethodChoice, Plan
@@ -84,6 +85,7 @@ def measure_method(
     for batch in plan.batches:
         log(f"{title}: encoding, batch {batch}")
         costs += try_measure(replace(job, batch=batch, latency=batch == plan.batches[0], roofline=True))
+    costs += counts_on_clips(costs)
     best = best_throughput(costs)
     costs.append(best)
     if model.spec.card.encodes:

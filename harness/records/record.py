@@ -29,7 +29,9 @@ T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Rank = Annotated[float, Field(ge=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Sum = Annotated[float, Field(ge=0, le=300)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -165,6 +167,22 @@ class _Data(TypedDict):
 
 
 @_closed
+class _Cosines(TypedDict):
+    mean: Cosine
+    quantile_05: Cosine
+    min: Cosine
+
+
+@_closed
+class _Agreement(TypedDict):
+    """With the plain encoder, whose costs and R@1 (text to video, expected over ties) are beside it."""
+
+    cosine: _Cosines
+    same_top1: Percent
+    plain: dict[Literal["gmacs_video", "output_tokens", "R1"], Annotated[float, Field(ge=0)]]
+
+
+@_closed
 class _Direction(TypedDict):
     R1: Percent
     R5: Percent
@@ -194,17 +212,31 @@ class _Intervals(_SubsetIntervals):
     subsets: NotRequired[dict[str, _SubsetIntervals]]
 
 
+@_closed
+class _TokensKept(TypedDict):
+    """The share of its patches that a test video keeps, over the videos."""
+
+    mean: Share
+    quantile_05: Share
+    median: Share
+    quantile_95: Share
+    min: Share
+    max: Share
+
+
 @_open
 class _Metrics(TypedDict, total=False):
     """A further key may hold a section (an object), never a bare number: a misspelled metric fails."""
 
     t2v: _Direction
     v2t: _Direction
+    agreement: _Agreement
     RSum: Sum
     subsets: dict[str, Annotated[_Subset, Field(min_length=1)]]
     pair_accuracy: Percent | None
     selection: Literal["last", "best-on-test", "unknown"]
     intervals: _Intervals
+    tokens_kept: _TokensKept
 
 
 def _as(schema: type) -> GetPydanticSchema:  # a plain dict for callers, checked by a private type
@@ -243,6 +275,10 @@ class Record(TypedDict):
 AS_RELEASED = "_as_released"
 """Ends the name of a cost as the released code has it, with work whose results it drops. Where a record holds none, the
 cost is the one without that ending."""
+
+OVER_VIDEOS = "_mean"
+"""Ends the name of a count that depends on the pixels, as its mean over videos. The one without that ending is then the
+most that it can be (``upper_bound`` in its conditions)."""
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
     "count": (
         ("gmacs_video", _INFER, "GMACs (papers' GFLOPs)", "GMACs per video (papers' GFLOPs)", "GMACs", "min", _4),
         ("gmacs_video_as_released", _INFER, "GMACs as released", "GMACs per video, as released", "GMACs", "min", _4),
+        ("gmacs_video_mean", _INFER, "GMACs, mean", "GMACs per video, mean over videos", "GMACs", "min", _4),
         ("gmacs_text", _INFER, "text GMACs", "GMACs per caption", "GMACs", "min", _4),
         (
             *("gmacs_text_as_released", _INFER, "text GMACs as released"),
@@ -165,6 +166,10 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
         ("step_memory", "training", "training step (GB)", "memory of a training step, counted (GB)", "GB", "min", _3),
         ("gmacs_reduction", _INFER, "reduction GMACs", "GMACs of the reduction itself", "GMACs", "min", _3),
         ("output_tokens", _INFER, "tokens out", "tokens that leave the video encoder", "tokens", "min", fixed(0)),
+        (
+            *("output_tokens_mean", _INFER, "tokens out, mean"),
+            *("tokens that leave the video encoder, mean over videos", "tokens", "min", fixed(0)),
+        ),
         (
             *("output_tokens_as_released", _INFER, "tokens out as released"),
             *("tokens that leave the video encoder, as released", "tokens", "min", fixed(0)),

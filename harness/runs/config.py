@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tvrbench.harness.config.grid import grid_text
 from tvrbench.harness.config.protocol import Protocol
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import dist_info
@@ -39,6 +40,8 @@ class RunConfig:
     """One run, reproducible from these values and the protocol.
 
     Attributes:
+        options: of the method, as given.
+        point: those of them that are a combination of a grid.
         checkpoint: scored instead of training a model.
         selection: the checkpoint of the training to report, ``last`` or ``best-on-test``.
         timing: measure time and memory.
@@ -51,6 +54,7 @@ class RunConfig:
     seed: int
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
+    point: dict[str, Any] = field(default_factory=dict)
     checkpoint: EvalCheckpoint | None = None
     selection: str = LAST
     timing: bool = True
@@ -64,10 +68,20 @@ class RunConfig:
         return self.checkpoint is None and not self.frozen and method_class(self.method).card.trains
 
     @property
+    def variant(self) -> str:
+        """Method and options: what runs that differ in their seed alone share."""
+        return f"{self.method} {sorted(self.options.items())}"
+
+    @property
+    def label(self) -> str:
+        """The method, and its place in a grid."""
+        return f"{self.method} {grid_text(self.point)}".rstrip()
+
+    @property
     def title(self) -> str:
         """The run in a few words."""
         source = f"checkpoint {self.checkpoint.path.name}" if self.checkpoint else f"seed {self.seed}"
-        return f"{self.method} ({source})"
+        return f"{self.label} ({source})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +197,7 @@ def describe(model: RetrievalModel) -> dict[str, Any]:
 
 
 def settle(protocol: Protocol, weights: Weights, configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Mark the runs whose tuning leaves nothing to train, as the shapes of the models tell.
+    """Mark the runs whose tuning leaves nothing to train, as the shapes of the models tell, or that a protocol freezes.
 
     Such a run has no seeds, so only those of the first seed stay.
 
@@ -192,6 +206,8 @@ def settle(protocol: Protocol, weights: Weights, configs: Sequence[RunConfig]) -
     """
 
     def learns(config: RunConfig) -> bool:
+        if not protocol.trains:
+            return False
         options = {"tuning": method_class(config.method).card.tuning} | options_of(protocol, config)
         return options["tuning"] != "frozen" or bool(blueprint(protocol, weights, config).trainable())
 
@@ -271,13 +287,13 @@ def check_shares(batch_size: int) -> None:
 
 
 def options_of(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
-    """The options of a run: those given, over a checkpoint's own, or over those for small models.
+    """The options of a run: those given, over a checkpoint's own, or over the protocol's and those for small models.
 
     A method with a position for every word has as many ``words`` as the protocol.
     """
     scored, cls = config.checkpoint, method_class(config.method)
     small = protocol.small and (scored is None or scored.needs_small_options)
-    own = scored.options if scored else {}
+    own = scored.options if scored else dict(protocol.options)
     words = {"words": protocol.words} if any(option.name == "words" for option in fields(cls.Options)) else {}
     return words | (cls.card.tiny if small else {}) | own | config.options
 
@@ -315,10 +331,9 @@ def blueprint(protocol: Protocol, weights: Weights, config: RunConfig) -> Retrie
 
 def blueprint_of(context: RunContext, config: RunConfig) -> RetrievalModel:
     """``blueprint`` in a context, built once per method and options."""
-    name = f"{config.method} {sorted(config.options.items())}"
-    if name not in context.blueprints:
-        context.blueprints[name] = blueprint(context.protocol, context.weights, config)
-    return context.blueprints[name]
+    if config.variant not in context.blueprints:
+        context.blueprints[config.variant] = blueprint(context.protocol, context.weights, config)
+    return context.blueprints[config.variant]
 
 
 def _untrained(protocol: Protocol, weights: Weights, config: RunConfig) -> RetrievalModel:

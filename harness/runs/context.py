@@ -31,6 +31,15 @@ MISSING_LISTED = 20  # absent videos that a message names one by one
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plain:
+    """The plain encoder of a context's weights: its score of the test split, and its costs per video."""
+
+    evaluation: Evaluation
+    gmacs_video: float
+    output_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunContext:
     """A protocol's data and weights, ready to run.
 
@@ -43,6 +52,7 @@ class RunContext:
         tokenizer: of the weights.
         loaders: one frame loader per FrameSpec in use, shared so that pixels are decoded once.
         blueprints: models without values, built once per method and options.
+        plain: what runs are held against where the protocol asks for it, by the frames that it takes.
     """
 
     protocol: Protocol
@@ -57,6 +67,7 @@ class RunContext:
     loaders: dict[FrameSpec, FrameLoader] = field(default_factory=dict)
     fingerprints: dict[FrameSpec, str] = field(default_factory=dict)
     blueprints: dict[str, RetrievalModel] = field(default_factory=dict)
+    plain: dict[FrameSpec, Plain] = field(default_factory=dict)
 
     def spec(self, sampler: str, augment: str = "none") -> FrameSpec:
         """The frames to load under a recipe's sampler and augmentation."""

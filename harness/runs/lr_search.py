@@ -143,9 +143,9 @@ def who_searches(
 
     Without a context, kept choices cannot be looked up.
     """
-    before, searching = set[tuple[str, int]](), list[bool]()
+    before, searching = set[tuple[str, int]](), list[bool]()  # variant and seed of each search
     for config in configs:
-        search = (config.method, protocol.lr_search_seed(config.seed))
+        search = (config.variant, protocol.lr_search_seed(config.seed))
         searches = protocol.searches_lr and config.trains and search not in before
         if searches and context is not None:
             key = RunKey.of(context, config)

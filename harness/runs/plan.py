@@ -94,6 +94,7 @@ class PlannedRun:
     """One run of the plan.
 
     Attributes:
+        label: the method, and its place in a grid.
         options: as its record will hold them.
         steps: of the training whose model is scored.
         search_steps: of the learning-rate search, over all rates; 0 if the choice of another run is taken.
@@ -103,6 +104,7 @@ class PlannedRun:
     """
 
     method: str
+    label: str
     options: dict[str, Any]
     tuning: str
     seed: int
@@ -117,9 +119,10 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPlan:
-    """One method over all its runs.
+    """One method, with the options of one place in a grid, over all its runs.
 
     Attributes:
+        label: the method, and its place in a grid.
         forward_gmacs: 10^9 multiply-adds of encoding one pair.
         step_gmacs: of a training step per pair.
         gmacs_per_s: the rate that hours are computed with; None if nothing is encoded.
@@ -132,6 +135,7 @@ class MethodPlan:
     """
 
     method: str
+    label: str
     tuning: str
     runs: int
     steps: int
@@ -241,14 +245,14 @@ def make_plan(
         UsageError: an option that does not fit.
     """
     store, known = RecordStore(settings.results), sizes(protocol, context)
-    first = {config.method: config for config in reversed(configs)}  # of every method, counted once
+    first = {config.label: config for config in reversed(configs)}  # of every method and point, counted once
     methods = {
-        name: _Method.of(protocol, weights, first[name], known, settings, rates)
-        for name in dict.fromkeys(config.method for config in configs)
+        label: _Method.of(protocol, weights, first[label], known, settings, rates)
+        for label in dict.fromkeys(config.label for config in configs)
     }
     searching = who_searches(protocol, context, configs, store)
-    runs = [methods[config.method].run(config, searches) for config, searches in zip(configs, searching, strict=True)]
-    done = [method.plan([run for run in runs if run.method == name]) for name, method in methods.items()]
+    runs = [methods[config.label].run(config, searches) for config, searches in zip(configs, searching, strict=True)]
+    done = [method.plan([run for run in runs if run.label == label]) for label, method in methods.items()]
     return Plan(
         protocol=protocol.name,
         hash=None if downloads and protocol.weights_sha256 else protocol.hash,
@@ -259,9 +263,7 @@ def make_plan(
         runs=runs,
         methods=done,
         search=_search(protocol, list(methods.values()), runs, done),
-        decoding=plan_decoding(
-            protocol, context, runs, [methods[run.method].recipe for run in runs], known.test_videos
-        ),
+        decoding=plan_decoding(protocol, context, runs, [methods[run.label].recipe for run in runs], known.test_videos),
         hours=sum(run.hours for run in runs),
         disk_mib=sum(run.disk_mib for run in runs),
         state_mib=max((method.state_mib for method in done), default=0.0),
@@ -328,6 +330,7 @@ class _Method:
         macs = self._training_macs(self.steps) + evals * self.test_videos * self.count.forward_macs
         return PlannedRun(
             method=config.method,
+            label=config.label,
             options=plain(self.description["options"], config.method),
             tuning=self.description["tuning"],
             seed=config.seed,
@@ -345,6 +348,7 @@ class _Method:
         best = self.count.trainable if self.config.selection == BEST_ON_TEST else 0
         return MethodPlan(
             method=self.config.method,
+            label=self.config.label,
             tuning=self.description["tuning"],
             runs=len(runs),
             steps=self.steps,
@@ -388,7 +392,7 @@ class _Method:
 def _search(
     protocol: Protocol, methods: Sequence[_Method], runs: Sequence[PlannedRun], done: Sequence[MethodPlan]
 ) -> SearchPlan | None:
-    per_rate = {method.config.method: method.steps_per_rate for method in methods}
+    per_rate = {method.config.label: method.steps_per_rate for method in methods}
     if not any(per_rate.values()):
         return None
     hours = sum(method.search_hours for method in done)
@@ -398,7 +402,7 @@ def _search(
         share=protocol.lr_search_share,
         steps_per_rate=max(per_rate.values()),
         steps=sum(run.search_steps for run in runs),
-        steps_per_seed=sum(len(protocol.lr_factors) * per_rate[run.method] for run in runs),
+        steps_per_seed=sum(len(protocol.lr_factors) * per_rate[run.label] for run in runs),
         hours=hours,
         hours_saved=sum(method.search_hours_per_seed for method in done) - hours,
     )

@@ -78,7 +78,7 @@ def _data_first(plan: Plan, context: RunContext | None) -> list[Advice]:
 
 
 def _memory_first(plan: Plan) -> list[Advice]:
-    steps = {method.method: method.memory for method in plan.methods if method.memory is not None}
+    steps = {method.label: method.memory for method in plan.methods if method.memory is not None}
     if names := [name for name, memory in steps.items() if not memory.fits]:
         why = f"not even one pair of {_some(names)} fits by this estimate"
         return [Advice(do="take a device with more memory", why=why)]
@@ -101,12 +101,14 @@ def _method_first(plan: Plan, command: str) -> list[Advice]:
     advice = list[Advice]()
     if untrained and len(plan.methods) > 1:
         first = min(untrained, key=_hours_per_run)
-        why = f"{_time(_hours_per_run(first))}: data, weights and report are right before anything is trained"
+        hours = sum(method.hours for method in plan.methods if method.method == first.method)
+        why = f"{_time(hours)}: data, weights and report are right before anything is trained"
         advice.append(Advice(do=f"{command} --methods {first.method}", why=why))
     if trained and len(plan.runs) > 1:
         first = min(trained, key=_hours_per_run)
-        run = next(run for run in plan.runs if run.method == first.method)
-        why = f"{_time(run.hours)}: the cheapest training; then the whole command with --resume"
+        runs = [run for run in plan.runs if run.method == first.method]
+        run, hours = runs[0], sum(run.hours for run in runs if run.seed == runs[0].seed)
+        why = f"{_time(hours)}: the cheapest training; then the whole command with --resume"
         advice.append(Advice(do=f"{command} --methods {first.method} --seeds {run.seed}", why=why))
     return advice
 
@@ -133,7 +135,7 @@ def print_plan(plan: Plan, first: Sequence[Advice]) -> None:
     """Print the plan."""
     print(f"{plan.protocol} ({plan.hash or 'hash unknown before the download'}): {plan.title}")
     print_table([_cells(plan, method) for method in plan.methods], HEADERS)
-    if steps := [_memory_cells(method.method, method.memory) for method in plan.methods if method.memory is not None]:
+    if steps := [_memory_cells(method.label, method.memory) for method in plan.methods if method.memory is not None]:
         print_table(steps, HEADERS_OF_MEMORY)
     for line in _lines(plan):
         print(line)
@@ -144,9 +146,9 @@ def print_plan(plan: Plan, first: Sequence[Advice]) -> None:
 
 
 def _cells(plan: Plan, method: MethodPlan) -> list[Any]:
-    search = sum(run.search_steps for run in plan.runs if run.method == method.method)
+    search = sum(run.search_steps for run in plan.runs if run.label == method.label)
     return [
-        method.method,
+        method.label,
         method.tuning,
         method.runs,
         method.steps,

@@ -57,8 +57,8 @@ def prepare(
             of its frames, or fewer training videos than the search of a learning rate holds out.
     """
     context, configs = _settled(context, configs)
-    if configs and configs[0].checkpoint is not None:
-        new_model(context, configs[0])  # a checkpoint that does not fit is refused before minutes of decoding
+    for config in configs if configs and configs[0].checkpoint is not None else ():
+        new_model(context, config)  # a checkpoint that does not fit is refused before minutes of decoding
     work = work_list(context, configs, store, skip=skip, refuse=refuse)
     _check_held_out(context, work.left)
     _check_frame_captions(context, work.left)

@@ -57,9 +57,10 @@ def work_list(
             another run.
     """
     done, left = [], []
-    for config in configs:
-        key = RunKey.of(context, config)
-        files = RunFiles(store, context.protocol.name, key.name)
+    keys = [RunKey.of(context, config) for config in configs]
+    files_of = [RunFiles(store, context.protocol.name, key.name) for key in keys]
+    _check_distinct(configs, files_of)
+    for config, key, files in zip(configs, keys, files_of, strict=True):
         if skip and _completed(files):
             done.append(files.record)
             continue
@@ -68,7 +69,7 @@ def work_list(
             recipe = recipe_for(blueprint_of(context, config), recipe_of(context.protocol, config))
             check_shares(recipe.batch_size)
             if refuse and not files.state.is_file():
-                _refuse_other_states(key, files)
+                _refuse_other_states(key, files, but={each.state for each in files_of})
     return WorkList(done=done, left=left)
 
 
@@ -81,8 +82,18 @@ def _completed(files: RunFiles) -> bool:
     return True
 
 
-def _refuse_other_states(key: RunKey, files: RunFiles) -> None:
-    for path, saved in _readable(files.other_states()).items():
+def _check_distinct(configs: Sequence[RunConfig], files_of: Sequence[RunFiles]) -> None:
+    """UsageError for two combinations of a grid that mean the same, for example a default and no value."""
+    first: dict[Path, RunConfig] = {}
+    for config, files in zip(configs, files_of, strict=True):
+        if (other := first.setdefault(files.record, config)) is not config:
+            message = f"grid: {other.label} and {config.label} are the same run: leave one of them out"
+            raise UsageError(message, code="grid.same-run", method=config.method)
+
+
+def _refuse_other_states(key: RunKey, files: RunFiles, but: set[Path]) -> None:
+    """UsageError if another run of the same method, tuning and seed was interrupted; ``but`` are this command's own."""
+    for path, saved in _readable([path for path in files.other_states() if path not in but]).items():
         if all(saved.run.get(name) == key.identity[name] for name in _LIKE):
             StateFile(files.state, key.identity).check_identity(saved.run, path)
 

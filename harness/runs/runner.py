@@ -18,6 +18,7 @@ from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.profiling.counts.content import counts_over_videos
 from tvrbench.harness.profiling.counts.flops import profile
 from tvrbench.harness.profiling.measure import count_costs, time_costs
 from tvrbench.harness.profiling.plan import Job, Timing
@@ -40,6 +41,7 @@ from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.failures import RESUME_AFTER_FAILURE, ProcessLost, explain, one_line
 from tvrbench.harness.runs.lr_search import KeptChoice, choose_lr
 from tvrbench.harness.runs.micro_batch import choose_micro_batch
+from tvrbench.harness.runs.plain import agreement_section
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.loop import TrainingLoop
 from tvrbench.harness.training.run_state import RunState
@@ -103,7 +105,8 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             result = replace(result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
             if dist_info().first:
                 save_checkpoint(model, files.checkpoint, config.selection)
-        record["metrics"] |= result.metrics | {"evaluation": {"precision": _precision_of(model)}}
+        agreed = agreement_section(context, config, recipe.sampler, result)
+        record["metrics"] |= result.metrics | agreed | {"evaluation": {"precision": _precision_of(model)}}
         if not dist_info().first:
             return None
         if session.settings.save_embeddings:
@@ -112,9 +115,17 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
             save_embeddings(files.embeddings, result, context.test, about)
         words, captions = context.protocol.words, config.frame_captions is not None
         costs = count_costs(profile(model, words=words, frame_captions=captions))
+        if result.kept:
+            costs += counts_over_videos(
+                model,
+                result.kept,
+                frames=model.frames,
+                dataset=context.dataset.name,
+                share_kept=result.metrics["tokens_kept"]["mean"],
+            )
         del model  # the measuring processes, and what runs after this, need the memory
         release_memory()
-        costs += _time_costs(context, config, recipe) if config.timing else []
+        costs += _time_costs(context, config, recipe, clips=bool(result.kept)) if config.timing else []
         session.progress.update(COST_WORK)
         record |= {"cost": [cost.to_json() for cost in costs], "duration_s": time.monotonic() - clock}
         path = _store(session.store, record, result)
@@ -220,9 +231,14 @@ def _score(
     return replace(result, metrics=result.metrics | {"selection": scored.selection}) if scored else result
 
 
-def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[Measurement]:
-    """Time and memory at the run's own shape and batch, on noise, each in a fresh process."""
-    scored = config.checkpoint
+def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe, *, clips: bool) -> list[Measurement]:
+    """Time and memory at the run's own shape and batch, each in a fresh process: on noise, or on ``clips``, test videos
+    of the run."""
+    scored, batch, videos = config.checkpoint, min(recipe.batch_size, SPEED_BATCH), dict[str, Any]()
+    if clips:
+        root, options = context.dataset.root, context.protocol.data_options
+        videos = {"dataset": context.dataset.name, "data": root, "data_options": options}
+        videos["videos"] = context.test.video_ids[:batch]
     job = Job(
         method=config.method,
         backbone=context.protocol.backbone,
@@ -232,10 +248,11 @@ def _time_costs(context: RunContext, config: RunConfig, recipe: Recipe) -> list[
         frames=context.protocol.frames,
         options=options_of(context.protocol, config),
         device=config.device,
-        batch=min(recipe.batch_size, SPEED_BATCH),
+        batch=batch,
         recipe=recipe,
         timing=Timing(min_seconds=1.0),
         frame_captions=config.frame_captions is not None,
+        **videos,
     )
     return time_costs(job, trains=config.trains)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Fixed, Positional, Suppress, arg
 
+from tvrbench.harness.config.grid import parse_grid
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.options import (
@@ -17,6 +18,7 @@ from tvrbench.harness.core.options import (
     Assignments,
     Bytes,
     Device,
+    GridTexts,
     Json,
     Names,
     Numbers,
@@ -101,11 +103,14 @@ class RunSettings(ExecutionSettings):
         checkpoint_selection: The checkpoint to report; best-on-test looks at the test set in training and is flagged
             everywhere.
         assignments: A method option for every method of this run, for example --set r=2.
+        grid: Values of a method option, for example --grid r=1,2,4; every combination with further --grid options is a
+            run. Commas inside brackets separate no values: --grid "blocks=(3,6,9),(2,5)" has two. It takes the place of
+            the protocol's own grid.
         frame_captions: A JSON file of one caption per frame of every training pair, for methods whose training takes
             them; see docs/training.md.
         full_size_costs: What the methods cost on full-size ViT-B/32 and ViT-B/16: count (GMACs, tokens, parameters),
             time (minutes per method on a CPU), or off; auto times on a GPU, counts on a CPU, and is off with
-            --eval-only.
+            --eval-only and over a grid.
         single_process: Ignore the variables of torchrun (RANK, WORLD_SIZE, ...), for example those that a cluster left.
         no_timing: Leave out the measurements of time and memory.
         no_report: Leave the report as it is.
@@ -128,6 +133,7 @@ class RunSettings(ExecutionSettings):
     eval_only: bool = False
     checkpoint_selection: Literal["last", "best-on-test"] = "last"
     assignments: Assignments = ()
+    grid: GridTexts = ()
     frame_captions: Path | None = None
     full_size_costs: Literal["auto", "count", "time", "off"] = "auto"
     single_process: bool = False
@@ -142,7 +148,11 @@ class RunSettings(ExecutionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_assignments(self.assignments)
+        if both := sorted(self.options.keys() & self.grid_values.keys()):
+            message = (
+                f"{both[0]} is in --set and in --grid: --set gives one value, --grid several; leave one of them out"
+            )
+            raise UsageError(message, code="grid.and-set", option=both[0])
         if self.eval_only and self.checkpoint is None:
             raise UsageError(
                 "--eval-only scores a trained checkpoint: give its file with --checkpoint FILE",
@@ -178,6 +188,11 @@ class RunSettings(ExecutionSettings):
         return parse_assignments(self.assignments)
 
     @property
+    def grid_values(self) -> dict[str, tuple[Any, ...]]:
+        """The values of ``--grid``, by option."""
+        return parse_grid(self.grid)
+
+    @property
     def command_of_any_run(self) -> str:
         """The command with these settings, quoted for a shell, but for its methods, its seeds and ``--dry-run``."""
         words = ["tvrbench", "run", self.protocol]
@@ -191,8 +206,9 @@ class RunSettings(ExecutionSettings):
 def _option_words(name: str, value: Any) -> list[str]:
     """The words that give an option this value."""
     option = f"--{name.replace('_', '-')}"
-    if name == "assignments":
-        return [word for text in value for word in ("--set", text)]
+    if name in ("assignments", "grid"):
+        option = "--set" if name == "assignments" else option
+        return [word for text in value for word in (option, text)]
     if value is True:
         return [option]
     return [option, format_bytes(value) if name == "memory_limit" else str(value)]

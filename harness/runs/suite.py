@@ -32,6 +32,7 @@ from tvrbench.harness.runs.config import RunConfig, planned_work, recipe_of
 from tvrbench.harness.runs.context import check_videos, open_context
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint, protocol_for
 from tvrbench.harness.runs.failures import explain
+from tvrbench.harness.runs.grid import run_configs
 from tvrbench.harness.runs.lr_search import who_searches
 from tvrbench.harness.runs.plan import Rates, make_plan
 from tvrbench.harness.runs.plan_text import plan_document, print_plan, what_first
@@ -80,22 +81,20 @@ class Suite:
         methods = (scored.method,) if scored else chosen_methods(settings.methods, protocol)
         seeds = settings.seeds or (protocol.seeds if scored is None else protocol.seeds[:1])
         trains = {method: method_class(method).card.trains for method in methods}
+        options, grids = dict.fromkeys(methods, settings.options), dict.fromkeys(methods, settings.grid_values)
+        own = protocol if scored is None else replace(protocol, grid={}, options={})
         captions = _frame_captions(settings.frame_captions, methods)
         configs = [
-            RunConfig(
-                method=method,
-                seed=seed,
+            replace(
+                config,
                 device=pick_device(settings.device),
-                options=settings.options,
                 checkpoint=scored,
-                selection=settings.checkpoint_selection if trains[method] else LAST,
-                timing=not settings.no_timing,
+                selection=settings.checkpoint_selection if trains[config.method] else LAST,
+                timing=protocol.timing and not settings.no_timing,
                 deterministic=settings.deterministic,
-                frame_captions=captions.get(method),
+                frame_captions=captions.get(config.method),
             )
-            for seed in seeds
-            for method in methods
-            if trains[method] or seed == seeds[0]  # a method that is not trained has no seeds
+            for config in run_configs(own, seeds, options, grids)
         ]
         return cls(protocol=protocol, scored=scored, configs=configs)
 
@@ -255,7 +254,9 @@ def _precision_line(protocol: Protocol, configs: Sequence[RunConfig]) -> str:
 def _full_size_detail(suite: Suite, settings: RunSettings) -> full_size.CostDetail | None:
     """The detail in which costs at full size are measured; by the first process alone."""
     detail = settings.full_size_costs
-    if detail == "off" or not dist_info().first or (detail == "auto" and suite.scored is not None):
+    if detail == "off" or not dist_info().first:
+        return None
+    if detail == "auto" and (suite.scored is not None or any(config.point for config in suite.configs)):
         return None
     if detail == "auto":
         return "time" if pick_device(settings.device) == "cuda" else "count"

@@ -1,4 +1,4 @@
-"""Many runs from one file: protocols x backbones x methods x seeds, one on each device at a time or on a cluster.
+"""Many runs from one file: protocols x backbones x methods x options x seeds, one on each device or on a cluster.
 
 protocols = ["msrvtt-1ka-9k/uniform"]
 methods = ["lora", "tempme"]             # default: as of tvrbench run; ["all"]: all registered
@@ -9,6 +9,8 @@ msrvtt = "DIR"
 [options]                                # of every method
 [method_options.tempme]                  # of one method, over those
 r = 2
+[grid.tempme]                            # values of one method's options, in place of its grid in the protocol:
+r = [1, 2]                               # every combination is a run
 [slurm]                                  # for --slurm: parameters of submitit's executor
 slurm_partition = "gpu"
 """
@@ -17,13 +19,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tvrbench.harness.config.grid import Grids, check_grid, each_grid
 from tvrbench.harness.config.protocol import Activation, Protocol, load_protocol
 from tvrbench.harness.core.console import print_json, print_table, say
 from tvrbench.harness.core.errors import RunFailed, UsageError
@@ -31,12 +34,12 @@ from tvrbench.harness.core.numerics import set_numerics
 from tvrbench.harness.core.options import parse_assignments, pick_device
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.core.validation import validated
-from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs.chosen import chosen_methods, what_is_left
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import check_videos, open_context
+from tvrbench.harness.runs.grid import run_configs
 from tvrbench.harness.runs.launch.local import Finished, Task, run_all
 from tvrbench.harness.runs.launch.slurm import check_submitit, submit
 from tvrbench.harness.runs.plan import RULE, PlannedRun, Rates, make_plan
@@ -59,6 +62,7 @@ class Sweep:
     data: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    grid: Mapping[str, Grids] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,17 +73,29 @@ class Sweep:
         if not self.protocols:
             raise UsageError("sweep: protocols is empty: name at least one", code="sweep.no-protocol")
         chosen = {name for protocol in self.protocols for name in self.methods_under(load_protocol(protocol))}
-        strangers = sorted(set(self.method_options) - chosen)
-        if strangers:
-            raise UsageError(
-                f"sweep: method_options has {strangers[0]!r}, which is not among its methods: add it to methods",
-                code="sweep.method-options",
-                method=strangers[0],
-            )
+        for table, methods in {"method_options": self.method_options, "grid": self.grid}.items():
+            if strangers := sorted(set(methods) - chosen):
+                raise UsageError(
+                    f"sweep: {table} has {strangers[0]!r}, which is not among its methods: add it to methods",
+                    code="sweep.method-options",
+                    method=strangers[0],
+                )
+        for method, values in ((method, each) for method, grids in self.grid.items() for each in each_grid(grids)):
+            check_grid(values, f"sweep, grid of {method}")
+            if both := sorted(self.options_of(method).keys() & values.keys()):
+                raise UsageError(
+                    f"sweep: {both[0]} is in the options and in the grid of {method}: leave it out of one of them",
+                    code="grid.and-set",
+                    option=both[0],
+                )
 
     def methods_under(self, protocol: Protocol) -> tuple[str, ...]:
         """The methods that run under one of the protocols."""
         return chosen_methods(self.methods, protocol)
+
+    def options_of(self, method: str) -> dict[str, Any]:
+        """The options given for a method: its own over those of every method."""
+        return {**self.options, **self.method_options.get(method, {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +144,11 @@ def sweep_groups(sweep: Sweep, device: str = "cpu", *, deterministic: bool = Fal
     groups = []
     for name in sweep.protocols:
         base = load_protocol(name)
-        trains = {method: method_class(method).card.trains for method in sweep.methods_under(base)}
+        options = {method: sweep.options_of(method) for method in sweep.methods_under(base)}
         for backbone in sweep.backbones or (None,):
             configs = [
-                RunConfig(
-                    method=method,
-                    seed=seed,
-                    device=device,
-                    options={**sweep.options, **sweep.method_options.get(method, {})},
-                    deterministic=deterministic,
-                )
-                for number, seed in enumerate(sweep.seeds or base.seeds)
-                for method in trains
-                if number == 0 or trains[method]
+                replace(config, device=device, deterministic=deterministic)
+                for config in run_configs(base, sweep.seeds or base.seeds, options, sweep.grid)
             ]
             data = sweep.data.get(base.dataset, base.data)
             groups.append(
@@ -306,4 +314,4 @@ def _print_plan(groups: Sequence[Group], settings: SweepSettings, store: RecordS
 
 def _cells(run: PlannedRun) -> list[Any]:
     numbers = [run.seed, run.steps, run.search_steps or None, run.batch_size]
-    return [run.method, run.tuning, *numbers, f"{run.disk_mib:.0f}", f"{run.hours:.2f}"]
+    return [run.label, run.tuning, *numbers, f"{run.disk_mib:.0f}", f"{run.hours:.2f}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,6 +30,36 @@ class Merge:
     source: Tensor
     target: Tensor
     scores_SA: Tensor
+
+    @classmethod
+    def of_pairs(cls, score_SA: Tensor, partner_SA: Tensor, r: int, N: int, protected: int = 0, **more: Tensor) -> Self:
+        """The r sources of highest score merge into their partners; of equal scores the first source counts.
+
+        Sources and destinations are split as ``bipartite_match`` splits them.
+
+        Args:
+            score_SA: [S, A] of every source.
+            partner_SA: [S, A] its destination, counted among the destinations.
+            r, N, protected: pairs that merge, tokens of a sequence, and leading ones that never merge.
+            more: further attributes of a subclass.
+        """
+        (S, A), M, device = score_SA.shape, N - r, score_SA.device
+        first, second = protected + protected % 2, protected + 1 - protected % 2
+        scores_SA, order_SA = score_SA.sort(dim=1, descending=True, stable=True)
+        merged, unmerged = order_SA[:, :r], order_SA[:, r:].sort(dim=1).values
+        rows = torch.arange(S * N, device=device)
+        row_SN, new_row_SM = rows.view(S, N), rows[: S * M].view(S, M)
+        row_SA = row_SN[:, first::2]
+        kept = torch.cat([row_SN[:, :protected], row_SA.gather(1, unmerged), row_SN[:, second::2]], dim=1)
+        target = new_row_SM[:, protected + A - r : protected + A - r + 1] + partner_SA.gather(1, merged)
+        return cls(
+            tokens=(N, M),
+            kept=kept.flatten(),
+            source=row_SA.gather(1, merged).flatten(),
+            target=target.flatten(),
+            scores_SA=scores_SA,
+            **more,
+        )
 
     @property
     def kept_SM(self) -> Tensor:
@@ -121,7 +152,6 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
     A, B = len(range(N)[sources]), len(range(N)[targets])
     if not 0 <= r <= A or (r and not B):
         raise ValueError(f"r = {r} pairs cannot merge: {N - protected} patches give {A} sources")
-    M = N - r
     with torch.no_grad():
         if r:
             unit = F.normalize(metric, dim=-1)
@@ -130,20 +160,7 @@ def bipartite_match(metric: Tensor, r: int, protected: int = 1) -> Merge:
         else:
             best_SA = metric.new_zeros(S, A)
             partner_SA = torch.zeros(S, A, dtype=torch.long, device=metric.device)
-        scores_SA, order_SA = best_SA.sort(dim=1, descending=True, stable=True)
-        merged, unmerged = order_SA[:, :r], order_SA[:, r:].sort(dim=1).values
-        rows = torch.arange(S * N, device=metric.device)
-        row_SN, new_row_SM = rows.view(S, N), rows[: S * M].view(S, M)
-        row_SA = row_SN[:, sources]
-        kept = torch.cat([row_SN[:, :protected], row_SA.gather(1, unmerged), row_SN[:, targets]], dim=1)
-        target = new_row_SM[:, protected + A - r : protected + A - r + 1] + partner_SA.gather(1, merged)
-    return Merge(
-        tokens=(N, M),
-        kept=kept.flatten(),
-        source=row_SA.gather(1, merged).flatten(),
-        target=target.flatten(),
-        scores_SA=scores_SA,
-    )
+        return Merge.of_pairs(best_SA, partner_SA, r, N, protected)
 
 
 def require_finite(best_SA: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tvrbench.harness.models.backbone.architecture import Architecture
+from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.spec import option_error, require_blocks
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream, take
 
@@ -21,6 +21,15 @@ SCHEDULES: Mapping[str, Schedule] = {
     "tiny": ((6, 4, 16),),
 }
 """CenterCLIP's schedule on each backbone; its controls run the same one."""
+LONG_FRAMES = 60
+LONG_SCHEDULES: Mapping[str, Schedule] = {"ViT-B-32": ((6, 15, 49),), "ViT-B-16": ((6, 15, 160),)}
+"""The one of its long videos (ActivityNet, Table 2), 15 segments of 60 frames."""
+
+
+def long_schedule(arch: Architecture, frames: int) -> dict[str, Schedule]:
+    """The option ``schedule`` where the published one of this frame count is not that of the backbone's preset."""
+    name = vision_name(arch)
+    return {"schedule": LONG_SCHEDULES[name]} if frames == LONG_FRAMES and name in LONG_SCHEDULES else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +83,10 @@ class SegmentReducer(TokenReducer):
         sequences, patches = frames, arch.patches
         for block, segments, clusters in schedule:
             if segments < 1 or sequences % segments:
-                problem = f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach"
+                problem = (
+                    f"asks for {segments} equal segments at block {block}, which {sequences} sequences reach: "
+                    f"give a divisor of {sequences}, in the place of {segments}"
+                )
                 raise option_error(name, "schedule", problem)
             join = sequences // segments
             tokens, patches = join * patches, kept(clusters, join, patches)

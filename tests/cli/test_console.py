@@ -92,8 +92,8 @@ for arguments in json.loads(sys.argv[1]):
     ("encoding", "variables"),
     [
         ("ascii", {"PYTHONIOENCODING": "ascii"}),
-        ("latin-1", {"PYTHONIOENCODING": "latin-1"}),
-        ("cp437", {"PYTHONIOENCODING": "cp437"}),
+        pytest.param("latin-1", {"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+        pytest.param("cp437", {"PYTHONIOENCODING": "cp437"}, marks=pytest.mark.slow),
         ("utf-16", {"PYTHONIOENCODING": "utf-16"}),
         ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
     ],
@@ -202,7 +202,17 @@ def test_an_error_that_a_signal_caused_counts_as_the_signal(error: str) -> None:
     assert done.stderr.decode().splitlines() == ["tvrbench: interrupted by SIGTERM"]
 
 
-@pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.no_such_backend", "tkagg", "qtagg", ""])
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.no_such_backend", "tkagg", "qtagg", ""])
+def test_a_report_starts_whatever_the_backend_of_the_users(backend: str, tmp_path: Path) -> None:
+    done = tvrbench("report", "standin/uniform", folder=tmp_path, MPLBACKEND=backend)
+    assert done.returncode == 2
+    assert b"[report.no-run]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["nonsense", *(pytest.param(backend, marks=pytest.mark.slow) for backend in ("module://no.such", "qtagg", ""))],
+)
 def test_figures_need_no_backend_of_the_users(backend: str, tmp_path: Path) -> None:
     if not (ROOT / "results" / "records").is_dir():
         pytest.skip("the committed records are not here")

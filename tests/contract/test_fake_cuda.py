@@ -112,8 +112,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("centerclip", {"exact_distance": False}),
     ("token_sampling", {"mode": "pooling"}),
     ("clip4clip", {"head": "seqTransf"}),
+    ("testa", {"layout": "space", "score": "mode"}),
+    ("testa", {"temporal": True}),
+    ("evit", {"fuse": False}),
     ("vop", {"read": "released", "variant": "F+P"}),
     ("vop", {"variant": "C"}),
+    *(("rlt", {"scope": scope, "budget": 0.5}) for scope in ("held", "video", "frame")),
 ]
 
 

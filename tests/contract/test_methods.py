@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +28,8 @@ from tvrbench.harness.models.spec import Group
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream
 from tvrbench.harness.models.tuning import TUNINGS
 from tvrbench.harness.profiling.counts.dead import IN_PART, dead_parameters
+from tvrbench.harness.profiling.counts.flops import traced_macs
+from tvrbench.harness.profiling.counts.formula import video_macs
 from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.contract
@@ -97,7 +100,9 @@ def test_class_tokens_leave_as_declared(name: str, tiny_model: Make, tiny_batch:
     with torch.no_grad():
         stream = model.video_tokens(tiny_batch["frames"])
     assert stream.per_video * stream.classes == model.reducer.class_weights(stream, tiny_batch["mask"]).shape[1]
-    assert (stream.per_video, stream.x.shape[1]) == model.tokens[-1]
+    assert (stream.per_video, stream.x.shape[1]) == model.tokens[-1] or stream.per_video == model.reducer.plan()[
+        -1
+    ].packed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,13 +124,43 @@ def test_without_its_reduction_a_method_is_the_plain_encoder(
 @pytest.mark.parametrize("name", NAMES)
 def test_observed_tokens_are_the_expected_ones(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
     model = tiny_model(name)
+    seen = _entering_mlps(model, tiny_batch["frames"], tiny_batch["mask"])
+    videos, plan = len(tiny_batch["frames"]), model.reducer.plan()
+    numbers = [(videos, *block.leaving, block.packed) for block in plan]
+    assert seen == [(1, n * s * t) if packed else (n * s, t) for n, s, t, packed in numbers]
+
+
+def _entering_mlps(model: RetrievalModel, frames: torch.Tensor, mask: torch.Tensor) -> list[tuple[int, int]]:
+    """(sequences, tokens) that the MLP of each block sees."""
     seen: list[tuple[int, int]] = []
     for block in model.clip.visual.transformer.blocks:
         block.mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape[:2])))
-    videos = len(tiny_batch["frames"])
     with torch.no_grad():
-        model.encode_video(tiny_batch["frames"], tiny_batch["mask"])
-    assert seen == [(videos * sequences, tokens) for sequences, tokens in model.tokens]
+        model.encode_video(frames, mask)
+    return seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_known_video_has_a_plan_of_its_own(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    model = tiny_model(name)
+    if not model.reducer.depends_on_content:
+        pytest.skip(f"the tokens of {name} do not depend on content")
+    still = tiny_batch["frames"].clone()
+    for video, last in enumerate((1, 4, 9)):
+        still[video, last:] = still[video, last - 1 : last]
+    recorder = Recorder()
+    with watched(model.reducer, recorder):
+        seen = _entering_mlps(model, still, tiny_batch["mask"])
+    (made,) = recorder.made
+    own = [model.reducer.plan(kept) for kept in made.kept_S.tolist()]  # type: ignore[attr-defined,call-arg]
+    assert [prod(shape) for shape in seen] == [
+        sum(prod(b.leaving) for b in blocks) for blocks in zip(*own, strict=True)
+    ]
+    shares = made.share_S.tolist()  # type: ignore[attr-defined]
+    assert 0 < shares[0] < shares[1] < shares[2] < 1
+    assert all(
+        prod(block.leaving) < prod(most.leaving) for block, most in zip(own[2], model.reducer.plan(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -325,6 +360,11 @@ def test_unknown_options_are_named(name: str, tiny_model: Make) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_is_what_the_reducer_does(name: str, tiny_model: Make) -> None:
-    """A plan by formula has the tokens and the multiply-adds of one pass of the reducer."""
-    reducer = tiny_model(name).reducer
-    assert reducer.plan() == TokenReducer.plan(reducer)
+    """A plan by formula has the tokens and the multiply-adds of one pass of the reducer; of the whole encoder where it
+    acts on entering frames, which such a pass leaves out."""
+    model = tiny_model(name)
+    reducer = model.reducer
+    if type(reducer).enter is TokenReducer.enter:
+        assert reducer.plan() == TokenReducer.plan(reducer)
+    else:
+        assert traced_macs(model)["video"] == video_macs(model)

@@ -69,9 +69,12 @@ def test_bfloat16_autocast(
 # Every kind of reduction on two blocks, which compile in seconds: also run on the oldest versions (`nox -s bounds`).
 SHORT: dict[str, dict[str, Any]] = {
     "lora": {},
+    "rlt": {"budget": 0.5, "scope": "video"},
     "tempme": {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1, "merge_blocks": (1,), "merge_frames": (2,)},
+    "testa": {"frames_r": (2, 1), "patches_r": 2},
     "token_sampling": {"schedule": ((1, 4, 16),)},
     "tome": {"r": 1},
+    "evit": {"blocks": (1,)},
     "vidtome": {},
 }
 
@@ -87,7 +90,10 @@ def test_a_reducer_between_two_blocks_is_one_graph(name: str, tiny_batch: dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_whole_encoder_is_one_graph(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
-    """Traced without a break and run by PyTorch; the compiler behind it is tried in the slow tier."""
+    """Traced without a break and run by PyTorch; the compiler behind it is tried in the slow tier.
+
+    Where the number of tokens depends on content, a graph may break where the host reads it.
+    """
     model = tiny_model(name)
     _compare(model, tiny_batch, backend="aot_eager")
 
@@ -100,7 +106,7 @@ def test_compiled_code_gives_the_same_features(name: str, tiny_model: Make, tiny
 
 def _compare(model: RetrievalModel, batch: dict[str, Any], backend: str) -> None:
     torch.compiler.reset()
-    compiled = torch.compile(model.encode_video, backend=backend, fullgraph=True)
+    compiled = torch.compile(model.encode_video, backend=backend, fullgraph=not model.reducer.depends_on_content)
     with torch.no_grad():
         reference = model.encode_video(batch["frames"], batch["mask"])
         torch.testing.assert_close(compiled(batch["frames"], batch["mask"]), reference, rtol=0, atol=1e-4)

@@ -90,7 +90,7 @@ def released_blocks(monkeypatch: pytest.MonkeyPatch) -> list[blocks.Block]:
 def test_attention_and_its_metric(key: str, released_blocks: list[blocks.Block]) -> None:
     case = FIXTURE["attention"]
     with torch.no_grad():
-        out, _, keys = released_blocks[0].attn(case["x"], case["size"] if key == "size" else None)
+        out, _, keys, _ = released_blocks[0].attn(case["x"], case["size"] if key == "size" else None)
     close(out, case[f"attn_{key}"])
     close(keys.mean(dim=1), case[f"metric_{key}"])
 

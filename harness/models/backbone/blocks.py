@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,12 +163,16 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.lora: LowRank | None = None
         self._folded: Kept[Tensor] = Kept()
+        self._mean_keys: Kept[tuple[Tensor, Tensor]] = Kept()
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
-    def _folded_weight(self, lora: LowRank) -> Tensor:
-        # Folded in the weights' own precision, whatever the activations run in: the sum outlives the call.
+    def _own_precision(self) -> AbstractContextManager[None]:
+        """The weights' own precision, whatever the activations run in, for what outlives the call."""
         device = self.in_proj_weight.device.type
-        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+        return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+    def _folded_weight(self, lora: LowRank) -> Tensor:
+        with self._own_precision():
             if torch.compiler.is_compiling():  # a graph cannot watch for changes, so each call folds again
                 return torch.addmm(self.in_proj_weight, lora.B, lora.A)
             sources = (self.in_proj_weight, lora.B, lora.A)
@@ -180,12 +184,14 @@ class Attention(nn.Module):
             self._folded.clear()  # it may belong to inference mode, where parameters cannot
             self.in_proj_weight = nn.Parameter(self._folded_weight(self.lora), self.in_proj_weight.requires_grad)
             self._folded.clear()
+            self._mean_keys.clear()
             self.lora = None
 
     def train(self, mode: bool = True) -> Attention:
         """Switch mode; going to training frees the folded matrix."""
         if mode:
             self._folded.clear()
+            self._mean_keys.clear()
         return super().train(mode)
 
     def project(self, x: Tensor) -> Tensor:
@@ -200,6 +206,27 @@ class Attention(nn.Module):
         """Queries, keys and values of x [S, N, D]."""
         S, N, _ = x.shape
         return QKV(*self.project(x).view(S, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4))
+
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """The keys of x [S, N, D], averaged over heads: [S, N, 64]; from the mean of the projections of all heads."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.linear(x, *self._mean_key_projection())
+        added = () if self.lora is None else (self.lora.A, self.lora.B)
+        sources = (self.in_proj_weight, self.in_proj_bias, *added)
+        return F.linear(x, *self._mean_keys.get(sources, self._mean_key_projection))
+
+    def _mean_key_projection(self) -> tuple[Tensor, Tensor]:
+        """Weight [64, D] and bias [64]."""
+
+        def mean(rows: Tensor) -> Tensor:
+            keys = rows.chunk(3)[1]
+            return keys.view(self.heads, -1, *keys.shape[1:]).mean(dim=0)
+
+        with self._own_precision():
+            weight = mean(self.in_proj_weight)
+            if self.lora is not None:
+                weight = torch.addmm(weight, mean(self.lora.B), self.lora.A)
+            return weight, mean(self.in_proj_bias)
 
     def merge_heads(self, heads_SHNC: Tensor, places: Tensor | None = None) -> Tensor:
         """What every head found [S, heads, N, 64], projected to [S, N, D]; at these places alone, [1, M, D]."""
@@ -236,7 +263,7 @@ class Attention(nn.Module):
             out = (attend_with_sizes_in_keys if self.sizes_in_keys else attend_with_mask)(q, keys, v, size)
         else:
             out = F.scaled_dot_product_attention(q, keys, v, attn_mask=mask, is_causal=causal and not prompts)
-        return AttentionOut(self.merge_heads(out), q, k)
+        return AttentionOut(self.merge_heads(out), q, k, keys[:, :, :-N] if prompts else None)
 
     def before(self, prompts_RQD: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [S, heads, Q + N, 64], the prompts' first: those of row s % R for sequence s."""
@@ -308,6 +335,10 @@ class Block(nn.Module):
     def qkv(self, x: Tensor) -> QKV:
         """Queries, keys and values of tokens [S, N, D] that went through ``ln_1``, for ``mix``."""
         return self.attn.qkv(x)
+
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """The keys of tokens [S, N, D] that went through ``ln_1``, averaged over heads: [S, N, 64]."""
+        return self.attn.mean_keys(x)
 
     def mix(
         self,

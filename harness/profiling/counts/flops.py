@@ -34,6 +34,7 @@ from tvrbench.harness.profiling.counts.formula import (
 
 T = TypeVar("T")
 
+_UNLIKE = 1000.0  # standard deviations of pixels: neighboring frames have nothing in common
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
 # Words in the names of operators that multiply matrices: each such operator must be counted.
 _MATRIX_WORD = re.compile(
@@ -107,6 +108,9 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
     no weight is copied: ViT-B/16 takes a second. A method whose control flow reads tensor values cannot run there; it
     is traced with noise on a CPU, where the same operators give the same count.
 
+    Of a method whose token count depends on the pixels this is the most that a video can cost: without values its
+    reducer keeps every patch, and of noise that changes more from frame to frame than any video it does too.
+
     A reduction that is an operator of its own (clustering) is opaque to the trace. All its multiply-adds then come from
     the method's plan: such a method leaves no other part of its reduction to plain operators.
 
@@ -147,6 +151,8 @@ def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None =
     noise = torch.Generator().manual_seed(0)
     arch, frames = twin.clip.arch, twin.frames
     pixels = torch.randn(1, frames, 3, arch.image_size, arch.image_size, generator=noise)
+    if twin.reducer.depends_on_content:
+        pixels *= _UNLIKE
     ids = torch.arange(text_length(twin.clip)).unsqueeze(0) % arch.vocab_size
     inputs: dict[str, tuple[Any, ...]] = {
         "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
@@ -224,12 +230,13 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
     Returns:
         ``method, backbone, frames, gmacs: {video, text, as_released: {video, text}, training: {video, text}},
         params: {total, trainable, dead}, tokens: [[sequences, tokens per sequence] leaving each block], output_tokens,
-        output_tokens_as_released``, for one video; ``text_length``, the ids of the caption behind ``gmacs.text``;
-        ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of ``gmacs.video`` of the token
-        reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``} where that is None. GMACs
-        are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released code whose results it
-        drops; the same numbers where it drops none. Training: the forward pass of a training step; the same numbers
-        where that keeps the same tokens.
+        output_tokens_as_released``, for one video; ``at_most``, True where tokens and GMACs of a video depend on its
+        pixels, so that these are the most that they can be; ``text_length``, the ids of the caption behind
+        ``gmacs.text``; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of
+        ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``}
+        where that is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released
+        code whose results it drops; the same numbers where it drops none. Training: the forward pass of a training
+        step; the same numbers where that keeps the same tokens.
 
     Raises:
         CheckFailed: trace and formula disagree.
@@ -247,6 +254,7 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         "method": model.name,
         "backbone": vision_name(model.clip.arch),
         "frames": model.frames,
+        "at_most": model.reducer.depends_on_content,
         "text_length": text_length(model.clip),
         "gmacs": {name: counted / 1e9 for name, counted in macs.items()}
         | {"as_released": as_released, "training": training},

@@ -97,8 +97,14 @@ def _text_macs(model: RetrievalModel, work: Work | None = None) -> int:
 
 def _with(work: BlockTokens, prompts: int) -> BlockTokens:
     """The work with this number of prompts added to every sequence."""
-    longer = [(number, tokens + prompts) for number, tokens in (work.attention, work.leaving, *work.also_attending)]
-    return replace(work, attention=longer[0], leaving=longer[1], also_attending=tuple(longer[2:]))
+    added = prompts * max(work.packed, 1)
+    longer = [(number, tokens + added) for number, tokens in (work.attention, work.leaving, *work.also_attending)]
+    work = replace(work, attention=longer[0], leaving=longer[1], also_attending=tuple(longer[2:]))
+    if not (work.packed and work.mixing):
+        return work
+    mixing = tuple((sequences, queries + prompts, keys + prompts) for sequences, queries, keys in work.mixing)
+    returning = None if work.returning is None else work.returning + added
+    return replace(work, projecting=work.projecting + added, mixing=mixing, returning=returning)
 
 
 def _block_macs(work: BlockTokens, block: Block, width: int) -> int:

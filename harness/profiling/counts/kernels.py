@@ -46,13 +46,17 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     The answers are those of a call that goes well: a flag is set, a number is 1, and nothing is left to look at.
 
+    Args:
+        keeps_all: nothing is left out: of a mask that says which tokens stay, every element is True.
+
     Attributes:
         kernels: by operator.
         waits: by the place in the code that waits and the reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_all: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._keeps_all = keeps_all
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
 
@@ -75,7 +79,8 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "nonzero":
             if on_gpu:
                 self._wait("a size depends on values")
-            return given[0].new_zeros((0, given[0].ndim), dtype=torch.long)
+            found = given[0].numel() if self._keeps_all else 0
+            return given[0].new_zeros((found, given[0].ndim), dtype=torch.long)
         if name in ("index", "index_put", "index_put_") and given[0].is_cuda:
             if any(t.device.type == "cpu" and t.ndim for t in given[1:]):
                 self._wait("an index lies on the CPU")
@@ -205,15 +210,15 @@ def count_kernels(model: RetrievalModel) -> dict[str, Any]:
     if not model.spec.card.encodes:
         return found
     with fake_cuda(), torch.no_grad():
-        twin = on_fake_cuda(model).eval()
+        twin, keeps_all = on_fake_cuda(model).eval(), model.reducer.depends_on_content
         for precision, dtype in PRECISIONS.items():
             if dtype is not None:
                 prepare_to_encode(twin, dtype)  # as encoders are timed
             for what, encode in encodings(twin).items():
                 with autocast(dtype):
-                    with KernelCounter():
+                    with KernelCounter(keeps_all=keeps_all):
                         encode()  # folds LoRA
-                    with KernelCounter() as counter:
+                    with KernelCounter(keeps_all=keeps_all) as counter:
                         encode()
                 found[what][precision] = counter.kernels.total()
                 found["waits"][what] = max(found["waits"][what], counter.waits.total())

@@ -85,7 +85,8 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
 
     Raises:
         UsageError: what the function raised.
-        CheckFailed: the process died (its field ``cause`` is what it raised, in a line, if it did) or took too long.
+        CheckFailed: what the function raised, or the process died (its field ``cause`` is what it raised, in a line, if
+            it did) or took too long.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     with receiver, tempfile.NamedTemporaryFile() as log:
@@ -101,7 +102,7 @@ def call(title: str, timeout_s: float, function: Callable[..., T], *arguments: A
             with suppress(EOFError):
                 if receiver.poll():
                     answer = receiver.recv()
-                    if isinstance(answer, UsageError):
+                    if isinstance(answer, UsageError | CheckFailed):
                         raise answer
                     if not isinstance(answer, _Bug):
                         return answer  # type: ignore[no-any-return]
@@ -138,7 +139,7 @@ def _fresh_start() -> Iterator[None]:
 
 
 def _serve(sender: connection.Connection, log: str, function: Callable[..., object], arguments: Sequence[Any]) -> None:
-    """In the fresh process: call the function and send its result, or the UsageError that it raises."""
+    """In the fresh process: call the function and send its result, or the error in words that it raises."""
     os.setsid()  # a Ctrl-C is for the process that waits, which then kills this one
     threading.Thread(target=_end_with_parent, name="tvrbench-parent-watch", daemon=True).start()
     with Path(os.devnull).open("rb") as nothing, Path(log).open("wb", buffering=0) as file:
@@ -150,7 +151,7 @@ def _serve(sender: connection.Connection, log: str, function: Callable[..., obje
             message = f"cannot measure: {cause}; measure first, or use another start method"
             raise UsageError(message, code="measurement.environment")
         sender.send(function(*arguments))
-    except UsageError as error:
+    except (UsageError, CheckFailed) as error:
         sender.send(error)
     except Exception as error:
         sender.send(_Bug("".join(format_exception_only(error)).splitlines()[0]))

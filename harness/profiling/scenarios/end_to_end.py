@@ -20,9 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core import registry
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.cache import open_cache
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.open import splits_of
@@ -31,14 +28,14 @@ from tvrbench.harness.data.types import FrameSpec, RetrievalDataset
 from tvrbench.harness.models.backbone.tokenizer import CLIP_VOCABULARY, BytePairTokenizer
 from tvrbench.harness.models.cuda_graphs import Encode
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.plan import Job, MeasurementSettings
+from tvrbench.harness.profiling.plan import Job
+from tvrbench.harness.profiling.scenarios.clips import comparison_sampler, open_videos, video_ids, videos_for
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
-from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.profiling.scenarios.synthetic import with_captions
 from tvrbench.harness.profiling.trackers.timing import time_calls
 from tvrbench.harness.records.record import Measurement
 
 STAGES = ("decode_time", "preprocess_time", "encode_time")
-COMPARISON_RECIPE = "uniform"  # its sampler picks the frames, the same for all methods
 QUERIES = GALLERY = 1000  # the size of the 1k-A test split
 TOP = 10
 CAPTIONS = 256  # that are tokenized
@@ -51,12 +48,13 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
     Raises:
         UsageError: an unknown data set, no folder for it, or a video that cannot be decoded.
     """
-    dataset, sampler = open_videos(job), load_recipe(COMPARISON_RECIPE).sampler
+    dataset, sampler = open_videos(job), comparison_sampler()
     spec = FrameSpec(sampler=sampler, frames=model.frames, size=model.clip.arch.image_size)
     batches = _batches(dataset, job)
-    where: dict[str, Any] = {"device": str(device), "batch": job.batch, "dataset": dataset.name, "sampler": sampler}
+    where: dict[str, Any] = {"device": str(device), "batch": job.batch, "inputs": "clips"}
+    where |= {"dataset": dataset.name, "sampler": sampler}
     with torch.inference_mode():
-        timed, check = checked_encoders(model, job, synthetic_batch(model, job.batch, device))
+        timed, check = checked_encoders(model, job, with_captions(model, videos_for(job, device, model)))
         conditions = where | check.conditions
         passes = [_stages(dataset, spec, videos, timed.video, model) for videos in batches]
         # The first batch warms the decoder up.
@@ -87,24 +85,9 @@ def bound_by(alone: Mapping[str, float]) -> str:
     return min(rates, key=lambda name: rates[name])
 
 
-def open_videos(settings: MeasurementSettings) -> RetrievalDataset:
-    """The data set whose videos are decoded; one that generates its own does so now.
-
-    Raises:
-        UsageError: an unknown name, no folder, or not the data set's folder.
-    """
-    name = settings.dataset or registry.matching("datasets", generated=True)[0]
-    cls = registry.lookup(name, "datasets")
-    if settings.data is None and not cls.generated:
-        message = f"data set {name} needs its folder (--data DIR): {cls.wanted}"
-        raise UsageError(message, code="dataset.folder", dataset=name)
-    dataset: RetrievalDataset = cls(settings.data)
-    return dataset
-
-
 def _batches(dataset: RetrievalDataset, job: Job) -> list[list[str]]:
-    """One batch more than is measured, from the first split, which starts again where it ends."""
-    videos = cycle(dataset.split(splits_of(dataset)[0]).video_ids)
+    """One batch more than is measured, from the job's videos, which start again where they end."""
+    videos = cycle(video_ids(dataset, job))
     return [list(islice(videos, job.batch)) for _ in range(1 + job.timing.min_iterations)]
 
 

@@ -14,8 +14,9 @@ import torch
 
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.plan import Job
+from tvrbench.harness.profiling.scenarios.clips import videos_for, work_on
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
-from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.profiling.scenarios.synthetic import with_captions
 from tvrbench.harness.profiling.trackers.nvml import Nvml, NvmlUnavailable, gpu_uuid
 from tvrbench.harness.profiling.trackers.timing import Call
 from tvrbench.harness.records.record import Measurement
@@ -34,7 +35,8 @@ def measure_energy(model: RetrievalModel, job: Job, device: torch.device) -> lis
         if device.type != "cuda":
             raise NvmlUnavailable("energy comes from NVML's counter, which only a GPU has")
         with closing(Nvml(gpu_uuid(device))) as nvml, torch.inference_mode():
-            inputs = synthetic_batch(model, job.batch, device)
+            on = videos_for(job, device, model)
+            inputs, work = with_captions(model, on), work_on(model, on)
             timed, check = checked_encoders(model, job, inputs)
             torch.cuda.synchronize(device)
             meter = EnergyMeter(nvml, device)
@@ -42,7 +44,8 @@ def measure_energy(model: RetrievalModel, job: Job, device: torch.device) -> lis
             queries = meter.measure(partial(timed.text, inputs.ids, inputs.text_mask), job.batch / 1000, QUERIES)
     except NvmlUnavailable as error:
         return [Measurement.missing(name, unit, str(error), batch=job.batch) for name, unit in (VIDEO, QUERIES)]
-    return [replace(m, conditions={"batch": job.batch, **m.conditions, **check.conditions}) for m in (videos, queries)]
+    conditions = {**on.conditions, **work.conditions, **check.conditions}
+    return [replace(m, conditions={"batch": job.batch, **m.conditions, **conditions}) for m in (videos, queries)]
 
 
 class EnergyMeter:

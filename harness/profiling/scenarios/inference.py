@@ -9,10 +9,10 @@ from functools import partial
 import torch
 
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.plan import Job
+from tvrbench.harness.profiling.scenarios.clips import videos_for, work_on
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
-from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.profiling.scenarios.synthetic import with_captions
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe, peak_memory
 from tvrbench.harness.profiling.trackers.roofline import measure_roofline, share_of_peak
 from tvrbench.harness.profiling.trackers.timing import Call, latency_of, measure_throughput, time_calls
@@ -25,8 +25,10 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
     Where the features of the timed encoders differ from those of the plain float32 model, every measurement is marked
     ``invalid`` with the reason.
     """
-    inputs = synthetic_batch(model, job.batch, device)
-    one = inputs.frames[:1], inputs.mask[:1]
+    videos = videos_for(job, device, model)
+    inputs, work = with_captions(model, videos), work_on(model, videos)
+    one = videos.first
+    of_one = {**one.conditions, **work_on(model, one).conditions}  # what a latency is of
     with torch.inference_mode():
         timed, check = checked_encoders(model, job, inputs)
         measurements = _videos(lambda: timed.video(inputs.frames, inputs.mask), job, device)
@@ -35,16 +37,18 @@ def measure_inference(model: RetrievalModel, job: Job, device: torch.device) -> 
             seconds = [1 / rate for rate in throughput.samples]
             measurements += latency_of(seconds, device, job.timing.warmup)
         elif job.latency:
-            timed.video(*one)  # another batch size: what compiles, compiles again
-            seconds = time_calls(lambda: timed.video(*one), device, job.timing)
-            measurements += latency_of(seconds, device, job.timing.warmup)
+            timed.video(one.frames, one.mask)  # another batch size: what compiles, compiles again
+            seconds = time_calls(lambda: timed.video(one.frames, one.mask), device, job.timing)
+            latency = latency_of(seconds, device, job.timing.warmup)
+            measurements += [replace(m, conditions=dict(m.conditions) | of_one) for m in latency]
         captions, how = partial(timed.text, inputs.ids, inputs.text_mask), (job.batch, device, job.timing)
         measurements.append(measure_throughput(captions, *how, "text_throughput", "queries/s"))
     machine: list[Measurement] = []
     if job.roofline:
         machine = measure_roofline(device, job.precision)
-        measurements.append(share_of_peak(throughput, analytic_macs(model)["video"] / 1e9, machine[0]))
-    return [*(replace(m, conditions=dict(m.conditions) | check.conditions) for m in measurements), *machine]
+        measurements.append(share_of_peak(throughput, work.gmacs, machine[0]))
+    conditions = {**videos.conditions, **work.conditions, **check.conditions}
+    return [*(replace(m, conditions=conditions | dict(m.conditions)) for m in measurements), *machine]
 
 
 def _videos(encode: Call, job: Job, device: torch.device) -> list[Measurement]:

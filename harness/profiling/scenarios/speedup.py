@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.plan import Job, Timing
+from tvrbench.harness.profiling.scenarios.clips import videos_for, work_on
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders, job_model
-from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.profiling.scenarios.synthetic import with_captions
 from tvrbench.harness.profiling.scenarios.training_step import train_step_fn
 from tvrbench.harness.profiling.trackers.timing import Call, time_calls
 from tvrbench.harness.records.record import Measurement
@@ -30,21 +30,24 @@ def compare_encoding(model: RetrievalModel, job: Job, device: torch.device) -> l
     """``speedup`` of encoding videos, the times behind it, and the share of it that the multiply-adds allow."""
     other = job_model(job, device, job.baseline)
     fewer_words = min(model, other, key=lambda each: each.clip.max_words)  # captions that both take
-    inputs = synthetic_batch(fewer_words, job.batch, device)
+    videos = videos_for(job, device, model, other)
+    inputs, works = with_captions(fewer_words, videos), [work_on(each, videos) for each in (model, other)]
     with torch.inference_mode():
         candidate, check = checked_encoders(model, job, inputs)
         baseline, baseline_check = checked_encoders(other, job, inputs)
         ours, theirs = (partial(each.video, inputs.frames, inputs.mask) for each in (candidate, baseline))
         seconds = interleave(ours, theirs, device, repeats=job.repeats, warmup=job.timing.warmup)
     worse = max(check, baseline_check, key=lambda each: each.error / each.tolerance)  # limits may differ
-    measurements = _measurements(*seconds, other, job, worse.conditions)
-    return [*measurements, _reached(measurements[0], model, other)]
+    conditions = {**videos.conditions, **works[0].conditions, **worse.conditions}
+    measurements = _measurements(*seconds, other, job, conditions)
+    return [*measurements, _reached(measurements[0], *(work.gmacs for work in works))]
 
 
 def compare_training(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
     """``training_speedup`` of a training step and the times behind it; both models learn by the job's recipe."""
     other = job_model(job, device, job.baseline)
-    candidate, baseline = train_step_fn(model, job, device), train_step_fn(other, job, device)
+    videos = videos_for(job, device, model, other)
+    candidate, baseline = train_step_fn(model, job, videos), train_step_fn(other, job, videos)
     seconds = interleave(candidate.call, baseline.call, device, repeats=job.repeats, warmup=job.timing.warmup)
     return _measurements(*seconds, other, job, candidate.conditions)
 
@@ -93,9 +96,8 @@ def _measurements(
     return measurements
 
 
-def _reached(speedup: Measurement, model: RetrievalModel, other: RetrievalModel) -> Measurement:
-    """``speedup_reached``: the share of the speed-up that the multiply-adds allow, which is in ``allowed``."""
-    candidate, baseline = (analytic_macs(m)["video"] for m in (model, other))
+def _reached(speedup: Measurement, candidate: float, baseline: float) -> Measurement:
+    """``speedup_reached``: the share of the speed-up that both sides' multiply-adds allow, which is in ``allowed``."""
     if not candidate or not baseline or speedup.value is None:
         return Measurement.missing("speedup_reached", "%", "one side runs no encoder, so nothing says what is allowed")
     conditions = {**speedup.conditions, "allowed": baseline / candidate}

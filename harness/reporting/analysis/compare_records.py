@@ -232,4 +232,6 @@ def _why_no_ratio(a: Record, b: Record, x: MeasurementDoc, y: MeasurementDoc) ->
                 return f"{key} was {one} and {other}: not compared"
         if any(m["conditions"].get("lower_bound") is True for m in (x, y)):
             return "a lower bound has no ratio"
+    if any(m["conditions"].get("upper_bound") is True for m in (x, y)):
+        return "an upper bound has no ratio: the number of tokens depends on the pixels"
     return None if x["value"] else "A's is 0"

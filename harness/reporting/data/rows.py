@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
 from tvrbench.harness.records.reading import USUAL_READING, frame_captions_of, unusual_reading
-from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc, Record
+from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS, MeasurementDoc, Record
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
@@ -41,13 +41,14 @@ class Cost:
 
     Attributes:
         value: None where a run lacks it.
-        lower_bound: the value is at least this.
+        lower_bound, upper_bound: the value is at least, or at most, this.
         reason: why there is no value.
         invalid: why the value is excluded, for example a disturbed run.
     """
 
     value: float | None
     lower_bound: bool = False
+    upper_bound: bool = False
     reason: str | None = None
     invalid: str | None = None
 
@@ -65,8 +66,8 @@ class Cost:
             reasons = (str(c["reason"]) for c in conditions if "reason" in c)
             return cls(value=None, reason=next(reasons, "not measured in every run"))
         invalid = next((str(c["invalid"]) for c in conditions if "invalid" in c), None)
-        bound = any(c.get("lower_bound") is True for c in conditions)
-        return cls(value=fmean(values), lower_bound=bound, invalid=invalid)
+        low, high = (any(c.get(key) is True for c in conditions) for key in ("lower_bound", "upper_bound"))
+        return cls(value=fmean(values), lower_bound=low, upper_bound=high, invalid=invalid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +155,23 @@ class MethodRow:
         return any(m["name"] == name for m in self.measurements)
 
     def reading(self, name: str) -> str:
-        """Return the name that a cost has in these records: one as released that they do not hold is the exact one."""
-        return name if self.holds(name) else name.removesuffix(AS_RELEASED)
+        """Return the name that a cost has in these records.
+
+        One as released that they do not hold is the exact one, and a count that depends on the pixels is its mean over
+        videos, where they hold that.
+        """
+        known = name if self.holds(name) else name.removesuffix(AS_RELEASED)
+        return f"{known}{OVER_VIDEOS}" if self.holds(f"{known}{OVER_VIDEOS}") else known
 
     def cost(self, name: str, what: str = "inference") -> Cost | None:
-        """Return a measurement by name, averaged over the runs; None where no run mentions it.
+        """Return a measurement by the name that it has in these records (``reading``), averaged over the runs."""
+        return self.recorded(self.reading(name), what)
+
+    def recorded(self, name: str, what: str = "inference") -> Cost | None:
+        """Return a measurement of exactly this name, averaged over the runs; None where no run mentions it.
 
         A measurement that names no scenario (``what``) counts for any.
         """
-        name = self.reading(name)
         per_run = (
             [m for m in run.record["cost"] if m["name"] == name and m["conditions"].get("what", what) == what]
             for run in self.runs

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tvrbench.harness.reporting.analysis.reduction import Kept, ReducedRow, plain_recall, reduced_lines
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.figures.agreement import agreement_figure
 from tvrbench.harness.reporting.figures.axes import Axis, Point, cost_axes, lines, points
 from tvrbench.harness.reporting.figures.bars_and_steps import (
     seed_spreads,
@@ -21,6 +23,10 @@ from tvrbench.harness.reporting.tables.results import chance_levels
 
 RECIPES_NOTICE = "Each method with its own paper's recipe: not a comparison."
 
+_KEPT: tuple[tuple[Kept, str, str], ...] = (
+    ("tokens", "tokens kept", "agreement.png"),
+    ("gmacs", "GMACs", "agreement-gmacs.png"),
+)
 _SPEEDS = {"throughput": "videos per second", "speedup": "speed-up"}
 _SHORT = _SPEEDS | {"gmacs_video": "compute", "params_trainable": "trainable parameters"}
 
@@ -85,6 +91,24 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
             f"Time: {setting(timed)}." if setting(timed) else None,
         )
     return figures
+
+
+def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> list[Picture]:
+    """Draw tokens and GMACs kept against agreement with the plain encoder and R@1."""
+    plain = plain_recall([one.row for one in reduced])
+    drawn = []
+    for what, kept, file in _KEPT:
+        if not reduced_lines(reduced, what):
+            continue
+        title = f"Agreement and {kept}"
+        data = agreement_figure(reduced, what, title=heading(title, scope), notice=scope.notice, plain=plain)
+        caption = scope.caption(
+            "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
+            "Dotted: the plain encoder, on the same weights and frames.",
+        )
+        alternative = f"{title} of each reducer, {scope.protocol}"
+        drawn.append(Picture(file=file, data=data, alternative=alternative, caption=caption, kind="agreement"))
+    return drawn
 
 
 def heading(text: str, scope: ReportContext) -> str:

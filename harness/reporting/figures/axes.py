@@ -11,6 +11,7 @@ import numpy as np
 
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
+from tvrbench.harness.reporting.analysis.reduction import undominated
 from tvrbench.harness.reporting.catalogue import (
     CATALOGUE,
     EXPECTED_R1,
@@ -180,11 +181,9 @@ def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
         better: the good end of the cost.
     """
     sign = 1 if better == "min" else -1
-    best: list[Point] = []
-    for p in sorted(points, key=lambda p: (sign * p.cost, -p.recall, p.label)):
-        if not best or p.recall > best[-1].recall or (p.cost, p.recall) == (best[-1].cost, best[-1].recall):
-            best.append(p)
-    return best
+    best = undominated([(sign * p.cost, p.recall) for p in points])
+    kept = [p for p, wins in zip(points, best, strict=True) if wins]
+    return sorted(kept, key=lambda p: (sign * p.cost, -p.recall, p.label))
 
 
 def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -196,13 +195,11 @@ def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 def _averaged(metric: Metric, row: MethodRow) -> Reading | None:
     """The mean over runs, with the range of several runs or the quartiles of one run's samples."""
-    cost = row.cost(metric.name, metric.what)
-    if cost is None or cost.valid is None:
+    cost, name = row.cost(metric.name, metric.what), row.reading(metric.name)
+    if cost is None or cost.valid is None or cost.upper_bound:  # an upper bound is not drawn as if it were measured
         return None
     measured = [
-        m
-        for m in row.measurements
-        if m["name"] == metric.name and m["conditions"].get("what", metric.what) == metric.what
+        m for m in row.measurements if m["name"] == name and m["conditions"].get("what", metric.what) == metric.what
     ]
     values, samples = [m["value"] for m in measured if m["value"] is not None], measured[0]["samples"]
     ends: Sequence[float] = ()
@@ -220,7 +217,7 @@ def _benched(metric: Metric, batch: int | None, row: MethodRow, inverse: bool = 
     """
     measured = figure(row, metric.name, metric.what, batch)
     value = value_of(measured)
-    if measured is None or value is None or (inverse and not value):
+    if measured is None or value is None or (inverse and not value) or measured["conditions"].get("upper_bound"):
         return None
     ends: Sequence[float] = ()
     if {"low", "high"} <= measured["conditions"].keys():

@@ -21,10 +21,11 @@ from tvrbench.harness.reporting.tables.table import Table
 PAGE, LATEX = "page.html", "tables.tex"
 # Files that a report may hold; those that the current one lacks are removed.
 _TABLES = (
+    "agreement",
     *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
     *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
 )
-_FIGURES = ("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "long-videos*")
+_FIGURES = (*("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),)
 _OWNED = [f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")] + [f"{stem}.png" for stem in _FIGURES]
 
 Line = tuple[Inline, ...]

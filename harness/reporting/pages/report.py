@@ -12,12 +12,13 @@ from tvrbench.harness.records.runs import SetAside, StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
 from tvrbench.harness.reporting.analysis.pairwise import compared_pairs
+from tvrbench.harness.reporting.analysis.reduction import ReducedRow, reduced_rows
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
-from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, pictures
+from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, agreement_pictures, pictures
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
@@ -26,6 +27,7 @@ from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge_accuracy
+from tvrbench.harness.reporting.tables.agreement import agreement_table
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
 from tvrbench.harness.reporting.tables.provenance import (
     banner,
@@ -79,8 +81,10 @@ def write_report(
     full_size_runs, outdated, aside_too = _latest(store, PAPER_SCALE)
     full_size = method_rows(full_size_runs, apart=("backbone",))
     staged, _, _ = _latest(store, BENCHED, *STAGES)
-    figures = pictures(rows, context, method_rows(staged))
+    reduced = reduced_rows(rows)
+    figures = agreement_pictures(reduced, context) if reduced else pictures(rows, context, method_rows(staged))
     sections = [
+        Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context)),
         *_results(rows, selected, figures, context),
         *_published(rows, full_size, context),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
@@ -163,14 +167,21 @@ def _latest(
     return kept, [s for s in runs if s not in kept], aside
 
 
+def _agreement(reduced: Sequence[ReducedRow], figures: Sequence[Picture], context: ReportContext) -> list[Block]:
+    """Return figures and table of a protocol whose runs are held against the plain encoder."""
+    return [*(figure for figure in figures if figure.kind == "agreement"), *_present(agreement_table(reduced, context))]
+
+
 def _results(
     rows: Sequence[MethodRow], selected: Selected, figures: Sequence[Picture], context: ReportContext
 ) -> list[Section]:
-    pairs = compared_pairs(rows, context)
+    free = any(figure.kind == "agreement" for figure in figures)  # settings of a reducer are no methods to be ranked
+    pairs = [] if free else compared_pairs(rows, context)
     scored = scored_table([run for run in selected.completed if run.scored], context)
     first = [figure for figure in figures if figure.kind == "pareto"][:1]
     print_links: list[Block] = [("For print: ", *((f.file, f.file) for f in first), ".")] * bool(first)
-    others = [replace(f, data=b"") if f.kind == "pareto" else f for f in figures if f not in first]
+    beyond = [figure for figure in figures if figure not in first and figure.kind != "agreement"]
+    others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
     commands: list[Line] = [(Code(line),) for line in missing_points(rows, context)]
     equal_time: list[Block] = []

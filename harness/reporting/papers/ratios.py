@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tvrbench.harness.records.record import OVER_VIDEOS, MeasurementDoc
 from tvrbench.harness.reporting.catalogue import COUNTS, MEMORY
 from tvrbench.harness.reporting.data.bench_rows import batches, figure, rounds_interval, value_of, why_not
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import SHARE, Claim, PublishedNumber
 
+CONTENT = "it depends on the pixels, so it is no number of the model alone"
 _INTERLEAVED = {"infer_time": ("speedup", "comparison"), "train_time": ("training_speedup", "training-comparison")}
 _SEPARATE = {"infer_time": ("throughput", "inference"), "train_time": ("step_time", "training")}
 
@@ -34,6 +36,8 @@ class Ratio:
 def absolute(claim: Claim, row: MethodRow) -> Ratio | str:
     """The method's own cost, or its share of all parameters; or the reason why there is none."""
     count, total = figure(row, claim.number.metric), figure(row, "params_total")
+    if _by_content(count):
+        return CONTENT
     value, of = value_of(count), value_of(total)
     if value is None or (claim.number.unit == SHARE and not of):
         return why_not(total if value is not None else count)
@@ -69,6 +73,8 @@ def separate(claim: Claim, row: MethodRow, baseline: MethodRow) -> Ratio | str:
     measure = claim.number.metric
     if measure in COUNTS:
         a, b = figure(row, measure), figure(baseline, measure)
+        if _by_content(a) or _by_content(b):
+            return CONTENT
         x, y = value_of(a), value_of(b)
         return Ratio(value=x / y, how=f"{x:,.6g} over {y:,.6g}") if x and y else why_not(b if x else a)
     if measure == "train_memory":
@@ -86,9 +92,16 @@ def separate(claim: Claim, row: MethodRow, baseline: MethodRow) -> Ratio | str:
 def over_published(claim: Claim, row: MethodRow, published: PublishedNumber) -> Ratio | str:
     """The ratio of a model's cost to one that only a paper gives."""
     count = figure(row, claim.number.metric)
+    if _by_content(count):
+        return CONTENT
     value = value_of(count)
     how = f"{value:,.6g} over {published.value:,g}, published ({published.cited}), not measured here"
     return Ratio(value=value / published.value, how=how) if value else why_not(count)
+
+
+def _by_content(count: MeasurementDoc | None) -> bool:
+    """True for a bound, or a mean over other videos than the paper's."""
+    return count is not None and (bool(count["conditions"].get("upper_bound")) or count["name"].endswith(OVER_VIDEOS))
 
 
 def _through_dense(measure: str, row: MethodRow, baseline: MethodRow) -> Ratio | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tvrbench.harness.evaluation.comparability import Reason, shortfalls
 from tvrbench.harness.records.provenance import command_line
-from tvrbench.harness.records.record import AS_RELEASED, Record, trained
+from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS, Record, trained
 from tvrbench.harness.records.store import LAST
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.bench_rows import Bench
@@ -28,7 +28,7 @@ from tvrbench.harness.reporting.papers.published import (
     form,
     needs_baseline,
 )
-from tvrbench.harness.reporting.papers.ratios import Ratio, absolute, interleaved, over_published, separate
+from tvrbench.harness.reporting.papers.ratios import CONTENT, Ratio, absolute, interleaved, over_published, separate
 
 Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured", "not checkable"]
 
@@ -277,6 +277,8 @@ def _cost_verdict(number: PublishedNumber, row: MethodRow, *, released: bool) ->
         if cost is not None and cost.invalid:
             return _not_comparable(number, [Reason("invalid", f"invalid: {cost.invalid}")], row)
         return _not_comparable(number, [Reason("not-measured", (cost and cost.reason) or "not measured")], row)
+    if cost.upper_bound or number.metric.endswith(OVER_VIDEOS):
+        return _not_comparable(number, [Reason("content", CONTENT)], row)
     measured = cost.valid * _SCALE.get(number.unit, 1.0)
     difference = 100.0 * (measured - number.value) / number.value
     near = number.unit == "GMACs" and abs(difference) <= 100.0 * GMACS_TOLERANCE

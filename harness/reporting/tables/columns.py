@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.evaluation.statistics import PairedDifference
-from tvrbench.harness.records.record import AS_RELEASED
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, Metric, fixed, recorded, retrieval
+from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS
+from tvrbench.harness.reporting.catalogue import CATALOGUE, EXPECTED_R1, Metric, fixed, recorded, retrieval
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_recall
 from tvrbench.harness.reporting.tables.markdown import brief
 from tvrbench.harness.reporting.tables.table import (
@@ -65,7 +66,7 @@ def cost_column(shown: Metric, *, best: bool = True) -> Column:
     return Column(
         key=shown.key,
         header=shown.label if shown.kind == "memory" or shown.name.startswith("latency") else shown.short,
-        cell=lambda row: cost_cell(row.cost(shown.name, shown.what), row, shown.text),
+        cell=lambda row: of_videos(cost_cell(row.cost(shown.name, shown.what), row, shown.text), row, shown),
         better=shown.better if best else None,
     )
 
@@ -89,17 +90,53 @@ def recorded_columns(rows: Sequence[MethodRow], kind: Any) -> list[Column]:
 def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -> Cell:
     """Return the cell of a cost.
 
-    Missing and excluded values name the reason in a footnote, and lower bounds are marked. Neither is ranked, nor is
-    a 0, a method that encodes nothing or a row that is compared with no other.
+    Missing and excluded values name the reason in a footnote, and bounds are marked. None of them is ranked, nor is a
+    0, a method that encodes nothing or a row that is compared with no other.
     """
     if cost is None or cost.value is None:
         return missing_cell(None if cost is None else cost.reason)
-    text = f"{'≥ ' * cost.lower_bound}{show(cost.value)}"
+    text = f"{'≥ ' * cost.lower_bound}{'≤ ' * cost.upper_bound}{show(cost.value)}"
     if cost.invalid is not None:
         note = f"! Excluded from every best and every claim: {brief(cost.invalid)}."
         return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", note=note)
-    fair = row.encodes and row.apart is None
-    return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0 and not cost.lower_bound)
+    fair = row.encodes and row.apart is None and not cost.lower_bound and not cost.upper_bound
+    why = "At most: the number of tokens depends on the pixels of a video." if cost.upper_bound else None
+    return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0, note=why)
+
+
+def of_videos(cell: Cell, row: MethodRow, shown: Metric) -> Cell:
+    """Return the cell of a cost; one that is a mean because it depends on the pixels says of which videos."""
+    name, bound = row.reading(shown.name), row.recorded(shown.name)
+    if not name.endswith(OVER_VIDEOS) or cell.note is not None or bound is None or bound.value is None:
+        return cell
+    said = next(m["conditions"] for m in row.measurements if m["name"] == name)
+    kept = f"which keep {100 * said['share_kept']:.0f} % of their patches"
+    note = f"Mean over {said['videos']:,} videos of {said['dataset']}, {kept}; at most {shown.text(bound.value)}."
+    return replace(cell, note=note)
+
+
+def kept_columns(rows: Sequence[MethodRow]) -> list[Column]:
+    """Return the share of patches that videos keep, and the most GMACs of a video; nothing where no row drops any by
+    their content."""
+    if not any(row.metric("tokens_kept", "mean") is not None for row in rows):
+        return []
+
+    def share(row: MethodRow) -> Cell:
+        mean, low, high = (row.metric("tokens_kept", key) for key in ("mean", "quantile_05", "quantile_95"))
+        if mean is None or low is None or high is None:
+            return NOTHING
+        return Cell(text=f"{100 * mean:.0f} ({100 * low:.0f} to {100 * high:.0f})", value=100 * mean)
+
+    gmacs = CATALOGUE["gmacs_video"]
+
+    def most(row: MethodRow) -> Cell:
+        bound = row.recorded(gmacs.name)
+        return number_cell(bound.value, gmacs.text) if bound is not None and bound.upper_bound else NOTHING
+
+    return [
+        Column(key="patches_kept_percent", header="patches kept, % (90 % of videos)", cell=share),
+        Column(key="gmacs_video_at_most", header="GMACs, at most", cell=most),
+    ]
 
 
 def difference_columns(

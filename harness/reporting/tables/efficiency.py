@@ -22,7 +22,7 @@ from tvrbench.harness.reporting.data.bench_rows import (
 )
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow
-from tvrbench.harness.reporting.tables.columns import AS_RELEASED_REMARK, LABEL, cost_cell, readings
+from tvrbench.harness.reporting.tables.columns import AS_RELEASED_REMARK, LABEL, cost_cell, of_videos, readings
 from tvrbench.harness.reporting.tables.markdown import slug
 from tvrbench.harness.reporting.tables.table import (
     Cell,
@@ -52,6 +52,7 @@ def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
         "Bold: best of a column, of valid measurements of methods that encode.",
         "Every method and baseline has random weights unless its label says more.",
         "GMACs, tokens and parameters are counted; the rest is measured on synthetic videos in memory.",
+        _clips_sentence(rows),
         AS_RELEASED_REMARK * any(len(readings(rows, name)) > 1 for name in COUNTS),
         _speedup_sentence(rows, "speedup", "Speed-up"),
         "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
@@ -170,7 +171,8 @@ def _column(
         if measured is None or measured["value"] is None:
             cause = measured or (instead and instead(row))
             return missing_cell(Cost.mean([cause]).reason if cause else UNMEASURED)
-        return cost_cell(replace(Cost.mean([measured]), value=measured["value"]), row, lambda _: show(measured))
+        cost = replace(Cost.mean([measured]), value=measured["value"])
+        return of_videos(cost_cell(cost, row, lambda _: show(measured)), row, known)
 
     return Column(
         key=key or (known.name if at is None else f"{known.name}_{at}"),
@@ -245,6 +247,21 @@ def _frames_cell(entry: MatchedPoint) -> Cell:
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:
     cores = "" if bench.on_gpu else f", {rows[0].record['environment'].get('cpu_count')} cores"
     return f"Measured on {bench.device}{cores}, {bench.dates}, {bench.name.removeprefix(bench.device).strip(', ')}."
+
+
+def _clips_sentence(rows: Sequence[MethodRow]) -> str | None:
+    """Name the methods that were measured on clips, and the clips."""
+    where = {row.label: m["conditions"] for row in rows for m in row.measurements if "share_kept" in m["conditions"]}
+    if not where:
+        return None
+    most: dict[str, int] = {}
+    for said in (m["conditions"] for row in rows for m in row.measurements if "distinct_clips" in m["conditions"]):
+        most[said["dataset"]] = max(said["distinct_clips"], most.get(said["dataset"], 0))
+    clips = ", ".join(f"up to {number} clips of {name}" for name, number in most.items())
+    return (
+        f"Not so {', '.join(where)}, whose number of tokens depends on the pixels, and what they are compared with: "
+        f"measured on {clips}."
+    )
 
 
 def _speedup_sentence(rows: Sequence[MethodRow], name: str, title: str) -> str | None:

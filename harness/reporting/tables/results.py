@@ -16,6 +16,7 @@ from tvrbench.harness.reporting.tables.columns import (
     RECALL_SPREAD,
     cost_column,
     direction_columns,
+    kept_columns,
     metric_column,
     recorded_columns,
 )
@@ -48,7 +49,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
     recall, *rest = direction_columns("t2v", t2v)
     paired = any(row.cost("speedup", "comparison") for row in rows)
     ties, seeds = ties_matter(rows), any(len(row.runs) > 1 for row in rows)
-    apart = any(row.apart for row in rows)
+    apart, dropping = any(row.apart for row in rows), kept_columns(rows)
 
     def ranked(row: MethodRow) -> Cell:
         if row.apart is not None:
@@ -64,8 +65,9 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
+        *dropping,
         *([cost_column(metric("speedup"))] * paired),
-        cost_column(metric("throughput")),
+        *([cost_column(metric("throughput"))] * any(row.cost("throughput") for row in rows)),
         *recorded_columns(rows, "memory"),
         context.record_column(),
     ]
@@ -81,7 +83,9 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Fewer frames, in several numbers, have no rank: they are judged at equal time."
         * (bool(pairs) and sum(is_frame_budget(row.method) for row in rows) > 1),
         "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
-        f"Time and memory: {setting(rows)}.",
+        "Patches kept: the mean share over the test videos, and what 90 % of them keep. GMACs and tokens out of such a "
+        "method are means over these videos, each at its own cost." * bool(dropping),
+        f"Time and memory: {setting(rows)}." * any(row.cost("throughput") for row in rows),
         "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
         "between which the speed of a machine may change." * paired,
         "Chance: expectation of random scores." * bool(t2v),
@@ -126,6 +130,7 @@ def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table 
         *(metric_column(EXPECTED_R1), recall, *rest, RECALL_INTERVAL),
         *direction_columns("v2t", {}),
         *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "throughput")),
+        *kept_columns(rows),
         context.record_column(),
     ]
     sentences = (

@@ -156,9 +156,14 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, tiny_mode
             torch.testing.assert_close(split_grads[key], grad, rtol=1e-5, atol=1e-5, msg=key)
 
 
-def test_micro_batches_of_a_method_with_randomness_draw_the_same_twice(tiny_model: Make) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"), [("vidtome", {}), ("masked", {}), ("masked", {"pattern": "tube", "ratio": 0.75})]
+)
+def test_micro_batches_of_a_method_with_randomness_draw_the_same_twice(
+    method: str, options: dict[str, Any], tiny_model: Make
+) -> None:
     """Against a graph of all micro-batches at once, made with the same draws."""
-    pairs, model = Pairs(**_batch(4)), tiny_model("vidtome")
+    pairs, model = Pairs(**_batch(4)), tiny_model(method, **options)
     trainer = Trainer(model, "uniform", 4, micro_batch_size=2)
     start = random_state(trainer.device)
     loss = trainer.backward(pairs)

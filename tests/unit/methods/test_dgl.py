@@ -233,7 +233,10 @@ GMACS = {  # exact video and text, as released; the space decides how many promp
 TRAINABLE = {"transformer": 9_575_168, "linear": 827_392}
 
 
-@pytest.mark.parametrize(("backbone", "space"), GMACS)
+@pytest.mark.parametrize(
+    ("backbone", "space"),
+    [pytest.param(*key, marks=[pytest.mark.slow] if key == ("ViT-B-16", "linear") else []) for key in GMACS],
+)
 def test_multiply_adds_and_parameters(backbone: str, space: str) -> None:
     def count(model: RetrievalModel) -> dict[str, Any]:
         exact, released = checked_macs(model), released_macs(model)

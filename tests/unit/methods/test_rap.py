@@ -293,7 +293,7 @@ def test_at_the_start_gradients_reach_all_but_a(weights: Path, options: dict[str
         ("ViT-B-32", {}, 961_860, 52.99),
         ("ViT-B-32", {"axis": "frame"}, 189_732, 52.99),
         ("ViT-B-32", {"asa": False}, 961_860 - 27_684, 52.96),
-        ("ViT-B-16", {}, 3_671_364, 210.9),
+        pytest.param("ViT-B-16", {}, 3_671_364, 210.9, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -12,7 +12,9 @@ from errors import raises
 from tvrbench.harness import load_model
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import preset
-from tvrbench.methods.tempme import TempMe
+from tvrbench.harness.profiling.counts.flops import checked_macs
+from tvrbench.harness.profiling.counts.formula import analytic_macs
+from tvrbench.methods.tempme import JOINS, TempMe
 
 pytestmark = pytest.mark.unit
 SMALL = {"r": 1, "clip_ratio": 0.3, "intra_ratio": 0.1}
@@ -32,9 +34,56 @@ def test_tokens_of_the_published_presets() -> None:
     assert _plan("ViT-B-16")[-1].leaving == (1, 127)
 
 
-def test_long_videos_join_in_fours() -> None:
-    sequences = [block.leaving[0] for block in _plan("ViT-B-32", frames=64)]
-    assert sequences == [64] * 8 + [16, 4, 1, 1]
+JOINED = [  # frames, joins, tokens that leave and GMACs on ViT-B/32 and on ViT-B/16
+    (12, (2, 2, 3), 97, 34.763, 127, 121.424),
+    (16, (2, 2, 4), 128, 46.358, 168, 161.937),
+    (18, (2, 3, 3), 144, 52.183, 190, 182.317),
+    (24, (2, 3, 4), 192, 69.619, 253, 243.203),
+    (32, (2, 4, 4), 255, 92.917, 336, 324.597),
+    (48, (3, 4, 4), 373, 139.371, 500, 488.237),
+    (64, (4, 4, 4), 500, 186.425, 664, 652.922),
+]
+COUNTED = [("ViT-B-32", *row[:4]) for row in JOINED] + [("ViT-B-16", *row[:2], *row[4:]) for row in JOINED]
+
+
+@pytest.mark.parametrize(("backbone", "frames", "joins", "tokens", "gmacs"), COUNTED)
+def test_all_frames_end_in_one_clip(
+    backbone: str, frames: int, joins: tuple[int, ...], tokens: int, gmacs: float
+) -> None:
+    model = load_model("tempme", backbone=backbone, weights="random:0", frames=frames, device="meta")
+    assert model.spec.options.merge_frames == joins  # type: ignore[attr-defined]
+    first, second, _ = (frames // joins[0], frames // joins[0] // joins[1], 1)
+    assert [block[0] for block in model.tokens] == [frames] * 8 + [first, second, 1, 1]
+    assert model.tokens[-1][1] == tokens
+    count = checked_macs if frames == 32 else analytic_macs  # a trace takes seconds
+    assert count(model)["video"] / 1e9 == pytest.approx(gmacs, abs=1e-3)
+    assert len(model.trainable()) == 24 * 2 + 3
+    assert sum(p.numel() for p in model.trainable().values()) == 491_520 + (frames + first + second) * 768
+
+
+@pytest.mark.parametrize("frames", [16, 18, 24, 32, 48, 64])
+def test_longer_videos_encode_alike_alone_and_together(frames: int, tiny_weights: Path) -> None:
+    model = load_model("tempme", weights=tiny_weights, frames=frames, **SMALL)
+    pixels, mask = torch.randn(2, frames, 3, 64, 64), torch.ones(2, frames, dtype=torch.bool)
+    mask[1, frames // 2 :] = False
+    seen: list[tuple[int, int]] = []
+    for block in model.clip.visual.blocks:
+        block.mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape[:2])))
+    with torch.no_grad():
+        together = model.encode_video(pixels, mask)
+        assert seen == [(2 * sequences, tokens) for sequences, tokens in model.tokens]
+        alone = torch.cat([model.encode_video(pixels[i : i + 1], mask[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 8, 10, 36, 60, 128])
+def test_frames_without_default_joins_need_their_own(frames: int, tiny_weights: Path) -> None:
+    with raises("option.value", option="merge_frames") as caught:
+        load_model("tempme", weights=tiny_weights, frames=frames, **SMALL)
+    assert all(str(known) in str(caught.value) for known in JOINS)
+    given = {1: (1, 1, 1), 8: (2, 2, 2), 10: (1, 2, 5), 36: (3, 3, 4), 60: (3, 4, 5), 128: (4, 4, 8)}[frames]
+    model = load_model("tempme", weights=tiny_weights, frames=frames, merge_frames=given, **SMALL)
+    assert model.tokens[-1][0] == 1
 
 
 def test_no_merging_keeps_every_token() -> None:
@@ -79,11 +128,6 @@ def test_options_that_do_not_fit(options: dict[str, Any], option: str, tiny_weig
 def test_options_of_another_type(tiny_weights: Path) -> None:
     with pytest.raises(UsageError, match="'r'"):
         load_model("tempme", weights=tiny_weights, **(SMALL | {"r": "two"}))
-
-
-def test_frames_that_the_schedule_does_not_divide(tiny_weights: Path) -> None:
-    with raises("option.value", option="merge_frames"):
-        load_model("tempme", weights=tiny_weights, frames=10, **SMALL)
 
 
 def test_a_shape_without_a_preset_needs_its_options(tiny_weights: Path) -> None:

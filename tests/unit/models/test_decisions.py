@@ -68,6 +68,8 @@ def test_agreement_counts_tokens_that_move_in_either() -> None:
         ("centerclip", {}),
         ("vidtome", {"global_ratio": 0.8, "merge": "mean"}),
         ("vidtome", {"mode": "persistent"}),
+        ("evit", {}),
+        ("evit", {"fuse": False}),
     ],
 )
 def test_replayed_decisions_are_the_ones_carried_out(

@@ -18,7 +18,7 @@ from tvrbench.harness.data.types import FrameSpec
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.launcher.worker import run_job
 from tvrbench.harness.profiling.plan import Job, Timing
-from tvrbench.harness.profiling.scenarios import end_to_end
+from tvrbench.harness.profiling.scenarios import clips, end_to_end
 
 pytestmark = pytest.mark.unit
 FEW = Settings(train_scenes=1, test_pairs=1, test_singles=1)
@@ -41,9 +41,7 @@ class FewClips(StandIn):
 @pytest.fixture
 def job(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     lookup = functools.partial(lambda name, kind: FewClips)
-    monkeypatch.setattr(
-        end_to_end, "registry", SimpleNamespace(lookup=lookup, matching=lambda *_, generated: ["standin"])
-    )
+    monkeypatch.setattr(clips, "registry", SimpleNamespace(lookup=lookup, matching=lambda *_, generated: ["standin"]))
     return Job(
         method="lora",
         weights=str(tiny_weights),

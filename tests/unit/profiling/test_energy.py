@@ -16,7 +16,7 @@ from tvrbench.harness import load_model
 from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.profiling.scenarios import energy
 from tvrbench.harness.profiling.scenarios.energy import VIDEO, EnergyMeter, measure_energy
-from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
+from tvrbench.harness.profiling.scenarios.synthetic import synthetic_videos
 from tvrbench.harness.profiling.trackers.nvml import NvmlUnavailable
 from tvrbench.harness.records.record import Measurement
 
@@ -126,7 +126,7 @@ def test_no_counter_no_value(
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(energy, "gpu_uuid", lambda device: uuid)
     monkeypatch.setattr(
-        energy, "synthetic_batch", lambda model, batch, device: synthetic_batch(model, batch, torch.device("cpu"))
+        energy, "videos_for", lambda job, device, model: synthetic_videos(model, job.batch, torch.device("cpu"))
     )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     check_missing(measure(tiny_weights, CUDA), reason)

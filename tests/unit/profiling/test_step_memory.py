@@ -18,6 +18,7 @@ from tvrbench.harness.profiling.counts.memory import StepMemory, weigh_step
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:for .* copying from a non-meta:UserWarning")]
 TRAINED = [name for name in registry.names("methods", "baselines") if method_class(name).card.trains]
+QUICK = ("lora", "tempme")  # in bfloat16, what differs is autocast's, not the method's
 
 
 def weighed(name: str, weights: Path, precision: Any = "float32", *, half: bool = False, **options: Any) -> StepMemory:
@@ -54,8 +55,14 @@ def saved_per_pair(model: RetrievalModel, precision: Any) -> float:
     return (saved(6) - saved(2)) / 4
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=[] if precision == "float32" or name in QUICK else [pytest.mark.slow])
+        for precision in ("float32", "bfloat16")
+        for name in TRAINED
+    ],
+)
 def test_the_peak_holds_what_the_backward_pass_keeps_and_little_else(
     name: str, precision: Any, tiny_weights: Path, tiny_model: Callable[..., RetrievalModel]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,20 @@ def context(small_weights: Path) -> RunContext:
     """Two rates, each tried for 2 of 4 steps."""
     made: RunContext = context_of(small_weights, steps=4, factors=(0.5, 1.0), search=HALF)
     return made
+
+
+@pytest.fixture(scope="module")
+def once(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one run that searched; tests work on copies."""
+    folder = tmp_path_factory.mktemp("searched")
+    run_in(folder, context_of(small_weights, steps=4, factors=(0.5, 1.0), search=HALF), CONFIG)
+    return folder
+
+
+@pytest.fixture
+def searched(once: Path, tmp_path: Path) -> Path:
+    """A folder of results in which the first seed has searched."""
+    return Path(shutil.copytree(once, tmp_path / "searched"))
 
 
 def steps_of(folder: Path, context: RunContext, config: RunConfig, **settings: Any) -> list[str]:
@@ -63,24 +78,22 @@ def test_rates_are_tried_shortly_and_once_for_all_seeds(context: RunContext, tmp
     assert found[0]["protocol_hash"] == context.protocol.hash
 
 
-def test_whoever_searches_finds_the_same_choice(context: RunContext, tmp_path: Path) -> None:
+def test_whoever_searches_finds_the_same_choice(context: RunContext, once: Path, tmp_path: Path) -> None:
     """Jobs of a cluster that start together search with the protocol's seed, each for itself."""
-    for seed in (0, 2):
-        steps_of(tmp_path / str(seed), context, replace(CONFIG, seed=seed))
-    assert choices(tmp_path / "0")[0] == choices(tmp_path / "2")[2]
-    kept = [only(tmp_path / name, "*.lr") for name in ("0", "2")]
+    steps_of(tmp_path, context, replace(CONFIG, seed=2))
+    assert choices(once)[0] == choices(tmp_path)[2]
+    kept = [only(folder, "*.lr") for folder in (once, tmp_path)]
     assert kept[0].name == kept[1].name
     assert kept[0].read_bytes() == kept[1].read_bytes()
 
 
-def test_a_run_is_the_same_whether_it_searched_or_took_the_choice(context: RunContext, tmp_path: Path) -> None:
-    steps_of(tmp_path / "own", context, replace(CONFIG, seed=1))
-    steps_of(tmp_path / "taken", context, CONFIG)
-    steps_of(tmp_path / "taken", context, replace(CONFIG, seed=1))
-    own, taken = (
-        next(r for r in RecordStore(tmp_path / name).load_all("tiny/uniform") if r["seed"] == 1)
-        for name in ("own", "taken")
-    )
+def test_a_run_is_the_same_whether_it_searched_or_took_the_choice(
+    context: RunContext, searched: Path, tmp_path: Path
+) -> None:
+    folders = tmp_path / "own", searched
+    for folder in folders:
+        steps_of(folder, context, replace(CONFIG, seed=1))
+    own, taken = (next(r for r in RecordStore(folder).load_all("tiny/uniform") if r["seed"] == 1) for folder in folders)
     assert [one["metrics"]["training"]["learning_rate_choice"].pop("reused") for one in (own, taken)] == [False, True]
     assert own["metrics"] == taken["metrics"]
 
@@ -94,9 +107,8 @@ def test_per_seed_every_seed_searches_for_itself(small_weights: Path, tmp_path: 
 
 @pytest.mark.parametrize("change", ["options", "method", "rates", "weights", "held out", "share"])
 def test_the_choice_of_another_search_is_not_taken(
-    change: str, context: RunContext, tiny_weights: Path, small_weights: Path, tmp_path: Path
+    change: str, context: RunContext, tiny_weights: Path, searched: Path
 ) -> None:
-    steps_of(tmp_path, context, CONFIG)
     config = replace(CONFIG, seed=1)
     protocol = context.protocol
     match change:
@@ -113,45 +125,49 @@ def test_the_choice_of_another_search_is_not_taken(
         case "share":
             context = replace(context, protocol=replace(protocol, lr_search_share=0.25))
     context.blueprints.clear()
-    steps = steps_of(tmp_path, context, config)
+    steps = steps_of(searched, context, config)
     assert len([step for step in steps if not step.endswith("/4")]) == (2 if change == "share" else 4)
-    assert len(list(tmp_path.rglob("*.lr"))) == 2
+    assert len(list(searched.rglob("*.lr"))) == 2
 
 
-def test_a_run_that_selects_on_the_test_set_takes_the_choice_too(context: RunContext, tmp_path: Path) -> None:
-    steps_of(tmp_path, context, CONFIG)
-    steps = steps_of(tmp_path, context, replace(CONFIG, seed=1, selection="best-on-test"))
+def test_a_run_that_selects_on_the_test_set_takes_the_choice_too(context: RunContext, searched: Path) -> None:
+    steps = steps_of(searched, context, replace(CONFIG, seed=1, selection="best-on-test"))
     assert steps == ["1/4", "2/4", "3/4", "4/4"]
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 6])
 def test_a_crash_between_search_and_record_loses_no_choice(
-    stopped_at: int, context: RunContext, tmp_path: Path
+    stopped_at: int, context: RunContext, once: Path, tmp_path: Path
 ) -> None:
     """In the first rate, the second, and the training itself; another seed goes on meanwhile."""
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    broken = tmp_path / "broken"
     first = stop_run(broken, context, CONFIG, stopped_at)
     assert len(list(broken.rglob("*.lr"))) == (stopped_at > 4)
     other = steps_of(broken, context, replace(CONFIG, seed=1))
     assert len(other) == (4 if stopped_at > 4 else 8)
     last = steps_of(broken, context, CONFIG, resume=True)
     assert len(first.steps) + len(last) == {1: 1 + 4, 3: 3 + 4, 6: 8}[stopped_at]  # the kept choice ends the search
-    steps_of(whole, context, CONFIG)
-    assert found_by(broken, 0) == found_by(whole, 0)
+    assert found_by(broken, 0) == found_by(once, 0)
+
+
+@pytest.fixture(scope="module")
+def whole(once: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a run that searched and of one that took its choice."""
+    folder = Path(shutil.copytree(once, tmp_path_factory.mktemp("whole") / "results"))
+    context = context_of(small_weights, steps=4, factors=(0.5, 1.0), search=HALF)
+    run_in(folder, context, replace(CONFIG, seed=1))
+    return folder
 
 
 @pytest.mark.parametrize("meanwhile", ["changed", "lost", "damaged"])
 @pytest.mark.parametrize("seed", [0, 1], ids=["searched", "taken"])
 def test_a_training_keeps_its_rate_whatever_becomes_of_the_file(
-    seed: int, meanwhile: str, context: RunContext, tmp_path: Path
+    seed: int, meanwhile: str, context: RunContext, once: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Stopped twice in its final training: the choice survives a save by the resumed run too."""
-    config, whole, broken = replace(CONFIG, seed=seed), tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        steps_of(folder, context, replace(CONFIG, seed=2))
-        if seed == 0:
-            only(folder, "*.lr").unlink()
-    steps_of(whole, context, config)
+    config, broken = replace(CONFIG, seed=seed), tmp_path / "broken"
+    if seed == 1:
+        shutil.copytree(once, broken)
     stop_run(broken, context, config, 4 * (seed == 0) + 1)
     path = only(broken, "*.lr")
     document = json.loads(path.read_text())
@@ -198,9 +214,8 @@ def test_a_state_with_a_damaged_choice_is_refused(damage: dict[str, Any], contex
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "a rate never tried", "rates of another", "a list", "nested"])
-def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context: RunContext, tmp_path: Path) -> None:
-    steps_of(tmp_path, context, CONFIG)
-    path = only(tmp_path, "*.lr")
+def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context: RunContext, searched: Path) -> None:
+    path = only(searched, "*.lr")
     document = json.loads(path.read_text())
     changes = {"a rate never tried": {"chosen": 7.0}, "rates of another": {"factors": [7.0], "chosen": 7.0}}
     document["choice"] |= changes.get(damage, {})
@@ -209,32 +224,30 @@ def test_a_damaged_choice_is_refused_and_nothing_is_trained(damage: str, context
     path.write_text(contents.get(damage, text))
     progress = ActAt()
     with raises("lr-choice.damaged"):
-        run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
+        run_in(searched, context, replace(CONFIG, seed=1), progress)
     assert progress.steps == []
 
 
 @pytest.mark.parametrize("fact", ["method", "search seed", "training split", "kind"])
 def test_the_choice_of_another_search_is_refused_with_what_differs(
-    fact: str, context: RunContext, tmp_path: Path
+    fact: str, context: RunContext, searched: Path
 ) -> None:
     """As when a file was copied by hand; a fact that only another version knows differs too."""
-    steps_of(tmp_path, context, CONFIG)
-    path = only(tmp_path, "*.lr")
+    path = only(searched, "*.lr")
     document = json.loads(path.read_text())
     document["search"][fact] = "other"
     path.write_text(json.dumps(document))
     with raises("lr-choice.damaged", fact=fact):
-        run_in(tmp_path, context, replace(CONFIG, seed=1))
+        run_in(searched, context, replace(CONFIG, seed=1))
 
 
-def test_a_run_that_takes_a_choice_names_its_file(context: RunContext, tmp_path: Path) -> None:
-    steps_of(tmp_path, context, CONFIG)
+def test_a_run_that_takes_a_choice_names_its_file(context: RunContext, searched: Path) -> None:
     progress = ActAt()
-    run_in(tmp_path, context, replace(CONFIG, seed=1), progress)
-    assert any(str(only(tmp_path, "*.lr")) in line for line in progress.lines)
+    run_in(searched, context, replace(CONFIG, seed=1), progress)
+    assert any(str(only(searched, "*.lr")) in line for line in progress.lines)
 
 
-def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_path: Path) -> None:
+def test_one_run_of_a_command_searches_for_the_others(context: RunContext, searched: Path, tmp_path: Path) -> None:
     configs = [replace(CONFIG, method=method, seed=seed) for seed in (1, 2) for method in ("zero_shot", "lora", "bias")]
     store, protocol = RecordStore(tmp_path), context.protocol
     once = [False, True, True, False, False, False]
@@ -242,7 +255,7 @@ def test_one_run_of_a_command_searches_for_the_others(context: RunContext, tmp_p
     each = replace(protocol, lr_search="per-seed")
     assert who_searches(each, None, configs, store) == [False, True, True, False, True, True]
     assert not any(who_searches(replace(protocol, lr_factors=(1.0,)), None, configs, store))
-    steps_of(tmp_path, context, CONFIG)
+    store = RecordStore(searched)
     assert who_searches(protocol, context, configs, store) == [False, False, True, False, False, False]
 
 

@@ -38,7 +38,7 @@ class ActWhenTold(ActAt):
             self.act()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def context(small_weights: Path) -> RunContext:
     """Two rates, each tried for 2 of 4 steps."""
     search = {"lr_search_share": 0.5, "seeds": (0, 1, 2)}
@@ -46,11 +46,12 @@ def context(small_weights: Path) -> RunContext:
     return made
 
 
-@pytest.fixture
-def elsewhere(context: RunContext, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def elsewhere(context: RunContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The choice of a search in another folder, turned to the other rate, as rounding on a GPU may turn it."""
-    stop_run(tmp_path / "elsewhere", context, CONFIG, 5)
-    path: Path = only(tmp_path / "elsewhere", "*.lr")
+    folder = tmp_path_factory.mktemp("elsewhere")
+    stop_run(folder, context, CONFIG, 5)
+    path: Path = only(folder, "*.lr")
     document = json.loads(path.read_text())
     document["choice"]["chosen"] = {0.5: 1.0, 1.0: 0.5}[document["choice"]["chosen"]]
     path.write_text(json.dumps(document))

@@ -333,7 +333,9 @@ def planned(context: RunContext, config: RunConfig) -> PlannedRun:
     options = shape | own | {"merge": "replace", "global_ratio": None}
     sizes: dict[str, Any] = {"steps": 4, "search_steps": 0, "batch_size": 4, "trainings": 1, "samples": 16}
     sizes |= {"disk_mib": 1.0, "hours": 0.1}
-    return PlannedRun(method=config.method, options=options, tuning="lora", seed=config.seed, **sizes)
+    return PlannedRun(
+        method=config.method, label=config.label, options=options, tuning="lora", seed=config.seed, **sizes
+    )
 
 
 def test_the_status_of_a_planned_run_follows_it_to_its_record(

@@ -66,6 +66,7 @@ def test_the_command_of_settings_gives_them_again() -> None:
         "backbone": "ViT-B-16",
         "weights": "it's.pt",
         "assignments": ("r=2", "frames_merged=(2, 2)"),
+        "grid": ("ratio=0.5,0.9", "blocks=(3, 6),(2, 5)"),
         "results": Path("/elsewhere/results"),
         "memory_limit": 15 * 2**29,
         "frame_captions": Path("my captions.json"),
