@@ -20,6 +20,7 @@ from tvrbench.harness.records.record import Measurement
 pytestmark = pytest.mark.unit
 PROFILE = {
     "frames": 12,
+    "at_most": False,
     "text_length": 32,
     "gmacs": {
         "video": 1.0,
