@@ -21,6 +21,7 @@ pytestmark = pytest.mark.unit
 PROFILE = {
     "frames": 12,
     "text_length": 32,
+    "at_most": False,
     "gmacs": {
         "video": 1.0,
         "text": 0.1,
