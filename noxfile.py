@@ -146,7 +146,7 @@ GPU_ROWS = (
 # Long videos: these numbers of frames, and beside them the published settings of CenterCLIP for ActivityNet, 60 frames,
 # with what they reduce.
 LONG_FRAMES = "12,32,64"
-LONG_ROWS = ("frame_subsample:keep=12",)
+LONG_ROWS = ("frame_subsample:keep=12", "rlt:budget=0.5")
 CENTERCLIP_60 = {
     "ViT-B-32": ("centerclip:schedule=((6,15,49),)", "centerclip:schedule=((6,12,49),)"),
     "ViT-B-16": ("centerclip:schedule=((6,15,160),)",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,7 +46,10 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
     and a step three times that.
     """
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    numbers = {"parameters": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
+    numbers: dict[str, Any] = {
+        "parameters": sum(n for n, _ in sizes),
+        "trainable": sum(n for n, trains in sizes if trains),
+    }
     if not model.spec.card.encodes:
         return StepCount(forward_macs=0, step_macs=0, **numbers)
     try:

@@ -73,7 +73,7 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     measured, left_out = benches(stored, load_variants(), store) if stored or not counted else ([], [])
     longer, uncounted = long_videos(counted, measured)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
-    runs = [run for found in (*measured, *longer) for run in found.runs]
+    runs = [run for bench in measured for run in bench.runs] + [run for found in longer for run in found.runs]
     groups: list[Group] = []
     figures: list[Picture] = []
     sections = [Section(title="Cost against cost", blocks=[], chart=True)]

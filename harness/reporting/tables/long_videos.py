@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.catalogue import Metric, fixed, metric
 from tvrbench.harness.reporting.data.bench_rows import UNMEASURED, figure
 from tvrbench.harness.reporting.data.long_videos import CountedMethod, LongVideos
@@ -46,7 +47,8 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
     devices = dict.fromkeys(f"{b.device}, {b.precision}" for b in (found.times[number] for number in timed))
     sentences = (
         "Counted, and so the same on every machine; GMACs are what papers call GFLOPs.",
-        "Bold: least of a column among methods that encode.",
+        "Bold: least of a column among methods that encode every frame.",
+        "Each method has its own tuning, which decides what a training step takes as much as its tokens do.",
         None if dense is None else f"Of dense: multiply-adds over those of {dense} with as many frames.",
         None
         if found.batch is None
@@ -101,7 +103,8 @@ def _of_dense(found: LongVideos, frames: int) -> Column:
 def _cell(row: MethodRow, measured: MeasurementDoc | None, shown: Metric) -> Cell:
     if measured is None:
         return missing_cell(UNMEASURED)
-    return cost_cell(Cost.mean([measured]), row, shown.text)
+    cell = cost_cell(Cost.mean([measured]), row, shown.text)
+    return replace(cell, rankable=cell.rankable and not is_frame_budget(row.method))
 
 
 def _column(shown: Metric, frames: int, cell: Callable[[Any], Cell]) -> Column:

@@ -37,6 +37,7 @@ def fill(root: Path, backbone: str = "ViT-B-16", **settings: Any) -> None:
     for frames in (12, 64):
         cost = [*counts(0.6 * DENSE[frames], frames), *step(DENSE[frames], DENSE[frames] / 20)]
         save_counted(root, "tempme", cost, frames, r=10, **at)
+        save_counted(root, "frame_subsample", counts(30.0, 4, frames=1), frames, keep=4, **at)
     save_counted(root, "centerclip", [*counts(400.0, 750), *step(800.0, 24.0)], 60, schedule=[[6, 15, 160]], **at)
 
 
@@ -63,11 +64,15 @@ def test_methods_are_rows_in_their_groups_and_frames_are_columns(tmp_path: Path)
         ("adapter", "parameter-efficient"),
         ("lora", "parameter-efficient"),
         ("tempme (r=10)", "token reduction"),
+        ("frame_subsample (keep=4)", "fewer frames"),
     ]
     assert column(made, "gmacs_video_64")["tempme (r=10)"].value == 480.0
     assert column(made, "of_dense_64")["tempme (r=10)"].text == "0.600"
     assert column(made, "of_dense_64")["tempme (r=10)"].bold
     assert column(made, "output_tokens_64")["lora"].value == 3200
+    fewer = column(made, "gmacs_video_64")["frame_subsample (keep=4)"]
+    assert (fewer.value, fewer.bold) == (30.0, False)
+    assert column(made, "gmacs_video_64")["tempme (r=10)"].bold
     assert column(made, "step_memory_64")["tempme (r=10)"].text == "40.0"
     assert "32 pairs" in made.to_markdown()
     assert "bfloat16" in made.to_markdown()
