@@ -104,8 +104,7 @@ class RltReducer(TokenReducer):
         if not self.depends_on_content or kept_S.is_meta:
             return [self.most + others] * len(kept_S)
         live_S = kept_S + others
-        lengths: list[int] = (live_S if self.options.scope == "video" else live_S.sum().unsqueeze(0)).tolist()
-        return lengths
+        return live_S.cpu().tolist() if self.options.scope == "video" else [int(live_S.sum())]
 
     def attend(self, stream: TokenStream, index: int, block: Attends) -> AttentionOut:
         """The attention branch of the rows, [1, M, D]."""

@@ -215,7 +215,7 @@ def _merged(shown: DisplayModel, frames: Frames, mask: npt.NDArray[np.bool_]) ->
     token_TP, last = trace.token_BTP[0], shown.model.reducer.plan()[-1]
     leaving = trace.sequences * trace.tokens
     if last.packed:  # places, of which those without a token of their own hold no patch
-        leaving = len(token_TP[token_TP >= 0].unique()) + last.classes
+        leaving = len(torch.unique(token_TP[token_TP >= 0])) + last.classes
     return Merged(
         label=shown.label,
         origin=shown.origin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,15 @@ def test_picks_what_the_released_loader_picks(clip: str, sampler: str) -> None:
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the real clips in ../shared/data")
-@pytest.mark.parametrize("clip", CLIPS)
-def test_real_clips_have_the_known_length_rate_and_picks(clip: str) -> None:
+@pytest.mark.parametrize(
+    ("clip", "sampler"), zip(CLIPS, cycle(KEYS), strict=False)
+)  # the picks of all are tested above
+def test_real_clips_have_the_known_length_rate_and_picks(clip: str, sampler: str) -> None:
+    """Every clip by one sampler; what each picks of every clip is tested above."""
     (path,) = DATA.glob(f"*/videos/{clip}.mp4")
     known, info = CLIPS[clip], probe(path)
     assert info.n_frames == known["n_frames"]
     assert info.fps == pytest.approx(known["avg_fps"], abs=1e-9)
-    for sampler, key in KEYS.items():
-        _, mask, indices = load_clip(path, FrameSpec(sampler=sampler, size=32))
-        assert indices == known[key]
-        assert mask.sum() == len(known[key])
+    _, mask, indices = load_clip(path, FrameSpec(sampler=sampler, size=32))
+    assert indices == known[KEYS[sampler]]
+    assert mask.sum() == len(known[KEYS[sampler]])

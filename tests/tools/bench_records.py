@@ -120,7 +120,7 @@ def save_counted(
 ) -> Path:
     """Store one record of ``bench --count-only``; every option but the tuning is one that was given."""
     shape = {name: options.pop(name) for name in ("backbone", "tuning", "started") if name in options}
-    given = {"protocol": "efficiency/counted", "device": "meta", "given": options, "frames": frames}
+    given: dict[str, Any] = {"protocol": "efficiency/counted", "device": "meta", "given": options, "frames": frames}
     return save(root, method, cost, hash=hash, **shape, **given, **options)
 
 

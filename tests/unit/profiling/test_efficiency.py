@@ -22,6 +22,7 @@ PROFILE = {
     "frames": 12,
     "at_most": False,
     "text_length": 32,
+    "at_most": False,
     "gmacs": {
         "video": 1.0,
         "text": 0.1,
