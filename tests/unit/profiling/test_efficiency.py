@@ -20,7 +20,6 @@ from tvrbench.harness.records.record import Measurement
 pytestmark = pytest.mark.unit
 PROFILE = {
     "frames": 12,
-    "at_most": False,
     "text_length": 32,
     "at_most": False,
     "gmacs": {
