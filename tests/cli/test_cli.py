@@ -103,7 +103,7 @@ def test_profile_counts_the_method_with_its_options(capsys: pytest.CaptureFixtur
     [
         (("profile", "tempmee"), ("'tempmee'", "tempme?", "[registry.unknown]")),
         (("profile", "tempme", "--backbone", "ViT-Q"), ("'ViT-Q'",)),
-        (("profile", "tempme", "--frames", "10"), ("'merge_frames'", "of 10", "[option.value]")),
+        (("profile", "tempme", "--frames", "10"), ("'merge_frames'", "not for 10", "[option.value]")),
         (("profile", "tempme", "--frames", "0"), ("frames",)),
         (("profile", "tempme", "--set", "r=99"), ("'r'", "99", "[option.value]")),
         (("profile", "tempme", "--set", "speed=9"), ("'speed'", "[option.unknown]")),
