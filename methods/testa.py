@@ -104,7 +104,9 @@ def _steps(options: TESTAOptions, arch: Architecture, frames: int) -> Iterator[_
             ("patches_r", of_patches, P // 2, f"{P} patches of a frame"),
         ):
             if r > most:
-                raise option_error("testa", name, f"is {r} in block {index}, which {what} reach: give at most {most}")
+                raise option_error(
+                    "testa", name, f"is {r} in block {index}, where {what} are left: give at most {most}"
+                )
         yield _Step(T, P, of_frames, of_patches)
         T, P = T - of_frames, P - of_patches
 

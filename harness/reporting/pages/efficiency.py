@@ -37,18 +37,21 @@ _NO_GPU = (
     "measured, with the command that measures it.",
 )
 _LEAD = (
-    "Measured with random weights on synthetic videos, so without accuracy: for that see the reports of the protocols. "
-    "“!” marks an invalid measurement (a disturbed run, or outputs that differ from the reference): it is shown, with "
-    "the reason in a footnote, and excluded from every best and every claim. A dash has the number of the footnote "
-    "with its reason.",
+    "Measured with random weights, so without accuracy: for that see the reports of the protocols. Videos are "
+    "synthetic, but for methods whose number of tokens depends on the pixels: these, and what they are compared with, "
+    "run on clips of a data set, which a footnote names. “!” marks an invalid measurement (a disturbed run, or outputs "
+    "that differ from the reference): it is shown, with the reason in a footnote, and excluded from every best and "
+    "every claim. A dash has the number of the footnote with its reason.",
 )
+_COUNTED_LEAD = ("Counted on shapes, and nothing was measured: for times and memory run ", Code("tvrbench bench"), ".")
 _LONG_VIDEOS = (
     "The same methods with more frames. Every number here but a time is counted on shapes: it belongs to no device. "
     "A method whose preset depends on the number of frames has the preset of each.",
 )
 _FRAMES_CAPTION = (
     "One line per method, methods that differ by less than 1.5 % on one line; dashed: no reduction. A point alone is a "
-    "setting that was counted for one number of frames."
+    "setting that was counted for one number of frames. Methods whose number of tokens depends on the pixels have no "
+    "line: the table has the most that they can cost."
 )
 _FIGURE_CAPTION = (
     "Left: a method below the dashed line does fewer multiply-adds than dense frames do in the same time. Right: the "
@@ -83,14 +86,8 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
         for name in backbones(bench.rows):
             sections += _backbone(bench, name, context, groups, figures)
     sections += _long_videos(longer, figures)
-    papers = PaperData(numbers=load_published(), configurations=load_configurations())
-    in_words = ("claims", "The papers' claims about cost, and what was measured")
-    in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
-    claims = [
-        claims_table(judge(stated, measured, papers), *name_and_title, context)
-        for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
-    ]
-    sections.append(Section(title="The papers' claims", blocks=claims))
+    if measured:
+        sections.append(_claims(measured, context))
     sections.append(provenance(provenance_table(runs, context), runs, context, ["report", NAME]))
     sections += bullets(
         "Records left out",
@@ -103,7 +100,7 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     sections += set_aside(aside, context)
     report = Report(
         title="Cost of methods",
-        lead=_LEAD,
+        lead=_LEAD if measured else _COUNTED_LEAD,
         warnings=[] if any(bench.on_gpu for bench in measured) or not measured else [_NO_GPU],
         sections=sections,
         figures=figures,
@@ -113,6 +110,18 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     return write(report, context.folder)
 
 
+def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:
+    """Return the section of the papers' claims about cost."""
+    papers = PaperData(numbers=load_published(), configurations=load_configurations())
+    in_words = ("claims", "The papers' claims about cost, and what was measured")
+    in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
+    claims: list[Block] = [
+        claims_table(judge(stated, measured, papers), *name_and_title, context)
+        for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
+    ]
+    return Section(title="The papers' claims", blocks=claims)
+
+
 def _long_videos(longer: Sequence[LongVideos], figures: list[Picture]) -> list[Section]:
     """Return the sections of costs counted for several numbers of frames; add the figures."""
     if not longer:
@@ -120,7 +129,7 @@ def _long_videos(longer: Sequence[LongVideos], figures: list[Picture]) -> list[S
     sections = [Section(title="Long videos", blocks=[_LONG_VIDEOS])]
     for found in longer:
         blocks: list[Block] = [*long_videos_tables(found)]
-        if len(found.frames) > 1 and any(method.encodes for method in found.methods):
+        if len(found.frames) > 1 and any(method.encodes and not method.at_most for method in found.methods):
             figure = Picture(
                 file=f"long-videos-{slug(found.backbone, 40)}.png",
                 data=frames_figure(found),
