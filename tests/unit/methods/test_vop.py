@@ -276,20 +276,11 @@ def test_multiply_adds_of_a_video(costs: tuple[dict[str, Any], float, float, flo
     options, *numbers = costs
     exact, as_tokens = numbers[backbone == "ViT-B-16" :: 2]
     model = load_model("vop", backbone=backbone, weights="random:0", device="meta", **options)
-    assert analytic_macs(model)["video"] / 1e9 == pytest.approx(exact, rel=1e-3)
+    count = checked_macs if backbone == "ViT-B-32" else analytic_macs  # a trace of the larger one takes seconds
+    assert count(model)["video"] / 1e9 == pytest.approx(exact, rel=1e-3)
     assert released_macs(model)["video"] / 1e9 == pytest.approx(as_tokens, rel=1e-3)
     patches = model.clip.arch.patches
     assert model.tokens[-1] == ((1, 12 * (1 + patches)) if "F" in options.get("variant", "") else (12, 1 + patches))
-
-
-@pytest.mark.parametrize("backbone", ["ViT-B-32", pytest.param("ViT-B-16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("options", "exact_b32", "exact_b16"), [costs[:3] for costs in COSTS], ids=str)
-def test_traced_multiply_adds_of_a_video(
-    options: dict[str, Any], exact_b32: float, exact_b16: float, backbone: str
-) -> None:
-    model = load_model("vop", backbone=backbone, weights="random:0", device="meta", **options)
-    exact = exact_b32 if backbone == "ViT-B-32" else exact_b16
-    assert checked_macs(model)["video"] / 1e9 == pytest.approx(exact, rel=1e-3)
 
 
 @pytest.mark.parametrize(
