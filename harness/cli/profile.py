@@ -44,6 +44,8 @@ def profile(
     gmacs, params, most = result["gmacs"], result["params"], "at most " * result["at_most"]
     print(f"{method} on {backbone}, {frames} frames")
     print(f"  GMACs (papers' GFLOPs)   video {most}{gmacs['video']:.2f}   text {gmacs['text']:.3f}")
+    for line in _training(result):
+        print(line)
     print(f"  parameters               total {params['total']:,}   trainable {params['trainable']:,}")
     print(f"  without gradient         {_dead(result['dead'])}")
     print(f"  output tokens            {most}{result['output_tokens']}")
@@ -56,6 +58,15 @@ def profile(
     if most:
         say("at most: the number of tokens depends on the pixels; a run records the mean over its test videos")
     say(f"GMACs are multiply-adds {counted} (docs/measurement.md)")
+
+
+def _training(result: dict[str, Any]) -> list[str]:
+    """GMACs of a training step's forward pass in one line, where it keeps other tokens than evaluation."""
+    gmacs, training = result["gmacs"], result["gmacs"]["training"]
+    if all(gmacs[name] == training[name] for name in training):
+        return []
+    most = "at most " * result["at_most"]
+    return [f"  training step, forward   video {most}{training['video']:.2f}   text {training['text']:.3f}"]
 
 
 def _dead(tensors: dict[str, Any]) -> str:
