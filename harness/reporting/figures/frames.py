@@ -20,9 +20,12 @@ class FramesLine(NamedTuple):
 
 
 def frames_lines(found: LongVideos) -> list[FramesLine]:
-    """Group methods by their multiply-adds, from the most at the most frames to the fewest."""
+    """Group methods by their multiply-adds, from the most at the most frames to the fewest.
+
+    Methods of which only an upper bound is known have no line: it is no cost to be set beside the others'.
+    """
     lines: list[FramesLine] = []
-    for method in (method for method in found.methods if method.encodes):
+    for method in (method for method in found.methods if method.encodes and not method.at_most):
         gmacs = {n: value for n in method.rows if (value := method.value("gmacs_video", n)) is not None}
         alike = (i for i, line in enumerate(lines) if _alike(gmacs, line.gmacs))
         if (place := next(alike, None)) is not None:
@@ -65,7 +68,7 @@ def _alike(one: dict[int, float], other: dict[int, float]) -> bool:
 
 
 def _names(line: FramesLine) -> str:
-    return wrapped_names([f"{method.label}{', at most' * method.at_most}" for method in line.methods])
+    return wrapped_names([method.label for method in line.methods])
 
 
 def _height(line: FramesLine) -> int:
