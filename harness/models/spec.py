@@ -112,4 +112,6 @@ def require_range(method: str, option: str, value: float, low: float, high: floa
 def require_blocks(method: str, option: str, blocks: Sequence[int], layers: int) -> None:
     """UsageError unless these are different block numbers, ascending, of a tower with so many layers."""
     if list(blocks) != sorted(set(blocks)) or any(not 0 <= block < layers for block in blocks):
-        raise option_error(method, option, f"names blocks {tuple(blocks)}: give ascending numbers up to {layers - 1}")
+        raise option_error(
+            method, option, f"names blocks {tuple(blocks)}: give ascending numbers from 0 to {layers - 1}"
+        )
