@@ -84,13 +84,13 @@ def test_means_over_clips_say_so_and_tokens_are_whole(
     bound = Measurement("gmacs_video", 52.96, "GMACs", conditions={"upper_bound": True})
     tables = {
         "rlt": [bound, Measurement("gmacs_video_mean", 39.1, "GMACs", conditions=where)],
-        "tempme": [Measurement("output_tokens", 127, "tokens"), Measurement("gmacs_video", 30.0, "GMACs")],
+        "tempme": [Measurement("output_tokens", 127, "tokens"), Measurement("gmacs_video", 30.25, "GMACs")],
     }
     print_costs(tables)
     print_clips(tables)
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == f"  rlt: on {clips}; at most 52.96 GMACs"
-    assert out[-2].split() == ["tempme", "30.00", "127"]
+    assert out[-2].split() == ["tempme", "30.25", "127"]
 
 
 @pytest.fixture
