@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from tvrbench.methods.ops import bipartite_match
 
 # Neighbors that the three merge blocks join, by frames. Those of 12 and 64 are the released ones; the others are ours:
 # all frames end in one sequence, and the joins grow from block to block and are as near to each other as they can be.
+# Other multiples of 12 are joined like 12 and end in several sequences.
 JOINS: Mapping[int, tuple[int, int, int]] = {
     12: (2, 2, 3),
     16: (2, 2, 4),
@@ -39,7 +41,8 @@ class TempMeOptions(MethodOptions):
         r: patches merged inside every frame in each block before the first merge block.
         merge_blocks: blocks (from 0) at whose input neighboring clips are joined.
         merge_frames: how many neighboring sequences each of them joins; by default all frames end in one sequence
-            (``JOINS``: as released for 12 and 64 frames, ours for 16, 18, 24, 32 and 48).
+            (``JOINS``: as released for 12 and 64 frames, ours for 16, 18, 24, 32 and 48), and multiples of 12 in as
+            many sequences.
         clip_ratio: share of the joined tokens that the cross-clip merge removes (1 - R_c of the paper).
         intra_ratio: share of a clip's tokens that each intra-clip merge removes (1 - R_I of the paper).
         frame_positions: add a learned position to the tokens of each sequence that is joined.
@@ -48,7 +51,7 @@ class TempMeOptions(MethodOptions):
 
     r: int
     merge_blocks: tuple[int, ...] = (8, 9, 10)
-    merge_frames: tuple[int, ...] = JOINS[12]
+    merge_frames: tuple[int, ...]
     clip_ratio: float
     intra_ratio: float
     frame_positions: bool = True
@@ -176,14 +179,17 @@ class TempMe(Method[TempMeOptions]):
         Raises:
             UsageError: there are no default joins for this frame count, and none are given.
         """
-        unused = {"clip_ratio": 0.0, "intra_ratio": 0.0} if given.get("merge_blocks") in ((), []) else {}
-        if "merge_frames" not in given and frames not in JOINS:
+        joins: dict[str, Any] = {"merge_frames": JOINS.get(frames, JOINS[12])}
+        if given.get("merge_blocks") in ((), []):
+            joins = {"merge_frames": (), "clip_ratio": 0.0, "intra_ratio": 0.0}
+        elif "merge_frames" not in given and frames not in JOINS and frames % prod(JOINS[12]):
             problem = (
-                f"has defaults for {', '.join(map(str, JOINS))} frames, not for {frames}: give one number of neighbors "
-                f"for each of merge_blocks, whose product divides {frames}, as merge_frames=(3,4,5) does for 60 frames"
+                f"has defaults for {', '.join(map(str, JOINS))} frames and multiples of 12, not for {frames}: give one "
+                f"number of neighbors for each of merge_blocks, whose product divides {frames}, as "
+                "merge_frames=(3,4,5) does for 60 frames"
             )
             raise option_error(name, "merge_frames", problem)
-        return super().configure(name, arch, frames, {"merge_frames": JOINS.get(frames, ())} | unused | given)
+        return super().configure(name, arch, frames, joins | given)
 
     def build_reducer(self) -> TokenReducer:
         """The merging schedule for this backbone and frame count."""

@@ -100,11 +100,13 @@ def _steps(options: TESTAOptions, arch: Architecture, frames: int) -> Iterator[_
             )
             raise option_error("testa", "frames_r", f"{problem}patches in a block, so set one of both to 0")
         for name, r, most, what in (
-            ("frames_r", of_frames, (T - any(patches_r)) // 2, f"{T} frames are left"),
-            ("patches_r", of_patches, P // 2, f"{P} patches of a frame are left"),
+            ("frames_r", of_frames, (T - any(patches_r)) // 2, f"{T} frames"),
+            ("patches_r", of_patches, P // 2, f"{P} patches of a frame"),
         ):
             if r > most:
-                raise option_error("testa", name, f"is {r} in block {index}, where {what}: give at most {most}")
+                raise option_error(
+                    "testa", name, f"is {r} in block {index}, where {what} are left: give at most {most}"
+                )
         yield _Step(T, P, of_frames, of_patches)
         T, P = T - of_frames, P - of_patches
 

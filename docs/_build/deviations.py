@@ -71,8 +71,12 @@ def switch_text(switch: Mapping[str, Any]) -> str:
         case {"protocol": name}:
             exists, text = load_protocol(name).kind == "published", f"tvrbench run {name}"
         case {"method": method, "set": options}:
-            default, changed = _options(method), _options(method, **options)
-            exists = all(getattr(default, key) != value == getattr(changed, key) for key, value in options.items())
+            changed = _options(method, **options)
+            # An option may have another default beside the others.
+            beside = {
+                key: _options(method, **{other: options[other] for other in options if other != key}) for key in options
+            }
+            exists = all(getattr(beside[key], key) != value == getattr(changed, key) for key, value in options.items())
             text = " ".join([f"--methods {method}", *(f"--set {key}={value}" for key, value in options.items())])
         case {"recipe": field, "value": value}:
             exists = field in {known.name for known in dataclasses.fields(Recipe)}

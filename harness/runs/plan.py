@@ -320,14 +320,14 @@ class _Method:
             memory=plan_memory(model, recipe, precision, settings, rates.device, frame_captions=captions)
             if steps
             else None,
-            rate=rates.of(weights.arch, protocol.frames, precision) if count.forward_macs else None,
+            rate=rates.of(weights.arch, protocol.frames, precision) if count.encode_macs else None,
         )
 
     def run(self, config: RunConfig, searches: bool) -> PlannedRun:
         """A run of the method; all differ in the seed, and in whether they search."""
         tries = len(self.protocol.lr_factors) if searches else 0
         evals = 1 + len(eval_steps(config.selection, self.recipe, self.steps // self.recipe.epochs, self.steps))
-        macs = self._training_macs(self.steps) + evals * self.test_videos * self.count.forward_macs
+        macs = self._training_macs(self.steps) + evals * self.test_videos * self.count.encode_macs
         return PlannedRun(
             method=config.method,
             label=config.label,
@@ -352,8 +352,8 @@ class _Method:
             tuning=self.description["tuning"],
             runs=len(runs),
             steps=self.steps,
-            forward_gmacs=self.count.forward_macs / 1e9,
-            step_gmacs=self.training.step_macs / 1e9 if self.steps else self.count.forward_macs / 1e9,
+            forward_gmacs=self.count.encode_macs / 1e9,
+            step_gmacs=self.training.step_macs / 1e9 if self.steps else self.count.encode_macs / 1e9,
             gmacs_per_s=None if self.rate is None else self.rate / 1e9,
             hours=sum(run.hours for run in runs),
             search_hours=self.search_hours * sum(run.search_steps > 0 for run in runs),
@@ -375,7 +375,7 @@ class _Method:
     @property
     def search_hours(self) -> float:
         """Of trying every rate once."""
-        scored = self.protocol.held_out * self.count.forward_macs
+        scored = self.protocol.held_out * self.count.encode_macs
         tries = len(self.protocol.lr_factors) if self.steps_per_rate else 0
         return self._hours(tries * (self._training_macs(self.steps_per_rate) + scored))
 

@@ -113,7 +113,7 @@ def test_profile_tells_a_training_step_that_keeps_other_tokens(capsys: pytest.Ca
     [
         (("profile", "tempmee"), ("'tempmee'", "tempme?", "[registry.unknown]")),
         (("profile", "tempme", "--backbone", "ViT-Q"), ("'ViT-Q'",)),
-        (("profile", "tempme", "--frames", "10"), ("'merge_frames'", "of 10", "[option.value]")),
+        (("profile", "tempme", "--frames", "10"), ("'merge_frames'", "not for 10", "[option.value]")),
         (("profile", "tempme", "--frames", "0"), ("frames",)),
         (("profile", "tempme", "--set", "r=99"), ("'r'", "99", "[option.value]")),
         (("profile", "tempme", "--set", "speed=9"), ("'speed'", "[option.unknown]")),

@@ -12,10 +12,12 @@ import torch
 from torch.nn import functional as F
 
 from tvrbench.harness import load_model
+from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.models.decisions import Recorder, Replay, agreement, of_video, watched
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.precision import FrozenCasts, prepare_to_encode
 from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
@@ -128,6 +130,8 @@ def test_a_step_in_bfloat16_leaves_float32_weights_and_nearly_the_same_gradient(
     for precision in ("float32", "bfloat16"):
         trainer = Trainer(tiny_model(name), "uniform", 10)
         trainer.precision = precision  # type: ignore[assignment]
+        if precision == "bfloat16":
+            trainer._frozen = FrozenCasts(trainer.model, torch.bfloat16)
         torch.manual_seed(3)
         trainer.backward(pairs)
         learned = list(trainer.model.trainable().values())
@@ -137,3 +141,23 @@ def test_a_step_in_bfloat16_leaves_float32_weights_and_nearly_the_same_gradient(
     record_property("bfloat16_gradient_cosine", float(cosine))
     assert not torch.equal(*gradients)
     assert cosine >= 0.99
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if method_class(n).card.trains])
+def test_a_step_with_weights_held_in_float16(name: str, tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    trainer = Trainer(tiny_model(name), replace(load_recipe("uniform"), weights="float16"), 10)
+    parts = [tiny_batch[key] for key in ("frames", "mask", "ids", "text_mask")]
+    assert torch.tensor(trainer.step(*parts)["loss"]).isfinite()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_held_in_half_precision_give_the_bits_of_autocast(name: str, tiny_model: Make) -> None:
+    model = tiny_model(name)
+    side, generator = model.clip.arch.image_size, torch.Generator().manual_seed(1)
+    still = torch.randn(2, 1, 3, side, side, generator=generator)
+    frames = still + 0.02 * torch.randn(2, model.frames, 3, side, side, generator=generator)  # choices are close
+    mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model.encode_video(frames, mask)
+        prepare_to_encode(model, torch.bfloat16)
+        assert torch.equal(model.encode_video(frames, mask), before)

@@ -209,24 +209,27 @@ class Attention(nn.Module):
 
     def mean_keys(self, x: Tensor) -> Tensor:
         """The keys of x [S, N, D], averaged over heads: [S, N, 64]; from the mean of the projections of all heads."""
+        device = self.in_proj_weight.device.type
+        dtype = torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return F.linear(x, *self._mean_key_projection())
+            return F.linear(x, *self._mean_key_projection(dtype))
         added = () if self.lora is None else (self.lora.A, self.lora.B)
         sources = (self.in_proj_weight, self.in_proj_bias, *added)
-        return F.linear(x, *self._mean_keys.get(sources, self._mean_key_projection))
+        return F.linear(x, *self._mean_keys.get(sources, lambda: self._mean_key_projection(dtype), also=dtype))
 
-    def _mean_key_projection(self) -> tuple[Tensor, Tensor]:
-        """Weight [64, D] and bias [64]."""
+    def _mean_key_projection(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """Weight [64, D] and bias [64]; the mean, in float32, of weights in the ``dtype`` that attention uses."""
+        own = self.in_proj_weight.dtype
 
         def mean(rows: Tensor) -> Tensor:
-            keys = rows.chunk(3)[1]
-            return keys.view(self.heads, -1, *keys.shape[1:]).mean(dim=0)
+            rounded = rows.to(dtype or own).float()  # so that weights held in half precision give the same bits
+            return rounded.view(self.heads, -1, *rows.shape[1:]).mean(dim=0).to(own)
 
         with self._own_precision():
-            weight = mean(self.in_proj_weight)
-            if self.lora is not None:
-                weight = torch.addmm(weight, mean(self.lora.B), self.lora.A)
-            return weight, mean(self.in_proj_bias)
+            weight, bias = (rows.chunk(3)[1] for rows in (self.in_proj_weight, self.in_proj_bias))
+            if self.lora is not None:  # which stays in float32 where a step holds frozen weights in less
+                weight = torch.addmm(weight.float(), self.lora.B.chunk(3)[1].float(), self.lora.A.float())
+            return mean(weight), mean(bias)
 
     def merge_heads(self, heads_SHNC: Tensor, places: Tensor | None = None) -> Tensor:
         """What every head found [S, heads, N, 64], projected to [S, N, D]; at these places alone, [1, M, D]."""

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.profiling.counts.formula import analytic_macs
+from tvrbench.harness.profiling.counts.formula import analytic_macs, training_macs
 from tvrbench.harness.profiling.counts.shapes import meta_pairs
 
 _BATCH = 4  # pairs in the pass; counts grow linearly with them, but for what a method makes once per call
@@ -20,13 +20,15 @@ class StepCount:
     """What one pair (a video and a caption) costs.
 
     Attributes:
-        forward_macs: multiply-adds of encoding both.
+        encode_macs: multiply-adds of encoding both at inference.
+        forward_macs: of encoding both in a training step.
         step_macs: of a training step: forward, and backward as far as this tuning needs it; forward alone if nothing
             is trained.
         parameters, trainable: numbers of parameters.
         observed: False where the pass could not run on shapes, and the step is a multiple of the token plan.
     """
 
+    encode_macs: float
     forward_macs: float
     step_macs: float
     parameters: int
@@ -47,6 +49,7 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
     """
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     numbers: dict[str, Any] = {
+        "encode_macs": float(sum(analytic_macs(model).values())),
         "parameters": sum(n for n, _ in sizes),
         "trainable": sum(n for n, trains in sizes if trains),
     }
@@ -56,7 +59,7 @@ def count_step(model: RetrievalModel, *, frame_captions: bool = False) -> StepCo
         forward, step = _pass_over_shapes(model, frame_captions)
         return StepCount(forward_macs=forward, step_macs=step, **numbers)
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
-        forward = float(sum(analytic_macs(model).values()))
+        forward = float(sum(training_macs(model).values()))
         step = 3 * forward if numbers["trainable"] else forward
         return StepCount(forward_macs=forward, step_macs=step, observed=False, **numbers)
 

@@ -20,10 +20,7 @@ class FramesLine(NamedTuple):
 
 
 def frames_lines(found: LongVideos) -> list[FramesLine]:
-    """Group methods by their multiply-adds, from the most at the most frames to the fewest.
-
-    Methods of which only an upper bound is known have no line: it is no cost to be set beside the others'.
-    """
+    """Group methods by their multiply-adds, from the most at the most frames to the fewest; bounds are left out."""
     lines: list[FramesLine] = []
     for method in (method for method in found.methods if method.encodes and not method.at_most):
         gmacs = {n: value for n in method.rows if (value := method.value("gmacs_video", n)) is not None}

@@ -14,7 +14,7 @@ from tvrbench.harness.reporting.data.long_videos import LongVideos, long_videos
 from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
-from tvrbench.harness.reporting.figures.frames import frames_figure, frames_lines
+from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import (
@@ -36,24 +36,23 @@ _NO_GPU = (
     "Times below are a CPU's: ratios may be set beside a paper's, times may not. What needs a GPU is marked as not "
     "measured, with the command that measures it.",
 )
-_MEASURED = "Measured with random weights on synthetic videos"
-_ON_CLIPS = " (methods whose number of tokens depends on the pixels, and what they are compared with, on clips)"
-_COUNTED = "Counted, not measured"
-_NO_ACCURACY = ", so without accuracy: for that see the reports of the protocols. "
-_INVALID = (
-    "“!” marks an invalid measurement (a disturbed run, or outputs that differ from the reference): it is shown, with "
-    "the reason in a footnote, and excluded from every best and every claim. "
+_LEAD = (
+    "Measured with random weights, so without accuracy: for that see the reports of the protocols. Videos are "
+    "synthetic, but for methods whose number of tokens depends on the pixels: these, and what they are compared with, "
+    "run on clips of a data set, which a footnote names. “!” marks an invalid measurement (a disturbed run, or outputs "
+    "that differ from the reference): it is shown, with the reason in a footnote, and excluded from every best and "
+    "every claim. A dash has the number of the footnote with its reason.",
 )
-_DASH = "A dash has the number of the footnote with its reason."
+_COUNTED_LEAD = ("Counted on shapes, and nothing was measured: for times and memory run ", Code("tvrbench bench"), ".")
 _LONG_VIDEOS = (
     "The same methods with more frames. Every number here but a time is counted on shapes: it belongs to no device. "
     "A method whose preset depends on the number of frames has the preset of each.",
 )
 _FRAMES_CAPTION = (
     "One line per method, methods that differ by less than 1.5 % on one line; dashed: no reduction. A point alone is a "
-    "setting that was counted for one number of frames."
+    "setting that was counted for one number of frames. Methods whose number of tokens depends on the pixels have no "
+    "line: the table has the most that they can cost."
 )
-_NOT_DRAWN = " Not drawn, as their multiply-adds depend on the pixels and only an upper bound is known: {}."
 _FIGURE_CAPTION = (
     "Left: a method below the dashed line does fewer multiply-adds than dense frames do in the same time. Right: the "
     "gray bar is the number of dense frames that its multiply-adds pay for, the colored mark the number that its "
@@ -101,7 +100,7 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     sections += set_aside(aside, context)
     report = Report(
         title="Cost of methods",
-        lead=_lead(measured),
+        lead=_LEAD if measured else _COUNTED_LEAD,
         warnings=[] if any(bench.on_gpu for bench in measured) or not measured else [_NO_GPU],
         sections=sections,
         figures=figures,
@@ -111,21 +110,12 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     return write(report, context.folder)
 
 
-def _lead(measured: Sequence[Bench]) -> tuple[str]:
-    """Say whether costs were measured, and on what, or counted alone."""
-    if not measured:
-        return (_COUNTED + _NO_ACCURACY + _DASH,)
-    costs = (m for bench in measured for row in bench.rows for m in row.measurements)
-    on_clips = any("share_kept" in m["conditions"] for m in costs)
-    return (_MEASURED + _ON_CLIPS * on_clips + _NO_ACCURACY + _INVALID + _DASH,)
-
-
 def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:
-    """Return the section of what papers claim about cost."""
+    """Return the section of the papers' claims about cost."""
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
     in_words = ("claims", "The papers' claims about cost, and what was measured")
     in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
-    claims = [
+    claims: list[Block] = [
         claims_table(judge(stated, measured, papers), *name_and_title, context)
         for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
     ]
@@ -139,13 +129,12 @@ def _long_videos(longer: Sequence[LongVideos], figures: list[Picture]) -> list[S
     sections = [Section(title="Long videos", blocks=[_LONG_VIDEOS])]
     for found in longer:
         blocks: list[Block] = [*long_videos_tables(found)]
-        if len(found.frames) > 1 and frames_lines(found):
-            bounds = [method.label for method in found.methods if method.encodes and method.at_most]
+        if len(found.frames) > 1 and any(method.encodes and not method.at_most for method in found.methods):
             figure = Picture(
                 file=f"long-videos-{slug(found.backbone, 40)}.png",
                 data=frames_figure(found),
                 alternative=f"Multiply-adds per video against the number of frames, on {found.backbone}",
-                caption=_FRAMES_CAPTION + _NOT_DRAWN.format(", ".join(bounds)) * bool(bounds),
+                caption=_FRAMES_CAPTION,
                 kind="frames",
             )
             figures.append(figure)

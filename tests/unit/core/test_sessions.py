@@ -55,7 +55,7 @@ def test_a_gpu_is_measured_in_bfloat16_and_then_in_float32(
 ) -> None:
     session = Session("cuda", *posargs)
     noxfile["efficiency"](session)
-    benches = [" ".join(words).replace("=", " ").split() for words in session.commands if words[1] == "bench"]
+    benches = [" ".join(words).replace("=", " ").split() for words in session.commands if "--energy" in words]
     assert [words[words.index("--precision") + 1] for words in benches] == precisions
     assert all(words.count("--precision") == 1 for words in benches)
 

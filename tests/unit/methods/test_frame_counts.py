@@ -51,7 +51,7 @@ def test_a_frame_count_is_taken_or_refused_with_a_remedy(name: str, frames: int,
 @pytest.mark.parametrize(
     ("name", "frames", "option", "remedy"),
     [
-        ("tempme", 60, "merge_frames", {"merge_frames": (3, 4, 5)}),
+        ("tempme", 20, "merge_frames", {"merge_frames": (2, 2, 5)}),
         ("vidtome", 18, "chunk", {"chunk": 3}),
         ("centerclip", 18, "schedule", {"schedule": ((6, 6, 16),)}),
         ("token_sampling", 18, "schedule", {"schedule": ((6, 6, 16),)}),

@@ -76,14 +76,26 @@ def test_longer_videos_encode_alike_alone_and_together(frames: int, tiny_weights
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("frames", [1, 8, 10, 36, 60, 128])
+@pytest.mark.parametrize("frames", [1, 8, 10, 30, 128])
 def test_frames_without_default_joins_need_their_own(frames: int, tiny_weights: Path) -> None:
     with raises("option.value", option="merge_frames") as caught:
         load_model("tempme", weights=tiny_weights, frames=frames, **SMALL)
     assert all(str(known) in str(caught.value) for known in JOINS)
-    given = {1: (1, 1, 1), 8: (2, 2, 2), 10: (1, 2, 5), 36: (3, 3, 4), 60: (3, 4, 5), 128: (4, 4, 8)}[frames]
+    given = {1: (1, 1, 1), 8: (2, 2, 2), 10: (1, 2, 5), 30: (2, 3, 5), 128: (4, 4, 8)}[frames]
     model = load_model("tempme", weights=tiny_weights, frames=frames, merge_frames=given, **SMALL)
     assert model.tokens[-1][0] == 1
+
+
+@pytest.mark.parametrize("frames", [36, 60])
+def test_other_multiples_of_twelve_end_in_several_sequences(frames: int, tiny_weights: Path) -> None:
+    model = load_model("tempme", weights=tiny_weights, frames=frames, **SMALL)
+    assert model.tokens[-1][0] == frames // 12
+
+
+@pytest.mark.parametrize("frames", [1, 7, 12])
+def test_without_merge_blocks_any_number_of_frames_goes(frames: int, tiny_weights: Path) -> None:
+    model = load_model("tempme", weights=tiny_weights, frames=frames, r=0, merge_blocks=())
+    assert model.tokens[-1][0] == frames
 
 
 def test_no_merging_keeps_every_token() -> None:

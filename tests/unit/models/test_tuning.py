@@ -170,7 +170,10 @@ def test_carried_prompts_go_through_every_reducer(name: str, tiny_model: Make, t
         together = model.encode_video(frames, mask)
         alone = model.encode_video(frames[1:2], mask[1:2])
         without = tiny_model(name, tuning="frozen").encode_video(frames, mask)
-    assert seen[:12] == [(3 * sequences, tokens + 8) for sequences, tokens in model.tokens]
+    assert seen[:12] == [
+        (1, 3 * (work.leaving[1] + 8 * work.packed)) if work.packed else (3 * work.leaving[0], work.leaving[1] + 8)
+        for work in model.reducer.plan()
+    ]
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
     assert not torch.allclose(together, without, atol=1e-3)
     assert stream.origin is not None

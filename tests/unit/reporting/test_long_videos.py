@@ -170,30 +170,21 @@ class TestReport:
         page = (tmp_path / "reports" / "efficiency" / "README.md").read_text(encoding="utf-8")
         assert "## Long videos" in page
         assert "No GPU" not in page
-        assert "Counted, not measured" in page
+        assert "nothing was measured" in page
         assert "Measured with" not in page
         assert "The papers' claims" not in page
         assert not any(name.startswith("claims") for name in names)
 
-    def test_a_method_with_a_bound_alone_is_named_below_the_figure(self, tmp_path: Path) -> None:
+    def test_a_method_with_a_bound_alone_is_in_the_table_and_has_no_line(self, tmp_path: Path) -> None:
         fill(tmp_path)
         for frames in (12, 64):
             most = Measurement("gmacs_video", 99.9 * frames / 12, "GMACs", conditions={"upper_bound": True})
             save_counted(tmp_path, "rlt", [most], frames)
         write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
         page = (tmp_path / "reports" / "efficiency" / "README.md").read_text(encoding="utf-8")
-        assert "only an upper bound is known: rlt." in page
+        assert all("rlt" not in [m.label for m in line.methods] for line in frames_lines(table(tmp_path)))
+        assert "have no line" in page
         assert "≤ 99.9" in page
-
-    @pytest.mark.parametrize("clips", [False, True])
-    def test_the_lead_says_on_what_was_measured(self, tmp_path: Path, clips: bool) -> None:
-        said = {"share_kept": 0.7, "dataset": "standin", "distinct_clips": 2} if clips else {}
-        save(tmp_path, "lora", [*counts(100.0, 600), speed(5.0, **said), *ratio(1.0, 1.0)])
-        write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
-        page = (tmp_path / "reports" / "efficiency" / "README.md").read_text(encoding="utf-8")
-        lead = next(line for line in page.splitlines() if line.startswith("Measured with"))
-        assert ("on clips" in lead) == clips
-        assert "The papers' claims" in page
 
     def test_counted_records_leave_the_tables_of_devices_alone(self, tmp_path: Path) -> None:
         cost = [*counts(100.0, 600), speed(5.0), *ratio(1.0, 1.0)]

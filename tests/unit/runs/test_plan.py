@@ -97,7 +97,7 @@ def test_every_registered_method_is_planned(full_shapes: Weights, tmp_path: Path
         assert (method.steps, method.hours > 0) == (7030 * trains, method.forward_gmacs > 0)
         assert (method.memory_mib is not None) == trains
         if trains:
-            assert 1.8 < method.step_gmacs / method.forward_gmacs < 3.0
+            assert 1.0 < method.step_gmacs / method.forward_gmacs < 3.0  # masked training drops half of the tokens
     json.dumps(plan_document(plan, what_first(plan, None, command="tvrbench run X")), allow_nan=False)
     assert not list(tmp_path.iterdir())
 
