@@ -181,6 +181,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
     for heading, table in ({} if settings.as_json else tables).items():
         print(f"\n{heading}")
         print_costs(table)
+        print_clips(table)
         print_stages(table)
     say(f"records: {store.folder(name)}")
     for page in pages:
@@ -260,7 +261,8 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
             name = m.name.removesuffix(OVER_VIDEOS)  # the mean of a count over videos takes the place of its bound
             if m.value is not None and name in COLUMNS:
                 most = "≤ " * bool(m.conditions.get("upper_bound"))
-                rows[label][name] = f"{most}{m.value:,.{0 if m.value >= 1000 else 2}f}{' !' if invalid else ''}"
+                whole = m.name == "output_tokens" or m.value >= 1000
+                rows[label][name] = f"{most}{m.value:,.{0 if whole else 2}f}{' !' if invalid else ''}"
             if reason := f"! {invalid}" if invalid else m.conditions.get("reason"):
                 notes.setdefault(reason if invalid else f"no {m.name}: {reason}", {})[label] = None
     filled = [name for name in COLUMNS if any(name in row for row in rows.values())]
@@ -268,6 +270,19 @@ def print_costs(table: Mapping[str, Sequence[Measurement]]) -> None:
     print_table(cells, ["method", *(COLUMNS[name] for name in filled)])
     for note, labels in notes.items():
         print(f"  {note} ({', '.join(labels)})")
+
+
+def print_clips(table: Mapping[str, Sequence[Measurement]]) -> None:
+    """One line per method whose counts are means over clips: how many, of which data set, and the most it can be."""
+    for label, costs in table.items():
+        found = {m.name: m for m in costs}
+        mean, bound = found.get(f"gmacs_video{OVER_VIDEOS}"), found.get("gmacs_video")
+        if mean is not None and bound is not None and bound.value is not None:
+            number = mean.conditions["videos"]
+            clips = f"{number:,} clips of {mean.conditions['dataset']}, mean of these"
+            if number == 1:
+                clips = f"1 clip of {mean.conditions['dataset']}"
+            print(f"  {label}: on {clips}; at most {bound.value:,.2f} GMACs")
 
 
 def print_stages(table: Mapping[str, Sequence[Measurement]]) -> None:

@@ -32,7 +32,7 @@ def parse_grid(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """
     grid: dict[str, tuple[Any, ...]] = {}
     for text in texts:
-        key, given = split_assignment(text, "--grid", "r=1,2,4")
+        key, given = split_assignment(text, "--grid", "r=1,2,4", "key=value,value")
         if key in grid:
             message = f"--grid {key}=... is there twice: give all values of {key} in one, separated by commas"
             raise UsageError(message, code="grid.option-twice", option=key)

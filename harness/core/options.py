@@ -66,15 +66,15 @@ def format_bytes(size: int) -> str:
     return f"{size / 1000:.3f}KB"
 
 
-def split_assignment(text: str, option: str, example: str) -> tuple[str, str]:
+def split_assignment(text: str, option: str, example: str, form: str = "key=value") -> tuple[str, str]:
     """``key=value`` -> (key, value) as text, stripped.
 
     Raises:
-        UsageError: not written that way; names the command's ``option`` and gives the ``example``.
+        UsageError: not written that way; names the command's ``option``, the ``form`` and gives the ``example``.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
-        message = f"{option} {text!r}: write it as key=value, for example {option} {example}"
+        message = f"{option} {text!r}: write it as {form}, for example {option} {example}"
         raise UsageError(message, code="option.assignment", value=text)
     return key, value
 

@@ -9,6 +9,7 @@ import pytest
 from quick_machine import make_quick
 
 from tvrbench.harness.cli import app as cli
+from tvrbench.harness.cli.bench import print_clips, print_costs
 from tvrbench.harness.profiling import plan, suite
 from tvrbench.harness.profiling.launcher import isolated
 from tvrbench.harness.profiling.plan import Timing
@@ -73,6 +74,23 @@ def test_counts_alone_are_records_of_no_device(
     assert again[0] == 0
     assert "counted" in again[1]
     assert len(RecordStore(tmp_path).load_all("efficiency/counted")) == 2
+
+
+@pytest.mark.parametrize(("videos", "clips"), [(2, "2 clips of standin, mean of these"), (1, "1 clip of standin")])
+def test_means_over_clips_say_so_and_tokens_are_whole(
+    capsys: pytest.CaptureFixture[str], videos: int, clips: str
+) -> None:
+    where = {"dataset": "standin", "videos": videos, "share_kept": 0.7}
+    bound = Measurement("gmacs_video", 52.96, "GMACs", conditions={"upper_bound": True})
+    tables = {
+        "rlt": [bound, Measurement("gmacs_video_mean", 39.1, "GMACs", conditions=where)],
+        "tempme": [Measurement("output_tokens", 127, "tokens"), Measurement("gmacs_video", 30.25, "GMACs")],
+    }
+    print_costs(tables)
+    print_clips(tables)
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == f"  rlt: on {clips}; at most 52.96 GMACs"
+    assert out[-2].split() == ["tempme", "30.25", "127"]
 
 
 @pytest.fixture

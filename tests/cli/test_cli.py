@@ -96,6 +96,16 @@ def test_profile_counts_the_method_with_its_options(capsys: pytest.CaptureFixtur
     assert set(kernels) == {"reason"} if missing() else set(kernels) == {"video", "text", "waits"}
     code, out, _ = call(capsys, "profile", "lora", "--backbone", "ViT-B-16", "--frames", "2")
     assert (code, out.splitlines()[0]) == (0, "lora on ViT-B-16, 2 frames")
+    assert "training step" not in out
+
+
+def test_profile_tells_a_training_step_that_keeps_other_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "profile", "masked")
+    assert code == 0
+    video = {
+        line.split("  ")[1]: float(line.split()[line.split().index("video") + 1]) for line in out.splitlines()[1:3]
+    }
+    assert 0 < video["training step, forward"] < video["GMACs (papers' GFLOPs)"]
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,7 @@ _SIDES = {
     (0, -1): ((_INSET, 0), (_INSET, 1)),
     (0, 1): ((1 - _INSET, 0), (1 - _INSET, 1)),
 }
-_FOOT = (
-    "Numbers and colors: the tokens of most patches, the same in all frames of a strip. White lines part tokens; "
-    "hatched: dropped."
-)
+_FOOT = "Numbers and colors: the tokens of most patches, the same in all frames of a strip. White lines part tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +102,8 @@ def token_map(frames: Frames, merged: Sequence[Merged], *, title: str, caption: 
             write(above - 0.16, method.summary, 118, 7.6, color=FAINT)
             bottom, share = (above + 0.14 - strip) / height, (strip - 0.42) / height
             _draw(figure.add_axes((0.012, bottom, 0.976, share)), frames, method)
-        write(0.12, _FOOT, len(_FOOT), 7.2, color=FAINT)
+        foot = _FOOT + "; hatched: dropped" * any((method.token_TP < 0).any() for method in merged) + "."
+        write(0.12, foot, len(foot), 7.2, color=FAINT)
         return png(figure)
 
 

@@ -193,7 +193,10 @@ def _results(
     nothing = ("Nothing was trained under this protocol yet.",)
     return [
         Section(title="Accuracy against cost", blocks=[*first, *print_links], chart=True),
-        Section(title="Results", blocks=[main_table(rows, pairs, context) if rows else nothing]),
+        Section(
+            title="Results",
+            blocks=[main_table(rows, pairs, context, best=context.compares and not free) if rows else nothing],
+        ),
         Section(title="Scored checkpoints", blocks=_present(scored)),
         Section(title="Pictures", blocks=[*_visualized(context), *others]),
         Section(title="Accuracy at equal measured time", blocks=equal_time),

@@ -43,8 +43,11 @@ def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str
     return levels, levels if captions == videos else {}
 
 
-def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext) -> Table:
-    """Make the table of both directions and cost, one row per method, the chance level first; pairs give the ranks."""
+def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext, *, best: bool) -> Table:
+    """Make the table of both directions and cost, one row per method, the chance level first; pairs give the ranks.
+
+    Without ``best`` nothing is bold and no row has a rank.
+    """
     t2v, v2t = chance_levels(rows)
     recall, *rest = direction_columns("t2v", t2v)
     paired = any(row.cost("speedup", "comparison") for row in rows)
@@ -60,7 +63,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         LABEL,
         text_column("checkpoint", "checkpoint", _selection),
         text_column("seeds", "seeds", lambda row: str(len(row.runs))),
-        *([Column(key="rank", header="rank", cell=ranked)] * (bool(pairs) or (apart and context.compares))),
+        *([Column(key="rank", header="rank", cell=ranked)] * (bool(pairs) or (apart and best))),
         *([metric_column(EXPECTED_R1, t2v.get("R1"))] * ties),
         *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),
@@ -89,9 +92,8 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
         "between which the speed of a machine may change." * paired,
         "Chance: expectation of random scores." * bool(t2v),
-        _bold_sentence(context),
+        _bold_sentence(context) if best or not context.compares else None,
     )
-    best = context.compares
     return context.table("main", "Retrieval and cost", sentences, columns, by_recall(rows), chance=bool(t2v), best=best)
 
 

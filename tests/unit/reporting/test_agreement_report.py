@@ -125,6 +125,11 @@ def test_the_report_has_table_csv_and_both_figures(store: RecordStore, tmp_path:
     assert "## Agreement with the plain encoder" in text
     assert not (folder / "pairs.md").exists()
     assert "throughput" not in csv_rows(folder)[0]
+    results = [line for line in (folder / "main.md").read_text().splitlines() if line.startswith("|")]
+    assert len(results) > len(RECORDS)
+    assert not any("**" in line for line in results)
+    assert "rank" not in csv_rows(folder)[0]
+    assert "0.9000" in (folder / "agreement.md").read_text()
 
 
 def test_other_reports_have_none_of_it(store: RecordStore, tmp_path: Path, no_pictures: None) -> None:

@@ -115,6 +115,7 @@ def test_an_upper_bound_is_marked_in_its_ratio_too_and_is_never_least(tmp_path: 
     bound = next(method for method in one.methods if method.method == "frame_subsample")
     assert bound.at_most
     assert one.of_dense(bound, 12) == pytest.approx(0.1)
+    assert [method.label for line in frames_lines(one) for method in line.methods] == ["lora"]  # a bound has no line
 
 
 @pytest.mark.parametrize(("hash", "kept"), [("dddddddd", "cccccccc"), ("bbbbbbbb", "cccccccc")])
@@ -169,6 +170,21 @@ class TestReport:
         page = (tmp_path / "reports" / "efficiency" / "README.md").read_text(encoding="utf-8")
         assert "## Long videos" in page
         assert "No GPU" not in page
+        assert "nothing was measured" in page
+        assert "Measured with" not in page
+        assert "The papers' claims" not in page
+        assert not any(name.startswith("claims") for name in names)
+
+    def test_a_method_with_a_bound_alone_is_in_the_table_and_has_no_line(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        for frames in (12, 64):
+            most = Measurement("gmacs_video", 99.9 * frames / 12, "GMACs", conditions={"upper_bound": True})
+            save_counted(tmp_path, "rlt", [most], frames)
+        write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
+        page = (tmp_path / "reports" / "efficiency" / "README.md").read_text(encoding="utf-8")
+        assert all("rlt" not in [m.label for m in line.methods] for line in frames_lines(table(tmp_path)))
+        assert "have no line" in page
+        assert "≤ 99.9" in page
 
     def test_counted_records_leave_the_tables_of_devices_alone(self, tmp_path: Path) -> None:
         cost = [*counts(100.0, 600), speed(5.0), *ratio(1.0, 1.0)]

@@ -71,6 +71,11 @@ class TestTokenPicture:
         assert self.share(picture[:, half:], COLORS[0]) > 100
         assert self.share(picture[:, half + 40 :], COLORS[1]) == 0
 
+    def test_hatching_is_explained_where_something_is_hatched(self) -> None:
+        whole = replace(merged(), token_TP=np.abs(TOKENS_TP))
+        ends = [np.flatnonzero((self.draw(one)[-40:] < 200).any(axis=(0, 2)))[-1] for one in (merged(), whole)]
+        assert ends[0] > ends[1] + 50  # the longer line
+
     def test_every_method_adds_a_strip_and_the_notice_is_red(self) -> None:
         one, two = self.draw(merged()), self.draw(merged("a"), merged("b"), notice=StandIn.notice)
         assert two.shape[0] > 1.3 * one.shape[0]
