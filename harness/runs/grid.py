@@ -58,7 +58,7 @@ def _check_options(protocol: Protocol, method: str, varied: set[str], given: set
     if strange := sorted(varied - set(known)):
         message = (
             f"{method} has no option {strange[0]!r}, which the grid gives values of: name the --methods that have it, "
-            f"or give each method a grid of its own in a protocol file ([grid.{method}]); options of {method} are "
+            f"or give each method a grid of its own in a protocol file ([grid.METHOD]); options of {method} are "
             f"{', '.join(known)}"
         )
         raise UsageError(message, code="grid.no-option", method=method, option=strange[0])
