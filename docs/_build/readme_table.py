@@ -34,7 +34,7 @@ def results_table(results: Path = Path("results")) -> Table:
     rows = method_rows([run for run in runs if not run.scored])
     dataset = runs[0].record["data"]["dataset"]
     scope = ReportContext(protocol=PROTOCOL, dataset=dataset, folder=results)
-    table = main_table(rows, compared_pairs(rows, scope), scope)
+    table = main_table(rows, compared_pairs(rows, scope), scope, best=True)
     kept = [i for i, column in enumerate(table.columns) if column.key in _COLUMNS]
     return replace(
         table,
