@@ -91,7 +91,8 @@ BOUNDS_TESTS = (
 @nox.parametrize("resolution", [nox.param(name, id=name) for name in ("lowest-direct", "highest")])
 def bounds(session: nox.Session, resolution: str) -> None:
     """Test the lowest and the newest versions that pyproject.toml allows; arguments replace the choice of tests."""
-    session.install("--upgrade", "--resolution", resolution, "-e", ".[test,docs]")
+    # These versions are used once: in the cache, every new torch would fill the disk of a machine that runs CI often.
+    session.install("--no-cache", "--upgrade", "--resolution", resolution, "-e", ".[test,docs]")
     session.env["PYTHONSAFEPATH"] = "1"
     session.run("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", *(session.posargs or BOUNDS_TESTS))
 
