@@ -15,6 +15,7 @@ METHODS = {
     "evit": "tvrbench.methods.evit:EViT",
     "masked": "tvrbench.methods.masked:Masked",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
+    "ts2net": "tvrbench.methods.ts2net:TS2Net",
     "testa": "tvrbench.methods.testa:TESTA",
     "vop": "tvrbench.methods.vop:VoP",
 }

@@ -351,11 +351,11 @@ class PromptFeature(Head):
             "average_global_prompt_and_frame_cls_token": slice(0, None),
         }[feature]
 
-    def forward(self, tokens_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+    def pooled(self, related_BFE: Tensor, mask_BF: Tensor) -> Tensor:
         """Features [B, G + T, E] and mask [B, G + T] -> [B, E]."""
-        weight = mask_BF[:, self.places].to(tokens_BFE.dtype).unsqueeze(-1)
+        weight = mask_BF[:, self.places].to(related_BFE.dtype).unsqueeze(-1)
         # No valid frame gives zeros rather than 0 / 0.
-        return (tokens_BFE[:, self.places] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        return (related_BFE[:, self.places] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 # What a released name starts with, and what we call it.

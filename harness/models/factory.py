@@ -94,7 +94,8 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         apply_tuning(clip, method)
         reducer = method.build_reducer()
         text_path = method.build_text_path(reducer)
-        model = method.Model(method.spec(name), clip, reducer, method.build_head(), text_path)
+        head, scorer = method.build_head(), method.build_scorer()
+        model = method.Model(method.spec(name), clip, reducer, head, text_path, scorer)
         carried = text_path.carries_prompts and (reducer.carries_prompts or type(reducer) is TokenReducer)
         if clip.visual.prompts is not None and not carried:
             raise UsageError(
@@ -107,6 +108,7 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         reducer.attach(clip.visual)
         text_path.attach(clip)
         model.head.attach(clip)
+        model.scorer.attach(clip)
         return model
 
 

@@ -26,6 +26,18 @@ class Head(nn.Module):
     def attach(self, clip: CLIP) -> None:
         """Start own parameters from the pre-trained ones; called once, by the factory. Nothing by default."""
 
+    def related(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features [B, F, E] as they are before the mean; a head that relates frames changes them."""
+        return frames_BFE
+
+    def pooled(self, related_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """``related`` features [B, F, E] and their weights [B, F] -> [B, E]."""
+        raise NotImplementedError
+
+    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features [B, F, E], not normalized, and their weights [B, F] -> [B, E]."""
+        return self.pooled(self.related(frames_BFE, mask_BF), mask_BF)
+
     def macs(self, tokens: int) -> int:
         """Multiply-adds of pooling this many class tokens, counted like those of the towers; 0 by default."""
         return 0
@@ -38,16 +50,16 @@ class MeanPooling(Head):
     another order get the same feature to the last bit: an order-blind method must tie, not flip a coin.
     """
 
-    def forward(self, frames_BFE: Tensor, weight_BF: Tensor) -> Tensor:
+    def pooled(self, related_BFE: Tensor, mask_BF: Tensor) -> Tensor:
         """Frame features [B, F, E], mask or weights of at least 1 [B, F] -> [B, E]."""
-        unit = F.normalize(frames_BFE, dim=-1)
-        weight = weight_BF.to(unit.dtype).unsqueeze(-1)
+        unit = F.normalize(related_BFE, dim=-1)
+        weight = mask_BF.to(unit.dtype).unsqueeze(-1)
         total = (unit * weight).sum(dim=1, dtype=torch.float64)
         # A video without any valid frame gives zeros, as the released codes do, rather than 0 / 0.
         return (total / weight.sum(dim=1).clamp(min=1)).to(unit.dtype)
 
 
-class SequenceTransformer(Head):
+class SequenceTransformer(MeanPooling):
     """Frame features + frame positions through 4 pre-norm blocks, plus the input; then meanP.
 
     Starts from the text tower: its positions, and its first 4 blocks (blocks that it lacks start fresh).
@@ -73,7 +85,6 @@ class SequenceTransformer(Head):
         for module in self.transformer.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = NORM_EPS
-        self.mean = MeanPooling()
 
     def attach(self, clip: CLIP) -> None:
         """Copy the text tower's positions and first blocks, without the parameters that its tuning added."""
@@ -84,15 +95,14 @@ class SequenceTransformer(Head):
                 for name, parameter in own.named_parameters():
                     parameter.copy_(source[name])
 
-    def forward(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
-        """Frame features [B, F, E], not normalized, and mask [B, F] -> [B, E]."""
+    def related(self, frames_BFE: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features [B, F, E], not normalized, and mask [B, F] -> [B, F, E]."""
         x = frames_BFE + self.frame_positions[: frames_BFE.shape[1]]
         bias_B11F = (MASKED * (~mask_BF.bool()).to(x.dtype))[:, None, None]
         for block in self.transformer.blocks:
             x = x + _attend(block, x, bias_B11F)
             x = x + block.feed_forward(x)
-        out: Tensor = self.mean(x + frames_BFE, mask_BF)
-        return out
+        return x + frames_BFE
 
     def macs(self, tokens: int) -> int:
         """Norms, projections, attention and MLP of the blocks over this many frames."""

@@ -13,6 +13,7 @@ from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture, vision_name
 from tvrbench.harness.models.heads import Head, MeanPooling
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.scorer import Scorer
 from tvrbench.harness.models.spec import MethodCard, MethodOptions, MethodSpec
 from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer
@@ -69,6 +70,10 @@ class Method(Generic[OptionsT]):
     def build_head(self) -> Head:
         """The head, from the class tokens that leave the tower to one video feature; meanP by default."""
         return MeanPooling()
+
+    def build_scorer(self) -> Scorer:
+        """What compares the two sides; the cosine of one vector each by default."""
+        return Scorer()
 
     def build_text_path(self, reducer: TokenReducer) -> TextPath:
         """What acts on the text tower; nothing does by default. ``reducer`` is this model's, whose parameters it may

@@ -6,12 +6,12 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.frame_loader import normalize
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
+from tvrbench.harness.models.scorer import Scorer, Side, TextFeatures, VideoFeatures
 from tvrbench.harness.models.spec import MethodSpec
 from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream, TokenTrace, pick
@@ -30,15 +30,25 @@ class RetrievalModel(nn.Module):
         reducer: acts on the tokens of the vision tower.
         head: pools the class tokens that leave it.
         text_path: acts on the tokens of the text tower.
+        scorer: compares the two sides.
     """
 
-    def __init__(self, spec: MethodSpec, clip: CLIP, reducer: TokenReducer, head: Head, text_path: TextPath) -> None:
+    def __init__(
+        self,
+        spec: MethodSpec,
+        clip: CLIP,
+        reducer: TokenReducer,
+        head: Head,
+        text_path: TextPath,
+        scorer: Scorer | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.clip = clip
         self.reducer = reducer
         self.head = head
         self.text_path = text_path
+        self.scorer = scorer or Scorer()
         self._mean_and_std: dict[torch.device, tuple[Tensor, Tensor]] = {}  # no buffers: they keep float32
 
     @property
@@ -128,18 +138,88 @@ class RetrievalModel(nn.Module):
         self._check_device("text", "ids", ids)
         return self.clip.encode_text(ids, mask.to(ids.device, non_blocking=True), self.text_path)
 
+    def video_side(self, frames: Tensor, mask: Tensor) -> Side:
+        """Encode videos for a comparison; arguments and errors as ``encode_video``.
+
+        Returns:
+            What the scorer keeps of each: the vector that ``encode_video`` gives, and its fine tensors.
+        """
+        if not self.scorer.video_names:
+            return Side(coarse=self.encode_video(frames, mask))
+        self._check_video(frames, mask)
+        mask = mask.to(frames.device, non_blocking=True).bool()
+        stream = self.video_tokens(frames, mask).unpack()
+        frames_BFE, weights_BF = self.clip.visual.class_features(stream), self.reducer.class_weights(stream, mask)
+        patches_BPE = patch_mask_BP = None
+        if "patches" in self.scorer.wants:
+            patches_BPE = self.clip.visual.patch_features(stream)
+            valid_BS = torch.ones_like(mask) if stream.mask_BS is None else stream.mask_BS
+            patch_mask_BP = valid_BS.repeat_interleave(patches_BPE.shape[1] // valid_BS.shape[1], dim=1)
+        related_BFE = self.head.related(frames_BFE, weights_BF)
+        features = VideoFeatures(
+            frames=frames_BFE,
+            related=related_BFE,
+            pooled=self.head.pooled(related_BFE, weights_BF),
+            mask=weights_BF,
+            patches=patches_BPE,
+            patch_mask=patch_mask_BP,
+        )
+        return self.scorer.video_side(features)
+
+    def text_side(self, ids: Tensor, mask: Tensor) -> Side:
+        """Encode texts for a comparison; arguments and errors as ``encode_text``.
+
+        Returns:
+            What the scorer keeps of each: the vector that ``encode_text`` gives, and its fine tensors.
+        """
+        if not self.scorer.text_names:
+            return Side(coarse=self.encode_text(ids, mask))
+        self._check_device("text", "ids", ids)
+        mask = mask.to(ids.device, non_blocking=True).bool()
+        x, end = self.clip.text_tokens(ids, mask, self.text_path)
+        words_BLE = self.clip.project_text(x)
+        end_BE = words_BLE[torch.arange(len(x), device=x.device), end]
+        if (prompts := self.clip.prompts) is not None:  # they stand after the start token
+            words_BLE = torch.cat([words_BLE[:, :1], words_BLE[:, 1 + len(prompts) :]], dim=1)
+        return self.scorer.text_side(TextFeatures(end=end_BE, words=words_BLE, mask=mask))
+
+    def score(self, text: Side, video: Side, level: str | None = None) -> Tensor:
+        """Scores [Nt, Nv] of all pairs, times exp(logit_scale); sides are on the model's device.
+
+        Args:
+            level: one of the scorer's, ``coarse`` for the first stage; None for the score that ranks in the last one.
+
+        Raises:
+            UsageError: an unknown level, or sides elsewhere.
+        """
+        self._check_device("score", "texts", text.coarse)
+        self._check_device("score", "videos", video.coarse)
+        return self.clip.logit_scale.exp() * self.scorer.score(text, video, level)
+
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
-        """text [Nt, E], video [Nv, E], both on the model's device -> cosine x exp(logit_scale), [Nt, Nv]."""
+        """text [Nt, E], video [Nv, E], both on the model's device -> coarse scores [Nt, Nv]: for all but few scorers
+        cosine x exp(logit_scale)."""
         self._check_device("similarity", "text features", text)
         self._check_device("similarity", "video features", video)
-        return self.clip.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
+        return self.clip.logit_scale.exp() * self.scorer.coarse_text(text) @ self.scorer.coarse_video(video).T
 
     def forward(self, frames: Tensor, mask: Tensor, ids: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
         """What the loss of a batch compares, in the one call that data-parallel wrappers need.
 
-        Text [B, E] and video [B, E]; a method with a loss of its own may add further features, [B, ...] each.
+        Text [B, E] and video [B, E], then the fine tensors of texts and of videos (``sides`` takes them apart); a
+        method with a loss of its own may add further features, [B, ...] each.
         """
-        return self.encode_text(ids, text_mask), self.encode_video(frames, mask)
+        text, video = self.text_side(ids, text_mask), self.video_side(frames, mask)
+        return text.coarse, video.coarse, *text.tensors[1:], *video.tensors[1:]
+
+    def sides(self, *features: Tensor) -> tuple[Side, Side]:
+        """The sides that ``forward`` returned the tensors of."""
+        text, video, *fine = features
+        words = len(self.scorer.text_names)
+        return (
+            Side.of([text, *fine[:words]], self.scorer.text_names),
+            Side.of([video, *fine[words:]], self.scorer.video_names),
+        )
 
     def own_loss(self, *features: Tensor) -> Tensor | None:
         """The method's own loss over what ``forward`` returns of a whole batch; None, the default, for the contrastive

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from tvrbench.harness.core.errors import UsageError
 
-Group = Literal["reference", "full fine-tuning", "parameter-efficient", "token reduction", "fewer frames"]
+Group = Literal[
+    "reference", "full fine-tuning", "parameter-efficient", "token reduction", "retrieval stage", "fewer frames"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

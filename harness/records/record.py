@@ -224,6 +224,35 @@ class _TokensKept(TypedDict):
     max: Share
 
 
+@_closed
+class _BothDirections(TypedDict):
+    t2v: _Direction
+    v2t: _Direction
+
+
+@_closed
+class _AtDepth(_BothDirections):
+    depth: Annotated[int, Field(ge=0)]
+
+
+@_closed
+class _TwoStage(TypedDict):
+    """How the ranks came about where the best of a coarse stage are scored again.
+
+    ``depth`` is None where all pairs are; ``coarse`` has the ranks of the coarse stage alone, and ``ceiling`` the share
+    of captions whose video it leaves to the last stage, which R@1 cannot exceed. ``edge_ties`` counts the candidates
+    beyond ``depth`` that tie with the last one and are scored too. ``curve`` has the metrics of smaller depths.
+    """
+
+    depth: Annotated[int, Field(ge=0)] | None
+    v2t: Literal["own", "transposed"]
+    storage: Literal["float32", "float16", "int8"]
+    coarse: _BothDirections
+    ceiling: Percent
+    edge_ties: Annotated[int, Field(ge=0)]
+    curve: list[_AtDepth]
+
+
 @_open
 class _Metrics(TypedDict, total=False):
     """A further key may hold a section (an object), never a bare number: a misspelled metric fails."""
@@ -237,6 +266,7 @@ class _Metrics(TypedDict, total=False):
     selection: Literal["last", "best-on-test", "unknown"]
     intervals: _Intervals
     tokens_kept: _TokensKept
+    two_stage: _TwoStage
 
 
 def _as(schema: type) -> GetPydanticSchema:  # a plain dict for callers, checked by a private type

@@ -9,12 +9,27 @@ from torch.nn import functional as F
 from tvrbench.harness.core.distributed import dist_info, gather_rows
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.scorer import Side
 
 
 def whole_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
     """The loss over all features of a batch, as ``model.forward`` returns them: [B, ...] each."""
+    if model.scorer.video_names:
+        return _side_loss(model, *model.sides(*features))
     own = model.own_loss(*features)
     return contrastive_loss(model.similarity(*features)) if own is None else own
+
+
+def _side_loss(model: RetrievalModel, text: Side, video: Side) -> Tensor:
+    """This process's share of the loss of sides that hold more than a vector.
+
+    Every process has all texts, and compares its own videos with them. What the loss needs of that goes round; frames,
+    words of videos and patches never do. Then every process takes the whole loss, and an equal part is its share.
+    """
+    scorer, everyone = model.scorer, Side.of([gather_rows(t) for t in text.tensors], list(text.fine))
+    columns = scorer.columns(everyone, video, dist_info().rank * len(text))
+    gathered = {name: gather_rows(column) for name, column in columns.items()}
+    return scorer.loss(everyone, gathered, model.clip.logit_scale.exp()) / dist_info().size
 
 
 def local_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
@@ -27,7 +42,7 @@ def local_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
         model: whose ``forward`` made the features.
         features: of this process's pairs, [b, ...] each.
     """
-    if dist_info().size == 1:
+    if dist_info().size == 1 or model.scorer.video_names:
         return whole_loss(model, *features)
     everyone = [gather_rows(feature) for feature in features]
     own = model.own_loss(*everyone)

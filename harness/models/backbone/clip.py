@@ -79,9 +79,15 @@ class VisionTower(nn.Module):
 
     def class_features(self, stream: TokenStream) -> Tensor:
         """The class tokens that leave, projected: [videos, class tokens per video, E], in frame order."""
-        classes = stream.x[:, : stream.classes]
+        return self._projected(stream, stream.x[:, : stream.classes])
+
+    def patch_features(self, stream: TokenStream) -> Tensor:
+        """The patch tokens that leave, projected like class tokens: [videos, patches per video, E], in frame order."""
+        return self._projected(stream, stream.x[:, stream.num_prefix_tokens :])
+
+    def _projected(self, stream: TokenStream, tokens_SND: Tensor) -> Tensor:
         videos = stream.x.shape[0] // stream.per_video
-        out: Tensor = self.ln_post(classes) @ self.proj
+        out: Tensor = self.ln_post(tokens_SND) @ self.proj
         return out.reshape(videos, -1, out.shape[-1])
 
 
@@ -132,6 +138,14 @@ class CLIP(nn.Module):
         The end token is the largest id. The causal mask already keeps every token after the end token, padding
         included, from reaching that feature, so no padding mask enters attention. A ``path`` acts on the way.
         """
+        x, end = self.text_tokens(ids, mask, path)
+        return self.project_text(x[torch.arange(len(x), device=x.device), end])
+
+    def text_tokens(self, ids: Tensor, mask: Tensor, path: TextPath | None = None) -> tuple[Tensor, Tensor]:
+        """Arguments as ``encode_text`` -> the tokens [B, N, D] that leave the last block, and the end's place [B].
+
+        Tokens of prompts are among them.
+        """
         self.check_text(ids, mask)
         path = path or TextPath(self.arch)
         x, end = path.enter(self, ids, mask)
@@ -142,5 +156,9 @@ class CLIP(nn.Module):
             x = x + path.attend(x, index, block).delta
             x = x + block.feed_forward(x)
             x = path.after_block(x, index)
-        out: Tensor = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+        return x, end
+
+    def project_text(self, x: Tensor) -> Tensor:
+        """Tokens [..., D] that leave the text tower -> the common space, [..., E]."""
+        out: Tensor = self.ln_final(x) @ self.text_projection
         return out

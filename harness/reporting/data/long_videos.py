@@ -14,7 +14,7 @@ from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.markdown import brief
 
 NAME = "efficiency/counted"
-GROUPS = ("reference", "full fine-tuning", "parameter-efficient", "token reduction", "fewer frames")
+GROUPS = ("reference", "full fine-tuning", "parameter-efficient", "token reduction", "retrieval stage", "fewer frames")
 _OTHER = "other"
 
 

@@ -1,0 +1,82 @@
+"""``ScoredMethod``: a method that is a scorer, over the encoder of any other method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.backbone.architecture import PRESETS, vision_name
+from tvrbench.harness.models.method import Method
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.scorer import Scorer
+from tvrbench.harness.models.spec import MethodOptions, option_error, require_range
+from tvrbench.harness.models.text import TextPath
+from tvrbench.harness.models.tokens import TokenReducer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerOptions(MethodOptions):
+    """Options of every method that scores more than a vector of each side.
+
+    Attributes:
+        depth: how many of the coarse stage's best are scored again; None for all pairs, 0 for none.
+        v2t: ``own``, each video's best captions are scored again, or ``transposed``, the scores of text to video are
+            read from the video's side.
+        storage: type of the numbers that are stored of frames, patches and words in an evaluation.
+        reducer: a method whose token reducer and text path the encoder has, with its published preset or that for
+            small models; none if empty.
+        reducer_options: that method's options, over its preset.
+    """
+
+    depth: int | None = None
+    v2t: Literal["own", "transposed"] = "own"
+    storage: Literal["float32", "float16", "int8"] = "float32"
+    reducer: str = ""
+    reducer_options: dict[str, Any] = field(default_factory=dict)
+
+
+OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
+
+
+class ScoredMethod(Method[OptionsT]):
+    """Base class of methods that are a scorer; a subclass gives ``new_scorer``."""
+
+    def new_scorer(self) -> Scorer:
+        """The scorer, before the options of all scorers are set."""
+        raise NotImplementedError
+
+    def build_scorer(self) -> Scorer:
+        """The scorer, with the depth, direction and storage of the options."""
+        if self.options.depth is not None:
+            require_range(self.card.summary, "depth", self.options.depth, 0)
+        scorer = self.new_scorer()
+        scorer.depth, scorer.v2t, scorer.storage = self.options.depth, self.options.v2t, self.options.storage
+        return scorer
+
+    @cached_property
+    def _encoder(self) -> Method[Any] | None:
+        """The method whose encoder this one scores; None for the plain encoder."""
+        name = self.options.reducer
+        if not name:
+            return None
+        cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines")
+        if issubclass(cls, ScoredMethod) or cls.Model is not RetrievalModel:
+            problem = f"names {name!r}, which is no token reducer: give a method that reduces tokens, such as 'tempme'"
+            raise option_error("scorer", "reducer", problem)
+        if own := sorted(set(self.options.reducer_options) & {"tuning", "rank"}):
+            message = f"option {own[0]!r} is this method's own: leave it out of reducer_options"
+            raise UsageError(message, code="option.value", method=name, option=own[0])
+        small = cls.card.tiny if vision_name(self.arch) not in PRESETS else {}
+        given = small | {"tuning": self.options.tuning} | self.options.reducer_options
+        return cls.configure(name, self.arch, self.frames, given)
+
+    def build_reducer(self) -> TokenReducer:
+        """That of the method that ``reducer`` names."""
+        return self._encoder.build_reducer() if self._encoder else super().build_reducer()
+
+    def build_text_path(self, reducer: TokenReducer) -> TextPath:
+        """That of the method that ``reducer`` names."""
+        return self._encoder.build_text_path(reducer) if self._encoder else super().build_text_path(reducer)

@@ -1,0 +1,209 @@
+"""The seam of comparison: what each side of a pair is before it has seen the other, and how two sides are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.models.backbone.clip import CLIP
+from tvrbench.harness.models.contrastive import contrastive_loss
+
+COARSE = "coarse"
+Wanted = Literal["words", "patches"]
+Rows = slice | Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """N texts or videos as they are stored: nothing in it has seen the other side.
+
+    Attributes:
+        coarse: [N, E] one vector each, of any length (norm).
+        fine: named tensors [N, ...] float, weights of 0 and 1 for masks; empty where one vector is all.
+    """
+
+    coarse: Tensor
+    fine: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.coarse)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The coarse vector, then the fine tensors in the order of their names."""
+        return self.coarse, *(self.fine[name] for name in sorted(self.fine))
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], names: Sequence[str]) -> Side:
+        """The side whose ``tensors`` these are, with fine ones of these names."""
+        return cls(coarse=tensors[0], fine=dict(zip(sorted(names), tensors[1:], strict=True)))
+
+    @classmethod
+    def cat(cls, sides: Sequence[Side]) -> Side:
+        """All items of several sides (one at least), in order."""
+        joined = [torch.cat(parts) for parts in zip(*(side.tensors for side in sides), strict=True)]
+        return cls.of(joined, list(sides[0].fine))
+
+    def part(self, rows: Rows) -> Side:
+        """The items of these rows."""
+        return Side(coarse=self.coarse[rows], fine={name: tensor[rows] for name, tensor in self.fine.items()})
+
+    def to(self, target: torch.device | torch.dtype) -> Side:
+        """On this device, or of this type."""
+        return Side(coarse=self.coarse.to(target), fine={name: tensor.to(target) for name, tensor in self.fine.items()})
+
+    @property
+    def floats(self) -> int:
+        """Numbers stored per item, masks included."""
+        return sum(tensor[:1].numel() for tensor in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFeatures:
+    """What the text tower gives, projected and of any length (norm).
+
+    Attributes:
+        end: [B, E] of the end token.
+        words: [B, L, E] of all tokens of a caption, start and end included; None unless a scorer wants them.
+        mask: [B, L] False for padding.
+    """
+
+    end: Tensor
+    words: Tensor | None
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures:
+    """What the vision tower gives, projected and of any length (norm).
+
+    Attributes:
+        frames: [B, F, E] the class tokens that leave the tower.
+        related: [B, F, E] the same after the head has related them to one another; ``frames`` where it does not.
+        pooled: [B, E] the head's feature of the video.
+        mask: [B, F] the weight of each class token, 0 where it is left out.
+        patches: [B, P, E] all patch tokens that leave the tower, in order of frames; None unless a scorer wants them.
+        patch_mask: [B, P] False for a patch of frames that are all padding.
+    """
+
+    frames: Tensor
+    related: Tensor
+    pooled: Tensor
+    mask: Tensor
+    patches: Tensor | None
+    patch_mask: Tensor | None
+
+
+class Scorer(nn.Module):
+    """Compares texts with videos; this base class compares one vector of each by their cosine, and is what a model has
+    whose head says all.
+
+    A scorer owns its parameters. What it keeps of a side has not seen the other side, so that it can be stored; a
+    pair's score depends on the pair alone, never on the block that it is scored in.
+
+    Attributes:
+        wants: what the towers must project beside class and end tokens.
+        text_names, video_names: of the fine tensors of its sides.
+        levels: names of the scores that ``score`` gives one by one.
+        cosine: the coarse score is a cosine. Where not, it is the inner product of ``coarse_text`` and ``coarse_video``
+            as they are.
+        depth: how many of the coarse stage's best are scored again: None for all pairs, 0 for none.
+        v2t: ``own``, the second stage starts from the best captions of each video, or ``transposed``, the released
+            rule: the scores of the other direction are read from the video's side.
+        storage: type of the numbers that are stored of fine tensors.
+    """
+
+    wants: ClassVar[frozenset[Wanted]] = frozenset()
+    text_names: ClassVar[tuple[str, ...]] = ()
+    video_names: ClassVar[tuple[str, ...]] = ()
+    levels: ClassVar[tuple[str, ...]] = (COARSE,)
+    cosine: ClassVar[bool] = True
+    depth: int | None = 0
+    v2t: Literal["own", "transposed"] = "own"
+    storage: Literal["float32", "float16", "int8"] = "float32"
+
+    def attach(self, clip: CLIP) -> None:
+        """Start own parameters from the pre-trained ones; called once, by the factory. Nothing by default."""
+
+    def text_side(self, text: TextFeatures) -> Side:
+        """The side of B texts; one vector by default."""
+        return Side(coarse=text.end)
+
+    def video_side(self, video: VideoFeatures) -> Side:
+        """The side of B videos; one vector by default."""
+        return Side(coarse=video.pooled)
+
+    def coarse_text(self, coarse_TE: Tensor) -> Tensor:
+        """The text's factor [T, E] of the coarse score; its unit vector by default."""
+        return F.normalize(coarse_TE, dim=-1)
+
+    def coarse_video(self, coarse_VE: Tensor) -> Tensor:
+        """The video's factor [V, E] of the coarse score; its unit vector by default."""
+        return F.normalize(coarse_VE, dim=-1)
+
+    def coarse(self, text_TE: Tensor, video_VE: Tensor) -> Tensor:
+        """Coarse scores [T, V] of coarse vectors, without the temperature."""
+        return self.coarse_text(text_TE) @ self.coarse_video(video_VE).T
+
+    def score(self, text: Side, video: Side, level: str | None = None) -> Tensor:
+        """Scores [T, V] of all pairs, without the temperature.
+
+        Args:
+            level: one of ``levels``; None for the score that ranks in the last stage.
+
+        Raises:
+            UsageError: no such level.
+        """
+        if level not in (None, *self.levels):
+            known = ", ".join(self.levels)
+            raise UsageError(f"there is no level {level!r}: known are {known}", code="scorer.level", level=level)
+        if level == COARSE or not self.video_names:
+            return self.coarse(text.coarse, video.coarse)
+        return self.fine(text, video, level)
+
+    def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
+        """Scores [T, V] of a level other than the coarse one, or of the last stage (None), which subclasses define."""
+        raise NotImplementedError
+
+    def columns(self, text: Side, video: Side, first: int) -> dict[str, Tensor]:
+        """What the loss needs of some videos of a batch, [b, ...] each, given all its B texts.
+
+        This is what processes send each other, so it holds scores and vectors, no frames and no patches. By default the
+        score with every text, [b, B].
+
+        Args:
+            text: of the whole batch.
+            video: b videos of it; number ``first`` + i belongs to text ``first`` + i.
+        """
+        return {"score": self.score(text, video).T}
+
+    def loss(self, text: Side, columns: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+        """The loss of a whole batch, from its texts and the ``columns`` of all its videos; by default contrastive.
+
+        Args:
+            scale: exp(logit scale), which multiplies every score.
+        """
+        return contrastive_loss(scale * columns["score"].T)
+
+    def text_macs(self) -> int:
+        """Multiply-adds per query beside the text tower that do not depend on the gallery."""
+        return 0
+
+    def coarse_macs(self, width: int) -> int:
+        """Multiply-adds of the coarse score of a pair, of vectors so wide."""
+        return width
+
+    def fine_macs(self, text: Side, video: Side) -> int:
+        """Multiply-adds of the last stage's score of a pair, from the shapes of one text and one video; softmaxes and
+        divisions are free."""
+        return 0
+
+    def video_macs(self, width: int, frames: int, patches: int) -> int:
+        """Multiply-adds per video beside towers and head, from class tokens and patches of this width."""
+        return 0

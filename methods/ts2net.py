@@ -1,0 +1,59 @@
+"""TS2-Net's similarity: a text weighs the frames of a video by how well they fit (Liu et al., ECCV 2022).
+
+Its token shift and token selection are not here: this is the scorer, over any encoder. Written from the definition; the
+released code has no license.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
+from tvrbench.harness.models.scorer import Scorer, Side, VideoFeatures
+from tvrbench.harness.models.spec import MethodCard
+
+SHARPNESS = 4.0  # of the softmax over frames
+
+
+class FrameWeighing(Scorer):
+    """sum_f w_f a_f, where a_f is the cosine of the text with frame f and w = softmax_f(4 a / |a|)."""
+
+    video_names = ("frames", "mask")
+    levels = ("coarse", "frame")
+
+    def video_side(self, video: VideoFeatures) -> Side:
+        """The pooled feature, and unit frames [B, F, E] with their mask [B, F]."""
+        fine = {"frames": F.normalize(video.frames, dim=-1), "mask": (video.mask > 0).to(video.frames.dtype)}
+        return Side(coarse=video.pooled, fine=fine)
+
+    def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
+        """Scores [T, V]; a video without any valid frame scores 0."""
+        mask_VF = video.fine["mask"]
+        cosine_TVF = torch.einsum("te,vfe->tvf", F.normalize(text.coarse, dim=-1), video.fine["frames"]) * mask_VF
+        sharp = SHARPNESS * F.normalize(cosine_TVF, dim=-1)
+        weight_TVF = sharp.masked_fill(mask_VF == 0, torch.finfo(sharp.dtype).min).softmax(dim=-1)
+        return (weight_TVF * cosine_TVF).sum(dim=-1)
+
+    def fine_macs(self, text: Side, video: Side) -> int:
+        """F E of the cosines."""
+        return video.fine["frames"][0].numel()
+
+
+class TS2Net(ScoredMethod[ScorerOptions]):
+    """TS2-Net's similarity over any encoder."""
+
+    card = MethodCard(
+        summary="TS2-Net's similarity: a text weighs the frames of a video",
+        paper="TS2-Net (Liu et al., ECCV 2022), its similarity alone",
+        group="retrieval stage",
+        recipe="uniform",
+        tuning="lora",
+        by_default=False,
+    )
+    Options = ScorerOptions
+
+    def new_scorer(self) -> Scorer:
+        """The weighing of frames; it has no parameters."""
+        return FrameWeighing()
