@@ -189,6 +189,15 @@ def test_a_constraint_on_one_pair_is_refused(tiny_model: Make, tiny_batch: dict[
     Trainer(tiny_model("eercf", cdcl_loss_weight=0.0), "eercf", 4).step(*batch)
 
 
+def test_weights_in_float16_are_those_of_clip_alone(tiny_model: Make, tiny_batch: dict[str, Any]) -> None:
+    trainer = Trainer(tiny_model("eercf"), "eercf-float16", 4)
+    batch = [tiny_batch[key] for key in ("frames", "mask", "ids", "text_mask")]
+    assert all(torch.tensor(trainer.step(*batch)["loss"]).isfinite() for _ in range(2))
+    half = {name for name, p in trainer.model.named_parameters() if p.dtype == torch.float16}
+    assert "clip.visual.proj" in half
+    assert all(name.startswith("clip.") for name in half)
+
+
 def released(model: RetrievalModel, path: Path, wrapper: str = "") -> Path:
     """The checkpoint of a model under the released code's names."""
     names = {"scorer.text_matrix": "global_mat_weight", "scorer.frame_matrix": "frame_logit_weight"}
