@@ -25,7 +25,8 @@ class Side:
 
     Attributes:
         coarse: [N, E] one vector each, of any length (norm).
-        fine: named tensors [N, ...] float, weights of 0 and 1 for masks; empty where one vector is all.
+        fine: named tensors [N, L, ...] float, weights of 0 and 1 for masks; empty where one vector is all. L may
+            differ from batch to batch, see ``lengthened``.
     """
 
     coarse: Tensor
@@ -46,9 +47,17 @@ class Side:
 
     @classmethod
     def cat(cls, sides: Sequence[Side]) -> Side:
-        """All items of several sides (one at least), in order."""
-        joined = [torch.cat(parts) for parts in zip(*(side.tensors for side in sides), strict=True)]
-        return cls.of(joined, list(sides[0].fine))
+        """All items of several sides (one at least), in order; of as many places as the longest has (``lengthened``)."""
+        length = {name: max(side.fine[name].shape[1] for side in sides) for name in sides[0].fine}
+        joined = zip(*(side.lengthened(length).tensors for side in sides), strict=True)
+        return cls.of([torch.cat(parts) for parts in joined], list(sides[0].fine))
+
+    def lengthened(self, length: Mapping[str, int]) -> Side:
+        """The fine tensors [N, L, ...] with zeros at their end up to so many places, which a mask must leave out.
+
+        Captions are padded to the longest of their batch, so the words of several batches differ in L.
+        """
+        return Side(coarse=self.coarse, fine={name: _lengthened(t, length[name]) for name, t in self.fine.items()})
 
     def part(self, rows: Rows) -> Side:
         """The items of these rows."""
@@ -62,6 +71,13 @@ class Side:
     def floats(self) -> int:
         """Numbers stored per item, masks included."""
         return sum(tensor[:1].numel() for tensor in self.tensors)
+
+
+def _lengthened(tensor_NL: Tensor, length: int) -> Tensor:
+    """[N, L, ...] with zeros up to ``length`` in place of L; itself where that is L."""
+    if (more := length - tensor_NL.shape[1]) == 0:
+        return tensor_NL
+    return torch.cat([tensor_NL, tensor_NL.new_zeros(len(tensor_NL), more, *tensor_NL.shape[2:])], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +133,9 @@ class Scorer(nn.Module):
         v2t: ``own``, the second stage starts from the best captions of each video, or ``transposed``, the released
             rule: the scores of the other direction are read from the video's side.
         storage: type of the numbers that are stored of fine tensors.
+        fine_takes_coarse: the last stage's score contains the coarse one, so that it is needed of every pair.
+
+    A fine tensor whose name ends with ``mask`` holds weights of 0 and 1.
     """
 
     wants: ClassVar[frozenset[Wanted]] = frozenset()
@@ -124,6 +143,7 @@ class Scorer(nn.Module):
     video_names: ClassVar[tuple[str, ...]] = ()
     levels: ClassVar[tuple[str, ...]] = (COARSE,)
     cosine: ClassVar[bool] = True
+    fine_takes_coarse: ClassVar[bool] = False
     depth: int | None = 0
     v2t: Literal["own", "transposed"] = "own"
     storage: Literal["float32", "float16", "int8"] = "float32"
@@ -192,7 +212,11 @@ class Scorer(nn.Module):
         return contrastive_loss(scale * columns["score"].T)
 
     def text_macs(self) -> int:
-        """Multiply-adds per query beside the text tower that do not depend on the gallery."""
+        """Multiply-adds per query beside its side that do not depend on the gallery: those of ``coarse_text``."""
+        return 0
+
+    def text_side_macs(self, width: int, words: int) -> int:
+        """Multiply-adds per text beside the tower, from words of this width: those of ``text_side``."""
         return 0
 
     def coarse_macs(self, width: int) -> int:
@@ -205,5 +229,6 @@ class Scorer(nn.Module):
         return 0
 
     def video_macs(self, width: int, frames: int, patches: int) -> int:
-        """Multiply-adds per video beside towers and head, from class tokens and patches of this width."""
+        """Multiply-adds per video beside tower and head, from class tokens and patches of this width: those of
+        ``video_side``."""
         return 0
