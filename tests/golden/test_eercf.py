@@ -13,7 +13,7 @@ from naive_eercf import Naive
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness import load_model
+from tvrbench.harness import load_model, two_stage_ranks
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.model import RetrievalModel
@@ -107,6 +107,14 @@ def test_the_mask_of_padding_changes_only_scores_of_padded_videos(
         close(model.score(text, video, "coarse"), golden[which]["sim_eval"]["coarse"], SCORES)
 
 
+def ranks_of_own_best(coarse: Tensor, fine: Tensor, depth: int) -> list[int]:
+    """Ranks of video to text where each video's best captions are scored again; one caption a video."""
+    best = torch.zeros_like(coarse, dtype=torch.bool).scatter_(0, coarse.topk(depth, dim=0).indices, 1)
+    final = torch.where(best, 100 + fine, coarse)
+    ranks: list[int] = (1 + (final > final.diagonal()).sum(dim=0)).tolist()
+    return ranks
+
+
 @pytest.mark.parametrize("depth", [1, 4, 10])
 @pytest.mark.parametrize("which", MASKS)
 def test_ranks_in_two_stages(which: str, depth: int, golden: dict[str, Any], tmp_path: Path) -> None:
@@ -120,6 +128,12 @@ def test_ranks_in_two_stages(which: str, depth: int, golden: dict[str, Any], tmp
     # One caption a video, in the order of the videos.
     assert torch.equal(1 + (final > final.diagonal().unsqueeze(1)).sum(dim=1), want["t2v_rank"])
     assert torch.equal(1 + (final > final.diagonal()).sum(dim=0), want["v2t_rank"])
+    captions = golden["caption_video"]
+    t2v, v2t = two_stage_ranks(model, text, video, captions, depth=depth, v2t="transposed")
+    assert list(t2v) == want["t2v_rank"].tolist()
+    assert list(v2t) == want["v2t_rank"].tolist()
+    _, own = two_stage_ranks(model, text, video, captions, depth=depth, v2t="own")
+    assert list(own) == ranks_of_own_best(coarse, fine, depth)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -244,7 +258,5 @@ def test_wrong_readings_of_training_show(golden: dict[str, Any], naive: Naive) -
 
 def test_the_transposed_rule_ranks_otherwise_than_the_best_captions_of_each_video(golden: dict[str, Any]) -> None:
     want, scores = golden["partial"]["two_stage"][4], golden["partial"]["sim_eval"]
-    fine = sum(weight * scores[level] for level, weight in RANKING.items())
-    best = torch.zeros_like(scores["coarse"], dtype=torch.bool).scatter_(0, scores["coarse"].topk(4, dim=0).indices, 1)
-    final = torch.where(best, 100 + fine, scores["coarse"])
-    assert not torch.equal(1 + (final > final.diagonal()).sum(dim=0), want["v2t_rank"])
+    fine = torch.stack([weight * scores[level] for level, weight in RANKING.items()]).sum(dim=0)
+    assert ranks_of_own_best(scores["coarse"], fine, 4) != want["v2t_rank"].tolist()
