@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from worlds import run_worlds
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
+from tvrbench.harness.core.distributed import DistInfo
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import FrozenCasts, product_weights
 from tvrbench.harness.models.scorer import Side
+from tvrbench.harness.runs.micro_batch import peak_memory
 from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
@@ -34,6 +36,7 @@ import torch
 from every_kind import every_kind, pairs_of_other_lengths, share_of
 from tvrbench.harness import load_model
 from tvrbench.harness.core.distributed import process_group
+from tvrbench.harness.runs.micro_batch import peak_memory
 from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
 from worlds import fork_worlds
@@ -175,14 +178,26 @@ def test_weights_of_a_scorer_stay_in_float32_where_others_are_held_in_half(tiny_
     assert {p.dtype for p in model.scorer.parameters()} == {torch.float32}
 
 
-def test_the_loss_of_a_batch_alone_asks_no_other_process(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials of micro-batches take it, and one of them may run out of memory in one process alone."""
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_trial_of_a_micro_batch_asks_no_other_process(
+    processes: int, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may run out of memory in one of them alone, and takes the memory of the texts of all."""
 
     def wait(*_: Any) -> Any:
         raise AssertionError("a trial waits for another process")
 
-    model, batch = every_kind(tiny_weights), pairs_of_other_lengths(PAIRS)
+    model, shapes = every_kind(tiny_weights), dict[str, tuple[int, ...]]()
+    loss = model.scorer.loss
+
+    def watched(text: Side, columns: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+        shapes.update({name: tuple(column.shape) for name, column in columns.items()})
+        return loss(text, columns, scale)
+
+    model.scorer.loss = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(loss_module, "dist_info", lambda: DistInfo(rank=0, size=processes))
     monkeypatch.setattr(loss_module, "gather_rows", wait)
     monkeypatch.setattr(loss_module, "all_gather_object", wait)
-    trainer = Trainer(model, "uniform", 4, micro_batch_size=2)
-    assert trainer.accumulate(Pairs(**batch), partial(loss_module.whole_loss, model)).isfinite()
+    trainer = Trainer(model, "uniform", 4)
+    assert peak_memory(trainer, Pairs(**pairs_of_other_lengths(PAIRS)), 2) is not None
+    assert shapes["patch"] == (processes * PAIRS, processes * PAIRS)
