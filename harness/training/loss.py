@@ -23,7 +23,7 @@ def whole_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
 
 
 def trial_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
-    """A loss that takes as much memory as ``local_loss`` and asks no other process, of which one may have run out of it.
+    """A loss that takes the memory of ``local_loss`` and asks no other process, of which one may have run out of it.
 
     A scorer compares with the texts of all processes; here these are copies of this process's own.
     """

@@ -115,7 +115,7 @@ def weigh_step(
         )
         features = _features(model) if model.scorer.video_names else ()
         if features:
-            _peak_of_loss(model, features, 1)  # it may read values too
+            _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         return None
     trained = [p for p in model.parameters() if p.requires_grad]

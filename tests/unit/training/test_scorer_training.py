@@ -17,10 +17,13 @@ from worlds import run_worlds
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
+from tvrbench.harness.core import registry
 from tvrbench.harness.core.distributed import DistInfo
 from tvrbench.harness.models.contrastive import contrastive_loss
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import FrozenCasts, product_weights
+from tvrbench.harness.models.scored import ScoredMethod
 from tvrbench.harness.models.scorer import Side
 from tvrbench.harness.runs.micro_batch import peak_memory
 from tvrbench.harness.training import loss as loss_module
@@ -28,6 +31,7 @@ from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.unit
 PAIRS = 6
+SCORERS = [name for name in registry.names("methods", "baselines") if issubclass(method_class(name), ScoredMethod)]
 
 # Every process writes the shapes that it gathers; the first one of a world loss, gradients and parameters.
 WORLDS = """
@@ -36,7 +40,7 @@ import torch
 from every_kind import every_kind, pairs_of_other_lengths, share_of
 from tvrbench.harness import load_model
 from tvrbench.harness.core.distributed import process_group
-from tvrbench.harness.runs.micro_batch import peak_memory
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
 from worlds import fork_worlds
@@ -53,7 +57,10 @@ def work(size):
 
     loss_module.gather_rows = seen
     with process_group("cpu") as here:
-        model = load_model(kind, weights=weights) if kind == "ts2net" else every_kind(weights, tuning="full")
+        if kind in ("every kind", "micro-batches"):
+            model = every_kind(weights, tuning="full")
+        else:
+            model = load_model(kind, weights=weights, **method_class(kind).card.tiny)
         trainer = Trainer(model, "uniform", 4, micro_batch_size=micro_batch)
         pairs = Pairs(**share_of(batch, here.share(len(batch["video"]))))
         loss = trainer.backward(pairs)
@@ -68,11 +75,10 @@ fork_worlds(worlds, work)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["every kind", "micro-batches", "ts2net"])
+@pytest.mark.parametrize("kind", ["every kind", "micro-batches", *SCORERS])
 def test_processes_take_the_step_of_one_and_no_patch_travels(kind: str, tiny_weights: Path, tmp_path: Path) -> None:
     run_worlds(WORLDS, (1, 2, 3), kind, tiny_weights, PAIRS, tmp_path)
     alone = torch.load(tmp_path / "1-0.pt", weights_only=True)
-    assert {"clip.logit_scale"} <= alone["grads"].keys() or kind == "ts2net"
     assert alone["shapes"] == []
     for size in (2, 3):
         together = [torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True) for rank in range(size)]
@@ -88,7 +94,8 @@ def test_processes_take_the_step_of_one_and_no_patch_travels(kind: str, tiny_wei
         assert len({tuple(each["shapes"]) for each in together}) == 1  # captions as long as the longest of all
         assert all(shape[0] == own for shape in together[0]["shapes"])
         assert not any(set(shape[1:]) & frames for shape in together[0]["shapes"])
-        if kind != "ts2net":
+        if kind not in SCORERS:
+            assert {"clip.logit_scale", "scorer.bilinear", "scorer.mix"} <= alone["grads"].keys()
             once = [(own, E), (own, 16), (own, 16, E), *[(own, PAIRS)] * 2, *[(own, E)] * 2]
             assert sorted(together[0]["shapes"]) == sorted(once * 3)
 
