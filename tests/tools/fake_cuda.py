@@ -1,6 +1,6 @@
 """Every method on a GPU that is not there, and the ledger of what it asks of it: tests/contract/fake_cuda.json.
 
-``python tests/tools/fake_cuda.py`` counts everything anew and writes the ledger, with names of methods only their pages;
+``python tests/tools/fake_cuda.py`` counts everything anew and writes the ledger, with names of methods their pages;
 read the difference before you commit.
 
 Beside what ``counts/kernels.py`` needs, training wants three things of a GPU. The autograd engine refuses CUDA tensors
