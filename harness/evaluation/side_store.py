@@ -54,12 +54,6 @@ class SideStore:
         """Names of the fine tensors."""
         return tuple(sorted(name for name in self.stored if not name.endswith(SCALE)))
 
-    @property
-    def storage(self) -> Storage:
-        """The type that tensors of frames, patches or words have; ``float32`` where there are none."""
-        found = {array.dtype for name, array in self.stored.items() if array.ndim > 2 and not name.endswith(SCALE)}
-        return "int8" if np.dtype(np.int8) in found else "float16" if np.dtype(np.float16) in found else "float32"
-
     def part(self, rows: Rows) -> Side:
         """The items of these rows, float32, read from the file."""
         at = rows if isinstance(rows, slice) else rows.cpu().numpy()

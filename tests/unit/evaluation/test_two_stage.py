@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation import metrics, two_stage
-from tvrbench.harness.evaluation.metrics import Captions, RankCounts, cosine_rank_counts
-from tvrbench.harness.evaluation.two_stage import TwoStage, curve_depths
+from tvrbench.harness.evaluation.metrics import Captions, RankCounts
+from tvrbench.harness.evaluation.two_stage import TwoStage
 from tvrbench.harness.models.scorer import Scorer, Side
 
 pytestmark = pytest.mark.unit
