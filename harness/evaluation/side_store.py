@@ -1,4 +1,4 @@
-"""The fine sides of texts or videos in a file: written a batch at a time while they are encoded, read a block at a time.
+"""The fine sides of texts or videos in a file, written and read a block at a time.
 
 Beside the coarse vectors nothing of size N is held in memory. Tensors of frames, patches or words, [N, F, E] and more
 axes, are stored as float32, float16, or int8 with a float32 scale for each vector of the last axis: scale = largest
