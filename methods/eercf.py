@@ -132,6 +132,7 @@ class CoarseToFine(Scorer):
     video_names = ("frames", "mask", "patch_mask", "patches", "temporal")
     levels = (COARSE, WEAK_FRAME, STRONG_FRAME, WEAK_PATCH, STRONG_PATCH)
     cosine = False
+    fine_takes_coarse = True
 
     def __init__(self, options: EERCFOptions, width: int, frames: int) -> None:
         super().__init__()
