@@ -183,6 +183,14 @@ class RetrievalModel(nn.Module):
             words_BLE = torch.cat([words_BLE[:, :1], words_BLE[:, 1 + len(prompts) :]], dim=1)
         return self.scorer.text_side(TextFeatures(end=end_BE, words=words_BLE, mask=mask))
 
+    def video_tensors(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """All that is stored of videos, [B, ...] each, as ``video_side`` holds it: what encoding costs."""
+        return self.video_side(frames, mask).tensors
+
+    def text_tensors(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """All that is kept of texts, [B, ...] each, as ``text_side`` holds it: what encoding a query costs."""
+        return self.text_side(ids, mask).tensors
+
     def score(self, text: Side, video: Side, level: str | None = None) -> Tensor:
         """Scores [Nt, Nv] of all pairs, times exp(logit_scale); sides are on the model's device.
 

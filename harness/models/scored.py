@@ -35,7 +35,7 @@ class ScorerOptions(MethodOptions):
     v2t: Literal["own", "transposed"] = "own"
     storage: Literal["float32", "float16", "int8"] = "float32"
     reducer: str = ""
-    reducer_options: dict[str, Any] = field(default_factory=dict)
+    reducer_options: dict[str, Any] = field(default_factory=dict, hash=False)  # equality sees it
 
 
 OptionsT = TypeVar("OptionsT", bound=ScorerOptions)

@@ -117,6 +117,9 @@ class Scorer(nn.Module):
         v2t: ``own``, the second stage starts from the best captions of each video, or ``transposed``, the released
             rule: the scores of the other direction are read from the video's side.
         storage: type of the numbers that are stored of fine tensors.
+        fine_takes_coarse: the last stage's score contains the coarse one, so that it is needed of every pair.
+
+    A fine tensor whose name ends with ``mask`` holds weights of 0 and 1.
     """
 
     wants: ClassVar[frozenset[Wanted]] = frozenset()
@@ -124,6 +127,7 @@ class Scorer(nn.Module):
     video_names: ClassVar[tuple[str, ...]] = ()
     levels: ClassVar[tuple[str, ...]] = (COARSE,)
     cosine: ClassVar[bool] = True
+    fine_takes_coarse: ClassVar[bool] = False
     depth: int | None = 0
     v2t: Literal["own", "transposed"] = "own"
     storage: Literal["float32", "float16", "int8"] = "float32"
@@ -192,7 +196,11 @@ class Scorer(nn.Module):
         return contrastive_loss(scale * columns["score"].T)
 
     def text_macs(self) -> int:
-        """Multiply-adds per query beside the text tower that do not depend on the gallery."""
+        """Multiply-adds per query beside its side that do not depend on the gallery: those of ``coarse_text``."""
+        return 0
+
+    def text_side_macs(self, width: int, words: int) -> int:
+        """Multiply-adds per text beside the tower, from words of this width: those of ``text_side``."""
         return 0
 
     def coarse_macs(self, width: int) -> int:
@@ -205,5 +213,6 @@ class Scorer(nn.Module):
         return 0
 
     def video_macs(self, width: int, frames: int, patches: int) -> int:
-        """Multiply-adds per video beside towers and head, from class tokens and patches of this width."""
+        """Multiply-adds per video beside tower and head, from class tokens and patches of this width: those of
+        ``video_side``."""
         return 0
