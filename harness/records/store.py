@@ -136,8 +136,8 @@ class RecordStore:
         ]
 
     def load_ranks(self, record: Record) -> RankArrays:
-        """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries]; also those of a coarse stage where it
-        keeps them (``save``).
+        """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries]; also those of a coarse stage (see
+        ``save``) where it keeps them.
 
         Raises:
             UsageError: the record names none, or their file is missing or broken.

@@ -250,7 +250,15 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
         ),
         ("search_time", _FILES, "search (ms/1,000 queries)", "search (ms per 1,000 queries)", "ms", "min", _3),
         *(
-            (f"{way}latency_{of}", _SEARCH, f"{printed}, {of} (ms)", f"{printed} of one query, {of} (ms)", "ms", "min", _3)
+            (
+                f"{way}latency_{of}",
+                _SEARCH,
+                f"{printed}, {of} (ms)",
+                f"{printed} of one query, {of} (ms)",
+                "ms",
+                "min",
+                _3,
+            )
             for way, printed in (("search_", "search"), ("faiss_flat_", "FAISS flat"), ("faiss_hnsw_", "FAISS HNSW"))
             for of in ("median", "p95")
         ),

@@ -38,7 +38,7 @@ def depth_figure(drawn: Sequence[DepthLine], *, title: str, notice: str | None) 
     rows = sum(name.count("\n") + 1 for name in names)
     with canvas(_WIDTH, max(_HEIGHT, 1.6 + _LINE * rows)) as figure:
         axes = figure.subplots()
-        label = "videos per query that the last stage scores, log scale (1: the coarse stage alone)"
+        label = "videos per query in the last stage, log scale (1: the coarse stage alone)"
         decorate(axes, title, notice, label, "R@1, text to video (%)")
         axes.set_xscale("log")
         for style, line in enumerate(drawn):
@@ -46,9 +46,9 @@ def depth_figure(drawn: Sequence[DepthLine], *, title: str, notice: str | None) 
             axes.plot(*zip(*line.recall, strict=True), **look, markersize=6, linewidth=1.6, zorder=3)
             axes.plot(*zip(*line.ceiling, strict=True), color=color(style), linewidth=1.1, linestyle=DASHED, zorder=2)
         depths = sorted({at.depth for line in drawn for at in (*line.recall, *line.ceiling)})
-        values = [at.recall for line in drawn for at in (*line.recall, *line.ceiling)]
-        margin = 0.06 * (max(values) - min(values) or 1.0)
-        low, high = max(min(values) - margin, 0.0), min(max(values) + margin, 101.0)
+        values = [at.recall for line in drawn for at in line.recall]  # ceilings are far above, but at small depths
+        margin = 0.2 * max(max(values) - min(values), 2.0)
+        low, high = max(min(values) - margin, 0.0), min(max(values) + 2 * margin, 101.0)
         axes.set(xlim=(0.9, 1.1 * depths[-1]), ylim=(low, high))
         axes.xaxis.set_major_locator(FixedLocator(_ticks(depths)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

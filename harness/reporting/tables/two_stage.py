@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.evaluation.statistics import PairedDifference
@@ -23,7 +24,7 @@ from tvrbench.harness.reporting.tables.table import (
     text_column,
 )
 
-_UNPAIRED = "the record keeps no ranks of the coarse stage"
+_UNPAIRED = "Not paired: the record keeps no ranks of the coarse stage"
 
 
 def two_stage_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
@@ -68,14 +69,14 @@ def storage_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | 
         return None
 
     def of_row(column: Column) -> Column:
-        return Column(key=column.key, header=column.header, cell=lambda change: column.cell(change.row), left=column.left)
+        return replace(column, cell=lambda change: column.cell(change.row))
 
-    shown = [cost_column(metric("storage_video"), best=False)]
+    stored = replace(cost_column(metric("storage_video"), best=False), key="storage_video")
     columns = [
         of_row(LABEL),
         text_column("storage", "storage", lambda change: stages(change.row)["storage"]),
         *(of_row(metric_column(metric(f"t2v_{name}"))) for name in ("R1", "R5", "R10")),
-        *(of_row(column) for column in shown if any(change.row.holds("storage_video") for change in changes)),
+        *([of_row(stored)] * any(change.row.holds("storage_video") for change in changes)),
         number_column("difference", "R@1 over float32, points", _difference, "{:+.1f}".format),
         _ends(lambda change: change.difference, lambda change: change.reason),
         link_column("records", "records", lambda change: context.links(change.row.runs)),
