@@ -78,10 +78,12 @@ def _search(profile: Mapping[str, Any]) -> list[Measurement]:
     how = {name: search[name] for name in ("depth", "storage")} | {"frames": profile["frames"]}
     how |= {"upper_bound": True} if profile["at_most"] and search["of_patches"] else {}
     pair = {"macs_per_pair": search["macs_per_pair"], "macs_per_query": search["macs_per_query"]}
-    floats = {"floats": search["floats_per_video"]}
+    floats = {"floats": search["floats_per_video"], "vector_bytes": search["vector_bytes"]}
     return [
         *(
-            Measurement(f"search_macs_{name}", macs / 1e6, "MMACs", conditions=how | pair | {"gallery": GALLERIES[name]})
+            Measurement(
+                f"search_macs_{name}", macs / 1e6, "MMACs", conditions=how | pair | {"gallery": GALLERIES[name]}
+            )
             for name, macs in search["macs"].items()
         ),
         Measurement("storage_video", search["bytes_per_video"], "B", conditions=how | floats),
