@@ -18,7 +18,7 @@ from torch import Tensor
 from tvrbench.harness.core.distributed import from_first
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, store_texts, store_videos
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, needs_store, store_texts, store_videos
 from tvrbench.harness.evaluation.metrics import (
     Captions,
     RankCounts,
@@ -109,14 +109,14 @@ def evaluate(
         ValueError: a feature is NaN or infinite.
         UsageError: the disk has no room for what the scorer compares, see ``store_sides``.
     """
-    if _stores(model.scorer) and scratch is None:
+    if needs_store(model.scorer) and scratch is None:
         with scratch_folder() as folder:
             made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=folder)
             return replace(made, sides=None)
     was_training = model.training
     model.eval()
     margins, kept = Margins(), KeptPatches()
-    if _stores(model.scorer) and scratch is not None:
+    if needs_store(model.scorer) and scratch is not None:
         text = store_texts(model, split.captions, tokenizer, words, scratch / "text.safetensors")
         with watched(model.reducer, margins, kept):
             video = store_videos(model, split.video_ids, loader, batch, on_batch, scratch / "video.safetensors")
@@ -133,11 +133,6 @@ def evaluate(
     return replace(result, metrics=result.metrics | made_choices)
 
 
-def _stores(scorer: Scorer) -> bool:
-    """Whether the scorer compares more than a vector of each side."""
-    return bool(scorer.video_names) and scorer.depth != 0
-
-
 def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:
     """Metrics of features [Nt, E] and [Nv, E]: all queries, each named subset, and pairs that differ in order alone.
 
@@ -152,9 +147,7 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
     return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
 
 
-def score_sides(
-    scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu"
-) -> Evaluation:
+def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu") -> Evaluation:
     """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
     depths.
 
@@ -165,7 +158,7 @@ def score_sides(
         ValueError: scores that cannot be ranked, or a caption of no video.
     """
     text, video = sides.text, sides.video
-    if scorer.cosine and not _stores(scorer):
+    if scorer.cosine and not needs_store(scorer):
         return score(text.coarse, video.coarse, relevance)
 
     def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -173,14 +166,12 @@ def score_sides(
         found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device)
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
-            metrics["pair_accuracy"] = last_stage_pair_accuracy(
-                scorer, text, video, captions, relevance.scenes, device
-            )
-        if _stores(scorer):
+            metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
+        if needs_store(scorer):
             metrics["two_stage"] = {
                 "depth": scorer.depth,
                 "v2t": scorer.v2t,
-                "storage": video.storage,
+                "storage": scorer.storage,
                 "coarse": _both(found.coarse),
                 "ceiling": found.ceiling,
                 "edge_ties": found.edge_ties,
