@@ -76,8 +76,8 @@ def _step(model: RetrievalModel, batch: dict[str, Any]) -> list[Tensor]:
     if not model.trainable():
         return [features]
     model.train().zero_grad()
-    text, video = model(batch["frames"], batch["mask"], batch["ids"], batch["text_mask"])
-    local_loss(model, text, video).backward()  # type: ignore[no-untyped-call]
+    found = model(batch["frames"], batch["mask"], batch["ids"], batch["text_mask"])
+    local_loss(model, *found).backward()  # type: ignore[no-untyped-call]
     return [features, *(p.grad for p in model.trainable().values() if p.grad is not None)]
 
 
