@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from tvrbench.harness import load_model, two_stage_ranks
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation import metrics, shortlists, two_stage
 from tvrbench.harness.evaluation.metrics import Captions, RankCounts, cosine_rank_counts
@@ -29,7 +31,8 @@ Matrix = npt.NDArray[np.float64]
 
 
 class BestFrame(Scorer):
-    """The best inner product of a text's words with a video's frames; its coarse stage is a bilinear form."""
+    """The best inner product of a text's words with a video's frames, less so much that a coarse score is often higher;
+    its coarse stage is a bilinear form."""
 
     text_names, video_names, cosine = ("words",), ("frames",), False
 
@@ -44,7 +47,7 @@ class BestFrame(Scorer):
         return coarse_VE
 
     def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
-        return torch.einsum("tle,vfe->tvlf", text.fine["words"], video.fine["frames"]).amax(dim=(2, 3))
+        return torch.einsum("tle,vfe->tvlf", text.fine["words"], video.fine["frames"]).amax(dim=(2, 3)) - 9
 
 
 class BestFrameByCosine(BestFrame):
@@ -243,6 +246,32 @@ def test_a_coarse_cosine_is_ranked_as_ever(depth: int | None) -> None:
     assert [pairs(result.coarse.t2v), pairs(result.coarse.v2t)] == [pairs(counts) for counts in as_ever]
 
 
+@pytest.mark.parametrize("v2t", ["own", "transposed"])
+@pytest.mark.parametrize("depth", [3, 12, None])
+def test_last_bits_that_depend_on_a_block_make_and_break_no_tie(depth: int | None, v2t: V2T) -> None:
+    class Noisy(BestFrame):
+        def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
+            noise = torch.arange(len(text), dtype=torch.float64)[:, None] * 1e-13
+            return super().fine(text, video, level) + noise
+
+    case = made(2, 30, 12)
+    noisy = Case(scorer=Noisy(3), text=case.text, video=case.video, owner=case.owner).ranks(depth, v2t)
+    plain = case.ranks(depth, v2t)
+    assert noisy.t2v.tied_Q.any()
+    assert [pairs(noisy.t2v), pairs(noisy.v2t)] == [pairs(plain.t2v), pairs(plain.v2t)]
+
+
+def test_a_pair_ties_with_itself_where_its_last_bits_decide_the_rounding() -> None:
+    class Halfway(BestFrame):
+        def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
+            return torch.full((len(text), 1), 2.0**-26 + (1e-12 if len(text) > 12 else -1e-12), dtype=torch.float64)
+
+    case = made(2, 30, 12)
+    result = Case(scorer=Halfway(3), text=case.text, video=case.video, owner=np.arange(30) % 12).ranks(None)
+    assert (result.t2v.tied_Q >= 0).all()
+    assert (result.v2t.tied_Q >= 0).all()
+
+
 @pytest.mark.parametrize("depth", [0, 5, None])
 def test_a_scorer_of_one_vector_has_no_last_stage(depth: int | None) -> None:
     case = made(3, 12, 9, cosine=True)
@@ -333,3 +362,24 @@ def test_inner_products_on_the_grid_are_exact_and_close() -> None:
     np.testing.assert_array_equal(scores, rows[0][:, ::-1] @ rows[1][:, ::-1].T)
     lengths = np.linalg.norm(text, axis=1)[:, None] * np.linalg.norm(video, axis=1)
     assert (np.abs(scores - text @ video.T) <= 2e-7 * lengths).all()
+
+
+@pytest.mark.parametrize("v2t", ["own", "transposed"])
+def test_a_model_ranks_its_sides(v2t: V2T, tiny_weights: Path) -> None:
+    model = load_model("ts2net", weights=tiny_weights, tuning="frozen", frames=3).eval()
+    noise, arch = torch.Generator().manual_seed(0), model.clip.arch
+    frames = torch.randn(7, 3, 3, arch.image_size, arch.image_size, generator=noise)
+    ids = torch.randint(1, arch.vocab_size, (9, 6), generator=noise)
+    with torch.no_grad():
+        video = model.video_side(frames, torch.ones(7, 3, dtype=torch.bool))
+        text = model.text_side(ids, torch.ones(9, 6, dtype=torch.bool))
+        full, owner = model.score(text, video), [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    for depth in (7, None):
+        t2v, v2t_ranks = two_stage_ranks(model, text, video, owner, depth=depth, v2t=v2t)
+        want = metrics.retrieval_metrics(full, owner)
+        assert t2v.tolist() == want["t2v"]["ranks"].tolist()
+        assert v2t_ranks.tolist() == want["v2t"]["ranks"].tolist()
+    coarse = [counts.ranks().tolist() for counts in cosine_rank_counts(text.coarse, video.coarse, owner)]
+    assert [ranks.tolist() for ranks in two_stage_ranks(model, text, video, owner, depth=0, v2t=v2t)] == coarse
+    assert model.scorer.video_names
+    assert next(iter(video.fine.values())).dtype is torch.float32
