@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tvrbench.harness import load_model, two_stage_ranks
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.evaluation import metrics, shortlists, two_stage
+from tvrbench.harness.evaluation import last_stage, metrics, shortlists, two_stage
 from tvrbench.harness.evaluation.metrics import Captions, RankCounts, cosine_rank_counts
 from tvrbench.harness.evaluation.two_stage import TwoStage, curve_depths
 from tvrbench.harness.models.scorer import Scorer, Side
@@ -69,9 +69,9 @@ class Case:
     video: Side
     owner: npt.NDArray[np.int64]
 
-    def ranks(self, depth: int | None, v2t: V2T = "own", scenes: list[int] | None = None) -> TwoStage:
+    def ranks(self, depth: int | None, v2t: V2T = "own") -> TwoStage:
         captions = Captions.of(self.owner, len(self.text), len(self.video))
-        return two_stage.two_stage(self.scorer, self.text, self.video, captions, depth, v2t, scenes=scenes)
+        return two_stage.two_stage(self.scorer, self.text, self.video, captions, depth, v2t)
 
     @property
     def coarse(self) -> Matrix:
@@ -170,7 +170,7 @@ def test_order_and_block_sizes_change_no_rank(case: Case, depth: int | None, v2t
         owner=np.argsort(videos)[case.owner[texts]],
     )
     with pytest.MonkeyPatch.context() as patch:
-        for module in (metrics, two_stage):
+        for module in (metrics, last_stage, two_stage):
             patch.setattr(module, "BLOCK_BYTES", int(generator.integers(1, 2000)))
         other = shuffled.ranks(depth, v2t)
     assert [pairs(result.t2v)[t] for t in texts] == pairs(other.t2v)
@@ -203,36 +203,6 @@ def test_the_depth_of_all_videos_scores_all_pairs(case: Case, v2t: V2T, more: in
     result, full = case.ranks(len(case.video) + more, v2t), metrics.rank_counts(case.fine, case.owner)
     assert (pairs(result.t2v), pairs(result.v2t)) == (pairs(full[0]), pairs(full[1]))
     assert result.ceiling == 100
-
-
-@few
-@given(cases(), st.one_of(st.none(), st.integers(0, 9)), st.sampled_from(["own", "transposed"]), st.integers(1, 5))
-def test_pair_accuracy_is_in_the_order_of_the_last_stage(case: Case, depth: int | None, v2t: V2T, count: int) -> None:
-    scenes = [number % count for number in range(len(case.video))]
-    every = depth is None or depth >= len(case.video)
-    listed = np.ones_like(case.coarse, dtype=bool) if every else lifted(case.coarse, depth or 0)
-    score = np.where(listed, case.fine, case.coarse)
-    shares = []
-    for t, own in enumerate(case.owner):
-        twins = [v for v in range(len(case.video)) if scenes[v] == scenes[own] and v != own]
-        order = [(listed[t, v], score[t, v]) for v in twins]
-        mine = (listed[t, own], score[t, own])
-        shares += (
-            [np.mean([1.0 if mine > other else 0.5 if mine == other else 0.0 for other in order])] if twins else []
-        )
-    accuracy = case.ranks(depth, v2t, scenes).pair_accuracy
-    assert accuracy == (pytest.approx(100 * np.mean(shares)) if shares else None)
-
-
-@pytest.mark.parametrize("depth", [0, 1, None])
-def test_pair_accuracy_of_cosines_is_as_ever(depth: int | None) -> None:
-    case, scenes = made(4, 30, 20, cosine=True), [number // 3 for number in range(20)]
-    plain = Case(scorer=Scorer(), text=case.text, video=case.video, owner=case.owner)
-    as_ever = metrics.pair_accuracy(case.text.coarse, case.video.coarse, case.owner, scenes)
-    assert plain.ranks(depth, scenes=scenes).pair_accuracy == as_ever
-    assert plain.ranks(depth).pair_accuracy is None
-    with pytest.raises(ValueError, match="scenes"):
-        plain.ranks(depth, scenes=scenes[1:])
 
 
 @pytest.mark.parametrize("depth", [0, 3, None])
@@ -327,10 +297,12 @@ def test_a_collapsed_coarse_stage_is_refused_before_it_fills_the_memory(
     case.text.coarse[:] = 1
     case.video.coarse[:] = 1
     assert case.ranks(2, v2t).edge_ties == 50 * 38 + (len(set(case.owner.tolist())) * 48 if v2t == "own" else 0)
-    monkeypatch.setattr(shortlists, "PAIRS_ALLOWED", 1000)
+    for module in (shortlists, two_stage):
+        monkeypatch.setattr(module, "PAIRS_ALLOWED", 100)
     with pytest.raises(ValueError, match="tie so often"):
         case.ranks(2, v2t)
     assert case.ranks(0, v2t).edge_ties == 0
+    assert [at.depth for at in case.ranks(None, v2t).curve] == [40]
 
 
 @pytest.mark.parametrize(
