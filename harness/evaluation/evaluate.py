@@ -152,9 +152,7 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
     return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
 
 
-def score_sides(
-    scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu"
-) -> Evaluation:
+def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu") -> Evaluation:
     """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
     depths.
 
@@ -173,9 +171,7 @@ def score_sides(
         found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device)
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
-            metrics["pair_accuracy"] = last_stage_pair_accuracy(
-                scorer, text, video, captions, relevance.scenes, device
-            )
+            metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
         if _stores(scorer):
             metrics["two_stage"] = {
                 "depth": scorer.depth,
