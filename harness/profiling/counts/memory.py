@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.profiling.counts.kernels import fused_attention
 from tvrbench.harness.profiling.counts.shapes import meta_pairs
+from tvrbench.harness.training.loss import whole_loss
 from tvrbench.harness.training.precision import hold_in_float16
 from tvrbench.harness.training.trainer import Precision
 
@@ -43,6 +45,10 @@ class StepMemory:
         constant: what else is alive at the peak whatever the number of pairs: weights cast to another precision.
         per_pair: what is alive at the peak for one pair (a video and a caption), its pixels included.
         pixels: of one pair; those of all pairs are held, also where the graph is held in micro-batches.
+        features: of one pair, where a side holds more than a vector; those of all pairs are held, and then their
+            gradient. 0 where it does not, as vectors are small.
+        loss_peak: of so many pairs beside graph and weights, where a side holds more than a vector: scores of all pairs
+            and gradients of features.
     """
 
     weights: int
@@ -51,10 +57,16 @@ class StepMemory:
     constant: float
     per_pair: float
     pixels: int
+    features: int = 0
+    loss_peak: Callable[[int], int] = field(default=lambda pairs: 0, repr=False)  # noqa: ARG005 - of vectors
 
     def activations(self, pairs: int, micro_batch: int) -> float:
         """What is alive at the peak beside weights, gradients and moments."""
-        return self.constant + micro_batch * self.per_pair + (pairs - micro_batch) * self.pixels
+        graph, others = self.constant + micro_batch * self.per_pair, (pairs - micro_batch) * self.pixels
+        if micro_batch >= pairs:  # features and their gradient belong to the graph
+            return graph + others + max(0, self.loss_peak(pairs) - pairs * self.features)
+        at_loss = self.constant + micro_batch * self.pixels + pairs * self.features + self.loss_peak(pairs)
+        return max(graph + (pairs - micro_batch) * self.features, at_loss) + others
 
     def total(self, pairs: int, micro_batch: int) -> float:
         """The whole step, with the graph of ``micro_batch`` of its pairs at a time."""
@@ -62,10 +74,7 @@ class StepMemory:
 
     def largest_micro_batch(self, pairs: int, limit: float) -> int:
         """The most pairs whose graph fits under a limit; 0 if not even one does."""
-        left, each = limit - self.total(pairs, 0), self.per_pair - self.pixels
-        if each <= 0:
-            return pairs if left >= 0 else 0
-        return max(0, min(pairs, int(left // each)))
+        return next((size for size in range(pairs, 0, -1) if self.total(pairs, size) <= limit), 0)
 
 
 def weigh_step(
@@ -89,10 +98,15 @@ def weigh_step(
     if held_in_float16:
         hold_in_float16(model)
     model.train()
+    sides: dict[str, Any] = {}
     try:
         few, many = (
             _peak(model, meta_pairs(model, pairs, frame_captions=frame_captions), precision) for pairs in _PAIRS
         )
+        if model.scorer.video_names:
+            features = _features_of_one(model)
+            sides = {"features": _bytes(features), "loss_peak": cache(partial(_loss_peak, model, features))}
+            sides["loss_peak"](_PAIRS[0])  # fails here where it cannot run on shapes
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -104,6 +118,7 @@ def weigh_step(
         constant=max(0.0, few - _PAIRS[0] * per_pair),
         per_pair=per_pair,
         pixels=_bytes(meta_pairs(model, 1)[:1]),
+        **sides,
     )
 
 
@@ -116,6 +131,21 @@ def _peak(model: RetrievalModel, inputs: Sequence[Tensor], precision: Precision)
             features = model(*inputs)
         outputs = [feature.float() for feature in features if feature.requires_grad]
         torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+    return alive.peak
+
+
+@torch.no_grad()
+def _features_of_one(model: RetrievalModel) -> list[Tensor]:
+    """The features of one pair, float32 as the loss takes them."""
+    return [feature.float() for feature in model(*meta_pairs(model, 1))]
+
+
+def _loss_peak(model: RetrievalModel, one: Sequence[Tensor], pairs: int) -> int:
+    """Bytes alive at the peak of the loss of so many pairs and its backward pass, without features and weights."""
+    features = [torch.empty(pairs, *t.shape[1:], device="meta", requires_grad=True) for t in one]
+    alive = _Alive([*model.parameters(), *model.buffers(), *features], [])
+    with alive:
+        torch.autograd.backward(whole_loss(model, *features))
     return alive.peak
 
 
