@@ -80,7 +80,7 @@ def _search(profile: Mapping[str, Any]) -> list[Measurement]:
     how = {name: search[name] for name in ("depth", "storage")} | {"frames": profile["frames"]}
     how |= {"upper_bound": True} if profile["at_most"] and search["of_patches"] else {}
     pair = {"macs_per_pair": search["macs_per_pair"], "macs_per_query": search["macs_per_query"]}
-    floats = {"floats": search["floats_per_video"]}
+    floats = {"floats": search["floats_per_video"], "vector_bytes": search["vector_bytes"]}
     return [
         *(
             Measurement(

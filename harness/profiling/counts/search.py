@@ -68,12 +68,14 @@ class SearchCost:
         return coarse + self.rescored(gallery) * self.fine_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: ``macs_per_pair, floats_per_video, bytes_per_video, depth, v2t, storage, macs_per_query,
-        coarse_macs_per_pair, of_patches``, and for each size of the gallery ``macs`` and ``read_bytes``."""
+        """Plain data: ``macs_per_pair, floats_per_video, bytes_per_video, vector_bytes`` (of the coarse vector),
+        ``depth, v2t, storage, macs_per_query, coarse_macs_per_pair, of_patches``, and for each size of the gallery
+        ``macs`` and ``read_bytes``."""
         return {
             "macs_per_pair": self.macs_per_pair,
             "floats_per_video": self.floats,
             "bytes_per_video": self.bytes_per_video,
+            "vector_bytes": self.coarse_bytes,
             "depth": self.depth,
             "v2t": self.v2t,
             "storage": self.storage,
