@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvrbench.harness.core.errors import UsageError
     from tvrbench.harness.evaluation.metrics import retrieval_metrics
+    from tvrbench.harness.evaluation.two_stage import two_stage_ranks
     from tvrbench.harness.models.factory import load_model
     from tvrbench.harness.training.trainer import Trainer
 
-__all__ = ["Trainer", "UsageError", "load_model", "retrieval_metrics"]
+__all__ = ["Trainer", "UsageError", "load_model", "retrieval_metrics", "two_stage_ranks"]
 
 _MODULES = {
     "Trainer": "training.trainer",
     "UsageError": "core.errors",
     "load_model": "models.factory",
     "retrieval_metrics": "evaluation.metrics",
+    "two_stage_ranks": "evaluation.two_stage",
 }
 
 

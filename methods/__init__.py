@@ -12,6 +12,7 @@ METHODS = {
     "rap": "tvrbench.methods.rap:Rap",
     "mv_adapter": "tvrbench.methods.mv_adapter:MvAdapter",
     "discovla": "tvrbench.methods.discovla:DiscoVLA",
+    "eercf": "tvrbench.methods.eercf:EERCF",
     "evit": "tvrbench.methods.evit:EViT",
     "masked": "tvrbench.methods.masked:Masked",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",

@@ -241,7 +241,7 @@ def _gallery(options: Visualize, context: RunContext, scope: ReportContext) -> t
 def _searched(shown: DisplayModel, context: RunContext) -> Searched:
     """Scores and ranks of every caption of the test split, with the ranks compared with the record's."""
     from tvrbench.harness.core.progress import Bar
-    from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
+    from tvrbench.harness.evaluation.encode import encode_texts, encode_videos
     from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
     from tvrbench.harness.reporting.figures.gallery import Searched
 

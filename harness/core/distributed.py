@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from tvrbench.harness.core.rendezvous import Launch, join, read_launch
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+T = TypeVar("T")
 
 JOIN_TIMEOUT = timedelta(minutes=10)  # for every process to come
 DEVICE_TIMEOUT = timedelta(minutes=10)  # of features and gradients: every process is in the same step
@@ -232,6 +234,23 @@ def gather_shares(own: Tensor) -> Tensor:
 def any_rank(flag: bool) -> bool:
     """True in every process if it is true in any."""
     return flag if dist_info().size == 1 else sum_over_processes(float(flag)) > 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in every process; what it raises there, every process raises."""
+    if dist_info().size == 1:
+        return make()
+    made: tuple[Any, Exception | None] = None, None
+    if dist_info().first:
+        try:
+            made = make(), None
+        except Exception as error:  # noqa: BLE001 - the others wait for this process, whatever happened to it
+            made = None, error
+    value, error = all_gather_object(made)[0]
+    if error is not None:
+        raise error
+    out: T = value
+    return out
 
 
 def all_gather_object(value: Any) -> list[Any]:

@@ -1,39 +1,41 @@
-"""Encode a split, score it, rank it; under torchrun every process encodes its share of the batches.
+"""Encode a split, score it, rank it.
 
-Batches are cut as a single process cuts them and then distributed whole, so the number of processes changes no result.
-A GPU is waited for once, when it has all batches (and where the host is a few batches ahead).
+A GPU is waited for once, when it has all batches (and where the host is a few batches ahead). Where a scorer compares
+more than a vector of each side, what it compares lies in files meanwhile, and the first process alone ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tvrbench.harness.core.distributed import dist_info, gather_shares
+from tvrbench.harness.core.distributed import from_first
 from tvrbench.harness.data.frame_loader import FrameLoader
-from tvrbench.harness.data.prefetch import to_cpu, to_device, wait_for
 from tvrbench.harness.data.types import Split
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, store_texts, store_videos
 from tvrbench.harness.evaluation.metrics import (
+    Captions,
+    RankCounts,
     cosine_rank_counts,
     direction_metrics,
     metrics_from_ranks,
     pair_accuracy,
     without_ranks,
 )
+from tvrbench.harness.evaluation.side_store import SideStore, scratch_folder
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
+from tvrbench.harness.evaluation.twins import last_stage_pair_accuracy
+from tvrbench.harness.evaluation.two_stage import AtDepth, two_stage
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.decisions import KeptPatches, Margins, watched
 from tvrbench.harness.models.model import RetrievalModel
-
-TEXT_BATCH = 256
-
-T = TypeVar("T")
+from tvrbench.harness.models.scorer import Scorer
 
 
 class Relevance(Protocol):
@@ -48,12 +50,21 @@ class Relevance(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sides:
+    """All texts and all videos, as a scorer compares them."""
+
+    text: SideStore
+    video: SideStore
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Metrics for a record, the ranks of every query in both directions, and the features behind them.
 
     Attributes:
         text, video: [Nt, E] and [Nv, E] float32, not normalized.
         kept: number of patches kept -> videos that kept as many; empty unless that depends on the pixels.
+        sides: what was ranked, while its files last; None where that is the cosine of ``text`` and ``video``.
     """
 
     metrics: dict[str, Any]
@@ -61,40 +72,7 @@ class Evaluation:
     text: Tensor
     video: Tensor
     kept: Mapping[int, int] = field(default_factory=dict)
-
-
-def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """This process's share of the batches of ``items``, in order."""
-    batches = [items[first : first + size] for first in range(0, len(items), size)]
-    return batches[dist_info().share(len(batches))]
-
-
-@torch.inference_mode()
-def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int) -> Tensor:
-    """Encode all captions -> [Nt, E] float32 on the CPU of every process."""
-    device = model.clip.logit_scale.device
-    parts = [torch.empty(0, model.clip.arch.embed_dim)]
-    for batch in own_batches(captions, TEXT_BATCH):
-        ids, mask = tokenizer(batch, words)
-        parts.append(to_cpu(model.encode_text(to_device(ids, device), to_device(mask, device)).float()))
-    wait_for(device)
-    return gather_shares(torch.cat(parts))
-
-
-@torch.inference_mode()
-def encode_videos(
-    model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, on_batch: Callable[[int], None]
-) -> Tensor:
-    """Encode all videos -> [Nv, E] float32 on the CPU of every process; ``on_batch`` gets this process's counts."""
-    device = model.clip.logit_scale.device
-    requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
-    parts = [torch.empty(0, model.clip.arch.embed_dim)]
-    with closing(loader.batches(requests, device)) as batches:
-        for pixels, mask in batches:
-            parts.append(to_cpu(model.encode_video(model.normalize(pixels, mask), mask).float()))
-            on_batch(len(pixels))
-    wait_for(device)
-    return gather_shares(torch.cat(parts))
+    sides: Sides | None = None
 
 
 def evaluate(
@@ -106,30 +84,58 @@ def evaluate(
     *,
     batch: int = 32,
     on_batch: Callable[[int], None] = lambda _: None,
+    scratch: Path | None = None,
 ) -> Evaluation:
     """Score every caption of the split against every video.
 
     Where tokens merge, the metrics say how close the choices were; where the pixels decide how many patches a video
     keeps, the share that the videos keep.
 
-    Scores are cosines: the temperature does not change a rank, and equal features tie exactly (``cosine_scores``).
+    Scores are cosines, unless the model has a scorer of its own: the temperature does not change a rank, and equal
+    features tie exactly (``cosine_scores``).
+
+    Args:
+        model: restored to its mode afterwards.
+        split: captions and videos.
+        loader: of its frames.
+        tokenizer: of the weights.
+        words: of a caption at most.
+        batch: videos encoded at a time.
+        on_batch: gets the number of videos of each batch.
+        scratch: a folder, the same for all processes, where the files of ``sides`` stay until the caller removes it;
+            by default they lie in the system's temporary folder and are gone at the end.
 
     Raises:
         ValueError: a feature is NaN or infinite.
+        UsageError: the disk has no room for what the scorer compares, see ``store_sides``.
     """
+    if _stores(model.scorer) and scratch is None:
+        with scratch_folder() as folder:
+            made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=folder)
+            return replace(made, sides=None)
     was_training = model.training
     model.eval()
-    text_TE = encode_texts(model, split.captions, tokenizer, words)
     margins, kept = Margins(), KeptPatches()
-    with watched(model.reducer, margins, kept):
-        video_VE = encode_videos(model, split.video_ids, loader, batch, on_batch)
+    if _stores(model.scorer) and scratch is not None:
+        text = store_texts(model, split.captions, tokenizer, words, scratch / "text.safetensors")
+        with watched(model.reducer, margins, kept):
+            video = store_videos(model, split.video_ids, loader, batch, on_batch, scratch / "video.safetensors")
+    else:
+        text = SideStore(coarse=encode_texts(model, split.captions, tokenizer, words))
+        with watched(model.reducer, margins, kept):
+            video = SideStore(coarse=encode_videos(model, split.video_ids, loader, batch, on_batch))
     model.train(was_training)
-    result = score(text_TE, video_VE, split)
+    result = score_sides(model.scorer, Sides(text=text, video=video), split, model.clip.logit_scale.device)
     choices: dict[str, Any] = {"merge_margin": margins.summary()}
     if model.reducer.depends_on_content:
         choices["tokens_kept"], result = kept.summary(), replace(result, kept=kept.counts())
-    made = {name: summary for name, summary in choices.items() if summary is not None}
-    return replace(result, metrics=result.metrics | made)
+    made_choices = {name: summary for name, summary in choices.items() if summary is not None}
+    return replace(result, metrics=result.metrics | made_choices)
+
+
+def _stores(scorer: Scorer) -> bool:
+    """Whether the scorer compares more than a vector of each side."""
+    return bool(scorer.video_names) and scorer.depth != 0
 
 
 def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:
@@ -140,7 +146,58 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
     Raises:
         ValueError: features that cannot be ranked, or a caption of no video.
     """
-    t2v, v2t = cosine_rank_counts(text_TE, video_VE, relevance.caption_video)
+    metrics, ranks = _ranked(*cosine_rank_counts(text_TE, video_VE, relevance.caption_video), relevance)
+    if relevance.scenes is not None:
+        metrics["pair_accuracy"] = pair_accuracy(text_TE, video_VE, relevance.caption_video, relevance.scenes)
+    return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
+
+
+def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu") -> Evaluation:
+    """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
+    depths.
+
+    Of several processes the first ranks, and all return what it found. Pairs that differ in order alone are compared by
+    the score of the last stage, whether the coarse stage lists them or not.
+
+    Raises:
+        ValueError: scores that cannot be ranked, or a caption of no video.
+    """
+    text, video = sides.text, sides.video
+    if scorer.cosine and not _stores(scorer):
+        return score(text.coarse, video.coarse, relevance)
+
+    def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        captions = Captions.of(relevance.caption_video, len(text), len(video))
+        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device)
+        metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
+        if relevance.scenes is not None:
+            metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
+        if _stores(scorer):
+            metrics["two_stage"] = {
+                "depth": scorer.depth,
+                "v2t": scorer.v2t,
+                "storage": video.storage,
+                "coarse": _both(found.coarse),
+                "ceiling": found.ceiling,
+                "edge_ties": found.edge_ties,
+                "curve": [{"depth": at.depth} | _both(at) for at in found.curve],
+            }
+        return metrics, ranks
+
+    metrics, ranks = from_first(ranked)
+    return Evaluation(metrics=metrics, ranks=ranks, text=text.coarse, video=video.coarse, sides=sides)
+
+
+def _both(at: AtDepth) -> dict[str, Any]:
+    """Metrics of both directions."""
+    whole = without_ranks(metrics_from_ranks(at.t2v.ranks(), at.v2t.ranks()))
+    return {direction: whole[direction] for direction in ("t2v", "v2t")}
+
+
+def _ranked(
+    t2v: RankCounts, v2t: RankCounts, relevance: Relevance
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Metrics and ranks of both directions' counts."""
     ranks = {"t2v": t2v.ranks(), "v2t": v2t.ranks()}
     metrics = without_ranks(metrics_from_ranks(**ranks)) | {"selection": "last"}
     intervals = {direction: rank_intervals(values) for direction, values in ranks.items()}
@@ -156,6 +213,4 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
             for name, rows in relevance.subsets.items()
             if rows
         }
-    if relevance.scenes is not None:
-        metrics["pair_accuracy"] = pair_accuracy(text_TE, video_VE, relevance.caption_video, relevance.scenes)
-    return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
+    return metrics, ranks

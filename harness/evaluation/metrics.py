@@ -18,6 +18,8 @@ Ties = Literal["expected", "optimistic", "pessimistic"]
 Scores = npt.ArrayLike | torch.Tensor
 Relevance = Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor
 Ranks = npt.NDArray[np.float64]
+Exact = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 _TIE_SHARE: Mapping[str, float] = {"optimistic": 0.0, "expected": 0.5, "pessimistic": 1.0}
 # Unit vectors on this grid have products that are multiples of 2^-50 and partial sums below 2, so a float64 sum of
@@ -97,7 +99,7 @@ class RankCounts:
 def rank_counts(sim: Scores, relevance: Relevance | None = None) -> tuple[RankCounts, RankCounts]:
     """Counts of the texts and of the videos with a caption; arguments and errors as ``retrieval_metrics``."""
     sim_TV = _matrix(sim, "sim")
-    captions = _Captions.of(relevance, *sim_TV.shape)
+    captions = Captions.of(relevance, *sim_TV.shape)
     own_T = sim_TV[np.arange(len(sim_TV)), captions.video_T]
     return _count(lambda rows: sim_TV[rows], own_T, captions, len(sim_TV))
 
@@ -119,13 +121,41 @@ def cosine_rank_counts(
     Raises:
         ValueError: as ``cosine_scores`` and ``retrieval_metrics``; a ``block`` below 1.
     """
-    text_TE, video_VE = _unit_rows(text, video)
-    captions = _Captions.of(relevance, len(text_TE), len(video_VE))
-    own_T = np.concatenate(  # exact, like every score
+    text_TE, video_VE = unit_rows(text, video)
+    return exact_rank_counts(text_TE, video_VE, Captions.of(relevance, len(text_TE), len(video_VE)), block)
+
+
+def exact_rank_counts(
+    text_TE: Exact,
+    video_VE: Exact,
+    captions: Captions,
+    block: int | None = None,
+    see: Callable[[Rows, Exact], object] = lambda rows, scores: None,
+) -> tuple[RankCounts, RankCounts]:
+    """Counts by inner products of rows whose sums are exact (``unit_rows``, ``grid_rows``), a block of texts at a time.
+
+    Args:
+        block: as in ``cosine_rank_counts``.
+        see: called with the texts [R] of each block, whole groups of captions, and their scores [R, Nv].
+
+    Raises:
+        ValueError: a ``block`` below 1.
+    """
+
+    def scores(rows: Rows) -> Exact:
+        scores_RV = text_TE[rows] @ video_VE.T
+        see(rows, scores_RV)
+        return scores_RV
+
+    own_T = own_scores(text_TE, video_VE, captions, block)
+    return _count(scores, own_T, captions, _block_size(text_TE, video_VE, block))
+
+
+def own_scores(text_TE: Exact, video_VE: Exact, captions: Captions, block: int | None = None) -> Exact:
+    """Score [Nt] of each text with its own video, exact like every score of ``exact_rank_counts``."""
+    return np.concatenate(
         [np.einsum("te,te->t", text_TE[s], video_VE[captions.video_T[s]]) for s in _slices(text_TE, video_VE, block)]
     )
-    size = _block_size(text_TE, video_VE, block)
-    return _count(lambda rows: text_TE[rows] @ video_VE.T, own_T, captions, size)
 
 
 def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
@@ -136,7 +166,7 @@ def cosine_scores(text: Scores, video: Scores) -> npt.NDArray[np.float64]:
     Raises:
         ValueError: a NaN, an Inf, a vector of length zero, or widths that differ.
     """
-    text_TE, video_VE = _unit_rows(text, video)
+    text_TE, video_VE = unit_rows(text, video)
     return text_TE @ video_VE.T
 
 
@@ -162,8 +192,8 @@ def pair_accuracy(
     """
     if scenes is None:
         return None
-    text_TE, video_VE = _unit_rows(text, video)
-    scene_V, video_T = np.asarray(scenes), _Captions.of(relevance, len(text_TE), len(video_VE)).video_T
+    text_TE, video_VE = unit_rows(text, video)
+    scene_V, video_T = np.asarray(scenes), Captions.of(relevance, len(text_TE), len(video_VE)).video_T
     if scene_V.shape != (len(video_VE),):
         raise ValueError(f"scenes must have one number for each of the {len(video_VE)} videos")
     shares = []
@@ -206,8 +236,16 @@ def without_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Captions:
-    """The video of each text [T], and the texts sorted into groups [G], one per video with a caption."""
+class Captions:
+    """The video of each text [T], and the texts sorted into groups [G], one per video with a caption.
+
+    Attributes:
+        videos: their number, those without a caption included.
+        video_T: of each text.
+        order_T: the texts by their video, in order within it.
+        starts_G: where each video's captions start in ``order_T``.
+        videos_G: the videos with a caption, ascending.
+    """
 
     videos: int
     video_T: npt.NDArray[np.int64]
@@ -224,8 +262,14 @@ class _Captions:
             yield slice(first, end), slice(start, ends_G[end - 1])
             first = end
 
+    def of_video(self, video: int) -> Rows:
+        """The captions of a video; none, or in order."""
+        first, end = np.searchsorted(self.video_T, [video, video + 1], sorter=self.order_T)
+        return self.order_T[first:end]
+
     @classmethod
-    def of(cls, relevance: Relevance | None, texts: int, videos: int) -> _Captions:
+    def of(cls, relevance: Relevance | None, texts: int, videos: int) -> Captions:
+        """Sort the texts; arguments and ValueErrors as ``retrieval_metrics``."""
         if relevance is None and texts != videos:
             raise ValueError(f"{texts} texts and {videos} videos: relevance must say which video each text belongs to")
         video_T = np.arange(texts) if relevance is None else _array(relevance)
@@ -240,7 +284,7 @@ class _Captions:
 
 
 def _count(
-    score: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]], own_T: npt.NDArray[Any], captions: _Captions, block: int
+    score: Callable[[Rows], npt.NDArray[Any]], own_T: npt.NDArray[Any], captions: Captions, block: int
 ) -> tuple[RankCounts, RankCounts]:
     """Both directions in one pass; ``score`` gives rows [R, Nv], ``own_T`` is each text's score with its own video."""
     videos = slice(None) if len(captions.videos_G) == captions.videos else captions.videos_G
@@ -269,14 +313,51 @@ def _slices(text_TE: npt.NDArray[Any], video_VE: npt.NDArray[Any], block: int | 
     return [slice(start, start + size) for start in range(0, len(text_TE), size)]
 
 
-def _unit_rows(text: Scores, video: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    text_TE, video_VE = _unit(text, "text"), _unit(video, "video")
+def unit_rows(text: Scores, video: Scores) -> tuple[Exact, Exact]:
+    """Unit vectors [Nt, E] and [Nv, E] on a grid, whose inner products, the cosines, are exact in any order of sums.
+
+    Raises:
+        ValueError: as ``cosine_scores``.
+    """
+    return _as_wide(_unit(text, "text"), _unit(video, "video"))
+
+
+def grid_rows(text: Scores, video: Scores) -> tuple[Exact, Exact]:
+    """Vectors [Nt, E] and [Nv, E] on grids, not normalized, whose inner products are exact in any order of sums.
+
+    The grid of each vector is as fine beside its length (norm) as that of ``unit_rows``: rounding moves an inner
+    product by about 1e-8 of the product of both lengths, however much lengths differ.
+
+    Raises:
+        ValueError: a NaN, an Inf, or widths that differ.
+    """
+    return _as_wide(_on_grid(text, "text"), _on_grid(video, "video"))
+
+
+def on_grid(scores: Exact) -> Exact:
+    """Scores rounded to multiples of 2^-25, so that the last bits of a computation make and break no tie."""
+    rounded: Exact = np.rint(scores * _GRID) / _GRID
+    return rounded
+
+
+def _as_wide(text_TE: Exact, video_VE: Exact) -> tuple[Exact, Exact]:
     if text_TE.shape[1] != video_VE.shape[1]:
         raise ValueError(f"text is {text_TE.shape[1]} wide and video {video_VE.shape[1]}: they must be the same")
     return text_TE, video_VE
 
 
-def _unit(vectors: Scores, name: str) -> npt.NDArray[np.float64]:
+def _on_grid(vectors: Scores, name: str) -> Exact:
+    rows_NE = np.array(_matrix(vectors, name), dtype=np.float64, order="C")
+    # A power of two per row: scaled by it a vector is shorter than 2, and all products of a pair have one common unit.
+    _, above_N = np.frexp(np.sqrt(np.einsum("ne,ne->n", rows_NE, rows_NE)))
+    scale_N1 = np.ldexp(_GRID, 1 - above_N)[:, None]
+    rows_NE *= scale_N1
+    np.rint(rows_NE, out=rows_NE)
+    rows_NE /= scale_N1
+    return rows_NE
+
+
+def _unit(vectors: Scores, name: str) -> Exact:
     unit_NE = np.array(_matrix(vectors, name), dtype=np.float64, order="C")  # one copy, changed in place from here on
     peak_N1 = np.maximum(unit_NE.max(axis=1, keepdims=True), -unit_NE.min(axis=1, keepdims=True))
     if not peak_N1.all():

@@ -73,6 +73,14 @@ class ScoredMethod(Method[OptionsT]):
         given = small | {"tuning": self.options.tuning} | self.options.reducer_options
         return cls.configure(name, self.arch, self.frames, given)
 
+    @cached_property
+    def class_tokens(self) -> int:
+        """Class tokens of a video that leave the vision tower."""
+        if self._encoder is None:
+            return self.frames
+        last = self.build_reducer().plan()[-1]
+        return last.leaving[0] * last.classes
+
     def build_reducer(self) -> TokenReducer:
         """That of the method that ``reducer`` names."""
         return self._encoder.build_reducer() if self._encoder else super().build_reducer()

@@ -25,7 +25,8 @@ class Side:
 
     Attributes:
         coarse: [N, E] one vector each, of any length (norm).
-        fine: named tensors [N, ...] float, weights of 0 and 1 for masks; empty where one vector is all.
+        fine: named tensors [N, L, ...] float, weights of 0 and 1 for masks; empty where one vector is all. L may
+            differ from batch to batch, see ``lengthened``.
     """
 
     coarse: Tensor
@@ -46,9 +47,17 @@ class Side:
 
     @classmethod
     def cat(cls, sides: Sequence[Side]) -> Side:
-        """All items of several sides (one at least), in order."""
-        joined = [torch.cat(parts) for parts in zip(*(side.tensors for side in sides), strict=True)]
-        return cls.of(joined, list(sides[0].fine))
+        """All items of several sides (one at least), in order; of as many places as the longest has (``lengthened``)."""
+        length = {name: max(side.fine[name].shape[1] for side in sides) for name in sides[0].fine}
+        joined = zip(*(side.lengthened(length).tensors for side in sides), strict=True)
+        return cls.of([torch.cat(parts) for parts in joined], list(sides[0].fine))
+
+    def lengthened(self, length: Mapping[str, int]) -> Side:
+        """The fine tensors [N, L, ...] with zeros at their end up to so many places, which a mask must leave out.
+
+        Captions are padded to the longest of their batch, so the words of several batches differ in L.
+        """
+        return Side(coarse=self.coarse, fine={name: _lengthened(t, length[name]) for name, t in self.fine.items()})
 
     def part(self, rows: Rows) -> Side:
         """The items of these rows."""
@@ -62,6 +71,13 @@ class Side:
     def floats(self) -> int:
         """Numbers stored per item, masks included."""
         return sum(tensor[:1].numel() for tensor in self.tensors)
+
+
+def _lengthened(tensor_NL: Tensor, length: int) -> Tensor:
+    """[N, L, ...] with zeros up to ``length`` in place of L; itself where that is L."""
+    if (more := length - tensor_NL.shape[1]) == 0:
+        return tensor_NL
+    return torch.cat([tensor_NL, tensor_NL.new_zeros(len(tensor_NL), more, *tensor_NL.shape[2:])], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

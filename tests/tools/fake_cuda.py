@@ -29,7 +29,7 @@ from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.core import registry
 from tvrbench.harness.data.prefetch import prefetch
-from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.kernels import CUDA, KernelCounter, count_kernels, fake_cuda, on_fake_cuda

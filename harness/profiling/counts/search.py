@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tvrbench.harness.evaluation.side_store import side_bytes
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import Side
 from tvrbench.harness.profiling.counts.shapes import meta_sides
 
 GALLERIES: Mapping[str, int] = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
-_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-COARSE_BYTES = 4  # a number of a coarse vector, which is float32 in every storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ class SearchCost:
 def search_cost(model: RetrievalModel) -> SearchCost:
     """Count the search of a model, which may be on the meta device, from the shapes of its sides."""
     scorer, (text, video) = model.scorer, meta_sides(model)
-    width = video.coarse.shape[-1]
+    width, coarse = video.coarse.shape[-1], side_bytes(Side(coarse=video.coarse), scorer.storage)
     fine = bool(scorer.video_names) and scorer.depth != 0
     return SearchCost(
         depth=scorer.depth if fine else 0,
@@ -103,19 +102,9 @@ def search_cost(model: RetrievalModel) -> SearchCost:
         coarse_everywhere=not fine or scorer.depth is not None or scorer.fine_takes_coarse,
         floats=_floats(video) if fine else width,
         of_patches=fine and "patches" in scorer.wants,
-        coarse_bytes=COARSE_BYTES * width,
-        fine_bytes=_fine_bytes(video, scorer.storage) if fine else 0,
+        coarse_bytes=coarse,
+        fine_bytes=side_bytes(video, scorer.storage) - coarse if fine else 0,
     )
-
-
-def _fine_bytes(video: Side, storage: str) -> int:
-    """What is stored of a video beside its coarse vector: masks and weights in float32, vectors of int8 with a scale."""
-    total = 0
-    for tensor in video.fine.values():
-        vectors = tensor.ndim > 2
-        total += tensor[:1].numel() * (_BYTES[storage] if vectors else _BYTES["float32"])
-        total += tensor[0, ..., 0].numel() * _BYTES["float32"] * (vectors and storage == "int8")
-    return total
 
 
 def _floats(side: Side) -> int:

@@ -21,7 +21,8 @@ from tvrbench.datasets.msvd import MSVD
 from tvrbench.datasets.published import PublishedDataset
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import FrameSpec
-from tvrbench.harness.evaluation.evaluate import encode_texts, encode_videos, evaluate
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos
+from tvrbench.harness.evaluation.evaluate import evaluate
 from tvrbench.harness.evaluation.metrics import cosine_scores
 from tvrbench.harness.models.backbone.tokenizer import WordTokenizer
 from tvrbench.harness.models.model import RetrievalModel

@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from tvrbench.datasets.standin.pretrain import config as open_clip_config
 from tvrbench.harness import load_model
-from tvrbench.harness.evaluation.evaluate import encode_videos
+from tvrbench.harness.evaluation.encode import encode_videos
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.tokenizer import BYTE_PAIRS, tokenizer_for

@@ -18,7 +18,7 @@ from tvrbench.datasets.folder import FolderDataset
 from tvrbench.harness.core.errors import CheckFailed
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Clip, FrameSpec
-from tvrbench.harness.evaluation.evaluate import encode_videos
+from tvrbench.harness.evaluation.encode import encode_videos
 from tvrbench.harness.search import embed as embed_module
 from tvrbench.harness.search.embed import check_some
 from tvrbench.harness.search.encoder import Encoder, Features
