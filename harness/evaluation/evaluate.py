@@ -18,7 +18,7 @@ from torch import Tensor
 from tvrbench.harness.core.distributed import from_first
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, store_texts, store_videos
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, needs_store, store_texts, store_videos
 from tvrbench.harness.evaluation.metrics import (
     Captions,
     RankCounts,
@@ -109,14 +109,14 @@ def evaluate(
         ValueError: a feature is NaN or infinite.
         UsageError: the disk has no room for what the scorer compares, see ``store_sides``.
     """
-    if _stores(model.scorer) and scratch is None:
+    if needs_store(model.scorer) and scratch is None:
         with scratch_folder() as folder:
             made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=folder)
             return replace(made, sides=None)
     was_training = model.training
     model.eval()
     margins, kept = Margins(), KeptPatches()
-    if _stores(model.scorer) and scratch is not None:
+    if needs_store(model.scorer) and scratch is not None:
         text = store_texts(model, split.captions, tokenizer, words, scratch / "text.safetensors")
         with watched(model.reducer, margins, kept):
             video = store_videos(model, split.video_ids, loader, batch, on_batch, scratch / "video.safetensors")
@@ -131,11 +131,6 @@ def evaluate(
         choices["tokens_kept"], result = kept.summary(), replace(result, kept=kept.counts())
     made_choices = {name: summary for name, summary in choices.items() if summary is not None}
     return replace(result, metrics=result.metrics | made_choices)
-
-
-def _stores(scorer: Scorer) -> bool:
-    """Whether the scorer compares more than a vector of each side."""
-    return bool(scorer.video_names) and scorer.depth != 0
 
 
 def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:
@@ -163,7 +158,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
         ValueError: scores that cannot be ranked, or a caption of no video.
     """
     text, video = sides.text, sides.video
-    if scorer.cosine and not _stores(scorer):
+    if scorer.cosine and not needs_store(scorer):
         return score(text.coarse, video.coarse, relevance)
 
     def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -172,11 +167,11 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
             metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
-        if _stores(scorer):
+        if needs_store(scorer):
             metrics["two_stage"] = {
                 "depth": scorer.depth,
                 "v2t": scorer.v2t,
-                "storage": video.storage,
+                "storage": scorer.storage,
                 "coarse": _both(found.coarse),
                 "ceiling": found.ceiling,
                 "edge_ties": found.edge_ties,

@@ -1,4 +1,4 @@
-"""The fine sides of texts or videos in a file: written a batch at a time while they are encoded, read a block at a time.
+"""The fine sides of texts or videos in a file, written and read a block at a time.
 
 Beside the coarse vectors nothing of size N is held in memory. Tensors of frames, patches or words, [N, F, E] and more
 axes, are stored as float32, float16, or int8 with a float32 scale for each vector of the last axis: scale = largest
@@ -53,12 +53,6 @@ class SideStore:
     def fine_names(self) -> tuple[str, ...]:
         """Names of the fine tensors."""
         return tuple(sorted(name for name in self.stored if not name.endswith(SCALE)))
-
-    @property
-    def storage(self) -> Storage:
-        """The type that tensors of frames, patches or words have; ``float32`` where there are none."""
-        found = {array.dtype for name, array in self.stored.items() if array.ndim > 2 and not name.endswith(SCALE)}
-        return "int8" if np.dtype(np.int8) in found else "float16" if np.dtype(np.float16) in found else "float32"
 
     def part(self, rows: Rows) -> Side:
         """The items of these rows, float32, read from the file."""

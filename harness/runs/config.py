@@ -156,6 +156,7 @@ class RunFiles:
         state: of the interrupted run.
         log: of the steps.
         embeddings: the features of the test split that the run was scored by.
+        sides: folder of what is compared while the run is scored; gone when the run ends.
 
     Args:
         store: of the records.
@@ -174,6 +175,7 @@ class RunFiles:
         self.state = checkpoints / f"{name}{SUFFIX}"
         self.log = logs / f"{name}.jsonl"
         self.embeddings = embeddings / f"{name}.safetensors"
+        self.sides = records / f".{name}.sides"
 
     def lr_choice(self, identity: Identity) -> Path:
         """The learning rate that a search of this identity chose; runs that differ in their seed share it."""

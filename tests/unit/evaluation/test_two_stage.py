@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.evaluation import metrics, two_stage
+from tvrbench.harness.evaluation import metrics, shortlists, two_stage
 from tvrbench.harness.evaluation.metrics import Captions, RankCounts, cosine_rank_counts
 from tvrbench.harness.evaluation.two_stage import TwoStage, curve_depths
 from tvrbench.harness.models.scorer import Scorer, Side
@@ -65,9 +66,9 @@ class Case:
     video: Side
     owner: npt.NDArray[np.int64]
 
-    def ranks(self, depth: int | None, v2t: V2T = "own") -> TwoStage:
+    def ranks(self, depth: int | None, v2t: V2T = "own", scenes: list[int] | None = None) -> TwoStage:
         captions = Captions.of(self.owner, len(self.text), len(self.video))
-        return two_stage.two_stage(self.scorer, self.text, self.video, captions, depth, v2t)
+        return two_stage.two_stage(self.scorer, self.text, self.video, captions, depth, v2t, scenes=scenes)
 
     @property
     def coarse(self) -> Matrix:
@@ -174,3 +175,161 @@ def test_order_and_block_sizes_change_no_rank(case: Case, depth: int | None, v2t
     of_video = dict(zip(sorted(set(case.owner.tolist())), pairs(result.v2t), strict=True))
     assert [of_video[video] for video in captioned] == pairs(other.v2t)
     assert (result.ceiling, result.edge_ties) == (other.ceiling, other.edge_ties)
+
+
+@few
+@given(cases(), st.integers(0, 9), st.sampled_from(["own", "transposed"]))
+def test_a_text_whose_video_is_not_listed_keeps_its_coarse_rank(case: Case, depth: int, v2t: V2T) -> None:
+    result = case.ranks(depth, v2t)
+    coarse, final = np.array(pairs(result.coarse.t2v)), np.array(pairs(result.t2v))
+    outside_T = coarse[:, 0] >= depth
+    np.testing.assert_array_equal(coarse[outside_T], final[outside_T])
+    # So from the depth on recall is the coarse one, and the first place is for listed videos alone.
+    assert (result.t2v.ranks("pessimistic")[outside_T] > depth).all()
+    assert 100 * np.mean(result.t2v.ranks("optimistic") <= 1) <= result.ceiling or not depth
+    assert result.ceiling == (100 * np.mean(~outside_T) if depth else 100)
+    if not result.edge_ties:
+        for k in range(max(depth, 1), 10):
+            recalls = [np.mean(counts.ranks("optimistic") <= k) for counts in (result.t2v, result.coarse.t2v)]
+            assert recalls[0] == recalls[1]
+
+
+@few
+@given(cases(), st.sampled_from(["own", "transposed"]), st.integers(0, 3))
+def test_the_depth_of_all_videos_scores_all_pairs(case: Case, v2t: V2T, more: int) -> None:
+    result, full = case.ranks(len(case.video) + more, v2t), metrics.rank_counts(case.fine, case.owner)
+    assert (pairs(result.t2v), pairs(result.v2t)) == (pairs(full[0]), pairs(full[1]))
+    assert result.ceiling == 100
+
+
+@few
+@given(cases(), st.one_of(st.none(), st.integers(0, 9)), st.sampled_from(["own", "transposed"]), st.integers(1, 5))
+def test_pair_accuracy_is_in_the_order_of_the_last_stage(case: Case, depth: int | None, v2t: V2T, count: int) -> None:
+    scenes = [number % count for number in range(len(case.video))]
+    every = depth is None or depth >= len(case.video)
+    listed = np.ones_like(case.coarse, dtype=bool) if every else lifted(case.coarse, depth or 0)
+    score = np.where(listed, case.fine, case.coarse)
+    shares = []
+    for t, own in enumerate(case.owner):
+        twins = [v for v in range(len(case.video)) if scenes[v] == scenes[own] and v != own]
+        order = [(listed[t, v], score[t, v]) for v in twins]
+        mine = (listed[t, own], score[t, own])
+        shares += (
+            [np.mean([1.0 if mine > other else 0.5 if mine == other else 0.0 for other in order])] if twins else []
+        )
+    accuracy = case.ranks(depth, v2t, scenes).pair_accuracy
+    assert accuracy == (pytest.approx(100 * np.mean(shares)) if shares else None)
+
+
+@pytest.mark.parametrize("depth", [0, 1, None])
+def test_pair_accuracy_of_cosines_is_as_ever(depth: int | None) -> None:
+    case, scenes = made(4, 30, 20, cosine=True), [number // 3 for number in range(20)]
+    plain = Case(scorer=Scorer(), text=case.text, video=case.video, owner=case.owner)
+    as_ever = metrics.pair_accuracy(case.text.coarse, case.video.coarse, case.owner, scenes)
+    assert plain.ranks(depth, scenes=scenes).pair_accuracy == as_ever
+    assert plain.ranks(depth).pair_accuracy is None
+    with pytest.raises(ValueError, match="scenes"):
+        plain.ranks(depth, scenes=scenes[1:])
+
+
+@pytest.mark.parametrize("depth", [0, 3, None])
+def test_a_coarse_cosine_is_ranked_as_ever(depth: int | None) -> None:
+    noise = torch.Generator().manual_seed(0)
+    case = made(0, 40, 30, cosine=True, width=8)
+    text, video = (torch.randn(n, 8, generator=noise) * 10 ** torch.randn(n, 1, generator=noise) for n in (40, 30))
+    sides = Side(coarse=text, fine=case.text.fine), Side(coarse=video, fine=case.video.fine)
+    result = Case(scorer=case.scorer, text=sides[0], video=sides[1], owner=case.owner).ranks(depth)
+    as_ever = cosine_rank_counts(text, video, case.owner)
+    assert [pairs(result.coarse.t2v), pairs(result.coarse.v2t)] == [pairs(counts) for counts in as_ever]
+
+
+@pytest.mark.parametrize("depth", [0, 5, None])
+def test_a_scorer_of_one_vector_has_no_last_stage(depth: int | None) -> None:
+    case = made(3, 12, 9, cosine=True)
+    plain = Case(scorer=Scorer(), text=case.text, video=case.video, owner=case.owner).ranks(depth)
+    as_ever = cosine_rank_counts(case.text.coarse, case.video.coarse, case.owner)
+    assert [pairs(plain.t2v), pairs(plain.v2t)] == [pairs(counts) for counts in as_ever]
+
+
+def test_each_video_is_read_once_and_scored_with_its_lists_alone() -> None:
+    case, read = made(1, 60, 40, width=6, high=9), []
+
+    class Counting(BestFrame):
+        def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
+            assert text.coarse.dtype is torch.float64
+            read.append((len(text), len(video)))
+            return super().fine(text, video, level)
+
+    result = Case(scorer=Counting(6), text=case.text, video=case.video, owner=case.owner).ranks(2, "transposed")
+    assert len(read) <= 40
+    assert all(videos == 1 for _, videos in read)
+    assert sum(texts for texts, _ in read) == 60 * 2 + result.edge_ties
+
+
+@pytest.mark.parametrize("v2t", ["own", "transposed"])
+@pytest.mark.parametrize("depth", [2, None])
+@pytest.mark.parametrize("part", ["coarse", "fine"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_rank_comes_of_a_nan_or_inf(part: str, value: float, depth: int | None, v2t: V2T) -> None:
+    case = made(1, 6, 4)
+    (case.video.coarse if part == "coarse" else case.video.fine["frames"])[:, -1] = value
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        case.ranks(depth, v2t)
+
+
+@pytest.mark.parametrize(("depth", "v2t", "code"), [(-1, "own", "two_stage.depth"), (1, "other", "two_stage.v2t")])
+def test_wrong_options_are_refused(depth: int, v2t: V2T, code: str) -> None:
+    with pytest.raises(UsageError) as error:
+        made(1, 6, 4).ranks(depth, v2t)
+    assert error.value.code == code
+
+
+def test_a_caption_of_no_video_is_refused() -> None:
+    case = made(1, 6, 4)
+    with pytest.raises(ValueError, match="relevance"):
+        Case(scorer=case.scorer, text=case.text, video=case.video, owner=case.owner + 4).ranks(1)
+
+
+@pytest.mark.parametrize("v2t", ["own", "transposed"])
+def test_a_collapsed_coarse_stage_is_refused_before_it_fills_the_memory(
+    v2t: V2T, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = made(1, 50, 40)
+    case.text.coarse[:] = 1
+    case.video.coarse[:] = 1
+    assert case.ranks(2, v2t).edge_ties == 50 * 38 + (len(set(case.owner.tolist())) * 48 if v2t == "own" else 0)
+    monkeypatch.setattr(shortlists, "PAIRS_ALLOWED", 1000)
+    with pytest.raises(ValueError, match="tie so often"):
+        case.ranks(2, v2t)
+    assert case.ranks(0, v2t).edge_ties == 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "texts", "expected"),
+    [
+        (0, None, []),
+        (1, None, [1]),
+        (7, None, [1, 5, 7]),
+        (50, None, [1, 5, 10, 20, 50]),
+        (1200, None, [1, 5, 10, 20, 50, 100, 200, 500, 1000, 1200]),
+        (30, 1000, [1, 5, 10, 20]),
+        (100_000, 100_000, [1, 5, 10, 20, 50, 100]),
+    ],
+)
+def test_curve_depths(depth: int, texts: int | None, expected: list[int]) -> None:
+    assert curve_depths(depth, texts) == expected
+
+
+def test_inner_products_on_the_grid_are_exact_and_close() -> None:
+    generator = np.random.default_rng(0)
+    text, video = (generator.standard_normal((20, 64)) * 10.0 ** generator.integers(-9, 9, (20, 1)) for _ in range(2))
+    text[0] = 0
+    rows = metrics.grid_rows(text, video)
+    scores = rows[0] @ rows[1].T
+    exact = [
+        [float(sum(Fraction(a) * Fraction(b) for a, b in zip(t, v, strict=True))) for v in rows[1]] for t in rows[0]
+    ]
+    np.testing.assert_array_equal(scores, np.array(exact))
+    np.testing.assert_array_equal(scores, rows[0][:, ::-1] @ rows[1][:, ::-1].T)
+    lengths = np.linalg.norm(text, axis=1)[:, None] * np.linalg.norm(video, axis=1)
+    assert (np.abs(scores - text @ video.T) <= 2e-7 * lengths).all()
