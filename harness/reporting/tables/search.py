@@ -50,7 +50,7 @@ def search_tables(
         table("compute", "Multiply-adds of a query", _COMPUTE, [LABEL, *recalls, *_compute_columns()], searched),
         table("storage", "Bytes of a search", _STORAGE, [LABEL, *recalls, *_storage_columns()], searched),
     ]
-    if timed := list(timed_searches(searched)):
+    if timed := timed_searches(searched):
         devices = dict.fromkeys(run.record["environment"]["device"] for one in timed for run in one.row.runs)
         sentences = (
             f"One query at a time, after its text is encoded, on {', '.join(devices)}.",
