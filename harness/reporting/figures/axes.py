@@ -40,6 +40,7 @@ Reading = tuple[float, float | None, float | None, bool]
 _SAMPLES = 4  # fewer have no quartiles to speak of
 _MODEL = ("gmacs_video", "throughput", "speedup", "params_trainable", "output_tokens")
 _REPORTED = (*_MODEL, "step_time", "end_to_end_throughput", "energy_video")
+_SEARCH = ("search_macs_1k", "search_macs_1m", "storage_video")  # galleries as benchmarks have, and a large one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,15 @@ def cost_axes(rows: Sequence[MethodRow]) -> list[Axis]:
     """List the costs that at least one row has: well-known ones first, then each kind of memory and of latency."""
     cost = [m for row in rows for m in row.measurements]
     metrics = [*(CATALOGUE[name] for name in _REPORTED), *recorded(cost, "memory"), *recorded(cost, "latency")]
-    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in metrics]
+    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in metrics] + search_axes(rows)
     return [axis for axis in axes if any((reading := axis.read(row)) and reading[0] for row in rows)]
+
+
+def search_axes(rows: Sequence[MethodRow]) -> list[Axis]:
+    """List multiply-adds of a search in a small and in a large gallery and what is stored of a video, each where rows
+    differ in it."""
+    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in map(metric, _SEARCH)]
+    return [axis for axis in axes if len({reading[0] for row in rows if (reading := axis.read(row))}) > 1]
 
 
 def accuracy_axes(rows: Sequence[MethodRow]) -> list[Axis]:
