@@ -17,6 +17,8 @@ METHODS = {
     "masked": "tvrbench.methods.masked:Masked",
     "vidtome": "tvrbench.methods.vidtome:VidToMe",
     "ts2net": "tvrbench.methods.ts2net:TS2Net",
+    "xpool": "tvrbench.methods.xpool:XPool",
+    "drl": "tvrbench.methods.drl:DRL",
     "testa": "tvrbench.methods.testa:TESTA",
     "vop": "tvrbench.methods.vop:VoP",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.contrastive import contrastive_loss
 
 COARSE = "coarse"
+BLOCK = 2**22  # numbers that the pairs of a block hold in memory at a time
 Wanted = Literal["words", "patches"]
 Rows = slice | Tensor
 
@@ -87,7 +88,7 @@ class TextFeatures:
     Attributes:
         end: [B, E] of the end token.
         words: [B, L, E] of all tokens of a caption, start and end included; None unless a scorer wants them.
-        mask: [B, L] False for padding.
+        mask: [B, L] True up to the end token, whatever padding was declared; of the ids where there are no words.
     """
 
     end: Tensor
@@ -105,7 +106,7 @@ class VideoFeatures:
         pooled: [B, E] the head's feature of the video.
         mask: [B, F] the weight of each class token, 0 where it is left out.
         patches: [B, P, E] all patch tokens that leave the tower, in order of frames; None unless a scorer wants them.
-        patch_mask: [B, P] False for a patch of frames that are all padding.
+        patch_mask: [B, P] False for a patch that holds nothing but padded frames, and for a place that repeats another.
     """
 
     frames: Tensor
@@ -232,3 +233,28 @@ class Scorer(nn.Module):
         """Multiply-adds per video beside tower and head, from class tokens and patches of this width: those of
         ``video_side``."""
         return 0
+
+
+def in_blocks(score: Callable[[Side, Side], Tensor], text: Side, video: Side, per_pair: int) -> Tensor:
+    """Scores [T, V] of all pairs, in blocks that bound the memory whatever T and V are.
+
+    Args:
+        score: gives the scores [t, v] of a block of texts and a block of videos.
+        per_pair: numbers of a pair that it holds in memory.
+    """
+    pairs = max(1, BLOCK // per_pair)
+    t = max(1, min(len(text), pairs))
+    v = max(1, pairs // t)
+    videos = [video.part(slice(first, first + v)) for first in range(0, max(1, len(video)), v)]
+    rows = []
+    for first in range(0, max(1, len(text)), t):
+        texts = text.part(slice(first, first + t))
+        rows.append(torch.cat([score(texts, block) for block in videos], dim=1))
+    return torch.cat(rows)
+
+
+def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis of what the mask (0 or 1, of a shape that becomes that of the logits) does not leave
+    out: 0 for the rest, and for all where everything is left out."""
+    hidden = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
+    return hidden.softmax(dim=-1) * mask
