@@ -27,7 +27,7 @@ RANKING = {WEAK_FRAME: 0.8, STRONG_FRAME: 0.2, WEAK_PATCH: 0.2, COARSE: 0.5}  # 
 WEAK_TEMPERATURE = 0.01  # of the softmax of both weak scores, and of the strong score of patches
 STRONG_TEMPERATURE = 0.1  # of the gate over frames
 CORRELATION = 0.14  # of the sum over features that is the Pearson constraint
-BLOCK = 2**24  # numbers per video, text and patch that are in memory at a time
+BLOCK = 2**22  # numbers of pairs that are in memory at a time: weights of frames and patches, and gated vectors
 EPS = 1e-12  # of a norm
 _WEIGHTS = (
     *("video_weight", "weakframe_weight", "weakpatch_weight", "strongframe_weight", "strongpatch_weight"),
@@ -132,6 +132,7 @@ class CoarseToFine(Scorer):
     video_names = ("frames", "mask", "patch_mask", "patches", "temporal")
     levels = (COARSE, WEAK_FRAME, STRONG_FRAME, WEAK_PATCH, STRONG_PATCH)
     cosine = False
+    fine_takes_coarse = True
 
     def __init__(self, options: EERCFOptions, width: int, frames: int) -> None:
         super().__init__()

@@ -3,11 +3,14 @@
 One safetensors file: ``text`` [Nt, E] and ``video`` [Nv, E] float32 as the model gives them, ``caption_video`` [Nt],
 and where the split has them ``scenes`` [Nv] and ``subset.NAME``, captions by index. Its metadata holds the run, with
 the fingerprints of model and data, and a checksum of the tensors.
+
+The second format is for a model with a scorer of its own. It adds what the last stage compares, ``text.fine.NAME`` and
+``video.fine.NAME`` as ``side_store`` stores them, the scorer's parameters as ``scorer.NAME``, and in its metadata what
+the scorer is built from. So these ranks need no model and no data either.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,19 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, file_sha256
-from tvrbench.harness.evaluation.evaluate import Evaluation, Relevance, score
+from tvrbench.harness.data.disk import check_space
+from tvrbench.harness.evaluation.evaluate import Evaluation, Relevance, Sides
+from tvrbench.harness.evaluation.side_store import SCALE, SideStore
+from tvrbench.harness.evaluation.tensor_file import Array, Kind, Layout, TensorFile, TensorWriter
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.saved_scorer import describe_scorer, rebuild_scorer
+from tvrbench.harness.models.scorer import Scorer
 
-FORMAT = "tvrbench-embeddings-1"
-_SUBSET = "subset."
-_KINDS = {"text": ("F32", 2), "video": ("F32", 2), "caption_video": ("I64", 1), "scenes": ("I64", 1)}
+VECTORS, SIDES = "tvrbench-embeddings-1", "tvrbench-embeddings-2"
+_SUBSET, _SCORER = "subset.", "scorer."
+_FINE = {"text": "text.fine.", "video": "video.fine."}
+_KINDS = {"text": ("f4", 2), "video": ("f4", 2), "caption_video": ("i8", 1), "scenes": ("i8", 1)}
 _REQUIRED = {"text", "video", "caption_video"}
+_WRITTEN = 2**26  # bytes of a fine tensor copied at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,8 @@ class SavedEmbeddings:
     Attributes:
         run: as given to ``save_embeddings``.
         text, video: [Nt, E], [Nv, E].
+        scorer: of the model; None where it compares ``text`` and ``video`` by their cosine.
+        sides: what the scorer compares, its fine tensors memory-mapped.
     """
 
     run: dict[str, Any]
@@ -45,6 +58,8 @@ class SavedEmbeddings:
     caption_video: tuple[int, ...]
     subsets: Mapping[str, tuple[int, ...]]
     scenes: tuple[int, ...] | None
+    scorer: Scorer | None
+    sides: Sides
 
 
 def embedded_run(record: Mapping[str, Any], selection: str, model: Path | None) -> dict[str, Any]:
@@ -62,78 +77,118 @@ def embedded_run(record: Mapping[str, Any], selection: str, model: Path | None) 
     return same | {"selection": selection, "data": data, "model_sha256": model_sha256, "checkpoint": checkpoint}
 
 
-def save_embeddings(path: Path, result: Evaluation, relevance: Relevance, run: Mapping[str, Any]) -> None:
+def save_embeddings(
+    path: Path, result: Evaluation, relevance: Relevance, run: Mapping[str, Any], model: RetrievalModel | None = None
+) -> None:
     """Write the features behind an evaluation; the old file stays until the new one is safely on the disk.
 
     Args:
         path: the file; its folder is made.
+        result: with the ``sides`` that were ranked, where its model has a scorer of its own.
         relevance: the split that was scored.
         run: plain data: what was encoded, and by which model.
+        model: whose scorer ranked ``sides``; not needed without.
 
     Raises:
         UsageError: it cannot be written.
     """
-    tensors = {"text": result.text, "video": result.video, "caption_video": torch.tensor(relevance.caption_video)}
-    tensors |= {} if relevance.scenes is None else {"scenes": torch.tensor(relevance.scenes)}
-    tensors |= {_SUBSET + name: torch.tensor(rows) for name, rows in relevance.subsets.items() if rows}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "run": json.dumps(dict(run), sort_keys=True), "checksum": _checksum(tensors)}
+    arrays = {"text": result.text.numpy(), "video": result.video.numpy()}
+    arrays["caption_video"] = np.asarray(relevance.caption_video, dtype=np.int64)
+    arrays |= {} if relevance.scenes is None else {"scenes": np.asarray(relevance.scenes, dtype=np.int64)}
+    arrays |= {_SUBSET + name: np.asarray(rows, dtype=np.int64) for name, rows in relevance.subsets.items() if rows}
+    metadata = {"format": VECTORS, "run": json.dumps(dict(run), sort_keys=True)}
+    if result.sides is not None and model is not None:
+        metadata |= {"format": SIDES, "scorer": describe_scorer(model)}
+        arrays |= {_FINE["text"] + name: array for name, array in result.sides.text.stored.items()}
+        arrays |= {_FINE["video"] + name: array for name, array in result.sides.video.stored.items()}
+        arrays |= {_SCORER + name: _parameter(tensor) for name, tensor in model.scorer.state_dict().items()}
+    layout = Layout({name: Kind.of(array) for name, array in arrays.items()}, metadata)
     try:
+        check_space(path.parent, layout.nbytes, f"the file of embeddings {path.name}")
         with atomic_path(path, draft_name=f".{path.name}.part") as draft:
-            save_file(tensors, draft, metadata=metadata)
-    except (OSError, SafetensorError) as error:
+            layout.create(draft)
+            with TensorWriter(layout, draft) as writer:
+                for name, array in arrays.items():
+                    _write(writer, name, array)
+            layout.finish(draft)
+    except OSError as error:
         message = f"the embeddings {path.name} cannot be written ({error}): free space on that disk"
         raise UsageError(message, code="embeddings.write", path=str(path)) from None
+
+
+def _write(writer: TensorWriter, name: str, array: Array) -> None:
+    rows = max(1, _WRITTEN // max(1, array[:1].nbytes)) if array.ndim else 1
+    for start in range(0, len(array) if array.ndim else 1, rows):
+        writer.write(name, array[start : start + rows] if array.ndim else array, start)
+
+
+def _parameter(tensor: Tensor) -> Array:
+    """In a type that NumPy has, and that holds the same number."""
+    kept = tensor.detach().cpu()
+    return (kept.float() if kept.dtype in (torch.bfloat16, torch.float16) else kept).contiguous().numpy()
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:
     """Read a file of ``save_embeddings``; nothing in it is executed.
 
     Raises:
-        UsageError: no such file, a damaged one, or one of another kind.
+        UsageError: no such file, a damaged one, one of another kind, or one whose method is not here.
     """
     with _read_errors(path):
-        with safe_open(path, framework="pt") as handle:
-            metadata = _metadata(handle)
-            names = set(handle.keys())
-            if wrong := sorted(name for name in names if not _fits(handle, name)) or sorted(_REQUIRED - names):
-                raise ValueError(f"the tensor {wrong[0]!r} is missing or damaged")
-            tensors = {name: handle.get_tensor(name) for name in sorted(names)}
-        if _checksum(tensors) != metadata.get("checksum"):
+        file = TensorFile.read(path)
+        run, tensors = _run(file.metadata), file.tensors
+        two = file.metadata["format"] == SIDES
+        wrong = sorted(name for name, array in tensors.items() if not _fits(name, array, two=two))
+        if wrong := wrong or sorted(_REQUIRED - tensors.keys()):
+            raise ValueError(f"the tensor {wrong[0]!r} is missing or damaged")
+        if not file.whole:
             raise ValueError("another checksum than when it was written")
-        run = _run(metadata)
-    subsets = {n.removeprefix(_SUBSET): tuple(t.tolist()) for n, t in tensors.items() if n.startswith(_SUBSET)}
+        sides = Sides(text=_side(tensors, "text"), video=_side(tensors, "video"))
+    values = {name: tuple(array.tolist()) for name, array in tensors.items() if array.dtype == np.int64}
     return SavedEmbeddings(
         run=run,
-        text=tensors["text"],
-        video=tensors["video"],
-        caption_video=tuple(tensors["caption_video"].tolist()),
-        subsets=subsets,
-        scenes=tuple(tensors["scenes"].tolist()) if "scenes" in tensors else None,
+        text=sides.text.coarse,
+        video=sides.video.coarse,
+        caption_video=values["caption_video"],
+        subsets={n.removeprefix(_SUBSET): rows for n, rows in values.items() if n.startswith(_SUBSET)},
+        scenes=values.get("scenes"),
+        scorer=_scorer(path, file, sides) if two else None,
+        sides=sides,
     )
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """Read which run a file of ``save_embeddings`` belongs to, without its features; errors as ``load_embeddings``."""
     with _read_errors(path), safe_open(path, framework="pt") as handle:
-        return _run(_metadata(handle))
+        return _run(dict(handle.metadata() or {}))
 
 
-def rescore(saved: SavedEmbeddings, path: Path) -> Evaluation:
-    """Metrics and ranks of saved features, equal to those of the run to the last bit.
+def _side(tensors: Mapping[str, Array], kind: str) -> SideStore:
+    prefix = _FINE[kind]
+    stored = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    for name, array in stored.items():
+        scale = stored.get(name + SCALE)
+        scaled = array.dtype != np.int8 or (scale is not None and scale.shape == array.shape[:-1])
+        if len(array) != len(tensors[kind]) or not scaled:
+            raise ValueError(f"the tensor {prefix + name!r} is missing or damaged")
+    return SideStore(coarse=torch.from_numpy(np.array(tensors[kind])), stored=stored)
 
-    Raises:
-        UsageError: they cannot be ranked.
-    """
+
+def _scorer(path: Path, file: TensorFile, sides: Sides) -> Scorer:
+    state = {
+        name.removeprefix(_SCORER): torch.from_numpy(np.array(array))
+        for name, array in file.tensors.items()
+        if name.startswith(_SCORER)
+    }
     try:
-        if any(not 0 <= row < len(saved.text) for rows in saved.subsets.values() for row in rows):
-            raise ValueError("a subset names a caption that is not in the file")
-        result = score(saved.text, saved.video, saved)
+        scorer = rebuild_scorer(file.metadata.get("scorer", ""), state)
+        names = (sides.text.fine_names, sides.video.fine_names)
+        if any(names) and names != (tuple(sorted(scorer.text_names)), tuple(sorted(scorer.video_names))):
+            raise ValueError("it holds other tensors than the scorer compares")
     except ValueError as error:
-        message = f"{path}: these embeddings cannot be ranked: {error}"
-        raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None
-    result.metrics["selection"] = saved.run["selection"]
-    return result
+        message = f"{path}: its scorer cannot be built ({error}): use the version and plug-ins that saved it"
+        raise UsageError(message, code="embeddings.scorer", path=str(path)) from None
+    return scorer
 
 
 @contextmanager
@@ -148,21 +203,19 @@ def _read_errors(path: Path) -> Iterator[None]:
         raise UsageError(message, code="embeddings.damaged", path=str(path)) from None
 
 
-def _metadata(handle: Any) -> dict[str, str]:
-    metadata = dict(handle.metadata() or {})
-    if metadata.get("format") != FORMAT:
-        raise ValueError("not a file of tvrbench run --save-embeddings")
-    return metadata
-
-
-def _fits(handle: Any, name: str) -> bool:
-    """Check a tensor's name, type and number of axes before any of it is read."""
-    kind, axes = _KINDS.get(name, ("I64", 1) if name.startswith(_SUBSET) else ("", 0))
-    part = handle.get_slice(name)
-    return part.get_dtype() == kind and len(part.get_shape()) == axes
+def _fits(name: str, array: Array, *, two: bool) -> bool:
+    """Check a tensor's name, type and number of axes before any of its values is read."""
+    kind = array.dtype.str[1:]
+    if two and name.startswith(_SCORER):
+        return True
+    if two and name.startswith(tuple(_FINE.values())):
+        return (kind == "f4" and array.ndim > 0) or (kind in ("f2", "i1") and array.ndim > 2)
+    return (kind, array.ndim) == _KINDS.get(name, ("i8", 1) if name.startswith(_SUBSET) else ("", 0))
 
 
 def _run(metadata: Mapping[str, str]) -> dict[str, Any]:
+    if metadata.get("format") not in (VECTORS, SIDES):
+        raise ValueError("not a file of tvrbench run --save-embeddings")
     try:
         run: dict[str, Any] = json.loads(metadata.get("run", ""))
         names = [run["protocol"]["name"], run["method"]["name"], run["selection"], str(int(run["seed"]))]
@@ -171,11 +224,3 @@ def _run(metadata: Mapping[str, str]) -> dict[str, Any]:
     if not all(isinstance(name, str) and name.isprintable() for name in names):
         raise ValueError("it does not name its run")
     return run
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()

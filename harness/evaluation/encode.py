@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from tvrbench.harness.core.distributed import dist_info, gather_shares
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.prefetch import IN_FLIGHT, recorded, to_cpu, to_device, wait_for
-from tvrbench.harness.evaluation.side_store import SideStore, store_sides
+from tvrbench.harness.evaluation.side_store import SideStore, side_bytes, store_sides
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.scorer import Side
+from tvrbench.harness.models.scorer import Scorer, Side
 
 TEXT_BATCH = 256
 
@@ -111,9 +111,35 @@ def store_videos(
     return store_sides(path, len(video_ids), _arrived(parts(), model), model.scorer.storage)
 
 
+def encoded_bytes(model: RetrievalModel, captions: int, videos: int, words: int) -> int | None:
+    """Bytes of the files of ``store_texts`` and ``store_videos``, from a model without values.
+
+    0 where nothing is stored; None where the shapes depend on values.
+    """
+    if not needs_store(model.scorer):
+        return 0
+    arch = model.clip.arch
+    with torch.device("meta"):
+        frames = torch.empty(1, model.frames, 3, arch.image_size, arch.image_size)
+        frame_mask, word_mask = torch.ones(1, model.frames).bool(), torch.ones(1, words).bool()
+        ids = torch.zeros(1, words, dtype=torch.long)
+    try:
+        text, video = model.text_side(ids, word_mask), model.video_side(frames, frame_mask)
+    except (RuntimeError, TypeError):  # torch has no value for a meta tensor
+        return None
+    storage = model.scorer.storage
+    return captions * side_bytes(text, storage) + videos * side_bytes(video, storage)
+
+
+def needs_store(scorer: Scorer) -> bool:
+    """Whether a scorer compares more than a vector of each side."""
+    return bool(scorer.video_names) and scorer.depth != 0
+
+
 def _first_item(count: int, size: int) -> int:
     """Number of the first item of this process's batches."""
-    return dist_info().share(-(-count // size)).start * size
+    first: int = dist_info().share(-(-count // size)).start
+    return first * size
 
 
 def _padded(rows_BL: Tensor, length: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tvrbench.harness.core.distributed import from_first
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, store_texts, store_videos
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, needs_store, store_texts, store_videos
 from tvrbench.harness.evaluation.metrics import (
     Captions,
     RankCounts,
@@ -30,7 +30,6 @@ from tvrbench.harness.evaluation.metrics import (
 )
 from tvrbench.harness.evaluation.side_store import SideStore, scratch_folder
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
-from tvrbench.harness.evaluation.twins import last_stage_pair_accuracy
 from tvrbench.harness.evaluation.two_stage import AtDepth, two_stage
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.decisions import KeptPatches, Margins, watched
@@ -59,7 +58,8 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics for a record, the ranks of every query in both directions, and the features behind them.
+    """Metrics for a record, the ranks of every query in both directions (also those of a coarse stage, where there is
+    one: ``coarse_t2v`` and ``coarse_v2t``), and the features behind them.
 
     Attributes:
         text, video: [Nt, E] and [Nv, E] float32, not normalized.
@@ -109,14 +109,14 @@ def evaluate(
         ValueError: a feature is NaN or infinite.
         UsageError: the disk has no room for what the scorer compares, see ``store_sides``.
     """
-    if _stores(model.scorer) and scratch is None:
+    if needs_store(model.scorer) and scratch is None:
         with scratch_folder() as folder:
             made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=folder)
             return replace(made, sides=None)
     was_training = model.training
     model.eval()
     margins, kept = Margins(), KeptPatches()
-    if _stores(model.scorer) and scratch is not None:
+    if needs_store(model.scorer) and scratch is not None:
         text = store_texts(model, split.captions, tokenizer, words, scratch / "text.safetensors")
         with watched(model.reducer, margins, kept):
             video = store_videos(model, split.video_ids, loader, batch, on_batch, scratch / "video.safetensors")
@@ -133,11 +133,6 @@ def evaluate(
     return replace(result, metrics=result.metrics | made_choices)
 
 
-def _stores(scorer: Scorer) -> bool:
-    """Whether the scorer compares more than a vector of each side."""
-    return bool(scorer.video_names) and scorer.depth != 0
-
-
 def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation:
     """Metrics of features [Nt, E] and [Nv, E]: all queries, each named subset, and pairs that differ in order alone.
 
@@ -152,35 +147,31 @@ def score(text_TE: Tensor, video_VE: Tensor, relevance: Relevance) -> Evaluation
     return Evaluation(metrics=metrics, ranks=ranks, text=text_TE, video=video_VE)
 
 
-def score_sides(
-    scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu"
-) -> Evaluation:
+def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torch.device | str = "cpu") -> Evaluation:
     """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
     depths.
 
-    Of several processes the first ranks, and all return what it found. Pairs that differ in order alone are compared by
-    the score of the last stage, whether the coarse stage lists them or not.
+    Of several processes the first ranks, and all return what it found.
 
     Raises:
         ValueError: scores that cannot be ranked, or a caption of no video.
     """
     text, video = sides.text, sides.video
-    if scorer.cosine and not _stores(scorer):
+    if scorer.cosine and not needs_store(scorer):
         return score(text.coarse, video.coarse, relevance)
 
     def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         captions = Captions.of(relevance.caption_video, len(text), len(video))
-        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device)
+        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device, relevance.scenes)
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
-            metrics["pair_accuracy"] = last_stage_pair_accuracy(
-                scorer, text, video, captions, relevance.scenes, device
-            )
-        if _stores(scorer):
+            metrics["pair_accuracy"] = found.pair_accuracy
+        if needs_store(scorer):
+            ranks |= {"coarse_t2v": found.coarse.t2v.ranks(), "coarse_v2t": found.coarse.v2t.ranks()}
             metrics["two_stage"] = {
                 "depth": scorer.depth,
                 "v2t": scorer.v2t,
-                "storage": video.storage,
+                "storage": scorer.storage,
                 "coarse": _both(found.coarse),
                 "ceiling": found.ceiling,
                 "edge_ties": found.edge_ties,

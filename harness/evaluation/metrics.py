@@ -130,7 +130,7 @@ def exact_rank_counts(
     video_VE: Exact,
     captions: Captions,
     block: int | None = None,
-    see: Callable[[Rows, Exact], object] = lambda rows, scores: None,
+    see: Callable[[Rows, Exact], object] | None = None,
 ) -> tuple[RankCounts, RankCounts]:
     """Counts by inner products of rows whose sums are exact (``unit_rows``, ``grid_rows``), a block of texts at a time.
 
@@ -144,7 +144,8 @@ def exact_rank_counts(
 
     def scores(rows: Rows) -> Exact:
         scores_RV = text_TE[rows] @ video_VE.T
-        see(rows, scores_RV)
+        if see is not None:
+            see(rows, scores_RV)
         return scores_RV
 
     own_T = own_scores(text_TE, video_VE, captions, block)

@@ -29,6 +29,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import RetrievalDataset, Split
 from tvrbench.harness.evaluation.embeddings import load_embeddings, read_run
 from tvrbench.harness.evaluation.metrics import cosine_rank_counts
+from tvrbench.harness.evaluation.rescore import rescore
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
 
@@ -150,16 +151,20 @@ def ranking_of_embeddings(path: Path, dataset: RetrievalDataset) -> Ranking:
         message = f"{path} holds embeddings of {found}, which is no split of {dataset.name}; give another file"
         raise UsageError(message, code="embeddings.other-data", path=str(path), dataset=data.get("dataset"))
     split = dataset.split(data["test_split"])
-    try:
-        counts, _ = cosine_rank_counts(saved.text, saved.video, saved.caption_video)
-    except ValueError as error:
-        message = f"{path}: these embeddings cannot be ranked: {error}"
-        raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None
+    if saved.scorer is not None:
+        better_Q = better_of(rescore(saved, path).ranks["t2v"])
+    else:
+        try:
+            counts, _ = cosine_rank_counts(saved.text, saved.video, saved.caption_video)
+        except ValueError as error:
+            message = f"{path}: these embeddings cannot be ranked: {error}"
+            raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None
+        better_Q = counts.higher_Q + counts.tied_Q
     return Ranking(
         split=split.name,
         run=_words(saved.run),
         path=path,
-        better_Q=counts.higher_Q + counts.tied_Q,
+        better_Q=better_Q,
         caption_video=saved.caption_video,
         videos=len(saved.video),
         complete=data.get("split_fingerprint") == split.fingerprint,

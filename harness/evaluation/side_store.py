@@ -1,4 +1,4 @@
-"""The fine sides of texts or videos in a file: written a batch at a time while they are encoded, read a block at a time.
+"""The fine sides of texts or videos in a file, written and read a block at a time.
 
 Beside the coarse vectors nothing of size N is held in memory. Tensors of frames, patches or words, [N, F, E] and more
 axes, are stored as float32, float16, or int8 with a float32 scale for each vector of the last axis: scale = largest
@@ -53,12 +53,6 @@ class SideStore:
     def fine_names(self) -> tuple[str, ...]:
         """Names of the fine tensors."""
         return tuple(sorted(name for name in self.stored if not name.endswith(SCALE)))
-
-    @property
-    def storage(self) -> Storage:
-        """The type that tensors of frames, patches or words have; ``float32`` where there are none."""
-        found = {array.dtype for name, array in self.stored.items() if array.ndim > 2 and not name.endswith(SCALE)}
-        return "int8" if np.dtype(np.int8) in found else "float16" if np.dtype(np.float16) in found else "float32"
 
     def part(self, rows: Rows) -> Side:
         """The items of these rows, float32, read from the file."""
@@ -136,21 +130,18 @@ def store_sides(path: Path, count: int, batches: Iterable[tuple[int, Side]], sto
         ValueError: a fine tensor holds what cannot be stored.
     """
     parts = ((start, {COARSE: _floats(side)} | packed(side.fine, storage)) for start, side in batches)
-    first = next(parts, None)
+    with _together():
+        first = next(parts, None)
     shapes = None if first is None else {name: Kind.of(array, count) for name, array in first[1].items()}
     layout = Layout(next(kinds for kinds in all_gather_object(shapes) if kinds is not None), {})
     from_first(lambda: _create(layout, path))
     _require_shared(path)
-    try:
-        with TensorWriter(layout, path) as writer:
-            while first is not None:
-                start, arrays = first
-                for name, array in arrays.items():
-                    writer.write(name, array, start)
-                first = next(parts, None)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    all_gather_object(None)  # every process has written its rows
+    with _together(), _writing(path), TensorWriter(layout, path) as writer:
+        while first is not None:
+            start, arrays = first
+            for name, array in arrays.items():
+                writer.write(name, array, start)
+            first = next(parts, None)
     return open_sides(TensorFile.read(path).tensors)
 
 
@@ -180,19 +171,34 @@ def _floats(side: Side) -> Array:
     return side.coarse.detach().float().cpu().numpy()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Wait at the end for all processes; a fault of one is raised in all, which would else wait for it."""
+    fault: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        fault = error
+    for each in all_gather_object(fault):
+        if each is not None:
+            raise each
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror or error}): {ROOM}"
+        raise UsageError(message, code="sides.write", path=str(path)) from None
+
+
 def _create(layout: Layout, path: Path) -> None:
     check_space(path.parent, layout.nbytes, "what is stored of frames, patches and words", ROOM)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an older one may still be mapped
         layout.create(path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    message = f"{path} cannot be written ({error.strerror or error}): {ROOM}"
-    return UsageError(message, code="sides.write", path=str(path))
 
 
 def _require_shared(path: Path) -> None:

@@ -48,7 +48,7 @@ class Side:
 
     @classmethod
     def cat(cls, sides: Sequence[Side]) -> Side:
-        """All items of several sides (one at least), in order; of as many places as the longest has (``lengthened``)."""
+        """All items of several sides (one at least), in order, all ``lengthened`` to the longest."""
         length = {name: max(side.fine[name].shape[1] for side in sides) for name in sides[0].fine}
         joined = zip(*(side.lengthened(length).tensors for side in sides), strict=True)
         return cls.of([torch.cat(parts) for parts in joined], list(sides[0].fine))

@@ -32,7 +32,7 @@ class Parity:
     """How close the device comes to the CPU.
 
     Attributes:
-        error: largest |difference| of a feature in float32, of both towers.
+        error: largest |difference| of a feature in float32, of both towers, and of a scorer's sides and scores.
         close: every difference is below 1e-4 + 1e-3 of the feature.
         cosine: lowest between a video's features under bfloat16 and in float32 on the CPU, with the same choices.
         alike: share of merged tokens that the device in float32 sends the same way; None without such choices.
@@ -87,10 +87,13 @@ def tiny_model(method: str) -> RetrievalModel:
     return model
 
 
-def _features(model: RetrievalModel, inputs: Inputs, observer: Callable[[Any], Any]) -> tuple[Tensor, Tensor]:
+def _features(model: RetrievalModel, inputs: Inputs, observer: Callable[[Any], Any]) -> tuple[Tensor, ...]:
+    """Both sides' tensors, the video's coarse vector first, and the scores that rank."""
     with watched(model.reducer, observer):
-        video = model.encode_video(inputs.frames, inputs.mask)
-    return video.float().cpu(), model.encode_text(inputs.ids, inputs.text_mask).float().cpu()
+        video = model.video_side(inputs.frames, inputs.mask)
+    text = model.text_side(inputs.ids, inputs.text_mask)
+    scores = (model.scorer.score(text, video),) if model.scorer.video_names else ()
+    return tuple(tensor.float().cpu() for tensor in (*video.tensors, *text.tensors, *scores))
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -23,6 +23,8 @@ from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import initialize
 from tvrbench.harness.models.factory import load_model, method_class
+from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.scorer import COARSE, Side
 from tvrbench.harness.training.trainer import Trainer
 
 TOLERANCE = 1e-3
@@ -50,6 +52,10 @@ def signature(method: str) -> dict[str, float]:
         ``loss`` of the first and ``loss_trained`` of the last step (if the method trains),
         ``grad_norm`` of the first, ``likeness``: mean cosine between different videos, ``match``: mean similarity
         (temperature included) of videos with their texts, ``contrast``: its standard deviation over all pairs.
+
+        Where a scorer compares more, ``match_LEVEL`` and ``contrast_LEVEL`` of each of its scores (``last`` ranks), and
+        for each fine tensor ``likeness_SIDE_NAME`` between different items and ``size_SIDE_NAME``, their
+        root mean square.
     """
     cls = method_class(method)
     with same_randomness(), tempfile.TemporaryDirectory(prefix="tvrbench-signature-") as folder:
@@ -67,13 +73,37 @@ def signature(method: str) -> dict[str, float]:
         with torch.no_grad():
             features_VE = model.encode_video(video, video_mask)
             similarity_TV = model.similarity(model.encode_text(ids, text_mask), features_VE)
-        unit_VE = F.normalize(features_VE.double(), dim=-1)
-        apart = ~torch.eye(_VIDEOS, dtype=torch.bool)
-        return training | {
-            "likeness": float((unit_VE @ unit_VE.T)[apart].mean()),
-            "match": float(similarity_TV.double().diagonal().mean()),
-            "contrast": float(similarity_TV.double().std()),
-        }
+            compared = _of_sides(model, model.text_side(ids, text_mask), model.video_side(video, video_mask))
+        of_vectors = {"likeness": _likeness(features_VE), **_of_scores(similarity_TV)}
+        return training | of_vectors | compared
+
+
+def _of_sides(model: RetrievalModel, text: Side, video: Side) -> dict[str, float]:
+    """What a scorer compares beside one vector each, and its scores; nothing where it does not."""
+    if not model.scorer.video_names:
+        return {}
+    values = dict[str, float]()
+    for level in (*model.scorer.levels, None):
+        if level != COARSE:
+            values |= _of_scores(model.score(text, video, level), f"_{level or 'last'}")
+    for kind, side in (("text", text), ("video", video)):
+        for name, tensor in side.fine.items():
+            values[f"likeness_{kind}_{name}"] = _likeness(tensor.flatten(1))
+            values[f"size_{kind}_{name}"] = float(tensor.double().square().mean().sqrt())
+    return values
+
+
+def _likeness(features_VE: Tensor) -> float:
+    """Mean cosine between different items."""
+    unit_VE = F.normalize(features_VE.double(), dim=-1)
+    return float((unit_VE @ unit_VE.T)[~torch.eye(_VIDEOS, dtype=torch.bool)].mean())
+
+
+def _of_scores(scores_TV: Tensor, level: str = "") -> dict[str, float]:
+    return {
+        f"match{level}": float(scores_TV.double().diagonal().mean()),
+        f"contrast{level}": float(scores_TV.double().std()),
+    }
 
 
 def _recipe() -> Recipe:

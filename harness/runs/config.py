@@ -105,7 +105,7 @@ class RunKey:
         head = {
             "schema_version": SCHEMA_VERSION,
             "protocol": context.protocol.reference,
-            "method": {"name": config.method, "options": description["options"]},
+            "method": {"name": config.method, "options": description["options"], "given": dict(config.options)},
             "tuning": description["tuning"],
             "seed": config.seed,
             "data": _data(context, config),
@@ -156,6 +156,7 @@ class RunFiles:
         state: of the interrupted run.
         log: of the steps.
         embeddings: the features of the test split that the run was scored by.
+        sides: folder of what is compared while the run is scored; gone when the run ends.
 
     Args:
         store: of the records.
@@ -174,6 +175,7 @@ class RunFiles:
         self.state = checkpoints / f"{name}{SUFFIX}"
         self.log = logs / f"{name}.jsonl"
         self.embeddings = embeddings / f"{name}.safetensors"
+        self.sides = records / f".{name}.sides"
 
     def lr_choice(self, identity: Identity) -> Path:
         """The learning rate that a search of this identity chose; runs that differ in their seed share it."""

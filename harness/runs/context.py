@@ -102,11 +102,16 @@ class RunContext:
         )
 
     def evaluate(
-        self, model: RetrievalModel, split: Split, sampler: str, on_batch: Callable[[int], None]
+        self,
+        model: RetrievalModel,
+        split: Split,
+        sampler: str,
+        on_batch: Callable[[int], None],
+        scratch: Path | None = None,
     ) -> Evaluation:
-        """Score a model on a split; errors as ``evaluate``."""
-        loader = self.loader(self.spec(sampler))
-        return evaluate(model, split, loader, self.tokenizer, self.protocol.words, on_batch=on_batch)
+        """Score a model on a split; arguments and errors as ``evaluate``."""
+        loader, words = self.loader(self.spec(sampler)), self.protocol.words
+        return evaluate(model, split, loader, self.tokenizer, words, on_batch=on_batch, scratch=scratch)
 
 
 def weights_of(protocol: Protocol) -> str:

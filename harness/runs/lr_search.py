@@ -43,13 +43,14 @@ class KeptChoice:
     Attributes:
         tuning: of the method.
         path: ``METHOD-TUNING-DIGEST.lr`` beside the checkpoints.
+        scratch: for the files of an evaluation.
     """
 
     def __init__(self, context: RunContext, config: RunConfig, key: RunKey, files: RunFiles) -> None:
         self.tuning: str = key.head["tuning"]
         self._factors = context.protocol.lr_factors
         self._identity = key.lr_search_identity(context.protocol.lr_search_seed(config.seed))
-        self.path = files.lr_choice(self._identity)
+        self.path, self.scratch = files.lr_choice(self._identity), files.sides
 
     def read(self) -> LrChoice | None:
         """Read the choice; None if none was kept.
@@ -181,7 +182,7 @@ def choose_lr(
     if choice is not None:
         progress.log(f"{state.title}: learning rate x {choice.chosen:g}, as before the interruption")
     else:
-        search = partial(_search, context, config, recipe, state, progress, kept.tuning, micro_batch_size)
+        search = partial(_search, context, config, recipe, state, progress, kept, micro_batch_size)
         choice = _kept_or_searched(kept, state.title, progress, search)
     state.set_lr_choice(choice)
     return recipe.for_tuning(kept.tuning, choice.chosen), choice.to_json()
@@ -209,7 +210,7 @@ def _search(
     recipe: Recipe,
     state: RunState,
     progress: ProgressReporter,
-    tuning: str,
+    kept: KeptChoice,
     micro_batch_size: int | None,
 ) -> LrChoice:
     """Try every factor; one that was tried before an interruption is not tried again."""
@@ -219,14 +220,15 @@ def _search(
 
     def held_out_score(factor: float) -> float | None:
         """R-Sum of a new model that is trained at this factor; None if that diverges."""
-        model, tried = new_model(context, replace(config, seed=seed)), recipe.for_tuning(tuning, factor)
+        model, tried = new_model(context, replace(config, seed=seed)), recipe.for_tuning(kept.tuning, factor)
         trainer = Trainer(model, tried, steps, micro_batch_size=micro_batch_size)
         pairs = context.pairs(rest, tried, seed, config.frame_captions)
         try:
             TrainingLoop(trainer, pairs, state, progress, seed=seed, phase=f"rate {factor}").run()
-            score: float = context.evaluate(model, held_out, recipe.sampler, progress.update).metrics["RSum"]
+            scored = context.evaluate(model, held_out, recipe.sampler, progress.update, kept.scratch)
         except TrainingDiverged:
             return None
+        score: float = scored.metrics["RSum"]
         return score
 
     for factor in protocol.lr_factors:

@@ -19,6 +19,7 @@ from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.console import say
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.open import split_holdout
+from tvrbench.harness.evaluation.encode import encoded_bytes
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.profiling.counts.step import StepCount, count_step
@@ -49,6 +50,7 @@ class Sizes:
         train_pairs, test_videos: of the splits.
         search_pairs: training pairs left beside the held-out videos of the learning-rate search.
         train_videos: None where only the data tells.
+        test_captions: of the split; one a video where only the protocol is known.
         source: ``data`` where it was opened, else ``protocol``.
     """
 
@@ -56,6 +58,7 @@ class Sizes:
     search_pairs: int
     train_videos: int | None
     test_videos: int
+    test_captions: int
     source: str
 
 
@@ -73,6 +76,7 @@ def sizes(protocol: Protocol, context: RunContext | None) -> Sizes:
             search_pairs=len(split_holdout(train, protocol.held_out)[0].captions) if searches else pairs,
             train_videos=len(train.video_ids),
             test_videos=len(context.test.video_ids),
+            test_captions=len(context.test.captions),
             source="data",
         )
     if protocol.test_videos is None or protocol.train_pairs is None:
@@ -85,6 +89,7 @@ def sizes(protocol: Protocol, context: RunContext | None) -> Sizes:
         search_pairs=pairs,
         train_videos=None,
         test_videos=protocol.test_videos,
+        test_captions=protocol.test_videos,
         source="protocol",
     )
 
@@ -129,6 +134,7 @@ class MethodPlan:
         hours: of all its runs, the search included; ``search_hours`` of it are the search.
         search_hours_per_seed: hours that the search would take if every seed did its own.
         checkpoint_mib: of one trained model; ``state_mib`` of the state of an interrupted run.
+        sides_mib: of what its scorer compares, on the disk while a run is scored; None if unknown.
         precision: of the products of training, or of encoding where nothing is trained.
         memory: of a training step on one device. None if unknown, or if nothing is trained.
         memory_mib, micro_batch, largest_micro_batch: those of ``memory``; the whole batch where it is unknown.
@@ -147,6 +153,7 @@ class MethodPlan:
     search_hours_per_seed: float
     checkpoint_mib: float
     state_mib: float
+    sides_mib: float | None
     precision: Precision
     memory: MemoryPlan | None
     memory_mib: float | None
@@ -285,6 +292,7 @@ class _Method:
     steps: int
     steps_per_rate: int
     test_videos: int
+    sides_bytes: int | None
     precision: Precision
     memory: MemoryPlan | None
     rate: float | None
@@ -316,6 +324,7 @@ class _Method:
             steps=steps,
             steps_per_rate=search_steps if protocol.searches_lr else 0,
             test_videos=known.test_videos,
+            sides_bytes=encoded_bytes(model, known.test_captions, known.test_videos, protocol.words),
             precision=precision,
             memory=plan_memory(model, recipe, precision, settings, rates.device, frame_captions=captions)
             if steps
@@ -360,6 +369,7 @@ class _Method:
             search_hours_per_seed=self.search_hours * len(runs),
             checkpoint_mib=self.checkpoint_mib,
             state_mib=4 * (3 * self.count.trainable + best) / _MIB if self.steps else 0.0,
+            sides_mib=None if self.sides_bytes is None else self.sides_bytes / _MIB,
             precision=self.precision,
             memory=self.memory,
             memory_mib=None if self.memory is None else self.memory.total_mib,

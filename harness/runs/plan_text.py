@@ -200,6 +200,10 @@ def _lines(plan: Plan) -> list[str]:
         )
     if decoding.feeding is not None:
         lines.append(feeding_line(decoding.feeding))
+    stored = [(method.label, method.sides_mib) for method in plan.methods if method.sides_mib != 0]
+    if stored:
+        sizes = [f"{label} {'unknown' if size is None else _gib(size / 1024)}" for label, size in stored]
+        lines.append(f"frames, patches and words on the disk while a run is scored: {', '.join(sizes)}")
     return [*lines, *plan.notes, RULE]
 
 

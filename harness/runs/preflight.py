@@ -9,11 +9,14 @@ from pathlib import Path
 from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.data.open import split_holdout
+from tvrbench.harness.evaluation.encode import encoded_bytes
+from tvrbench.harness.evaluation.side_store import ROOM
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.runs.config import RunConfig, new_model, options_of, settle
+from tvrbench.harness.runs.config import RunConfig, blueprint_of, new_model, options_of, settle
 from tvrbench.harness.runs.context import (
     RunContext,
     bad_videos_message,
@@ -62,6 +65,7 @@ def prepare(
     work = work_list(context, configs, store, skip=skip, refuse=refuse)
     _check_held_out(context, work.left)
     _check_frame_captions(context, work.left)
+    _check_room(context, work.left, store)
     if work.left and check is not None:  # after the options, which take milliseconds
         context = check(context)
         work = work_list(context, configs, store, skip=skip, refuse=refuse)
@@ -86,6 +90,16 @@ def _check_frame_captions(context: RunContext, configs: Sequence[RunConfig]) -> 
     given = (config.frame_captions for config in configs if config.trains and config.frame_captions is not None)
     if captions := next(given, None):  # of a command, all runs take the same
         captions.rows(context.train, context.protocol.frames)
+
+
+def _check_room(context: RunContext, configs: Sequence[RunConfig], store: RecordStore) -> None:
+    """Check that the disk has room for what scorers compare, one run at a time; UsageError if it has not."""
+    captions, videos = len(context.test.captions), len(context.test.video_ids)
+    for config in {config.variant: config for config in configs}.values():
+        needed = encoded_bytes(blueprint_of(context, config), captions, videos, context.protocol.words)
+        if needed:  # of an unknown size, the run tells
+            purpose = f"what {config.label} compares of frames, patches and words"
+            check_space(store.folder(context.protocol.name), needed, purpose, ROOM)
 
 
 def with_preset(

@@ -16,6 +16,7 @@ from tvrbench.harness.core.progress import ProgressReporter
 from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation
+from tvrbench.harness.evaluation.side_store import scratch_folder
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.content import counts_over_videos
@@ -79,8 +80,14 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
         RunFailed, TrainingDiverged: a fault that the record names and the user can fix; the saved state is kept.
         Interrupted: a signal came; the state is saved and nothing is recorded.
     """
-    key, clock, state = RunKey.of(context, config), time.monotonic(), None
+    key = RunKey.of(context, config)
     files = RunFiles(session.store, context.protocol.name, key.name)
+    with scratch_folder(files.sides):
+        return _run(context, config, session, key, files)
+
+
+def _run(context: RunContext, config: RunConfig, session: Session, key: RunKey, files: RunFiles) -> Path | None:
+    clock, state = time.monotonic(), None
     recipe = recipe_of(context.protocol, config)
     steps = training_steps(context.protocol, config, len(context.train.captions))
     record = _started(key, config, session)
@@ -96,12 +103,12 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
                 save_checkpoint(model, files.checkpoint, config.selection)
         else:
             model = new_model(context, config)
-        result = _score(context, config, session, model, recipe, state)
+        result = _score(context, config, session, model, recipe, state, files.sides)
         if config.selection == BEST_ON_TEST and state is not None:
             account = choose(state.checks, steps, result)
             if account["chosen"]["step"] != steps:
                 state.load_best(model)
-                result = _score(context, config, session, model, recipe, state)
+                result = _score(context, config, session, model, recipe, state, files.sides)
             result = replace(result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
             if dist_info().first:
                 save_checkpoint(model, files.checkpoint, config.selection)
@@ -112,7 +119,7 @@ def run(context: RunContext, config: RunConfig, session: Session) -> Path | None
         if session.settings.save_embeddings:
             trained = files.checkpoint if steps else None
             about = embedded_run(record, result.metrics["selection"], trained)
-            save_embeddings(files.embeddings, result, context.test, about)
+            save_embeddings(files.embeddings, result, context.test, about, model)
         words, captions = context.protocol.words, config.frame_captions is not None
         costs = count_costs(profile(model, words=words, frame_captions=captions))
         if result.kept:
@@ -198,7 +205,7 @@ def _train(
         trainer = Trainer(model, recipe, steps, micro_batch_size=size)
         loop = TrainingLoop(trainer, pairs, state, session.progress, seed=config.seed)
         checks = eval_steps(config.selection, recipe, pairs.steps_per_epoch, steps)
-        score_at(loop, state, checks, lambda: _score(context, config, session, model, recipe, state))
+        score_at(loop, state, checks, lambda: _score(context, config, session, model, recipe, state, kept.scratch))
         account |= loop.run()
     if state.resumed_at:
         account["resumed_at"] = state.resumed_at
@@ -212,11 +219,12 @@ def _score(
     model: RetrievalModel,
     recipe: Recipe,
     state: RunState | None,
+    scratch: Path,
 ) -> Evaluation:
     """Evaluate on the test split; features that cannot be ranked are an error that names the cause."""
     scored = config.checkpoint
     try:
-        result = context.evaluate(model, context.test, recipe.sampler, session.progress.update)
+        result = context.evaluate(model, context.test, recipe.sampler, session.progress.update, scratch)
     except ValueError as error:
         if isinstance(error, UsageError) or not (scored or (state is not None and state.saved)):
             raise

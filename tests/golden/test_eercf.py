@@ -6,19 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import naive_eercf
 import pytest
 import torch
+from naive_eercf import Naive
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness import load_model
+from tvrbench.harness import load_model, two_stage_ranks
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import Side
 from tvrbench.harness.training.loss import whole_loss
 from tvrbench.harness.training.trainer import Pairs, Trainer
-from tvrbench.methods.eercf import EERCF, RANKING, CoarseToFine, pearson
+from tvrbench.methods.eercf import EERCF, RANKING, pearson
 
 pytestmark = pytest.mark.golden
 FEATURES, SCORES, LOSSES = 1e-5, 5e-5, 1e-5
@@ -105,6 +107,14 @@ def test_the_mask_of_padding_changes_only_scores_of_padded_videos(
         close(model.score(text, video, "coarse"), golden[which]["sim_eval"]["coarse"], SCORES)
 
 
+def ranks_of_own_best(coarse: Tensor, fine: Tensor, depth: int) -> list[int]:
+    """Ranks of video to text where each video's best captions are scored again; one caption a video."""
+    best = torch.zeros_like(coarse, dtype=torch.bool).scatter_(0, coarse.topk(depth, dim=0).indices, 1)
+    final = torch.where(best, 100 + fine, coarse)
+    ranks: list[int] = (1 + (final > final.diagonal()).sum(dim=0)).tolist()
+    return ranks
+
+
 @pytest.mark.parametrize("depth", [1, 4, 10])
 @pytest.mark.parametrize("which", MASKS)
 def test_ranks_in_two_stages(which: str, depth: int, golden: dict[str, Any], tmp_path: Path) -> None:
@@ -115,8 +125,15 @@ def test_ranks_in_two_stages(which: str, depth: int, golden: dict[str, Any], tmp
     chosen = torch.zeros_like(coarse, dtype=torch.bool).scatter_(1, coarse.topk(depth).indices, 1)
     final = torch.where(chosen, 100 + fine, coarse)
     close(final, want["final"], SCORES)
-    own = final.gather(1, golden["caption_video"].unsqueeze(1))
-    assert torch.equal(1 + (final > own).sum(dim=1), want["t2v_rank"])
+    # One caption a video, in the order of the videos.
+    assert torch.equal(1 + (final > final.diagonal().unsqueeze(1)).sum(dim=1), want["t2v_rank"])
+    assert torch.equal(1 + (final > final.diagonal()).sum(dim=0), want["v2t_rank"])
+    captions = golden["caption_video"]
+    t2v, v2t = two_stage_ranks(model, text, video, captions, depth=depth, v2t="transposed")
+    assert list(t2v) == want["t2v_rank"].tolist()
+    assert list(v2t) == want["v2t_rank"].tolist()
+    _, own = two_stage_ranks(model, text, video, captions, depth=depth, v2t="own")
+    assert list(own) == ranks_of_own_best(coarse, fine, depth)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -181,3 +198,65 @@ def test_recipe_follows_the_released_trajectory(rates: str, golden: dict[str, An
     for key, value in want["final"].items():
         name, value = EERCF.from_released(key, value)
         close(trainer.model.state_dict()[name], value, 2e-6)
+
+
+@pytest.fixture(scope="module")
+def naive(golden: dict[str, Any]) -> Naive:
+    """The released features of padded videos, scored pair by pair; patches are those of the videos that are stored."""
+    features, state = golden["partial"]["features"], golden["state_dict"]
+    patches = torch.ones(len(features["frame_raw"]), 1, features["text"].shape[1])
+    every = torch.ones_like(golden["partial"]["video_mask"], dtype=torch.bool)
+    return Naive(
+        text=features["text"],
+        raw=features["frame_raw"],
+        temporal=features["frame_temporal"],
+        patches=patches,
+        mask=golden["partial"]["video_mask"].bool(),
+        kept=every,
+        kept_patches=torch.ones(patches.shape[:2], dtype=torch.bool),
+        M=state["global_mat_weight"],
+        L=state["frame_logit_weight"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "reading", "change"),
+    [
+        ("weak_frame", "mask in the weak frame softmax", 0.89),
+        ("weak_frame", "L left out", 0.97),
+        ("weak_frame", "L transposed", 1.77),
+        ("coarse", "M left out", 3.6),
+        ("coarse", "M transposed", 5.2),
+        ("strong_frame", "mask in the gate", 1.38),
+        ("strong_frame", "raw frames as values", 3.43),
+        ("strong_frame", "weights from temporal frames", 0.56),
+        ("strong_frame", "values not unit", 0.056),
+        ("strong_frame", "temperature of the weak score in the gate", 2.2),
+    ],
+)
+def test_wrong_readings_of_scores_show(
+    level: str, reading: str, change: float, golden: dict[str, Any], naive: Naive
+) -> None:
+    """The scores that the product is compared with are far from those of every wrong reading."""
+    scale, want = golden["state_dict"]["clip.logit_scale"].exp(), golden["partial"]["sim_eval"][level]
+    close(scale * naive.scores(naive_eercf.SCORES[level]), want, SCORES)
+    wrong = scale * naive.scores(naive_eercf.SCORES[level], reading)
+    assert float((wrong - want).abs().max()) == pytest.approx(change, rel=0.02)
+
+
+def test_wrong_readings_of_training_show(golden: dict[str, Any], naive: Naive) -> None:
+    """The test form in the place of the training form, and deviations of B in those of B - 1."""
+    want, scale = golden["partial"]["train"], golden["state_dict"]["clip.logit_scale"].exp()
+    close(scale * naive.strong_in_training(naive_eercf.gated_frames), want["sim"]["strong_frame"], SCORES)
+    wrong = scale * naive.scores(naive_eercf.strong_frame)
+    assert float((wrong - want["sim"]["strong_frame"]).abs().max()) == pytest.approx(0.75, rel=0.02)
+    units = naive_eercf.unit(naive.text), golden["partial"]["features"]["video_unit"]
+    close(naive_eercf.pearson(*units), want["pearson_video"], LOSSES)
+    biased = naive_eercf.pearson(*units, biased=True)
+    assert float((biased - want["pearson_video"]).abs()) > 0.1
+
+
+def test_the_transposed_rule_ranks_otherwise_than_the_best_captions_of_each_video(golden: dict[str, Any]) -> None:
+    want, scores = golden["partial"]["two_stage"][4], golden["partial"]["sim_eval"]
+    fine = torch.stack([weight * scores[level] for level, weight in RANKING.items()]).sum(dim=0)
+    assert ranks_of_own_best(scores["coarse"], fine, 4) != want["v2t_rank"].tolist()

@@ -25,8 +25,8 @@ def fork_worlds(worlds: Sequence[str], work: Callable[[int], None]) -> None:
 
     Processes are forked from one that has imported torch, because an import takes longer than the work.
     """
-    import torch  # noqa: PLC0415 - the test itself needs it elsewhere
-    import torch._dynamo  # noqa: PLC0415 - every optimizer imports it
+    import torch
+    import torch._dynamo
 
     torch.set_num_threads(1)
     for world in worlds:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.embeddings import load_embeddings, rescore, save_embeddings
+from tvrbench.harness.evaluation.embeddings import load_embeddings, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation, score
 from tvrbench.harness.evaluation.metrics import (
     cosine_scores,
@@ -29,6 +29,8 @@ from tvrbench.harness.evaluation.metrics import (
     retrieval_metrics,
     without_ranks,
 )
+from tvrbench.harness.evaluation.rescore import rescore
+from tvrbench.harness.evaluation.tensor_file import file_checksum
 
 pytestmark = pytest.mark.unit
 RUN = {"protocol": {"name": "p/q"}, "method": {"name": "lora"}, "seed": 3, "selection": "last"}
@@ -157,9 +159,8 @@ def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, said: dict[str
         metadata = dict(handle.metadata())
     state = load_file(path) | (tensors or {})
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
-    from tvrbench.harness.evaluation.embeddings import _checksum
-
-    save_file(state, path, metadata=metadata | {"checksum": _checksum(state)} | (said or {}))
+    checksum = file_checksum({name: tensor.numpy() for name, tensor in state.items()})
+    save_file(state, path, metadata=metadata | {"checksum": checksum} | (said or {}))
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {

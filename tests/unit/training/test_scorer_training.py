@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,21 @@ from worlds import run_worlds
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
+from tvrbench.harness.core import registry
+from tvrbench.harness.core.distributed import DistInfo
 from tvrbench.harness.models.contrastive import contrastive_loss
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import FrozenCasts, product_weights
+from tvrbench.harness.models.scored import ScoredMethod
 from tvrbench.harness.models.scorer import Side
+from tvrbench.harness.runs.micro_batch import peak_memory
 from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.unit
 PAIRS = 6
+SCORERS = [name for name in registry.names("methods", "baselines") if issubclass(method_class(name), ScoredMethod)]
 
 # Every process writes the shapes that it gathers; the first one of a world loss, gradients and parameters.
 WORLDS = """
@@ -34,6 +40,7 @@ import torch
 from every_kind import every_kind, pairs_of_other_lengths, share_of
 from tvrbench.harness import load_model
 from tvrbench.harness.core.distributed import process_group
+from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
 from worlds import fork_worlds
@@ -50,7 +57,10 @@ def work(size):
 
     loss_module.gather_rows = seen
     with process_group("cpu") as here:
-        model = load_model(kind, weights=weights) if kind == "ts2net" else every_kind(weights, tuning="full")
+        if kind in ("every kind", "micro-batches"):
+            model = every_kind(weights, tuning="full")
+        else:
+            model = load_model(kind, weights=weights, **method_class(kind).card.tiny)
         trainer = Trainer(model, "uniform", 4, micro_batch_size=micro_batch)
         pairs = Pairs(**share_of(batch, here.share(len(batch["video"]))))
         loss = trainer.backward(pairs)
@@ -65,11 +75,10 @@ fork_worlds(worlds, work)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["every kind", "micro-batches", "ts2net"])
+@pytest.mark.parametrize("kind", ["every kind", "micro-batches", *SCORERS])
 def test_processes_take_the_step_of_one_and_no_patch_travels(kind: str, tiny_weights: Path, tmp_path: Path) -> None:
     run_worlds(WORLDS, (1, 2, 3), kind, tiny_weights, PAIRS, tmp_path)
     alone = torch.load(tmp_path / "1-0.pt", weights_only=True)
-    assert {"clip.logit_scale"} <= alone["grads"].keys() or kind == "ts2net"
     assert alone["shapes"] == []
     for size in (2, 3):
         together = [torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True) for rank in range(size)]
@@ -85,7 +94,8 @@ def test_processes_take_the_step_of_one_and_no_patch_travels(kind: str, tiny_wei
         assert len({tuple(each["shapes"]) for each in together}) == 1  # captions as long as the longest of all
         assert all(shape[0] == own for shape in together[0]["shapes"])
         assert not any(set(shape[1:]) & frames for shape in together[0]["shapes"])
-        if kind != "ts2net":
+        if kind not in SCORERS:
+            assert {"clip.logit_scale", "scorer.bilinear", "scorer.mix"} <= alone["grads"].keys()
             once = [(own, E), (own, 16), (own, 16, E), *[(own, PAIRS)] * 2, *[(own, E)] * 2]
             assert sorted(together[0]["shapes"]) == sorted(once * 3)
 
@@ -175,14 +185,26 @@ def test_weights_of_a_scorer_stay_in_float32_where_others_are_held_in_half(tiny_
     assert {p.dtype for p in model.scorer.parameters()} == {torch.float32}
 
 
-def test_the_loss_of_a_batch_alone_asks_no_other_process(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials of micro-batches take it, and one of them may run out of memory in one process alone."""
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_trial_of_a_micro_batch_asks_no_other_process(
+    processes: int, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may run out of memory in one of them alone, and takes the memory of the texts of all."""
 
     def wait(*_: Any) -> Any:
         raise AssertionError("a trial waits for another process")
 
-    model, batch = every_kind(tiny_weights), pairs_of_other_lengths(PAIRS)
+    model, shapes = every_kind(tiny_weights), dict[str, tuple[int, ...]]()
+    loss = model.scorer.loss
+
+    def watched(text: Side, columns: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+        shapes.update({name: tuple(column.shape) for name, column in columns.items()})
+        return loss(text, columns, scale)
+
+    model.scorer.loss = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(loss_module, "dist_info", lambda: DistInfo(rank=0, size=processes))
     monkeypatch.setattr(loss_module, "gather_rows", wait)
     monkeypatch.setattr(loss_module, "all_gather_object", wait)
-    trainer = Trainer(model, "uniform", 4, micro_batch_size=2)
-    assert trainer.accumulate(Pairs(**batch), partial(loss_module.whole_loss, model)).isfinite()
+    trainer = Trainer(model, "uniform", 4)
+    assert peak_memory(trainer, Pairs(**pairs_of_other_lengths(PAIRS)), 2) is not None
+    assert shapes["patch"] == (processes * PAIRS, processes * PAIRS)
