@@ -137,8 +137,8 @@ class DRL(ScoredMethod[DRLOptions]):
 
     @classmethod
     def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The head."""
-        return {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP"}
+        """The head; all of CLIP was trained."""
+        return {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP", "tuning": "full"}
 
     def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors without the bias of each MLP's last layer, which changes no weight."""

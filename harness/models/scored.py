@@ -23,8 +23,8 @@ class ScorerOptions(MethodOptions):
     """Options of every method that scores more than a vector of each side.
 
     Attributes:
-        head: ``meanP``, the mean of the frames, or that of the method that ``reducer`` names; ``seqTransf``, CLIP4Clip's
-            transformer over the frames before it.
+        head: ``meanP``, the mean of the frames, or that of the method that ``reducer`` names; ``seqTransf``,
+            CLIP4Clip's transformer over the frames before their mean.
         depth: how many of the coarse stage's best are scored again; None for all pairs, 0 for none.
         v2t: ``own``, each video's best captions are scored again, or ``transposed``, the scores of text to video are
             read from the video's side.
@@ -80,7 +80,9 @@ class ScoredMethod(Method[OptionsT]):
     def spec(self, name: str) -> MethodSpec:
         """The configured method as data; what is dead in the encoder is dead here."""
         spec, encoder = super().spec(name), self._encoder
-        return spec if encoder is None else replace(spec, card=replace(spec.card, dead=spec.card.dead + encoder.card.dead))
+        return (
+            spec if encoder is None else replace(spec, card=replace(spec.card, dead=spec.card.dead + encoder.card.dead))
+        )
 
     @cached_property
     def class_tokens(self) -> int:
