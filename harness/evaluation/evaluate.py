@@ -30,7 +30,6 @@ from tvrbench.harness.evaluation.metrics import (
 )
 from tvrbench.harness.evaluation.side_store import SideStore, scratch_folder
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
-from tvrbench.harness.evaluation.twins import last_stage_pair_accuracy
 from tvrbench.harness.evaluation.two_stage import AtDepth, two_stage
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.decisions import KeptPatches, Margins, watched
@@ -59,7 +58,8 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics for a record, the ranks of every query in both directions, and the features behind them.
+    """Metrics for a record, the ranks of every query in both directions (also those of a coarse stage, where there is
+    one: ``coarse_t2v`` and ``coarse_v2t``), and the features behind them.
 
     Attributes:
         text, video: [Nt, E] and [Nv, E] float32, not normalized.
@@ -151,8 +151,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
     """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
     depths.
 
-    Of several processes the first ranks, and all return what it found. Pairs that differ in order alone are compared by
-    the score of the last stage, whether the coarse stage lists them or not.
+    Of several processes the first ranks, and all return what it found.
 
     Raises:
         ValueError: scores that cannot be ranked, or a caption of no video.
@@ -163,11 +162,12 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
 
     def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         captions = Captions.of(relevance.caption_video, len(text), len(video))
-        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device)
+        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device, relevance.scenes)
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
-            metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
+            metrics["pair_accuracy"] = found.pair_accuracy
         if needs_store(scorer):
+            ranks |= {"coarse_t2v": found.coarse.t2v.ranks(), "coarse_v2t": found.coarse.v2t.ranks()}
             metrics["two_stage"] = {
                 "depth": scorer.depth,
                 "v2t": scorer.v2t,

@@ -52,7 +52,7 @@ class GraphedEncoder(Generic[FeaturesT]):
     """
 
     def __init__(self, encode: Callable[[Tensor, Tensor], FeaturesT]) -> None:
-        self._encode = encode
+        self._encode: Callable[[Tensor, Tensor], FeaturesT] = encode
         self._graphs: dict[tuple[object, ...], EncoderGraph[FeaturesT]] = {}
 
     def __call__(self, items: Tensor, mask: Tensor) -> FeaturesT:
@@ -67,9 +67,7 @@ class GraphedEncoder(Generic[FeaturesT]):
         return self._graphs[key].replay(items, mask)
 
 
-def record_graph(
-    encode: Callable[[Tensor, Tensor], FeaturesT], items: Tensor, mask: Tensor
-) -> EncoderGraph[FeaturesT]:
+def record_graph(encode: Callable[[Tensor, Tensor], FeaturesT], items: Tensor, mask: Tensor) -> EncoderGraph[FeaturesT]:
     """Record a call of ``encode`` on copies of these inputs; arguments and errors as for ``GraphedEncoder``."""
     with torch.cuda.device(items.device):
         with torch.inference_mode(mode=False):  # buffers that are written in any mode

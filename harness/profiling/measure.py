@@ -27,6 +27,7 @@ from tvrbench.harness.records.record import AS_RELEASED, SCHEMA_VERSION, Measure
 from tvrbench.harness.records.store import RecordStore
 
 RUN_REPEATS = 3  # of the speed-up that each run measures
+RUN_GALLERIES = (1_000,)  # that each run times a search in
 TRAINING = "gmacs_training_video"
 _VALUES = "its control flow reads values of tensors, which a count on shapes does not have"
 
@@ -37,6 +38,7 @@ _MAIN: Mapping[Scenario, tuple[str, str]] = {
     "comparison": ("speedup", "x"),
     "training-comparison": ("training_speedup", "x"),
     "end-to-end": ("end_to_end_throughput", "videos/s"),
+    "search": ("search_latency_median", "ms"),
     "energy": ("energy_video", "J/video"),
 }
 
@@ -138,7 +140,8 @@ def _dead(profile: Mapping[str, Any]) -> Measurement:
 
 
 def time_costs(job: Job, *, trains: bool) -> list[Measurement]:
-    """Speed and memory of encoding, the speed-up over the dense encoder, and for a method that trains the step time.
+    """Speed and memory of encoding, the speed-up over the dense encoder, the search of one query in a small gallery,
+    and for a method that trains the step time.
 
     A measurement that fails (out of memory, for example) is missing with its reason, because hours of training may
     precede it. A checkpoint has no speed-up: its shape may differ from the protocol's backbone.
@@ -148,6 +151,7 @@ def time_costs(job: Job, *, trains: bool) -> list[Measurement]:
         timing = replace(job.timing, warmup=1)
         speedup = replace(job, scenario="comparison", baseline=dense_encoder(), repeats=RUN_REPEATS, timing=timing)
         jobs.append(replace(speedup, latency=False))
+    jobs.append(replace(job, scenario="search", batch=1, latency=False, galleries=RUN_GALLERIES))
     if trains:
         jobs.append(replace(job, scenario="training", latency=False))
     return [measurement for each in jobs for measurement in try_measure(each)]

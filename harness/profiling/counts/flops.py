@@ -237,9 +237,9 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         pixels, so that these are the most that they can be; ``text_length``, the ids of the caption behind
         ``gmacs.text``; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of
         ``gmacs.video`` of the token reduction itself; ``dead``, the tensors behind ``params.dead``, or {``reason``}
-        where that is None; and ``search`` (``SearchCost.to_json``). GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released
-        code whose results it drops; the same numbers where it drops none. Training: the forward pass of a training
-        step; the same numbers where that keeps the same tokens.
+        where that is None; and ``search`` (``SearchCost.to_json``). GMACs are 10^9 multiply-adds (papers' "GFLOPs").
+        As released: with the work of the released code whose results it drops; the same numbers where it drops none.
+        Training: the forward pass of a training step; the same numbers where that keeps the same tokens.
 
     Raises:
         CheckFailed: trace and formula disagree.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
 from typing import Any
@@ -17,6 +18,7 @@ from tvrbench.harness.profiling.trackers.timing import latency_of, time_queries
 from tvrbench.harness.records.record import Measurement
 
 Vectors = npt.NDArray[np.float32]
+CPU = torch.device("cpu")
 LINKS, BUILDING, EF = 32, 40, 64  # M, efConstruction and efSearch of the graph
 KINDS = ("flat", "hnsw")
 ABSENT = "FAISS is not installed: pip install 'tvrbench[search]'"
@@ -25,8 +27,8 @@ ABSENT = "FAISS is not installed: pip install 'tvrbench[search]'"
 def measure_faiss(
     queries: Vectors, gallery: Vectors, best: int, timing: Timing, conditions: Mapping[str, Any]
 ) -> list[Measurement]:
-    """``faiss_flat_latency_median``, ``faiss_flat_latency_p95`` and those of ``faiss_hnsw``, in ms; with as many threads
-    as torch has.
+    """``faiss_flat_latency_median``, ``faiss_flat_latency_p95`` and those of ``faiss_hnsw``, in ms, with as many
+    threads as torch has.
 
     Args:
         queries, gallery: [Q, E] and [N, E] factors of the score, whose inner product ranks.
@@ -56,8 +58,11 @@ def measure_faiss(
         ids = index.search(queries, number)[1]
         exact = ids if exact is None else exact
         recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, ids, strict=True)])
-        asked = cycle(queries[:, None])
-        seconds = time_queries(lambda: index.search(next(asked), number), torch.device("cpu"), timing)
+        seconds = time_queries(partial(_ask, index, cycle(queries[:, None]), number), CPU, timing)
         more = given | how[kind] | {"recall": float(recall), "build_s": built, "version": faiss.__version__}
-        found += latency_of(seconds, torch.device("cpu"), timing.warmup, f"faiss_{kind}_", more)
+        found += latency_of(seconds, CPU, timing.warmup, f"faiss_{kind}_", more)
     return found
+
+
+def _ask(index: Any, queries: Iterator[Vectors], number: int) -> None:
+    index.search(next(queries), number)

@@ -1,8 +1,8 @@
 """The search of one query, timed: the coarse stage, then its best scored again from what is stored of them in memory.
 
-Texts and videos are noise whose variance falls along the axes as it does in trained features; times of exact search do
-not depend on it, the recall of FAISS's graph does. The text encoder is apart. Where one vector of each side is all, FAISS
-searches the same gallery beside it.
+Texts and videos are noise whose variance falls along the axes as it does in trained features; times of exact search
+do not depend on it, the recall of FAISS's graph does. The text encoder is apart. Where one vector of each side is all,
+FAISS searches the same gallery beside it.
 """
 
 from __future__ import annotations
@@ -69,13 +69,17 @@ def measure_search(model: RetrievalModel, job: Job, device: torch.device) -> lis
             needed = number * (2 * cost.coarse_bytes + cost.fine_bytes)
             conditions |= {"memory": needed, "memory_limit": limit}
             if needed > limit:
-                found.append(Measurement.missing("search_latency_median", "ms", _too_large(needed, limit), **conditions))
+                found.append(
+                    Measurement.missing("search_latency_median", "ms", _too_large(needed, limit), **conditions)
+                )
                 continue
             gallery = _gallery(scorer, cost, video, number, device)
             found += _latency(partial(search, scorer, gallery), queries, job.timing, device, conditions)
             if not cost.fine:
                 vectors = scorer.coarse_text(torch.cat([query.coarse for query in queries]))
-                found += measure_faiss(vectors.cpu().numpy(), gallery.factors.cpu().numpy(), BEST, job.timing, conditions)
+                found += measure_faiss(
+                    vectors.cpu().numpy(), gallery.factors.cpu().numpy(), BEST, job.timing, conditions
+                )
     return found
 
 
@@ -149,5 +153,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _too_large(needed: int, limit: int) -> str:
-    sizes = f"what is stored of the gallery takes {needed / 1e9:.1f} GB, over {limit / 1e9:.1f} GB, half of the free memory"
+    sizes = (
+        f"what is stored of the gallery takes {needed / 1e9:.1f} GB, over {limit / 1e9:.1f} GB, half of the free memory"
+    )
     return f"{sizes}: give smaller --galleries, or store less with the option storage (float16, int8)"
