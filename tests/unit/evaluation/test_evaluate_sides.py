@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from errors import raises
 from tiny_run import Digits
 
 from tvrbench.harness import load_model
+from tvrbench.harness.core.signals import Interrupted
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import FrameSpec, Split
 from tvrbench.harness.evaluation.encode import encoded_bytes
@@ -21,6 +23,7 @@ from tvrbench.harness.evaluation.evaluate import Evaluation, evaluate
 from tvrbench.harness.evaluation.metrics import retrieval_metrics, without_ranks
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import Side
+from tvrbench.harness.runs.config import RunConfig
 
 pytestmark = pytest.mark.unit
 FRAMES, WORDS, TEXTS, VIDEOS = 12, 8, 14, 9
@@ -57,7 +60,8 @@ def evaluated(model: RetrievalModel, batch: int = 4, scratch: Path | None = None
 def sides(model: RetrievalModel) -> tuple[Side, Side]:
     """Both sides at once, in memory; captions are as long as all words."""
     split, clips, spec = split_of(), tiny_run.Clips(), FrameSpec(frames=FRAMES, size=64)
-    pixels, mask = (torch.from_numpy(np.stack(part)) for part in zip(*(clips.frames(v, spec) for v in split.video_ids)))
+    decoded = [clips.frames(video, spec) for video in split.video_ids]
+    pixels, mask = (torch.from_numpy(np.stack(part)) for part in zip(*decoded, strict=True))
     ids, text_mask = (torch.nn.functional.pad(part, (0, WORDS - 5)) for part in Digits()(split.captions, WORDS))
     return model.text_side(ids, text_mask), model.video_side(model.normalize(pixels, mask), mask)
 
@@ -160,3 +164,17 @@ def test_ctrl_c_leaves_nothing(tiny_weights: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         evaluated(model_of(tiny_weights, toy_scorer.NAME))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_stopped_while_it_is_scored_leaves_no_side(tiny_weights: Path, tmp_path: Path) -> None:
+    context, seen = tiny_run.tiny_context(tiny_weights, steps=1, test_videos=70), list[Path]()
+
+    def stop() -> None:
+        seen.extend(tmp_path.rglob("*.sides/*.safetensors"))
+        tiny_run.send(signal.SIGTERM)()
+
+    progress = tiny_run.ActAt(4, stop, updates=True)  # the step, and batches of 32 videos
+    with pytest.raises(Interrupted):
+        tiny_run.run_in(tmp_path, context, RunConfig(method="ts2net", seed=0, timing=False), progress)
+    assert {path.name for path in seen} == {"text.safetensors", "video.safetensors"}
+    assert not list(tmp_path.rglob("*.sides"))

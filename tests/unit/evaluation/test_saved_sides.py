@@ -95,9 +95,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", SETTINGS)
-def test_a_file_gives_the_numbers_of_its_run_to_the_last_bit(
-    keep: Callable[..., Kept], options: dict[str, Any]
-) -> None:
+def test_a_file_gives_the_numbers_of_its_run_bit_for_bit(keep: Callable[..., Kept], options: dict[str, Any]) -> None:
     path, found = keep(**options)
     again = rescore(load_embeddings(path), path)
     assert again.metrics == found.metrics

@@ -1,4 +1,4 @@
-"""Fine sides in a file: what each type keeps, blocks, full disks, several kinds of harm, and a folder that goes away."""
+"""Fine sides in a file: what each type keeps, blocks, full disks, hostile files, and a folder that goes away."""
 
 from __future__ import annotations
 
@@ -167,6 +167,24 @@ def test_the_folder_goes_away_whatever_happens(
             work()
     assert len(seen) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_processes_do_not_share_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "tvrbench.harness.evaluation.side_store.all_gather_object",
+        lambda value: [value, False] if isinstance(value, bool) else [value],
+    )
+    with raises("sides.not-shared", folder=str(tmp_path)):
+        stored(tmp_path, "float32")
+
+
+def test_a_fault_of_another_process_is_raised_here_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "tvrbench.harness.evaluation.side_store.all_gather_object",
+        lambda value: [value, ValueError("frames holds NaN")] if value is None else [value],
+    )
+    with pytest.raises(ValueError, match="frames holds NaN"):
+        stored(tmp_path, "float32")
 
 
 def written(path: Path) -> Path:
