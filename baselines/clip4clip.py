@@ -44,8 +44,4 @@ class CLIP4Clip(Method[CLIP4ClipOptions]):
     @classmethod
     def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
         """The released names of the sequential transformer."""
-        names = {"frame_position_embeddings.weight": "head.frame_positions", "transformerClip.": "head.transformer."}
-        for theirs, ours in names.items():
-            if key.startswith(theirs):
-                return ours + key.removeprefix(theirs), tensor
-        return key, tensor
+        return SequenceTransformer.from_released(key), tensor

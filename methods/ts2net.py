@@ -6,34 +6,51 @@ released code has no license.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
-from tvrbench.harness.models.scorer import Scorer, Side, VideoFeatures
+from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard
 
 SHARPNESS = 4.0  # of the softmax over frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class TS2NetOptions(ScorerOptions):
+    """TS2-Net's settings.
+
+    Attributes:
+        head: ``seqTransf``, CLIP4Clip's transformer over the frames, or ``meanP``, without it.
+    """
+
+    head: Literal["meanP", "seqTransf"] = "seqTransf"
 
 
 class FrameWeighing(Scorer):
     """sum_f w_f a_f, where a_f is the cosine of the text with frame f and w = softmax_f(4 a / |a|)."""
 
     video_names = ("frames", "mask")
-    levels = ("coarse", "frame")
+    levels = (COARSE, "frame")
 
     def video_side(self, video: VideoFeatures) -> Side:
         """The pooled feature, and unit frames [B, F, E] with their mask [B, F]."""
-        fine = {"frames": F.normalize(video.frames, dim=-1), "mask": (video.mask > 0).to(video.frames.dtype)}
-        return Side(coarse=video.pooled, fine=fine)
+        frames_BFE = F.normalize(video.related, dim=-1)
+        return Side(coarse=video.pooled, fine={"frames": frames_BFE, "mask": (video.mask > 0).to(frames_BFE.dtype)})
 
     def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
         """Scores [T, V]; a video without any valid frame scores 0."""
+        return in_blocks(self._weighed, text, video, video.fine["frames"].shape[1])
+
+    @staticmethod
+    def _weighed(text: Side, video: Side) -> Tensor:
         mask_VF = video.fine["mask"]
         cosine_TVF = torch.einsum("te,vfe->tvf", F.normalize(text.coarse, dim=-1), video.fine["frames"]) * mask_VF
-        sharp = SHARPNESS * F.normalize(cosine_TVF, dim=-1)
-        weight_TVF = sharp.masked_fill(mask_VF == 0, torch.finfo(sharp.dtype).min).softmax(dim=-1)
+        weight_TVF = masked_softmax(SHARPNESS * F.normalize(cosine_TVF, dim=-1), mask_VF)
         return (weight_TVF * cosine_TVF).sum(dim=-1)
 
     def fine_macs(self, text: Side, video: Side) -> int:
@@ -41,7 +58,7 @@ class FrameWeighing(Scorer):
         return video.fine["frames"][0].numel()
 
 
-class TS2Net(ScoredMethod[ScorerOptions]):
+class TS2Net(ScoredMethod[TS2NetOptions]):
     """TS2-Net's similarity over any encoder."""
 
     card = MethodCard(
@@ -50,9 +67,11 @@ class TS2Net(ScoredMethod[ScorerOptions]):
         group="retrieval stage",
         recipe="uniform",
         tuning="lora",
+        identity={"head": "meanP"},
         by_default=False,
+        dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
     )
-    Options = ScorerOptions
+    Options = TS2NetOptions
 
     def new_scorer(self) -> Scorer:
         """The weighing of frames; it has no parameters."""

@@ -245,6 +245,13 @@ class VoPText(TextPath):
         visible = self.visible[: x.shape[1], -self.room - prompts_1QD.shape[1] :][:, : keys.shape[2]]
         return AttentionOut(block.mix(q, keys, values, visible, causal=True), q, k)
 
+    def words(self, tokens: Tensor, length: int) -> Tensor:
+        """As released, all but prefix and suffix; no more than ``length``, behind which there is padding."""
+        if not self.released:
+            return tokens
+        P, S = self.counts
+        return torch.cat([tokens[:, :1], tokens[:, 1 + P : -1 - S], tokens[:, -1:]], dim=1)[:, :length]
+
     def _cut(self, ids: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
         if ids.shape[1] <= self.room:
             return ids, end

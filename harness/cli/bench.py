@@ -37,7 +37,10 @@ from tvrbench.harness.profiling.plan import (
 from tvrbench.harness.records.record import OVER_VIDEOS, Measurement, ProtocolRef
 
 COUNTED_BATCHES = (32,)
-TIMED = ("baseline", "batches", "training", "end_to_end", "energy", "threads", "compile", "cuda_graphs", "repeats")
+TIMED = (
+    *("baseline", "batches", "training", "end_to_end", "search", "galleries", "energy", "threads", "compile"),
+    *("cuda_graphs", "repeats"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,9 @@ class BenchSettings(MeasurementSettings):
         training: Measure training steps too.
         training_batches: Pairs per training step, separated by commas; by default 128,64,32,16 on a GPU and 2 on a CPU.
         end_to_end: Measure the stages from video files to a ranking too: decode, preprocess, encode, search.
+        search: Measure the search of one query too, text encoder apart; for methods with one vector of each side also
+            by FAISS, where it is installed.
+        galleries: Videos to search in, separated by commas; by default 1000,10000.
         energy: Measure joules per video and per 1,000 captions too, by the GPU's own counter.
         count_only: Time nothing: count GMACs, tokens, parameters, and the multiply-adds and memory of a training step
             of 32 pairs (--training-batches names others). Such records belong to no device.
@@ -76,6 +82,8 @@ class BenchSettings(MeasurementSettings):
     training: bool = False
     training_batches: Numbers = ()
     end_to_end: bool = False
+    search: bool = False
+    galleries: Numbers = ()
     energy: bool = False
     count_only: bool = False
     assignments: Assignments = ()
@@ -90,7 +98,7 @@ class BenchSettings(MeasurementSettings):
         Raises:
             UsageError: an option that does not fit, or a device that is not there.
         """
-        names = ("batches", "training_batches", "training", "end_to_end", "energy")
+        names = ("batches", "training_batches", "training", "end_to_end", "search", "galleries", "energy")
         settings = self.shared | {name: getattr(self, name) for name in names} | {"device": pick_device(self.device)}
         settings["baseline"] = None if self.baseline is None else parse_method_choice(self.baseline)
         if self.count_only:
@@ -183,6 +191,7 @@ def bench(settings: Annotated[BenchSettings, arg(name="")]) -> None:
         print_costs(table)
         print_clips(table)
         print_stages(table)
+        print_search(table)
     say(f"records: {store.folder(name)}")
     for page in pages:
         say(f"report: {page}")
@@ -233,6 +242,7 @@ def _conditions(plan: Plan, count_only: bool) -> str:
     return f"{plan.frames} frames, {plan.device}, {plan.precision}{compiled}, over {plan.baseline.label}"
 
 
+SEARCHES = {"search": "", "faiss_flat": "FAISS flat ", "faiss_hnsw": "FAISS HNSW "}
 COLUMNS = {
     "gmacs_video": "GMACs",
     "output_tokens": "tokens out",
@@ -292,3 +302,31 @@ def print_stages(table: Mapping[str, Sequence[Measurement]]) -> None:
             if m.name == "end_to_end_throughput" and m.value is not None:
                 rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in m.conditions["frames_per_s"].items())
                 print(f"  {label}, frames/s of each stage alone: {rates}; {m.conditions['bound_by']} bounds the rest")
+
+
+def print_search(table: Mapping[str, Sequence[Measurement]]) -> None:
+    """What the search of one query takes: a line of counts per method that scores more than vectors, and one of times
+    per method and gallery that were measured."""
+    for label, costs in table.items():
+        found: dict[tuple[str, int | None], Measurement] = {
+            (m.name, m.conditions.get("gallery")): m for m in costs if m.value is not None
+        }
+        stored = found.get(("storage_video", None))
+        if stored is not None and stored.conditions["depth"] != 0:
+            macs = [m for (name, _), m in found.items() if name.startswith("search_macs")]
+            shown = ", ".join(f"{m.value:,.3g} in {m.conditions['gallery']:,} videos" for m in macs)
+            scored = "all" if stored.conditions["depth"] is None else f"the best {stored.conditions['depth']:,}"
+            print(f"  {label}, MMACs of a query, {scored} in full: {shown}; {stored.value:,.0f} B stored a video")
+        for name, gallery in found:
+            if name == "search_latency_median" and gallery is not None:
+                times = [_latency(found, prefix, gallery) for prefix in SEARCHES]
+                print(f"  {label}, ms of a query in {gallery:,} videos: {'; '.join(filter(None, times))}")
+
+
+def _latency(found: Mapping[tuple[str, int | None], Measurement], prefix: str, gallery: int) -> str:
+    """Median and 95th percentile of one kind of search, and what it found of the exact answer; empty if unmeasured."""
+    median, p95 = (found.get((f"{prefix}_latency_{point}", gallery)) for point in ("median", "p95"))
+    if median is None or p95 is None:
+        return ""
+    recall = f", recall {median.conditions['recall']:.2f}" if "recall" in median.conditions else ""
+    return f"{SEARCHES[prefix]}{median.value:,.3g} (p95 {p95.value:,.3g}{recall})"

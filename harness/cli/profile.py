@@ -52,6 +52,8 @@ def profile(
     for line in _as_released(result):
         print(line)
     print(f"  tokens leaving blocks    {most}" + "  ".join(f"{s}x{n}" for s, n in result["tokens"]))
+    for line in _search(result["search"]):
+        print(line)
     print(f"  GPU kernels              {_kernels(result['kernels'])}")
     length = result["text_length"]
     counted = f"per video and per {length}-token caption, as fvcore counts them"
@@ -87,6 +89,16 @@ def _as_released(result: dict[str, Any]) -> list[str]:
     most = "at most " * result["at_most"]
     gmacs = f"video {most}{released['video']:.2f}   text {released['text']:.3f}"
     return [f"  {result['as_released_basis']:<23}  {gmacs}   output tokens {most}{tokens}"]
+
+
+def _search(search: dict[str, Any]) -> list[str]:
+    """Two lines: multiply-adds of one query in galleries of several sizes, and what is stored of a video."""
+    again = "" if search["depth"] == 0 else f", of {'all' if search['depth'] is None else search['depth']} videos"
+    macs = "   ".join(f"{name} {number / 1e6:,.3g}" for name, number in search["macs"].items())
+    return [
+        f"  search, MMACs a query    {macs} videos   ({search['macs_per_pair']:,} multiply-adds a pair{again})",
+        f"  stored per video         {search['floats_per_video']:,} floats   {search['bytes_per_video']:,} bytes",
+    ]
 
 
 def _kernels(counts: dict[str, dict[str, Any]]) -> str:

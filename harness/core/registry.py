@@ -11,13 +11,18 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tvrbench.harness.core.errors import UsageError
 
 ALL = "all"
 """In a list of methods: every registered one."""
 KINDS = ("methods", "baselines", "datasets")
+Group = Literal[
+    "reference", "full fine-tuning", "parameter-efficient", "token reduction", "retrieval stage", "fewer frames"
+]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""Groups of methods in the order of tables."""
 
 
 def merge_tables(kind: str, tables: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:

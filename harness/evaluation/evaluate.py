@@ -58,7 +58,8 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics for a record, the ranks of every query in both directions, and the features behind them.
+    """Metrics for a record, the ranks of every query in both directions (also those of a coarse stage, where there is
+    one: ``coarse_t2v`` and ``coarse_v2t``), and the features behind them.
 
     Attributes:
         text, video: [Nt, E] and [Nv, E] float32, not normalized.
@@ -166,6 +167,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
         if relevance.scenes is not None:
             metrics["pair_accuracy"] = found.pair_accuracy
         if needs_store(scorer):
+            ranks |= {"coarse_t2v": found.coarse.t2v.ranks(), "coarse_v2t": found.coarse.v2t.ranks()}
             metrics["two_stage"] = {
                 "depth": scorer.depth,
                 "v2t": scorer.v2t,

@@ -9,48 +9,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from tvrbench.harness.core.errors import CheckFailed
 
-Encode = Callable[[Tensor, Tensor], Tensor]
+FeaturesT = TypeVar("FeaturesT", Tensor, tuple[Tensor, ...])
+Encode = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 WARMUP = 3  # calls before the recording, as PyTorch's own notes ask for: libraries choose their kernels there
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderGraph:
+class EncoderGraph(Generic[FeaturesT]):
     """One recorded call: the graph, the buffers that it reads, and the features that it writes."""
 
     graph: torch.cuda.CUDAGraph
     items: Tensor
     mask: Tensor
-    features: Tensor
+    features: FeaturesT
 
-    def replay(self, items: Tensor, mask: Tensor) -> Tensor:
-        """Features of another batch of the same shape, in a tensor of their own."""
+    def replay(self, items: Tensor, mask: Tensor) -> FeaturesT:
+        """Features of another batch of the same shape, in tensors of their own."""
         self.items.copy_(items)
         self.mask.copy_(mask)
         self.graph.replay()
-        return self.features.clone()
+        copied: FeaturesT = tree_map(Tensor.clone, self.features)
+        return copied
 
 
-class GraphedEncoder:
+class GraphedEncoder(Generic[FeaturesT]):
     """Encodes through one graph for each shape of its input, recorded when that shape first comes.
 
     A smaller last batch is a shape of its own. Every graph keeps the memory of one call; graphs hold the addresses of
     the weights, so a model whose weights move or are cast needs a new encoder. Changed values are seen.
 
     Args:
-        encode: items [B, ...] and mask -> features [B, E], on a CUDA device and without gradients.
+        encode: items [B, ...] and mask -> one tensor of features or several, [B, ...] each, on a CUDA device and
+            without gradients.
     """
 
-    def __init__(self, encode: Encode) -> None:
-        self._encode = encode
-        self._graphs: dict[tuple[object, ...], EncoderGraph] = {}
+    def __init__(self, encode: Callable[[Tensor, Tensor], FeaturesT]) -> None:
+        self._encode: Callable[[Tensor, Tensor], FeaturesT] = encode
+        self._graphs: dict[tuple[object, ...], EncoderGraph[FeaturesT]] = {}
 
-    def __call__(self, items: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, items: Tensor, mask: Tensor) -> FeaturesT:
         """The features of a batch.
 
         Raises:
@@ -62,7 +67,7 @@ class GraphedEncoder:
         return self._graphs[key].replay(items, mask)
 
 
-def record_graph(encode: Encode, items: Tensor, mask: Tensor) -> EncoderGraph:
+def record_graph(encode: Callable[[Tensor, Tensor], FeaturesT], items: Tensor, mask: Tensor) -> EncoderGraph[FeaturesT]:
     """Record a call of ``encode`` on copies of these inputs; arguments and errors as for ``GraphedEncoder``."""
     with torch.cuda.device(items.device):
         with torch.inference_mode(mode=False):  # buffers that are written in any mode

@@ -15,6 +15,7 @@ from tvrbench.harness.models.work import NORM_MACS
 BLOCKS = 4
 NORM_EPS = 1e-12  # of CLIP4Clip
 MASKED = -1e6  # added to the logits of padded frames
+_RELEASED = {"frame_position_embeddings.weight": "head.frame_positions", "transformerClip.": "head.transformer."}
 
 
 class Head(nn.Module):
@@ -85,6 +86,14 @@ class SequenceTransformer(MeanPooling):
         for module in self.transformer.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = NORM_EPS
+
+    @staticmethod
+    def from_released(key: str) -> str:
+        """A model's name for a parameter that CLIP4Clip's code names ``key``; other names stay."""
+        for theirs, ours in _RELEASED.items():
+            if key.startswith(theirs):
+                return ours + key.removeprefix(theirs)
+        return key
 
     def attach(self, clip: CLIP) -> None:
         """Copy the text tower's positions and first blocks, without the parameters that its tuning added."""

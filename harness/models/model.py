@@ -13,12 +13,25 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.heads import Head
 from tvrbench.harness.models.scorer import Scorer, Side, TextFeatures, VideoFeatures
 from tvrbench.harness.models.spec import MethodSpec
-from tvrbench.harness.models.text import TextPath
+from tvrbench.harness.models.text import TextPath, end_of
 from tvrbench.harness.models.tokens import TokenReducer, TokenStream, TokenTrace, pick
 
 
 def _bad_video(part: str, given: object, expected: str) -> UsageError:
     return UsageError(f"video: {part} are {given}, expected {expected}", code="video.input", part=part)
+
+
+def _holding(stream: TokenStream, mask_BT: Tensor) -> Tensor:
+    """[B, P] True for each patch token of a traced stream that holds a source patch of a frame that is no padding.
+
+    So a token of padded frames alone is left out, and so is a place that a packed stream filled with another's token.
+    """
+    assert stream.origin is not None
+    B, N, places = len(mask_BT), stream.x.shape[1], stream.per_video * stream.x.shape[1]
+    of_frame = mask_BT.repeat_interleave(stream.origin.shape[1] // mask_BT.shape[1], dim=1)
+    token = torch.where(of_frame & (stream.origin >= 0), stream.origin, places)  # one place more, for all others
+    held = mask_BT.new_zeros(B, places + 1).scatter_(1, token, 1)[:, :-1]
+    return held.view(B, -1, N)[:, :, stream.num_prefix_tokens :].flatten(1)
 
 
 class RetrievalModel(nn.Module):
@@ -148,21 +161,17 @@ class RetrievalModel(nn.Module):
             return Side(coarse=self.encode_video(frames, mask))
         self._check_video(frames, mask)
         mask = mask.to(frames.device, non_blocking=True).bool()
-        stream = self.video_tokens(frames, mask).unpack()
+        with_patches = "patches" in self.scorer.wants
+        stream = self.video_tokens(frames, mask, trace=with_patches).unpack()
         frames_BFE, weights_BF = self.clip.visual.class_features(stream), self.reducer.class_weights(stream, mask)
-        patches_BPE = patch_mask_BP = None
-        if "patches" in self.scorer.wants:
-            patches_BPE = self.clip.visual.patch_features(stream)
-            valid_BS = torch.ones_like(mask) if stream.mask_BS is None else stream.mask_BS
-            patch_mask_BP = valid_BS.repeat_interleave(patches_BPE.shape[1] // valid_BS.shape[1], dim=1)
         related_BFE = self.head.related(frames_BFE, weights_BF)
         features = VideoFeatures(
             frames=frames_BFE,
             related=related_BFE,
             pooled=self.head.pooled(related_BFE, weights_BF),
             mask=weights_BF,
-            patches=patches_BPE,
-            patch_mask=patch_mask_BP,
+            patches=self.clip.visual.patch_features(stream) if with_patches else None,
+            patch_mask=_holding(stream, mask) if with_patches else None,
         )
         return self.scorer.video_side(features)
 
@@ -176,12 +185,23 @@ class RetrievalModel(nn.Module):
             return Side(coarse=self.encode_text(ids, mask))
         self._check_device("text", "ids", ids)
         mask = mask.to(ids.device, non_blocking=True).bool()
+        if "words" not in self.scorer.wants:
+            return self.scorer.text_side(TextFeatures(end=self.encode_text(ids, mask), words=None, mask=mask))
         x, end = self.clip.text_tokens(ids, mask, self.text_path)
-        words_BLE = self.clip.project_text(x)
-        end_BE = words_BLE[torch.arange(len(x), device=x.device), end]
-        if (prompts := self.clip.prompts) is not None:  # they stand after the start token
-            words_BLE = torch.cat([words_BLE[:, :1], words_BLE[:, 1 + len(prompts) :]], dim=1)
-        return self.scorer.text_side(TextFeatures(end=end_BE, words=words_BLE, mask=mask))
+        tokens_BNE = self.clip.project_text(x)
+        end_BE = tokens_BNE[torch.arange(len(x), device=x.device), end]
+        words_BLE = self.clip.words(tokens_BNE, self.text_path, ids.shape[1])
+        place_L = torch.arange(words_BLE.shape[1], device=ids.device)
+        mask_BL = place_L <= end_of(ids, mask).clamp(max=len(place_L) - 1).unsqueeze(1)
+        return self.scorer.text_side(TextFeatures(end=end_BE, words=words_BLE, mask=mask_BL))
+
+    def video_tensors(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """All that is stored of videos, [B, ...] each, as ``video_side`` holds it: what encoding costs."""
+        return self.video_side(frames, mask).tensors
+
+    def text_tensors(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """All that is kept of texts, [B, ...] each, as ``text_side`` holds it: what encoding a query costs."""
+        return self.text_side(ids, mask).tensors
 
     def score(self, text: Side, video: Side, level: str | None = None) -> Tensor:
         """Scores [Nt, Nv] of all pairs, times exp(logit_scale); sides are on the model's device.

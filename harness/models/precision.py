@@ -15,16 +15,17 @@ def hold_weights(model: RetrievalModel, dtype: torch.dtype) -> None:
     """Cast convolution, linear and attention weights and both projections in place; norms and embeddings stay.
 
     These are the weights that autocast casts: under autocast to ``dtype`` the model computes the same bits as before.
+    Those of a scorer stay too, because it compares sides outside of autocast.
     """
     for parameter in product_weights(model).values():
         parameter.data = parameter.data.to(dtype)
 
 
 def product_weights(model: RetrievalModel) -> dict[str, nn.Parameter]:
-    """The parameters of convolutions, linear layers, attention and both projections, by name."""
+    """The parameters of convolutions, linear layers, attention and both projections, by name; a scorer's left out."""
     found = {"clip.visual.proj": model.clip.visual.proj, "clip.text_projection": model.clip.text_projection}
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | Attention):
+        if isinstance(module, nn.Linear | nn.Conv2d | Attention) and not prefix.startswith("scorer."):
             found |= {f"{prefix}.{name}": p for name, p in module.named_parameters(recurse=False)}
     return found
 

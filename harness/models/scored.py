@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.architecture import PRESETS, vision_name
+from tvrbench.harness.models.heads import Head, SequenceTransformer
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import Scorer
-from tvrbench.harness.models.spec import MethodOptions, option_error, require_range
+from tvrbench.harness.models.spec import MethodOptions, MethodSpec, option_error, require_range
 from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer
 
@@ -22,6 +23,8 @@ class ScorerOptions(MethodOptions):
     """Options of every method that scores more than a vector of each side.
 
     Attributes:
+        head: ``meanP``, the mean of the frames, or that of the method that ``reducer`` names; ``seqTransf``, CLIP4Clip's
+            transformer over the frames before it.
         depth: how many of the coarse stage's best are scored again; None for all pairs, 0 for none.
         v2t: ``own``, each video's best captions are scored again, or ``transposed``, the scores of text to video are
             read from the video's side.
@@ -31,11 +34,12 @@ class ScorerOptions(MethodOptions):
         reducer_options: that method's options, over its preset.
     """
 
+    head: Literal["meanP", "seqTransf"] = "meanP"
     depth: int | None = None
     v2t: Literal["own", "transposed"] = "own"
     storage: Literal["float32", "float16", "int8"] = "float32"
     reducer: str = ""
-    reducer_options: dict[str, Any] = field(default_factory=dict)
+    reducer_options: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
@@ -63,15 +67,28 @@ class ScoredMethod(Method[OptionsT]):
         if not name:
             return None
         cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines")
-        if issubclass(cls, ScoredMethod) or cls.Model is not RetrievalModel:
+        if issubclass(cls, ScoredMethod) or cls.Model is not RetrievalModel or not cls.card.encodes:
             problem = f"names {name!r}, which is no token reducer: give a method that reduces tokens, such as 'tempme'"
             raise option_error("scorer", "reducer", problem)
-        if own := sorted(set(self.options.reducer_options) & {"tuning", "rank"}):
+        if own := sorted(set(self.options.reducer_options) & {"tuning", "rank", "head"}):
             message = f"option {own[0]!r} is this method's own: leave it out of reducer_options"
             raise UsageError(message, code="option.value", method=name, option=own[0])
         small = cls.card.tiny if vision_name(self.arch) not in PRESETS else {}
         given = small | {"tuning": self.options.tuning} | self.options.reducer_options
         return cls.configure(name, self.arch, self.frames, given)
+
+    def spec(self, name: str) -> MethodSpec:
+        """The configured method as data; what is dead in the encoder is dead here."""
+        spec, encoder = super().spec(name), self._encoder
+        return spec if encoder is None else replace(spec, card=replace(spec.card, dead=spec.card.dead + encoder.card.dead))
+
+    @cached_property
+    def class_tokens(self) -> int:
+        """Class tokens of a video that leave the vision tower."""
+        if self._encoder is None:
+            return self.frames
+        last = self.build_reducer().plan()[-1]
+        return last.leaving[0] * last.classes
 
     def build_reducer(self) -> TokenReducer:
         """That of the method that ``reducer`` names."""
@@ -80,3 +97,9 @@ class ScoredMethod(Method[OptionsT]):
     def build_text_path(self, reducer: TokenReducer) -> TextPath:
         """That of the method that ``reducer`` names."""
         return self._encoder.build_text_path(reducer) if self._encoder else super().build_text_path(reducer)
+
+    def build_head(self) -> Head:
+        """The one that was asked for."""
+        if self.options.head == "seqTransf":
+            return SequenceTransformer(self.arch, self.class_tokens)
+        return self._encoder.build_head() if self._encoder else super().build_head()

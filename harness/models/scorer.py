@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.contrastive import contrastive_loss
 
 COARSE = "coarse"
+BLOCK = 2**22  # numbers that the pairs of a block hold in memory at a time
 Wanted = Literal["words", "patches"]
 Rows = slice | Tensor
 
@@ -25,7 +26,8 @@ class Side:
 
     Attributes:
         coarse: [N, E] one vector each, of any length (norm).
-        fine: named tensors [N, ...] float, weights of 0 and 1 for masks; empty where one vector is all.
+        fine: named tensors [N, L, ...] float, weights of 0 and 1 for masks; empty where one vector is all. L may
+            differ from batch to batch, see ``lengthened``.
     """
 
     coarse: Tensor
@@ -46,9 +48,17 @@ class Side:
 
     @classmethod
     def cat(cls, sides: Sequence[Side]) -> Side:
-        """All items of several sides (one at least), in order."""
-        joined = [torch.cat(parts) for parts in zip(*(side.tensors for side in sides), strict=True)]
-        return cls.of(joined, list(sides[0].fine))
+        """All items of several sides (one at least), in order, all ``lengthened`` to the longest."""
+        length = {name: max(side.fine[name].shape[1] for side in sides) for name in sides[0].fine}
+        joined = zip(*(side.lengthened(length).tensors for side in sides), strict=True)
+        return cls.of([torch.cat(parts) for parts in joined], list(sides[0].fine))
+
+    def lengthened(self, length: Mapping[str, int]) -> Side:
+        """The fine tensors [N, L, ...] with zeros at their end up to so many places, which a mask must leave out.
+
+        Captions are padded to the longest of their batch, so the words of several batches differ in L.
+        """
+        return Side(coarse=self.coarse, fine={name: _lengthened(t, length[name]) for name, t in self.fine.items()})
 
     def part(self, rows: Rows) -> Side:
         """The items of these rows."""
@@ -64,6 +74,13 @@ class Side:
         return sum(tensor[:1].numel() for tensor in self.tensors)
 
 
+def _lengthened(tensor_NL: Tensor, length: int) -> Tensor:
+    """[N, L, ...] with zeros up to ``length`` in place of L; itself where that is L."""
+    if (more := length - tensor_NL.shape[1]) == 0:
+        return tensor_NL
+    return torch.cat([tensor_NL, tensor_NL.new_zeros(len(tensor_NL), more, *tensor_NL.shape[2:])], dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextFeatures:
     """What the text tower gives, projected and of any length (norm).
@@ -71,7 +88,7 @@ class TextFeatures:
     Attributes:
         end: [B, E] of the end token.
         words: [B, L, E] of all tokens of a caption, start and end included; None unless a scorer wants them.
-        mask: [B, L] False for padding.
+        mask: [B, L] True up to the end token, whatever padding was declared; of the ids where there are no words.
     """
 
     end: Tensor
@@ -89,7 +106,7 @@ class VideoFeatures:
         pooled: [B, E] the head's feature of the video.
         mask: [B, F] the weight of each class token, 0 where it is left out.
         patches: [B, P, E] all patch tokens that leave the tower, in order of frames; None unless a scorer wants them.
-        patch_mask: [B, P] False for a patch of frames that are all padding.
+        patch_mask: [B, P] False for a patch that holds nothing but padded frames, and for a place that repeats another.
     """
 
     frames: Tensor
@@ -117,6 +134,9 @@ class Scorer(nn.Module):
         v2t: ``own``, the second stage starts from the best captions of each video, or ``transposed``, the released
             rule: the scores of the other direction are read from the video's side.
         storage: type of the numbers that are stored of fine tensors.
+        fine_takes_coarse: the last stage's score contains the coarse one, so that it is needed of every pair.
+
+    A fine tensor whose name ends with ``mask`` holds weights of 0 and 1.
     """
 
     wants: ClassVar[frozenset[Wanted]] = frozenset()
@@ -124,6 +144,7 @@ class Scorer(nn.Module):
     video_names: ClassVar[tuple[str, ...]] = ()
     levels: ClassVar[tuple[str, ...]] = (COARSE,)
     cosine: ClassVar[bool] = True
+    fine_takes_coarse: ClassVar[bool] = False
     depth: int | None = 0
     v2t: Literal["own", "transposed"] = "own"
     storage: Literal["float32", "float16", "int8"] = "float32"
@@ -192,7 +213,11 @@ class Scorer(nn.Module):
         return contrastive_loss(scale * columns["score"].T)
 
     def text_macs(self) -> int:
-        """Multiply-adds per query beside the text tower that do not depend on the gallery."""
+        """Multiply-adds per query beside its side that do not depend on the gallery: those of ``coarse_text``."""
+        return 0
+
+    def text_side_macs(self, width: int, words: int) -> int:
+        """Multiply-adds per text beside the tower, from words of this width: those of ``text_side``."""
         return 0
 
     def coarse_macs(self, width: int) -> int:
@@ -205,5 +230,31 @@ class Scorer(nn.Module):
         return 0
 
     def video_macs(self, width: int, frames: int, patches: int) -> int:
-        """Multiply-adds per video beside towers and head, from class tokens and patches of this width."""
+        """Multiply-adds per video beside tower and head, from class tokens and patches of this width: those of
+        ``video_side``."""
         return 0
+
+
+def in_blocks(score: Callable[[Side, Side], Tensor], text: Side, video: Side, per_pair: int) -> Tensor:
+    """Scores [T, V] of all pairs, in blocks that bound the memory whatever T and V are.
+
+    Args:
+        score: gives the scores [t, v] of a block of texts and a block of videos.
+        per_pair: numbers of a pair that it holds in memory.
+    """
+    pairs = max(1, BLOCK // per_pair)
+    t = max(1, min(len(text), pairs))
+    v = max(1, pairs // t)
+    videos = [video.part(slice(first, first + v)) for first in range(0, max(1, len(video)), v)]
+    rows = []
+    for first in range(0, max(1, len(text)), t):
+        texts = text.part(slice(first, first + t))
+        rows.append(torch.cat([score(texts, block) for block in videos], dim=1))
+    return torch.cat(rows)
+
+
+def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis of what the mask (0 or 1, of a shape that becomes that of the logits) does not leave
+    out: 0 for the rest, and for all where everything is left out."""
+    hidden = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
+    return hidden.softmax(dim=-1) * mask

@@ -8,10 +8,7 @@ from math import inf
 from typing import Any, Literal
 
 from tvrbench.harness.core.errors import UsageError
-
-Group = Literal[
-    "reference", "full fine-tuning", "parameter-efficient", "token reduction", "retrieval stage", "fewer frames"
-]
+from tvrbench.harness.core.registry import Group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.attending import AttentionOut
 from tvrbench.harness.models.backbone.architecture import Architecture
 from tvrbench.harness.models.work import BlockTokens, Work
@@ -58,6 +59,26 @@ class TextPath(nn.Module):
     def after_block(self, x: Tensor, index: int) -> Tensor:
         """Act on the output [B, N, D] of block ``index``."""
         return x
+
+    def words(self, tokens: Tensor, length: int) -> Tensor:
+        """The tokens of a caption's ids, start and end included, among those that leave the last block.
+
+        By default all of them, in their order. A path that adds tokens of its own, or moves some, says here which.
+
+        Args:
+            tokens: [B, N, ...], without prompts of the input (tuning ``prompts-shallow``).
+            length: of the captions, in ids.
+
+        Returns:
+            [B, L, ...] in order; L is less than ``length`` where longer captions are cut, and the end token then last.
+
+        Raises:
+            UsageError: the path adds or drops tokens, and does not say which are words.
+        """
+        if tokens.shape[1] != length:
+            problem = f"makes {tokens.shape[1]} tokens of {length} ids, and does not say which of them are words"
+            raise UsageError(f"{type(self).__name__} {problem}: define its method 'words'", code="text.words")
+        return tokens
 
     def plan(self, length: int) -> Sequence[BlockTokens]:
         """The work of every block for one caption of ``length`` ids."""

@@ -18,6 +18,7 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.formula import text_length
 from tvrbench.harness.profiling.counts.memory import weigh_step
+from tvrbench.harness.profiling.counts.search import GALLERIES
 from tvrbench.harness.profiling.counts.step import count_step
 from tvrbench.harness.profiling.launcher.isolated import measure
 from tvrbench.harness.profiling.plan import Job, Precision, Scenario, dense_encoder
@@ -26,6 +27,7 @@ from tvrbench.harness.records.record import AS_RELEASED, SCHEMA_VERSION, Measure
 from tvrbench.harness.records.store import RecordStore
 
 RUN_REPEATS = 3  # of the speed-up that each run measures
+RUN_GALLERIES = (1_000,)  # that each run times a search in
 TRAINING = "gmacs_training_video"
 _VALUES = "its control flow reads values of tensors, which a count on shapes does not have"
 
@@ -36,12 +38,13 @@ _MAIN: Mapping[Scenario, tuple[str, str]] = {
     "comparison": ("speedup", "x"),
     "training-comparison": ("training_speedup", "x"),
     "end-to-end": ("end_to_end_throughput", "videos/s"),
+    "search": ("search_latency_median", "ms"),
     "energy": ("energy_video", "J/video"),
 }
 
 
 def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
-    """Multiply-adds, parameters and tokens from ``profile``, the same on every machine.
+    """Multiply-adds, parameters, tokens and what a search takes, from ``profile``, the same on every machine.
 
     Those of the released code, and of the forward pass of a training step, are there only where they differ.
     """
@@ -68,7 +71,29 @@ def count_costs(profile: Mapping[str, Any]) -> list[Measurement]:
     values = {f"{m.name}{AS_RELEASED}": m.value for m in exact}
     training = [Measurement(TRAINING, gmacs["training"]["video"], "GMACs", conditions={**frames, "what": "training"})]
     differing = [m for m in training if m.value != gmacs["video"]]
-    return exact + [m for m in released if m.value != values[m.name]] + differing
+    return exact + [m for m in released if m.value != values[m.name]] + differing + _search(profile)
+
+
+def _search(profile: Mapping[str, Any]) -> list[Measurement]:
+    """Multiply-adds and bytes of one query at each size of the gallery, and what is stored of a video."""
+    search = profile["search"]
+    how = {name: search[name] for name in ("depth", "storage")} | {"frames": profile["frames"]}
+    how |= {"upper_bound": True} if profile["at_most"] and search["of_patches"] else {}
+    pair = {"macs_per_pair": search["macs_per_pair"], "macs_per_query": search["macs_per_query"]}
+    floats = {"floats": search["floats_per_video"], "vector_bytes": search["vector_bytes"]}
+    return [
+        *(
+            Measurement(
+                f"search_macs_{name}", macs / 1e6, "MMACs", conditions=how | pair | {"gallery": GALLERIES[name]}
+            )
+            for name, macs in search["macs"].items()
+        ),
+        Measurement("storage_video", search["bytes_per_video"], "B", conditions=how | floats),
+        *(
+            Measurement(f"search_read_{name}", read / 1e6, "MB", conditions=how | {"gallery": GALLERIES[name]})
+            for name, read in search["read_bytes"].items()
+        ),
+    ]
 
 
 def count_training(model: RetrievalModel, precision: Precision, batches: Sequence[int]) -> list[Measurement]:
@@ -115,7 +140,8 @@ def _dead(profile: Mapping[str, Any]) -> Measurement:
 
 
 def time_costs(job: Job, *, trains: bool) -> list[Measurement]:
-    """Speed and memory of encoding, the speed-up over the dense encoder, and for a method that trains the step time.
+    """Speed and memory of encoding, the speed-up over the dense encoder, the search of one query in a small gallery,
+    and for a method that trains the step time.
 
     A measurement that fails (out of memory, for example) is missing with its reason, because hours of training may
     precede it. A checkpoint has no speed-up: its shape may differ from the protocol's backbone.
@@ -125,6 +151,7 @@ def time_costs(job: Job, *, trains: bool) -> list[Measurement]:
         timing = replace(job.timing, warmup=1)
         speedup = replace(job, scenario="comparison", baseline=dense_encoder(), repeats=RUN_REPEATS, timing=timing)
         jobs.append(replace(speedup, latency=False))
+    jobs.append(replace(job, scenario="search", batch=1, latency=False, galleries=RUN_GALLERIES))
     if trains:
         jobs.append(replace(job, scenario="training", latency=False))
     return [measurement for each in jobs for measurement in try_measure(each)]

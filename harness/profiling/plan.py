@@ -20,7 +20,8 @@ from tvrbench.harness.core.options import parse_assignments
 
 RANDOM = "random:0"
 Precision = Literal["float32", "bfloat16", "float16"]
-Scenario = Literal["inference", "training", "comparison", "training-comparison", "end-to-end", "energy"]
+Scenario = Literal["inference", "training", "comparison", "training-comparison", "end-to-end", "search", "energy"]
+GALLERIES = (1_000, 10_000)  # videos that the search of one query is timed in
 
 
 def _at_least(settings: object, **minima: int) -> None:
@@ -34,6 +35,11 @@ def _at_least(settings: object, **minima: int) -> None:
 def settings_hash(document: Any) -> str:
     """Short hash of plain data."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_galleries(galleries: tuple[int, ...]) -> None:
+    if any(number < 1 for number in galleries):
+        raise UsageError("--galleries: a gallery has at least 1 video", code="option.range", option="galleries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,7 @@ class Job(MeasurementSettings):
         backbone, checkpoint, frames, options: as for ``load_model``.
         scenario: ``inference`` (throughput of both encoders, peak memory, latency), ``training`` (step time, peak
             memory), ``comparison`` or ``training-comparison`` (with the baseline, in one process), ``end-to-end`` (the
-            stages from video files to a ranking) or ``energy``.
+            stages from video files to what is stored of them), ``search`` (one query) or ``energy``.
         batch: videos, captions or pairs per call.
         latency: measure latency at batch 1 as well.
         roofline: measure the machine's matrix-product peak and copy bandwidth as well.
@@ -161,10 +167,12 @@ class Job(MeasurementSettings):
     frame_captions: bool = False
     data_options: Mapping[str, Any] = field(default_factory=dict)
     videos: tuple[str, ...] = ()
+    galleries: tuple[int, ...] = GALLERIES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, batch=1, frames=1)
+        _check_galleries(self.galleries)
         if self.scenario.endswith("comparison") != (self.baseline is not None):
             message = "a comparison needs a baseline, and no other measurement takes one"
             raise UsageError(message, code="measurement.baseline")
@@ -183,7 +191,9 @@ class Plan(MeasurementSettings):
             unless its options name one: that ratio then shows the token reduction, not the tuning.
         batches: videos per call, ascending; the ratio is taken at the largest that fits.
         training: pairs per training step, descending; empty where training is not measured.
-        end_to_end: measure the stages from video files to a ranking.
+        end_to_end: measure the stages from video files to what is stored of them, and the search.
+        search: measure the search of one query.
+        galleries: videos that it is measured in, ascending.
         energy: measure energy, where the device counts it.
         timing: how often calls are timed.
     """
@@ -193,12 +203,15 @@ class Plan(MeasurementSettings):
     batches: tuple[int, ...]
     training: tuple[int, ...] = ()
     end_to_end: bool = False
+    search: bool = False
+    galleries: tuple[int, ...] = GALLERIES
     energy: bool = False
     timing: Timing
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, frames=1)
+        _check_galleries(self.galleries)
 
     @property
     def hash(self) -> str:
@@ -239,6 +252,8 @@ def plan_for(
     batches: tuple[int, ...] = (),
     training_batches: tuple[int, ...] = (),
     training: bool = False,
+    galleries: tuple[int, ...] = (),
+    search: bool = False,
     **settings: Any,
 ) -> Plan:
     """A plan, with defaults that suit the device.
@@ -248,6 +263,7 @@ def plan_for(
         baseline: the dense encoder by default.
         batches: videos per call.
         training_batches: pairs per training step; giving some asks for training too.
+        galleries: videos to search in; giving some asks for the search too.
         settings: other fields of the plan.
 
     Raises:
@@ -262,6 +278,8 @@ def plan_for(
         baseline=baseline or dense_encoder(),
         batches=tuple(sorted(batches or _BATCHES[kind])),
         training=tuple(sorted(training_batches or (_TRAINING[kind] if training else ()), reverse=True)),
+        search=search or bool(galleries),
+        galleries=tuple(sorted(set(galleries))) or GALLERIES,
         timing=_TIMING[kind],
         **settings,
     )

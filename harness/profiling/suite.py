@@ -100,8 +100,12 @@ def measure_method(
         costs.append(Measurement.missing("speedup", "x", f"{choice.method} runs no encoder", what="comparison"))
     batch = best.conditions.get("batch", plan.batches[0])
     if plan.end_to_end:
-        log(f"{title}: from video files to a ranking, batch {batch}")
+        log(f"{title}: from video files to what is stored, batch {batch}")
         costs += try_measure(replace(job, scenario="end-to-end", batch=batch))
+    if plan.search or plan.end_to_end:
+        log(f"{title}: search of one query")
+        uncompiled = replace(job, compile=False, cuda_graphs=False)
+        costs += try_measure(replace(uncompiled, scenario="search", batch=1, galleries=plan.galleries))
     if plan.energy:
         log(f"{title}: energy, batch {batch}")
         costs += try_measure(replace(job, scenario="energy", batch=batch))

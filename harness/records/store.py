@@ -23,6 +23,7 @@ from tvrbench.harness.records.record import Record, dumps, normalized, read_reco
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.+@-]|_(?!_))*")
 _DIRECTIONS = ("t2v", "v2t")
+_COARSE = ("coarse_t2v", "coarse_v2t")
 _DEMO = Path("results")  # in a checkout: the committed runs
 # The checkpoint of a training that a run reports.
 LAST: Literal["last"] = "last"
@@ -74,19 +75,21 @@ class RecordStore:
 
         Args:
             record: see ``Record``.
-            ranks: ``t2v`` and ``v2t``, [queries] each; None for a failed run without any.
+            ranks: ``t2v`` and ``v2t``, [queries] each, and of a retrieval in two stages those of its coarse stage,
+                ``coarse_t2v`` and ``coarse_v2t``; None for a failed run without any.
 
         Raises:
             UsageError: an invalid record, or a folder that cannot be written to.
             ValueError: ranks that are not finite numbers of 1 or more.
         """
-        arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in _DIRECTIONS}
+        names = (*_DIRECTIONS, *(name for name in _COARSE if ranks is not None and name in ranks))
+        arrays = None if ranks is None else {name: _checked(ranks[name], f"ranks {name}") for name in names}
         checked = normalized(dict(record) | {"per_query_ranks_path": None}, "record")
         folder, name = self.folder(checked["protocol"]["name"]), run_name(checked)
         stem = _with_device(name, checked) if checked["status"] == "completed" and not checked["metrics"] else name
         path = folder / f"{stem}{'-failed' if checked['status'] == 'failed' else ''}.json"
         if arrays is not None:
-            digest = hashlib.sha256(b"".join(arrays[name].astype("<f4").tobytes() for name in _DIRECTIONS))
+            digest = hashlib.sha256(b"".join(arrays[name].astype("<f4").tobytes() for name in names))
             checked["per_query_ranks_path"] = file = f"{stem}-{digest.hexdigest()[:8]}.npz"
             atomic_write(folder / file, ranks_archive(arrays))
         atomic_write(path, dumps(checked, path.name).encode())
@@ -133,7 +136,8 @@ class RecordStore:
         ]
 
     def load_ranks(self, record: Record) -> RankArrays:
-        """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries].
+        """The per-query ranks of a record, ``t2v`` and ``v2t``, float32 [queries]; also those of a coarse stage (see
+        ``save``) where it keeps them.
 
         Raises:
             UsageError: the record names none, or their file is missing or broken.
@@ -146,7 +150,8 @@ class RecordStore:
         path = self.folder(record["protocol"]["name"]) / name
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return {direction: _checked(archive[direction], direction) for direction in _DIRECTIONS}
+                names = (*_DIRECTIONS, *(name for name in _COARSE if name in archive))
+                return {name: _checked(archive[name], name) for name in names}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             message = f"{path}: the per-query ranks cannot be read: {error}"
             raise UsageError(message, code="ranks.read", path=str(path)) from None
@@ -206,7 +211,7 @@ def _checked(ranks: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
 
 
 def ranks_archive(ranks: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
-    """The content of a file of ranks: a compressed NumPy archive of ``t2v`` and ``v2t``, [queries] each."""
+    """The content of a file of ranks: a compressed NumPy archive of them by name, [queries] each."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, t2v=ranks["t2v"], v2t=ranks["v2t"])
+    np.savez_compressed(buffer, **ranks)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -39,6 +39,7 @@ _RATIOS: Mapping[str, tuple[tuple[str, ...], str, bool]] = {
 }
 """Ratio -> the measurement (the first that a record has), scenario, and True for a speed: the ratio of times is then
 its inverse."""
+_SEARCH = ("macs_per_query", "macs_per_pair", "coarse_macs_per_pair", "floats_per_video", "bytes_per_video")
 _SAME = ("batch", "precision", "threads")
 """Conditions in which both sides of a ratio agree."""
 
@@ -140,7 +141,7 @@ def _of_records(
 
 
 def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
-    """Count tokens, GMACs and parameters of every ``method@backbone``: the same on every machine."""
+    """Count tokens, GMACs, parameters and the search of every ``method@backbone``: the same on every machine."""
     measured: dict[str, Value] = {}
     for subject in subjects:
         method, _, backbone = subject.partition("@")
@@ -149,6 +150,7 @@ def measure_exact(subjects: Iterable[str]) -> dict[str, Value]:
         values = {f"gmacs_{encoder}": gmacs[encoder] for encoder in ("video", "text")}
         values |= {f"params_{part}": params[part] for part in ("total", "trainable")}
         values |= {"tokens": profile["tokens"], "output_tokens": profile["output_tokens"]}
+        values |= {f"search_{name}": profile["search"][name] for name in _SEARCH}
         measured |= {f"exact/{subject}/{name}": value for name, value in values.items()}
         say(f"measured {subject}")
     return measured
@@ -217,7 +219,7 @@ def _why_not(record: Record, runs: Runs) -> str | None:
 
 
 def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str, Value], dict[str, list[float]]]:
-    """R@k of both directions and pair accuracy by key, and the intervals over queries by key."""
+    """R@k of both directions, R@1 of a coarse stage and pair accuracy by key, and intervals over queries by key."""
     measured: dict[str, Value] = {}
     intervals: dict[str, list[float]] = {}
     for record in records:
@@ -227,6 +229,8 @@ def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str,
             for k in ("R1", "R5", "R10"):
                 measured[f"{name}/{direction}_{k}"] = metrics[direction][k]
                 intervals |= {f"{name}/{direction}_{k}": known[k]} if k in known else {}
+            if stages := metrics.get("two_stage"):
+                measured[f"{name}/coarse_{direction}_R1"] = stages["coarse"][direction]["R1"]
         if metrics.get("pair_accuracy") is not None:
             measured[f"{name}/pair_accuracy"] = metrics["pair_accuracy"]
     return measured, intervals

@@ -13,6 +13,8 @@ Kind = Literal["retrieval", "count", "time", "memory", "energy", "published"]
 Show = Callable[[float], str]
 
 DIRECTIONS: Mapping[str, str] = {"t2v": "t→v", "v2t": "v→t"}
+GALLERIES: Mapping[str, int] = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
+"""Videos of the galleries in which the search of one query is counted, by the ending of a measurement's name."""
 _MEMORY_UNITS = ("B", "KiB", "MiB", "GiB", "kB", "MB", "GB")
 
 
@@ -116,9 +118,15 @@ def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "la
     kinds = {
         (m["name"], str(m["conditions"].get("what", "inference")), m["unit"]): None
         for m in measurements
-        if (m["unit"] in _MEMORY_UNITS if kind == "memory" else m["name"].startswith("latency"))
+        if (_is_memory(m) if kind == "memory" else m["name"].startswith("latency"))
     }
     return [metric(*key) for key in kinds]
+
+
+def _is_memory(measurement: MeasurementDoc) -> bool:
+    """Return True for an amount of memory; what is stored of a video, or read for a query, is none."""
+    known = CATALOGUE.get(measurement["name"])
+    return measurement["unit"] in _MEMORY_UNITS and (known is None or known.kind == "memory")
 
 
 _RANKED: Mapping[str, tuple[str, str, Better]] = {
@@ -145,7 +153,16 @@ PAIR_ACCURACY = replace(
     label="correct order picked (%, chance 50)",
 )
 
-_INFER, _FILES = "inference", "end-to-end"
+COARSE_R1 = replace(
+    _retrieval("coarse_t2v_R1", "R1", "coarse t→v R@1", ("two_stage", "coarse", "t2v", "R1")),
+    label="t→v R@1 of the coarse stage (%)",
+)
+CEILING = replace(
+    _retrieval("ceiling", "R1", "ceiling", ("two_stage", "ceiling")),
+    label="queries whose video the coarse stage leaves to the last stage (%)",
+)
+
+_INFER, _FILES, _SEARCH = "inference", "end-to-end", "search"
 _3, _4 = significant(3), significant(4)
 # kind: (name, scenario, column header, axis label, recorded unit, good end, format[, printed over recorded value])
 _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
@@ -186,6 +203,29 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
             1e-6,
         ),
         ("params_total", _INFER, "params (M)", "parameters (M)", "parameters", "min", _4, 1e-6),
+        *(
+            (
+                *(f"search_macs_{key}", _SEARCH, f"search MMACs, {key}"),
+                *(f"multiply-adds of a query's search among {videos:,} videos (M)", "MMACs", "min", _4),
+            )
+            for key, videos in GALLERIES.items()
+        ),
+        # Not in records: the search and the text encoder.
+        *(
+            (
+                *(f"query_macs_{key}", _SEARCH, f"query MMACs, {key}"),
+                *(f"multiply-adds of a query among {videos:,} videos, text encoder included (M)", "MMACs", "min", _4),
+            )
+            for key, videos in GALLERIES.items()
+        ),
+        ("storage_video", _SEARCH, "stored (kB/video)", "stored per video (kB)", "B", "min", _4, 1e-3),
+        *(
+            (
+                *(f"search_read_{key}", _SEARCH, f"MB read, {key}"),
+                *(f"read per query among {videos:,} videos (MB)", "MB", "min", _4),
+            )
+            for key, videos in GALLERIES.items()
+        ),
     ),
     "time": (
         ("speedup", "comparison", "speed-up", "speed-up over the dense encoder (x)", "x", "max", fixed(2)),
@@ -209,6 +249,19 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
             *("videos per second, from files", "videos/s", "max", _3),
         ),
         ("search_time", _FILES, "search (ms/1,000 queries)", "search (ms per 1,000 queries)", "ms", "min", _3),
+        *(
+            (
+                f"{way}latency_{of}",
+                _SEARCH,
+                f"{printed}, {of} (ms)",
+                f"{printed} of one query, {of} (ms)",
+                "ms",
+                "min",
+                _3,
+            )
+            for way, printed in (("search_", "search"), ("faiss_flat_", "FAISS flat"), ("faiss_hnsw_", "FAISS HNSW"))
+            for of in ("median", "p95")
+        ),
     ),
     # By meter: the first that both sides of a comparison have is judged, as what a paper reads off its GPU.
     "memory": (
@@ -232,7 +285,11 @@ _COSTS: Mapping[Kind, tuple[tuple[Any, ...], ...]] = {
 
 _COST_METRICS = [Metric(*cost, kind=kind) for kind, costs in _COSTS.items() for cost in costs]
 CATALOGUE: Mapping[str, Metric] = {
-    m.name: m for m in (EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY, *_COST_METRICS)
+    m.name: m
+    for m in (
+        *(EXPECTED_R1, *retrieval("t2v"), *retrieval("v2t"), PAIR_ACCURACY, COARSE_R1, CEILING),
+        *_COST_METRICS,
+    )
 }
 """All metrics by name; memory in order of preference."""
 

@@ -105,7 +105,7 @@ class RunKey:
         head = {
             "schema_version": SCHEMA_VERSION,
             "protocol": context.protocol.reference,
-            "method": {"name": config.method, "options": description["options"]},
+            "method": {"name": config.method, "options": description["options"], "given": dict(config.options)},
             "tuning": description["tuning"],
             "seed": config.seed,
             "data": _data(context, config),

@@ -21,7 +21,7 @@ from tvrbench.harness.core.memory import is_out_of_memory, release_memory
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
-from tvrbench.harness.training.loss import whole_loss
+from tvrbench.harness.training.loss import trial_loss
 from tvrbench.harness.training.state_file import copy_of, load_tensors, trainable_state_dict
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
@@ -123,7 +123,7 @@ def peak_memory(trainer: Trainer, batch: Pairs, size: int) -> float | None:
     trainer.micro_batch_size = size
     try:
         with MemoryProbe(device) as probe:
-            trainer.accumulate(batch, partial(whole_loss, model))
+            trainer.accumulate(batch, partial(trial_loss, model))
             trainer.optimizer.step()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

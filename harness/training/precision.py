@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.precision import hold_weights
+from tvrbench.harness.models.precision import product_weights
 
 
 def hold_in_float16(model: RetrievalModel) -> None:
-    """Cast the weights of products in place (``hold_weights``); norms and embeddings stay.
+    """Cast the weights of CLIP's products in place; norms, embeddings and the new modules of head and scorer stay.
 
     Activations then run under autocast. The optimizer steps on float16 values with float16 moments: small squared
     gradients underflow there, which makes steps far larger than in float32.
     """
-    hold_weights(model, torch.float16)
+    for name, parameter in product_weights(model).items():
+        if name.startswith("clip."):
+            parameter.data = parameter.data.to(torch.float16)
 
 
 def release_to_float32(model: RetrievalModel) -> None:

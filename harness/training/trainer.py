@@ -76,6 +76,13 @@ class QueuedStep:
     end: torch.cuda.Event | None
 
 
+def _joined(encoded: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The features of all parts as leaves [b, ...]; ``encoded`` is emptied, so that they are held once."""
+    of_feature = [list(parts) for parts in zip(*encoded, strict=True)]
+    encoded.clear()
+    return [torch.cat(of_feature.pop(0)).requires_grad_() for _ in range(len(of_feature))]
+
+
 def parameter_groups(model: RetrievalModel, recipe: Recipe) -> list[dict[str, Any]]:
     """Trainable parameters by (pre-trained or new, decayed or not); empty groups are left out.
 
@@ -278,7 +285,9 @@ class Trainer:
 
         In micro-batches (gradient caching, arXiv 2101.06983) every part is encoded without a graph first, the loss is
         taken over all features, and then each part is encoded again with the random state it had, to send its
-        features' gradient on. The gradient is that of the whole, and the graph of one part is all that is ever held.
+        features' gradient on. The gradient is that of the whole, and the graph of one part is all that is ever held,
+        beside the features of all parts (those of a scorer are whole sides) until the loss is taken, then their
+        gradient.
         """
         size = self.micro_batch_size or len(pairs)
         if size >= len(pairs):
@@ -290,16 +299,18 @@ class Trainer:
             for part in parts:
                 states.append(random_state(self.device))
                 encoded.append(self.encode(part))
-        features = [torch.cat(feature).requires_grad_() for feature in zip(*encoded, strict=True)]
+        features = _joined(encoded)
         loss = loss_fn(*features)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()  # its graph would hold the features
         gradients = [torch.zeros_like(f) if f.grad is None else f.grad for f in features]
+        del features
         split = zip(*(torch.split(gradient, size) for gradient in gradients), strict=True)
         for part, state, gradient in zip(parts, states, split, strict=True):
             restore_random_state(state, self.device)
             learned = [(f, g) for f, g in zip(self.encode(part), gradient, strict=True) if f.requires_grad]
             torch.autograd.backward([feature for feature, _ in learned], [gradient for _, gradient in learned])
-        return loss.detach()
+        return loss
 
     def encode(self, pairs: Pairs) -> tuple[Tensor, ...]:
         """Features [b, ...] as float32, text and video first, in the precision of the training, with their graph."""

@@ -1,4 +1,4 @@
-"""The method of docs/adding-a-method.md works as a plug-in package would: registered by entry point, then run."""
+"""The methods of docs/adding-a-method.md work as a plug-in package's would: registered by entry point, then run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from plugin import NAME, registered_plugin
+from plugin import NAME, SCORER, registered_plugin
 
 from tvrbench.harness import load_model
 from tvrbench.harness.core import registry
 from tvrbench.harness.models.tuning import TUNINGS
 from tvrbench.harness.profiling.counts.flops import checked_macs
+from tvrbench.harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.contract
 
@@ -38,6 +39,12 @@ def _plugin(tmp_path: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def _scorer(tmp_path: Path) -> Iterator[None]:
+    with registered_plugin(tmp_path, SCORER):
+        yield
+
+
 @pytest.mark.usefixtures("_plugin")
 def test_the_documented_method_is_registered_counted_and_run(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
     assert NAME in registry.matching("methods", group="token reduction")
@@ -50,10 +57,32 @@ def test_the_documented_method_is_registered_counted_and_run(tiny_weights: Path,
     assert checked_macs(model)["video"] < checked_macs(load_model("lora", weights=tiny_weights))["video"]
 
 
-@pytest.mark.usefixtures("_plugin")
+@pytest.mark.usefixtures("_scorer")
+def test_the_documented_scorer_is_what_it_says_and_trains(tiny_weights: Path, tiny_batch: dict[str, Any]) -> None:
+    frames, mask, ids, text_mask = (tiny_batch[key] for key in ("frames", "mask", "ids", "text_mask"))
+    mask = mask.clone()
+    mask[1, 7:] = False
+    model = load_model(SCORER, weights=tiny_weights)
+    with torch.no_grad():
+        text, video = model.text_side(ids, text_mask), model.video_side(frames, mask)
+        scores = model.scorer.score(text, video)
+    words, seen = text.fine["words"], video.fine["frames"]
+    for t in range(len(ids)):
+        for v in range(len(frames)):
+            best = [max(float(word @ frame) for frame in seen[v][mask[v]]) for word in words[t][text_mask[t]]]
+            assert float(scores[t, v]) == pytest.approx(sum(best) / len(best), abs=1e-5)
+    for micro_batch in (None, 2):
+        trainer = Trainer(model, "uniform", 4, micro_batch_size=micro_batch)
+        assert trainer.step(frames, mask, ids, text_mask)["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", [NAME, SCORER])
 @pytest.mark.parametrize("test", [pytest.param(test, id=test.__name__) for test in _contract_tests()])
-def test_the_documented_method_keeps_the_contract(test: Callable[..., None], request: pytest.FixtureRequest) -> None:
+def test_the_documented_methods_keep_the_contract(
+    test: Callable[..., None], name: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue({NAME: "_plugin", SCORER: "_scorer"}[name])
     wanted = inspect.signature(test).parameters
     for tuning in TUNINGS if "tuning" in wanted else (None,):
-        values = {"name": NAME, "tuning": tuning}
+        values = {"name": name, "tuning": tuning}
         test(**{key: values[key] if key in values else request.getfixturevalue(key) for key in wanted})

@@ -1,6 +1,7 @@
 """Every method on a GPU that is not there, and the ledger of what it asks of it: tests/contract/fake_cuda.json.
 
-``python tests/tools/fake_cuda.py`` counts everything anew and writes the ledger; read the difference before you commit.
+``python tests/tools/fake_cuda.py`` counts everything anew and writes the ledger, with names of methods their pages;
+read the difference before you commit.
 
 Beside what ``counts/kernels.py`` needs, training wants three things of a GPU. The autograd engine refuses CUDA tensors
 on a machine without one, so gradients of zeros are put where the graph ends: what runs backwards is not tested.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -180,15 +181,15 @@ def faults(found: Any, bound: Any, where: str, told: str = "") -> list[str]:
     return [f"{message}\n{told}" if how == "rose" else f"{message}: write it down with python tests/tools/fake_cuda.py"]
 
 
-def main() -> None:
-    """Write the ledger anew."""
+def main(names: Sequence[str]) -> None:
+    """Write the pages of some methods anew, or the whole ledger."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(registered_plugin(folder))
         with same_randomness():
             save_tiny_weights(folder / "tiny.safetensors")
-        pages = {}
-        for name in NAMES:
+        pages = json.loads(LEDGER.read_text())["methods"] if names else {}
+        for name in names or NAMES:
             print(name, file=sys.stderr)
             pages[name] = count_all(name, folder / "tiny.safetensors")
     ledger = {"torch": ".".join(torch.__version__.split(".")[:2]), "methods": pages}
@@ -196,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Methods as a plug-in package would bring them, registered by entry point: that of docs/adding-a-method.md, others."""
+"""Methods as a plug-in package would bring them, by entry point: those of docs/adding-a-method.md, and others."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from tvrbench.harness.core import registry
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
 NAME = "every_nth"
+SCORER = "best_frames"
 
 
 @contextmanager
-def registered_plugin(folder: Path) -> Iterator[None]:
-    """Register the documented method for the block."""
-    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert code is not None
-    assert sum(1 for line in code.group(1).splitlines() if line) <= 30
-    with registered(folder, NAME, code.group(1), "EveryNth"):
+def registered_plugin(folder: Path, name: str = NAME) -> Iterator[None]:
+    """Register a documented method for the block: the reducer, or the scorer."""
+    reducer, scorer = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    code, kind, lines = {NAME: (reducer, "EveryNth", 30), SCORER: (scorer, "BestFramesMethod", 45)}[name]
+    assert sum(1 for line in code.splitlines() if line) <= lines
+    with registered(folder, name, code, kind):
         yield
 
 

@@ -158,6 +158,13 @@ class CLIP(nn.Module):
             x = path.after_block(x, index)
         return x, end
 
+    def words(self, tokens: Tensor, path: TextPath, length: int) -> Tensor:
+        """The tokens [B, L, ...] of a caption's ``length`` ids (``TextPath.words``) among those of ``text_tokens``,
+        [B, N, ...]."""
+        if self.prompts is not None:
+            tokens = torch.cat([tokens[:, :1], tokens[:, 1 + len(self.prompts) :]], dim=1)
+        return path.words(tokens, length)
+
     def project_text(self, x: Tensor) -> Tensor:
         """Tokens [..., D] that leave the text tower -> the common space, [..., E]."""
         out: Tensor = self.ln_final(x) @ self.text_projection

@@ -31,8 +31,10 @@ from tvrbench.harness.profiling.counts.formula import (
     text_length,
     training_macs,
 )
+from tvrbench.harness.profiling.counts.search import search_cost
 
 T = TypeVar("T")
+Traced = Tensor | tuple[Tensor, ...]
 
 _UNLIKE = 1000.0  # standard deviations of pixels: neighboring frames have nothing in common
 TOLERANCE = 0.005  # relative difference allowed between traced and analytic multiply-adds
@@ -102,7 +104,8 @@ def _multiplies_matrices(op: str) -> bool:
 
 
 def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
-    """Traced multiply-adds of encoding one video (``video``) and one caption (``text``), LoRA folded.
+    """Traced multiply-adds of encoding one video (``video``) and one caption (``text``) to all that a comparison keeps
+    of them, LoRA folded.
 
     The trace runs on a copy in eval mode, so the model does not change. On the ``meta`` device nothing is computed and
     no weight is copied: ViT-B/16 takes a second. A method whose control flow reads tensor values cannot run there; it
@@ -135,11 +138,11 @@ def traced_macs(model: RetrievalModel, device: str = "meta") -> dict[str, int]:
 class _Call(nn.Module):
     """A function as the module that fvcore traces; the parameters that it uses are those of ``model``."""
 
-    def __init__(self, function: Callable[..., Tensor], model: nn.Module | None = None) -> None:
+    def __init__(self, function: Callable[..., Traced], model: nn.Module | None = None) -> None:
         super().__init__()
         self.function, self.model = function, model
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Traced:
         return self.function(*inputs)
 
 
@@ -155,8 +158,8 @@ def _count(model: RetrievalModel, device: torch.device, stem: nn.Module | None =
         pixels *= _UNLIKE
     ids = torch.arange(text_length(twin.clip)).unsqueeze(0) % arch.vocab_size
     inputs: dict[str, tuple[Any, ...]] = {
-        "video": (twin.encode_video, pixels, torch.ones(1, frames, dtype=torch.bool)),
-        "text": (twin.encode_text, ids, torch.ones_like(ids, dtype=torch.bool)),
+        "video": (twin.video_tensors, pixels, torch.ones(1, frames, dtype=torch.bool)),
+        "text": (twin.text_tensors, ids, torch.ones_like(ids, dtype=torch.bool)),
     }
     counts = {}
     for name, (encode, *tensors) in inputs.items():
@@ -233,10 +236,10 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         output_tokens_as_released``, for one video; ``at_most``, True where tokens and GMACs of a video depend on its
         pixels, so that these are the most that they can be; ``text_length``, the ids of the caption behind
         ``gmacs.text``; ``as_released_basis``, what "as released" counts; ``reduction_gmacs``, the share of
-        ``gmacs.video`` of the token reduction itself; and ``dead``, the tensors behind ``params.dead``, or {``reason``}
-        where that is None. GMACs are 10^9 multiply-adds (papers' "GFLOPs"). As released: with the work of the released
-        code whose results it drops; the same numbers where it drops none. Training: the forward pass of a training
-        step; the same numbers where that keeps the same tokens.
+        ``gmacs.video`` of the token reduction itself; ``dead``, the tensors behind ``params.dead``, or {``reason``}
+        where that is None; and ``search`` (``SearchCost.to_json``). GMACs are 10^9 multiply-adds (papers' "GFLOPs").
+        As released: with the work of the released code whose results it drops; the same numbers where it drops none.
+        Training: the forward pass of a training step; the same numbers where that keeps the same tokens.
 
     Raises:
         CheckFailed: trace and formula disagree.
@@ -265,4 +268,5 @@ def profile(model: RetrievalModel, *, words: int | None = None, frame_captions: 
         "output_tokens": prod(tokens[-1]) if tokens else 0,
         "output_tokens_as_released": released_tokens(model),
         "as_released_basis": released_basis(model),
+        "search": search_cost(model).to_json(),
     }

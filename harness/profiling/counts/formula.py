@@ -69,11 +69,21 @@ def text_length(clip: CLIP) -> int:
 
 def work_of(blocks: Sequence[BlockTokens]) -> Work:
     """The work of a vision tower with these blocks: only the class tokens that leave are normalized and projected."""
-    return Work(blocks=blocks, projected=blocks[-1].leaving[0] * blocks[-1].classes if blocks else 0)
+    return Work(blocks=blocks, projected=leaving_tokens(blocks)[0])
+
+
+def leaving_tokens(blocks: Sequence[BlockTokens]) -> tuple[int, int]:
+    """Class tokens and patches per video that leave the last of these blocks; none where there is no block."""
+    if not blocks:
+        return 0, 0
+    last = blocks[-1]
+    classes = last.leaving[0] * last.classes
+    return classes, prod(last.leaving) - classes
 
 
 def video_macs(model: RetrievalModel, work: Work | None = None) -> int:
-    """Multiply-adds of encoding one video, or of other ``work``: that of a known video, or of the released code."""
+    """Multiply-adds of encoding one video to all that is stored of it, or of other ``work``: that of a known video, or
+    of the released code."""
     arch, frames, visual = model.clip.arch, model.reducer.frames_encoded, model.clip.visual
     width, blocks = arch.vision_width, visual.transformer.blocks
     stem = frames * arch.patches * 3 * arch.patch_size**2 * width
@@ -82,17 +92,23 @@ def video_macs(model: RetrievalModel, work: Work | None = None) -> int:
     own = work_of(model.reducer.plan())
     work = work or own
     inside = sum(_block_macs(_with(one, carried), block, width) for one, block in zip(work.blocks, blocks, strict=True))
-    return stem + inside + _projection_macs(work.projected, width, arch.embed_dim) + model.head.macs(own.projected)
+    tokens = leaving_tokens(work.blocks)
+    projected = max(work.projected, sum(tokens)) if "patches" in model.scorer.wants else work.projected
+    side = model.head.macs(own.projected) + model.scorer.video_macs(arch.embed_dim, *tokens)
+    return stem + inside + _projection_macs(projected, width, arch.embed_dim) + side
 
 
 def _text_macs(model: RetrievalModel, work: Work | None = None) -> int:
     clip = model.clip
     width, carried = clip.arch.text_width, 0 if clip.prompts is None else len(clip.prompts)
-    # The end token alone is normalized and projected.
+    # The end token alone is normalized and projected, unless words are compared too.
     work = work or Work(blocks=model.text_path.plan(text_length(clip)), projected=1)
     blocks = zip(work.blocks, clip.transformer.blocks, strict=True)
     inside = sum(_block_macs(_with(one, carried), block, width) for one, block in blocks)
-    return inside + _projection_macs(work.projected, width, clip.arch.embed_dim)
+    words = sum(leaving_tokens(work.blocks))
+    projected = max(work.projected, words + carried) if "words" in model.scorer.wants else work.projected
+    side = model.scorer.text_side_macs(clip.arch.embed_dim, words)
+    return inside + _projection_macs(projected, width, clip.arch.embed_dim) + side
 
 
 def _with(work: BlockTokens, prompts: int) -> BlockTokens:

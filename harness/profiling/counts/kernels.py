@@ -225,13 +225,13 @@ def count_kernels(model: RetrievalModel) -> dict[str, Any]:
     return found
 
 
-def encodings(model: RetrievalModel) -> dict[str, Callable[[], Tensor]]:
+def encodings(model: RetrievalModel) -> dict[str, Callable[[], object]]:
     """Encoding a batch of videos, and one of captions, by a model on the fake GPU."""
     arch, length = model.clip.arch, text_length(model.clip)
     frames = torch.empty(BATCH, model.frames, 3, arch.image_size, arch.image_size, device=CUDA)
     ids = torch.zeros(BATCH, length, dtype=torch.long, device=CUDA)
     video_mask, text_mask = (torch.ones(t.shape[:2], dtype=torch.bool, device=CUDA) for t in (frames, ids))
     return {
-        "video": lambda: model.encode_video(frames, video_mask),
-        "text": lambda: model.encode_text(ids, text_mask),
+        "video": lambda: model.video_tensors(frames, video_mask),
+        "text": lambda: model.text_tensors(ids, text_mask),
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import DTYPES
 from tvrbench.harness.profiling.counts.kernels import fused_attention
 from tvrbench.harness.profiling.counts.shapes import meta_pairs
+from tvrbench.harness.training.loss import whole_loss
 from tvrbench.harness.training.precision import hold_in_float16
 from tvrbench.harness.training.trainer import Precision
 
@@ -43,6 +45,9 @@ class StepMemory:
         constant: what else is alive at the peak whatever the number of pairs: weights cast to another precision.
         per_pair: what is alive at the peak for one pair (a video and a caption), its pixels included.
         pixels: of one pair; those of all pairs are held, also where the graph is held in micro-batches.
+        sides: features of one pair, for a scorer that holds more than a vector of each side: micro-batches hold those
+            of all pairs. 0 for others, whose vectors are nothing beside the rest.
+        loss: what the loss of so many pairs holds beside their features, of such a scorer.
     """
 
     weights: int
@@ -51,10 +56,22 @@ class StepMemory:
     constant: float
     per_pair: float
     pixels: int
+    sides: int = 0
+    loss: Callable[[int], int] = lambda _: 0
 
     def activations(self, pairs: int, micro_batch: int) -> float:
-        """What is alive at the peak beside weights, gradients and moments."""
-        return self.constant + micro_batch * self.per_pair + (pairs - micro_batch) * self.pixels
+        """What is alive at the peak beside weights, gradients and moments.
+
+        In micro-batches that is the larger of two: while the loss is taken, and while a part is encoded again.
+        """
+        graph = self.constant + micro_batch * self.per_pair + (pairs - micro_batch) * self.pixels
+        if micro_batch >= pairs:
+            return graph + self.loss(pairs)
+        return max(graph + pairs * self.sides, self._cached(pairs))
+
+    def _cached(self, pairs: int) -> float:
+        """What is alive while the loss over cached features is taken: no graph of the encoder."""
+        return pairs * (self.pixels + self.sides) + self.loss(pairs)
 
     def total(self, pairs: int, micro_batch: int) -> float:
         """The whole step, with the graph of ``micro_batch`` of its pairs at a time."""
@@ -62,10 +79,13 @@ class StepMemory:
 
     def largest_micro_batch(self, pairs: int, limit: float) -> int:
         """The most pairs whose graph fits under a limit; 0 if not even one does."""
-        left, each = limit - self.total(pairs, 0), self.per_pair - self.pixels
-        if each <= 0:
-            return pairs if left >= 0 else 0
-        return max(0, min(pairs, int(left // each)))
+        if self.total(pairs, pairs) <= limit:
+            return pairs
+        if self.total(pairs, 0) > limit:
+            return 0
+        left = limit - (self.weights + self.gradients + self.moments + self.constant)
+        left, each = left - pairs * (self.pixels + self.sides), self.per_pair - self.pixels
+        return pairs - 1 if each <= 0 else min(pairs - 1, int(left // each))
 
 
 def weigh_step(
@@ -93,6 +113,9 @@ def weigh_step(
         few, many = (
             _peak(model, meta_pairs(model, pairs, frame_captions=frame_captions), precision) for pairs in _PAIRS
         )
+        features = _features(model) if model.scorer.video_names else ()
+        if features:
+            _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -104,6 +127,7 @@ def weigh_step(
         constant=max(0.0, few - _PAIRS[0] * per_pair),
         per_pair=per_pair,
         pixels=_bytes(meta_pairs(model, 1)[:1]),
+        **({"sides": _bytes(features), "loss": cache(partial(_peak_of_loss, model, features))} if features else {}),
     )
 
 
@@ -116,6 +140,24 @@ def _peak(model: RetrievalModel, inputs: Sequence[Tensor], precision: Precision)
             features = model(*inputs)
         outputs = [feature.float() for feature in features if feature.requires_grad]
         torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+    return alive.peak
+
+
+def _features(model: RetrievalModel) -> Sequence[Tensor]:
+    """The features of one pair, as the loss takes them."""
+    with torch.no_grad():
+        return [feature.float() for feature in model(*meta_pairs(model, 1))]
+
+
+def _peak_of_loss(model: RetrievalModel, features: Sequence[Tensor], pairs: int) -> int:
+    """Bytes alive at the peak of the loss of so many pairs, forward and backward, beside their features.
+
+    Of a single process, which is the one that compares most.
+    """
+    model.zero_grad(set_to_none=True)
+    batch = [feature.expand(pairs, *feature.shape[1:]).contiguous().requires_grad_() for feature in features]
+    with _Alive([*model.parameters(), *model.buffers(), *batch], ()) as alive:
+        torch.autograd.backward(whole_loss(model, *batch))
     return alive.peak
 
 

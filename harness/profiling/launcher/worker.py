@@ -20,6 +20,7 @@ from tvrbench.harness.profiling.scenarios.encoders import job_device, job_model
 from tvrbench.harness.profiling.scenarios.end_to_end import measure_end_to_end
 from tvrbench.harness.profiling.scenarios.energy import measure_energy
 from tvrbench.harness.profiling.scenarios.inference import measure_inference
+from tvrbench.harness.profiling.scenarios.search import measure_search
 from tvrbench.harness.profiling.scenarios.speedup import compare_encoding, compare_training
 from tvrbench.harness.profiling.scenarios.training_step import measure_training
 from tvrbench.harness.profiling.trackers.interference import interference_monitor
@@ -33,6 +34,7 @@ _SCENARIOS: Mapping[Scenario, Callable[[RetrievalModel, Job, torch.device], list
     "comparison": compare_encoding,
     "training-comparison": compare_training,
     "end-to-end": measure_end_to_end,
+    "search": measure_search,
     "energy": measure_energy,
 }
 

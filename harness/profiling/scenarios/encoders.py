@@ -23,7 +23,7 @@ from tvrbench.harness.profiling.scenarios.synthetic import Inputs
 
 
 class Encoders(NamedTuple):
-    """Both encoders, as they are timed."""
+    """Both encoders to all that a comparison keeps (``RetrievalModel.video_tensors``), as they are timed."""
 
     video: Encode
     text: Encode
@@ -99,13 +99,13 @@ def encoders(model: RetrievalModel, precision: Precision, compiled: bool, graphs
     def prepared(encode: Encode) -> Encode:
         call: Encode = torch.compile(encode, dynamic=False) if compiled else encode
 
-        def run(items: Tensor, mask: Tensor) -> Tensor:
+        def run(items: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
             with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "float32"):
                 return call(items, mask)
 
         return GraphedEncoder(run) if graphs else run
 
-    return Encoders(prepared(model.encode_video), prepared(model.encode_text))
+    return Encoders(prepared(model.video_tensors), prepared(model.text_tensors))
 
 
 def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[Encoders, FeatureCheck]:
@@ -122,15 +122,15 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
     alone = len(inputs.frames) == 1 and job.precision == "float32" and not job.compile and not job.cuda_graphs
     batches = ((inputs.frames, inputs.mask), (inputs.ids, inputs.text_mask))
     chosen = [Recorder() for _ in range(min(CHECKED, len(inputs.frames)))]
-    references: list[Tensor] = []
+    references: list[Sequence[Tensor]] = []
     if not alone:
-        for encode, batch in zip(Encoders(model.encode_video, model.encode_text), batches, strict=True):
+        for encode, batch in zip(Encoders(model.video_tensors, model.text_tensors), batches, strict=True):
             references.append(_each_alone(encode, *batch, model.reducer, chosen))
     if job.precision != "float32":
         prepare_to_encode(model, DTYPES[job.precision])
     timed = encoders(model, job.precision, job.compile, job.cuda_graphs)
-    features = [encode(*batch)[: len(chosen)].float() for encode, batch in zip(timed, batches, strict=True)]
-    errors = [relative_error(*pair) for pair in zip(features, features if alone else references, strict=True)]
+    features = [_compared(encode(*batch), len(chosen)) for encode, batch in zip(timed, batches, strict=True)]
+    errors = [largest_error(*pair) for pair in zip(features, features if alone else references, strict=True)]
     videos_error, captions_error = errors
     check = FeatureCheck(error=max(errors), tolerance=TOLERANCES[job.precision])
     if captions_error <= check.tolerance < videos_error <= OTHER_CHOICES_TOLERANCE and chosen[0].made:
@@ -139,7 +139,12 @@ def checked_encoders(model: RetrievalModel, job: Job, inputs: Inputs) -> tuple[E
 
 
 def _with_other_choices(
-    model: RetrievalModel, job: Job, inputs: Inputs, reference: Tensor, chosen: Sequence[Recorder], check: FeatureCheck
+    model: RetrievalModel,
+    job: Job,
+    inputs: Inputs,
+    reference: Sequence[Tensor],
+    chosen: Sequence[Recorder],
+    check: FeatureCheck,
 ) -> FeatureCheck:
     """The check of a method that merges or clusters, where choices that differ from the reference's may explain it.
 
@@ -148,24 +153,37 @@ def _with_other_choices(
     """
     recorder, videos = Recorder(), len(inputs.frames)
     with watched(model.reducer, recorder):
-        features = encoders(model, job.precision, compiled=False).video(inputs.frames, inputs.mask).float()
+        features = _compared(encoders(model, job.precision, compiled=False).video(inputs.frames, inputs.mask), videos)
     shares = [agreement(alone.made, of_video(recorder.made, i, videos)) for i, alone in enumerate(chosen)]
     alike = [i for i, share in enumerate(shares) if share in (None, 1.0)]
     lowest = min((share for share in shares if share is not None), default=1.0)
-    if alike and not (error := relative_error(features[alike], reference[alike])) <= check.tolerance:
+    both = ([tensor[alike] for tensor in side] for side in (features, reference))
+    if alike and not (error := largest_error(*both)) <= check.tolerance:
         return replace(check, error=error, agreement=lowest)
     return replace(check, tolerance=OTHER_CHOICES_TOLERANCE, agreement=lowest)
 
 
 def _each_alone(
     encode: Encode, items: Tensor, mask: Tensor, reducer: TokenReducer, chosen: Sequence[Recorder]
-) -> Tensor:
+) -> list[Tensor]:
     """Features of the first items, as many as there are recorders, which receive what each chooses."""
     features = []
     for i, recorder in enumerate(chosen):
         with watched(reducer, recorder):
-            features.append(encode(items[i : i + 1], mask[i : i + 1]).float())
-    return torch.cat(features)
+            features.append(_compared(encode(items[i : i + 1], mask[i : i + 1]), 1))
+    return [torch.cat(parts) for parts in zip(*features, strict=True)]
+
+
+def _compared(tensors: Sequence[Tensor], items: int) -> list[Tensor]:
+    """What is compared of the first items, [items, D] of each tensor: of tokens their mean, as two that merge the other
+    way round change places too."""
+    first = [tensor[:items].float() for tensor in tensors]
+    return [t.flatten(1, -2).mean(dim=1) if t.ndim > 2 else t for t in first]
+
+
+def largest_error(features: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """The largest ``relative_error`` of several tensors."""
+    return max(relative_error(*pair) for pair in zip(features, reference, strict=True))
 
 
 def relative_error(features: Tensor, reference: Tensor) -> float:

@@ -1,10 +1,9 @@
-"""From video files to a ranking: the time of each stage, and what a faster encoder gains behind a decoder.
+"""From video files to what is stored of them: the time of each stage, and what a faster encoder gains behind a decoder.
 
 Stages, for a batch of videos: ``decode`` (the data set's own work: open, decode, pick, resize, crop; in one thread),
-``preprocess`` (normalize and move to the device), ``encode``, ``search`` (scores of a gallery for a set of queries and
-the ten best of each). ``end_to_end_throughput`` then runs decode to encode as evaluation does, decoding ahead in
-threads. Its conditions hold the frames per second that each stage could do alone, all threads at work, and the one that
-bounds the others.
+``preprocess`` (normalize and move to the device), ``encode``; the search is a scenario of its own.
+``end_to_end_throughput`` then runs decode to encode as evaluation does, decoding ahead in threads. Its conditions hold
+the frames per second that each stage could do alone, all threads at work, and the one that bounds the others.
 """
 
 from __future__ import annotations
@@ -32,18 +31,15 @@ from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.profiling.scenarios.clips import comparison_sampler, open_videos, video_ids, videos_for
 from tvrbench.harness.profiling.scenarios.encoders import checked_encoders
 from tvrbench.harness.profiling.scenarios.synthetic import with_captions
-from tvrbench.harness.profiling.trackers.timing import time_calls
 from tvrbench.harness.records.record import Measurement
 
 STAGES = ("decode_time", "preprocess_time", "encode_time")
-QUERIES = GALLERY = 1000  # the size of the 1k-A test split
-TOP = 10
 CAPTIONS = 256  # that are tokenized
 T = TypeVar("T")
 
 
 def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) -> list[Measurement]:
-    """``decode_time``, ``preprocess_time``, ``encode_time`` in ms/video, ``end_to_end_throughput``, ``search_time``.
+    """``decode_time``, ``preprocess_time`` and ``encode_time`` in ms/video, and ``end_to_end_throughput``.
 
     Raises:
         UsageError: an unknown data set, no folder for it, or a video that cannot be decoded.
@@ -70,7 +66,7 @@ def measure_end_to_end(model: RetrievalModel, job: Job, device: torch.device) ->
         alone = _loading(loader, dataset, batches) | _tokenizing(dataset, model) | alone  # in the order of the work
         conditions |= {"frames_per_s": alone, "bound_by": bound_by(alone)}
         measurements.append(Measurement("end_to_end_throughput", median(rates), "videos/s", rates, conditions))
-        return [*measurements, _search(model, job, device)]
+        return measurements
 
 
 def bound_by(alone: Mapping[str, float]) -> str:
@@ -151,18 +147,10 @@ def _pipeline(loader: FrameLoader, batches: list[list[str]], encode: Encode, mod
 
     with closing(loader.batches(([(video, 0) for video in videos] for videos in batches), device)) as loaded:
         for pixels, mask in loaded:
-            to_cpu(encode(model.normalize(pixels, mask), mask).float())
+            for stored in encode(model.normalize(pixels, mask), mask):
+                to_cpu(stored.float())
             queued.append(recorded(device))
             if len(queued) > (device.type == "cuda"):  # a GPU is waited for one batch late, so that it has work
                 ends.append(end_of_first())
     ends += [end_of_first() for _ in range(len(queued))]
     return [len(batches[0]) / (after - before) for before, after in pairwise(ends)]
-
-
-def _search(model: RetrievalModel, job: Job, device: torch.device) -> Measurement:
-    """``search_time`` of 1,000 queries in a gallery of 1,000 features, in ms."""
-    noise, width = torch.Generator().manual_seed(0), model.clip.arch.embed_dim
-    text, video = (torch.randn(count, width, generator=noise).to(device) for count in (QUERIES, GALLERY))
-    samples = [1e3 * s for s in time_calls(lambda: model.similarity(text, video).topk(TOP), device, job.timing)]
-    conditions = {"device": str(device), "queries": QUERIES, "gallery": GALLERY, "best": TOP}
-    return Measurement("search_time", median(samples), "ms", samples, conditions)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from tvrbench.harness.profiling.plan import Timing
 from tvrbench.harness.records.record import Measurement
 
 Call = Callable[[], object]
+_NONE: Mapping[str, Any] = MappingProxyType({})
+QUERIES_TIMED = 20, 200  # the fewest and the most
 MAX_SAMPLES = 1000  # a method that encodes nothing would fill its record with a second's worth of microseconds
 
 
@@ -40,6 +43,15 @@ def time_calls(call: Call, device: torch.device, timing: Timing, in_flight: int 
     return seconds
 
 
+def time_queries(call: Call, device: torch.device, timing: Timing) -> list[float]:
+    """Seconds of each query: of as many as fit into the timing's duration, within limits."""
+    first = time_calls(call, device, Timing(min_iterations=3, min_seconds=0.0, warmup=timing.warmup))
+    fewest, most = QUERIES_TIMED
+    fitting = int(timing.min_seconds / max(min(first), 1e-9))
+    iterations = max(timing.min_iterations, fewest, min(most, fitting))
+    return time_calls(call, device, Timing(min_iterations=iterations, min_seconds=0.0, warmup=0))
+
+
 def _time_on_gpu(call: Call, device: torch.device, calls: int) -> list[float]:
     with torch.cuda.device(device):
         torch.cuda.synchronize()
@@ -60,11 +72,18 @@ def measure_throughput(
     return Measurement(name, float(np.median(rates)), unit, rates, _conditions(rates, batch, device, timing.warmup))
 
 
-def latency_of(seconds: Sequence[float], device: torch.device, warmup: int) -> list[Measurement]:
-    """``latency_median`` and ``latency_p95`` in ms, from the seconds of single calls on a batch of one."""
+def latency_of(
+    seconds: Sequence[float], device: torch.device, warmup: int, of: str = "", given: Mapping[str, Any] = _NONE
+) -> list[Measurement]:
+    """``latency_median`` and ``latency_p95`` in ms, from the seconds of single calls on a batch of one.
+
+    Args:
+        of: what stands before their names.
+        given: further conditions.
+    """
     samples = [1e3 * s for s in seconds]
-    conditions = _conditions(samples, 1, device, warmup)
-    points = {"latency_median": 50, "latency_p95": 95}
+    conditions = _conditions(samples, 1, device, warmup) | dict(given)
+    points = {f"{of}latency_median": 50, f"{of}latency_p95": 95}
     return [Measurement(m, float(np.percentile(samples, q)), "ms", samples, conditions) for m, q in points.items()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from tvrbench.harness.evaluation.statistics import (
 from tvrbench.harness.records.record import MeasurementDoc, Record
 from tvrbench.harness.records.runs import StoredRecord, difference_of_repeats, same_run
 from tvrbench.harness.reporting.analysis.matched_time import CONDITIONS
-from tvrbench.harness.reporting.catalogue import CATALOGUE, COUNTS
+from tvrbench.harness.reporting.catalogue import CATALOGUE
 from tvrbench.harness.reporting.data.context import compares_methods
 from tvrbench.harness.reporting.data.rows import Values, run_credits
 
-_COUNTED = {CATALOGUE[name].unit for name in COUNTS}  # the same on every machine
+_COUNTED = ("GMACs", "tokens", "parameters")  # units of counts that are not in the catalogue
 MEANING: Mapping[str, str] = {
     "protocol": "the numbers answer different questions",
     "protocol hash": "rules of training or testing differ: no table holds both",
@@ -47,6 +48,9 @@ MEANING: Mapping[str, str] = {
     "checkpoint": "another trained model was scored",
     "selection": "a checkpoint chosen on the test set flatters its number",
     "seed": "another training: part of any difference is chance",
+    "option depth": "another number of candidates is scored again",
+    "option v2t": "video to text starts from other captions",
+    "option storage": "what is stored of a video is rounded otherwise",
     "tuning": "other parameters were trained",
     "device": "times, memory and energy do not compare",
     "commit": "the code differs",
@@ -168,9 +172,10 @@ def _paired_ranks(a: StoredRecord, b: StoredRecord) -> tuple[dict[str, tuple[Val
         return {}, str(error)
     if one is None or two is None:
         return {}, "a record holds no per-query ranks"
-    if any(len(one[direction]) != len(two[direction]) for direction in one):
+    both = [name for name in one if name in two]  # not each has a coarse stage
+    if any(len(one[name]) != len(two[name]) for name in both):
         return {}, "the records hold ranks of different numbers of queries"
-    return {d: (np.asarray(one[d], dtype=np.float64), np.asarray(two[d], dtype=np.float64)) for d in one}, None
+    return {d: (np.asarray(one[d], dtype=np.float64), np.asarray(two[d], dtype=np.float64)) for d in both}, None
 
 
 def _only_weights(reasons: Sequence[Reason]) -> bool:
@@ -192,6 +197,14 @@ def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values,
         for name, statistic in RANK_STATISTICS.items():
             paired = paired_statistic(ranks[direction][1], ranks[direction][0], statistic) if ranks else None
             yield from compared(f"{direction} {name}", one[direction][name], other[direction][name], paired)
+    stages = [m.get("two_stage") for m in (one, other)]
+    if None not in stages:
+        yield from compared("ceiling of the coarse stage", *(stage["ceiling"] for stage in stages))
+        for direction, name in product(("t2v", "v2t"), RANK_STATISTICS):
+            x, y = (stage["coarse"][direction].get(name) for stage in stages)
+            pair = ranks.get(f"coarse_{direction}")
+            paired = paired_statistic(pair[1], pair[0], RANK_STATISTICS[name]) if pair else None
+            yield from compared(f"coarse {direction} {name}", x, y, paired)
     yield from compared("right order picked", one.get("pair_accuracy"), other.get("pair_accuracy"))
 
 
@@ -206,12 +219,13 @@ def _costs(a: Record, b: Record) -> Iterator[dict[str, Any]]:
 
 
 def _by_name(record: Record) -> dict[str, MeasurementDoc]:
-    """Measurements by name, what ran, and the batch where one name was measured at several."""
+    """Measurements by name, what ran, and the batch or gallery where one name was measured at several."""
     names = [(m["name"], m["conditions"].get("what")) for m in record["cost"]]
     named: dict[str, MeasurementDoc] = {}
     for m, (name, what) in zip(record["cost"], names, strict=True):
         several = names.count((name, what)) > 1
-        parts = [name.replace("_", " "), str(what or ""), f"batch {m['conditions'].get('batch')}" * several]
+        size = next((key for key in ("batch", "gallery") if key in m["conditions"]), "batch")
+        parts = [name.replace("_", " "), str(what or ""), f"{size} {m['conditions'].get(size)}" * several]
         named.setdefault(", ".join(filter(None, parts)), m)
     return named
 
@@ -222,11 +236,12 @@ def _why_no_ratio(a: Record, b: Record, x: MeasurementDoc, y: MeasurementDoc) ->
     for m in (x, y):
         if m["value"] is None:
             return str(m["conditions"]["reason"])
-    if x["unit"] not in _COUNTED:
+    known = CATALOGUE.get(x["name"])
+    if not (x["unit"] in _COUNTED if known is None else known.kind == "count"):  # not the same on every machine
         devices = [record["environment"]["device"] for record in (a, b)]
         if devices[0] != devices[1]:
             return f"made on different devices ({devices[0]}; {devices[1]}): not compared"
-        for key in (*CONDITIONS, "frames"):
+        for key in (*CONDITIONS, "frames", "gallery"):
             one, other = x["conditions"].get(key), y["conditions"].get(key)
             if one != other:
                 return f"{key} was {one} and {other}: not compared"

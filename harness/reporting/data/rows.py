@@ -6,7 +6,7 @@ Rows are ordered, plotted and tested by R@1, text to video, with exact ties brok
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -189,14 +189,14 @@ def method_rows(stored: Sequence[StoredRecord], *, apart: tuple[str, ...] = ()) 
     groups: dict[str, list[StoredRecord]] = {}
     for run in stored:
         if run.record["status"] == "completed":
-            groups.setdefault(json.dumps(_identity(run.record), sort_keys=True), []).append(run)
+            groups.setdefault(json.dumps(row_identity(run.record), sort_keys=True), []).append(run)
     runs = [tuple(sorted(group, key=lambda r: r.record["seed"])) for _, group in sorted(groups.items())]
-    identities = [_identity(group[0].record) for group in runs]
+    labels = _labels([group[0].record for group in runs], apart)
     scored = any(run.record["metrics"] for group in runs for run in group)
     reasons = set_apart([[run.record for run in group] for group in runs]) if scored else [None] * len(runs)
     rows = [
-        MethodRow(label=_label(one, identities, apart), runs=group, apart=reason)
-        for one, group, reason in zip(identities, runs, reasons, strict=True)
+        MethodRow(label=label, runs=group, apart=reason)
+        for label, group, reason in zip(labels, runs, reasons, strict=True)
     ]
     return sorted(rows, key=lambda row: (row.method, row.label))
 
@@ -275,7 +275,7 @@ def why_not_paired(a: MethodRow, b: MethodRow) -> str | None:
     return next((f"the records of {label} hold no usable ranks of single queries" for label in lacking), None)
 
 
-def _identity(record: Record) -> dict[str, Any]:
+def row_identity(record: Record) -> dict[str, Any]:
     """Return what makes two runs two rows; the value under "" goes into every label."""
     checkpoint = record.get("checkpoint")
     return {
@@ -291,10 +291,36 @@ def _identity(record: Record) -> dict[str, Any]:
     }
 
 
-def _label(identity: Mapping[str, Any], identities: Sequence[Mapping[str, Any]], apart: tuple[str, ...]) -> str:
-    others = [o for o in identities if all(o.get(key) == identity.get(key) for key in ("", *apart))]
-    differing = [key for key in identity if any(other.get(key) != identity[key] for other in others)]
-    options = ", ".join(f"{key}={_short(identity[key])}" for key in differing)
+def _labels(records: Sequence[Record], apart: tuple[str, ...]) -> list[str]:
+    """Name each row by what sets it apart from those of its method.
+
+    Options that a preset filled in are left out where all of these records tell which were given, and the names stay
+    unique without them.
+    """
+    identities = [row_identity(record) for record in records]
+    named: dict[str, list[int]] = {}
+    for i, own in enumerate(identities):
+        named.setdefault(json.dumps([own.get(key) for key in ("", *apart)]), []).append(i)
+    labels = [""] * len(records)
+    for group in named.values():
+        members = [identities[i] for i in group]
+        differing = {key for one in members for key in one if any(other.get(key) != one[key] for other in members)}
+        whole = [_label(identities[i], differing) for i in group]
+        short = [_label(identities[i], _without_presets(records[i], differing)) for i in group]
+        known = all("given" in records[i]["method"] for i in group) and len(set(short)) == len(short)
+        for i, label in zip(group, short if known else whole, strict=True):
+            labels[i] = label
+    return labels
+
+
+def _without_presets(record: Record, keys: Set[str]) -> Set[str]:
+    """Leave out the options of a method that nobody gave."""
+    method = record["method"]
+    return keys - (method["options"].keys() - {"backbone", "frames", *method.get("given", {})})
+
+
+def _label(identity: Mapping[str, Any], keys: Set[str]) -> str:
+    options = ", ".join(f"{key}={_short(value)}" for key, value in identity.items() if key in keys)
     return f"{identity['']} ({options})" if options else str(identity[""])
 
 

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvrbench.harness.reporting.analysis.reduction import Kept, ReducedRow, plain_recall, reduced_lines
+from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.agreement import agreement_figure
-from tvrbench.harness.reporting.figures.axes import Axis, Point, cost_axes, lines, points
+from tvrbench.harness.reporting.figures.axes import (
+    Axis,
+    Point,
+    best_of_each_cost,
+    cost_axes,
+    lines,
+    plotted,
+    points,
+    search_axes,
+)
 from tvrbench.harness.reporting.figures.bars_and_steps import (
     seed_spreads,
     seeds_spread,
@@ -19,6 +29,7 @@ from tvrbench.harness.reporting.figures.bars_and_steps import (
     tokens_per_layer,
 )
 from tvrbench.harness.reporting.figures.scatter import pareto
+from tvrbench.harness.reporting.figures.two_stage import depth_figure, depth_lines
 from tvrbench.harness.reporting.tables.results import chance_levels
 
 RECIPES_NOTICE = "Each method with its own paper's recipe: not a comparison."
@@ -28,7 +39,13 @@ _KEPT: tuple[tuple[Kept, str, str], ...] = (
     ("gmacs", "GMACs", "agreement-gmacs.png"),
 )
 _SPEEDS = {"throughput": "videos per second", "speedup": "speed-up"}
-_SHORT = _SPEEDS | {"gmacs_video": "compute", "params_trainable": "trainable parameters"}
+_SHORT = _SPEEDS | {
+    "gmacs_video": "compute",
+    "params_trainable": "trainable parameters",
+    "search_macs_1k": "search among 1,000 videos",
+    "search_macs_1m": "search among 1,000,000 videos",
+    "storage_video": "storage",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +128,45 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
     return drawn
 
 
+def search_pictures(rows: Sequence[MethodRow], scope: ReportContext) -> list[Picture]:
+    """Draw R@1 against the cost of a query and against what is stored of a video; none where rows do not differ.
+
+    Most methods store one vector and cost the same: of equal costs only the best point is drawn.
+    """
+    notice = scope.notice or (None if scope.compares else RECIPES_NOTICE)
+    shown = plotted(scope.comparable(rows) if scope.compares else rows)
+    texts = [1e3 * cost.value for row in shown if (cost := row.cost("gmacs_text")) is not None and cost.value]
+    beside = " to ".join(dict.fromkeys(significant(4)(end) for end in (min(texts), max(texts)))) if texts else None
+    figures = []
+    for axis in search_axes(shown):
+        best = best_of_each_cost(points(shown, axis))
+        said = "Of methods that cost the same, the best is drawn, with their number."
+        said += f" The text encoder takes {beside} M more." * (axis.metric.unit == "MMACs" and beside is not None)
+        figures.append(_pareto(best, axis, notice, rows, scope, said, kind="search"))
+    return figures
+
+
+def depth_picture(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | None:
+    """Draw R@1 over the depth of the last stage; None where no record has it at several depths."""
+    drawn = depth_lines(rows)
+    if not drawn:
+        return None
+    title = "R@1 over the depth"
+    caption = scope.caption(
+        "The last stage scores so many of the coarse stage's best videos again; methods with the same R@1 at every "
+        "depth share a line.",
+        "Dashed: the share of queries whose own video is among them, which R@1 cannot exceed; it leaves the figure at "
+        "the top.",
+    )
+    return Picture(
+        file="two-stage.png",
+        data=depth_figure(drawn, title=heading(title, scope), notice=scope.notice),
+        alternative=f"{title} of each method with two stages, {scope.protocol}",
+        caption=caption,
+        kind="two-stage",
+    )
+
+
 def heading(text: str, scope: ReportContext) -> str:
     """The heading of a figure: its subject and protocol, with the stand-in marked."""
     return f"{text}, {scope.protocol}{' (embedded stand-in)' if scope.standin else ''}"
@@ -130,7 +186,13 @@ def _cost_axes(rows: Sequence[MethodRow]) -> list[Axis]:
 
 
 def _pareto(
-    drawn: Sequence[Point], axis: Axis, notice: str | None, rows: Sequence[MethodRow], scope: ReportContext
+    drawn: Sequence[Point],
+    axis: Axis,
+    notice: str | None,
+    rows: Sequence[MethodRow],
+    scope: ReportContext,
+    of_equal_cost: str = "Points of equal cost whose bars overlap are drawn side by side.",
+    kind: str = "pareto",
 ) -> Picture:
     title = f"R@1 against {_SHORT.get(axis.metric.name, axis.label)}"
     beyond = "cheaper" if axis.better == "min" else "faster"
@@ -141,7 +203,7 @@ def _pareto(
         "Horizontal bars: quartiles of the samples, or the range of the seeds."
         if any(p.spread for p in drawn)
         else None,
-        "Points of equal cost whose bars overlap are drawn side by side.",
+        of_equal_cost,
     )
     data = pareto(
         drawn,
@@ -154,4 +216,4 @@ def _pareto(
     )
     file = "pareto.png" if axis.metric.name == "gmacs_video" else f"pareto-{axis.key.replace('_', '-')}.png"
     alternative = f"{title} of each method, {scope.protocol}"
-    return Picture(file=file, data=data, alternative=alternative, caption=caption, kind="pareto")
+    return Picture(file=file, data=data, alternative=alternative, caption=caption, kind=kind)

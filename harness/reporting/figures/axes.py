@@ -40,6 +40,7 @@ Reading = tuple[float, float | None, float | None, bool]
 _SAMPLES = 4  # fewer have no quartiles to speak of
 _MODEL = ("gmacs_video", "throughput", "speedup", "params_trainable", "output_tokens")
 _REPORTED = (*_MODEL, "step_time", "end_to_end_throughput", "energy_video")
+_SEARCH = ("search_macs_1k", "search_macs_1m", "storage_video")  # galleries as benchmarks have, and a large one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,15 @@ def cost_axes(rows: Sequence[MethodRow]) -> list[Axis]:
     """List the costs that at least one row has: well-known ones first, then each kind of memory and of latency."""
     cost = [m for row in rows for m in row.measurements]
     metrics = [*(CATALOGUE[name] for name in _REPORTED), *recorded(cost, "memory"), *recorded(cost, "latency")]
-    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in metrics]
+    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in metrics] + search_axes(rows)
     return [axis for axis in axes if any((reading := axis.read(row)) and reading[0] for row in rows)]
+
+
+def search_axes(rows: Sequence[MethodRow]) -> list[Axis]:
+    """List multiply-adds of a search in a small and in a large gallery and what is stored of a video, each where rows
+    differ in it."""
+    axes = [Axis(metric=one, read=partial(_averaged, one)) for one in map(metric, _SEARCH)]
+    return [axis for axis in axes if len({reading[0] for row in rows if (reading := axis.read(row))}) > 1]
 
 
 def accuracy_axes(rows: Sequence[MethodRow]) -> list[Axis]:
@@ -184,6 +192,15 @@ def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
     best = undominated([(sign * p.cost, p.recall) for p in points])
     kept = [p for p, wins in zip(points, best, strict=True) if wins]
     return sorted(kept, key=lambda p: (sign * p.cost, -p.recall, p.label))
+
+
+def best_of_each_cost(points: Sequence[Point]) -> list[Point]:
+    """The best point of each cost; one that stands for others says for how many."""
+    groups: dict[float, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.cost, []).append(point)
+    best = [(max(group, key=lambda p: (p.recall, p.label)), len(group)) for group in groups.values()]
+    return [replace(p, label=f"{p.label}, best of {n}" if n > 1 else p.label, line=None) for p, n in best]
 
 
 def lines(points: Sequence[Point]) -> dict[str, list[Point]]:

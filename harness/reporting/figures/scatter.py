@@ -34,6 +34,7 @@ _SIZE = (7.2, 4.9)  # inches: a page's text width
 _LOG_RATIO = 8.0  # costs further apart than this are drawn on a logarithmic axis
 _ZERO_AT = 0.35  # of the smallest positive cost: where a logarithmic axis shows 0
 _STEPS = (1.0, 2.0, 5.0)
+_WIDE = 1e5  # costs with so many digits leave room for powers of ten alone
 _MARKER = 8.5  # 1/72 inch
 
 
@@ -142,10 +143,10 @@ def _scale(axes: Axes, points: Sequence[Point]) -> list[Point]:
     axes.set_xscale("log")
     axes.set_xlabel(f"{axes.get_xlabel()}, log scale")
     powers = np.arange(np.floor(np.log10(smallest)) - 1, np.ceil(np.log10(max(costs))) + 1)
-    steps = _STEPS if np.log10(max(costs) / smallest) < 3 else _STEPS[:1]
+    steps = _STEPS if np.log10(max(costs) / smallest) < 3 and max(costs) < _WIDE else _STEPS[:1]
     ticks = [float(step * 10.0**power) for power in powers for step in steps]
     axes.xaxis.set_major_locator(FixedLocator(zeros + [tick for tick in ticks if not zeros or tick > 0.8 * smallest]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value in zeros else f"{value:,.6g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value in zeros else f"{value:,.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     return [replace(p, cost=zeros[0], spread=None) if p.cost <= 0 else p for p in points]
 

@@ -30,6 +30,7 @@ from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
 from tvrbench.harness.reporting.tables.markdown import Code, one_line, slug
 from tvrbench.harness.reporting.tables.provenance import provenance_table
 from tvrbench.harness.reporting.tables.published import claims_table
+from tvrbench.harness.reporting.tables.search import search_tables
 
 _NO_GPU = (
     "No GPU in these records.",
@@ -166,7 +167,9 @@ def _backbone(
             )
             figures.append(figure)
             compared.insert(0, figure)
+    searches = search_tables(rows, context, f"{name}, {bench.name}", cost.name.replace("cost-", "search-", 1))
     return [
         Section(title=name, level=3, blocks=[cost, *([further] if further else [])]),
         Section(title=f"{name} against fewer frames at equal measured time", level=4, blocks=compared),
+        Section(title=f"What a search costs on {name}", level=4, blocks=searches),
     ]

@@ -24,8 +24,12 @@ _TABLES = (
     "agreement",
     *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
     *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
+    *("two-stage", "storage-types", "search-*"),
 )
-_FIGURES = (*("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),)
+_FIGURES = (
+    *("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),
+    "two-stage",
+)
 _OWNED = [f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")] + [f"{stem}.png" for stem in _FIGURES]
 
 Line = tuple[Inline, ...]

@@ -18,7 +18,14 @@ from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
-from tvrbench.harness.reporting.figures.all_figures import RECIPES_NOTICE, Picture, agreement_pictures, pictures
+from tvrbench.harness.reporting.figures.all_figures import (
+    RECIPES_NOTICE,
+    Picture,
+    agreement_pictures,
+    depth_picture,
+    pictures,
+    search_pictures,
+)
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
@@ -39,7 +46,9 @@ from tvrbench.harness.reporting.tables.provenance import (
 )
 from tvrbench.harness.reporting.tables.published import apart_table, claims_table, paper_scale_table, verdict_table
 from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
+from tvrbench.harness.reporting.tables.search import search_tables
 from tvrbench.harness.reporting.tables.table import Table
+from tvrbench.harness.reporting.tables.two_stage import storage_table, two_stage_table
 from tvrbench.harness.reporting.tables.uncertainty import equal_time_table, pair_table, selection_table, spread_table
 
 PAPER_SCALE = "paper-scale"
@@ -83,9 +92,12 @@ def write_report(
     staged, _, _ = _latest(store, BENCHED, *STAGES)
     reduced = reduced_rows(rows)
     figures = agreement_pictures(reduced, context) if reduced else pictures(rows, context, method_rows(staged))
+    searches = _searches(rows, context)
+    drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
     sections = [
         Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context)),
         *_results(rows, selected, figures, context),
+        *searches,
         *_published(rows, full_size, context),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
@@ -103,7 +115,7 @@ def write_report(
             *(("Note.", text) for text in warnings(selected.completed)),
         ],
         sections=sections,
-        figures=figures,
+        figures=[*figures, *drawn],
         chart=chart_data(rows, context),
     )
     return write(report, context.folder)
@@ -202,6 +214,17 @@ def _results(
         Section(title="Accuracy at equal measured time", blocks=equal_time),
         Section(title="Significance of the differences", blocks=_present(*tests)),
         Section(title="Order in time", blocks=_present(subset_table(rows, context))),
+    ]
+
+
+def _searches(rows: Sequence[MethodRow], context: ReportContext) -> list[Section]:
+    """Return the sections of retrieval in two stages and of what a search costs, each where records hold it."""
+    depths = depth_picture(rows, context)
+    staged = [two_stage_table(rows, context), storage_table(rows, context)]
+    tables = search_tables(by_recall(rows), context)
+    return [
+        Section(title="Retrieval in two stages", blocks=[*([depths] if depths else []), *_present(*staged)]),
+        Section(title="What a search costs", blocks=[*(search_pictures(rows, context) if tables else []), *tables]),
     ]
 
 

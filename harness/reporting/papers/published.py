@@ -117,7 +117,7 @@ class PublishedNumber:
     """One number as a paper prints it.
 
     Attributes:
-        paper: name and arXiv number.
+        paper: name and arXiv or OpenReview number.
         table: its table, or ``Abstract``.
         train_split, backbone, frames: None where the table does not name them.
         backbone: named as here, e.g. ``ViT-B-32``.

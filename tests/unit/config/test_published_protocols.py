@@ -101,6 +101,8 @@ def test_a_papers_setting_runs_that_papers_method_by_its_recipe(name: str) -> No
         ("msrvtt-1ka-9k/published-float16-mv-adapter", 12, 32, "mv_adapter", 5e-6, 5, 128),
         ("msrvtt-1ka-9k/published-vop", 12, 77, "vop", None, 5, 32),
         ("msrvtt-1ka-9k/published", 12, 32, "discovla", 6e-4, 5, 128),
+        ("msrvtt-1ka-9k/published", 12, 32, "eercf", 1e-4, 5, 240),
+        ("msrvtt-1ka-9k/published-float16-eercf", 12, 32, "eercf", 1e-4, 5, 240),
         ("activitynet/published-centerclip", 60, 77, "centerclip", 1e-2, 8, 128),
     ],
 )

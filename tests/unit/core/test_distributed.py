@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 import torch
 from errors import raises
 from torch import Tensor
+from worlds import run_worlds
 
 from tvrbench.harness.core.distributed import DistInfo, dist_info, process_group
 from tvrbench.harness.models.factory import method_class
@@ -25,18 +23,15 @@ from tvrbench.harness.training.trainer import Pairs, Trainer, random_state, rest
 pytestmark = pytest.mark.unit
 Make = Callable[..., RetrievalModel]
 
-# Forks the processes of every world from one that has imported torch, because an import takes longer than the work.
 # The first process of a world writes loss, norm, gradients and parameters.
 WORLDS = """
-import os
 import sys
 import torch
-import torch._dynamo  # noqa: F401  every optimizer imports it
 from tvrbench.harness import load_model
 from tvrbench.harness.core.distributed import gather_shares, process_group
 from tvrbench.harness.training.trainer import Pairs, Trainer
+from worlds import fork_worlds
 
-torch.set_num_threads(1)
 method, weights, data, out, *worlds = sys.argv[1:]
 batch = torch.load(data, weights_only=True)
 
@@ -57,23 +52,7 @@ def work(size):
                 "after": {name: p.detach() for name, p in model.trainable().items()},
             }, f"{out}/{size}.pt")
 
-for world in worlds:
-    size, port = map(int, world.split(":"))
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            try:
-                work(size)
-                os._exit(0)
-            finally:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-        children.append(child)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        sys.exit(f"a world of {size} processes failed")
+fork_worlds(worlds, work)
 """
 
 
@@ -96,13 +75,6 @@ def _batch(pairs: int, *, frame_captions: bool = False) -> dict[str, Tensor]:
     return batch
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("method", "options", "frame_captions", "size"),
@@ -118,16 +90,7 @@ def test_the_number_of_processes_changes_nothing(
     data, sizes = tmp_path / "batch.pt", (1, size)
     batch = _batch(4, frame_captions=frame_captions)
     torch.save(batch | {"options": options | {"tuning": "full"}}, data)
-    worlds = [f"{world}:{_free_port()}" for world in sizes]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", WORLDS, method, str(tiny_weights), str(data), str(tmp_path), *worlds],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_worlds(WORLDS, sizes, method, tiny_weights, data, tmp_path)
     alone, together = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in sizes)
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
     assert together["steps"] == pytest.approx(alone["steps"], abs=1e-5)

@@ -216,7 +216,7 @@ def test_profile(tiny_weights: Path) -> None:
     found = profile(model)
     assert set(found) == {
         "method", "backbone", "frames", "text_length", "gmacs", "reduction_gmacs", "params", "tokens",
-        "output_tokens", "output_tokens_as_released", "as_released_basis", "dead", "at_most",
+        "output_tokens", "output_tokens_as_released", "as_released_basis", "dead", "at_most", "search",
     }  # fmt: skip
     assert (found["method"], found["backbone"], found["frames"]) == ("tempme", "ViT-12x64-16px64", 12)
     gmacs = {key: macs / 1e9 for key, macs in analytic_macs(model).items()}

@@ -50,13 +50,13 @@ def test_every_printed_cell_is_one_number() -> None:
     wide = sum(1 for row in rows_of(FOLDER / "centerclip.csv") for k, v in row.items() if k.startswith(measures) and v)
     assert wide > 400
     long = [path for path in FOLDER.glob("*.csv") if {"metric", "value"} <= rows_of(path)[0].keys()]
-    assert {path.stem for path in long} >= {"tempme", "vop", "dgl", "discovla", "mv_adapter", "rap"}
+    assert {path.stem for path in long} >= {"tempme", "vop", "dgl", "discovla", "mv_adapter", "rap", "eercf"}
     assert len(load_published()) == wide + sum(len(rows_of(path)) for path in long)
 
 
 def test_every_number_is_cited_and_says_how_it_was_read() -> None:
     for number in load_published():
-        assert re.fullmatch(r"\S+ \(arXiv \d{4}\.\d{5}\)", number.paper)
+        assert re.fullmatch(r"\S+ \((arXiv \d{4}\.\d{5}|OpenReview \w{10})\)", number.paper)
         assert number.table.startswith("Table ") or number.table in ("Abstract", "README", "score matrix", "a summary")
         assert number.read_from
         assert number.backbone in (None, "ViT-B-32", "ViT-B-16")
@@ -116,6 +116,15 @@ def test_the_later_figures_of_the_reference_are_all_here(shared: Path) -> None:
 )
 def test_vops_figures(config: str, metric: str, value: float) -> None:
     assert one(paper="VoP (arXiv 2211.12764)", config=config, metric=metric).value == value
+
+
+def test_eercfs_figures_are_quoted_by_later_papers() -> None:
+    found = {(n.backbone, n.config, n.metric): n.value for n in load_published() if n.method == "eercf"}
+    cited, coarse = "as cited by GARE", "released checkpoint, coarse stage alone (VEDJE's run)"
+    assert [found["ViT-B-32", cited, f"t2v_R{k}"] for k in (1, 5, 10)] == [47.8, 74.1, 84.1]
+    assert [found["ViT-B-32", cited, f"v2t_R{k}"] for k in (1, 5, 10)] == [44.7, 74.2, 83.9]
+    assert found["ViT-B-16", "as cited by VEDJE", "t2v_R1"] == 49.9
+    assert found["ViT-B-32", coarse, "t2v_R1"] == 42.8
 
 
 def test_dgls_released_ranks_are_its_printed_figures() -> None:
