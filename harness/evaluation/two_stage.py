@@ -140,7 +140,7 @@ def two_stage(
     if every:
         whole = [AtDepth(depth, *_count_all(stage, captions, lists))]
     elif depth:
-        _score_lists(stage, lists)
+        stage.fill(lists)
     curve = [*(_at_depth(lists, captions, coarse, step) for step in steps), *whole]
     return TwoStage(
         coarse=coarse,
@@ -208,19 +208,6 @@ def _factors(scorer: Scorer, text: Stored, video: Stored, device: torch.device) 
         for factor, coarse in sides
     )
     return grid_rows(text_TE, video_VE)
-
-
-def _score_lists(stage: LastStage, lists: Sequence[Pairs]) -> None:
-    """Score the pairs of the lists, each once, and each video's in one go."""
-    for numbers_B, block in stage.blocks(np.unique(np.concatenate([part.video_P for part in lists]))):
-        for i, number in enumerate(numbers_B):
-            spans = [part.of_video(int(number)) for part in lists]
-            texts_P = np.concatenate([part.text_P[span] for part, span in zip(lists, spans, strict=True)])
-            texts_R, row_P = np.unique(texts_P, return_inverse=True)
-            fine_P = stage.scores(texts_R, numbers_B[i : i + 1], block.part(slice(i, i + 1)))[0, row_P]
-            ends = np.cumsum([span.stop - span.start for span in spans])[:-1]
-            for part, span, fine in zip(lists, spans, np.split(fine_P, ends), strict=True):
-                part.fine_P[span] = fine
 
 
 def _count_all(stage: LastStage, captions: Captions, lists: Sequence[Pairs]) -> tuple[RankCounts, RankCounts]:

@@ -182,6 +182,7 @@ def test_order_and_block_sizes_change_no_rank(case: Case, depth: int | None, v2t
     with pytest.MonkeyPatch.context() as patch:
         for module in (metrics, last_stage, two_stage):
             patch.setattr(module, "BLOCK_BYTES", int(generator.integers(1, 2000)))
+        patch.setattr(last_stage, "READ_BYTES", int(generator.integers(1, 2000)))
         other = shuffled.ranks(depth, v2t)
     assert [pairs(result.t2v)[t] for t in texts] == pairs(other.t2v)
     captioned = sorted(set(case.owner.tolist()), key=lambda video: int(np.argsort(videos)[video]))
