@@ -20,6 +20,7 @@ from tvrbench.harness.models.scorer import COARSE, Scorer, Side, TextFeatures, V
 from tvrbench.harness.models.spec import MethodCard
 
 WORD, FRAME = "word", "frame"
+INIT_STD = 0.02  # of the MLPs
 _RELEASED = {"text_weight_fc.": "scorer.of_words.", "video_weight_fc.": "scorer.of_frames."}
 _NO_BIAS = ("scorer.of_words.2.bias", "scorer.of_frames.2.bias")
 
@@ -36,9 +37,13 @@ class DRLOptions(ScorerOptions):
 
 
 def _weigher(width: int) -> nn.Sequential:
-    """The logit of every token's weight, [..., E] -> [..., 1]."""
+    """The logit of every token's weight, [..., E] -> [..., 1]; starts as the released one does."""
     # A bias of the last layer, which the released code has, would add the same to all logits of a softmax.
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1, bias=False))
+    hidden, out = nn.Linear(width, width), nn.Linear(width, 1, bias=False)
+    nn.init.normal_(hidden.weight, std=INIT_STD)
+    nn.init.zeros_(hidden.bias)
+    nn.init.normal_(out.weight, std=INIT_STD)
+    return nn.Sequential(hidden, nn.ReLU(), out)
 
 
 class TokenInteraction(Scorer):

@@ -213,12 +213,13 @@ def share_won(scores_RN: Exact, own_R: Rows, rivals_RN: npt.NDArray[np.bool_]) -
         own_R: the right column.
         rivals_RN: the columns it is compared with; the right one does not count.
     """
-    rows, rivals_RN = np.arange(len(own_R)), rivals_RN.copy()
+    rows = np.arange(len(own_R))
+    rivals_RN = rivals_RN.copy()
     rivals_RN[rows, own_R] = False
     own_R1 = scores_RN[rows, own_R][:, None]
     won_R = ((own_R1 > scores_RN) & rivals_RN).sum(axis=1) + 0.5 * ((own_R1 == scores_RN) & rivals_RN).sum(axis=1)
-    paired_R = rivals_RN.any(axis=1)
-    shares: Exact = won_R[paired_R] / rivals_RN.sum(axis=1)[paired_R]
+    paired = rivals_RN.any(axis=1)
+    shares: Exact = won_R[paired] / rivals_RN.sum(axis=1)[paired]
     return shares
 
 

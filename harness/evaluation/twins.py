@@ -1,4 +1,4 @@
-"""Pair accuracy of a scorer: which of the videos of one scene its last stage puts first."""
+"""Pair accuracy of a scorer: which of two videos that differ in order alone its last stage puts first."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def last_stage_pair_accuracy(
 ) -> float | None:
     """Percent of comparisons with a scene twin that the right video wins by the score of the last stage, ties half.
 
-    Both are scored in the last stage, whether the coarse stage lists them or not: like ``metrics.pair_accuracy`` of
-    cosines it asks what a method tells apart, and does not depend on the rest of the gallery.
+    Both are scored in the last stage, whether the coarse stage lists them or not: like the ``pair_accuracy`` of
+    cosines it does not depend on the rest of the gallery.
 
     Args:
-        scorer: of the sides; at depth 0 its coarse score is the last.
+        scorer: of the sides.
         text, video: all of them.
         captions: the video of each text.
         scenes: scene number of each video, [Nv].
@@ -48,7 +48,7 @@ def last_stage_pair_accuracy(
         texts_R = np.flatnonzero(np.isin(captions.video_T, videos_S))
         if len(videos_S) > 1 and len(texts_R):
             blocks = stage.blocks(videos_S, len(texts_R))
-            scores_SR = np.concatenate([stage.scores(texts_R, numbers, block, level) for numbers, block in blocks])
+            scores_SR = np.concatenate([stage.scores(texts_R, some, sides, level) for some, sides in blocks])
             own_RS = captions.video_T[texts_R][:, None] == videos_S
             shares.append(share_won(scores_SR.T, own_RS.argmax(axis=1), ~own_RS))
     return 100.0 * float(np.mean(np.concatenate(shares))) if shares else None
