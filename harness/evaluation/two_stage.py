@@ -121,9 +121,9 @@ def two_stage(
     ``two_stage_ranks``, beside the device that scores.
     """
     if v2t not in ("own", "transposed"):
-        raise UsageError(f"v2t={v2t!r} is not known: give own or transposed", code="two_stage.v2t", v2t=v2t)
+        raise UsageError(f"v2t={v2t!r} is not known: known are own and transposed", code="two-stage.v2t", v2t=v2t)
     if depth is not None and depth < 0:
-        raise UsageError(f"depth={depth}: give 0 or more, or None for all pairs", code="two_stage.depth", depth=depth)
+        raise UsageError(f"depth={depth}: give 0 or more, or None for all pairs", code="two-stage.depth", depth=depth)
     scorer, device = exact_scorer(scorer, device), torch.device(device)
     depth = (len(video) if depth is None else min(depth, len(video))) if scorer.video_names else 0
     every = depth == len(video)  # the texts' lists would hold all pairs

@@ -287,7 +287,7 @@ def test_no_rank_comes_of_a_nan_or_inf(part: str, value: float, depth: int | Non
         case.ranks(depth, v2t)
 
 
-@pytest.mark.parametrize(("depth", "v2t", "code"), [(-1, "own", "two_stage.depth"), (1, "other", "two_stage.v2t")])
+@pytest.mark.parametrize(("depth", "v2t", "code"), [(-1, "own", "two-stage.depth"), (1, "other", "two-stage.v2t")])
 def test_wrong_options_are_refused(depth: int, v2t: V2T, code: str) -> None:
     with pytest.raises(UsageError) as error:
         made(1, 6, 4).ranks(depth, v2t)
