@@ -241,11 +241,16 @@ def _gallery(options: Visualize, context: RunContext, scope: ReportContext) -> t
 def _searched(shown: DisplayModel, context: RunContext) -> Searched:
     """Scores and ranks of every caption of the test split, with the ranks compared with the record's."""
     from tvrbench.harness.core.progress import Bar
-    from tvrbench.harness.evaluation.encode import encode_texts, encode_videos
+    from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, needs_store
     from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
     from tvrbench.harness.reporting.figures.gallery import Searched
 
-    test, origin = context.test, shown.origin
+    test, origin, scorer = context.test, shown.origin, shown.model.scorer
+    if needs_store(scorer) or not scorer.cosine:
+        message = (
+            f"{shown.label} ranks by more than the cosine of one vector each, which this gallery shows: leave it out"
+        )
+        raise UsageError(message, code="visualize.scorer", label=shown.label)
     text_TE = encode_texts(shown.model, test.captions, context.tokenizer, context.protocol.words)
     with Bar(len(test.video_ids)) as bar:
         bar.begin(f"{shown.label}: encoding videos")

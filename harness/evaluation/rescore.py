@@ -12,6 +12,7 @@ from typing import Any
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.memory import is_out_of_memory
 from tvrbench.harness.evaluation.embeddings import SavedEmbeddings
+from tvrbench.harness.evaluation.encode import needs_store
 from tvrbench.harness.evaluation.evaluate import Evaluation, Sides, score, score_sides
 from tvrbench.harness.evaluation.side_store import SideStore, Storage, scratch_folder, store_sides
 from tvrbench.harness.models.scorer import Side
@@ -50,7 +51,11 @@ def _check_stage(saved: SavedEmbeddings, path: Path, changed: Mapping[str, Any])
     """UsageError where a second stage is asked for, or belongs to the run, and the file lacks it."""
     method = saved.run["method"]
     name, options = method["name"], method.get("options") or {}
-    if saved.scorer is None and options.keys() >= _SECOND_STAGE and options["depth"] != 0:
+    if saved.scorer is None:
+        lacking = options.keys() >= _SECOND_STAGE and options["depth"] != 0
+    else:
+        lacking = needs_store(saved.scorer) and not saved.sides.video.stored
+    if lacking:
         message = (
             f"{path} holds one vector of each text and video, and {name} ranks by more: save its embeddings again "
             "with tvrbench run --save-embeddings"

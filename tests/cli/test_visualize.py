@@ -120,3 +120,8 @@ def test_ranks_are_compared_with_the_record(tmp_path: Path) -> None:
     assert compare_with_record(ranks[:3], files) is None
     store.save(record, None)
     assert compare_with_record(ranks, files) is None
+
+
+def test_a_method_that_ranks_by_more_is_in_no_gallery(capsys: pytest.CaptureFixture[str]) -> None:
+    assert visualize("gallery", PROTOCOL, "ts2net", "zero_shot") == 2
+    assert "[visualize.scorer]" in capsys.readouterr().err

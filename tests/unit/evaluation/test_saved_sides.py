@@ -205,6 +205,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other scale": (lambda path: rewrite(path, {"video.fine.frames.scale": torch.ones(20, 3)}), "embeddings.damaged"),
     "half mask": (lambda path: rewrite(path, {"video.fine.weight": torch.ones(20, 12).half()}), "embeddings.damaged"),
     "no words": (lambda path: rewrite(path, {"text.fine.word_mask": None}), "embeddings.scorer"),
+    "no second stage": (lambda path: rewrite(path, dict.fromkeys(FINE)), "embeddings.coarse-only"),
     "no parameter": (lambda path: rewrite(path, {"scorer.mix": None}), "embeddings.scorer"),
     "more": (lambda path: rewrite(path, {"scorer.more": torch.ones(2)}), "embeddings.scorer"),
     "shape": (lambda path: rewrite(path, {"scorer.mix": torch.ones(2, 2)}), "embeddings.scorer"),
@@ -232,6 +233,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "subset": (lambda path: rewrite(path, {"subset.x": torch.tensor([99])}), "embeddings.unrankable"),
 }
+FINE = (
+    "text.fine.word_mask",
+    "text.fine.words",
+    "text.fine.words.scale",
+    "video.fine.frames",
+    "video.fine.frames.scale",
+    "video.fine.weight",
+)
 SHAPES = ("image_size", "patch_size", "vision_width", "vision_layers", "text_width", "text_layers", "context_length")
 
 
