@@ -83,6 +83,21 @@ def test_all_pairs_are_ranked_as_the_whole_matrix_is(tiny_weights: Path, name: s
     assert found.metrics.keys() >= {"subsets", "pair_accuracy", "intervals", "ties_shared"}
 
 
+@pytest.mark.parametrize("depth", [None, 2, 0])
+def test_pair_accuracy_is_that_of_the_last_stage_whatever_is_listed(tiny_weights: Path, depth: int | None) -> None:
+    model, split = model_of(tiny_weights, toy_scorer.NAME, depth=depth), split_of()
+    found = evaluated(model).metrics["pair_accuracy"]
+    scores_TV = model.double().score(
+        *(side.to(torch.float64) for side in sides(model_of(tiny_weights, toy_scorer.NAME))),
+        "coarse" if depth == 0 else None,
+    )
+    shares = []
+    for row, own in zip(scores_TV.tolist(), split.caption_video, strict=True):
+        twins = [v for v in range(VIDEOS) if v // 3 == own // 3 and v != own]
+        shares.append(np.mean([row[own] > row[twin] for twin in twins]))
+    assert found == pytest.approx(100 * np.mean(shares))
+
+
 @pytest.mark.parametrize("options", [{"depth": 3}, {"depth": 3, "v2t": "transposed"}, {"storage": "float16"}])
 def test_batches_change_no_rank(tiny_weights: Path, options: dict[str, Any]) -> None:
     model = model_of(tiny_weights, toy_scorer.NAME, **options)
