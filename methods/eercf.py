@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.heads import Head, MeanPooling, SequenceTransformer
-from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
+from tvrbench.harness.models.scored import Depth, ScoredMethod, ScorerOptions
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures
 from tvrbench.harness.models.spec import MethodCard, option_error, require_range
 
@@ -55,7 +55,7 @@ class EERCFOptions(ScorerOptions):
         cdcl_loss_weight: of the three.
     """
 
-    depth: int | None = 50
+    depth: Depth = 50
     head: Literal["seqTransf", "meanP"] = "seqTransf"
     gate_mask: Literal["exact", "released"] = "exact"
     video_weight: float = 0.5

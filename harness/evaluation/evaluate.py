@@ -30,6 +30,7 @@ from tvrbench.harness.evaluation.metrics import (
 )
 from tvrbench.harness.evaluation.side_store import SideStore, scratch_folder
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
+from tvrbench.harness.evaluation.twins import last_stage_pair_accuracy
 from tvrbench.harness.evaluation.two_stage import AtDepth, two_stage
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.decisions import KeptPatches, Margins, watched
@@ -162,10 +163,10 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
 
     def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         captions = Captions.of(relevance.caption_video, len(text), len(video))
-        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device, relevance.scenes)
+        found = two_stage(scorer, text, video, captions, scorer.depth, scorer.v2t, device)
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
-            metrics["pair_accuracy"] = found.pair_accuracy
+            metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
         if needs_store(scorer):
             ranks |= {"coarse_t2v": found.coarse.t2v.ranks(), "coarse_v2t": found.coarse.v2t.ranks()}
             metrics["two_stage"] = {

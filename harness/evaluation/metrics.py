@@ -199,15 +199,28 @@ def pair_accuracy(
         raise ValueError(f"scenes must have one number for each of the {len(video_VE)} videos")
     shares = []
     for rows in _slices(text_TE, video_VE, block):
-        scores, own = text_TE[rows] @ video_VE.T, video_T[rows]
-        own_score = scores[np.arange(len(own)), own][:, None]
-        twins = scene_V[own][:, None] == scene_V
-        twins[np.arange(len(own)), own] = False
-        won = ((own_score > scores) & twins).sum(axis=1) + 0.5 * ((own_score == scores) & twins).sum(axis=1)
-        paired = twins.any(axis=1)
-        shares.append(won[paired] / twins.sum(axis=1)[paired])
+        own = video_T[rows]
+        shares.append(share_won(text_TE[rows] @ video_VE.T, own, scene_V[own][:, None] == scene_V))
     shares_T = np.concatenate(shares)
     return 100.0 * float(np.mean(shares_T)) if shares_T.size else None
+
+
+def share_won(scores_RN: Exact, own_R: Rows, rivals_RN: npt.NDArray[np.bool_]) -> Exact:
+    """Share of its rivals that each row's own column beats, ties half, for the rows that have one.
+
+    Args:
+        scores_RN: higher is closer.
+        own_R: the right column.
+        rivals_RN: the columns it is compared with; the right one does not count.
+    """
+    rows = np.arange(len(own_R))
+    rivals_RN = rivals_RN.copy()
+    rivals_RN[rows, own_R] = False
+    own_R1 = scores_RN[rows, own_R][:, None]
+    won_R = ((own_R1 > scores_RN) & rivals_RN).sum(axis=1) + 0.5 * ((own_R1 == scores_RN) & rivals_RN).sum(axis=1)
+    paired = rivals_RN.any(axis=1)
+    shares: Exact = won_R[paired] / rivals_RN.sum(axis=1)[paired]
+    return shares
 
 
 def direction_metrics(ranks: npt.ArrayLike) -> DirectionMetrics:

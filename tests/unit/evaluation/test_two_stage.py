@@ -148,6 +148,16 @@ def test_counts_are_the_definition(case: Case, depth: int | None, v2t: V2T) -> N
     assert (pairs(result.t2v), pairs(result.v2t)) == by_hand(case, depth, v2t)
 
 
+@pytest.mark.parametrize("v2t", ["own", "transposed"])
+@pytest.mark.parametrize("depth", [1, 3, 8])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_counts_are_the_definition_for_lists_that_leave_most_out(cosine: bool, depth: int, v2t: V2T) -> None:
+    for seed in range(4):
+        case = made(seed, texts=40, videos=25, cosine=cosine)
+        result = case.ranks(depth, v2t)
+        assert (pairs(result.t2v), pairs(result.v2t)) == by_hand(case, depth, v2t)
+
+
 @few
 @given(cases(), st.one_of(st.none(), st.integers(0, 9)), st.sampled_from(["own", "transposed"]))
 def test_curve_and_coarse_stage_equal_runs_of_their_depth(case: Case, depth: int | None, v2t: V2T) -> None:
