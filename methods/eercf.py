@@ -268,7 +268,8 @@ def _split(side: Side, most: int) -> Iterator[Side]:
 def _strong(gate_VNT: Tensor, values_VNE: Tensor, text_TE: Tensor) -> Tensor:
     """The cosine [V, T] of texts with the values that they weigh."""
     gated_VTE = gate_VNT.transpose(1, 2) @ values_VNE
-    return (gated_VTE * text_TE).sum(dim=-1) / gated_VTE.norm(dim=-1).clamp(min=EPS)
+    length_VT: Tensor = gated_VTE.norm(dim=-1).clamp(min=EPS)
+    return (gated_VTE * text_TE).sum(dim=-1) / length_VT
 
 
 def _gated_by_own(own_bE: Tensor, video: Side, level: str) -> Tensor:
