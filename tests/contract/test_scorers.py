@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from every_kind import share_of
-from plugin import registered
+from plugin import DOCUMENT, registered
 from torch import Tensor
 
 from tvrbench.harness import load_model
@@ -41,7 +42,8 @@ class Kind(ScoredMethod):
         return EveryKind(self.arch.embed_dim)
 """
 SCORERS = [n for n in registry.names("methods", "baselines") if method_class(n).build_scorer is not Method.build_scorer]
-NAMES = [*SCORERS, PLUGIN]
+DOCUMENTED = "best_frames"  # of docs/adding-a-method.md
+NAMES = [*SCORERS, PLUGIN, DOCUMENTED]
 REDUCERS = [n for n in registry.names("methods", "baselines") if n not in SCORERS]
 Make = Callable[..., RetrievalModel]
 GRID = 2**25  # scores are compared as ranks compare them
@@ -49,11 +51,13 @@ GRID = 2**25  # scores are compared as ranks compare them
 
 @pytest.fixture(autouse=True)
 def _plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if PLUGIN not in request.node.name:
-        yield
-        return
-    with registered(tmp_path_factory.mktemp("plugin"), PLUGIN, CODE, "Kind"):
-        yield
+    documented = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
+    for name, code, kind in ((PLUGIN, CODE, "Kind"), (DOCUMENTED, documented, "BestFramesMethod")):
+        if name in request.node.name:
+            with registered(tmp_path_factory.mktemp("plugin"), name, code, kind):
+                yield
+            return
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +295,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dgl", {"mask": "released"}),
     ("dgl", {"feature": "average_frame_cls_token"}),
 ]
-EVERY = [(name, reducer, {}) for name in NAMES for reducer in REDUCERS] + [(PLUGIN, *variant) for variant in VARIANTS]
+EVERY = [(name, reducer, {}) for name in (*SCORERS, PLUGIN) for reducer in REDUCERS] + [
+    (PLUGIN, *variant) for variant in VARIANTS
+]
 
 
 @pytest.mark.parametrize(("name", "reducer", "options"), EVERY)
