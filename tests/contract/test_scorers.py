@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import COARSE, Side, VideoFeatures
 from tvrbench.harness.models.tuning import TUNINGS
+from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.contract
@@ -254,6 +256,21 @@ def test_checkpoints_hold_the_scorer(name: str, tiny_model: Make, batch: dict[st
     with torch.no_grad():
         sides = _sides(model, batch)
         assert torch.equal(again.score(*sides), model.score(*sides))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_encoding_sides_is_one_graph(name: str, batch: dict[str, Tensor], tmp_path: Path) -> None:
+    with same_randomness():
+        save_tiny_weights(tmp_path / "weights.safetensors", replace(TINY, vision_layers=2, text_layers=1))
+    model = load_model(name, weights=tmp_path / "weights.safetensors")
+    inputs = {model.video_tensors: ("video", "video_mask"), model.text_tensors: ("ids", "text_mask")}
+    for encode, names in inputs.items():
+        torch.compiler.reset()
+        compiled, given = torch.compile(encode, backend="eager", fullgraph=True), [batch[key] for key in names]
+        with torch.no_grad():
+            for one, other in zip(compiled(*given), encode(*given), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
