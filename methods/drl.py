@@ -20,6 +20,7 @@ from tvrbench.harness.models.scorer import COARSE, Scorer, Side, TextFeatures, V
 from tvrbench.harness.models.spec import MethodCard
 
 WORD, FRAME = "word", "frame"
+INIT_STD = 0.02  # of the MLPs
 _RELEASED = {"text_weight_fc.": "scorer.of_words.", "video_weight_fc.": "scorer.of_frames."}
 _NO_BIAS = ("scorer.of_words.2.bias", "scorer.of_frames.2.bias")
 
@@ -36,9 +37,13 @@ class DRLOptions(ScorerOptions):
 
 
 def _weigher(width: int) -> nn.Sequential:
-    """The logit of every token's weight, [..., E] -> [..., 1]."""
+    """The logit of every token's weight, [..., E] -> [..., 1]; starts as the released one does."""
     # A bias of the last layer, which the released code has, would add the same to all logits of a softmax.
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1, bias=False))
+    hidden, out = nn.Linear(width, width), nn.Linear(width, 1, bias=False)
+    nn.init.normal_(hidden.weight, std=INIT_STD)
+    nn.init.zeros_(hidden.bias)
+    nn.init.normal_(out.weight, std=INIT_STD)
+    return nn.Sequential(hidden, nn.ReLU(), out)
 
 
 class TokenInteraction(Scorer):
@@ -137,8 +142,8 @@ class DRL(ScoredMethod[DRLOptions]):
 
     @classmethod
     def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The head."""
-        return {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP"}
+        """The head; all of CLIP was trained."""
+        return {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP", "tuning": "full"}
 
     def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors without the bias of each MLP's last layer, which changes no weight."""

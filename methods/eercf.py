@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.heads import Head, MeanPooling, SequenceTransformer
-from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
+from tvrbench.harness.models.scored import Depth, ScoredMethod, ScorerOptions
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures
 from tvrbench.harness.models.spec import MethodCard, option_error, require_range
 
@@ -55,7 +55,7 @@ class EERCFOptions(ScorerOptions):
         cdcl_loss_weight: of the three.
     """
 
-    depth: int | None = 50
+    depth: Depth = 50
     head: Literal["seqTransf", "meanP"] = "seqTransf"
     gate_mask: Literal["exact", "released"] = "exact"
     video_weight: float = 0.5
@@ -161,6 +161,12 @@ class CoarseToFine(Scorer):
         """u(t) M."""
         return F.normalize(coarse_TE, dim=-1) @ self.text_matrix
 
+    def coarse(self, text_TE: Tensor, video_VE: Tensor) -> Tensor:
+        """u(t) M v; M meets the smaller side, because one video meets many texts where the last stage ranks."""
+        if len(video_VE) >= len(text_TE):
+            return super().coarse(text_TE, video_VE)
+        return F.normalize(text_TE, dim=-1) @ (self.text_matrix @ self.coarse_video(video_VE).T)
+
     def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
         """Scores [T, V] of a level, or the mix that ranks in the last stage."""
         weights = RANKING if level is None else {level: 1.0}
@@ -168,9 +174,8 @@ class CoarseToFine(Scorer):
 
     def _mixed(self, text: Side, video: Side, weights: Mapping[str, float]) -> Tensor:
         """The sum [V, T] of scores in their test form, by their weights, in blocks that bound the memory."""
-        most = max(
-            1, BLOCK // (sum(video.fine[name].shape[1] for name in ("patches", "frames")) + text.coarse.shape[1])
-        )
+        of_a_pair = text.coarse.shape[1] + video.fine["frames"].shape[1] + video.fine["patches"].shape[1]
+        most = max(1, BLOCK // of_a_pair)
         rows = []
         for videos in _split(video, max(1, most // max(1, len(text)))):
             blocks = [self._block(texts, videos, weights) for texts in _split(text, most)]
@@ -248,8 +253,10 @@ class CoarseToFine(Scorer):
 
     def fine_macs(self, text: Side, video: Side) -> int:
         """Both frame scores and the weak patch score; the coarse score is known by then."""
-        (F_, E), P = video.fine["frames"].shape[1:], video.fine["patches"].shape[1]
-        return (F_ * E + F_**2 + F_) + (F_ * E + 2 * E) + P * (E + 1)
+        (frames, width), patches = video.fine["frames"].shape[1:], video.fine["patches"].shape[1]
+        weak_frame = frames * width + frames**2 + frames
+        strong_frame = frames * width + 2 * width
+        return weak_frame + strong_frame + patches * (width + 1)
 
 
 def _split(side: Side, most: int) -> Iterator[Side]:
@@ -287,8 +294,9 @@ def pearson(text_BE: Tensor, vector_BE: Tensor) -> Tensor:
     if len(text_BE) < 2:
         problem = "the Pearson constraints need two pairs in a batch: give a larger one, or cdcl_loss_weight=0"
         raise UsageError(f"eercf: {problem}", code="scorer.batch", pairs=len(text_BE))
-    standard = [(x - x.mean(dim=0)) / x.std(dim=0) for x in (text_BE, vector_BE)]
-    return CORRELATION * ((standard[0] * standard[1]).mean(dim=0) - 1).square().sum()
+    text_BE, vector_BE = ((x - x.mean(dim=0)) / x.std(dim=0) for x in (text_BE, vector_BE))
+    total: Tensor = CORRELATION * ((text_BE * vector_BE).mean(dim=0) - 1).square().sum()
+    return total
 
 
 class EERCF(ScoredMethod[EERCFOptions]):
@@ -308,7 +316,7 @@ class EERCF(ScoredMethod[EERCFOptions]):
 
     def build_head(self) -> Head:
         """The head that was asked for."""
-        return SequenceTransformer(self.arch, self.frames) if self.options.head == "seqTransf" else MeanPooling()
+        return SequenceTransformer(self.arch, self.class_tokens) if self.options.head == "seqTransf" else MeanPooling()
 
     def new_scorer(self) -> Scorer:
         """The scorer for as many frames as class tokens leave the tower."""

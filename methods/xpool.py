@@ -16,10 +16,10 @@ from tvrbench.harness.models.work import NORM_MACS
 
 
 class TextGuidedPooling(Scorer):
-    """The cosine of the text t with o = LN3(y + W y), y = LN2(W_o sum_f w_f v_f), w = softmax_f(q k_f / sqrt E).
+    """The cosine of text t with o = LN3(y + W y), where y = LN2(W_o sum_f w_f v_f), w = softmax_f(q k_f / sqrt E).
 
-    One head, as wide as the features. Query q, keys k_f and values v_f are linear in LN1 of text and frames. Weights sum
-    to one, so that W_o goes into the values of a video, which have not seen the text.
+    One head, as wide as the features. Query q, keys k_f and values v_f are linear in LN1 of text and frames. The
+    weights w sum to one, so that W_o goes into the values of a video, which have not seen the text.
 
     Args:
         width: E.

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # these import torch, for which --help must not wait
 class Search:
     """Find the videos of a folder that are closest to words, a picture or a video. Run tvrbench embed on it first.
 
-    Scores are cosines: they rank the videos of one index, and mean nothing across models.
+    Scores are cosines, or a method's own coarse scores: they rank the videos of one index, and mean nothing across
+    models. Of a method that scores the best videos again, the coarse stage alone ranks.
 
     Attributes:
         folder: Folder that tvrbench embed was run on.
@@ -61,7 +62,7 @@ class Search:
         """Print the closest videos."""
         self._check()
         from tvrbench.harness.core.numerics import set_numerics
-        from tvrbench.harness.search.encoder import ModelSource
+        from tvrbench.harness.search.encoder import COARSE_ONLY, ModelSource
         from tvrbench.harness.search.files import find_changes, open_folder
         from tvrbench.harness.search.index import check_root, find_index, open_index
         from tvrbench.harness.search.query import hit_json, load_index_encoder, search, shown_frames
@@ -74,8 +75,9 @@ class Search:
         moved = ModelSource(weights=self.weights, checkpoint=checkpoint)
         encoder = load_index_encoder(index, pick_device(self.device), moved)
         query = self._encode(encoder, dataset)
-        hits, changes = search(index, query.feature, self.top), find_changes(dataset, index)
-        notes = []
+        scorer = encoder.model.scorer if query.kind == "text" else None
+        hits, changes = search(index, query.feature, self.top, scorer), find_changes(dataset, index)
+        notes = [COARSE_ONLY.format(encoder.identity.method) + "."] if encoder.coarse_only else []
         if query.cut:
             notes.append("The query is longer than the model reads: words at its end were left out.")
         if changes:
@@ -110,7 +112,7 @@ class Search:
             )
             return
         say(about)
-        print("rank  cosine    length  file")
+        print(f"rank  {'cosine' if all(hit.cosine for hit in hits) else ' score'}    length  file")
         for hit in hits:
             print(f"{hit.rank:>4}  {hit.score:6.3f}  {clock(hit.entry.seconds):>8}  {printable(hit.entry.file)}")
         if self.html is not None:

@@ -240,17 +240,17 @@ def from_first(make: Callable[[], T]) -> T:
     """What the first process makes, in every process; what it raises there, every process raises."""
     if dist_info().size == 1:
         return make()
-    made: tuple[Any, Exception | None] = None, None
+    made: Any = None
+    fault: Exception | None = None
     if dist_info().first:
         try:
-            made = make(), None
+            made = make()
         except Exception as error:  # noqa: BLE001 - the others wait for this process, whatever happened to it
-            made = None, error
-    value, error = all_gather_object(made)[0]
-    if error is not None:
-        raise error
-    out: T = value
-    return out
+            fault = error
+    out: tuple[T, Exception | None] = all_gather_object((made, fault))[0]
+    if out[1] is not None:
+        raise out[1]
+    return out[0]
 
 
 def all_gather_object(value: Any) -> list[Any]:

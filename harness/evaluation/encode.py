@@ -112,9 +112,9 @@ def store_videos(
 
 
 def encoded_bytes(model: RetrievalModel, captions: int, videos: int, words: int) -> int | None:
-    """Bytes of the files of ``store_texts`` and ``store_videos``, from a model without values; 0 where nothing is stored.
+    """Bytes of the files of ``store_texts`` and ``store_videos``, from a model without values.
 
-    None where the shapes depend on values.
+    0 where nothing is stored; None where the shapes depend on values.
     """
     if not needs_store(model.scorer):
         return 0
@@ -138,7 +138,8 @@ def needs_store(scorer: Scorer) -> bool:
 
 def _first_item(count: int, size: int) -> int:
     """Number of the first item of this process's batches."""
-    return dist_info().share(-(-count // size)).start * size
+    first: int = dist_info().share(-(-count // size)).start
+    return first * size
 
 
 def _padded(rows_BL: Tensor, length: int) -> Tensor:

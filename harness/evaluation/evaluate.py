@@ -59,7 +59,8 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics for a record, the ranks of every query in both directions, and the features behind them.
+    """Metrics for a record, the ranks of every query in both directions (also those of a coarse stage, where there is
+    one: ``coarse_t2v`` and ``coarse_v2t``), and the features behind them.
 
     Attributes:
         text, video: [Nt, E] and [Nv, E] float32, not normalized.
@@ -151,8 +152,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
     """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
     depths.
 
-    Of several processes the first ranks, and all return what it found. Pairs that differ in order alone are compared by
-    the score of the last stage, whether the coarse stage lists them or not.
+    Of several processes the first ranks, and all return what it found.
 
     Raises:
         ValueError: scores that cannot be ranked, or a caption of no video.
@@ -168,6 +168,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
         if relevance.scenes is not None:
             metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
         if needs_store(scorer):
+            ranks |= {"coarse_t2v": found.coarse.t2v.ranks(), "coarse_v2t": found.coarse.v2t.ranks()}
             metrics["two_stage"] = {
                 "depth": scorer.depth,
                 "v2t": scorer.v2t,

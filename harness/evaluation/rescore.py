@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.memory import is_out_of_memory
 from tvrbench.harness.evaluation.embeddings import SavedEmbeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation, Sides, score, score_sides
 from tvrbench.harness.evaluation.side_store import SideStore, Storage, scratch_folder, store_sides
@@ -36,8 +37,8 @@ def rescore(saved: SavedEmbeddings, path: Path, changed: Mapping[str, Any] | Non
         if any(not 0 <= row < len(saved.text) for rows in saved.subsets.values() for row in rows):
             raise ValueError("a subset names a caption that is not in the file")
         result = score(saved.text, saved.video, saved) if saved.scorer is None else _ranked(saved, path, changed)
-    except ValueError as error:
-        if isinstance(error, UsageError):
+    except (ValueError, RuntimeError) as error:  # torch's, of widths that do not fit
+        if isinstance(error, UsageError) or is_out_of_memory(error):
             raise
         message = f"{path}: these embeddings cannot be ranked: {error}"
         raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None

@@ -51,15 +51,14 @@ class Pairs:
             fine_P=np.full(len(order_P), np.nan),
         )
 
-    @property
-    def keys(self) -> Rows:
-        """One number for each pair."""
-        return self.text_P.astype(np.int64) << 32 | self.video_P
-
     def of_video(self, video: int) -> slice:
         """The pairs of a video, or none."""
         first, end = np.searchsorted(self.video_P, np.array([video, video + 1], dtype=np.int32))
         return slice(int(first), int(end))
+
+
+class TooManyTies(ValueError):
+    """The coarse stage tells so few candidates apart that lists would be too long."""
 
 
 class Shortlists:
@@ -77,15 +76,15 @@ class Shortlists:
         """Row, column and place of every listed pair of a block.
 
         Raises:
-            ValueError: ties make the lists too long.
+            TooManyTies: and the lists are too long.
         """
         edge = scores_QN.shape[1] - self.depth
         listed_QN = scores_QN >= np.partition(scores_QN, edge, axis=1)[:, edge : edge + 1]
         self.found += int(np.count_nonzero(listed_QN))
         if self.found > self.allowed:
-            raise ValueError(
-                f"the coarse scores tie so often that lists of {self.depth} would hold over {self.allowed} pairs: give "
-                "depth 0, or train the model, which tells hardly anything apart"
+            raise TooManyTies(
+                f"the coarse scores tie so often that lists of {self.depth} would hold more than {self.allowed} pairs: "
+                "score all pairs (depth None), or none (depth 0)"
             )
         row_P, column_P = np.nonzero(listed_QN)
         score_P = scores_QN[row_P, column_P]

@@ -130,21 +130,18 @@ def store_sides(path: Path, count: int, batches: Iterable[tuple[int, Side]], sto
         ValueError: a fine tensor holds what cannot be stored.
     """
     parts = ((start, {COARSE: _floats(side)} | packed(side.fine, storage)) for start, side in batches)
-    first = next(parts, None)
+    with _together():
+        first = next(parts, None)
     shapes = None if first is None else {name: Kind.of(array, count) for name, array in first[1].items()}
     layout = Layout(next(kinds for kinds in all_gather_object(shapes) if kinds is not None), {})
     from_first(lambda: _create(layout, path))
     _require_shared(path)
-    try:
-        with TensorWriter(layout, path) as writer:
-            while first is not None:
-                start, arrays = first
-                for name, array in arrays.items():
-                    writer.write(name, array, start)
-                first = next(parts, None)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    all_gather_object(None)  # every process has written its rows
+    with _together(), _writing(path), TensorWriter(layout, path) as writer:
+        while first is not None:
+            start, arrays = first
+            for name, array in arrays.items():
+                writer.write(name, array, start)
+            first = next(parts, None)
     return open_sides(TensorFile.read(path).tensors)
 
 
@@ -174,19 +171,34 @@ def _floats(side: Side) -> Array:
     return side.coarse.detach().float().cpu().numpy()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Wait at the end for all processes; a fault of one is raised in all, which would else wait for it."""
+    fault: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        fault = error
+    for each in all_gather_object(fault):
+        if each is not None:
+            raise each
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror or error}): {ROOM}"
+        raise UsageError(message, code="sides.write", path=str(path)) from None
+
+
 def _create(layout: Layout, path: Path) -> None:
     check_space(path.parent, layout.nbytes, "what is stored of frames, patches and words", ROOM)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an older one may still be mapped
         layout.create(path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    message = f"{path} cannot be written ({error.strerror or error}): {ROOM}"
-    return UsageError(message, code="sides.write", path=str(path))
 
 
 def _require_shared(path: Path) -> None:

@@ -11,17 +11,16 @@ in float64, the lists at about 20 bytes a listed pair (and twice that again whil
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.evaluation.last_stage import LastStage, Stored, exact_scorer
 from tvrbench.harness.evaluation.metrics import (
     BLOCK_BYTES,
     Captions,
@@ -32,28 +31,17 @@ from tvrbench.harness.evaluation.metrics import (
     Rows,
     exact_rank_counts,
     grid_rows,
-    on_grid,
     own_scores,
     unit_rows,
 )
-from tvrbench.harness.evaluation.scene_pairs import ScenePairs
-from tvrbench.harness.evaluation.shortlists import PAIRS_ALLOWED, Pairs, Shortlists, run_starts
-from tvrbench.harness.models.scorer import Scorer, Side
+from tvrbench.harness.evaluation.shortlists import PAIRS_ALLOWED, Pairs, Shortlists, TooManyTies, run_starts
+from tvrbench.harness.models.scorer import Scorer
 
 if TYPE_CHECKING:
     from tvrbench.harness.models.model import RetrievalModel
 
 V2T = Literal["own", "transposed"]
 _ROWS = 4096  # coarse vectors projected at a time
-
-
-class Stored(Protocol):
-    """A side that need not be in memory: its coarse vectors are, its fine tensors are read a part at a time."""
-
-    @property
-    def coarse(self) -> Tensor: ...
-    def __len__(self) -> int: ...
-    def part(self, rows: slice | Tensor) -> Side: ...
 
 
 @dataclass(frozen=True)
@@ -74,15 +62,12 @@ class TwoStage:
         curve: of smaller depths, ascending, and last of the depth that was asked for, which is the result.
         ceiling: percent of texts whose own video is listed, which R@1 cannot exceed.
         edge_ties: pairs that are listed only because they tie with the last of a list.
-        pair_accuracy: percent of comparisons with a video of the same scene that the right video wins, as in
-            ``metrics.pair_accuracy`` but in the order of the last stage; None without scenes.
     """
 
     coarse: AtDepth
     curve: tuple[AtDepth, ...]
     ceiling: float
     edge_ties: int
-    pair_accuracy: float | None
 
     @property
     def t2v(self) -> RankCounts:
@@ -129,38 +114,39 @@ def two_stage(
     depth: int | None,
     v2t: V2T,
     device: torch.device | str = "cpu",
-    scenes: Sequence[int] | None = None,
 ) -> TwoStage:
     """Both stages, both directions, and the curve over smaller depths from the same scores.
 
     A scorer without fine tensors has no last stage, so that its depth is 0. Arguments and errors are those of
-    ``two_stage_ranks``, beside the device that scores and the scene of each video [Nv] (``metrics.pair_accuracy``).
+    ``two_stage_ranks``, beside the device that scores.
     """
     if v2t not in ("own", "transposed"):
         raise UsageError(f"v2t={v2t!r} is not known: give own or transposed", code="two_stage.v2t", v2t=v2t)
     if depth is not None and depth < 0:
         raise UsageError(f"depth={depth}: give 0 or more, or None for all pairs", code="two_stage.depth", depth=depth)
-    scorer, device = copy.deepcopy(scorer).double().to(device).eval(), torch.device(device)
+    scorer, device = exact_scorer(scorer, device), torch.device(device)
     depth = (len(video) if depth is None else min(depth, len(video))) if scorer.video_names else 0
     every = depth == len(video)  # the texts' lists would hold all pairs
     steps = curve_depths(depth, len(text) if every else None)
     factors = _factors(scorer, text, video, device)
-    coarse, lists = _coarse_stage(*factors, captions, max(steps, default=0), v2t)
-    twins = None if scenes is None else ScenePairs.of(*factors, captions, scenes)
+    try:
+        coarse, lists = _coarse_stage(*factors, captions, max(steps, default=0), v2t)
+    except TooManyTies:
+        if not every:
+            raise
+        steps, (coarse, lists) = [], _coarse_stage(*factors, captions, 0, v2t)  # no curve
     del factors
-    stage = _LastStage(scorer, text, video, captions, device)
-    wanted, whole = [*lists, *([twins.pairs] if twins else [])], []
+    stage, whole = LastStage(scorer, text, video, device), list[AtDepth]()
     if every:
-        whole = [AtDepth(depth, *stage.every_pair(wanted))]
+        whole = [AtDepth(depth, *_count_all(stage, captions, lists))]
     elif depth:
-        stage.listed(wanted)
+        _score_lists(stage, lists)
     curve = [*(_at_depth(lists, captions, coarse, step) for step in steps), *whole]
     return TwoStage(
         coarse=coarse,
         curve=tuple(curve or [coarse]),
         ceiling=100.0 * float(np.mean(coarse.t2v.higher_Q < depth)) if depth else 100.0,
         edge_ties=0 if every else sum(part.edge_ties for part in lists),
-        pair_accuracy=twins.accuracy(None if every else lists) if twins else None,
     )
 
 
@@ -224,66 +210,41 @@ def _factors(scorer: Scorer, text: Stored, video: Stored, device: torch.device) 
     return grid_rows(text_TE, video_VE)
 
 
-class _LastStage:
-    """Scores pairs video by video, so that the fine tensors of each are read once."""
-
-    def __init__(self, scorer: Scorer, text: Stored, video: Stored, captions: Captions, device: torch.device) -> None:
-        self.scorer, self.text, self.video, self.captions, self.device = scorer, text, video, captions, device
-        self.text_floats, self.video_floats = text.part(slice(0, 1)).floats, video.part(slice(0, 1)).floats
-
-    def listed(self, lists: Sequence[Pairs]) -> None:
-        """Score the pairs of the lists, each once."""
-        for number, side in self._videos(np.unique(np.concatenate([part.video_P for part in lists]))):
-            spans = [part.of_video(number) for part in lists]
+def _score_lists(stage: LastStage, lists: Sequence[Pairs]) -> None:
+    """Score the pairs of the lists, each once, and each video's in one go."""
+    for numbers_B, block in stage.blocks(np.unique(np.concatenate([part.video_P for part in lists]))):
+        for i, number in enumerate(numbers_B):
+            spans = [part.of_video(int(number)) for part in lists]
             texts_P = np.concatenate([part.text_P[span] for part, span in zip(lists, spans, strict=True)])
             texts_R, row_P = np.unique(texts_P, return_inverse=True)
-            fine_P, first = self._score(texts_R, number, side)[row_P], 0
-            for part, span in zip(lists, spans, strict=True):
-                end = first + span.stop - span.start
-                part.fine_P[span], first = fine_P[first:end], end
+            fine_P = stage.scores(texts_R, numbers_B[i : i + 1], block.part(slice(i, i + 1)))[0, row_P]
+            ends = np.cumsum([span.stop - span.start for span in spans])[:-1]
+            for part, span, fine in zip(lists, spans, np.split(fine_P, ends), strict=True):
+                part.fine_P[span] = fine
 
-    def every_pair(self, lists: Sequence[Pairs]) -> tuple[RankCounts, RankCounts]:
-        """Score all pairs, those of the lists included, and count both directions."""
-        captions, texts_T = self.captions, np.arange(len(self.text))
-        own_T = np.empty(len(texts_T))
-        for number, side in self._videos(captions.videos_G):
-            texts_R = captions.of_video(number)
-            own_T[texts_R] = self._score(texts_R, number, side)
-        t2v, v2t = np.zeros((2, len(texts_T)), dtype=np.int64), np.zeros((2, len(captions.videos_G)), dtype=np.int64)
-        for number, side in self._videos(np.arange(captions.videos)):
-            score_T, own_R = self._score(texts_T, number, side), captions.of_video(number)
+
+def _count_all(stage: LastStage, captions: Captions, lists: Sequence[Pairs]) -> tuple[RankCounts, RankCounts]:
+    """Score all pairs, those of the lists included, and count both directions."""
+    texts_T, own_T = np.arange(len(captions.video_T)), np.empty(len(captions.video_T))
+    for numbers_B, block in stage.blocks(captions.videos_G):
+        for i, number in enumerate(numbers_B):
+            texts_R = captions.of_video(int(number))
+            own_T[texts_R] = stage.scores(texts_R, numbers_B[i : i + 1], block.part(slice(i, i + 1)))[0]
+    t2v, v2t = np.zeros((2, len(texts_T)), dtype=np.int64), np.zeros((2, len(captions.videos_G)), dtype=np.int64)
+    for numbers_B, block in stage.blocks(np.arange(captions.videos), texts=len(texts_T)):
+        for number, score_T in zip(numbers_B, stage.scores(texts_T, numbers_B, block), strict=True):
+            own_R = captions.of_video(int(number))
             score_T[own_R] = own_T[own_R]  # the same number, whatever the block it was scored in
             for part in lists:
-                span = part.of_video(number)
+                span = part.of_video(int(number))
                 part.fine_P[span] = score_T[part.text_P[span]]
             t2v += np.stack([score_T > own_T, score_T == own_T])
             if len(own_R):
                 best_G = np.maximum.reduceat(score_T[captions.order_T], captions.starts_G)
-                query = int(np.searchsorted(captions.videos_G, number))
+                query = np.searchsorted(captions.videos_G, number)
                 own = best_G[query]
                 v2t[:, query] = np.count_nonzero(best_G > own), np.count_nonzero(best_G == own)
-        return RankCounts(higher_Q=t2v[0], tied_Q=t2v[1] - 1), RankCounts(higher_Q=v2t[0], tied_Q=v2t[1] - 1)
-
-    def _videos(self, numbers: npt.NDArray[np.integer]) -> Iterator[tuple[int, Side]]:
-        """Each of these videos, in float64 on the device; read in blocks."""
-        size = max(1, BLOCK_BYTES // (16 * self.video_floats))
-        for start in range(0, len(numbers), size):
-            rows = numbers[start : start + size].astype(np.int64)
-            block = self.video.part(torch.from_numpy(rows)).to(self.device).to(torch.float64)
-            yield from ((int(number), block.part(slice(i, i + 1))) for i, number in enumerate(rows))
-
-    def _score(self, texts_R: npt.NDArray[np.integer], number: int, video: Side) -> Exact:
-        """Scores [R] of texts with one video."""
-        size = max(1, BLOCK_BYTES // (8 * max(self.text_floats, self.video_floats)))
-        parts = []
-        for start in range(0, len(texts_R), size):
-            rows = torch.from_numpy(texts_R[start : start + size].astype(np.int64))
-            text = self.text.part(rows).to(self.device).to(torch.float64)
-            parts.append(self.scorer.score(text, video)[:, 0])
-        score_R = on_grid(torch.cat(parts).cpu().numpy())
-        if not np.isfinite(score_R).all():
-            raise ValueError(f"scores of video {number} are NaN or Inf in the last stage, so no rank can be trusted")
-        return score_R
+    return RankCounts(higher_Q=t2v[0], tied_Q=t2v[1] - 1), RankCounts(higher_Q=v2t[0], tied_Q=v2t[1] - 1)
 
 
 def _at_depth(lists: Sequence[Pairs], captions: Captions, coarse: AtDepth, depth: int) -> AtDepth:

@@ -30,7 +30,7 @@ def _holding(stream: TokenStream, mask_BT: Tensor) -> Tensor:
     B, N, places = len(mask_BT), stream.x.shape[1], stream.per_video * stream.x.shape[1]
     of_frame = mask_BT.repeat_interleave(stream.origin.shape[1] // mask_BT.shape[1], dim=1)
     token = torch.where(of_frame & (stream.origin >= 0), stream.origin, places)  # one place more, for all others
-    held = token.new_zeros(B, places + 1).scatter_(1, token, 1)[:, :-1] > 0  # no bool: a trace cannot follow it
+    held = mask_BT.new_zeros(B, places + 1).scatter_(1, token, 1)[:, :-1]
     return held.view(B, -1, N)[:, :, stream.num_prefix_tokens :].flatten(1)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -17,15 +19,17 @@ from tvrbench.harness.models.spec import MethodOptions, MethodSpec, option_error
 from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer
 
+Depth = Annotated[int | None, BeforeValidator(lambda value: None if value == "none" else value)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerOptions(MethodOptions):
     """Options of every method that scores more than a vector of each side.
 
     Attributes:
-        head: ``meanP``, the mean of the frames, or that of the method that ``reducer`` names; ``seqTransf``, CLIP4Clip's
-            transformer over the frames before it.
-        depth: how many of the coarse stage's best are scored again; None for all pairs, 0 for none.
+        head: ``meanP``, the mean of the frames, or that of the method that ``reducer`` names; ``seqTransf``,
+            CLIP4Clip's transformer over the frames before their mean.
+        depth: how many of the coarse stage's best are scored again; None (``none``) for all pairs, 0 for none.
         v2t: ``own``, each video's best captions are scored again, or ``transposed``, the scores of text to video are
             read from the video's side.
         storage: type of the numbers that are stored of frames, patches and words in an evaluation.
@@ -35,7 +39,7 @@ class ScorerOptions(MethodOptions):
     """
 
     head: Literal["meanP", "seqTransf"] = "meanP"
-    depth: int | None = None
+    depth: Depth = None
     v2t: Literal["own", "transposed"] = "own"
     storage: Literal["float32", "float16", "int8"] = "float32"
     reducer: str = ""
@@ -55,7 +59,7 @@ class ScoredMethod(Method[OptionsT]):
     def build_scorer(self) -> Scorer:
         """The scorer, with the depth, direction and storage of the options."""
         if self.options.depth is not None:
-            require_range(self.card.summary, "depth", self.options.depth, 0)
+            require_range("scorer", "depth", self.options.depth, 0)
         scorer = self.new_scorer()
         scorer.depth, scorer.v2t, scorer.storage = self.options.depth, self.options.v2t, self.options.storage
         return scorer
@@ -80,7 +84,9 @@ class ScoredMethod(Method[OptionsT]):
     def spec(self, name: str) -> MethodSpec:
         """The configured method as data; what is dead in the encoder is dead here."""
         spec, encoder = super().spec(name), self._encoder
-        return spec if encoder is None else replace(spec, card=replace(spec.card, dead=spec.card.dead + encoder.card.dead))
+        return (
+            spec if encoder is None else replace(spec, card=replace(spec.card, dead=spec.card.dead + encoder.card.dead))
+        )
 
     @cached_property
     def class_tokens(self) -> int:

@@ -4,7 +4,8 @@ Tiers and their entries:
 
 - ``exact``: tokens, GMACs, parameters, and what a search takes (``exact/``), which may not move at all, and signatures
   (``signature/``: the outputs of a tiny model), which may move by rounding.
-- ``tight``: R@k on the embedded stand-in (``standin/``), also of a coarse stage: within the interval over queries and a practical margin.
+- ``tight``: R@k on the embedded stand-in (``standin/``), also of a coarse stage: within the interval over
+  queries and a practical margin.
 - ``loose``: time and memory (``loose/``) as ratios to one method in the same run; only a rise is a regression.
 - ``real``: R@k on real data (``real/``), for those who have it; judged like ``tight``.
 """

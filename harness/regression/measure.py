@@ -219,7 +219,7 @@ def _why_not(record: Record, runs: Runs) -> str | None:
 
 
 def retrieval_metrics(prefix: str, records: Iterable[Record]) -> tuple[dict[str, Value], dict[str, list[float]]]:
-    """R@k of both directions, that of a coarse stage and pair accuracy by key, and the intervals over queries by key."""
+    """R@k of both directions, R@1 of a coarse stage and pair accuracy by key, and intervals over queries by key."""
     measured: dict[str, Value] = {}
     intervals: dict[str, list[float]] = {}
     for record in records:

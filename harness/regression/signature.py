@@ -51,9 +51,11 @@ def signature(method: str) -> dict[str, float]:
     Returns:
         ``loss`` of the first and ``loss_trained`` of the last step (if the method trains),
         ``grad_norm`` of the first, ``likeness``: mean cosine between different videos, ``match``: mean similarity
-        (temperature included) of videos with their texts, ``contrast``: its standard deviation over all pairs. Where a
-        scorer compares more, ``match_LEVEL`` and ``contrast_LEVEL`` of each of its scores (``last`` ranks), and for each
-        fine tensor ``likeness_SIDE_NAME`` between different items and ``size_SIDE_NAME``, its root mean square.
+        (temperature included) of videos with their texts, ``contrast``: its standard deviation over all pairs.
+
+        Where a scorer compares more, ``match_LEVEL`` and ``contrast_LEVEL`` of each of its scores (``last`` ranks), and
+        for each fine tensor ``likeness_SIDE_NAME`` between different items and ``size_SIDE_NAME``, their
+        root mean square.
     """
     cls = method_class(method)
     with same_randomness(), tempfile.TemporaryDirectory(prefix="tvrbench-signature-") as folder:

@@ -29,6 +29,10 @@ from tvrbench.harness.records.record import plain
 from tvrbench.harness.runs.eval_checkpoint import EvalCheckpoint, open_checkpoint
 
 DEFAULT_WEIGHTS, DEFAULT_BACKBONE, DEFAULT_FRAMES = "openai", "ViT-B-32", 12
+COARSE_ONLY = (
+    "{} scores the best videos again by more than one vector each, and an index holds one vector of each video: a "
+    "search ranks by the coarse score alone"
+)
 UNCUT = 1_000_000  # more tokens than a query has
 Features = npt.NDArray[np.floating[Any]]
 
@@ -145,6 +149,11 @@ class Encoder:
         one = self.identity
         return FrameSpec(sampler=one.sampler, frames=one.frames, size=one.image_size, decoder=one.decoder)
 
+    @property
+    def coarse_only(self) -> bool:
+        """Whether the method ranks by more than what an index holds."""
+        return bool(self.model.scorer.video_names) and self.model.scorer.depth != 0
+
     @torch.inference_mode()
     def encode_clips(self, clips: list[Clip]) -> Features:
         """Clips (pixels [T, 3, S, S], mask [T]) -> features [B, E], not normalized."""
@@ -215,7 +224,8 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     )
     untrained = f"{name} is not trained, so results are those of an untrained model; give --checkpoint"
     notes = (*weights.notes, untrained) if trains and scored is None else weights.notes
-    return Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
+    encoder = Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
+    return replace(encoder, notes=(*notes, COARSE_ONLY.format(name))) if encoder.coarse_only else encoder
 
 
 def _weights(path: str, backbone: str | None, source: ModelSource) -> Weights:

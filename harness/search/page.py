@@ -42,7 +42,7 @@ def search_page(
             "rank": hit.rank,
             "file": printable(hit.entry.file),
             "link": quote(os.fsencode(f"{folder}/{hit.entry.file}")),  # a colon too, so it names no scheme
-            "score": f"{hit.score:.3f}",
+            "score": f"{'cosine' if hit.cosine else 'score'} {hit.score:.3f}",
             "length": clock(hit.entry.seconds),
             "strip": None if frames is None else strip(frames, FRAMES, SIDE),
         }

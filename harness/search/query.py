@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageOps
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Clip, Frames, FrameSpec
-from tvrbench.harness.evaluation.metrics import cosine_scores
+from tvrbench.harness.evaluation.metrics import cosine_scores, grid_rows
+from tvrbench.harness.models.scorer import Scorer
 from tvrbench.harness.search.encoder import Encoder, Features, ModelSource, load_encoder
 from tvrbench.harness.search.files import VideoFolder
 from tvrbench.harness.search.index import BLOCK, IndexEntry, VideoIndex, rows_of
@@ -44,11 +48,17 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A video found: its place from 1, and its cosine with the query."""
+    """A video found.
+
+    Attributes:
+        rank: from 1.
+        score: with the query; a cosine unless ``cosine`` is False.
+    """
 
     rank: int
     score: float
     entry: IndexEntry
+    cosine: bool = True
 
 
 def load_index_encoder(index: VideoIndex, device: str, moved: ModelSource | None = None) -> Encoder:
@@ -103,10 +113,16 @@ def video_query(encoder: Encoder, dataset: VideoFolder, path: Path) -> Query:
     return _of_clip(encoder, "video", path, (pixels, mask), pixels[mask])
 
 
-def search(index: VideoIndex, feature: Features, top: int) -> list[Hit]:
-    """The videos of highest cosine with a feature [1, E], equal ones in order of their names.
+def search(index: VideoIndex, feature: Features, top: int, scorer: Scorer | None = None) -> list[Hit]:
+    """The videos of highest score with a feature [1, E], equal ones in order of their names.
 
-    Features are read a block at a time, and each cosine is exact (``cosine_scores``), as in an evaluation.
+    Features are read a block at a time, and each score is exact (``cosine_scores``), as in an evaluation.
+
+    Args:
+        index: the videos.
+        feature: of the query.
+        top: number of videos.
+        scorer: of the model, for a text: where its coarse score is no cosine, that score ranks. None for cosines.
 
     Raises:
         UsageError: an index without videos, or a damaged one.
@@ -115,15 +131,30 @@ def search(index: VideoIndex, feature: Features, top: int) -> list[Hit]:
     if not entries:
         message = f"the index {index.folder} holds no video yet: run tvrbench embed"
         raise UsageError(message, code="index.empty", folder=str(index.folder))
-    rows = rows_of(entries)
+    rows, cosine = rows_of(entries), scorer is None or scorer.cosine
+    score = cosine_scores if scorer is None or scorer.cosine else _coarse_scores(scorer)
     try:
-        parts = [cosine_scores(feature, block)[0] for block in _blocks(index.features[: max(rows) + 1])]
+        parts = [score(feature, block)[0] for block in _blocks(index.features[: max(rows) + 1])]
     except ValueError as error:
         message = f"the index {index.folder} is damaged ({error}): remove that folder and run tvrbench embed again"
         raise UsageError(message, code="index.damaged", folder=str(index.folder)) from None
     scores: npt.NDArray[np.float64] = np.concatenate(parts)[rows]
     best = np.argsort(-scores, kind="stable")[:top].tolist()
-    return [Hit(rank=rank, score=float(scores[i]), entry=entries[i]) for rank, i in enumerate(best, start=1)]
+    found = enumerate(best, start=1)
+    return [Hit(rank=rank, score=float(scores[i]), entry=entries[i], cosine=cosine) for rank, i in found]
+
+
+def _coarse_scores(scorer: Scorer) -> Callable[[Features, Features], npt.NDArray[np.float64]]:
+    """The coarse score, without the temperature, of a text [1, E] with videos [V, E]."""
+    exact = copy.deepcopy(scorer).cpu().double().eval()
+
+    @torch.inference_mode()
+    def scores(text: Features, video: Features) -> npt.NDArray[np.float64]:
+        text_1E, video_VE = (torch.from_numpy(part.astype(np.float64)) for part in (text, video))
+        query_1E, gallery_VE = grid_rows(exact.coarse_text(text_1E), exact.coarse_video(video_VE))
+        return query_1E @ gallery_VE.T
+
+    return scores
 
 
 def read_picture(path: Path) -> Frames:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from report_records import msrvtt_record
+from search_records import staged_record
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.config.protocol import load_protocol
@@ -20,7 +21,13 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.regression.baseline import Baseline, compare
-from tvrbench.harness.regression.measure import cost_ratios, default_margin, measure_signatures
+from tvrbench.harness.regression.measure import (
+    cost_ratios,
+    default_margin,
+    measure_exact,
+    measure_signatures,
+    retrieval_metrics,
+)
 from tvrbench.methods.ops import matching
 from tvrbench.methods.tempme import TempMeReducer
 
@@ -81,6 +88,22 @@ class TestSignatures:
         whole = RetrievalModel.similarity
         monkeypatch.setattr(RetrievalModel, "similarity", lambda self, text, video: 1.05 * whole(self, text, video))
         assert {"loss", "grad_norm", "match"} <= moved(signature_baseline, dict(measure_signatures([METHOD])), "exact")
+
+
+class TestSearches:
+    def test_what_a_search_takes_is_exact(self) -> None:
+        values = dict(measure_exact(["lora@ViT-B-32", "ts2net@ViT-B-32"]))
+        assert values["exact/lora@ViT-B-32/search_macs_per_pair"] == 512
+        assert values["exact/lora@ViT-B-32/search_bytes_per_video"] == 4 * 512
+        assert values["exact/ts2net@ViT-B-32/search_floats_per_video"] == 13 * 512
+        fatter = values | {"exact/ts2net@ViT-B-32/search_bytes_per_video": 2**20}
+        assert moved(baseline_of(values), fatter, "exact") == {"search_bytes_per_video"}
+
+    def test_a_coarse_stage_that_got_worse_is_caught_where_the_last_one_hides_it(self) -> None:
+        values, _ = retrieval_metrics("standin", [staged_record("eercf", 48.0, 42.0)])
+        now, _ = retrieval_metrics("standin", [staged_record("eercf", 48.0, 30.0)])
+        found = moved(baseline_of(dict(values)), dict(now), "tight")
+        assert found == {"coarse_t2v_R1", "coarse_v2t_R1"}
 
 
 class TestRatios:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from errors import raises
 from records import weights_section
+from search_records import ranks, search_costs, search_times, staged_record, with_costs
 
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.cli.compare import find_record
@@ -275,3 +276,44 @@ def test_runs_without_metrics_or_that_failed_compare_what_they_have(
     assert found["metrics"] == []
     assert cli.main(["compare", str(a), str(b)]) == 0
     assert "No metrics to compare" in capsys.readouterr().out
+
+
+class TestTwoStages:
+    """Beside the metrics of the last stage, those of the coarse one, and what a search costs."""
+
+    def save(self, bench: Bench, r1: float, coarse: float, *costs: Measurement, **changes: Any) -> Path:
+        staged = with_costs(staged_record("eercf", r1, coarse, **changes), *costs)
+        return bench.store.save(staged, ranks(r1, coarse))
+
+    def test_coarse_metrics_are_paired_where_their_ranks_are_kept(self, bench: Bench) -> None:
+        a, b = self.save(bench, 48.0, 42.0), self.save(bench, 48.0, 30.0, given={"storage": "int8"})
+        found = metrics(bench.compare(a, b))
+        assert found["ceiling of the coarse stage"]["difference"] == 0
+        line = found["coarse t2v R1"]
+        assert (line["a"], line["b"], line["paired"]["difference"]) == (42.0, 30.0, pytest.approx(-12.0))
+        assert line["paired"]["p_value"] < 0.05
+        assert found["t2v R1"]["paired"]["difference"] == 0
+
+    def test_a_run_of_one_stage_compares_in_what_both_have(self, bench: Bench) -> None:
+        a, b = self.save(bench, 48.0, 42.0), bench.save(record("lora"))
+        found = metrics(bench.compare(a, b))
+        assert "t2v R1" in found
+        assert not [name for name in found if "coarse" in name]
+
+    def test_counts_have_a_ratio_on_any_device_and_times_within_one_gallery(self, bench: Bench) -> None:
+        own = [*search_costs(pair=100, depth=50), *search_times(1.0, (1000, 10_000))]
+        other = [*search_costs(pair=200, depth=None), *search_times(3.0, (1000,)), *search_times(5.0, (500,))]
+        b = staged_record("eercf", 47.0, 42.0, None)
+        b["environment"] = {**b["environment"], "device": "another"}
+        found = costs(bench.compare(self.save(bench, 48.0, 42.0, *own), bench.store.save(with_costs(b, *other))))
+        assert found["search macs 1k"]["ratio"] is not None
+        assert found["storage video"]["ratio"] == 1
+        assert found["search read 1m"]["ratio"] == 1
+        time = found["search latency median, search, gallery 1000"]
+        assert (time["ratio"], "different devices" in time["reason"]) == (None, True)
+
+    def test_times_of_one_gallery_each_are_not_taken_for_those_of_another(self, bench: Bench) -> None:
+        a = self.save(bench, 48.0, 42.0, *search_times(1.0, (1000,)))
+        b = self.save(bench, 48.0, 42.0, *search_times(1.0, (500,)), given={"storage": "int8"})
+        line = costs(bench.compare(a, b))["search latency median, search"]
+        assert (line["ratio"], line["reason"]) == (None, "gallery was 1000 and 500: not compared")

@@ -58,6 +58,27 @@ def test_two_processes_give_the_results_of_one(tiny_weights: Path, tmp_path: Pat
     assert all(np.array_equal(ranks[0][key], ranks[1][key]) for key in ("t2v", "v2t"))
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_write_the_sides_of_a_scorer_together(tiny_weights: Path, tmp_path: Path, processes: int) -> None:
+    """Captions are one batch and videos two, so that some process has nothing to write."""
+    alone, both = tmp_path / "1", tmp_path / "2"
+    options = json.dumps({"depth": 5, "storage": "int8"})
+    more = ("--steps", "1", "--batch", "6", "--factors", "1e-30", "--save-embeddings", "--options", options)
+    for count, folder in ((1, alone), (processes, both)):
+        done = launch(count, tiny_weights, folder, *more, method="ts2net")
+        assert done.returncode == 0, done.stderr
+        assert not list(folder.rglob("*.sides"))
+    one, two = (record_of(folder)["metrics"] for folder in (alone, both))
+    assert one.pop("training") != two.pop("training")
+    assert one == two
+    assert one["two_stage"]["storage"] == "int8"
+    saved = [load_file(next((folder / "embeddings").rglob("*.safetensors"))) for folder in (alone, both)]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(tensor, saved[1][name]) for name, tensor in saved[0].items())
+    ranks = [np.load(next(folder.rglob("*.npz"))) for folder in (alone, both)]
+    assert all(np.array_equal(ranks[0][key], ranks[1][key]) for key in ("t2v", "v2t"))
+
+
 def test_processes_agree_on_a_learning_rate_and_all_take_one_that_was_kept(tiny_weights: Path, tmp_path: Path) -> None:
     phases, choices = [], []
     for _ in range(2):

@@ -72,13 +72,13 @@ def _step(model: RetrievalModel, batch: dict[str, Any]) -> list[Tensor]:
     """The features of an evaluation, and the gradients of a training step."""
     torch.manual_seed(3)
     with torch.no_grad():
-        features = model.eval().encode_video(batch["frames"], batch["mask"])
+        found = model.eval().video_tensors(batch["frames"], batch["mask"])
     if not model.trainable():
-        return [features]
+        return list(found)
     model.train().zero_grad()
-    text, video = model(batch["frames"], batch["mask"], batch["ids"], batch["text_mask"])
-    local_loss(model, text, video).backward()  # type: ignore[no-untyped-call]
-    return [features, *(p.grad for p in model.trainable().values() if p.grad is not None)]
+    features = model(batch["frames"], batch["mask"], batch["ids"], batch["text_mask"])
+    local_loss(model, *features).backward()  # type: ignore[no-untyped-call]
+    return [*found, *(p.grad for p in model.trainable().values() if p.grad is not None)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,8 @@ Score = Callable[["Pair"], Tensor]
 
 def unit(x: Tensor) -> Tensor:
     """x / |x| over the last axis."""
-    return x / x.norm(dim=-1, keepdim=True)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int)
     parser.add_argument("--selection", default="last")
     parser.add_argument("--save-embeddings", action="store_true")
+    parser.add_argument("--options", type=json.loads, default={}, help="of the method, as JSON")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that every step waits")
     parser.add_argument("--bad", help="id of a video that cannot be decoded")
     parser.add_argument("--dies", type=int, help="the process of this rank kills itself at its third step")
@@ -272,7 +273,13 @@ def main() -> None:
             progress = ActAt(3, run_out_of_memory)
         elif arguments.stops is not None and dist_info().rank == dist_info().size - 1:
             progress = ActAt(arguments.stops)
-        config = RunConfig(method=arguments.method, seed=arguments.seed, selection=arguments.selection, timing=False)
+        config = RunConfig(
+            method=arguments.method,
+            seed=arguments.seed,
+            options=arguments.options,
+            selection=arguments.selection,
+            timing=False,
+        )
         settings = {
             "resume": arguments.resume,
             "save_interval_min": arguments.every / 60,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,12 +61,17 @@ def searched_rows(rows: Sequence[MethodRow]) -> list[MethodRow]:
     return [row for row in rows if row.encodes and row.holds(_STORED)]
 
 
-def timed_searches(rows: Sequence[MethodRow]) -> Iterator[TimedSearch]:
-    """Every row in every way that was timed."""
-    for row in rows:
-        for way in WAYS:
-            if row.holds(f"{way}_latency_median"):
-                yield TimedSearch(row=row, way=way)
+def timed_searches(rows: Sequence[MethodRow]) -> list[TimedSearch]:
+    """Every row in every way that was timed; a row whose own search could not be timed is there with the reason."""
+    found = [TimedSearch(row=row, way=way) for row in rows for way in WAYS if row.holds(f"{way}_latency_median")]
+    return [one for one in found if one.conditions or not WAYS[one.way]]
+
+
+def why_no_alternative(rows: Sequence[MethodRow]) -> str | None:
+    """The reason why no alternative was timed; None where one was, or none was asked for."""
+    missing = [m for row in rows for m in row.measurements if m["name"].startswith("faiss_") and m["value"] is None]
+    timed = any(WAYS[one.way] for one in timed_searches(rows))
+    return None if timed or not missing else str(missing[0]["conditions"]["reason"])
 
 
 def text_macs(row: MethodRow) -> Cost | None:

@@ -10,7 +10,16 @@ from tvrbench.harness.reporting.catalogue import significant
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.agreement import agreement_figure
-from tvrbench.harness.reporting.figures.axes import Axis, Point, cost_axes, lines, plotted, points, search_axes
+from tvrbench.harness.reporting.figures.axes import (
+    Axis,
+    Point,
+    best_of_each_cost,
+    cost_axes,
+    lines,
+    plotted,
+    points,
+    search_axes,
+)
 from tvrbench.harness.reporting.figures.bars_and_steps import (
     seed_spreads,
     seeds_spread,
@@ -120,16 +129,20 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
 
 
 def search_pictures(rows: Sequence[MethodRow], scope: ReportContext) -> list[Picture]:
-    """Draw R@1 against the cost of a query and against what is stored of a video; none where rows do not differ."""
+    """Draw R@1 against the cost of a query and against what is stored of a video; none where rows do not differ.
+
+    Most methods store one vector and cost the same: of equal costs only the best point is drawn.
+    """
     notice = scope.notice or (None if scope.compares else RECIPES_NOTICE)
     shown = plotted(scope.comparable(rows) if scope.compares else rows)
     texts = [1e3 * cost.value for row in shown if (cost := row.cost("gmacs_text")) is not None and cost.value]
     beside = " to ".join(dict.fromkeys(significant(4)(end) for end in (min(texts), max(texts)))) if texts else None
     figures = []
     for axis in search_axes(shown):
-        of_query = axis.metric.unit == "MMACs" and beside is not None
-        more = f"The text encoder takes {beside} M more." if of_query else None
-        figures.append(_pareto(points(shown, axis), axis, notice, rows, scope, more, kind="search"))
+        best = best_of_each_cost(points(shown, axis))
+        said = "Of methods that cost the same, the best is drawn, with their number."
+        said += f" The text encoder takes {beside} M more." * (axis.metric.unit == "MMACs" and beside is not None)
+        figures.append(_pareto(best, axis, notice, rows, scope, said, kind="search"))
     return figures
 
 
@@ -178,7 +191,7 @@ def _pareto(
     notice: str | None,
     rows: Sequence[MethodRow],
     scope: ReportContext,
-    more: str | None = None,
+    of_equal_cost: str = "Points of equal cost whose bars overlap are drawn side by side.",
     kind: str = "pareto",
 ) -> Picture:
     title = f"R@1 against {_SHORT.get(axis.metric.name, axis.label)}"
@@ -190,8 +203,7 @@ def _pareto(
         "Horizontal bars: quartiles of the samples, or the range of the seeds."
         if any(p.spread for p in drawn)
         else None,
-        "Points of equal cost whose bars overlap are drawn side by side.",
-        more,
+        of_equal_cost,
     )
     data = pareto(
         drawn,

@@ -194,6 +194,15 @@ def frontier(points: Sequence[Point], better: Better = "min") -> list[Point]:
     return sorted(kept, key=lambda p: (sign * p.cost, -p.recall, p.label))
 
 
+def best_of_each_cost(points: Sequence[Point]) -> list[Point]:
+    """The best point of each cost; one that stands for others says for how many."""
+    groups: dict[float, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.cost, []).append(point)
+    best = [(max(group, key=lambda p: (p.recall, p.label)), len(group)) for group in groups.values()]
+    return [replace(p, label=f"{p.label}, best of {n}" if n > 1 else p.label, line=None) for p, n in best]
+
+
 def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Points that are joined, by the line's name and in order of cost; a single point makes no line."""
     named = sorted((p for p in points if p.line is not None), key=lambda p: (p.line or "", p.cost, p.recall))

@@ -13,6 +13,7 @@ from tvrbench.harness.reporting.analysis.search import (
     stored_conditions,
     text_macs,
     timed_searches,
+    why_no_alternative,
 )
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, GALLERIES, fixed, metric
 from tvrbench.harness.reporting.data.context import ReportContext
@@ -49,12 +50,13 @@ def search_tables(
         table("compute", "Multiply-adds of a query", _COMPUTE, [LABEL, *recalls, *_compute_columns()], searched),
         table("storage", "Bytes of a search", _STORAGE, [LABEL, *recalls, *_storage_columns()], searched),
     ]
-    if timed := list(timed_searches(searched)):
+    if timed := timed_searches(searched):
         devices = dict.fromkeys(run.record["environment"]["device"] for one in timed for run in one.row.runs)
         sentences = (
             f"One query at a time, after its text is encoded, on {', '.join(devices)}.",
-            "FAISS is the alternative for methods whose videos are one vector each: flat is exact, HNSW is not."
-            * any(one.way != "search" for one in timed),
+            "FAISS is the alternative for methods whose videos are one vector each, on the CPU: flat is exact, HNSW is "
+            "not." * any(one.way != "search" for one in timed),
+            f"No times of the alternative: {why_not}." if (why_not := why_no_alternative(searched)) else None,
         )
         tables.append(table("time", "Time of a search", sentences, _time_columns(timed), timed))
     return tables

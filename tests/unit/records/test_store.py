@@ -37,6 +37,17 @@ class TestStore:
             assert ranks[direction].dtype == np.float32
             np.testing.assert_array_equal(ranks[direction], values)
 
+    def test_ranks_of_a_coarse_stage_are_kept_beside_the_others(self, tmp_path: Path) -> None:
+        store, coarse = RecordStore(tmp_path), {"coarse_t2v": np.array([3.0, 1.0]), "coarse_v2t": np.array([2.0, 4.0])}
+        store.save(make_record(seed=1), RANKS)
+        plain = store.load_all()[0]
+        assert set(store.load_ranks(plain)) == set(RANKS)
+        path = store.save(make_record(seed=1), RANKS | coarse)
+        record = read_record(path)
+        assert record["per_query_ranks_path"] != plain["per_query_ranks_path"]
+        for name, values in (RANKS | coarse).items():
+            np.testing.assert_array_equal(store.load_ranks(record)[name], values)
+
     def test_the_same_run_again_replaces_the_record_and_its_ranks(self, tmp_path: Path) -> None:
         store = RecordStore(tmp_path)
         store.save(make_record(), RANKS)

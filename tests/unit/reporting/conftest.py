@@ -12,7 +12,8 @@ from tvrbench.harness.records.store import RecordStore
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of a report's time and have tests of their own."""
-    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
+    for name, drawn in (("pictures", []), ("search_pictures", []), ("depth_picture", None)):
+        monkeypatch.setattr(f"tvrbench.harness.reporting.pages.report.{name}", lambda *_, drawn=drawn: drawn)
 
 
 @pytest.fixture

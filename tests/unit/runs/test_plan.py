@@ -20,12 +20,14 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.weights import Weights, is_downloaded, shapes_or_weights
 from tvrbench.harness.profiling.trackers import rate
 from tvrbench.harness.profiling.trackers.rate import measure_training_rate
+from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.runs import plan as planning
 from tvrbench.harness.runs import plan_memory
 from tvrbench.harness.runs.config import RunConfig
 from tvrbench.harness.runs.context import RunContext
 from tvrbench.harness.runs.plan import Plan, Rates, make_plan, sizes
 from tvrbench.harness.runs.plan_text import Advice, plan_document, print_plan, what_first
+from tvrbench.harness.runs.preflight import prepare
 from tvrbench.harness.runs.settings import RunSettings
 from tvrbench.harness.training.trainer import Trainer
 
@@ -285,6 +287,31 @@ def test_a_clip_that_cannot_be_decoded_is_left_to_the_check(context: RunContext,
 def test_options_are_checked_on_shapes(options: dict[str, Any], code: str, shapes: Weights) -> None:
     with raises(code):
         plan_of(MAIN, shapes, ["lora"], options=options)
+
+
+def test_what_scorers_store_is_planned(shapes: Weights, capsys: pytest.CaptureFixture[str]) -> None:
+    """1,000 videos of 12 unit frames and their mask, and a vector of each side; one vector each is no file."""
+    frames, vectors = 1000 * (12 * 512 + 12), 2 * 1000 * 512
+    plan = plan_of(MAIN, shapes, ["ts2net", "lora"], seeds=[0])
+    assert [method.sides_mib for method in plan.methods] == [4 * (frames + vectors) / 2**20, 0]
+    (half,) = plan_of(MAIN, shapes, ["ts2net"], seeds=[0], options={"storage": "float16"}).methods
+    assert half.sides_mib == (2 * 1000 * 12 * 512 + 4 * (1000 * 12 + vectors)) / 2**20
+    print_plan(plan, [])
+    assert "while a run is scored: ts2net" in capsys.readouterr().out
+
+
+def test_a_disk_without_room_for_sides_is_known_before_training(
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(**options: Any) -> None:
+        config = RunConfig(method="ts2net", seed=0, options=options)
+        prepare(context, [config], RecordStore(tmp_path), skip=False, refuse=False, check=None)
+
+    check()
+    monkeypatch.setattr("tvrbench.harness.data.disk.RESERVE", 2**60)
+    with raises("disk.full"):
+        check()
+    check(depth=0)
 
 
 def test_printing(shapes: Weights, capsys: pytest.CaptureFixture[str]) -> None:

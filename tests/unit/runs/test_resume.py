@@ -28,6 +28,7 @@ pytestmark = pytest.mark.unit
 CONFIG = RunConfig(method="lora", seed=0, timing=False)
 # vidtome draws at random in training, and has an option that is a tuple.
 VIDTOME = replace(CONFIG, method="vidtome", options={"blocks": (0, 2)})
+EERCF = replace(CONFIG, method="eercf", options={"reducer": "tome", "reducer_options": {"r": 1}, "depth": 3})
 
 
 @pytest.fixture
@@ -53,9 +54,11 @@ def with_state(folder: Path, state: Path, content: bytes | None = None) -> Path:
     return path
 
 
-@pytest.mark.parametrize("config", [CONFIG, VIDTOME, replace(CONFIG, method="clip4clip")], ids=lambda c: c.method)
+@pytest.mark.parametrize(
+    "config", [CONFIG, VIDTOME, replace(CONFIG, method="clip4clip"), EERCF], ids=lambda config: config.method
+)
 def test_a_run_stopped_twice_ends_as_an_undisturbed_one(config: RunConfig, small_weights: Path, tmp_path: Path) -> None:
-    """clip4clip trains nearly everything."""
+    """clip4clip trains nearly everything; eercf the parameters of its scorer too, over a reducer."""
     context, whole, broken = context_of(small_weights, steps=5), tmp_path / "whole", tmp_path / "broken"
     run_in(whole, context, config)
     first = stop_run(broken, context, config, 2)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy_scorer
 from errors import raises
 from PIL import Image
 from safetensors.torch import save_file
@@ -56,6 +57,30 @@ def test_ranks_are_those_of_an_evaluation(demo: Path, encoder: Encoder, tmp_path
         found.append(next(hit.rank for hit in hits if hit.entry.file == f"{caption}.mp4"))
     np.testing.assert_array_equal(found, evaluated)
     assert np.mean(evaluated <= 3) > 0.5  # the model knows these clips, so equality says something
+
+
+def test_a_scorer_ranks_by_its_own_coarse_score(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an evaluation at depth 0 does; words are compared by u(t)^T M v, videos with videos by their cosine."""
+    toy_scorer.register(monkeypatch)
+    copy_clips(demo, tmp_path, 12)
+    encoder = make_encoder(settings=replace(SETTINGS, method=toy_scorer.NAME, options={"tuning": "frozen"}))
+    embed(tmp_path, encoder)
+    index, split, scorer = opened(tmp_path), split_of(tmp_path), encoder.model.scorer
+    assert encoder.coarse_only
+    assert any(toy_scorer.NAME in note for note in encoder.notes)
+    loader, words = FrameLoader(open_folder(tmp_path), encoder.spec, 12), encoder.model.clip.arch.context_length
+    scorer.depth = 0
+    evaluated = evaluate(encoder.model, split, loader, encoder.tokenizer, words).ranks["t2v"]
+    assert not encoder.coarse_only
+    found, by_cosine = [], []
+    for caption in split.captions:
+        query = text_query(encoder, caption).feature
+        for ranks, taken in ((found, scorer), (by_cosine, None)):
+            hits = search(index, query, 12, taken)
+            assert {hit.cosine for hit in hits} == {taken is None}
+            ranks.append(next(hit.rank for hit in hits if hit.entry.file == f"{caption}.mp4"))
+    np.testing.assert_array_equal(found, evaluated)
+    assert found != by_cosine
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])

@@ -1,0 +1,77 @@
+"""The last stage: a scorer's scores of chosen pairs, exact enough that no block, order or device decides a rank."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tvrbench.harness.evaluation.metrics import BLOCK_BYTES, Exact, Rows, on_grid
+from tvrbench.harness.models.scorer import Scorer, Side
+
+Numbers = npt.NDArray[np.integer[Any]]
+
+
+class Stored(Protocol):
+    """A side that need not be in memory: its coarse vectors are, its fine tensors are read a part at a time."""
+
+    @property
+    def coarse(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+    def part(self, rows: slice | Tensor) -> Side: ...
+
+
+def exact_scorer(scorer: Scorer, device: torch.device | str) -> Scorer:
+    """A copy in float64 on a device, for evaluation."""
+    return copy.deepcopy(scorer).double().to(device).eval()
+
+
+class LastStage:
+    """Scores pairs video by video, in float64, so that each video's fine tensors are read once.
+
+    Scoring query by query instead would read those of ``depth`` videos for each text: their traffic, not the
+    multiply-adds, is the cost.
+    """
+
+    def __init__(self, scorer: Scorer, text: Stored, video: Stored, device: torch.device | str) -> None:
+        self.scorer, self.text, self.video, self.device = scorer, text, video, torch.device(device)
+        self.text_floats, self.video_floats = text.part(slice(0, 1)).floats, video.part(slice(0, 1)).floats
+
+    def blocks(self, numbers: Numbers, texts: int = 1) -> Iterator[tuple[Rows, Side]]:
+        """Videos of these numbers, a block at a time: their numbers [B] and their sides, in float64 on the device.
+
+        Args:
+            texts: to be scored with a whole block.
+        """
+        size = max(1, BLOCK_BYTES // (16 * max(self.video_floats, texts)))
+        for start in range(0, len(numbers), size):
+            numbers_B = numbers[start : start + size].astype(np.int64)
+            yield numbers_B, self._exact(self.video, numbers_B)
+
+    def scores(self, texts_R: Numbers, numbers_B: Rows, videos: Side, level: str | None = None) -> Exact:
+        """Scores [B, R] of some texts with a block of videos, rounded to a grid.
+
+        Args:
+            level: of the scorer; None for the one that ranks.
+
+        Raises:
+            ValueError: a score is NaN or infinite.
+        """
+        size = max(1, BLOCK_BYTES // (8 * max(self.text_floats, self.video_floats)))
+        scores_BR = np.empty((len(numbers_B), len(texts_R)))
+        for start in range(0, len(texts_R), size):
+            text = self._exact(self.text, texts_R[start : start + size].astype(np.int64))
+            for i, scores_R in enumerate(scores_BR[:, start : start + size]):
+                scores_R[:] = self.scorer.score(text, videos.part(slice(i, i + 1)), level)[:, 0].cpu().numpy()
+        if not (finite_B := np.isfinite(scores_BR).all(axis=1)).all():
+            video = numbers_B[~finite_B][0]
+            raise ValueError(f"scores of video {video} are NaN or Inf in the last stage, so no rank can be trusted")
+        return on_grid(scores_BR)
+
+    def _exact(self, side: Stored, rows: Rows) -> Side:
+        return side.part(torch.from_numpy(rows)).to(self.device).to(torch.float64)
