@@ -329,4 +329,5 @@ def _latency(found: Mapping[tuple[str, int | None], Measurement], prefix: str, g
     if median is None or p95 is None:
         return ""
     recall = f", recall {median.conditions['recall']:.2f}" if "recall" in median.conditions else ""
-    return f"{SEARCHES[prefix]}{median.value:,.3g} (p95 {p95.value:,.3g}{recall})"
+    invalid = " !" * ("invalid" in median.conditions)
+    return f"{SEARCHES[prefix]}{median.value:,.3g}{invalid} (p95 {p95.value:,.3g}{recall})"
