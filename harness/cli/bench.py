@@ -314,9 +314,9 @@ def print_search(table: Mapping[str, Sequence[Measurement]]) -> None:
         stored = found.get(("storage_video", None))
         if stored is not None and stored.conditions["depth"] != 0:
             macs = [m for (name, _), m in found.items() if name.startswith("search_macs")]
-            shown = ", ".join(f"{m.value:,.3g} in {m.conditions['gallery']:,} videos" for m in macs)
+            shown = ", ".join(f"{m.conditions['gallery']:,}: {m.value:,.3g}" for m in macs)
             scored = "all" if stored.conditions["depth"] is None else f"the best {stored.conditions['depth']:,}"
-            print(f"  {label}, MMACs of a query, {scored} in full: {shown}; {stored.value:,.0f} B stored a video")
+            print(f"  {label}, MMACs of a query by videos, {scored} in full: {shown}; {stored.value:,.0f} B a video")
         for name, gallery in found:
             if name == "search_latency_median" and gallery is not None:
                 times = [_latency(found, prefix, gallery) for prefix in SEARCHES]
@@ -329,4 +329,5 @@ def _latency(found: Mapping[tuple[str, int | None], Measurement], prefix: str, g
     if median is None or p95 is None:
         return ""
     recall = f", recall {median.conditions['recall']:.2f}" if "recall" in median.conditions else ""
-    return f"{SEARCHES[prefix]}{median.value:,.3g} (p95 {p95.value:,.3g}{recall})"
+    invalid = " !" * ("invalid" in median.conditions)
+    return f"{SEARCHES[prefix]}{median.value:,.3g}{invalid} (p95 {p95.value:,.3g}{recall})"

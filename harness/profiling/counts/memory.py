@@ -114,8 +114,7 @@ def weigh_step(
             _peak(model, meta_pairs(model, pairs, frame_captions=frame_captions), precision) for pairs in _PAIRS
         )
         features = _features(model) if model.scorer.video_names else ()
-        if features:
-            _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
+        _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -127,7 +126,8 @@ def weigh_step(
         constant=max(0.0, few - _PAIRS[0] * per_pair),
         per_pair=per_pair,
         pixels=_bytes(meta_pairs(model, 1)[:1]),
-        **({"sides": _bytes(features), "loss": cache(partial(_peak_of_loss, model, features))} if features else {}),
+        sides=_bytes(features),
+        loss=cache(partial(_peak_of_loss, model, features)),
     )
 
 
@@ -150,13 +150,16 @@ def _features(model: RetrievalModel) -> Sequence[Tensor]:
 
 
 def _peak_of_loss(model: RetrievalModel, features: Sequence[Tensor], pairs: int) -> int:
-    """Bytes alive at the peak of the loss of so many pairs, forward and backward, beside their features.
+    """Bytes alive at the peak of the loss of so many pairs, forward and backward, beside their features; 0 without any.
 
     Of a single process, which is the one that compares most.
     """
+    if not features:
+        return 0
     model.zero_grad(set_to_none=True)
     batch = [feature.expand(pairs, *feature.shape[1:]).contiguous().requires_grad_() for feature in features]
-    with _Alive([*model.parameters(), *model.buffers(), *batch], ()) as alive:
+    alive = _Alive([*model.parameters(), *model.buffers(), *batch], ())
+    with alive:
         torch.autograd.backward(whole_loss(model, *batch))
     return alive.peak
 

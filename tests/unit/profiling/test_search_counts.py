@@ -16,11 +16,14 @@ from tvrbench.harness.evaluation.side_store import packed
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scored import ScoredMethod
+from tvrbench.harness.profiling import measure
+from tvrbench.harness.profiling.counts.dead import dead_or_reason
 from tvrbench.harness.profiling.counts.flops import TOLERANCE, profile, traced_macs
 from tvrbench.harness.profiling.counts.formula import analytic_macs
 from tvrbench.harness.profiling.counts.search import GALLERIES, search_cost
 from tvrbench.harness.profiling.counts.shapes import meta_sides
 from tvrbench.harness.profiling.measure import count_costs
+from tvrbench.harness.profiling.plan import Job
 from tvrbench.harness.records.record import Measurement
 
 pytestmark = pytest.mark.unit
@@ -160,6 +163,21 @@ def test_profile_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "6,144" in shown
     assert "26,672" in shown
+
+
+@pytest.mark.parametrize("options", [{}, {"reducer": "tempme", "reducer_options": {"r": 1}}])
+def test_dead_parameters_of_a_scorer_are_counted(options: dict[str, Any], tiny_model: Make) -> None:
+    assert "reason" not in dead_or_reason(tiny_model("xpool", **options))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_run_times_a_query_in_a_small_gallery(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Job] = []
+    monkeypatch.setattr(measure, "try_measure", lambda job: asked.append(job) or [])
+    for method in ("eercf", "random"):
+        measure.time_costs(Job(method=method, latency=True), trains=trains)
+    found = [(job.method, job.galleries, job.batch) for job in asked if job.scenario == "search"]
+    assert found == [("eercf", (1_000,), 1), ("random", (1_000,), 1)]
 
 
 @pytest.mark.parametrize(
