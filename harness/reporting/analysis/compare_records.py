@@ -197,14 +197,14 @@ def _metrics(a: StoredRecord, b: StoredRecord, ranks: Mapping[str, tuple[Values,
         for name, statistic in RANK_STATISTICS.items():
             paired = paired_statistic(ranks[direction][1], ranks[direction][0], statistic) if ranks else None
             yield from compared(f"{direction} {name}", one[direction][name], other[direction][name], paired)
-    stages = [m.get("two_stage") for m in (one, other)]
-    if None not in stages:
+    stages = [m["two_stage"] for m in (one, other) if "two_stage" in m]
+    if len(stages) == 2:
         yield from compared("ceiling of the coarse stage", *(stage["ceiling"] for stage in stages))
-        for direction, name in product(("t2v", "v2t"), RANK_STATISTICS):
-            x, y = (stage["coarse"][direction].get(name) for stage in stages)
-            pair = ranks.get(f"coarse_{direction}")
+        for way, name in product(("t2v", "v2t"), RANK_STATISTICS):
+            x, y = (stage["coarse"][way].get(name) for stage in stages)
+            pair = ranks.get(f"coarse_{way}")
             paired = paired_statistic(pair[1], pair[0], RANK_STATISTICS[name]) if pair else None
-            yield from compared(f"coarse {direction} {name}", x, y, paired)
+            yield from compared(f"coarse {way} {name}", x, y, paired)
     yield from compared("right order picked", one.get("pair_accuracy"), other.get("pair_accuracy"))
 
 

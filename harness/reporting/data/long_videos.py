@@ -151,7 +151,7 @@ def _on(name: str, rows: Sequence[MethodRow], gpus: Sequence[Bench]) -> LongVide
         if best := max(gpus, key=lambda b: (known[b.slug], b.precision == precision), default=None):
             times |= {frames: best} if known[best.slug] else {}
     methods = [_method(*key, by_frames, times) for key, by_frames in asked.items()]
-    order = {group: place for place, group in enumerate(registry.GROUPS)}
+    order: dict[str, int] = {group: place for place, group in enumerate(registry.GROUPS)}
 
     def place(method: CountedMethod) -> tuple[Any, ...]:
         heaviest = max((method.value("gmacs_video", frames) or 0.0 for frames in method.rows), default=0.0)

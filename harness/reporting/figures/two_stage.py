@@ -29,7 +29,7 @@ def depth_lines(rows: Sequence[MethodRow]) -> list[DepthLine]:
     named: dict[tuple[tuple[AtDepth, ...], tuple[AtDepth, ...]], list[str]] = {}
     for row in reversed(staged_rows(by_recall(rows))):
         named.setdefault((tuple(curve(row)), tuple(ceiling(row))), []).append(row.label)
-    return [DepthLine(tuple(labels), *drawn) for drawn, labels in named.items() if len(drawn[0]) > 1]
+    return [DepthLine(tuple(sorted(labels)), *drawn) for drawn, labels in named.items() if len(drawn[0]) > 1]
 
 
 def depth_figure(drawn: Sequence[DepthLine], *, title: str, notice: str | None) -> bytes:

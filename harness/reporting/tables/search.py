@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tvrbench.harness.reporting.analysis.search import (
@@ -79,7 +80,7 @@ def _compute_columns() -> list[Column]:
     return [
         _cost("text_macs", "text encoder, MMACs", text_macs, metric("search_macs_1k").text),
         *(_counted(f"search_macs_{key}") for key in GALLERIES),
-        *(_counted(f"query_macs_{key}", lambda row, key=key: query_macs(row, key)) for key in GALLERIES),
+        *(_counted(f"query_macs_{key}", partial(query_macs, gallery=key)) for key in GALLERIES),
     ]
 
 
@@ -97,7 +98,7 @@ def _time_columns(timed: Sequence[TimedSearch]) -> list[Column]:
     galleries = sorted({gallery for one in timed for gallery in one.galleries})
     said = {key for one in timed for key in one.conditions}
     settings = [
-        text_column(key, header, lambda one, key=key: _setting(one, key), left=False)
+        text_column(key, header, partial(_setting, key=key), left=False)
         for key, header in _SETTINGS.items()
         if key in said
     ]
