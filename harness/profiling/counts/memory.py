@@ -35,6 +35,10 @@ _PAIRS = (8, 16)  # enough that the peak lies where the backward pass begins, al
 _MOMENTS = 2  # of every optimizer of the recipes, in the dtype of the weights
 
 
+def _nothing(pairs: int) -> int:
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
     """Bytes of a training step, as an allocator without waste would hold them.
@@ -57,7 +61,7 @@ class StepMemory:
     per_pair: float
     pixels: int
     sides: int = 0
-    loss: Callable[[int], int] = lambda _: 0
+    loss: Callable[[int], int] = _nothing
 
     def activations(self, pairs: int, micro_batch: int) -> float:
         """What is alive at the peak beside weights, gradients and moments.
@@ -113,7 +117,7 @@ def weigh_step(
         few, many = (
             _peak(model, meta_pairs(model, pairs, frame_captions=frame_captions), precision) for pairs in _PAIRS
         )
-        features = _features(model) if model.scorer.video_names else ()
+        features = _features(model) if model.scorer.video_names else []
         if features:
             _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
@@ -127,7 +131,8 @@ def weigh_step(
         constant=max(0.0, few - _PAIRS[0] * per_pair),
         per_pair=per_pair,
         pixels=_bytes(meta_pairs(model, 1)[:1]),
-        **({"sides": _bytes(features), "loss": cache(partial(_peak_of_loss, model, features))} if features else {}),
+        sides=_bytes(features),
+        loss=cache(partial(_peak_of_loss, model, features)) if features else _nothing,
     )
 
 
@@ -156,7 +161,8 @@ def _peak_of_loss(model: RetrievalModel, features: Sequence[Tensor], pairs: int)
     """
     model.zero_grad(set_to_none=True)
     batch = [feature.expand(pairs, *feature.shape[1:]).contiguous().requires_grad_() for feature in features]
-    with _Alive([*model.parameters(), *model.buffers(), *batch], ()) as alive:
+    alive = _Alive([*model.parameters(), *model.buffers(), *batch], ())
+    with alive:
         torch.autograd.backward(whole_loss(model, *batch))
     return alive.peak
 
