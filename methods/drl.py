@@ -7,15 +7,14 @@ Its channel decorrelation, a further term of the loss, is not here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrbench.harness.models.heads import SequenceTransformer
-from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
+from tvrbench.harness.models.scored import RelatedScorerOptions, ScoredMethod
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, TextFeatures, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard
 
@@ -23,17 +22,6 @@ WORD, FRAME = "word", "frame"
 INIT_STD = 0.02  # of the MLPs
 _RELEASED = {"text_weight_fc.": "scorer.of_words.", "video_weight_fc.": "scorer.of_frames."}
 _NO_BIAS = ("scorer.of_words.2.bias", "scorer.of_frames.2.bias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DRLOptions(ScorerOptions):
-    """DRL's settings.
-
-    Attributes:
-        head: ``seqTransf``, CLIP4Clip's transformer over the frames, or ``meanP``, without it.
-    """
-
-    head: Literal["meanP", "seqTransf"] = "seqTransf"
 
 
 def _weigher(width: int) -> nn.Sequential:
@@ -113,7 +101,7 @@ class TokenInteraction(Scorer):
         return text.fine["words"].shape[1] * video.fine["frames"][0].numel()
 
 
-class DRL(ScoredMethod[DRLOptions]):
+class DRL(ScoredMethod[RelatedScorerOptions]):
     """DRL's interaction over any encoder."""
 
     card = MethodCard(
@@ -126,7 +114,7 @@ class DRL(ScoredMethod[DRLOptions]):
         by_default=False,
         dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
     )
-    Options = DRLOptions
+    Options = RelatedScorerOptions
 
     def new_scorer(self) -> Scorer:
         """The interaction, with an MLP for each side."""

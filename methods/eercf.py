@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.contrastive import contrastive_loss
-from tvrbench.harness.models.heads import Head, MeanPooling, SequenceTransformer
-from tvrbench.harness.models.scored import Depth, ScoredMethod, ScorerOptions
+from tvrbench.harness.models.heads import SequenceTransformer
+from tvrbench.harness.models.scored import Depth, RelatedScorerOptions, ScoredMethod
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures
 from tvrbench.harness.models.spec import MethodCard, option_error, require_range
 
@@ -38,13 +38,12 @@ _RELEASED = {"global_mat_weight": "scorer.text_matrix", "frame_logit_weight": "s
 
 
 @dataclass(frozen=True, kw_only=True)
-class EERCFOptions(ScorerOptions):
+class EERCFOptions(RelatedScorerOptions):
     """EERCF's settings; weights of the loss have the released code's names and values.
 
     The scores that rank in the last stage are mixed by fixed weights, so ranking always reads frames and patches.
 
     Attributes:
-        head: ``seqTransf``, CLIP4Clip's transformer over the frames, or ``meanP``, without it.
         gate_mask: ``exact`` leaves padded frames and their patches out of the finer scores; the released code does not
             (``released``).
         video_weight, weakframe_weight, weakpatch_weight: of the coarse score and of the weak ones in one mixed score.
@@ -56,7 +55,6 @@ class EERCFOptions(ScorerOptions):
     """
 
     depth: Depth = 50
-    head: Literal["seqTransf", "meanP"] = "seqTransf"
     gate_mask: Literal["exact", "released"] = "exact"
     video_weight: float = 0.5
     weakframe_weight: float = 0.5
@@ -268,7 +266,8 @@ def _split(side: Side, most: int) -> Iterator[Side]:
 def _strong(gate_VNT: Tensor, values_VNE: Tensor, text_TE: Tensor) -> Tensor:
     """The cosine [V, T] of texts with the values that they weigh."""
     gated_VTE = gate_VNT.transpose(1, 2) @ values_VNE
-    return (gated_VTE * text_TE).sum(dim=-1) / gated_VTE.norm(dim=-1).clamp(min=EPS)
+    length_VT: Tensor = gated_VTE.norm(dim=-1).clamp(min=EPS)
+    return (gated_VTE * text_TE).sum(dim=-1) / length_VT
 
 
 def _gated_by_own(own_bE: Tensor, video: Side, level: str) -> Tensor:
@@ -313,10 +312,6 @@ class EERCF(ScoredMethod[EERCFOptions]):
         dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
     )
     Options = EERCFOptions
-
-    def build_head(self) -> Head:
-        """The head that was asked for."""
-        return SequenceTransformer(self.arch, self.class_tokens) if self.options.head == "seqTransf" else MeanPooling()
 
     def new_scorer(self) -> Scorer:
         """The scorer for as many frames as class tokens leave the tower."""

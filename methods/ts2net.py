@@ -6,29 +6,15 @@ released code has no license.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
+from tvrbench.harness.models.scored import RelatedScorerOptions, ScoredMethod
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard
 
 SHARPNESS = 4.0  # of the softmax over frames
-
-
-@dataclass(frozen=True, kw_only=True)
-class TS2NetOptions(ScorerOptions):
-    """TS2-Net's settings.
-
-    Attributes:
-        head: ``seqTransf``, CLIP4Clip's transformer over the frames, or ``meanP``, without it.
-    """
-
-    head: Literal["meanP", "seqTransf"] = "seqTransf"
 
 
 class FrameWeighing(Scorer):
@@ -58,7 +44,7 @@ class FrameWeighing(Scorer):
         return video.fine["frames"][0].numel()
 
 
-class TS2Net(ScoredMethod[TS2NetOptions]):
+class TS2Net(ScoredMethod[RelatedScorerOptions]):
     """TS2-Net's similarity over any encoder."""
 
     card = MethodCard(
@@ -71,7 +57,7 @@ class TS2Net(ScoredMethod[TS2NetOptions]):
         by_default=False,
         dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
     )
-    Options = TS2NetOptions
+    Options = RelatedScorerOptions
 
     def new_scorer(self) -> Scorer:
         """The weighing of frames; it has no parameters."""

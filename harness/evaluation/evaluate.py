@@ -152,7 +152,8 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
     """Metrics of sides as a scorer ranks them, like ``score``; beside them those of the coarse stage, and of smaller
     depths.
 
-    Of several processes the first ranks, and all return what it found.
+    Of several processes the first ranks, and all return what it found. Pairs that differ in order alone are compared by
+    the score of the last stage (``last_stage_pair_accuracy``).
 
     Raises:
         ValueError: scores that cannot be ranked, or a caption of no video.

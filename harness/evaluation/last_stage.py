@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from tvrbench.harness.evaluation.metrics import BLOCK_BYTES, Exact, Rows, on_grid
+from tvrbench.harness.evaluation.shortlists import Pairs
 from tvrbench.harness.models.scorer import Scorer, Side
 
 Numbers = npt.NDArray[np.integer[Any]]
+READ_BYTES = 2**24  # of videos in float64 at a time: small enough that the allocator takes the same memory again
 
 
 class Stored(Protocol):
@@ -48,7 +50,7 @@ class LastStage:
         Args:
             texts: to be scored with a whole block.
         """
-        size = max(1, BLOCK_BYTES // (16 * max(self.video_floats, texts)))
+        size = max(1, READ_BYTES // (8 * max(self.video_floats, texts)))
         for start in range(0, len(numbers), size):
             numbers_B = numbers[start : start + size].astype(np.int64)
             yield numbers_B, self._exact(self.video, numbers_B)
@@ -72,6 +74,18 @@ class LastStage:
             video = numbers_B[~finite_B][0]
             raise ValueError(f"scores of video {video} are NaN or Inf in the last stage, so no rank can be trusted")
         return on_grid(scores_BR)
+
+    def fill(self, lists: Sequence[Pairs]) -> None:
+        """Score the pairs of all lists, each pair once, and each video's in one go."""
+        for numbers_B, block in self.blocks(np.unique(np.concatenate([part.video_P for part in lists]))):
+            for i, number in enumerate(numbers_B):
+                spans = [part.of_video(int(number)) for part in lists]
+                texts_P = np.concatenate([part.text_P[span] for part, span in zip(lists, spans, strict=True)])
+                texts_R, row_P = np.unique(texts_P, return_inverse=True)
+                fine_P = self.scores(texts_R, numbers_B[i : i + 1], block.part(slice(i, i + 1)))[0, row_P]
+                ends = np.cumsum([span.stop - span.start for span in spans])[:-1]
+                for part, span, fine in zip(lists, spans, np.split(fine_P, ends), strict=True):
+                    part.fine_P[span] = fine
 
     def _exact(self, side: Stored, rows: Rows) -> Side:
         return side.part(torch.from_numpy(rows)).to(self.device).to(torch.float64)

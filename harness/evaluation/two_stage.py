@@ -121,9 +121,9 @@ def two_stage(
     ``two_stage_ranks``, beside the device that scores.
     """
     if v2t not in ("own", "transposed"):
-        raise UsageError(f"v2t={v2t!r} is not known: give own or transposed", code="two_stage.v2t", v2t=v2t)
+        raise UsageError(f"v2t={v2t!r} is not known: known are own and transposed", code="two-stage.v2t", v2t=v2t)
     if depth is not None and depth < 0:
-        raise UsageError(f"depth={depth}: give 0 or more, or None for all pairs", code="two_stage.depth", depth=depth)
+        raise UsageError(f"depth={depth}: give 0 or more, or None for all pairs", code="two-stage.depth", depth=depth)
     scorer, device = exact_scorer(scorer, device), torch.device(device)
     depth = (len(video) if depth is None else min(depth, len(video))) if scorer.video_names else 0
     every = depth == len(video)  # the texts' lists would hold all pairs
@@ -140,7 +140,7 @@ def two_stage(
     if every:
         whole = [AtDepth(depth, *_count_all(stage, captions, lists))]
     elif depth:
-        _score_lists(stage, lists)
+        stage.fill(lists)
     curve = [*(_at_depth(lists, captions, coarse, step) for step in steps), *whole]
     return TwoStage(
         coarse=coarse,
@@ -208,19 +208,6 @@ def _factors(scorer: Scorer, text: Stored, video: Stored, device: torch.device) 
         for factor, coarse in sides
     )
     return grid_rows(text_TE, video_VE)
-
-
-def _score_lists(stage: LastStage, lists: Sequence[Pairs]) -> None:
-    """Score the pairs of the lists, each once, and each video's in one go."""
-    for numbers_B, block in stage.blocks(np.unique(np.concatenate([part.video_P for part in lists]))):
-        for i, number in enumerate(numbers_B):
-            spans = [part.of_video(int(number)) for part in lists]
-            texts_P = np.concatenate([part.text_P[span] for part, span in zip(lists, spans, strict=True)])
-            texts_R, row_P = np.unique(texts_P, return_inverse=True)
-            fine_P = stage.scores(texts_R, numbers_B[i : i + 1], block.part(slice(i, i + 1)))[0, row_P]
-            ends = np.cumsum([span.stop - span.start for span in spans])[:-1]
-            for part, span, fine in zip(lists, spans, np.split(fine_P, ends), strict=True):
-                part.fine_P[span] = fine
 
 
 def _count_all(stage: LastStage, captions: Captions, lists: Sequence[Pairs]) -> tuple[RankCounts, RankCounts]:

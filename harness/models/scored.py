@@ -46,6 +46,13 @@ class ScorerOptions(MethodOptions):
     reducer_options: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelatedScorerOptions(ScorerOptions):
+    """Options of a scorer whose paper relates frames before it compares them; the same but for the default head."""
+
+    head: Literal["meanP", "seqTransf"] = "seqTransf"
+
+
 OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from every_kind import share_of
-from plugin import registered
+from plugin import DOCUMENT, registered
 from torch import Tensor
 
 from tvrbench.harness import load_model
@@ -24,6 +26,7 @@ from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import COARSE, Side, VideoFeatures
 from tvrbench.harness.models.tuning import TUNINGS
+from tvrbench.harness.regression.signature import TINY, same_randomness, save_tiny_weights
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.contract
@@ -41,7 +44,8 @@ class Kind(ScoredMethod):
         return EveryKind(self.arch.embed_dim)
 """
 SCORERS = [n for n in registry.names("methods", "baselines") if method_class(n).build_scorer is not Method.build_scorer]
-NAMES = [*SCORERS, PLUGIN]
+DOCUMENTED = "best_frames"  # of docs/adding-a-method.md
+NAMES = [*SCORERS, PLUGIN, DOCUMENTED]
 REDUCERS = [n for n in registry.names("methods", "baselines") if n not in SCORERS]
 Make = Callable[..., RetrievalModel]
 GRID = 2**25  # scores are compared as ranks compare them
@@ -49,11 +53,13 @@ GRID = 2**25  # scores are compared as ranks compare them
 
 @pytest.fixture(autouse=True)
 def _plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if PLUGIN not in request.node.name:
-        yield
-        return
-    with registered(tmp_path_factory.mktemp("plugin"), PLUGIN, CODE, "Kind"):
-        yield
+    documented = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
+    for name, code, kind in ((PLUGIN, CODE, "Kind"), (DOCUMENTED, documented, "BestFramesMethod")):
+        if name in request.node.name:
+            with registered(tmp_path_factory.mktemp("plugin"), name, code, kind):
+                yield
+            return
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +258,21 @@ def test_checkpoints_hold_the_scorer(name: str, tiny_model: Make, batch: dict[st
         assert torch.equal(again.score(*sides), model.score(*sides))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_encoding_sides_is_one_graph(name: str, batch: dict[str, Tensor], tmp_path: Path) -> None:
+    with same_randomness():
+        save_tiny_weights(tmp_path / "weights.safetensors", replace(TINY, vision_layers=2, text_layers=1))
+    model = load_model(name, weights=tmp_path / "weights.safetensors")
+    inputs = {model.video_tensors: ("video", "video_mask"), model.text_tensors: ("ids", "text_mask")}
+    for encode, names in inputs.items():
+        torch.compiler.reset()
+        compiled, given = torch.compile(encode, backend="eager", fullgraph=True), [batch[key] for key in names]
+        with torch.no_grad():
+            for one, other in zip(compiled(*given), encode(*given), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tuning_gives_finite_scores(name: str, tuning: str, tiny_model: Make, batch: dict[str, Tensor]) -> None:
@@ -291,7 +312,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dgl", {"mask": "released"}),
     ("dgl", {"feature": "average_frame_cls_token"}),
 ]
-EVERY = [(name, reducer, {}) for name in NAMES for reducer in REDUCERS] + [(PLUGIN, *variant) for variant in VARIANTS]
+EVERY = [(name, reducer, {}) for name in (*SCORERS, PLUGIN) for reducer in REDUCERS] + [
+    (PLUGIN, *variant) for variant in VARIANTS
+]
 
 
 @pytest.mark.parametrize(("name", "reducer", "options"), EVERY)

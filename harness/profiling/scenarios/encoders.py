@@ -175,10 +175,14 @@ def _each_alone(
 
 
 def _compared(tensors: Sequence[Tensor], items: int) -> list[Tensor]:
-    """What is compared of the first items, [items, D] of each tensor: of tokens their mean, as two that merge the other
-    way round change places too."""
-    first = [tensor[:items].float() for tensor in tensors]
-    return [t.flatten(1, -2).mean(dim=1) if t.ndim > 2 else t for t in first]
+    """What is compared of the first items, [items, D] of each tensor: of tokens their mean and their root mean square
+    length, as those that merge the other way round change places too."""
+    return [_summary(t[:items].float()) if t.ndim > 2 else t[:items].float() for t in tensors]
+
+
+def _summary(tokens_BNE: Tensor) -> Tensor:
+    flat = tokens_BNE.flatten(1, -2)
+    return torch.cat([flat.mean(dim=1), flat.norm(dim=-1).square().mean(dim=1, keepdim=True).sqrt()], dim=1)
 
 
 def largest_error(features: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

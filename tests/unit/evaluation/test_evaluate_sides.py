@@ -27,6 +27,7 @@ from tvrbench.harness.runs.config import RunConfig
 
 pytestmark = pytest.mark.unit
 FRAMES, WORDS, TEXTS, VIDEOS = 12, 8, 14, 9
+MEAN: dict[str, Any] = {"depth": 0, "head": "meanP"}
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ def test_depth_decides_what_the_last_stage_sees(tiny_weights: Path) -> None:
 
 def test_depth_0_is_the_coarse_score_bit_for_bit(tiny_weights: Path) -> None:
     """Of cosines through the same path as every single-vector method; of another score as it is."""
-    plain, none = evaluated(model_of(tiny_weights, "lora")), evaluated(model_of(tiny_weights, "ts2net", depth=0))
+    plain, none = evaluated(model_of(tiny_weights, "lora")), evaluated(model_of(tiny_weights, "ts2net", **MEAN))
     assert torch.equal(none.video, plain.video)
     assert none.metrics == plain.metrics
     model = model_of(tiny_weights, toy_scorer.NAME, depth=0)
@@ -135,7 +136,7 @@ def test_the_disk_is_known_from_shapes_alone(tiny_weights: Path, tmp_path: Path,
     told = encoded_bytes(model_of(tiny_weights, toy_scorer.NAME, **options).to("meta"), TEXTS, VIDEOS, WORDS)
     assert told is not None
     assert 0 < sizes - told < 4096  # the headers
-    assert encoded_bytes(model_of(tiny_weights, "ts2net", depth=0).to("meta"), TEXTS, VIDEOS, WORDS) == 0
+    assert encoded_bytes(model_of(tiny_weights, "ts2net", **MEAN).to("meta"), TEXTS, VIDEOS, WORDS) == 0
 
 
 def test_features_that_are_no_numbers_are_a_fault_with_its_cause(

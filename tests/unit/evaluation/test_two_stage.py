@@ -182,6 +182,7 @@ def test_order_and_block_sizes_change_no_rank(case: Case, depth: int | None, v2t
     with pytest.MonkeyPatch.context() as patch:
         for module in (metrics, last_stage, two_stage):
             patch.setattr(module, "BLOCK_BYTES", int(generator.integers(1, 2000)))
+        patch.setattr(last_stage, "READ_BYTES", int(generator.integers(1, 2000)))
         other = shuffled.ranks(depth, v2t)
     assert [pairs(result.t2v)[t] for t in texts] == pairs(other.t2v)
     captioned = sorted(set(case.owner.tolist()), key=lambda video: int(np.argsort(videos)[video]))
@@ -286,7 +287,7 @@ def test_no_rank_comes_of_a_nan_or_inf(part: str, value: float, depth: int | Non
         case.ranks(depth, v2t)
 
 
-@pytest.mark.parametrize(("depth", "v2t", "code"), [(-1, "own", "two_stage.depth"), (1, "other", "two_stage.v2t")])
+@pytest.mark.parametrize(("depth", "v2t", "code"), [(-1, "own", "two-stage.depth"), (1, "other", "two-stage.v2t")])
 def test_wrong_options_are_refused(depth: int, v2t: V2T, code: str) -> None:
     with pytest.raises(UsageError) as error:
         made(1, 6, 4).ranks(depth, v2t)

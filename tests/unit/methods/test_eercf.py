@@ -276,5 +276,5 @@ def test_counts_of_full_size_models(backbone: str, fine: int, floats: int, video
     masks = side.fine["mask"].numel() + side.fine["patch_mask"].numel()
     assert side.floats - masks == floats
     for macs in (analytic_macs(model), traced_macs(model)):
-        assert macs["video"] / 1e9 == pytest.approx(video, rel=5e-3)
-        assert macs["text"] / 1e9 == pytest.approx(1.223, rel=5e-3)
+        assert macs["video"] / 1e9 == pytest.approx(video, abs=5e-4)
+        assert macs["text"] / 1e9 == pytest.approx(1.223, abs=5e-4)

@@ -12,6 +12,7 @@ from errors import raises
 from tvrbench.harness.cli.bench import print_costs
 from tvrbench.harness.core.errors import CheckFailed, UsageError
 from tvrbench.harness.profiling import full_size, suite
+from tvrbench.harness.profiling.counts.search import SearchCost
 from tvrbench.harness.profiling.measure import brief_reason
 from tvrbench.harness.profiling.plan import Job, MethodChoice, Plan, parse_method_choice, plan_for
 from tvrbench.harness.profiling.suite import best_throughput, load, measure_method
@@ -34,6 +35,19 @@ PROFILE = {
     "tokens": [[1, 1]],
     "output_tokens": 1,
     "output_tokens_as_released": 1,
+    "search": SearchCost(
+        depth=0,
+        v2t="own",
+        storage="float32",
+        query=0,
+        coarse=8,
+        fine=0,
+        coarse_everywhere=True,
+        floats=8,
+        of_patches=False,
+        coarse_bytes=32,
+        fine_bytes=0,
+    ).to_json(),
 }
 
 
@@ -126,7 +140,14 @@ def test_nothing_to_train_and_nothing_to_encode_say_so(jobs: list[Job]) -> None:
 
 def test_stages_and_energy_at_the_best_batch(jobs: list[Job]) -> None:
     run(plan_for("cuda", end_to_end=True, energy=True))
-    assert asked(jobs)[-2:] == [("end-to-end", 32), ("energy", 32)]
+    assert asked(jobs)[-3:] == [("end-to-end", 32), ("search", 1), ("energy", 32)]
+
+
+def test_the_search_is_of_the_plans_galleries_and_never_compiled(jobs: list[Job]) -> None:
+    run(plan_for("cpu", galleries=(30, 20), compile=True))
+    assert [(job.galleries, job.compile) for job in jobs if job.scenario == "search"] == [((20, 30), False)]
+    run(plan_for("cpu"))
+    assert asked(jobs).count(("search", 1)) == 1
 
 
 def test_the_best_throughput_is_a_valid_one_where_there_is_one() -> None:

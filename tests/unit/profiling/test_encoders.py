@@ -97,7 +97,7 @@ def test_compiled_encoders_are_the_ones_that_are_timed(
     monkeypatch.setattr(torch, "compile", fake)
     with torch.inference_mode():
         _, check = checked_encoders(model, replace(job, compile=True), synthetic_batch(model, 1, CPU))
-    assert compiled == [model.encode_video, model.encode_text]  # once each: the reference is eager
+    assert compiled == [model.video_tensors, model.text_tensors]  # once each: the reference is eager
     assert check.error < 1e-5
 
 
@@ -110,7 +110,7 @@ def test_half_precision_is_timed_with_the_bits_of_autocast_and_no_second_copy(jo
         plain.encode_video(inputs.frames, inputs.mask)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             expected = plain.encode_video(inputs.frames, inputs.mask)
-        assert torch.equal(encode.video(inputs.frames, inputs.mask), expected)
+        assert torch.equal(*encode.video(inputs.frames, inputs.mask), expected)
     assert "invalid" not in check.conditions
     assert timed.clip.visual.blocks[0].attn.in_proj_weight.dtype == torch.bfloat16
 
@@ -121,9 +121,9 @@ def test_wrong_outputs_mark_every_figure_they_gave(job: Job, monkeypatch: pytest
     def leaking(model: RetrievalModel, precision: Precision, compiled: bool, graphs: bool) -> Encoders:
         timed = plain(model, precision, compiled, graphs)
 
-        def video(frames: Tensor, mask: Tensor) -> Tensor:
-            features = timed.video(frames, mask)
-            return features + 0.01 * features.mean(dim=0)  # one video's feature depends on its batch
+        def video(frames: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+            (features,) = timed.video(frames, mask)
+            return (features + 0.01 * features.mean(dim=0),)  # one video's feature depends on its batch
 
         return timed._replace(video=video)
 
@@ -136,6 +136,32 @@ def test_wrong_outputs_mark_every_figure_they_gave(job: Job, monkeypatch: pytest
         "invalid" not in {**found["matmul_peak"].conditions}
         or "disturbed" in found["matmul_peak"].conditions["invalid"]
     )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("method", "options"), [("eercf", {"reducer": "tempme"}), ("drl", {}), ("xpool", {})])
+def test_all_that_is_stored_is_checked(
+    method: str,
+    options: dict[str, Any],
+    precision: Precision,
+    tiny_model: Callable[..., RetrievalModel],
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(model: RetrievalModel) -> FeatureCheck:
+        with torch.inference_mode():
+            return checked_encoders(model, replace(job, precision=precision), synthetic_batch(model, 3, CPU))[1]
+
+    assert "invalid" not in check(tiny_model(method, **options)).conditions
+    model = tiny_model(method, **options)
+    encode = model.video_tensors
+
+    def leaking(frames: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        coarse, *fine = encode(frames, mask)
+        return coarse, *fine[:-1], fine[-1] * len(frames)
+
+    monkeypatch.setattr(model, "video_tensors", leaking)
+    assert "invalid" in check(model).conditions
 
 
 @pytest.mark.parametrize("method", ["tempme", "centerclip"])
@@ -192,14 +218,14 @@ def test_choices_that_agree_explain_nothing(
 ) -> None:
     """But compiled code may have made others than the uncompiled encoder, whose choices alone are seen."""
     model = tiny_model("tempme")
-    encode = model.encode_video
+    encode = model.video_tensors
 
-    def inexact(frames: Tensor, mask: Tensor) -> Tensor:
-        return encode(frames, mask) * (1 if len(frames) == 1 else 1.01)
+    def inexact(frames: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t * (1 if len(frames) == 1 else 1.01) for t in encode(frames, mask))
 
     monkeypatch.setattr(torch, "compile", lambda call, dynamic: inexact if call == encode else call)
     if not compiled:
-        monkeypatch.setattr(model, "encode_video", inexact)
+        monkeypatch.setattr(model, "video_tensors", inexact)
     with torch.inference_mode():
         _, check = checked_encoders(model, replace(job, compile=compiled), synthetic_batch(model, 2, CPU))
     assert check.conditions["choices_agreeing"] == 1

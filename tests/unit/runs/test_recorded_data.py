@@ -37,3 +37,10 @@ def test_a_split_is_compared_with_the_published_one(tiny_weights: Path, monkeypa
     monkeypatch.setattr(Clips, "expected_fingerprints", known, raising=False)
     data = RunKey.of(context, RunConfig(method="lora", seed=0)).head["data"]
     assert (data["train_split_published"], data["test_split_published"]) == (True, False)
+
+
+@pytest.mark.parametrize(("given", "rank"), [({}, 8), ({"rank": 4}, 4)])
+def test_a_record_tells_which_options_were_given(tiny_weights: Path, given: dict[str, int], rank: int) -> None:
+    config = RunConfig(method="lora", seed=0, options=given)
+    method = RunKey.of(tiny_context(tiny_weights), config).head["method"]
+    assert (method["given"], method["options"]["rank"]) == (given, rank)
