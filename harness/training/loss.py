@@ -9,17 +9,22 @@ from torch.nn import functional as F
 from tvrbench.harness.core.distributed import all_gather_object, dist_info, gather_rows
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.scorer import Side
+from tvrbench.harness.models.scorer import Scorer, Side
 
 
 def whole_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
     """The loss over all features of a batch, as ``model.forward`` returns them: [B, ...] each. No other process takes
     part."""
-    if model.scorer.video_names:
+    if _has_scorer(model):
         text, video = model.sides(*features)
         return model.scorer.loss(text, model.scorer.columns(text, video, 0), model.clip.logit_scale.exp())
     own = model.own_loss(*features)
     return contrastive_loss(model.similarity(*features)) if own is None else own
+
+
+def _has_scorer(model: RetrievalModel) -> bool:
+    """True for a scorer of the method's own, which has the loss, whether or not its sides hold more than a vector."""
+    return type(model.scorer) is not Scorer
 
 
 def trial_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
@@ -28,7 +33,7 @@ def trial_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
     A scorer compares with the texts of all processes; here these are copies of this process's own.
     """
     size = dist_info().size
-    if size == 1 or not model.scorer.video_names:
+    if size == 1 or not _has_scorer(model):
         return whole_loss(model, *features)
     text, video = model.sides(*features)
     everyone = Side.cat([text] * size)
@@ -67,7 +72,7 @@ def local_loss(model: RetrievalModel, *features: Tensor) -> Tensor:
     """
     if dist_info().size == 1:
         return whole_loss(model, *features)
-    if model.scorer.video_names:
+    if _has_scorer(model):
         return _side_loss(model, *model.sides(*features))
     everyone = [gather_rows(feature) for feature in features]
     own = model.own_loss(*everyone)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_run import assert_equal, assert_same, only, outcome, record_of, run_in, stop_run
 from tiny_run import tiny_context as context_of
 
+from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.records.store import RecordStore
@@ -107,6 +108,19 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(at: int, context: RunContext, 
     assert record_of(tmp_path)["metrics"]["training"]["resumed_at"]
     assert_same(best, tmp_path)
     assert not list(tmp_path.rglob("*.training"))
+
+
+def test_the_best_model_of_a_scorer_is_put_back(context: RunContext, tmp_path: Path) -> None:
+    """Its own parameters too: the metrics of the record are those of the file."""
+    config = replace(BEST, method="eercf", options={"depth": 3})
+    run_in(tmp_path / "whole", context, config)
+    stop_run(tmp_path / "broken", context, config, 4)
+    run_in(tmp_path / "broken", context, config, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "broken")
+    (file,) = (tmp_path / "whole").rglob("*.safetensors")
+    model = load_model("eercf", checkpoint=file)
+    found = context.evaluate(model, context.test, load_recipe("uniform").sampler, lambda _: None)
+    assert found.metrics["two_stage"] == record_of(tmp_path / "whole")["metrics"]["two_stage"]
 
 
 def test_neither_replaces_the_other(small_weights: Path, tmp_path: Path) -> None:

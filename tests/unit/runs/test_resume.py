@@ -73,12 +73,15 @@ def test_a_run_stopped_twice_ends_as_an_undisturbed_one(config: RunConfig, small
     assert_same(whole, broken)
 
 
-def test_an_lr_search_resumes_inside_each_of_its_trainings(small_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [CONFIG, EERCF], ids=lambda config: config.method)
+def test_an_lr_search_resumes_inside_each_of_its_trainings(
+    config: RunConfig, small_weights: Path, tmp_path: Path
+) -> None:
     context = context_of(small_weights, steps=3, factors=(0.5, 1.0))
-    run_in(tmp_path / "whole", context, CONFIG)
+    run_in(tmp_path / "whole", context, config)
     broken, last = tmp_path / "broken", ActAt()
-    taken = [stop_run(broken, context, CONFIG, 2, resume=True).steps for _ in range(4)]
-    run_in(broken, context, CONFIG, last, resume=True)
+    taken = [stop_run(broken, context, config, 2, resume=True).steps for _ in range(4)]
+    run_in(broken, context, config, last, resume=True)
     assert [step for part in (*taken, last.steps) for step in part] == ["1/3", "2/3", "3/3"] * 3
     assert_same(tmp_path / "whole", broken)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from every_kind import EveryKind, every_kind, pairs_of_other_lengths, share_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from worlds import run_worlds
 
@@ -24,7 +24,7 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import FrozenCasts, product_weights
 from tvrbench.harness.models.scored import ScoredMethod
-from tvrbench.harness.models.scorer import Side
+from tvrbench.harness.models.scorer import Scorer, Side
 from tvrbench.harness.runs.micro_batch import peak_memory
 from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
@@ -123,6 +123,30 @@ def test_the_loss_of_a_scorer_is_contrastive_by_default(tiny_weights: Path) -> N
         text, video = model.sides(*trainer.encode(pairs))
         want = contrastive_loss(model.score(text, video))
     assert trainer.backward(pairs) == pytest.approx(float(want), abs=1e-6)
+
+
+class Bilinear(Scorer):
+    """One vector a side, and a loss of its own."""
+
+    cosine = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(width))
+
+    def coarse_text(self, coarse_TE: Tensor) -> Tensor:
+        return F.normalize(coarse_TE, dim=-1) @ self.matrix
+
+    def loss(self, text: Side, columns: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+        return 3 * super().loss(text, columns, scale)
+
+
+def test_a_scorer_of_one_vector_has_its_own_loss_too(tiny_weights: Path) -> None:
+    model, pairs = load_model("lora", weights=tiny_weights), Pairs(**pairs_of_other_lengths(PAIRS))
+    plain = Trainer(model, "uniform", 4).backward(pairs)
+    model.scorer = Bilinear(model.clip.arch.embed_dim)
+    assert Trainer(model, "uniform", 4).backward(pairs) == pytest.approx(3 * plain, rel=1e-5)
+    assert model.scorer.matrix.grad is not None
 
 
 def test_the_length_of_captions_changes_no_score(tiny_weights: Path) -> None:
