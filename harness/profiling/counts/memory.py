@@ -35,10 +35,6 @@ _PAIRS = (8, 16)  # enough that the peak lies where the backward pass begins, al
 _MOMENTS = 2  # of every optimizer of the recipes, in the dtype of the weights
 
 
-def _nothing(pairs: int) -> int:
-    return 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
     """Bytes of a training step, as an allocator without waste would hold them.
@@ -61,7 +57,7 @@ class StepMemory:
     per_pair: float
     pixels: int
     sides: int = 0
-    loss: Callable[[int], int] = _nothing
+    loss: Callable[[int], int] = lambda _: 0
 
     def activations(self, pairs: int, micro_batch: int) -> float:
         """What is alive at the peak beside weights, gradients and moments.
@@ -117,9 +113,8 @@ def weigh_step(
         few, many = (
             _peak(model, meta_pairs(model, pairs, frame_captions=frame_captions), precision) for pairs in _PAIRS
         )
-        features = _features(model) if model.scorer.video_names else []
-        if features:
-            _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
+        features = _features(model) if model.scorer.video_names else ()
+        _peak_of_loss(model, features, 2)  # it may read values too; statistics over a batch need two pairs
     except (RuntimeError, TypeError):  # torch has no value for a meta tensor
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -132,7 +127,7 @@ def weigh_step(
         per_pair=per_pair,
         pixels=_bytes(meta_pairs(model, 1)[:1]),
         sides=_bytes(features),
-        loss=cache(partial(_peak_of_loss, model, features)) if features else _nothing,
+        loss=cache(partial(_peak_of_loss, model, features)),
     )
 
 
@@ -155,10 +150,12 @@ def _features(model: RetrievalModel) -> Sequence[Tensor]:
 
 
 def _peak_of_loss(model: RetrievalModel, features: Sequence[Tensor], pairs: int) -> int:
-    """Bytes alive at the peak of the loss of so many pairs, forward and backward, beside their features.
+    """Bytes alive at the peak of the loss of so many pairs, forward and backward, beside their features; 0 without any.
 
     Of a single process, which is the one that compares most.
     """
+    if not features:
+        return 0
     model.zero_grad(set_to_none=True)
     batch = [feature.expand(pairs, *feature.shape[1:]).contiguous().requires_grad_() for feature in features]
     alive = _Alive([*model.parameters(), *model.buffers(), *batch], ())
