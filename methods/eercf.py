@@ -7,7 +7,7 @@ its released code (adxcreative/EERCF), whose defaults these are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.contrastive import contrastive_loss
 from tvrbench.harness.models.heads import SequenceTransformer
 from tvrbench.harness.models.scored import Depth, RelatedScorerOptions, ScoredMethod
-from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures
+from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard, option_error, require_range
 
 WEAK_FRAME, STRONG_FRAME, WEAK_PATCH, STRONG_PATCH = "weak_frame", "strong_frame", "weak_patch", "strong_patch"
@@ -27,7 +27,6 @@ RANKING = {WEAK_FRAME: 0.8, STRONG_FRAME: 0.2, WEAK_PATCH: 0.2, COARSE: 0.5}  # 
 WEAK_TEMPERATURE = 0.01  # of the softmax of both weak scores, and of the strong score of patches
 STRONG_TEMPERATURE = 0.1  # of the gate over frames
 CORRELATION = 0.14  # of the sum over features that is the Pearson constraint
-BLOCK = 2**22  # numbers of pairs that are in memory at a time: weights of frames and patches, and gated vectors
 EPS = 1e-12  # of a norm
 _WEIGHTS = (
     *("video_weight", "weakframe_weight", "weakpatch_weight", "strongframe_weight", "strongpatch_weight"),
@@ -104,8 +103,7 @@ def gate(cosine_VNT: Tensor, mask_VN: Tensor, temperature: float) -> Tensor:
     Returns:
         [V, N, T], summing to 1 over N, or all 0 where everything is left out.
     """
-    logits_VNT = (cosine_VNT / temperature).masked_fill(mask_VN.unsqueeze(2) == 0, torch.finfo(cosine_VNT.dtype).min)
-    return logits_VNT.softmax(dim=1) * mask_VN.unsqueeze(2)
+    return masked_softmax(cosine_VNT / temperature, mask_VN.unsqueeze(2), dim=1)
 
 
 class CoarseToFine(Scorer):
@@ -167,21 +165,16 @@ class CoarseToFine(Scorer):
 
     def fine(self, text: Side, video: Side, level: str | None) -> Tensor:
         """Scores [T, V] of a level, or the mix that ranks in the last stage."""
-        weights = RANKING if level is None else {level: 1.0}
-        return self._mixed(text, video, weights).T
+        return self._mixed(text, video, RANKING if level is None else {level: 1.0})
 
     def _mixed(self, text: Side, video: Side, weights: Mapping[str, float]) -> Tensor:
-        """The sum [V, T] of scores in their test form, by their weights, in blocks that bound the memory."""
-        of_a_pair = text.coarse.shape[1] + video.fine["frames"].shape[1] + video.fine["patches"].shape[1]
-        most = max(1, BLOCK // of_a_pair)
-        rows = []
-        for videos in _split(video, max(1, most // max(1, len(text)))):
-            blocks = [self._block(texts, videos, weights) for texts in _split(text, most)]
-            rows.append(torch.cat(blocks, dim=1))
-        return torch.cat(rows)
+        """The sum [T, V] of scores in their test form, by their weights."""
+        frames, patches = video.fine["frames"].shape[1], video.fine["patches"].shape[1]
+        of_a_pair = text.coarse.shape[1] + frames + patches  # a gated vector, and the weights
+        return in_blocks(lambda texts, videos: self._block(texts, videos, weights).T, text, video, of_a_pair)
 
     def _block(self, text: Side, video: Side, weights: Mapping[str, float]) -> Tensor:
-        """The same of one block."""
+        """That of one block, [V, T]."""
         text_TE, fine = F.normalize(text.coarse, dim=-1), video.fine
         scores_VT: dict[str, Tensor] = {}
         if COARSE in weights:
@@ -230,7 +223,7 @@ class CoarseToFine(Scorer):
         if COARSE in o.pearson:
             vectors[COARSE] = F.normalize(video.coarse, dim=-1)
         constrained = {level: vectors[level] for level in o.pearson}
-        return {"weak": self._mixed(text, video, o.weak), "strong": strong_bB, **constrained}
+        return {"weak": self._mixed(text, video, o.weak).T, "strong": strong_bB, **constrained}
 
     def loss(self, text: Side, columns: Mapping[str, Tensor], scale: Tensor) -> Tensor:
         """Contrastive losses of both mixed scores, and Pearson constraints.
@@ -255,12 +248,6 @@ class CoarseToFine(Scorer):
         weak_frame = frames * width + frames**2 + frames
         strong_frame = frames * width + 2 * width
         return weak_frame + strong_frame + patches * (width + 1)
-
-
-def _split(side: Side, most: int) -> Iterator[Side]:
-    """Parts of at most so many items; one at least."""
-    for first in range(0, max(1, len(side)), most):
-        yield side.part(slice(first, first + most))
 
 
 def _strong(gate_VNT: Tensor, values_VNE: Tensor, text_TE: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def rescore(
         ranks: Write the rank of every query to this .npz file: t2v of the captions, v2t of the videos.
     """
     from tvrbench.harness.evaluation.embeddings import load_embeddings
-    from tvrbench.harness.evaluation.rescore import rescore as metrics_of
+    from tvrbench.harness.evaluation.embeddings import rescore as metrics_of
     from tvrbench.harness.records.store import ranks_archive
 
     if ranks is not None and ranks.suffix != ".npz":

@@ -77,7 +77,7 @@ class Search:
         query = self._encode(encoder, dataset)
         scorer = encoder.model.scorer if query.kind == "text" else None
         hits, changes = search(index, query.feature, self.top, scorer), find_changes(dataset, index)
-        notes = [COARSE_ONLY.format(encoder.identity.method) + "."] if encoder.coarse_only else []
+        notes = [COARSE_ONLY.format(encoder.identity.method) + "."] if encoder.model.scorer.two_stage else []
         if query.cut:
             notes.append("The query is longer than the model reads: words at its end were left out.")
         if changes:

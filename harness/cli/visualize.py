@@ -241,12 +241,12 @@ def _gallery(options: Visualize, context: RunContext, scope: ReportContext) -> t
 def _searched(shown: DisplayModel, context: RunContext) -> Searched:
     """Scores and ranks of every caption of the test split, with the ranks compared with the record's."""
     from tvrbench.harness.core.progress import Bar
-    from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, needs_store
+    from tvrbench.harness.evaluation.encode import encode_texts, encode_videos
     from tvrbench.harness.evaluation.metrics import cosine_scores, retrieval_metrics
     from tvrbench.harness.reporting.figures.gallery import Searched
 
     test, origin, scorer = context.test, shown.origin, shown.model.scorer
-    if needs_store(scorer) or not scorer.cosine:
+    if scorer.two_stage or not scorer.cosine:
         message = (
             f"{shown.label} ranks by more than the cosine of one vector each, which this gallery shows: leave it out"
         )

@@ -6,15 +6,17 @@ the fingerprints of model and data, and a checksum of the tensors.
 
 The second format is for a model with a scorer of its own. It adds what the last stage compares, ``text.fine.NAME`` and
 ``video.fine.NAME`` as ``side_store`` stores them, the scorer's parameters as ``scorer.NAME``, and in its metadata what
-the scorer is built from. So these ranks need no model and no data either.
+the scorer is built from. So these ranks need no model and no data either, and may be made again with another depth,
+direction or storage.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,22 @@ from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, file_sha256
+from tvrbench.harness.core.memory import is_out_of_memory
 from tvrbench.harness.data.disk import check_space
-from tvrbench.harness.evaluation.evaluate import Evaluation, Relevance, Sides
-from tvrbench.harness.evaluation.side_store import SCALE, SideStore
+from tvrbench.harness.evaluation.evaluate import Evaluation, Relevance, Sides, score, score_sides
+from tvrbench.harness.evaluation.side_store import SCALE, SideStore, scratch_folder, store_sides
 from tvrbench.harness.evaluation.tensor_file import Array, Kind, Layout, TensorFile, TensorWriter
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.saved_scorer import describe_scorer, rebuild_scorer
-from tvrbench.harness.models.scorer import Scorer
+from tvrbench.harness.models.scorer import Scorer, Side, Storage
 
 VECTORS, SIDES = "tvrbench-embeddings-1", "tvrbench-embeddings-2"
 _SUBSET, _SCORER = "subset.", "scorer."
 _FINE = {"text": "text.fine.", "video": "video.fine."}
 _KINDS = {"text": ("f4", 2), "video": ("f4", 2), "caption_video": ("i8", 1), "scenes": ("i8", 1)}
 _REQUIRED = {"text", "video", "caption_video"}
-_WRITTEN = 2**26  # bytes of a fine tensor copied at a time
+_SECOND_STAGE = {"depth", "v2t", "storage"}
+_COPIED = 2**26  # bytes of fine tensors at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,7 @@ def save_embeddings(
 
 
 def _write(writer: TensorWriter, name: str, array: Array) -> None:
-    rows = max(1, _WRITTEN // max(1, array[:1].nbytes)) if array.ndim else 1
+    rows = max(1, _COPIED // max(1, array[:1].nbytes)) if array.ndim else 1
     for start in range(0, len(array) if array.ndim else 1, rows):
         writer.write(name, array[start : start + rows] if array.ndim else array, start)
 
@@ -161,6 +165,84 @@ def read_run(path: Path) -> dict[str, Any]:
     """Read which run a file of ``save_embeddings`` belongs to, without its features; errors as ``load_embeddings``."""
     with _read_errors(path), safe_open(path, framework="pt") as handle:
         return _run(dict(handle.metadata() or {}))
+
+
+def rescore(saved: SavedEmbeddings, path: Path, changed: Mapping[str, Any] | None = None) -> Evaluation:
+    """Metrics and ranks of saved features, equal to those of the run to the last bit unless something is ``changed``.
+
+    Args:
+        saved: what was read.
+        path: from where, for messages.
+        changed: ``depth``, ``v2t`` and ``storage`` of the scorer in place of the run's.
+
+    Raises:
+        UsageError: they cannot be ranked, hold no second stage, or cannot be stored so.
+    """
+    changed = changed or {}
+    _check_stage(saved, path, changed)
+    try:
+        if any(not 0 <= row < len(saved.text) for rows in saved.subsets.values() for row in rows):
+            raise ValueError("a subset names a caption that is not in the file")
+        result = score(saved.text, saved.video, saved) if saved.scorer is None else _ranked(saved, path, changed)
+    except (ValueError, RuntimeError) as error:  # torch's, of widths that do not fit
+        if isinstance(error, UsageError) or is_out_of_memory(error):
+            raise
+        message = f"{path}: these embeddings cannot be ranked: {error}"
+        raise UsageError(message, code="embeddings.unrankable", path=str(path)) from None
+    result.metrics["selection"] = saved.run["selection"]
+    return replace(result, sides=None)
+
+
+def _check_stage(saved: SavedEmbeddings, path: Path, changed: Mapping[str, Any]) -> None:
+    """UsageError where a second stage is asked for, or belongs to the run, and the file lacks it."""
+    method = saved.run["method"]
+    name, options = method["name"], method.get("options") or {}
+    if saved.scorer is None:
+        lacking = options.keys() >= _SECOND_STAGE and options["depth"] != 0
+    else:
+        lacking = saved.scorer.two_stage and not saved.sides.video.stored
+    if lacking:
+        message = (
+            f"{path} holds one vector of each text and video, and {name} ranks by more: save its embeddings again "
+            "with tvrbench run --save-embeddings"
+        )
+        raise UsageError(message, code="embeddings.coarse-only", path=str(path), method=name)
+    if changed and (saved.scorer is None or not saved.sides.video.stored):
+        message = f"{path} holds one vector of each text and video, so there is no second stage to change: leave out "
+        message += ", ".join(f"--{option}" for option in changed)
+        raise UsageError(message, code="rescore.no-second-stage", path=str(path), method=name)
+
+
+def _ranked(saved: SavedEmbeddings, path: Path, changed: Mapping[str, Any]) -> Evaluation:
+    scorer = copy.deepcopy(saved.scorer)
+    assert scorer is not None, "checked by the caller"
+    now = scorer.storage
+    scorer.depth, scorer.v2t = changed.get("depth", scorer.depth), changed.get("v2t", scorer.v2t)
+    scorer.storage = changed.get("storage", now)
+    with _stored_as(saved, path, now, scorer.storage) as sides:
+        return score_sides(scorer, sides, saved)
+
+
+@contextmanager
+def _stored_as(saved: SavedEmbeddings, path: Path, now: str, storage: Storage) -> Iterator[Sides]:
+    """The sides as they would be after another storage; what a smaller type has lost does not come back."""
+    if storage == now:
+        yield saved.sides
+        return
+    if now != "float32":
+        message = f"{path} was stored as {now}, of which {storage} cannot be made: give a file of a run with float32"
+        raise UsageError(message, code="rescore.storage", path=str(path), stored=now, asked=storage)
+    with scratch_folder() as folder:
+        text, video = (
+            store_sides(folder / f"{name}.safetensors", len(side), _read(side), storage)
+            for name, side in (("text", saved.sides.text), ("video", saved.sides.video))
+        )
+        yield Sides(text=text, video=video)
+
+
+def _read(side: SideStore) -> Iterator[tuple[int, Side]]:
+    rows = max(1, _COPIED // (4 * side.part(slice(0, 1)).floats))
+    return ((start, side.part(slice(start, start + rows))) for start in range(0, len(side), rows))
 
 
 def _side(tensors: Mapping[str, Array], kind: str) -> SideStore:

@@ -22,7 +22,7 @@ from tvrbench.harness.data.prefetch import IN_FLIGHT, recorded, to_cpu, to_devic
 from tvrbench.harness.evaluation.side_store import SideStore, side_bytes, store_sides
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.scorer import Scorer, Side
+from tvrbench.harness.models.scorer import Side
 
 TEXT_BATCH = 256
 
@@ -116,7 +116,7 @@ def encoded_bytes(model: RetrievalModel, captions: int, videos: int, words: int)
 
     0 where nothing is stored; None where the shapes depend on values.
     """
-    if not needs_store(model.scorer):
+    if not model.scorer.two_stage:
         return 0
     arch = model.clip.arch
     with torch.device("meta"):
@@ -129,11 +129,6 @@ def encoded_bytes(model: RetrievalModel, captions: int, videos: int, words: int)
         return None
     storage = model.scorer.storage
     return captions * side_bytes(text, storage) + videos * side_bytes(video, storage)
-
-
-def needs_store(scorer: Scorer) -> bool:
-    """Whether a scorer compares more than a vector of each side."""
-    return bool(scorer.video_names) and scorer.depth != 0
 
 
 def _first_item(count: int, size: int) -> int:

@@ -18,7 +18,8 @@ from torch import Tensor
 from tvrbench.harness.core.distributed import from_first
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, needs_store, store_texts, store_videos
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, store_texts, store_videos
+from tvrbench.harness.evaluation.last_stage import last_stage_pair_accuracy
 from tvrbench.harness.evaluation.metrics import (
     Captions,
     RankCounts,
@@ -30,7 +31,6 @@ from tvrbench.harness.evaluation.metrics import (
 )
 from tvrbench.harness.evaluation.side_store import SideStore, scratch_folder
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, rank_intervals
-from tvrbench.harness.evaluation.twins import last_stage_pair_accuracy
 from tvrbench.harness.evaluation.two_stage import AtDepth, two_stage
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer
 from tvrbench.harness.models.decisions import KeptPatches, Margins, watched
@@ -110,14 +110,14 @@ def evaluate(
         ValueError: a feature is NaN or infinite.
         UsageError: the disk has no room for what the scorer compares, see ``store_sides``.
     """
-    if needs_store(model.scorer) and scratch is None:
+    if model.scorer.two_stage and scratch is None:
         with scratch_folder() as folder:
             made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=folder)
             return replace(made, sides=None)
     was_training = model.training
     model.eval()
     margins, kept = Margins(), KeptPatches()
-    if needs_store(model.scorer) and scratch is not None:
+    if model.scorer.two_stage and scratch is not None:
         text = store_texts(model, split.captions, tokenizer, words, scratch / "text.safetensors")
         with watched(model.reducer, margins, kept):
             video = store_videos(model, split.video_ids, loader, batch, on_batch, scratch / "video.safetensors")
@@ -159,7 +159,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
         ValueError: scores that cannot be ranked, or a caption of no video.
     """
     text, video = sides.text, sides.video
-    if scorer.cosine and not needs_store(scorer):
+    if scorer.cosine and not scorer.two_stage:
         return score(text.coarse, video.coarse, relevance)
 
     def ranked() -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -168,7 +168,7 @@ def score_sides(scorer: Scorer, sides: Sides, relevance: Relevance, device: torc
         metrics, ranks = _ranked(found.t2v, found.v2t, relevance)
         if relevance.scenes is not None:
             metrics["pair_accuracy"] = last_stage_pair_accuracy(scorer, text, video, captions, relevance.scenes, device)
-        if needs_store(scorer):
+        if scorer.two_stage:
             ranks |= {"coarse_t2v": found.coarse.t2v.ranks(), "coarse_v2t": found.coarse.v2t.ranks()}
             metrics["two_stage"] = {
                 "depth": scorer.depth,

@@ -27,9 +27,8 @@ from scipy.stats import foldnorm
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import RetrievalDataset, Split
-from tvrbench.harness.evaluation.embeddings import load_embeddings, read_run
+from tvrbench.harness.evaluation.embeddings import load_embeddings, read_run, rescore
 from tvrbench.harness.evaluation.metrics import cosine_rank_counts
-from tvrbench.harness.evaluation.rescore import rescore
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
 

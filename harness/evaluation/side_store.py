@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,9 +24,8 @@ from tvrbench.harness.core.distributed import all_gather_object, dist_info, from
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.disk import check_space
 from tvrbench.harness.evaluation.tensor_file import Array, Kind, Layout, TensorFile, TensorWriter
-from tvrbench.harness.models.scorer import Rows, Side
+from tvrbench.harness.models.scorer import Rows, Side, Storage
 
-Storage = Literal["float32", "float16", "int8"]
 COARSE, SCALE = "coarse", ".scale"
 ROOM = "free some space, or store less with the option storage (float16, int8)"
 _STEPS = 127  # of an int8 on either side of 0

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.evaluation.last_stage import LastStage, Stored, exact_scorer
@@ -35,12 +36,11 @@ from tvrbench.harness.evaluation.metrics import (
     unit_rows,
 )
 from tvrbench.harness.evaluation.shortlists import PAIRS_ALLOWED, Pairs, Shortlists, TooManyTies, run_starts
-from tvrbench.harness.models.scorer import Scorer
+from tvrbench.harness.models.scorer import V2T, Scorer
 
 if TYPE_CHECKING:
     from tvrbench.harness.models.model import RetrievalModel
 
-V2T = Literal["own", "transposed"]
 _ROWS = 4096  # coarse vectors projected at a time
 
 
@@ -128,7 +128,7 @@ def two_stage(
     depth = (len(video) if depth is None else min(depth, len(video))) if scorer.video_names else 0
     every = depth == len(video)  # the texts' lists would hold all pairs
     steps = curve_depths(depth, len(text) if every else None)
-    factors = _factors(scorer, text, video, device)
+    factors = coarse_factors(scorer, text.coarse, video.coarse, device)
     try:
         coarse, lists = _coarse_stage(*factors, captions, max(steps, default=0), v2t)
     except TooManyTies:
@@ -147,6 +147,29 @@ def two_stage(
         curve=tuple(curve or [coarse]),
         ceiling=100.0 * float(np.mean(coarse.t2v.higher_Q < depth)) if depth else 100.0,
         edge_ties=0 if every else sum(part.edge_ties for part in lists),
+    )
+
+
+@torch.inference_mode()
+def coarse_factors(
+    scorer: Scorer, text_TE: Tensor, video_VE: Tensor, device: torch.device | str
+) -> tuple[Exact, Exact]:
+    """Rows [Nt, E] and [Nv, E] whose inner products are the coarse scores of coarse vectors, exactly.
+
+    Args:
+        scorer: in float64 on the device (``exact_scorer``).
+
+    Raises:
+        ValueError: vectors that cannot be compared (``unit_rows``, ``grid_rows``).
+    """
+    if scorer.cosine:
+        return unit_rows(text_TE, video_VE)
+    sides = (scorer.coarse_text, text_TE), (scorer.coarse_video, video_VE)
+    return grid_rows(
+        *(
+            torch.cat([factor(part.to(device).double()).cpu() for part in torch.split(coarse, _ROWS)])
+            for factor, coarse in sides
+        )
     )
 
 
@@ -196,18 +219,6 @@ def _coarse_stage(
             of_videos.add(text_P, videos_R[row_P], place_P)
         lists.append(of_videos.pairs())
     return counts, lists
-
-
-def _factors(scorer: Scorer, text: Stored, video: Stored, device: torch.device) -> tuple[Exact, Exact]:
-    """Rows [Nt, E] and [Nv, E] whose inner products are the coarse scores, exactly."""
-    if scorer.cosine:
-        return unit_rows(text.coarse, video.coarse)
-    sides = (scorer.coarse_text, text.coarse), (scorer.coarse_video, video.coarse)
-    text_TE, video_VE = (
-        torch.cat([factor(part.to(device).double()).cpu() for part in torch.split(coarse, _ROWS)])
-        for factor, coarse in sides
-    )
-    return grid_rows(text_TE, video_VE)
 
 
 def _count_all(stage: LastStage, captions: Captions, lists: Sequence[Pairs]) -> tuple[RankCounts, RankCounts]:

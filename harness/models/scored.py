@@ -14,7 +14,7 @@ from tvrbench.harness.models.backbone.architecture import PRESETS, vision_name
 from tvrbench.harness.models.heads import Head, SequenceTransformer
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
-from tvrbench.harness.models.scorer import Scorer
+from tvrbench.harness.models.scorer import V2T, Scorer, Storage
 from tvrbench.harness.models.spec import MethodOptions, MethodSpec, option_error, require_range
 from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer
@@ -40,8 +40,8 @@ class ScorerOptions(MethodOptions):
 
     head: Literal["meanP", "seqTransf"] = "meanP"
     depth: Depth = None
-    v2t: Literal["own", "transposed"] = "own"
-    storage: Literal["float32", "float16", "int8"] = "float32"
+    v2t: V2T = "own"
+    storage: Storage = "float32"
     reducer: str = ""
     reducer_options: dict[str, Any] = field(default_factory=dict, hash=False)
 

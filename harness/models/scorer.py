@@ -17,6 +17,8 @@ from tvrbench.harness.models.contrastive import contrastive_loss
 COARSE = "coarse"
 BLOCK = 2**22  # numbers that the pairs of a block hold in memory at a time
 Wanted = Literal["words", "patches"]
+Storage = Literal["float32", "float16", "int8"]
+V2T = Literal["own", "transposed"]
 Rows = slice | Tensor
 
 
@@ -146,8 +148,13 @@ class Scorer(nn.Module):
     cosine: ClassVar[bool] = True
     fine_takes_coarse: ClassVar[bool] = False
     depth: int | None = 0
-    v2t: Literal["own", "transposed"] = "own"
-    storage: Literal["float32", "float16", "int8"] = "float32"
+    v2t: V2T = "own"
+    storage: Storage = "float32"
+
+    @property
+    def two_stage(self) -> bool:
+        """Whether a last stage ranks: sides hold more than a vector, and some pairs are scored again."""
+        return bool(self.video_names) and self.depth != 0
 
     def attach(self, clip: CLIP) -> None:
         """Start own parameters from the pre-trained ones; called once, by the factory. Nothing by default."""
@@ -253,8 +260,8 @@ def in_blocks(score: Callable[[Side, Side], Tensor], text: Side, video: Side, pe
     return torch.cat(rows)
 
 
-def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis of what the mask (0 or 1, of a shape that becomes that of the logits) does not leave
-    out: 0 for the rest, and for all where everything is left out."""
+def masked_softmax(logits: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over an axis of what the mask (0 or 1, of a shape that becomes that of the logits) does not leave out: 0
+    for the rest, and for all where everything is left out."""
     hidden = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
-    return hidden.softmax(dim=-1) * mask
+    return hidden.softmax(dim=dim) * mask

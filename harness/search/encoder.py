@@ -149,11 +149,6 @@ class Encoder:
         one = self.identity
         return FrameSpec(sampler=one.sampler, frames=one.frames, size=one.image_size, decoder=one.decoder)
 
-    @property
-    def coarse_only(self) -> bool:
-        """Whether the method ranks by more than what an index holds."""
-        return bool(self.model.scorer.video_names) and self.model.scorer.depth != 0
-
     @torch.inference_mode()
     def encode_clips(self, clips: list[Clip]) -> Features:
         """Clips (pixels [T, 3, S, S], mask [T]) -> features [B, E], not normalized."""
@@ -224,8 +219,9 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     )
     untrained = f"{name} is not trained, so results are those of an untrained model; give --checkpoint"
     notes = (*weights.notes, untrained) if trains and scored is None else weights.notes
-    encoder = Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
-    return replace(encoder, notes=(*notes, COARSE_ONLY.format(name))) if encoder.coarse_only else encoder
+    if model.scorer.two_stage:
+        notes = (*notes, COARSE_ONLY.format(name))
+    return Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
 
 
 def _weights(path: str, backbone: str | None, source: ModelSource) -> Weights:

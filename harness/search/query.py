@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,8 @@ from PIL import Image, ImageOps
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.data.types import Clip, Frames, FrameSpec
-from tvrbench.harness.evaluation.metrics import cosine_scores, grid_rows
+from tvrbench.harness.evaluation.last_stage import exact_scorer
+from tvrbench.harness.evaluation.two_stage import coarse_factors
 from tvrbench.harness.models.scorer import Scorer
 from tvrbench.harness.search.encoder import Encoder, Features, ModelSource, load_encoder
 from tvrbench.harness.search.files import VideoFolder
@@ -116,7 +115,7 @@ def video_query(encoder: Encoder, dataset: VideoFolder, path: Path) -> Query:
 def search(index: VideoIndex, feature: Features, top: int, scorer: Scorer | None = None) -> list[Hit]:
     """The videos of highest score with a feature [1, E], equal ones in order of their names.
 
-    Features are read a block at a time, and each score is exact (``cosine_scores``), as in an evaluation.
+    Features are read a block at a time, and each score is exact (``coarse_factors``), as in an evaluation.
 
     Args:
         index: the videos.
@@ -131,29 +130,23 @@ def search(index: VideoIndex, feature: Features, top: int, scorer: Scorer | None
     if not entries:
         message = f"the index {index.folder} holds no video yet: run tvrbench embed"
         raise UsageError(message, code="index.empty", folder=str(index.folder))
-    rows, cosine = rows_of(entries), scorer is None or scorer.cosine
-    score = cosine_scores if scorer is None or scorer.cosine else _coarse_scores(scorer)
+    rows, exact = rows_of(entries), exact_scorer(scorer or Scorer(), "cpu")
     try:
-        parts = [score(feature, block)[0] for block in _blocks(index.features[: max(rows) + 1])]
+        parts = [_scores(exact, feature, block) for block in _blocks(index.features[: max(rows) + 1])]
     except ValueError as error:
         message = f"the index {index.folder} is damaged ({error}): remove that folder and run tvrbench embed again"
         raise UsageError(message, code="index.damaged", folder=str(index.folder)) from None
     scores: npt.NDArray[np.float64] = np.concatenate(parts)[rows]
     best = np.argsort(-scores, kind="stable")[:top].tolist()
     found = enumerate(best, start=1)
-    return [Hit(rank=rank, score=float(scores[i]), entry=entries[i], cosine=cosine) for rank, i in found]
+    return [Hit(rank=rank, score=float(scores[i]), entry=entries[i], cosine=exact.cosine) for rank, i in found]
 
 
-def _coarse_scores(scorer: Scorer) -> Callable[[Features, Features], npt.NDArray[np.float64]]:
-    """The coarse score, without the temperature, of a text [1, E] with videos [V, E]."""
-    exact = copy.deepcopy(scorer).cpu().double().eval()
-
-    @torch.inference_mode()
-    def scores(text: Features, video: Features) -> npt.NDArray[np.float64]:
-        text_1E, video_VE = (torch.from_numpy(part.astype(np.float64)) for part in (text, video))
-        query_1E, gallery_VE = grid_rows(exact.coarse_text(text_1E), exact.coarse_video(video_VE))
-        return query_1E @ gallery_VE.T
-
+def _scores(scorer: Scorer, feature: Features, block: Features) -> npt.NDArray[np.float64]:
+    """The coarse scores [V], without the temperature, of a query [1, E] with videos [V, E]."""
+    query_1E, gallery_VE = (torch.from_numpy(part.astype(np.float64)) for part in (feature, block))
+    query, gallery = coarse_factors(scorer, query_1E, gallery_VE, "cpu")
+    scores: npt.NDArray[np.float64] = query[0] @ gallery.T
     return scores
 
 

@@ -89,9 +89,8 @@ class SearchCost:
 
 def search_cost(model: RetrievalModel) -> SearchCost:
     """Count the search of a model, which may be on the meta device, from the shapes of its sides."""
-    scorer, (text, video) = model.scorer, meta_sides(model)
+    scorer, fine, (text, video) = model.scorer, model.scorer.two_stage, meta_sides(model)
     width, coarse = video.coarse.shape[-1], side_bytes(Side(coarse=video.coarse), scorer.storage)
-    fine = bool(scorer.video_names) and scorer.depth != 0
     return SearchCost(
         depth=scorer.depth if fine else 0,
         v2t=scorer.v2t,

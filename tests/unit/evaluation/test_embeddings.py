@@ -20,7 +20,7 @@ from torch import Tensor
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.embeddings import load_embeddings, save_embeddings
+from tvrbench.harness.evaluation.embeddings import load_embeddings, rescore, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation, score
 from tvrbench.harness.evaluation.metrics import (
     cosine_scores,
@@ -29,7 +29,6 @@ from tvrbench.harness.evaluation.metrics import (
     retrieval_metrics,
     without_ranks,
 )
-from tvrbench.harness.evaluation.rescore import rescore
 from tvrbench.harness.evaluation.tensor_file import file_checksum
 
 pytestmark = pytest.mark.unit

@@ -20,10 +20,9 @@ from torch import Tensor
 from tvrbench.harness import load_model
 from tvrbench.harness.cli import app as cli
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.embeddings import SIDES, VECTORS, load_embeddings, save_embeddings
+from tvrbench.harness.evaluation.embeddings import SIDES, VECTORS, load_embeddings, rescore, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation, Sides, score, score_sides
 from tvrbench.harness.evaluation.missing_videos import better_of
-from tvrbench.harness.evaluation.rescore import rescore
 from tvrbench.harness.evaluation.side_store import SideStore, Storage, store_sides
 from tvrbench.harness.evaluation.tensor_file import file_checksum
 from tvrbench.harness.models.model import RetrievalModel

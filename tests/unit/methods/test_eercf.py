@@ -14,12 +14,12 @@ from naive_eercf import Naive
 from torch import Tensor
 
 from tvrbench.harness import load_model
+from tvrbench.harness.models import scorer as scorer_module
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import Side, TextFeatures, VideoFeatures
 from tvrbench.harness.profiling.counts.flops import analytic_macs, traced_macs
 from tvrbench.harness.training.trainer import Trainer
-from tvrbench.methods import eercf
-from tvrbench.methods.eercf import CoarseToFine, EERCFOptions
+from tvrbench.methods.eercf import _WEIGHTS, CoarseToFine, EERCFOptions
 
 Make = Callable[..., RetrievalModel]
 SHAPES = [(5, 4, 3, 7), (8, 1, 6, 5), (16, 7, 2, 4)]  # width, frames, patches a frame, pairs
@@ -83,13 +83,13 @@ def close(found: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("block", [1, 40, eercf.BLOCK])
+@pytest.mark.parametrize("block", [1, 40, scorer_module.BLOCK])
 @pytest.mark.parametrize("gate_mask", ["exact", "released"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_level_and_the_last_stage(
     shape: Sequence[int], gate_mask: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eercf, "BLOCK", block)
+    monkeypatch.setattr(scorer_module, "BLOCK", block)
     text, video = features(*shape)
     made = scorer(*shape[:2], gate_mask=gate_mask)
     naive, sides = naive_of(made, text, video), (made.text_side(text), made.video_side(video))
@@ -173,7 +173,7 @@ def test_a_video_without_any_valid_frame_scores_zero() -> None:
 
 
 def test_options_that_do_not_fit_are_refused(tiny_model: Make) -> None:
-    for name in eercf._WEIGHTS:
+    for name in _WEIGHTS:
         with raises("option.value", option=name):
             tiny_model("eercf", **{name: -0.1})
     zero = dict.fromkeys(("weak_loss_weight", "strong_loss_weight", "cdcl_loss_weight"), 0.0)

@@ -66,12 +66,12 @@ def test_a_scorer_ranks_by_its_own_coarse_score(demo: Path, tmp_path: Path, monk
     encoder = make_encoder(settings=replace(SETTINGS, method=toy_scorer.NAME, options={"tuning": "frozen"}))
     embed(tmp_path, encoder)
     index, split, scorer = opened(tmp_path), split_of(tmp_path), encoder.model.scorer
-    assert encoder.coarse_only
+    assert encoder.model.scorer.two_stage
     assert any(toy_scorer.NAME in note for note in encoder.notes)
     loader, words = FrameLoader(open_folder(tmp_path), encoder.spec, 12), encoder.model.clip.arch.context_length
     scorer.depth = 0
     evaluated = evaluate(encoder.model, split, loader, encoder.tokenizer, words).ranks["t2v"]
-    assert not encoder.coarse_only
+    assert not encoder.model.scorer.two_stage
     found, by_cosine = [], []
     for caption in split.captions:
         query = text_query(encoder, caption).feature
