@@ -33,9 +33,12 @@ pytestmark = pytest.mark.unit
 PAIRS = 6
 SCORERS = [name for name in registry.names("methods", "baselines") if issubclass(method_class(name), ScoredMethod)]
 
-# Every process writes the shapes that it gathers; the first one of a world loss, gradients and parameters.
+KINDS = ["every kind", "micro-batches", *SCORERS]
+
+# Every process writes the shapes that it gathers, loss, gradients and parameters, of every kind.
 WORLDS = """
 import sys
+from functools import partial
 import torch
 from every_kind import every_kind, pairs_of_other_lengths, share_of
 from tvrbench.harness import load_model
@@ -45,59 +48,66 @@ from tvrbench.harness.training import loss as loss_module
 from tvrbench.harness.training.trainer import Pairs, Trainer
 from worlds import fork_worlds
 
-kind, weights, pairs, out, *worlds = sys.argv[1:]
-micro_batch, batch = (None if kind != "micro-batches" else 1), pairs_of_other_lengths(int(pairs))
+kinds, weights, pairs, out, *worlds = sys.argv[1:]
+batch, gather_rows = pairs_of_other_lengths(int(pairs)), loss_module.gather_rows
+
+def seen(shapes, rows):
+    shapes.append(tuple(rows.shape))
+    return gather_rows(rows)
+
+def step(kind, here):
+    loss_module.gather_rows = partial(seen, shapes := [])
+    if kind in ("every kind", "micro-batches"):
+        model = every_kind(weights, tuning="full")
+    else:
+        model = load_model(kind, weights=weights, **method_class(kind).card.tiny)
+    trainer = Trainer(model, "uniform", 4, micro_batch_size=1 if kind == "micro-batches" else None)
+    pairs = Pairs(**share_of(batch, here.share(len(batch["video"]))))
+    loss = trainer.backward(pairs)
+    grads = {name: p.grad.clone() for name, p in model.trainable().items() if p.grad is not None}
+    steps = [trainer.step(*pairs.tensors.values())["loss"] for _ in range(2)]
+    after = {name: p.detach() for name, p in model.trainable().items()}
+    return {"loss": loss, "grads": grads, "steps": steps, "after": after, "shapes": shapes}
 
 def work(size):
-    shapes, gather_rows = [], loss_module.gather_rows
-
-    def seen(rows):
-        shapes.append(tuple(rows.shape))
-        return gather_rows(rows)
-
-    loss_module.gather_rows = seen
     with process_group("cpu") as here:
-        if kind in ("every kind", "micro-batches"):
-            model = every_kind(weights, tuning="full")
-        else:
-            model = load_model(kind, weights=weights, **method_class(kind).card.tiny)
-        trainer = Trainer(model, "uniform", 4, micro_batch_size=micro_batch)
-        pairs = Pairs(**share_of(batch, here.share(len(batch["video"]))))
-        loss = trainer.backward(pairs)
-        grads = {name: p.grad.clone() for name, p in model.trainable().items() if p.grad is not None}
-        steps = [trainer.step(*pairs.tensors.values())["loss"] for _ in range(2)]
-        after = {name: p.detach() for name, p in model.trainable().items()}
-        torch.save({"loss": loss, "grads": grads, "steps": steps, "after": after, "shapes": shapes},
-            f"{out}/{size}-{here.rank}.pt")
+        for kind in kinds.split(","):
+            torch.save(step(kind, here), f"{out}/{kind}-{size}-{here.rank}.pt")
 
 fork_worlds(worlds, work)
 """
 
 
+@pytest.fixture(scope="module")
+def worlds(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what worlds of one and of three processes wrote."""
+    folder = tmp_path_factory.mktemp("worlds")
+    run_worlds(WORLDS, (1, 3), ",".join(KINDS), tiny_weights, PAIRS, folder)
+    return folder
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["every kind", "micro-batches", *SCORERS])
-def test_processes_take_the_step_of_one_and_no_patch_travels(kind: str, tiny_weights: Path, tmp_path: Path) -> None:
-    run_worlds(WORLDS, (1, 2, 3), kind, tiny_weights, PAIRS, tmp_path)
-    alone = torch.load(tmp_path / "1-0.pt", weights_only=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_take_the_step_of_one_and_no_patch_travels(kind: str, worlds: Path) -> None:
+    alone = torch.load(worlds / f"{kind}-1-0.pt", weights_only=True)
     assert alone["shapes"] == []
-    for size in (2, 3):
-        together = [torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True) for rank in range(size)]
-        for each in together:
-            assert each["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-            assert each["steps"] == pytest.approx(alone["steps"], abs=5e-5)
-            for what in ("grads", "after"):
-                assert each[what].keys() == alone[what].keys()
-                for name, value in alone[what].items():
-                    close = {"rtol": 1e-3, "atol": 2e-5 * max(1.0, float(value.abs().max()))}
-                    torch.testing.assert_close(each[what][name], value, **close, msg=name)
-        own, E, frames = PAIRS // size, 64, {12, 12 * 16}
-        assert len({tuple(each["shapes"]) for each in together}) == 1  # captions as long as the longest of all
-        assert all(shape[0] == own for shape in together[0]["shapes"])
-        assert not any(set(shape[1:]) & frames for shape in together[0]["shapes"])
-        if kind not in SCORERS:
-            assert {"clip.logit_scale", "scorer.bilinear", "scorer.mix"} <= alone["grads"].keys()
-            once = [(own, E), (own, 16), (own, 16, E), *[(own, PAIRS)] * 2, *[(own, E)] * 2]
-            assert sorted(together[0]["shapes"]) == sorted(once * 3)
+    together = [torch.load(worlds / f"{kind}-3-{rank}.pt", weights_only=True) for rank in range(3)]
+    for each in together:
+        assert each["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert each["steps"] == pytest.approx(alone["steps"], abs=5e-5)
+        for what in ("grads", "after"):
+            assert each[what].keys() == alone[what].keys()
+            for name, value in alone[what].items():
+                close = {"rtol": 1e-3, "atol": 2e-5 * max(1.0, float(value.abs().max()))}
+                torch.testing.assert_close(each[what][name], value, **close, msg=name)
+    own, E, frames = PAIRS // 3, 64, {12, 12 * 16}
+    assert len({tuple(each["shapes"]) for each in together}) == 1  # captions as long as the longest of all
+    assert all(shape[0] == own for shape in together[0]["shapes"])
+    assert not any(set(shape[1:]) & frames for shape in together[0]["shapes"])
+    if kind not in SCORERS:
+        assert {"clip.logit_scale", "scorer.bilinear", "scorer.mix"} <= alone["grads"].keys()
+        once = [(own, E), (own, 16), (own, 16, E), *[(own, PAIRS)] * 2, *[(own, E)] * 2]
+        assert sorted(together[0]["shapes"]) == sorted(once * 3)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
