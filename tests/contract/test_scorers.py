@@ -197,7 +197,7 @@ def test_columns_of_some_videos_are_those_of_all(name: str, tiny_model: Make, ba
         parts = [model.scorer.columns(text, video.part(slice(i, i + 1)), i) for i in range(3)]
         joined = {key: torch.cat([part[key] for part in parts]) for key in whole}
         loss, again = (model.scorer.loss(text, columns, torch.tensor(20.0)) for columns in (whole, joined))
-    assert all(key in joined and len(column) == 3 for key, column in whole.items())
+    assert all(column.shape in ((3, 3), (3, 64)) for column in whole.values())  # processes exchange no frames
     assert loss.isfinite()
     torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
 
