@@ -251,10 +251,10 @@ def _searched(shown: DisplayModel, context: RunContext) -> Searched:
             f"{shown.label} ranks by more than the cosine of one vector each, which this gallery shows: leave it out"
         )
         raise UsageError(message, code="visualize.scorer", label=shown.label)
-    text_TE = encode_texts(shown.model, test.captions, context.tokenizer, context.protocol.words)
+    text_TE = encode_texts(shown.model, test.captions, context.tokenizer, context.protocol.words).coarse
     with Bar(len(test.video_ids)) as bar:
         bar.begin(f"{shown.label}: encoding videos")
-        video_VE = encode_videos(shown.model, test.video_ids, context.loader(shown.spec), _BATCH, bar.update)
+        video_VE = encode_videos(shown.model, test.video_ids, context.loader(shown.spec), _BATCH, bar.update).coarse
     scores_TV = cosine_scores(text_TE, video_VE)
     ranks_T = retrieval_metrics(scores_TV, test.caption_video)["t2v"]["ranks"]
     differing = compare_with_record(ranks_T, shown.files)

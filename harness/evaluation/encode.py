@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from tvrbench.harness.core.distributed import dist_info, gather_shares
@@ -36,83 +35,65 @@ def own_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return batches[dist_info().share(len(batches))]
 
 
-@torch.inference_mode()
-def encode_texts(model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int) -> Tensor:
-    """Encode all captions -> [Nt, E] float32 on the CPU of every process."""
-    device = model.clip.logit_scale.device
-    parts = [torch.empty(0, model.clip.arch.embed_dim)]
-    for batch in own_batches(captions, TEXT_BATCH):
-        ids, mask = tokenizer(batch, words)
-        parts.append(to_cpu(model.encode_text(to_device(ids, device), to_device(mask, device)).float()))
-    wait_for(device)
-    return gather_shares(torch.cat(parts))
-
-
-@torch.inference_mode()
-def encode_videos(
-    model: RetrievalModel, video_ids: tuple[str, ...], loader: FrameLoader, batch: int, on_batch: Callable[[int], None]
-) -> Tensor:
-    """Encode all videos -> [Nv, E] float32 on the CPU of every process; ``on_batch`` gets this process's counts."""
-    device = model.clip.logit_scale.device
-    requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
-    parts = [torch.empty(0, model.clip.arch.embed_dim)]
-    with closing(loader.batches(requests, device)) as batches:
-        for pixels, mask in batches:
-            parts.append(to_cpu(model.encode_video(model.normalize(pixels, mask), mask).float()))
-            on_batch(len(pixels))
-    wait_for(device)
-    return gather_shares(torch.cat(parts))
-
-
-def store_texts(
-    model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int, path: Path
+def encode_texts(
+    model: RetrievalModel, captions: tuple[str, ...], tokenizer: Tokenizer, words: int, folder: Path | None = None
 ) -> SideStore:
-    """Encode all captions into a file; every process writes its share, and reads them all.
+    """Encode all captions, for every process.
 
-    Where words are stored, every caption is as long as ``words``, so that all have the same shape.
+    Args:
+        model: in evaluation mode.
+        captions: to be encoded.
+        tokenizer: of the model.
+        words: of a caption at most.
+        folder: for the file of whole sides, whose captions are all as long as ``words``, so that they have the same
+            shape. None for coarse vectors alone.
 
     Raises:
         UsageError, ValueError: as ``store_sides``.
     """
 
     @torch.inference_mode()
-    def parts() -> Iterator[Part]:
-        device, start = model.clip.logit_scale.device, _first_item(len(captions), TEXT_BATCH)
+    def sides() -> Iterator[Side]:
+        device = model.clip.logit_scale.device
         for batch in own_batches(captions, TEXT_BATCH):
-            ids, mask = tokenizer(batch, words)
-            if model.scorer.text_names:
-                ids, mask = _padded(ids, words), _padded(mask, words)
-            yield start, _on_cpu(model.text_side(to_device(ids, device), to_device(mask, device)))
-            start += len(batch)
+            ids, mask = (to_device(part, device) for part in tokenizer(batch, words))
+            if folder is None:
+                yield Side(coarse=model.encode_text(ids, mask))
+            elif model.scorer.text_names:
+                yield model.text_side(*(F.pad(part, (0, words - part.shape[1])) for part in (ids, mask)))
+            else:
+                yield model.text_side(ids, mask)
 
-    return store_sides(path, len(captions), _arrived(parts(), model), model.scorer.storage)
+    return _collected(model, sides(), len(captions), TEXT_BATCH, folder and folder / "text.safetensors")
 
 
-def store_videos(
+def encode_videos(
     model: RetrievalModel,
     video_ids: tuple[str, ...],
     loader: FrameLoader,
     batch: int,
     on_batch: Callable[[int], None],
-    path: Path,
+    folder: Path | None = None,
 ) -> SideStore:
-    """Encode all videos into a file, as ``store_texts``; ``on_batch`` gets this process's counts."""
+    """Encode all videos, as ``encode_texts``; ``on_batch`` gets this process's counts."""
 
     @torch.inference_mode()
-    def parts() -> Iterator[Part]:
-        device, start = model.clip.logit_scale.device, _first_item(len(video_ids), batch)
+    def sides() -> Iterator[Side]:
         requests = [[(video, 0) for video in part] for part in own_batches(video_ids, batch)]
-        with closing(loader.batches(requests, device)) as batches:
+        with closing(loader.batches(requests, model.clip.logit_scale.device)) as batches:
             for pixels, mask in batches:
-                yield start, _on_cpu(model.video_side(model.normalize(pixels, mask), mask))
-                start += len(pixels)
+                frames = model.normalize(pixels, mask)
+                if folder is None:
+                    yield Side(coarse=model.encode_video(frames, mask))
+                else:
+                    yield model.video_side(frames, mask)
                 on_batch(len(pixels))
 
-    return store_sides(path, len(video_ids), _arrived(parts(), model), model.scorer.storage)
+    return _collected(model, sides(), len(video_ids), batch, folder and folder / "video.safetensors")
 
 
 def encoded_bytes(model: RetrievalModel, captions: int, videos: int, words: int) -> int | None:
-    """Bytes of the files of ``store_texts`` and ``store_videos``, from a model without values.
+    """Bytes of the files of ``encode_texts`` and ``encode_videos``, from a model without values.
 
     0 where nothing is stored; None where the shapes depend on values.
     """
@@ -131,18 +112,21 @@ def encoded_bytes(model: RetrievalModel, captions: int, videos: int, words: int)
     return captions * side_bytes(text, storage) + videos * side_bytes(video, storage)
 
 
-def _first_item(count: int, size: int) -> int:
-    """Number of the first item of this process's batches."""
-    first: int = dist_info().share(-(-count // size)).start
-    return first * size
+def _collected(model: RetrievalModel, sides: Iterator[Side], count: int, batch: int, path: Path | None) -> SideStore:
+    """The sides of all batches of all processes, of ``count`` items: coarse vectors in memory, all else in a file."""
+    on_cpu = (Side.of([to_cpu(tensor.float()) for tensor in side.tensors], list(side.fine)) for side in sides)
+    if path is None:
+        parts = [torch.empty(0, model.clip.arch.embed_dim), *(side.coarse for side in on_cpu)]
+        wait_for(model.clip.logit_scale.device)
+        return SideStore(coarse=gather_shares(torch.cat(parts)))
 
+    def numbered() -> Iterator[Part]:
+        start = dist_info().share(-(-count // batch)).start * batch
+        for side in on_cpu:
+            yield start, side
+            start += len(side)
 
-def _padded(rows_BL: Tensor, length: int) -> Tensor:
-    return F.pad(rows_BL, (0, length - rows_BL.shape[1]))
-
-
-def _on_cpu(side: Side) -> Side:
-    return Side.of([to_cpu(tensor.float()) for tensor in side.tensors], list(side.fine))
+    return store_sides(path, count, _arrived(numbered(), model), model.scorer.storage)
 
 
 def _arrived(parts: Iterator[Part], model: RetrievalModel) -> Iterator[Part]:

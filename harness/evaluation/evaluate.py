@@ -18,7 +18,7 @@ from torch import Tensor
 from tvrbench.harness.core.distributed import from_first
 from tvrbench.harness.data.frame_loader import FrameLoader
 from tvrbench.harness.data.types import Split
-from tvrbench.harness.evaluation.encode import encode_texts, encode_videos, store_texts, store_videos
+from tvrbench.harness.evaluation.encode import encode_texts, encode_videos
 from tvrbench.harness.evaluation.last_stage import last_stage_pair_accuracy
 from tvrbench.harness.evaluation.metrics import (
     Captions,
@@ -111,20 +111,16 @@ def evaluate(
         UsageError: the disk has no room for what the scorer compares, see ``store_sides``.
     """
     if model.scorer.two_stage and scratch is None:
-        with scratch_folder() as folder:
-            made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=folder)
+        with scratch_folder() as given:
+            made = evaluate(model, split, loader, tokenizer, words, batch=batch, on_batch=on_batch, scratch=given)
             return replace(made, sides=None)
     was_training = model.training
     model.eval()
     margins, kept = Margins(), KeptPatches()
-    if model.scorer.two_stage and scratch is not None:
-        text = store_texts(model, split.captions, tokenizer, words, scratch / "text.safetensors")
-        with watched(model.reducer, margins, kept):
-            video = store_videos(model, split.video_ids, loader, batch, on_batch, scratch / "video.safetensors")
-    else:
-        text = SideStore(coarse=encode_texts(model, split.captions, tokenizer, words))
-        with watched(model.reducer, margins, kept):
-            video = SideStore(coarse=encode_videos(model, split.video_ids, loader, batch, on_batch))
+    folder = scratch if model.scorer.two_stage else None
+    text = encode_texts(model, split.captions, tokenizer, words, folder)
+    with watched(model.reducer, margins, kept):
+        video = encode_videos(model, split.video_ids, loader, batch, on_batch, folder)
     model.train(was_training)
     result = score_sides(model.scorer, Sides(text=text, video=video), split, model.clip.logit_scale.device)
     choices: dict[str, Any] = {"merge_margin": margins.summary()}

@@ -136,8 +136,8 @@ def count_evaluation(model: RetrievalModel) -> dict[str, KernelCounter]:
         Fakes().install(patch, moves=False)
         twin = on_fake_cuda(model).eval()
         calls: dict[str, Callable[[], Tensor]] = {
-            "video": lambda: encode_videos(twin, ("a", "b", "c"), loader, 2, lambda _: None),
-            "text": lambda: encode_texts(twin, ("x", "y"), tokens, 8),
+            "video": lambda: encode_videos(twin, ("a", "b", "c"), loader, 2, lambda _: None).coarse,
+            "text": lambda: encode_texts(twin, ("x", "y"), tokens, 8).coarse,
         }
         found = {}
         for what, call in calls.items():

@@ -303,8 +303,8 @@ def test_msvd_end_to_end_with_its_real_videos(tmp_path: Path, tiny_model: Callab
     result = evaluate(model, split, loader, tokenizer, 16)
     assert (len(result.ranks["t2v"]), len(result.ranks["v2t"])) == (4_290, 100)
 
-    text = encode_texts(model, split.captions, tokenizer, 16)
-    sim_TV = cosine_scores(text, encode_videos(model, split.video_ids, loader, 32, lambda _: None))
+    text = encode_texts(model, split.captions, tokenizer, 16).coarse
+    sim_TV = cosine_scores(text, encode_videos(model, split.video_ids, loader, 32, lambda _: None).coarse)
     owner = np.array(split.caption_video)
     for video in range(
         0, 100, 7

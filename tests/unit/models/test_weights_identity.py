@@ -247,7 +247,7 @@ def test_an_evaluation_feeds_the_model_its_own_normalization(file: Path) -> None
     pixels = torch.randint(0, 256, (1, 2, 3, 64, 64), dtype=torch.uint8)
     mask = torch.ones(1, 2, dtype=torch.bool)
     loader: Any = SimpleNamespace(batches=lambda requests, device: (batch for batch in [(pixels, mask)]))
-    found = encode_videos(model, ("v",), loader, 1, lambda _: None)
+    found = encode_videos(model, ("v",), loader, 1, lambda _: None).coarse
     with torch.no_grad():
         want = model.encode_video(pixels / 255 * 2 - 1, mask)
     torch.testing.assert_close(found, want, rtol=0, atol=1e-5)

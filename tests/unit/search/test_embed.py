@@ -34,7 +34,7 @@ def test_features_are_those_of_an_evaluation(demo: Path, encoder: Encoder, tmp_p
     assert (report.videos, counts(report), report.failed) == (10, (10, 0, 0, 0), {})
     index = opened(tmp_path)
     loader = FrameLoader(open_folder(tmp_path), encoder.spec, 10)
-    evaluated = encode_videos(encoder.model, tuple(names), loader, 32, lambda done: None).numpy()
+    evaluated = encode_videos(encoder.model, tuple(names), loader, 32, lambda done: None).coarse.numpy()
     stored = index.features[[row_of(index, name) for name in names]]
     assert stored.dtype == np.float32
     np.testing.assert_allclose(stored, evaluated, atol=1e-6)
