@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -96,20 +95,14 @@ def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def stored_bytes(shapes: Mapping[str, tuple[int, ...]], storage: Storage) -> int:
-    """Bytes that are stored of tensors of these shapes."""
-    total = 0
-    for shape in shapes.values():
-        wide = len(shape) > 2
-        total += prod(shape) * ({"float32": 4, "float16": 2, "int8": 1}[storage] if wide else 4)
-        total += 4 * prod(shape[:-1]) if wide and storage == "int8" else 0
-    return total
-
-
 def side_bytes(side: Side, storage: Storage) -> int:
     """Bytes that are stored of a side, its coarse vectors (float32) included; of values or of shapes alone."""
-    shapes = {COARSE: side.coarse.shape} | {f"fine.{name}": tensor.shape for name, tensor in side.fine.items()}
-    return stored_bytes({name: tuple(shape) for name, shape in shapes.items()}, storage)
+    total = 4 * side.coarse.numel()
+    for tensor in side.fine.values():
+        wide = tensor.ndim > 2
+        total += tensor.numel() * ({"float32": 4, "float16": 2, "int8": 1}[storage] if wide else 4)
+        total += 4 * tensor[..., 0].numel() if wide and storage == "int8" else 0  # scales
+    return total
 
 
 def store_sides(path: Path, count: int, batches: Iterable[tuple[int, Side]], storage: Storage) -> SideStore:
@@ -127,7 +120,10 @@ def store_sides(path: Path, count: int, batches: Iterable[tuple[int, Side]], sto
         UsageError: the disk has no room, the file cannot be written, or other processes do not see it.
         ValueError: a fine tensor holds what cannot be stored.
     """
-    parts = ((start, {COARSE: _floats(side)} | packed(side.fine, storage)) for start, side in batches)
+    parts = (
+        (start, {COARSE: side.coarse.detach().float().cpu().numpy()} | packed(side.fine, storage))
+        for start, side in batches
+    )
     with _together():
         first = next(parts, None)
     shapes = None if first is None else {name: Kind.of(array, count) for name, array in first[1].items()}
@@ -140,7 +136,8 @@ def store_sides(path: Path, count: int, batches: Iterable[tuple[int, Side]], sto
             for name, array in arrays.items():
                 writer.write(name, array, start)
             first = next(parts, None)
-    return open_sides(TensorFile.read(path).tensors)
+    tensors = TensorFile.read(path).tensors
+    return SideStore(coarse=torch.from_numpy(np.array(tensors.pop(COARSE))), stored=tensors)
 
 
 @contextmanager
@@ -157,16 +154,6 @@ def scratch_folder(given: Path | None = None) -> Iterator[Path]:
     finally:
         if dist_info().first:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def open_sides(tensors: Mapping[str, Array]) -> SideStore:
-    """The sides whose coarse vectors and stored fine tensors these are."""
-    coarse = torch.from_numpy(np.array(tensors[COARSE]))
-    return SideStore(coarse=coarse, stored={name: array for name, array in tensors.items() if name != COARSE})
-
-
-def _floats(side: Side) -> Array:
-    return side.coarse.detach().float().cpu().numpy()
 
 
 @contextmanager

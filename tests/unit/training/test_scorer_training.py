@@ -17,13 +17,10 @@ from worlds import run_worlds
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import load_recipe
-from tvrbench.harness.core import registry
 from tvrbench.harness.core.distributed import DistInfo
 from tvrbench.harness.models.contrastive import contrastive_loss
-from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.precision import FrozenCasts, product_weights
-from tvrbench.harness.models.scored import ScoredMethod
 from tvrbench.harness.models.scorer import Scorer, Side
 from tvrbench.harness.runs.micro_batch import peak_memory
 from tvrbench.harness.training import loss as loss_module
@@ -31,7 +28,6 @@ from tvrbench.harness.training.trainer import Pairs, Trainer
 
 pytestmark = pytest.mark.unit
 PAIRS = 6
-SCORERS = [name for name in registry.names("methods", "baselines") if issubclass(method_class(name), ScoredMethod)]
 
 
 # Every process writes the shapes that it gathers, loss, gradients and parameters.
