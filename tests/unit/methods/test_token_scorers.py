@@ -277,6 +277,13 @@ def test_a_file_of_clip4clip_loads_as_ts2net(
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["drl", "ts2net"])
+def test_plain_tensors_of_a_tuned_scorer_load(name: str, tiny_model: Make, tmp_path: Path) -> None:
+    save_file({key: t.contiguous() for key, t in tiny_model(name).state_dict().items()}, tmp_path / "plain.safetensors")
+    again = load_model(name, checkpoint=tmp_path / "plain.safetensors", activation="quick_gelu")
+    assert again.spec.describe()["tuning"] == "lora"
+
+
 @pytest.mark.parametrize("name", SCORERS)
 def test_options_that_fit_nothing_are_refused(name: str, tiny_model: Make) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
