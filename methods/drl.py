@@ -130,8 +130,9 @@ class DRL(ScoredMethod[RelatedScorerOptions]):
 
     @classmethod
     def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The head; all of CLIP was trained."""
-        return {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP", "tuning": "full"}
+        """The head; all of CLIP was trained, but where the file holds LoRA."""
+        head = {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP"}
+        return head if any(".lora." in key for key in state) else head | {"tuning": "full"}
 
     def fit_released(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors without the bias of each MLP's last layer, which changes no weight."""

@@ -6,10 +6,14 @@ released code has no license.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tvrbench.harness.models.heads import SequenceTransformer
 from tvrbench.harness.models.scored import RelatedScorerOptions, ScoredMethod
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard
@@ -62,3 +66,14 @@ class TS2Net(ScoredMethod[RelatedScorerOptions]):
     def new_scorer(self) -> Scorer:
         """The weighing of frames; it has no parameters."""
         return FrameWeighing()
+
+    @classmethod
+    def from_released(cls, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """The names of CLIP4Clip's head, whose checkpoints hold all that this scorer needs."""
+        return SequenceTransformer.from_released(key), tensor
+
+    @classmethod
+    def released_options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The head; all of CLIP was trained, but where the file holds LoRA."""
+        head = {"head": "seqTransf" if any(key.startswith("head.") for key in state) else "meanP"}
+        return head if any(".lora." in key for key in state) else head | {"tuning": "full"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,7 +99,7 @@ def two_stage_ranks(
     Raises:
         ValueError: a score that is NaN or infinite, a caption of no video, or coarse scores that are nearly all equal
             in a large gallery, whose lists would hold too much.
-        UsageError: an unknown ``v2t``, or a negative depth.
+        UsageError: an unknown ``v2t``, or a depth that is negative or no whole number.
     """
     captions = Captions.of(caption_video, len(text), len(video))
     result = two_stage(m.scorer, text, video, captions, depth, v2t, m.clip.logit_scale.device)
@@ -122,8 +123,7 @@ def two_stage(
     """
     if v2t not in ("own", "transposed"):
         raise UsageError(f"v2t={v2t!r} is not known: known are own and transposed", code="two-stage.v2t", v2t=v2t)
-    if depth is not None and depth < 0:
-        raise UsageError(f"depth={depth}: give 0 or more, or None for all pairs", code="two-stage.depth", depth=depth)
+    depth = _whole(depth)
     scorer, device = exact_scorer(scorer, device), torch.device(device)
     depth = (len(video) if depth is None else min(depth, len(video))) if scorer.video_names else 0
     every = depth == len(video)  # the texts' lists would hold all pairs
@@ -171,6 +171,18 @@ def coarse_factors(
             for factor, coarse in sides
         )
     )
+
+
+def _whole(depth: int | None) -> int | None:
+    """The depth as a whole number, of whatever type; UsageError for another."""
+    try:
+        whole = None if depth is None else index(depth)
+    except TypeError:
+        whole = -1
+    if whole is not None and whole < 0:
+        message = f"depth={depth!r}: give a whole number of 0 or more, or None for all pairs"
+        raise UsageError(message, code="two-stage.depth", depth=str(depth))
+    return whole
 
 
 def curve_depths(depth: int, texts: int | None = None) -> list[int]:

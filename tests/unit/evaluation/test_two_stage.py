@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -287,8 +287,11 @@ def test_no_rank_comes_of_a_nan_or_inf(part: str, value: float, depth: int | Non
         case.ranks(depth, v2t)
 
 
-@pytest.mark.parametrize(("depth", "v2t", "code"), [(-1, "own", "two-stage.depth"), (1, "other", "two-stage.v2t")])
-def test_wrong_options_are_refused(depth: int, v2t: V2T, code: str) -> None:
+@pytest.mark.parametrize(
+    ("depth", "v2t", "code"),
+    [*((depth, "own", "two-stage.depth") for depth in (-1, 2.5, float("nan"), "3")), (1, "other", "two-stage.v2t")],
+)
+def test_wrong_options_are_refused(depth: Any, v2t: V2T, code: str) -> None:
     with pytest.raises(UsageError) as error:
         made(1, 6, 4).ranks(depth, v2t)
     assert error.value.code == code

@@ -258,6 +258,32 @@ def test_a_released_file_of_drl_loads(
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["meanP", "seqTransf"])
+def test_a_file_of_clip4clip_loads_as_ts2net(
+    head: str, tiny_model: Make, tiny_batch: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model("ts2net", head=head, tuning="full")
+    names = {"head.frame_positions": "frame_position_embeddings.weight", "head.transformer.": "transformerClip."}
+    state = {}
+    for key, tensor in model.state_dict().items():
+        ours = next((start for start in names if key.startswith(start)), "")
+        state["module." + (names[ours] + key.removeprefix(ours) if ours else key)] = tensor.contiguous()
+    save_file(state, tmp_path / "released.safetensors")
+    again = load_model("ts2net", checkpoint=tmp_path / "released.safetensors", activation="quick_gelu")
+    assert (again.spec.describe()["head"], again.spec.describe()["tuning"]) == (head, "full")
+    batch = [tiny_batch[key] for key in ("frames", "mask", "ids", "text_mask")]
+    with torch.no_grad():
+        for one, other in zip(again(*batch), model(*batch), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["drl", "ts2net"])
+def test_plain_tensors_of_a_tuned_scorer_load(name: str, tiny_model: Make, tmp_path: Path) -> None:
+    save_file({key: t.contiguous() for key, t in tiny_model(name).state_dict().items()}, tmp_path / "plain.safetensors")
+    again = load_model(name, checkpoint=tmp_path / "plain.safetensors", activation="quick_gelu")
+    assert again.spec.describe()["tuning"] == "lora"
+
+
 @pytest.mark.parametrize("name", SCORERS)
 def test_options_that_fit_nothing_are_refused(name: str, tiny_model: Make) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
