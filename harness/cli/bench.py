@@ -316,11 +316,11 @@ def print_search(table: Mapping[str, Sequence[Measurement]]) -> None:
             macs = [m for (name, _), m in found.items() if name.startswith("search_macs")]
             shown = ", ".join(f"{m.conditions['gallery']:,}: {m.value:,.3g}" for m in macs)
             scored = "all" if stored.conditions["depth"] is None else f"the best {stored.conditions['depth']:,}"
-            print(f"  {label}, MMACs of a query by videos, {scored} in full: {shown}; {stored.value:,.0f} B a video")
+            print(f"  {label}, MMACs per query by videos, {scored} in full: {shown}; {stored.value:,.0f} B per video")
         for name, gallery in found:
             if name == "search_latency_median" and gallery is not None:
                 times = [_latency(found, prefix, gallery) for prefix in SEARCHES]
-                print(f"  {label}, ms of a query in {gallery:,} videos: {'; '.join(filter(None, times))}")
+                print(f"  {label}, ms per query in {gallery:,} videos: {'; '.join(filter(None, times))}")
 
 
 def _latency(found: Mapping[tuple[str, int | None], Measurement], prefix: str, gallery: int) -> str:
