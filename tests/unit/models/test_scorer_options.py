@@ -9,7 +9,9 @@ import pytest
 from errors import raises
 
 from tvrbench.harness import load_model
+from tvrbench.harness.cli.profile import _search
 from tvrbench.harness.core import registry
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.scored import ScoredMethod
 from tvrbench.harness.profiling.counts.dead import dead_parameters
@@ -29,8 +31,10 @@ def test_a_depth_is_a_number_or_none(name: str, given: Any, depth: int | None, t
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"depth": -1}, "option.value"),
+        ({"depth": -1}, "option.invalid"),
+        ({"depth": 2.5}, "option.invalid"),
         ({"depth": "many"}, "option.invalid"),
+        ({"reducer": "nonsense"}, "option.value"),
         ({"v2t": "mine"}, "option.invalid"),
         ({"storage": "int4"}, "option.invalid"),
     ],
@@ -38,6 +42,19 @@ def test_a_depth_is_a_number_or_none(name: str, given: Any, depth: int | None, t
 def test_what_no_scorer_does_is_refused(options: dict[str, Any], code: str, tiny_weights: Path) -> None:
     with raises(code):
         load_model("ts2net", weights=tiny_weights, **options)
+
+
+def test_the_lines_of_a_refusal_say_what_to_give(tiny_weights: Path) -> None:
+    with pytest.raises(UsageError, match="or none to score all pairs, not 'many'"):
+        load_model("ts2net", weights=tiny_weights, depth="many")
+    with pytest.raises(UsageError, match="options are given with --set NAME=VALUE"):
+        load_model("ts2net:reducer=tome", weights=tiny_weights)
+
+
+def test_large_searches_are_printed_with_all_their_digits() -> None:
+    macs = {"1k": 1_557_000, "1m": 1_220_044_000_000}
+    given = {"depth": None, "macs": macs, "macs_per_pair": 1, "floats_per_video": 1, "bytes_per_video": 4}
+    assert "1.56 in 1k   1,220,044 in 1m videos" in _search(given)[0]
 
 
 def test_dead_parameters_of_a_scorer_over_a_reducer_are_counted(tiny_weights: Path) -> None:
