@@ -94,7 +94,8 @@ def _as_released(result: dict[str, Any]) -> list[str]:
 def _search(search: dict[str, Any]) -> list[str]:
     """Two lines: multiply-adds of one query in galleries of several sizes, and what is stored of a video."""
     again = "" if search["depth"] == 0 else f", of {'all' if search['depth'] is None else search['depth']} videos"
-    macs = "   ".join(f"{number / 1e6:,.3g} in {name}" for name, number in search["macs"].items())
+    millions = {name: number / 1e6 for name, number in search["macs"].items()}
+    macs = "   ".join(f"{number:,{'.0f' if number >= 1000 else '.3g'}} in {name}" for name, number in millions.items())
     return [
         f"  search, MMACs per query  {macs} videos   ({search['macs_per_pair']:,} multiply-adds per pair{again})",
         f"  stored per video         {search['floats_per_video']:,} floats   {search['bytes_per_video']:,} bytes",

@@ -87,7 +87,8 @@ def lookup(name: str, *kinds: str) -> Any:
             return getattr(import_module(module), attribute)
     known = names(*kinds)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    guess = f" (did you mean {close[0]}?)" if close else ""
+    hint = " (options are given with --set NAME=VALUE)" if "=" in name else guess
     what = " or ".join(kind.removesuffix("s") for kind in kinds)
     message = f"unknown {what} {name!r}{hint}: known are {', '.join(known)}"
     raise UsageError(message, code="registry.unknown", what=what, name=name)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
@@ -15,11 +16,25 @@ from tvrbench.harness.models.heads import Head, SequenceTransformer
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.scorer import V2T, Scorer, Storage
-from tvrbench.harness.models.spec import MethodOptions, MethodSpec, option_error, require_range
+from tvrbench.harness.models.spec import MethodOptions, MethodSpec, option_error
 from tvrbench.harness.models.text import TextPath
 from tvrbench.harness.models.tokens import TokenReducer
 
-Depth = Annotated[int | None, BeforeValidator(lambda value: None if value == "none" else value)]
+
+def _depth(value: Any) -> int | None:
+    """A whole number from 0 on; None of ``none``."""
+    if value is None or value == "none":
+        return None
+    try:
+        number, whole = int(value), float(value).is_integer()
+    except (TypeError, ValueError, OverflowError):
+        number, whole = -1, False
+    if number < 0 or not whole:
+        raise PydanticCustomError("depth", "give a whole number from 0 on, or none to score all pairs")
+    return number
+
+
+Depth = Annotated[int | None, BeforeValidator(_depth)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +80,6 @@ class ScoredMethod(Method[OptionsT]):
 
     def build_scorer(self) -> Scorer:
         """The scorer, with the depth, direction and storage of the options."""
-        if self.options.depth is not None:
-            require_range("scorer", "depth", self.options.depth, 0)
         scorer = self.new_scorer()
         scorer.depth, scorer.v2t, scorer.storage = self.options.depth, self.options.v2t, self.options.storage
         return scorer
@@ -77,7 +90,8 @@ class ScoredMethod(Method[OptionsT]):
         name = self.options.reducer
         if not name:
             return None
-        cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines")
+        known = name in registry.names("methods", "baselines")
+        cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines") if known else ScoredMethod
         if issubclass(cls, ScoredMethod) or cls.Model is not RetrievalModel or not cls.card.encodes:
             problem = f"names {name!r}, which is no token reducer: give a method that reduces tokens, such as 'tempme'"
             raise option_error("scorer", "reducer", problem)

@@ -155,8 +155,8 @@ def depth_picture(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | 
     caption = scope.caption(
         "The last stage scores so many of the coarse stage's best videos again; methods with the same R@1 at every "
         "depth share a line.",
-        "Dashed: the share of queries whose own video is among them, which R@1 cannot exceed; it leaves the figure at "
-        "the top.",
+        "Dashed: the share of queries whose own video is among them, which R@1 cannot exceed; drawn at the depths "
+        "where the records have it, up to the top of the figure.",
     )
     return Picture(
         file="two-stage.png",

@@ -9,6 +9,7 @@ import pytest
 from errors import raises
 
 from tvrbench.harness import load_model
+from tvrbench.harness.cli.profile import _search
 from tvrbench.harness.core import registry
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.scored import ScoredMethod
@@ -29,8 +30,10 @@ def test_a_depth_is_a_number_or_none(name: str, given: Any, depth: int | None, t
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"depth": -1}, "option.value"),
+        ({"depth": -1}, "option.invalid"),
+        ({"depth": 2.5}, "option.invalid"),
         ({"depth": "many"}, "option.invalid"),
+        ({"reducer": "nonsense"}, "option.value"),
         ({"v2t": "mine"}, "option.invalid"),
         ({"storage": "int4"}, "option.invalid"),
     ],
@@ -38,6 +41,12 @@ def test_a_depth_is_a_number_or_none(name: str, given: Any, depth: int | None, t
 def test_what_no_scorer_does_is_refused(options: dict[str, Any], code: str, tiny_weights: Path) -> None:
     with raises(code):
         load_model("ts2net", weights=tiny_weights, **options)
+
+
+def test_large_searches_are_printed_with_all_their_digits() -> None:
+    macs = {"1k": 1_557_000, "1m": 1_220_044_000_000}
+    given = {"depth": None, "macs": macs, "macs_per_pair": 1, "floats_per_video": 1, "bytes_per_video": 4}
+    assert "1.56 in 1k   1,220,044 in 1m videos" in _search(given)[0]
 
 
 def test_dead_parameters_of_a_scorer_over_a_reducer_are_counted(tiny_weights: Path) -> None:
