@@ -183,7 +183,7 @@ def test_a_run_times_a_query_in_a_small_gallery(trains: bool, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"depth": -1}, "option.value"),
+        ({"depth": -1}, "option.invalid"),
         ({"storage": "float8"}, "option.invalid"),
         ({"depth": "all"}, "option.invalid"),
     ],
