@@ -179,7 +179,7 @@ def test_options_that_do_not_fit_are_refused(tiny_model: Make) -> None:
     zero = dict.fromkeys(("weak_loss_weight", "strong_loss_weight", "cdcl_loss_weight"), 0.0)
     with raises("option.value", option="weak_loss_weight"):
         tiny_model("eercf", **zero)
-    with raises("option.value", option="depth"):
+    with raises("option.invalid", option="depth"):
         tiny_model("eercf", depth=-1)
 
 
