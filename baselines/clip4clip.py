@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tvrbench.harness.models.heads import Head, MeanPooling, SequenceTransformer
+from tvrbench.harness.models.heads import UNUSED_POSITIONS, Head, MeanPooling, SequenceTransformer
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.spec import MethodCard, MethodOptions
 
@@ -33,7 +33,7 @@ class CLIP4Clip(Method[CLIP4ClipOptions]):
         recipe="clip4clip",
         tuning="full",
         identity={"head": "meanP"},
-        dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
+        dead=UNUSED_POSITIONS,
     )
     Options = CLIP4ClipOptions
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.contrastive import contrastive_loss
-from tvrbench.harness.models.heads import SequenceTransformer
+from tvrbench.harness.models.heads import UNUSED_POSITIONS, SequenceTransformer
 from tvrbench.harness.models.scored import Depth, RelatedScorerOptions, ScoredMethod
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard, option_error, require_range
@@ -296,7 +296,7 @@ class EERCF(ScoredMethod[EERCFOptions]):
         tuning="full",
         identity={"depth": 0, "head": "meanP"},
         by_default=False,
-        dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
+        dead=UNUSED_POSITIONS,
     )
     Options = EERCFOptions
 

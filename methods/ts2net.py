@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvrbench.harness.models.heads import SequenceTransformer
+from tvrbench.harness.models.heads import UNUSED_POSITIONS, SequenceTransformer
 from tvrbench.harness.models.scored import RelatedScorerOptions, ScoredMethod
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard
@@ -59,7 +59,7 @@ class TS2Net(ScoredMethod[RelatedScorerOptions]):
         tuning="lora",
         identity={"head": "meanP"},
         by_default=False,
-        dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
+        dead=UNUSED_POSITIONS,
     )
     Options = RelatedScorerOptions
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvrbench.harness.models.heads import UNUSED_POSITIONS
 from tvrbench.harness.models.scored import ScoredMethod, ScorerOptions
 from tvrbench.harness.models.scorer import COARSE, Scorer, Side, TextFeatures, VideoFeatures, in_blocks, masked_softmax
 from tvrbench.harness.models.spec import MethodCard
@@ -86,7 +87,7 @@ class XPool(ScoredMethod[ScorerOptions]):
         recipe="uniform",
         tuning="lora",
         by_default=False,
-        dead=(r"head\.frame_positions in part",),  # as many as places of a caption, for fewer frames
+        dead=UNUSED_POSITIONS,
     )
     Options = ScorerOptions
 

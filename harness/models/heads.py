@@ -14,6 +14,7 @@ from tvrbench.harness.models.work import NORM_MACS
 
 BLOCKS = 4
 NORM_EPS = 1e-12  # of CLIP4Clip
+UNUSED_POSITIONS = (r"head\.frame_positions in part",)  # as many as places of a caption, for fewer frames
 MASKED = -1e6  # added to the logits of padded frames
 _RELEASED = {"frame_position_embeddings.weight": "head.frame_positions", "transformerClip.": "head.transformer."}
 

@@ -91,8 +91,8 @@ class ScoredMethod(Method[OptionsT]):
         if not name:
             return None
         known = name in registry.names("methods", "baselines")
-        cls: type[Method[Any]] = registry.lookup(name, "methods", "baselines") if known else ScoredMethod
-        if issubclass(cls, ScoredMethod) or cls.Model is not RetrievalModel or not cls.card.encodes:
+        cls: type[Method[Any]] | None = registry.lookup(name, "methods", "baselines") if known else None
+        if cls is None or issubclass(cls, ScoredMethod) or cls.Model is not RetrievalModel or not cls.card.encodes:
             problem = f"names {name!r}, which is no token reducer: give a method that reduces tokens, such as 'tempme'"
             raise option_error("scorer", "reducer", problem)
         if own := sorted(set(self.options.reducer_options) & {"tuning", "rank", "head"}):
