@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,11 @@ DIRECTIONS: Mapping[str, str] = {"t2v": "t→v", "v2t": "v→t"}
 GALLERIES: Mapping[str, int] = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 """Videos of the galleries in which the search of one query is counted, by the ending of a measurement's name."""
 _MEMORY_UNITS = ("B", "KiB", "MiB", "GiB", "kB", "MB", "GB")
+
+
+def printed_backbone(name: str) -> str:
+    """Return a backbone as papers print it: ViT-B/32 for ViT-B-32; another name as it is."""
+    return re.sub(r"^(ViT-[A-Za-z]+)-(\d+)", r"\1/\2", name)
 
 
 def fixed(decimals: int) -> Show:

@@ -24,7 +24,7 @@ class ReportContext:
         protocol: its name.
         dataset: the records' data set.
         folder: where the report is written; links are relative to it.
-        banner: what keeps runs from being compared, one sentence each; shown above everything and with every table.
+        banner: what keeps runs from being compared, one sentence each; shown above everything and in every CSV.
     """
 
     protocol: str
@@ -77,11 +77,11 @@ class ReportContext:
         return " ".join(filter(None, (self.notice, *self.banner))) or None
 
     def caption(self, *sentences: str | None) -> str:
-        """Join the sentences that are not None, and the note."""
-        return " ".join(sentence for sentence in (*sentences, self.note) if sentence)
+        """Join the sentences that are not None. The note is in the page's banner and in the CSV, not in captions."""
+        return " ".join(sentence for sentence in sentences if sentence)
 
     def table(self, name: str, title: str, *content: Any, **options: Any) -> Table:
-        """Fill a table (``make_table``): its title names the protocol, its caption and CSV hold the note."""
+        """Fill a table (``make_table``): its title names the protocol, its CSV holds the note."""
         return make_table(name, f"{title}, {self.protocol}", *content, note=self.note, **options)
 
     def record_column(self) -> Column:

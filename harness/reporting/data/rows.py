@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvrbench.harness.core import registry
 from tvrbench.harness.evaluation.comparability import Reason, set_apart
 from tvrbench.harness.evaluation.statistics import bootstrap_interval, mean, mean_and_sd_over_seeds
 from tvrbench.harness.records.reading import USUAL_READING, frame_captions_of, unusual_reading
@@ -210,6 +211,21 @@ def with_unique_labels(stored: Sequence[StoredRecord]) -> tuple[StoredRecord, ..
 def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Sort rows from the lowest expected R@1 to the highest, as papers print them."""
     return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
+
+
+def group_of(row: MethodRow) -> str:
+    """Return the title of a row's group, from its method's card; "Other" for a method that is not installed."""
+    known = {**registry.table("methods"), **registry.table("baselines")}
+    if row.method not in known:
+        return "Other"
+    group: str = registry.lookup(row.method, "methods", "baselines").card.group
+    return group.capitalize()
+
+
+def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
+    """Sort rows by their group, in the order of papers' tables, and from the lowest expected R@1 to the highest."""
+    titles = [group.capitalize() for group in registry.GROUPS]
+    return sorted(by_recall(rows), key=lambda row: titles.index(g) if (g := group_of(row)) in titles else len(titles))
 
 
 def expected_recall(row: MethodRow) -> float | None:

@@ -1,11 +1,11 @@
-"""A report as data, and the files made from it: ``README.md``, ``page.html``, tables, figures."""
+"""A report as data, and its files: ``README.md``, ``details.md``, ``page.html``, one CSV per table, figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
@@ -18,7 +18,7 @@ from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, e
 from tvrbench.harness.reporting.tables.provenance import shared_values
 from tvrbench.harness.reporting.tables.table import Table
 
-PAGE, LATEX = "page.html", "tables.tex"
+FIRST, DETAILS, PAGE = "README.md", "details.md", "page.html"
 # Files that a report may hold; those that the current one lacks are removed.
 _TABLES = (
     "agreement",
@@ -30,7 +30,7 @@ _FIGURES = (
     *("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),
     "two-stage",
 )
-_OWNED = [f"{stem}.{kind}" for stem in _TABLES for kind in ("md", "csv", "tex")] + [f"{stem}.png" for stem in _FIGURES]
+_OWNED = (*(f"{stem}.csv" for stem in _TABLES), *(f"{stem}.png" for stem in _FIGURES), "tex/*.tex", DETAILS)
 
 Line = tuple[Inline, ...]
 Block = Table | Picture | Line | list[Line]
@@ -45,12 +45,14 @@ class Section:
         title: of the heading.
         blocks: tables, figures, paragraphs, lists. A figure without data is linked in the page and not embedded.
         level: of the heading, 2 to 4.
+        page: the Markdown page that it stands on, ``README.md`` or ``details.md``; the HTML page has all sections.
         chart: the page draws its interactive chart here.
     """
 
     title: str
     blocks: Sequence[Block]
     level: int = 2
+    page: Literal["first", "details"] = "details"
     chart: bool = False
 
     @property
@@ -94,7 +96,7 @@ class Report:
     costs_only: bool = False
 
 
-def write(report: Report, folder: Path) -> list[Path]:
+def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[Path]:
     """Write a report's files and remove those of an earlier one; the same report gives the same bytes.
 
     Returns:
@@ -107,17 +109,20 @@ def write(report: Report, folder: Path) -> list[Path]:
     script, sheet = (environment.get_template(name).render() for name in ("page.js.j2", "page.css.j2"))
     content = {"report": report, "title": report.title, "notice": report.notice, "chart": report.chart}
     page = html_page("report.html.j2", sheet=sheet, script=script, **content)
-    files = {"README.md": templates().get_template("report.md.j2").render(report=report), PAGE: page}
+    markdown = templates().get_template("report.md.j2")
+    sections = {kind: [s for s in report.sections if s.page == kind and s.blocks] for kind in ("first", "details")}
+    files = {FIRST: markdown.render(report=report, sections=sections["first"], first=True), PAGE: page}
+    if sections["details"]:
+        files[DETAILS] = markdown.render(report=report, sections=sections["details"], first=False)
     tables = [block for section in report.sections for block in section.blocks if isinstance(block, Table)]
-    for table in tables:
-        made = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": fragment(table)}
-        files |= {f"{table.name}.{kind}": text for kind, text in made.items()}
-    files[LATEX] = document(tables)
+    files |= {table.file: table.to_csv() for table in tables}
+    if "tex" in formats:
+        files |= {f"tex/{table.anchor}.tex": fragment(table) for table in tables} | {"tex/tables.tex": document(tables)}
     encoded = {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
     for name, data in encoded.items():
         atomic_write(folder / name, data)
-    for old in {path.name for pattern in _OWNED for path in folder.glob(pattern)} - set(encoded):
-        (folder / old).unlink(missing_ok=True)
+    for old in {path for pattern in _OWNED for path in folder.glob(pattern)} - {folder / name for name in encoded}:
+        old.unlink(missing_ok=True)
     return [folder / name for name in encoded]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
-from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, with_unique_labels
+from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, in_groups, method_rows, with_unique_labels
 from tvrbench.harness.reporting.figures.all_figures import (
     RECIPES_NOTICE,
     Picture,
@@ -62,6 +62,7 @@ def write_report(
     reports: Path,
     *,
     protocol_hash: str | None = None,
+    formats: Collection[str] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Write a protocol's report from its records, and return its files, ``README.md`` first.
@@ -71,6 +72,7 @@ def write_report(
         store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
         reports: the folder of all reports.
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
+        formats: of tables, beside CSV: ``tex``.
         log: receives the banner, and the records that are set aside.
 
     Raises:
@@ -95,10 +97,10 @@ def write_report(
     searches = _searches(rows, context)
     drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
     sections = [
-        Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context)),
+        *_published(rows, full_size, context),
+        Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
         *_results(rows, selected, figures, context),
         *searches,
-        *_published(rows, full_size, context),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
     lead = (
@@ -118,7 +120,7 @@ def write_report(
         figures=[*figures, *drawn],
         chart=chart_data(rows, context),
     )
-    return write(report, context.folder)
+    return write(report, context.folder, formats)
 
 
 def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
@@ -130,7 +132,7 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
     costs, accuracies = cost_axes(shown), accuracy_axes(shown)
     if not shown or not costs or not accuracies:
         return None
-    style, order = styles(shown), [row.label for row in by_recall(rows)]
+    style, order = styles(shown), [row.label for row in in_groups(rows)]
     levels = {f"{d}_{n}": v for d, ls in zip(("t2v", "v2t"), chance_levels(rows), strict=True) for n, v in ls.items()}
     methods = [
         {
@@ -191,7 +193,6 @@ def _results(
     pairs = [] if free else compared_pairs(rows, context)
     scored = scored_table([run for run in selected.completed if run.scored], context)
     first = [figure for figure in figures if figure.kind == "pareto"][:1]
-    print_links: list[Block] = [("For print: ", *((f.file, f.file) for f in first), ".")] * bool(first)
     beyond = [figure for figure in figures if figure not in first and figure.kind != "agreement"]
     others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
@@ -204,14 +205,15 @@ def _results(
     tests = (pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context))
     nothing = ("Nothing was trained under this protocol yet.",)
     return [
-        Section(title="Accuracy against cost", blocks=[*first, *print_links], chart=True),
         Section(
             title="Results",
             blocks=[main_table(rows, pairs, context, best=context.compares and not free) if rows else nothing],
+            page="first",
         ),
-        Section(title="Scored checkpoints", blocks=_present(scored)),
+        Section(title="Accuracy at equal time", blocks=equal_time, page="first"),
+        Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
+        Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
         Section(title="Pictures", blocks=[*_visualized(context), *others]),
-        Section(title="Accuracy at equal measured time", blocks=equal_time),
         Section(title="Significance of the differences", blocks=_present(*tests)),
         Section(title="Order in time", blocks=_present(subset_table(rows, context))),
     ]
@@ -265,7 +267,7 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
         *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),
     ]
     return [
-        Section(title="Published and measured", blocks=verdicts),
+        Section(title="Published and measured", blocks=verdicts, page="details" if context.compares else "first"),
         Section(title="Cost at paper scale", blocks=[costs]),
     ]
 

@@ -54,7 +54,12 @@ def fragment(table: Table) -> str:
     kept = [i for i, _ in enumerate(table.columns) if not any(row[i].links for row in table.rows)]
     kinds = "".join(map(kind, kept))
     head = " & ".join(latex(table.columns[i].header) for i in kept) + r" \\"
-    rows = "\n".join(" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows)
+    lines_of_rows: list[str] = []
+    for title, members in table.grouped:
+        rule = r"\midrule " * bool(lines_of_rows)
+        lines_of_rows += [rf"{rule}\multicolumn{{{len(kept)}}}{{l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
+        lines_of_rows += [" & ".join(_cell(row[i]) for i in kept) + r" \\" for _, row in members]
+    rows = "\n".join(lines_of_rows)
     text = brief(" ".join([table.caption, *("".join(map(str, note)) for note in table.notes)]), _CAPTION)
     caption = rf"\caption{{\textbf{{{latex(table.title)}.}} {_text(text)}}}"
     lines = sum(max((-(-len(row[i].text) // _LINE) for i in kept), default=1) for row in table.rows)
@@ -62,13 +67,13 @@ def fragment(table: Table) -> str:
         return (
             "% needs array, booktabs, longtable, and T1 fonts (fontenc, textcomp)\n"
             f"\\begingroup\\scriptsize\\setlength{{\\LTcapwidth}}{{\\textwidth}}\n\\begin{{longtable}}{{{kinds}}}\n"
-            f"{caption}\\label{{tab:{table.name}}}\\\\\n"
+            f"{caption}\\label{{tab:{table.anchor}}}\\\\\n"
             f"\\toprule\n{head}\n\\midrule\n\\endhead\n\\bottomrule\n\\endfoot\n{rows}\n"
             "\\end{longtable}\n\\endgroup\n"
         )
     return (
         "% needs array, booktabs, graphicx, and T1 fonts (fontenc, textcomp)\n"
-        f"\\begin{{table*}}[tp]\n\\centering\\footnotesize\n{caption}\n\\label{{tab:{table.name}}}\n"
+        f"\\begin{{table*}}[tp]\n\\centering\\footnotesize\n{caption}\n\\label{{tab:{table.anchor}}}\n"
         f"\\sbox0{{\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{head}\n\\midrule\n{rows}\n\\bottomrule\n"
         "\\end{tabular}}\n"
         "\\ifdim\\wd0>\\textwidth\\resizebox{\\textwidth}{!}{\\usebox0}\\else\\usebox0\\fi\n\\end{table*}\n"
@@ -77,7 +82,7 @@ def fragment(table: Table) -> str:
 
 def document(tables: Iterable[Table]) -> str:
     """Return a document of all fragments in its folder, for ``pdflatex tables.tex``."""
-    inputs = "\n".join(rf"\input{{{table.name}.tex}}" + "\n" + r"\clearpage" for table in tables)
+    inputs = "\n".join(rf"\input{{{table.anchor}.tex}}" + "\n" + r"\clearpage" for table in tables)
     return (
         "\\documentclass{article}\n"
         "\\usepackage[T1]{fontenc}\n\\usepackage[utf8]{inputenc}\n\\usepackage{lmodern,textcomp}\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, PAIR_ACCURACY, fixed, metric, subset_metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
-from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, method_rows, ties_matter
+from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, group_of, in_groups, method_rows, ties_matter
 from tvrbench.harness.reporting.tables.columns import (
     LABEL,
     RECALL_INTERVAL,
@@ -94,7 +95,8 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         "Chance: expectation of random scores." * bool(t2v),
         _bold_sentence(context) if best or not context.compares else None,
     )
-    return context.table("main", "Retrieval and cost", sentences, columns, by_recall(rows), chance=bool(t2v), best=best)
+    options: dict[str, Any] = {"chance": bool(t2v), "best": best, "group": group_of}
+    return context.table("main", "Retrieval and cost", sentences, columns, in_groups(rows), **options)
 
 
 def subset_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from tvrbench.harness.reporting.catalogue import Better, Show
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, bold, brief, escaped, inline, one_line
+from tvrbench.harness.reporting.tables.markdown import (
+    Code,
+    Inline,
+    Markdown,
+    bold,
+    brief,
+    escaped,
+    inline,
+    one_line,
+    slug,
+)
 
 MISSING = "\N{EN DASH}"
 Links = Sequence[tuple[str, str | None]]
@@ -80,8 +92,10 @@ class Table:
         remarks: below the table: how to read it.
         footnotes: the texts that the numbers in cells refer to, in order.
         commands: the footnotes are shell commands.
+        groups: the group of each row, in order of rows; empty where rows are not grouped.
         pinned: rows at the top that are not sorted.
         folded: shown on demand only.
+        csv_only: too long for a page, which links the CSV instead.
         note: repeated in each line of the CSV.
     """
 
@@ -93,9 +107,28 @@ class Table:
     remarks: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
     commands: bool = False
+    groups: tuple[str, ...] = ()
     pinned: int = 0
     folded: bool = False
+    csv_only: bool = False
     note: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The CSV's path in the report's folder."""
+        return f"{self.name}.csv"
+
+    @property
+    def anchor(self) -> str:
+        """The name of the table inside a page."""
+        return slug(self.name)
+
+    @property
+    def grouped(self) -> list[tuple[str, list[tuple[int, tuple[Cell, ...]]]]]:
+        """The rows under each group's title, in order, each with its place among all rows."""
+        titles = self.groups or ("",) * len(self.rows)
+        rows = zip(titles, enumerate(self.rows), strict=True)
+        return [(title, [row for _, row in members]) for title, members in groupby(rows, key=itemgetter(0))]
 
     @property
     def notes(self) -> list[tuple[Inline, ...]]:
@@ -104,9 +137,14 @@ class Table:
         return [*((text,) for text in self.remarks), *((f"({i}) ", kind(n)) for i, n in enumerate(self.footnotes, 1))]
 
     def to_markdown(self) -> Markdown:
-        """Return caption, table and footnotes in GitHub-flavored Markdown."""
+        """Return caption, table and footnotes in GitHub-flavored Markdown; a group's title has a line of its own."""
+        blank = [""] * (len(self.columns) - 1)
+        lines: list[list[str]] = []
+        for title, members in self.grouped:
+            lines += [[f"*{escaped(title)}*", *blank]] * bool(title)
+            lines += [[cell.markdown for cell in row] for _, row in members]
         body = tabulate(
-            [[cell.markdown for cell in row] for row in self.rows],
+            lines,
             headers=[escaped(column.header) for column in self.columns],
             tablefmt="pipe",
             disable_numparse=True,
@@ -119,6 +157,8 @@ class Table:
         """Return the unrounded values, empty where nothing was measured."""
         values = [[_plain(cell) for cell in row] for row in self.rows]
         frame = pd.DataFrame(values, columns=[column.key for column in self.columns], dtype=object)
+        if self.groups:
+            frame.insert(1, "group", list(self.groups))
         if self.note is not None:
             frame["note"] = self.note
         return frame.to_csv(index=False, lineterminator="\n")
@@ -133,6 +173,7 @@ def make_table(
     *,
     chance: bool = False,
     best: bool = False,
+    group: Callable[[Any], str] | None = None,
     note: str | None = None,
     **attributes: Any,
 ) -> Table:
@@ -142,10 +183,11 @@ def make_table(
         name, title, attributes: of the table.
         sentences: two for the caption, the rest as remarks; None is left out.
         columns: each fills its cell from an item.
-        items: one per row.
-        chance: start with the chance level.
+        items: one per row; those of a group in sequence.
+        chance: start with the chance level, in the group of the first item.
         best: print the best of each column in bold. Ties share it; it is left out where all rankable cells print alike.
-        note: ends the caption and each line of the CSV.
+        group: the title of an item's group.
+        note: ends each line of the CSV.
     """
     notes: dict[str, int] = {}
 
@@ -154,6 +196,8 @@ def make_table(
             return cell
         return replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
 
+    items = list(items)
+    groups = [group(item) for item in items] if group else []
     rows = [[column.chance for column in columns]] * chance
     rows += [[numbered(column.cell(item)) for column in columns] for item in items]
     for index, column in enumerate(columns if best else ()):
@@ -164,11 +208,12 @@ def make_table(
     return Table(
         name=name,
         title=title,
-        caption=" ".join([*texts[:2], *([note] if note else [])]),
+        caption=" ".join(texts[:2]),
         columns=tuple(columns),
         rows=tuple(map(tuple, rows)),
         remarks=tuple(texts[2:]),
         footnotes=tuple(notes),
+        groups=tuple([*groups[:1] * chance, *groups]),
         pinned=int(chance),
         note=note,
         **attributes,

@@ -40,7 +40,7 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
         f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; significant below {SIGNIFICANCE:g}.",
         "Seeds are averaged query by query." if fewest >= SEEDS_FOR_A_CLAIM else _FEW_SEEDS,
     )
-    return context.table("pairs", "Every pair of methods", sentences, columns, pairs, folded=True)
+    return context.table("pairs", "Every pair of methods", sentences, columns, pairs, csv_only=True)
 
 
 def equal_time_table(entries: Sequence[MatchedPoint], context: ReportContext) -> Table | None:
