@@ -213,22 +213,18 @@ def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
     return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
 
 
-def group_title(group: registry.Group) -> str:
-    """Return the title of a group of rows."""
-    return group.capitalize()
-
-
 def group_of(row: MethodRow) -> str:
     """Return the title of a row's group, from its method's card; "Other" for a method that is not installed."""
     known = {**registry.table("methods"), **registry.table("baselines")}
     if row.method not in known:
         return "Other"
-    return group_title(registry.lookup(row.method, "methods", "baselines").card.group)
+    group: str = registry.lookup(row.method, "methods", "baselines").card.group
+    return group.capitalize()
 
 
 def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Sort rows by their group, in the order of papers' tables, and from the lowest expected R@1 to the highest."""
-    titles = [group_title(group) for group in registry.GROUPS]
+    titles = [group.capitalize() for group in registry.GROUPS]
     return sorted(by_recall(rows), key=lambda row: titles.index(g) if (g := group_of(row)) in titles else len(titles))
 
 
