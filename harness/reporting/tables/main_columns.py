@@ -10,7 +10,7 @@ from tvrbench.harness.reporting.analysis.pairwise import Pair, letters
 from tvrbench.harness.reporting.catalogue import BYTES, EXPECTED_R1, MEMORY, Metric, metric, recorded, significant
 from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, expected_sd
 from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell, metric_column, of_videos
-from tvrbench.harness.reporting.tables.marks import FVCORE, directed, marked
+from tvrbench.harness.reporting.tables.marks import FVCORE, directed
 from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, missing_cell, number_cell
 
 Levels = Mapping[str, float]
@@ -73,7 +73,7 @@ def _cost(shown: Metric, header: str, text: Callable[[float], str] | None = None
     def cell(row: MethodRow) -> Cell:
         return of_videos(cost_cell(row.cost(shown.name, shown.what), row, text or shown.text), row, shown)
 
-    return Column(key=shown.key, header=header, cell=marked(cell), better=shown.better)
+    return Column(key=shown.key, header=header, cell=cell, better=shown.better)
 
 
 def _recall(chance: float | None) -> Column:
