@@ -45,7 +45,13 @@ from tvrbench.harness.reporting.tables.provenance import (
     warnings,
 )
 from tvrbench.harness.reporting.tables.published import apart_table, claims_table, paper_scale_table, verdict_table
-from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
+from tvrbench.harness.reporting.tables.results import (
+    chance_levels,
+    main_table,
+    results_table,
+    scored_table,
+    subset_table,
+)
 from tvrbench.harness.reporting.tables.search import search_tables
 from tvrbench.harness.reporting.tables.table import Table
 from tvrbench.harness.reporting.tables.two_stage import storage_table, two_stage_table
@@ -96,10 +102,12 @@ def write_report(
     figures = agreement_pictures(reduced, context) if reduced else pictures(rows, context, method_rows(staged))
     searches = _searches(rows, context)
     drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
+    published = _published(rows, full_size, context)
     sections = [
-        *_published(rows, full_size, context),
         Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
+        *([] if context.compares else published),
         *_results(rows, selected, figures, context),
+        *(published if context.compares else []),
         *searches,
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
@@ -197,24 +205,20 @@ def _results(
     others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
     commands: list[Line] = [(Code(line),) for line in missing_points(rows, context)]
-    equal_time: list[Block] = []
-    if equal is not None or commands:
-        equal_time.append(equal or ("No method is compared with fewer frames at its own speed: no run is recorded.",))
-    if commands:
-        equal_time += [("These commands make the points of the line of fewer frames that are not recorded:",), commands]
+    best = context.compares and not free
     tests = (pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context))
     nothing = ("Nothing was trained under this protocol yet.",)
+    main: list[Block] = [main_table(rows, pairs, context, best=best)] if rows else [nothing]
+    every: list[Block] = [results_table(rows, context, best=best)] if rows else []
     return [
-        Section(
-            title="Results",
-            blocks=[main_table(rows, pairs, context, best=context.compares and not free) if rows else nothing],
-            page="first",
-        ),
-        Section(title="Accuracy at equal time", blocks=equal_time, page="first"),
+        Section(title="Results", blocks=main, page="first"),
+        Section(title="Accuracy at equal time", blocks=_present(equal), page="first"),
         Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
         Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
+        Section(title="All metrics", blocks=every, page="first"),
         Section(title="Pictures", blocks=[*_visualized(context), *others]),
         Section(title="Significance of the differences", blocks=_present(*tests)),
+        *bullets("Points of fewer frames that are not recorded", commands, "These commands make them:"),
         Section(title="Order in time", blocks=_present(subset_table(rows, context))),
     ]
 

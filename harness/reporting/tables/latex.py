@@ -16,7 +16,17 @@ _CAPTION = 3000  # characters; TeX measures a caption as one line, whose length 
 _NOT_IN_T1 = "ĦħĸĿŀŉŦŧ"
 _SIGNS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
 _MARKS = {'"': "quotedbl", "'": "quotesingle", "`": "asciigrave", "–": "endash", "—": "emdash", "µ": "mu"}
-_MATH = {"→": "rightarrow", "≥": "geq", "≤": "leq", "±": "pm", "×": "times"}
+_MATH = {
+    "→": "rightarrow",
+    "≥": "geq",
+    "≤": "leq",
+    "±": "pm",
+    "×": "times",
+    "↑": "uparrow",
+    "↓": "downarrow",
+    "†": "dagger",
+    "‡": "ddagger",
+}
 _SPECIAL = {
     **{character: rf"\text{name}{{}}" for character, name in (_SIGNS | _MARKS).items()},
     **{character: rf"$\{name}$" for character, name in _MATH.items()},
