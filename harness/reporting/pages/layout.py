@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.runs import SetAside, StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.all_figures import Picture
+from tvrbench.harness.reporting.pages.files import replace_files
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
-from tvrbench.harness.reporting.tables.latex import document, fragment
+from tvrbench.harness.reporting.tables.latex import latex_files
 from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, slug, templates
 from tvrbench.harness.reporting.tables.provenance import shared_values
-from tvrbench.harness.reporting.tables.table import Table
+from tvrbench.harness.reporting.tables.table import Table, markdown_files
 
 FIRST, DETAILS, PAGE = "README.md", "details.md", "page.html"
-# Files that a report may hold; those that the current one lacks are removed.
-_TABLES = (
-    "agreement",
-    *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
-    *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
-    *("two-stage", "storage-types", "search-*"),
-)
-_FIGURES = (
-    *("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),
-    "two-stage",
-)
-_OWNED = (*(f"{stem}.csv" for stem in _TABLES), *(f"{stem}.png" for stem in _FIGURES), "tex/*.tex", DETAILS)
+# Formats of tables that are written on demand, each below a folder of its own.
+FORMATS: Mapping[str, Callable[[Sequence[Table]], dict[str, str]]] = {"md": markdown_files, "tex": latex_files}
 
 Line = tuple[Inline, ...]
 Block = Table | Picture | Line | list[Line]
@@ -99,6 +89,8 @@ class Report:
 def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[Path]:
     """Write a report's files and remove those of an earlier one; the same report gives the same bytes.
 
+    ``formats`` are those of tables (``FORMATS``) that are wanted beside CSV.
+
     Returns:
         The files, ``README.md`` first.
 
@@ -116,14 +108,11 @@ def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[P
         files[DETAILS] = markdown.render(report=report, sections=sections["details"], first=False)
     tables = [block for section in report.sections for block in section.blocks if isinstance(block, Table)]
     files |= {table.file: table.to_csv() for table in tables}
-    if "tex" in formats:
-        files |= {f"tex/{table.anchor}.tex": fragment(table) for table in tables} | {"tex/tables.tex": document(tables)}
-    encoded = {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
-    for name, data in encoded.items():
-        atomic_write(folder / name, data)
-    for old in {path for pattern in _OWNED for path in folder.glob(pattern)} - {folder / name for name in encoded}:
-        old.unlink(missing_ok=True)
-    return [folder / name for name in encoded]
+    for name in formats:
+        files |= FORMATS[name](tables)
+    return replace_files(
+        folder, {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
+    )
 
 
 def provenance(table: Table, runs: Sequence[StoredRecord], context: ReportContext, command: Sequence[str]) -> Section:
