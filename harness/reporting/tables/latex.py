@@ -63,16 +63,8 @@ _DOCUMENT = r"""\documentclass{article}
 """
 _NOT_IN_T1 = "ĦħĸĿŀŉŦŧ"
 _SIGNS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
-_MARKS = {
-    '"': "quotedbl",
-    "'": "quotesingle",
-    "`": "asciigrave",
-    "–": "endash",
-    "—": "emdash",
-    "µ": "mu",
-    "’": "quoteright",
-}
-_MARKS |= {"“": "quotedblleft", "”": "quotedblright", "‘": "quoteleft"}
+_MARKS = {'"': "quotedbl", "'": "quotesingle", "`": "asciigrave", "–": "endash", "—": "emdash", "µ": "mu"}
+_MARKS |= {"“": "quotedblleft", "”": "quotedblright", "‘": "quoteleft", "’": "quoteright"}
 _MATH = {"→": "rightarrow", "≥": "geq", "≤": "leq", "±": "pm", "×": "times", "†": "dagger", "‡": "ddagger"}
 _MATH |= {"↑": "uparrow", "↓": "downarrow", "Δ": "Delta"}
 _SPECIAL = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from records import csv_rows, failed_record, html, make_record, save
-from report_records import HASH, both_pages, details, full_size_record, page, report, write_unchecked
+from report_records import HASH, both_pages, details, full_size_record, report, write_unchecked
 
 from tvrbench.harness.records.store import RecordStore
 
