@@ -13,9 +13,10 @@ from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import load_published
-from tvrbench.harness.reporting.tables.table import Table, text_column
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, text_column
 
 Runs = Sequence[StoredRecord]
+_NAMED = 3  # runs that a page names; of more it gives the number
 
 
 def shared_values(runs: Runs, value: Callable[[Record], str | None]) -> dict[str, Runs]:
@@ -34,13 +35,24 @@ def names(runs: Runs) -> str:
 
 def provenance_table(runs: Runs, context: ReportContext) -> Table:
     """Make the table of what produced the numbers, one line per value that runs differ in."""
+
+    def who(line: tuple[str, str, Runs]) -> Cell:
+        members = line[2]
+        if len(members) == len(runs):
+            return Cell(text="all runs", value="all runs")
+        named = names(members)
+        return Cell(text=named if len(members) <= _NAMED else f"{len(members)} of {len(runs)} runs", value=named)
+
     lines = [
-        (what, value, "all runs" if len(members) == len(runs) else names(members))
-        for what, fact in _FACTS.items()
-        for value, members in shared_values(runs, fact).items()
+        (what, value, found) for what, fact in _FACTS.items() for value, found in shared_values(runs, fact).items()
     ]
-    columns = [text_column(key, key, itemgetter(i)) for i, key in enumerate(("what", "value", "runs"))]
-    return context.table("provenance", "Origin of the numbers", ("Read from the records.",), columns, lines)
+    columns = [
+        text_column("what", "what", itemgetter(0)),
+        text_column("value", "value", itemgetter(1)),
+        Column(key="runs", header="runs", cell=who, left=True),
+    ]
+    caption = ("Read from the records.", "The CSV names the runs of each value.")
+    return context.table("provenance", "Origin of the numbers", caption, columns, lines)
 
 
 def not_measured(rows: Sequence[MethodRow]) -> list[str]:
