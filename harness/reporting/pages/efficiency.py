@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from tvrbench.harness.records.store import RecordStore
@@ -62,10 +62,20 @@ _FIGURE_CAPTION = (
 )
 
 
-def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
+def write_efficiency(
+    store: RecordStore,
+    reports: Path,
+    *,
+    formats: Collection[str] = (),
+    log: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Write ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
 
-    ``log`` receives the records that are set aside.
+    Args:
+        store: the records.
+        reports: the folder of all reports.
+        formats: of tables, beside CSV: ``md``, ``tex``.
+        log: receives the records that are set aside.
 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
@@ -108,7 +118,7 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
         chart=efficiency_chart(groups),
         costs_only=True,
     )
-    return write(report, context.folder)
+    return write(report, context.folder, formats)
 
 
 def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:

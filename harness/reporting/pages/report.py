@@ -78,7 +78,7 @@ def write_report(
         store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
         reports: the folder of all reports.
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
-        formats: of tables, beside CSV: ``tex``.
+        formats: of tables, beside CSV: ``md``, ``tex``.
         log: receives the banner, and the records that are set aside.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
 
 from tvrbench.harness.core.numerics import Numerics, numerics_text
 from tvrbench.harness.evaluation.comparability import ALWAYS, OWN_REASONS, RULES, shortfalls
@@ -15,7 +14,7 @@ from tvrbench.harness.reporting.catalogue import printed_backbone
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import load_published
-from tvrbench.harness.reporting.tables.table import Table, text_column
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, text_column
 
 Runs = Sequence[StoredRecord]
 _FEW = 4  # runs that a line of a page names
@@ -42,16 +41,22 @@ def few_names(runs: Runs) -> str:
 
 def provenance_table(runs: Runs, context: ReportContext) -> Table:
     """Make the table of what produced the numbers, one line per value that runs differ in."""
-    lines = [(w, value, some) for w, fact in _FACTS.items() for value, some in shared_values(runs, fact).items()]
-    facts = [text_column(key, key, itemgetter(i)) for i, key in enumerate(("what", "value"))]
+    def who(line: tuple[str, str, Runs]) -> Cell:
+        members = line[2]
+        if len(members) == len(runs):
+            return Cell(text="all runs", value="all runs")
+        return Cell(text=few_names(members), value=names(members))
 
-    sentences = ("Read from the records; the CSV names every run.",)
-
-    def made(who: Callable[[Runs], str], **options: Any) -> Table:
-        runs_column = text_column("runs", "runs", lambda line: "all" if len(line[2]) == len(runs) else who(line[2]))
-        return context.table("provenance", "Origin of the numbers", sentences, [*facts, runs_column], lines, **options)
-
-    return made(few_names, full=made(names))
+    lines = [
+        (what, value, found) for what, fact in _FACTS.items() for value, found in shared_values(runs, fact).items()
+    ]
+    columns = [
+        text_column("what", "what", itemgetter(0)),
+        text_column("value", "value", itemgetter(1)),
+        Column(key="runs", header="runs", cell=who, left=True),
+    ]
+    caption = ("Read from the records.", "The CSV names the runs of each value.")
+    return context.table("provenance", "Origin of the numbers", caption, columns, lines)
 
 
 def not_measured(rows: Sequence[MethodRow]) -> list[str]:
