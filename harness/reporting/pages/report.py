@@ -28,8 +28,8 @@ from tvrbench.harness.reporting.figures.all_figures import (
 )
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
+from tvrbench.harness.reporting.figures.efficiency_chart import chart, points
 from tvrbench.harness.reporting.figures.gallery import GALLERY
-from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
@@ -132,10 +132,7 @@ def write_report(
 
 
 def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
-    """Return what the interactive chart draws; None where there is nothing to draw.
-
-    For each axis a method has [value, low, high, lower bound]; low and high are null where they are not known.
-    """
+    """Return what the interactive chart draws; None where there is nothing to draw."""
     shown = plotted(context.comparable(rows) if context.compares else rows)
     costs, accuracies = cost_axes(shown), accuracy_axes(shown)
     if not shown or not costs or not accuracies:
@@ -150,28 +147,23 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
             "line": line_of(row),
             "keep": row.options.get("keep") if line_of(row) else None,
             "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
-            "costs": {axis.key: reading for axis in costs if (reading := axis.read(row)) is not None},
-            "accuracies": {axis.key: reading for axis in accuracies if (reading := axis.read(row)) is not None},
+            "points": points(row, [*costs, *accuracies]),
         }
         for row in shown
     ]
-    return {
-        "protocol": context.protocol,
-        "notice": context.notice or "",
-        "frontier": context.compares,
-        "colors": COLORS,
-        "markers": MARKERS,
-        "chance": levels | ({EXPECTED_R1.name: levels["t2v_R1"]} if "t2v_R1" in levels else {}),
-        "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],
-        "accuracies": [{"key": a.key, "label": a.label, "better": a.better} for a in accuracies],
-        "words": {
+    return chart(
+        costs,
+        accuracies,
+        [{"name": context.protocol, "methods": methods}],
+        across=costs[0].key,
+        words={
             "interval": "95 % interval",
             "bars": "Upright bars: 95 % intervals over queries; level bars: quartiles of the samples, or the seeds.",
             "warning": None if context.compares else RECIPES_NOTICE,
-            "cost": costs[0].key,
         },
-        "groups": [{"name": context.protocol, "methods": methods}],
-    }
+        chance=levels | ({EXPECTED_R1.name: levels["t2v_R1"]} if "t2v_R1" in levels else {}),
+        frontier=context.compares,
+    )
 
 
 def _latest(
