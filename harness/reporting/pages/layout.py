@@ -22,8 +22,19 @@ FIRST, DETAILS, PAGE = "README.md", "details.md", "page.html"
 # Files that a report may hold; those that the current one lacks are removed.
 _TABLES = (
     "agreement",
-    *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
-    *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
+    *(
+        "main",
+        "scored",
+        "equal-time*",
+        "pairs",
+        "spread",
+        "selection",
+        "subsets",
+        "verdicts",
+        "published*",
+        "not-comparable",
+    ),
+    *("published*", "paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
     *("two-stage", "storage-types", "search-*"),
 )
 _FIGURES = (
