@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvrbench.harness.records.record import AS_RELEASED
-from tvrbench.harness.reporting.catalogue import printed_backbone
+from tvrbench.harness.reporting.catalogue import COUNTS, printed_backbone
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.papers.published import OTHER, OWN, Claim, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import PaperComparison
@@ -70,7 +70,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
             cell=lambda line: _value(line.exact, line.released and line.released.measured, 1),
         ),
         text_column("verdict", "Verdict", lambda line: line.verdict),
-        text_column("device", "Device", lambda line: line.exact.bench and line.exact.bench.name),
+        text_column("device", "Device", lambda line: _device(line.exact)),
     )
     sentences = (
         f"{counts(line.exact.verdict for line in lines).capitalize()}; a ratio measured on a CPU gets no verdict.",
@@ -94,7 +94,7 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         Column(key="claimed", header="Claimed", cell=lambda r: _value(r, r.number.value, 0)),
         Column(key="measured", header="Measured", cell=lambda r: _value(r, r.measured, 1)),
         text_column("verdict", "Verdict", lambda r: r.verdict),
-        text_column("device", "Device", lambda r: r.bench and r.bench.name),
+        text_column("device", "Device", _device),
         aside(text_column("reason", "how, or why not", lambda r: r.reason)),
         aside(text_column("command", "command", lambda r: r.command)),
         aside(text_column("source", "source", lambda r: r.number.table)),
@@ -138,6 +138,13 @@ def _baseline(result: PaperComparison) -> str | None:
     name = result.rows[1].label if len(result.rows) > 1 else claim.against
     config = "" if claim.against_config in name else claim.against_config
     return f"{', '.join(filter(None, (name, config)))}{' *' * (claim.reading == OWN)}"
+
+
+def _device(result: PaperComparison) -> str | None:
+    """Return where a claim was measured; what is counted is the same everywhere."""
+    if result.measured is not None and result.number.metric in COUNTS:
+        return "counted"
+    return result.bench.name if result.bench else None
 
 
 def _reading(result: PaperComparison) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 
 from tvrbench.harness.records.record import AS_RELEASED
@@ -29,6 +30,12 @@ from tvrbench.harness.reporting.tables.table import (
 )
 
 _HEADLINE = (*COUNTS, "t2v_R1", "v2t_R1", ACCURACY)
+_WORDS = {
+    "gmacs_video": "GFLOPs",
+    "output_tokens": "Tokens out",
+    "params_trainable": "Params (M)",
+    "throughput": "Videos/s",
+}
 _UNITS = {"percent": "%", "points": "points", "rank": "", "GMACs": "", "tokens": ""}
 _FULL_SIZE_NOTICE = "Costs of full-size models, measured without data. The rest of this report:"
 
@@ -42,6 +49,10 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
     compared = by_paper([c for c in comparisons if c.measured is not None])
     numbers = [c.number for c in compared]
     first = [c for c in compared if c.number.metric in _HEADLINE and not reruns.repeats(c.number, numbers)]
+
+    def again(c: PaperComparison) -> Cell:
+        return reruns_cell(reruns.of(c.number))
+
     columns = (
         text_column("method", "Method (config)", _subject),
         text_column("measure", "Measure", lambda c: _measure(c.number)),
@@ -49,7 +60,7 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
         Column(key="measured", header="Ours", cell=_measured),
         Column(key="difference", header="Difference", cell=_difference),
         Column(key="verdict", header="Verdict", cell=_verdict, left=True),
-        Column(key="reruns", header="Independent re-runs", left=True, cell=lambda c: reruns_cell(reruns.of(c.number))),
+        *([Column(key="reruns", header="Independent re-runs", cell=again, left=True)] * any(map(reruns.of, numbers))),
         text_column("source", "Source", lambda c: c.number.table),
         aside(text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone"))),
         aside(text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number))),
@@ -126,7 +137,7 @@ def paper_scale_table(
             texts = [_as_printed(n) + "".join(n.unit.partition(" on ")[1:]) for n in printed]
             return _joined(texts, [n.value for n in printed])
 
-        return Column(key=f"{name}_published", header="Published", cell=cell)
+        return Column(key=f"{name}_published", header=f"{_WORDS[name]}, published", cell=cell)
 
     def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
@@ -136,22 +147,28 @@ def paper_scale_table(
 
         return Column(key=f"{name}_difference_percent", header="Difference", cell=cell)
 
-    def cost(name: str, header: str) -> Column:
-        return replace(cost_column(metric(name), best=False), header=header)
+    def both(name: str) -> list[Column]:
+        exact, *released = (cost_column(metric(reading), best=False) for reading in readings(full_size, name))
+        words = _WORDS[name]
 
-    def both(name: str, words: str) -> list[Column]:
-        exact, *released = readings(full_size, name)
-        columns = [cost(exact, f"{words}, exact" if released else words)]
-        return [*columns, *(cost(one, f"{words}, as released") for one in released), published(name)]
+        def same(row: MethodRow, column: Column) -> Cell:
+            cell = column.cell(row)
+            return cell if cell.value is None or row.holds(column.key) else replace(cell, text="=", note=None)
+
+        return [
+            replace(exact, header=f"{words}, exact" if released else words),
+            *(replace(c, header=f"{words}, as released", cell=partial(same, column=c)) for c in released),
+            published(name),
+        ]
 
     further = ("gmacs_text", "gmacs_reduction", "throughput")
     columns = (
         replace(LABEL, header="Method"),
         text_column("backbone", "Backbone", lambda row: printed_backbone(backbone(row))),
-        cost("params_trainable", "Params (M)"),
-        *both("gmacs_video", "GFLOPs"),
+        replace(cost_column(metric("params_trainable"), best=False), header=_WORDS["params_trainable"]),
+        *both("gmacs_video"),
         difference("gmacs_video"),
-        *both("output_tokens", "Tokens out"),
+        *both("output_tokens"),
         *map(aside, (difference("output_tokens"), published("params_trainable"), difference("params_trainable"))),
         *(aside(cost_column(metric(name), best=False)) for name in further),
         aside(published("throughput")),
@@ -161,8 +178,8 @@ def paper_scale_table(
     note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
     sentences = (
         f"Full-size models with random weights: {setting(full_size)}.",
-        "Exact leaves out work of released code whose result is dropped; the difference is that of the reading that "
-        "the paper printed.",
+        "Exact leaves out work of released code whose result is dropped (=: there is none); the difference is that of "
+        "the reading that the paper printed.",
     )
     order = backbones(full_size)
     rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
@@ -206,7 +223,8 @@ def _difference(c: PaperComparison) -> Cell:
 
 
 def _verdict(c: PaperComparison) -> Cell:
-    return Cell(text=c.verdict, value=c.verdict, note=c.reason and f"{brief(c.reason)}.")
+    reason = brief(c.reason or "")
+    return Cell(text=c.verdict, value=c.verdict, note=f"{reason[0].upper()}{reason[1:]}." if reason else None)
 
 
 def _measure(number: PublishedNumber) -> str:
