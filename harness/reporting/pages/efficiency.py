@@ -25,11 +25,11 @@ from tvrbench.harness.reporting.papers.published import (
     table_claims,
 )
 from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
+from tvrbench.harness.reporting.tables.claims import claims_headline, claims_table
 from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
 from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
 from tvrbench.harness.reporting.tables.markdown import Code, one_line, slug
 from tvrbench.harness.reporting.tables.provenance import provenance_table
-from tvrbench.harness.reporting.tables.published import claims_table
 from tvrbench.harness.reporting.tables.search import search_tables
 
 _NO_GPU = (
@@ -124,11 +124,13 @@ def write_efficiency(
 def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:
     """Return the section of the papers' claims about cost."""
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
-    in_words = ("claims", "The papers' claims about cost, and what was measured")
+    stated = judge(load_claims(), measured, papers)
+    in_words = ("claims", "Every reading of the claims about cost")
     in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
-    claims: list[Block] = [
-        claims_table(judge(stated, measured, papers), *name_and_title, context)
-        for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
+    claims = [
+        claims_headline(stated, context),
+        claims_table(stated, *in_words, context),
+        claims_table(judge(table_claims(papers.numbers), measured, papers), *in_tables, context),
     ]
     return Section(title="The papers' claims", blocks=claims)
 

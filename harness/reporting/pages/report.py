@@ -33,8 +33,10 @@ from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
+from tvrbench.harness.reporting.papers.reruns import load_reruns
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge_accuracy
 from tvrbench.harness.reporting.tables.agreement import agreement_table
+from tvrbench.harness.reporting.tables.claims import claims_headline, claims_table
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
 from tvrbench.harness.reporting.tables.provenance import (
     banner,
@@ -44,7 +46,7 @@ from tvrbench.harness.reporting.tables.provenance import (
     shared_values,
     warnings,
 )
-from tvrbench.harness.reporting.tables.published import apart_table, claims_table, paper_scale_table, verdict_table
+from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_tables
 from tvrbench.harness.reporting.tables.results import (
     chance_levels,
     main_table,
@@ -250,14 +252,17 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     papers = PaperData(numbers=numbers, configurations=configurations)
     comparisons = compare(papers, rows, full_size, context)
     claimed = judge_accuracy(load_claims(), rows, papers, context)
-    claims = [claims_table(claimed, "claims", "The papers' claims about accuracy", context)] if claimed else []
+    claims: list[Table] = []
+    if claimed:
+        whole = claims_table(claimed, "claims", "Every reading of the claims about accuracy", context)
+        claims = [claims_headline(claimed, context), whole]
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
     verdicts: list[Block] = [
-        verdict_table(comparisons, context) or ("No published number is comparable with this report's.",),
+        *(verdict_tables(comparisons, load_reruns(), context) or [("No published number is comparable here.",)]),
         *_present(apart_table(comparisons, context)),
         *claims,
         *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),
