@@ -6,10 +6,10 @@ Rows are ordered, plotted and tested by R@1, text to video, with exact ties brok
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
 Values = npt.NDArray[np.float64]
+Item = TypeVar("Item")
 
 CONFIDENCE = 0.95
 _RANK_PRECISION = 1e-3  # points: ranks are stored in float32
@@ -228,8 +229,13 @@ def group_of(row: MethodRow) -> str:
 
 def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Sort rows by their group, in the order of papers' tables, and from the lowest expected R@1 to the highest."""
+    return grouped(by_recall(rows), lambda row: row)
+
+
+def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:
+    """Sort items by the group of their row, in the order of papers' tables; the order in a group stays."""
     titles = [group_title(group) for group in registry.GROUPS]
-    return sorted(by_recall(rows), key=lambda row: titles.index(g) if (g := group_of(row)) in titles else len(titles))
+    return sorted(items, key=lambda item: titles.index(g) if (g := group_of(row(item))) in titles else len(titles))
 
 
 def expected_recall(row: MethodRow) -> float | None:

@@ -308,8 +308,11 @@ def _reasons(columns: Sequence[Column]) -> Column:
     """Return the CSV's column of the notes of a row's cells, each with the name of its column."""
 
     def cell(item: Any) -> Cell:
-        notes = ((column.key, column.cell(item).note) for column in columns)
-        text = " ".join(f"{key}: {note}" for key, note in notes if note is not None)
+        notes: dict[str, list[str]] = {}
+        for column in columns:
+            if (note := column.cell(item).note) is not None:
+                notes.setdefault(note, []).append(column.key)
+        text = " ".join(f"{', '.join(keys)}: {note}" for note, keys in notes.items())
         return Cell(text=text, value=text) if text else NOTHING
 
     return Column(key="reasons", header="reasons", cell=cell, left=True, csv_only=True)
