@@ -13,6 +13,7 @@ from tvrbench.harness.reporting.data.long_videos import NAME as COUNTED
 from tvrbench.harness.reporting.data.long_videos import LongVideos, long_videos
 from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.figures.all_figures import Picture
+from tvrbench.harness.reporting.figures.cost import cost_picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
@@ -79,8 +80,9 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs] + [run for found in longer for run in found.runs]
     groups: list[Group] = []
-    figures: list[Picture] = []
-    sections = [Section(title="Cost against cost", blocks=[], chart=True)]
+    figures: list[Picture] = [picture for found in longer[:1] if (picture := cost_picture(found)) is not None]
+    sections = [Section(title="Cost per video", blocks=[*figures], page="first")] if figures else []
+    sections.append(Section(title="Cost against cost", blocks=[], chart=True))
     for bench in measured:
         about = ("Measured ", bench.dates, "; measurement settings ", Code(", ".join(bench.hashes)), ".")
         sections.append(Section(title=bench.name, blocks=[about]))
