@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, replace
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -15,19 +15,16 @@ from torch import Tensor
 from tvrbench.harness.config.protocol import Activation
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_path, file_sha256
-from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone.architecture import Architecture, from_state_dict
 from tvrbench.harness.models.backbone.state_dict import NamedTensors, check_tensors, named_tensors
 from tvrbench.harness.models.backbone.weights import Weights, as_weights, intrinsic_statements
 from tvrbench.harness.models.backbone.weights_config import Statement, read_configs
 from tvrbench.harness.models.backbone.weights_file import printable, read_content, read_metadata
+from tvrbench.harness.models.description import FORMAT, BaseWeights, Description, damaged, weights_file
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.model import RetrievalModel, trainable_state_dict
 from tvrbench.harness.models.tuning import is_added
-from tvrbench.harness.records.store import BEST_ON_TEST, LAST
-
-FORMAT = "tvrbench-model-1"
-_SELECTIONS = (LAST, BEST_ON_TEST)
+from tvrbench.harness.records.store import LAST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +35,8 @@ class Checkpoint:
         path: the file.
         state: tensors under our model's names.
         base: the CLIP inside it where it is complete, else None.
+        tuned_on: the weights that it must be loaded on, where it is ours and holds only what training changed.
+        arch: of its CLIP, where the file says it.
         options: method options saved with it, or told by its shapes.
         frames: saved with it, else None.
         selection: how it was chosen in its training: ``last``, ``best-on-test`` or ``unknown``.
@@ -49,27 +48,53 @@ class Checkpoint:
     options: dict[str, Any]
     frames: int | None
     selection: str
+    tuned_on: BaseWeights | None = None
+    arch: Architecture | None = None
 
 
-def save_checkpoint(model: RetrievalModel, path: Path, selection: str = LAST) -> None:
-    """Write the whole model and the settings that build it, atomically.
+def save_checkpoint(
+    model: RetrievalModel,
+    path: Path,
+    selection: Literal["last", "best-on-test"] = LAST,
+    base: BaseWeights | None = None,
+) -> None:
+    """Write a model and the settings that build it, atomically.
 
-    ``selection`` records how it was chosen in its training, so that a later evaluation of the file can report it.
+    Args:
+        model: in float32.
+        path: the file.
+        selection: how it was chosen in its training, so that a later evaluation of the file can report it.
+        base: what it was tuned on, to write nothing but what training changes; None for the whole model.
+
+    Raises:
+        UsageError: it cannot be written.
     """
-    description = {
-        "format": FORMAT,
-        "method": model.name,
-        "options": json.dumps(model.spec.describe()),
-        "frames": str(model.frames),
-        "architecture": json.dumps(asdict(model.clip.arch)),
-    } | ({} if selection == LAST else {"selection": selection})
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    description = Description(
+        method=model.name,
+        options=model.spec.describe(),
+        frames=model.frames,
+        architecture=model.clip.arch,
+        selection=selection,
+        base=base,
+    )
+    tensors = model.state_dict() if base is None else trainable_state_dict(model)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
         with atomic_path(path) as draft:
-            save_file(state, draft, metadata=description)
+            save_file(state, draft, metadata=description.to_metadata())
     except (OSError, SafetensorError) as error:
         problem = f"checkpoint {path.name} cannot be written ({error}): choose another output folder"
         raise UsageError(problem, code="checkpoint.write", file=path.name) from None
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict's names, shapes and values in float32; the order of names and metadata have no part."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        values = tensor.detach().cpu().float().contiguous()
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(memoryview(values.numpy()).cast("B") if values.numel() else b"")
+    return digest.hexdigest()
 
 
 def read_checkpoint(
@@ -78,7 +103,7 @@ def read_checkpoint(
     """Read our own format, or a released state dict of the method, under any wrappers.
 
     Args:
-        path: the file.
+        path: the file, or a folder that ``tvrbench export`` wrote.
         method, cls: that it is read as.
         activation: of the CLIP inside, over what the file's sources state.
 
@@ -86,9 +111,10 @@ def read_checkpoint(
         UsageError: no such file, corrupt, holds code, saved by another method, or a whole CLIP whose activation no
             source states.
     """
-    meta = _metadata(path)
+    path = weights_file(path)
+    meta = read_metadata(path)
     if meta.get("format") == FORMAT:
-        return _read_own(path, meta, method, activation)
+        return _read_own(path, Description.from_metadata(meta, path.name), method, activation)
     tensors = named_tensors(read_content(path), path.name)
     named = {f"clip.{key}": tensor for key, tensor in tensors.clip.items()} | tensors.rest
     state = dict(cls.from_released(key, tensor) for key, tensor in named.items())
@@ -98,28 +124,34 @@ def read_checkpoint(
     return Checkpoint(path=path, state=state, base=base, options=options, frames=None, selection="unknown")
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    if not os.path.exists(path) or path.is_dir():  # noqa: PTH110 - pathlib's raises for a long name
-        shown = printable(path, 200)
-        raise UsageError(f"checkpoint {shown}: there is no such file", code="checkpoint.missing", file=shown)
-    return read_metadata(path)
-
-
 def _clip_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("clip."): tensor for key, tensor in state.items() if key.startswith("clip.")}
 
 
-def _read_own(path: Path, meta: dict[str, str], method: str, activation: Activation | None) -> Checkpoint:
-    arch, options, frames, selection = _description(path, meta, method)
+def _read_own(path: Path, described: Description, method: str, activation: Activation | None) -> Checkpoint:
+    if described.method != method:
+        problem = f"{path.name} was saved by method {printable(described.method)!r}, not {method!r}"
+        raise UsageError(problem, code="checkpoint.method", method=method)
     content = read_content(path)
     check_tensors(content, path.name)
     state = {key: tensor.float() for key, tensor in content.items()}
-    clip = {key: tensor for key, tensor in _clip_of(state).items() if not is_added(key)}
-    described = Statement(source="its own metadata", activation=arch.activation, normalization=(arch.mean, arch.std))
-    base = as_weights(clip, [described], activation, source=path.name, sha256=file_sha256(path), folder=path.parent)
-    if replace(base.arch, activation=arch.activation) != arch:  # before anything is made by the description
-        raise _damaged(path, "its description names another architecture than its tensors have")
-    return Checkpoint(path=path, state=state, base=base, options=options, frames=frames, selection=selection)
+    arch, base = described.architecture, None
+    if described.base is None:
+        clip = {key: tensor for key, tensor in _clip_of(state).items() if not is_added(key)}
+        said = Statement(source="its own metadata", activation=arch.activation, normalization=(arch.mean, arch.std))
+        base = as_weights(clip, [said], activation, source=path.name, sha256=file_sha256(path), folder=path.parent)
+        if replace(base.arch, activation=arch.activation) != arch:  # before anything is made by the description
+            raise damaged(path.name, "its description names another architecture than its tensors have")
+    return Checkpoint(
+        path=path,
+        state=state,
+        base=base,
+        options=described.options,
+        frames=described.frames,
+        selection=described.selection,
+        tuned_on=described.base,
+        arch=arch,
+    )
 
 
 def _released_base(path: Path, tensors: NamedTensors, activation: Activation | None) -> Weights:
@@ -148,26 +180,7 @@ def method_in(path: Path) -> str | None:
     """The method that a checkpoint of our own names; None for one that other code saved.
 
     Raises:
-        UsageError: no such file, or corrupt.
+        UsageError: no such file or exported folder, or corrupt.
     """
-    meta = _metadata(path)
+    meta = read_metadata(weights_file(path))
     return meta.get("method", "") if meta.get("format") == FORMAT else None
-
-
-def _damaged(path: Path, problem: str) -> UsageError:
-    return UsageError(f"{path.name}: {problem}", code="checkpoint.description", file=path.name)
-
-
-def _description(path: Path, meta: dict[str, str], method: str) -> tuple[Architecture, dict[str, Any], int, str]:
-    """Architecture, options, frames and selection of a checkpoint of our own."""
-    if meta.get("method") != method:
-        problem = f"{path.name} was saved by method {meta.get('method')!r}, not {method!r}"
-        raise UsageError(problem, code="checkpoint.method", method=method)
-    try:
-        options, shape, frames = json.loads(meta["options"]), json.loads(meta["architecture"]), int(meta["frames"])
-    except (KeyError, ValueError, RecursionError):
-        options, shape, frames = None, None, 0
-    selection = meta.get("selection", LAST)
-    if not isinstance(options, dict) or not isinstance(shape, dict) or frames < 1 or selection not in _SELECTIONS:
-        raise _damaged(path, "its description (options, architecture, frames) is damaged")
-    return validated(Architecture, shape, f"{path.name} architecture"), options, frames, selection

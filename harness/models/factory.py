@@ -15,16 +15,17 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.state_dict import brief_keys
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
-from tvrbench.harness.models.checkpoint import read_checkpoint
+from tvrbench.harness.models.base_weights import base_weights
+from tvrbench.harness.models.checkpoint import method_in, read_checkpoint
 from tvrbench.harness.models.method import Method
-from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.model import RetrievalModel, trainable_state_dict
 from tvrbench.harness.models.tokens import TokenReducer
 from tvrbench.harness.models.tuning import apply_tuning
 
 
 @torch.inference_mode(mode=False)
 def load_model(
-    method: str,
+    method: str | None = None,
     *,
     backbone: str | None = None,
     weights: str | Path | Weights | None = None,
@@ -38,12 +39,13 @@ def load_model(
     """Build a method on a backbone; inside inference mode too, whose own tensors could neither learn nor be watched.
 
     Args:
-        method: a registered method or baseline (``tvrbench list methods``).
+        method: a registered method or baseline (``tvrbench list methods``); None for the one that the checkpoint names.
         backbone: a preset such as ``ViT-B-32``; not needed where the weights determine it.
         weights: ``random:SEED``, ``openai`` or an open_clip tag, a local file or folder, a data set that ships weights;
             or weights that have been loaded.
-        checkpoint: a trained model, ours or one under the names of a paper's released code; a full one replaces
-            ``backbone`` and ``weights``.
+        checkpoint: a trained model, ours (a file, or a folder of ``tvrbench export``) or one under the names of a
+            paper's released code; a full one replaces ``backbone`` and ``weights``, and an exported one of tuned
+            parameters finds the weights that it names.
         activation: ``quick_gelu`` or ``gelu``, over what the weights' own sources state; needed where none does.
         frames: T, frames per video.
         device: of the model; ``meta`` gives shapes without values, for counting.
@@ -56,6 +58,7 @@ def load_model(
     """
     if frames < 1:
         raise UsageError(f"frames must be at least 1, not {frames}", code="frames.range", frames=frames)
+    method = method or _named_in(checkpoint)
     cls, saved = method_class(method), None
     on_meta = str(device) == "meta"
     if checkpoint is not None and not on_meta:
@@ -64,6 +67,8 @@ def load_model(
     with torch.device("meta") if on_meta else nullcontext():
         if saved and saved.base:
             base = saved.base
+        elif saved and saved.tuned_on and saved.arch:
+            base = base_weights(saved.tuned_on, saved.arch, weights, activation, saved.path.name)
         elif weights is not None:
             base = weights if isinstance(weights, Weights) else load_weights(weights, backbone, activation)
         else:
@@ -74,8 +79,11 @@ def load_model(
             )
         configured = cls.configure(method, base.arch, frames, options)
         model = build(method, configured, base, seed)
-        if saved:
-            _load_strict(model, configured.fit_released(saved.state), saved.path.name, complete=saved.base is not None)
+        if saved and saved.tuned_on:
+            _load_strict(model, saved.state, saved.path.name, wanted=set(trainable_state_dict(model)))
+        elif saved:
+            wanted = set(model.state_dict() if saved.base else model.trainable())
+            _load_strict(model, configured.fit_released(saved.state), saved.path.name, wanted=wanted)
     return model.to(device).eval()
 
 
@@ -85,12 +93,20 @@ def method_class(name: str) -> type[Method[Any]]:
     return cls
 
 
+def _named_in(checkpoint: str | Path | None) -> str:
+    name = None if checkpoint is None else method_in(Path(checkpoint))
+    if name is None:
+        problem = "load_model: give the name of a method, or a checkpoint that names its own"
+        raise UsageError(problem, code="checkpoint.no-method")
+    return name
+
+
 def build(name: str, method: Method[Any], base: Weights, seed: int) -> RetrievalModel:
     """Assemble the model; new parameters come from ``seed`` alone, the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = CLIP(base.arch)
-        _load_strict(clip, base.state, "weights", complete=True)
+        _load_strict(clip, base.state, "weights", wanted=set(clip.state_dict()))
         apply_tuning(clip, method)
         reducer = method.build_reducer()
         text_path = method.build_text_path(reducer)
@@ -112,10 +128,9 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         return model
 
 
-def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, complete: bool) -> None:
+def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, wanted: set[str]) -> None:
     """Copy ``state`` into ``module``; UsageError lists missing and unexpected keys and wrong shapes."""
     own = module.state_dict()
-    wanted = set(own) if complete else {n for n, p in module.named_parameters() if p.requires_grad}
     missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
         raise UsageError(

@@ -249,3 +249,11 @@ class RetrievalModel(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def trainable_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
+    """The tensors that training changes: trainable parameters, buffers, and the temperature, clamped at every step."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if name not in frozen or name == "clip.logit_scale"
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any, Literal
 from tvrbench.harness.config.protocol import Activation, Protocol
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
-from tvrbench.harness.models.backbone.architecture import PRESETS, vision_name
+from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture, vision_name
 from tvrbench.harness.models.backbone.weights import Weights
 from tvrbench.harness.models.checkpoint import method_in, read_checkpoint
+from tvrbench.harness.models.description import BaseWeights
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.records.record import CheckpointRef
 
@@ -22,11 +24,13 @@ class EvalCheckpoint:
     """A checkpoint to score.
 
     Attributes:
-        path: the file.
+        path: the file, or an exported folder.
         method: what it is scored as.
         format: ``tvrbench`` for our own, which holds the method and its options; ``released`` for a state dict.
         sha256: of the file.
         base: the CLIP inside it; None if it holds the tuned parameters alone.
+        tuned_on: the weights that these belong on, where it is our own.
+        arch: of its CLIP, where the file says it.
         options: of the method, as far as the file names them.
         frames: T that it was saved with; None if the file does not say.
         selection: how it was chosen in its training: ``last``, ``best-on-test``, or ``unknown`` of a released one.
@@ -37,6 +41,8 @@ class EvalCheckpoint:
     format: Literal["tvrbench", "released"]
     sha256: str
     base: Weights | None
+    tuned_on: BaseWeights | None
+    arch: Architecture | None
     options: dict[str, Any]
     frames: int | None
     selection: str
@@ -55,7 +61,7 @@ def open_checkpoint(path: Path, methods: Sequence[str], activation: Activation |
     """Read a checkpoint as the one method in ``methods``, or if that is empty as the one that the file names.
 
     Args:
-        path: the file.
+        path: the file, or an exported folder.
         methods: given by the user.
         activation: of the CLIP inside, over what the file's sources state.
 
@@ -69,6 +75,7 @@ def open_checkpoint(path: Path, methods: Sequence[str], activation: Activation |
             code="checkpoint.one-method",
         )
     own = method_in(path)
+    path = Path(os.path.abspath(path)) if path.is_dir() else path  # noqa: PTH100 - "." has no name, and pathlib keeps ".."
     method = methods[0] if methods else own
     if method is None:
         raise UsageError(
@@ -79,8 +86,10 @@ def open_checkpoint(path: Path, methods: Sequence[str], activation: Activation |
         path=path,
         method=method,
         format="released" if own is None else "tvrbench",
-        sha256=file_sha256(path),
+        sha256=file_sha256(saved.path),
         base=saved.base,
+        tuned_on=saved.tuned_on,
+        arch=saved.base.arch if saved.base else saved.arch,
         options=saved.options,
         frames=saved.frames,
         selection=saved.selection,
@@ -88,7 +97,7 @@ def open_checkpoint(path: Path, methods: Sequence[str], activation: Activation |
 
 
 def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | None, weights: str | None) -> Protocol:
-    """The protocol that a checkpoint is scored under: on the backbone inside it, if it holds one.
+    """The protocol that a checkpoint is scored under: on the backbone inside it, if it holds or names one.
 
     Args:
         scored: the checkpoint.
@@ -107,18 +116,18 @@ def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | Non
             checkpoint=scored.frames,
             protocol=protocol.frames,
         )
-    if scored.base is None:
+    if scored.arch is None:
         return protocol.on(backbone, weights)
-    if weights is not None:
+    if scored.base is not None and weights is not None:
         raise UsageError(
             f"--checkpoint {name} holds all weights of its model: leave --weights {weights} out",
             code="checkpoint.weights",
         )
-    held = vision_name(scored.base.arch)
+    held = vision_name(scored.arch)
     if backbone is not None and backbone.replace("/", "-") != held:
         raise UsageError(
             f"--checkpoint {name} holds a {held}: leave --backbone {backbone} out",
             code="checkpoint.backbone",
             checkpoint=held,
         )
-    return protocol.on(held if backbone or protocol.backbone else None)
+    return protocol.on(held if backbone or protocol.backbone else None, weights)

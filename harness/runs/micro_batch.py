@@ -18,11 +18,11 @@ from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import all_gather_object
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.memory import is_out_of_memory, release_memory
-from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.model import RetrievalModel, trainable_state_dict
 from tvrbench.harness.profiling.scenarios.synthetic import synthetic_batch
 from tvrbench.harness.profiling.trackers.memory import MemoryProbe
 from tvrbench.harness.training.loss import trial_loss
-from tvrbench.harness.training.state_file import copy_of, load_tensors, trainable_state_dict
+from tvrbench.harness.training.state_file import copy_of, load_tensors
 from tvrbench.harness.training.trainer import Pairs, Trainer
 
 # From MemoryProbe: memory that the allocator holds of a GPU, and all memory of the process on a CPU.

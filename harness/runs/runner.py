@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tvrbench.harness.config.recipe import Recipe
 from tvrbench.harness.core.distributed import all_gather_object, dist_info
@@ -17,7 +17,7 @@ from tvrbench.harness.core.signals import SignalHandler
 from tvrbench.harness.evaluation.embeddings import embedded_run, save_embeddings
 from tvrbench.harness.evaluation.evaluate import Evaluation
 from tvrbench.harness.evaluation.side_store import scratch_folder
-from tvrbench.harness.models.checkpoint import save_checkpoint
+from tvrbench.harness.models.checkpoint import save_checkpoint, state_sha256
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.profiling.counts.content import counts_over_videos
 from tvrbench.harness.profiling.counts.flops import profile
@@ -99,8 +99,8 @@ def _run(context: RunContext, config: RunConfig, session: Session, key: RunKey, 
             kept = KeptChoice(context, config, key, files)
             model, recipe, account = _train(context, config, session, recipe, state, kept)
             record["metrics"]["training"] = account
-            if config.selection == LAST and dist_info().first:
-                save_checkpoint(model, files.checkpoint, config.selection)
+            if config.selection == LAST:
+                account |= _save_model(model, files, LAST)
         else:
             model = new_model(context, config)
         result = _score(context, config, session, model, recipe, state, files.sides)
@@ -110,8 +110,7 @@ def _run(context: RunContext, config: RunConfig, session: Session, key: RunKey, 
                 state.load_best(model)
                 result = _score(context, config, session, model, recipe, state, files.sides)
             result = replace(result, metrics=result.metrics | {"selection": BEST_ON_TEST, "checkpoints": account})
-            if dist_info().first:
-                save_checkpoint(model, files.checkpoint, config.selection)
+            record["metrics"]["training"] |= _save_model(model, files, BEST_ON_TEST)
         agreed = agreement_section(context, config, recipe.sampler, result)
         record["metrics"] |= result.metrics | agreed | {"evaluation": {"precision": _precision_of(model)}}
         if not dist_info().first:
@@ -147,6 +146,14 @@ def _run(context: RunContext, config: RunConfig, session: Session, key: RunKey, 
         if fault is None or fault is error:
             raise
         raise fault from error
+
+
+def _save_model(model: RetrievalModel, files: RunFiles, selection: Literal["last", "best-on-test"]) -> dict[str, str]:
+    """Save the trained model; its hash, by which ``tvrbench export`` knows that it is the record's."""
+    if not dist_info().first:
+        return {}
+    save_checkpoint(model, files.checkpoint, selection)
+    return {"model_sha256": state_sha256(model.state_dict())}
 
 
 def _precision_of(model: RetrievalModel) -> str:

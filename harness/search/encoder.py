@@ -22,6 +22,7 @@ from tvrbench.harness.data.types import Clip, FrameSpec
 from tvrbench.harness.models.backbone.architecture import vision_name
 from tvrbench.harness.models.backbone.tokenizer import Tokenizer, tokenizer_for
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
+from tvrbench.harness.models.base_weights import base_weights
 from tvrbench.harness.models.checkpoint import method_in
 from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
@@ -185,8 +186,8 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     name = scored.method if scored else settings.method or _plain_clip()
     shipped, trains = shipped_weights(source.weights or DEFAULT_WEIGHTS), method_class(name).card.trains
     path = str(shipped or source.weights or DEFAULT_WEIGHTS)
-    backbone = source.backbone or (None if (scored and scored.base) or weights_on_disk(path) else DEFAULT_BACKBONE)
-    weights = scored.base if scored and scored.base else _weights(path, backbone, source)
+    backbone = source.backbone or (None if (scored and scored.arch) or weights_on_disk(path) else DEFAULT_BACKBONE)
+    weights = (_inside(scored, source) if scored else None) or _weights(path, backbone, source)
     model = load_model(
         name,
         backbone=backbone,
@@ -213,7 +214,7 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
         sampler=settings.sampler,
         decoder=settings.decoder,
         precision=settings.precision,
-        weights=None if weights.sha256 else path,
+        weights=None if weights.sha256 else weights.source,
         weights_sha256=weights.sha256,
         checkpoint_sha256=scored.sha256 if scored else None,
     )
@@ -222,6 +223,13 @@ def load_encoder(source: ModelSource, settings: ModelSettings, device: str) -> E
     if model.scorer.two_stage:
         notes = (*notes, COARSE_ONLY.format(name))
     return Encoder(model=model, tokenizer=tokenizer, identity=identity, notes=notes)
+
+
+def _inside(scored: EvalCheckpoint, source: ModelSource) -> Weights | None:
+    """The weights that a checkpoint holds or names; None for one of tuned parameters that other code saved."""
+    if scored.base or scored.tuned_on is None or scored.arch is None:
+        return scored.base
+    return base_weights(scored.tuned_on, scored.arch, source.weights, source.activation, scored.path.name)
 
 
 def _weights(path: str, backbone: str | None, source: ModelSource) -> Weights:

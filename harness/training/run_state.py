@@ -12,7 +12,7 @@ from tvrbench.harness.core.distributed import all_gather_object, any_rank, dist_
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.progress import ProgressReporter
 from tvrbench.harness.core.signals import SignalHandler
-from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.model import RetrievalModel, trainable_state_dict
 from tvrbench.harness.training.lr_choice import LrChoice
 from tvrbench.harness.training.state_file import (
     Best,
@@ -22,7 +22,6 @@ from tvrbench.harness.training.state_file import (
     copy_of,
     load_tensors,
     restore,
-    trainable_state_dict,
 )
 from tvrbench.harness.training.step_log import StepLog
 from tvrbench.harness.training.trainer import Trainer

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tvrbench.harness.core.errors import RunFailed, UsageError
 from tvrbench.harness.core.io import atomic_path
-from tvrbench.harness.models.model import RetrievalModel
+from tvrbench.harness.models.model import RetrievalModel, trainable_state_dict
 from tvrbench.harness.training.lr_choice import LrChoice
 from tvrbench.harness.training.trainer import Trainer
 
@@ -196,14 +196,6 @@ def _write_error(error: BaseException) -> str:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def trainable_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
-    """The tensors that training changes: trainable parameters, buffers, and the temperature, clamped at every step."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {
-        name: tensor for name, tensor in model.state_dict().items() if name not in frozen or name == "clip.logit_scale"
-    }
 
 
 def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -106,8 +106,17 @@ def page(folder: Path) -> str:
 
 
 def table(folder: Path, name: str = "main") -> dict[str, dict[str, str]]:
-    """Read a written Markdown table by its first column; cells as Markdown."""
-    lines = [line for line in (folder / f"{name}.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    header, _, *body = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert all(len(row) == len(header) for row in body)
-    return {row[0]: dict(zip(header, row, strict=True)) for row in body}
+    """Read a table of the report's Markdown pages by its first column, without the lines of groups; cells as Markdown.
+
+    Raises:
+        KeyError: no page shows the table.
+    """
+    for path in (folder / "README.md", folder / "details.md"):
+        before, link, _ = path.read_text(encoding="utf-8").partition(f"\n[{name}.csv]") if path.is_file() else ("",) * 3
+        if link:
+            lines = before[before.rindex("\n\n|") :].partition("\n\n- ")[0].strip().splitlines()
+            header, _, *body = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+            assert all(len(row) == len(header) for row in body)
+            rows = [row for row in body if any(row[1:]) or len(row) == 1]
+            return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    raise KeyError(name)

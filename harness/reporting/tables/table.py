@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -71,6 +71,7 @@ class Column:
         better: the end of the scale that is printed in bold; None for none.
         left: align to the left, for text.
         chance: cell of the chance level.
+        csv_only: too much for a page: the column is in the CSV alone.
     """
 
     key: str
@@ -79,6 +80,7 @@ class Column:
     better: Better | None = None
     left: bool = False
     chance: Cell = NOTHING
+    csv_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,8 @@ class Table:
     Attributes:
         name: of its files.
         title, caption: above the table.
-        columns, rows: its content.
+        columns, rows: its content, as pages show it.
+        csv_columns, csv_rows: further columns of the CSV, and their cells of each row.
         remarks: below the table: how to read it.
         footnotes: the texts that the numbers in cells refer to, in order.
         commands: the footnotes are shell commands.
@@ -104,6 +107,8 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    csv_columns: tuple[Column, ...] = ()
+    csv_rows: tuple[tuple[Cell, ...], ...] = ()
     remarks: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
     commands: bool = False
@@ -155,8 +160,9 @@ class Table:
 
     def to_csv(self) -> str:
         """Return the unrounded values, empty where nothing was measured."""
-        values = [[_plain(cell) for cell in row] for row in self.rows]
-        frame = pd.DataFrame(values, columns=[column.key for column in self.columns], dtype=object)
+        rows = [(*row, *more) for row, more in zip(self.rows, self.csv_rows or [()] * len(self.rows), strict=True)]
+        keys = [column.key for column in (*self.columns, *self.csv_columns)]
+        frame = pd.DataFrame([[_plain(cell) for cell in row] for row in rows], columns=keys, dtype=object)
         if self.groups:
             frame.insert(1, "group", list(self.groups))
         if self.note is not None:
@@ -175,6 +181,7 @@ def make_table(
     best: bool = False,
     group: Callable[[Any], str] | None = None,
     note: str | None = None,
+    marks: Mapping[str, str] | None = None,
     **attributes: Any,
 ) -> Table:
     """Fill a table.
@@ -182,21 +189,24 @@ def make_table(
     Args:
         name, title, attributes: of the table.
         sentences: two for the caption, the rest as remarks; None is left out.
-        columns: each fills its cell from an item.
+        columns: each fills its cell from an item; those that are ``csv_only`` follow the others in the CSV.
         items: one per row; those of a group in sequence.
         chance: start with the chance level, in the group of the first item.
         best: print the best of each column in bold. Ties share it; it is left out where all rankable cells print alike.
         group: the title of an item's group.
         note: ends each line of the CSV.
+        marks: signs in headers and cells, each with its footnote, which is there where the sign is. Cells' notes then
+            have no numbers: they are in the CSV, in the column ``reasons``.
     """
     notes: dict[str, int] = {}
 
     def numbered(cell: Cell) -> Cell:
-        if cell.note is None:
+        if cell.note is None or marks is not None:
             return cell
         return replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
 
     items = list(items)
+    beside, columns = [c for c in columns if c.csv_only], [c for c in columns if not c.csv_only]
     groups = [group(item) for item in items] if group else []
     rows = [[column.chance for column in columns]] * chance
     rows += [[numbered(column.cell(item)) for column in columns] for item in items]
@@ -205,15 +215,20 @@ def make_table(
         for row in rows:
             row[index] = replace(row[index], bold=row[index].rankable and row[index].text == text)
     texts = [sentence for sentence in sentences if sentence]
+    shown = [*(column.header for column in columns), *(cell.text for row in rows for cell in row[1:])]
+    texts += [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text for text in shown)]
+    beside += [] if marks is None else [_reasons([*columns, *beside])]
     return Table(
         name=name,
         title=title,
         caption=" ".join(texts[:2]),
         columns=tuple(columns),
         rows=tuple(map(tuple, rows)),
+        csv_columns=tuple(beside),
+        csv_rows=(*[tuple(c.chance for c in beside)] * chance, *(tuple(c.cell(i) for c in beside) for i in items)),
         remarks=tuple(texts[2:]),
         footnotes=tuple(notes),
-        groups=tuple([*groups[:1] * chance, *groups]),
+        groups=(*groups[:1] * chance, *groups),
         pinned=int(chance),
         note=note,
         **attributes,
@@ -253,6 +268,17 @@ def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Colum
         return Cell(text=text, value="; ".join(path or text for text, path in links), links=links) if links else NOTHING
 
     return Column(key=key, header=header, cell=cell, left=True)
+
+
+def _reasons(columns: Sequence[Column]) -> Column:
+    """Return the CSV's column of the notes of a row's cells, each with the name of its column."""
+
+    def cell(item: Any) -> Cell:
+        notes = ((column.key, column.cell(item).note) for column in columns)
+        text = " ".join(f"{key}: {note}" for key, note in notes if note is not None)
+        return Cell(text=text, value=text) if text else NOTHING
+
+    return Column(key="reasons", header="reasons", cell=cell, left=True, csv_only=True)
 
 
 def _best(column: Column, cells: Sequence[Cell]) -> str | None:
