@@ -19,6 +19,7 @@ from tvrbench.harness.reporting.data.long_videos import LongVideos, long_videos
 from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.all_figures import Picture
+from tvrbench.harness.reporting.figures.cost import cost_picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
@@ -97,9 +98,10 @@ def write_efficiency(
     longer, uncounted = long_videos(counted, measured)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs] + [run for found in longer for run in found.runs]
-    figures: list[Picture] = []
+    figures: list[Picture] = [picture for found in longer[:1] if (picture := cost_picture(found)) is not None]
     places = _places(measured)
     sections = [
+        Section(title="Cost per video", blocks=[*figures], page="first"),
         Section(title="Cost against cost", blocks=[], chart=True),
         *_first([p for p in places if p.first], context),
     ]
