@@ -230,7 +230,7 @@ def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
 
 def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:
     """Sort items by the group of their row, in the order of papers' tables; the order in a group stays."""
-    titles = [group.capitalize() for group in registry.GROUPS]
+    titles = [group_title(group) for group in registry.GROUPS]
     return sorted(items, key=lambda item: titles.index(g) if (g := group_of(row(item))) in titles else len(titles))
 
 

@@ -17,7 +17,7 @@ from tvrbench.harness.reporting.papers.published import load_published
 from tvrbench.harness.reporting.tables.table import Cell, Column, Table, text_column
 
 Runs = Sequence[StoredRecord]
-_NAMED = 3  # runs that a page names; of more it gives the number
+_FEW = 4  # runs that a line of a page names
 
 
 def shared_values(runs: Runs, value: Callable[[Record], str | None]) -> dict[str, Runs]:
@@ -34,6 +34,11 @@ def names(runs: Runs) -> str:
     return "; ".join(run.name for run in runs)
 
 
+def few_names(runs: Runs) -> str:
+    """Join the runs' names, or count them where they are many."""
+    return names(runs) if len(runs) <= _FEW else f"{len(runs)} runs"
+
+
 def provenance_table(runs: Runs, context: ReportContext) -> Table:
     """Make the table of what produced the numbers, one line per value that runs differ in."""
 
@@ -41,8 +46,7 @@ def provenance_table(runs: Runs, context: ReportContext) -> Table:
         members = line[2]
         if len(members) == len(runs):
             return Cell(text="all runs", value="all runs")
-        named = names(members)
-        return Cell(text=named if len(members) <= _NAMED else f"{len(members)} of {len(runs)} runs", value=named)
+        return Cell(text=few_names(members), value=names(members))
 
     lines = [
         (what, value, found) for what, fact in _FACTS.items() for value, found in shared_values(runs, fact).items()
@@ -101,9 +105,9 @@ def warnings(runs: Runs) -> Iterator[str]:
     if len({run.record["environment"]["device"] for run in runs}) > 1:
         yield "The runs were not all made on one device: throughput, latency and memory do not compare across devices."
     if copied := [run for run in runs if run.record["data"].get("split_origin", {}).get("same_content")]:
-        yield f"Files with the same content are in two splits, so these scores are no test of them: {names(copied)}."
+        yield f"Files with the same content are in two splits, so these scores test nothing: {few_names(copied)}."
     if dirty := [run for run in runs if run.record["environment"]["dirty"]]:
-        yield f"Made from sources with uncommitted changes: {names(dirty)}."
+        yield f"Made from sources with uncommitted changes: {few_names(dirty)}."
     if chosen := [run for run in runs if run.record["metrics"].get("selection") == "best-on-test"]:
         yield f"Checkpoint chosen on the test set, which flatters the number: {names(chosen)}."
 

@@ -143,6 +143,13 @@ class Table:
         kind = Code if self.commands else str
         return [*((text,) for text in self.remarks), *((f"({i}) ", kind(n)) for i, n in enumerate(self.footnotes, 1))]
 
+    @property
+    def unlinked(self) -> Table:
+        """The table without columns of links, which lead nowhere outside the report's folder."""
+        kept = [i for i, _ in enumerate(self.columns) if not any(row[i].links for row in self.rows)]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+
     def to_markdown(self) -> Markdown:
         """Return caption, table and footnotes in GitHub-flavored Markdown; a group's title has a line of its own."""
         blank = [""] * (len(self.columns) - 1)
@@ -158,7 +165,8 @@ class Table:
             colalign=["left" if column.left else "right" for column in self.columns],
         )
         notes = "".join(f"- {inline(note)}\n" for note in self.notes)
-        return Markdown(f"{bold(self.title)}. {escaped(self.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
+        head = f"{bold(self.title)}. {escaped(self.caption)}".rstrip()
+        return Markdown(f"{head}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
 
     def to_csv(self) -> str:
         """Return the unrounded values of ``full`` or of this table, empty where nothing was measured."""
@@ -238,6 +246,11 @@ def make_table(
         note=note,
         **attributes,
     )
+
+
+def markdown_files(tables: Iterable[Table]) -> dict[str, str]:
+    """Return a file of Markdown per table, by name; columns of links are left out."""
+    return {f"md/{table.anchor}.md": table.unlinked.to_markdown() for table in tables}
 
 
 def number_cell(value: float | None, show: Show) -> Cell:
