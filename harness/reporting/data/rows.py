@@ -214,13 +214,17 @@ def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
     return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
 
 
+def group_title(group: registry.Group) -> str:
+    """Return the title of a group of rows."""
+    return group.capitalize()
+
+
 def group_of(row: MethodRow) -> str:
     """Return the title of a row's group, from its method's card; "Other" for a method that is not installed."""
     known = {**registry.table("methods"), **registry.table("baselines")}
     if row.method not in known:
         return "Other"
-    group: str = registry.lookup(row.method, "methods", "baselines").card.group
-    return group.capitalize()
+    return group_title(registry.lookup(row.method, "methods", "baselines").card.group)
 
 
 def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:

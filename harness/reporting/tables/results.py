@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tvrbench.harness.core import registry
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE
 from tvrbench.harness.records.record import trained
 from tvrbench.harness.records.runs import StoredRecord
@@ -28,6 +27,7 @@ from tvrbench.harness.reporting.data.rows import (
     expected_interval,
     expected_sd,
     group_of,
+    group_title,
     in_groups,
     method_rows,
     ties_matter,
@@ -50,7 +50,7 @@ from tvrbench.harness.reporting.tables.marks import MARKS, marked
 from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, number_column, text_column
 
 PAIR_CHANCE = 50.0
-_REFERENCE = registry.GROUPS[0].capitalize()
+_REFERENCE = group_title("reference")
 _MARKS = {**MARKS, MISSING: "Not measured, or not compared; the CSV has the reason where there is one."}
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}
