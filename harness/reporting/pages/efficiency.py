@@ -16,6 +16,7 @@ from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
+from tvrbench.harness.reporting.pages.index import write_index
 from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import (
     load_claims,
@@ -118,7 +119,7 @@ def write_efficiency(
         chart=efficiency_chart(groups),
         costs_only=True,
     )
-    return write(report, context.folder, formats)
+    return [*write(report, context.folder, formats), *write_index(store, reports, log=log)]
 
 
 def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:

@@ -31,6 +31,7 @@ from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
+from tvrbench.harness.reporting.pages.index import write_index
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge_accuracy
@@ -65,7 +66,7 @@ def write_report(
     formats: Collection[str] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Write a protocol's report from its records, and return its files, ``README.md`` first.
+    """Write a protocol's report from its records, and return its files, ``README.md`` first, the index of reports last.
 
     Args:
         protocol: its name in the records; the report's folder is ``<reports>/<protocol>``.
@@ -120,7 +121,7 @@ def write_report(
         figures=[*figures, *drawn],
         chart=chart_data(rows, context),
     )
-    return write(report, context.folder, formats)
+    return [*write(report, context.folder, formats), *write_index(store, reports, log=log)]
 
 
 def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
