@@ -135,6 +135,12 @@ def _head(column: Column, kind: str) -> str:
     return rf"\shortstack[{kind}]{{{stacked}}}"
 
 
+def latex_rows(table: Table) -> list[str]:
+    """Return each row as the line that a table in LaTeX has for it; columns of links are left out."""
+    kept = [i for i, _ in enumerate(table.columns) if not any(row[i].links for row in table.rows)]
+    return [" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows]
+
+
 def _cell(cell: Cell) -> str:
     return rf"\textbf{{{_text(cell.text)}}}" if cell.bold else _text(cell.text)
 

@@ -28,7 +28,7 @@ def table(text: str = "plain", rows: int = 3, groups: int = 1) -> Table:
         text_column("method", text, lambda _: text),
         Column(
             key="r1",
-            header="t→v R@1",
+            header="T→V R@1",
             cell=lambda i: Cell(text=f"{10 + i:.1f}", value=10.0 + i, rankable=True, note=f"{text} {i % 2}"),
             better="max",
         ),

@@ -46,7 +46,7 @@ class TestMainTable:
         save(store, method_record("tempme", 82.0), method_record("zero_shot", 19.0), method_record("lora", 56.0))
         rows = table(report(store, tmp_path))
         assert list(rows) == ["chance", "zero_shot", "lora", "tempme"]
-        assert [row["t→v R@1"] for row in rows.values()] == ["0.3", "19.0", "56.0", "**82.0**"]
+        assert [row["T→V R@1"] for row in rows.values()] == ["0.3", "19.0", "56.0", "**82.0**"]
         assert rows["lora"]["R@1 95 % interval"] == "51.0 to 61.0"
         assert rows["tempme"]["GMACs (papers' GFLOPs)"] == "**34.76**"
         assert rows["tempme"]["tokens out"] == "**97**"
@@ -56,7 +56,7 @@ class TestMainTable:
     def test_chance_is_in_closed_form(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, method_record())
         chance = table(report(store, tmp_path))["chance"]
-        assert [chance[f"t→v {name}"] for name in ("R@1", "R@5", "R@10", "MdR", "MnR")] == [
+        assert [chance[f"T→V {name}"] for name in ("R@1", "R@5", "R@10", "MdR", "MnR")] == [
             "0.3",
             "1.7",
             "3.3",
@@ -72,7 +72,7 @@ class TestMainTable:
         record["data"]["test_captions"] = 900
         save(store, record)
         chance = table(report(store, tmp_path))["chance"]
-        assert (chance["t→v R@1"], chance["v→t R@1"]) == ("0.3", MISSING)
+        assert (chance["T→V R@1"], chance["V→T R@1"]) == ("0.3", MISSING)
 
     def test_no_chance_row_where_the_number_of_videos_is_not_known(self, store: RecordStore, tmp_path: Path) -> None:
         record = method_record()
@@ -85,14 +85,14 @@ class TestMainTable:
         records[2]["metrics"]["t2v"]["MdR"] = 1.0
         save(store, *records)
         rows = table(report(store, tmp_path))
-        assert [rows[m]["t→v R@1"] for m in ("tempme", "lora", "clip4clip")] == ["**56.0**", "**56.0**", "50.0"]
-        assert [rows[m]["t→v MdR"] for m in ("tempme", "lora", "clip4clip")] == ["2.0", "2.0", "**1.0**"]
+        assert [rows[m]["T→V R@1"] for m in ("tempme", "lora", "clip4clip")] == ["**56.0**", "**56.0**", "50.0"]
+        assert [rows[m]["T→V MdR"] for m in ("tempme", "lora", "clip4clip")] == ["2.0", "2.0", "**1.0**"]
 
     def test_nothing_is_bold_where_all_are_alike_or_alone(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, method_record("tempme", 50.0))
         assert "**" not in str(table(report(store, tmp_path))["tempme"])
         save(store, method_record("lora", 50.0))
-        assert table(report(store, tmp_path))["lora"]["t→v R@1"] == "50.0"
+        assert table(report(store, tmp_path))["lora"]["T→V R@1"] == "50.0"
 
     def test_what_was_not_measured_is_a_dash_and_never_0(self, store: RecordStore, tmp_path: Path) -> None:
         gap = Measurement.missing("throughput", "videos/s", "the worker <b>died</b>", what="inference")

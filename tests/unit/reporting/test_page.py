@@ -106,7 +106,7 @@ class TestPublished:
     def test_the_rest_is_listed_with_the_reason(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, make_record(), full_size_record())
         folder = report(store, tmp_path)
-        recall = [row for row in csv_rows(folder, "not-comparable") if "t→v R@1 46.1 %" in row["published"]]
+        recall = [row for row in csv_rows(folder, "not-comparable") if "T→V R@1 46.1 %" in row["published"]]
         assert [row["why_not"] for row in recall] == ["measured on the embedded stand-in, not on msrvtt"]
         (elsewhere,) = re.findall(r"of methods without a run: (.*)\.", details(folder))
         assert {"centerclip", "clip4clip", "dgl", "vop", "zero_shot"} <= set(elsewhere.split(", "))
