@@ -140,8 +140,8 @@ def search_pictures(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pic
     figures = []
     for axis in search_axes(shown):
         best = best_of_each_cost(points(shown, axis))
-        said = "Of methods that cost the same, the best is drawn, with their number."
-        said += f" The text encoder takes {beside} M more." * (axis.metric.unit == "MMACs" and beside is not None)
+        said = "of methods that cost the same the best is drawn, with their number"
+        said += f"; the text encoder takes {beside} M more" * (axis.metric.unit == "MMACs" and beside is not None)
         figures.append(_pareto(best, axis, notice, rows, scope, said, kind="search"))
     return figures
 
@@ -165,6 +165,12 @@ def depth_picture(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | 
         caption=caption,
         kind="two-stage",
     )
+
+
+def _sentence(*clauses: str | None) -> str | None:
+    """Join the clauses that are not None; None without any."""
+    joined = "; ".join(clause for clause in clauses if clause)
+    return f"{joined[0].upper()}{joined[1:]}." if joined else None
 
 
 def heading(text: str, scope: ReportContext) -> str:
@@ -191,19 +197,21 @@ def _pareto(
     notice: str | None,
     rows: Sequence[MethodRow],
     scope: ReportContext,
-    of_equal_cost: str = "Points of equal cost whose bars overlap are drawn side by side.",
+    of_equal_cost: str = "points of equal cost whose bars overlap are drawn side by side",
     kind: str = "pareto",
 ) -> Picture:
     title = f"R@1 against {_SHORT.get(axis.metric.name, axis.label)}"
     beyond = "cheaper" if axis.better == "min" else "faster"
     caption = scope.caption(
-        f"Solid line: the frontier, where no method is both {beyond} and better." if scope.compares else None,
-        "Dashed line: fewer frames, encoded densely, the frame-budget baseline." if lines(drawn) else None,
-        "Vertical bars: 95 % intervals over queries.",
-        "Horizontal bars: quartiles of the samples, or the range of the seeds."
-        if any(p.spread for p in drawn)
-        else None,
-        of_equal_cost,
+        _sentence(
+            f"solid: the frontier, where no method is both {beyond} and better" if scope.compares else None,
+            "dashed: fewer frames, encoded densely" if lines(drawn) else None,
+        ),
+        _sentence(
+            "upright bars: 95 % intervals over queries",
+            "level bars: quartiles of the samples, or the seeds" if any(p.spread for p in drawn) else None,
+            of_equal_cost,
+        ),
     )
     data = pareto(
         drawn,

@@ -238,7 +238,7 @@ def _visualized(context: ReportContext) -> list[Block]:
             ["visualize", "tokens", *context.arguments],
         )
         blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
-        blocks.append((f"{title} (", Code(command_line(made)), "). ", context.notice or ""))
+        blocks.append((f"{title} (", Code(command_line(made)), ")."))
     if (context.folder / GALLERY).is_file():
         text, made = (
             "Queries on which two methods disagree most, with the videos that each finds: ",
