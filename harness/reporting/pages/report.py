@@ -110,8 +110,8 @@ def write_report(
         Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
         *([] if context.compares else published),
         *_results(rows, selected, figures, context),
-        *(published if context.compares else []),
         *searches,
+        *(published if context.compares else []),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
     lead = (
@@ -211,10 +211,10 @@ def _results(
         Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
         Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
         Section(title="All metrics", blocks=every, page="first"),
-        Section(title="Pictures", blocks=[*_visualized(context), *others]),
+        Section(title="Order in time", blocks=_present(subset_table(rows, context))),
         Section(title="Significance of the differences", blocks=_present(*tests)),
         *bullets("Points of fewer frames that are not recorded", commands, "These commands make them:"),
-        Section(title="Order in time", blocks=_present(subset_table(rows, context))),
+        Section(title="Pictures", blocks=[*_visualized(context), *others]),
     ]
 
 
