@@ -194,4 +194,4 @@ class TestPictures:
         store.save(benched)
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
         assert (folder / "time-breakdown.png").is_file()
-        assert "![Time of decoding" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "![Time of decoding" in (folder / "details.md").read_text(encoding="utf-8")
