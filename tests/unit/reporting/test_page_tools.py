@@ -67,11 +67,10 @@ def main() -> Table:
 
 @pytest.fixture(scope="module")
 def page_file(main: Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    axes = [
-        Axis(metric=metric("gmacs_video"), read=lambda _: None),
-        Axis(metric=metric("params_trainable"), read=lambda _: None),
-    ]
-    recalls = [Axis(metric=shown, read=lambda _: None) for shown in retrieval("t2v")[:2]]
+    costs = (metric("gmacs_video"), metric("params_trainable"))
+    axes, recalls = (
+        [Axis(metric=shown, read=lambda _: None) for shown in these] for these in (costs, retrieval("t2v")[:2])
+    )
     methods = [
         {
             "label": name,
