@@ -11,13 +11,12 @@ import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
 from tvrbench.harness.reporting.tables.latex import latex_rows
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, environment, one_line
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, environment, one_line, target
 from tvrbench.harness.reporting.tables.table import MISSING, Cell, Table
 
 _LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
@@ -79,7 +78,7 @@ def _piece(part: Inline) -> Markup:
     if isinstance(part, Code):
         return Markup("<code>{}</code>").format(one_line(part))
     if isinstance(part, tuple):
-        text, target = one_line(part[0]), part[1]
-        return Markup('<a href="{}">{}</a>').format(quote(target), text) if target else Markup.escape(text)
+        text, link = one_line(part[0]), part[1]
+        return Markup('<a href="{}">{}</a>').format(target(link), text) if link else Markup.escape(text)
     before, after = (" " * end.isspace() for end in (part[:1], part[1:][-1:]))
     return Markup("{}{}{}").format(before, one_line(part), after)
