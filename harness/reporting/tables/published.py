@@ -164,7 +164,12 @@ def paper_scale_table(
     further = ("gmacs_text", "gmacs_reduction", "throughput")
     columns = (
         replace(LABEL, header="Method"),
-        text_column("backbone", "Backbone", lambda row: printed_backbone(backbone(row))),
+        Column(
+            key="backbone",
+            header="Backbone",
+            cell=lambda row: Cell(text=printed_backbone(backbone(row)), value=backbone(row)),
+            left=True,
+        ),
         replace(cost_column(metric("params_trainable"), best=False), header=_WORDS["params_trainable"]),
         *both("gmacs_video"),
         difference("gmacs_video"),
