@@ -16,6 +16,7 @@ from tvrbench.harness.reporting.tables.markdown import (
     Code,
     Inline,
     Markdown,
+    Url,
     bold,
     brief,
     escaped,
@@ -145,8 +146,9 @@ class Table:
 
     @property
     def unlinked(self) -> Table:
-        """The table without columns of links, which lead nowhere outside the report's folder."""
-        kept = [i for i, _ in enumerate(self.columns) if not any(row[i].links for row in self.rows)]
+        """The table without columns of relative links, which lead nowhere outside the report's folder."""
+        links = [[link for row in self.rows for _, link in row[i].links] for i, _ in enumerate(self.columns)]
+        kept = [i for i, found in enumerate(links) if all(isinstance(link, Url) for link in found)]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 

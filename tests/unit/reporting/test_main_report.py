@@ -71,7 +71,7 @@ class TestStandIn:
             assert re.match(rf"# {STANDIN}: embedded stand-in, not MSR-VTT.*\n\n> \*\*{StandIn.notice}\*\*", text)
             assert text.count(StandIn.notice) == 1
         names = {path.stem for path in folder.glob("*.csv")}
-        assert names >= {"main", "not-comparable", "paper-scale", "provenance", "results", "subsets"}
+        assert names >= {"main", "not-comparable", "paper-scale", "provenance", "published", "results", "subsets"}
         assert all(StandIn.notice in row["note"] for name in names for row in csv_rows(folder, name))
 
     def test_a_real_data_set_says_nothing_of_the_kind(self, store: RecordStore, tmp_path: Path) -> None:
