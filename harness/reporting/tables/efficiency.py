@@ -197,7 +197,7 @@ def _column(
         filled = of_videos(cost_cell(cost, row, lambda _: show(measured)), row, known)
         return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))
 
-    return Column(key=key or known.key, header=header, cell=marked(cell), better=known.better if best else None)
+    return Column(key=key or known.name, header=header, cell=marked(cell), better=known.better if best else None)
 
 
 def _as_released(name: str, header: str) -> Column:
@@ -233,7 +233,9 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
     def column(shown: Metric, header: str) -> Column:
         find = _find(shown.name, what, shared_batch(rows, shown.name, what))
         gigabytes = _GB[shown.unit]
-        return _column(shown, header, find, lambda m: f"{gigabytes * (m['value'] or 0):.2f}", instead=instead)
+        return _column(
+            shown, header, find, lambda m: f"{gigabytes * (m['value'] or 0):.2f}", key=shown.key, instead=instead
+        )
 
     return [column(shown, f"{title}: {shown.short}" if i else title) for i, shown in enumerate(meters)]
 
