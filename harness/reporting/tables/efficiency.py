@@ -71,6 +71,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _column("output_tokens", "Tokens"),
         _column("gmacs_video", f"GFLOPs {FVCORE}"),
         *(_as_released(name, f"As released {FVCORE}") for name in released),
+        *(replace(_column(name, ""), csv_only=True) for name in readings(rows, "output_tokens")[1:]),
         _column(
             "speedup", "Speed-up by GFLOPs", _allowed(rows), _factor, key="speedup_allowed", best=False, instead=ratio
         ),
@@ -87,6 +88,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         f"{_where(bench, rows)}{f', batch {batch}' if batch else ''}.",
         _speedup_sentence(rows, "speedup"),
         "Bold: best of a column among methods that encode every frame.",
+        "As released: with the work whose result released code drops; blank where there is none." if released else None,
         _clips_sentence(rows),
         _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
     )
@@ -109,7 +111,6 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     texts = shared_batch(rows, "text_throughput", "inference")
     beside = [
         *(_column(name, metric(name).short) for name in readings(rows, "gmacs_text")[1:]),
-        *(_column(name, metric(name).short) for name in readings(rows, "output_tokens")[1:]),
         *(
             _column(name, f"{name}, {batch}", _find(name, "inference", batch), key=f"{name}_{batch}")
             for name in ("throughput",)
