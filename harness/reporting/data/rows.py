@@ -214,13 +214,17 @@ def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
     return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
 
 
+def group_title(group: registry.Group) -> str:
+    """Return the title of a group of rows."""
+    return group.capitalize()
+
+
 def group_of(row: MethodRow) -> str:
     """Return the title of a row's group, from its method's card; "Other" for a method that is not installed."""
     known = {**registry.table("methods"), **registry.table("baselines")}
     if row.method not in known:
         return "Other"
-    group: str = registry.lookup(row.method, "methods", "baselines").card.group
-    return group.capitalize()
+    return group_title(registry.lookup(row.method, "methods", "baselines").card.group)
 
 
 def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
@@ -230,7 +234,7 @@ def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
 
 def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:
     """Sort items by the group of their row, in the order of papers' tables; the order in a group stays."""
-    titles = [group.capitalize() for group in registry.GROUPS]
+    titles = [group_title(group) for group in registry.GROUPS]
     return sorted(items, key=lambda item: titles.index(g) if (g := group_of(row(item))) in titles else len(titles))
 
 
@@ -243,6 +247,12 @@ def expected_recall(row: MethodRow) -> float | None:
 def ties_matter(rows: Sequence[MethodRow]) -> bool:
     """Return True if exact ties change the R@1 of any row."""
     return any(expected_recall(row) != row.metric("t2v", "R1") for row in rows)
+
+
+def expected_sd(row: MethodRow) -> float | None:
+    """Return the standard deviation over seeds of the expected R@1; None for a single seed."""
+    expected = row.sd("ties_shared", "t2v", "R1")
+    return row.sd("t2v", "R1") if expected is None else expected
 
 
 def expected_interval(row: MethodRow) -> tuple[float, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from tvrbench.harness.reporting.data.long_videos import LongVideos, long_videos
 from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.all_figures import Picture
+from tvrbench.harness.reporting.figures.cost import cost_picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
@@ -31,6 +32,7 @@ from tvrbench.harness.reporting.papers.published import (
     table_claims,
 )
 from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
+from tvrbench.harness.reporting.tables.claims import claims_headline, claims_table
 from tvrbench.harness.reporting.tables.efficiency import (
     cost_rows,
     cost_table,
@@ -41,7 +43,6 @@ from tvrbench.harness.reporting.tables.equal_time_cost import equal_time_table
 from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
 from tvrbench.harness.reporting.tables.markdown import Code, one_line, slug
 from tvrbench.harness.reporting.tables.provenance import provenance_table
-from tvrbench.harness.reporting.tables.published import claims_table
 from tvrbench.harness.reporting.tables.search import search_tables
 from tvrbench.harness.reporting.tables.table import Table
 
@@ -71,10 +72,20 @@ _FIGURE_CAPTION = (
 )
 
 
-def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
+def write_efficiency(
+    store: RecordStore,
+    reports: Path,
+    *,
+    formats: Collection[str] = (),
+    log: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Write ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
 
-    ``log`` receives the records that are set aside.
+    Args:
+        store: the records.
+        reports: the folder of all reports.
+        formats: of tables, beside CSV: ``md``, ``tex``.
+        log: receives the records that are set aside.
 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
@@ -87,14 +98,15 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     longer, uncounted = long_videos(counted, measured)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs] + [run for found in longer for run in found.runs]
-    figures: list[Picture] = []
+    figures: list[Picture] = [picture for found in longer[:1] if (picture := cost_picture(found)) is not None]
     places = _places(measured)
     sections = [
+        Section(title="Cost per video", blocks=[*figures], page="first"),
         Section(title="Cost against cost", blocks=[], chart=True),
         *_first([p for p in places if p.first], context),
     ]
     if measured:
-        sections.append(_claims(measured, context))
+        sections += _claims(measured, context)
     for bench in measured:
         about = ("Measured ", bench.dates, "; settings ", Code(", ".join(bench.hashes)), ".")
         sections.append(Section(title=bench.name, blocks=[about]))
@@ -120,19 +132,23 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
         chart=efficiency_chart([place.group for place in places]),
         costs_only=True,
     )
-    return write(report, context.folder)
+    return write(report, context.folder, formats)
 
 
-def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:
-    """Return the section of the papers' claims about cost."""
+def _claims(measured: Sequence[Bench], context: ReportContext) -> list[Section]:
+    """Return the sections of the papers' claims about cost: the headline first, every reading in the details."""
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
-    in_words = ("claims", "The papers' claims about cost, and what was measured")
+    stated = judge(load_claims(), measured, papers)
+    in_words = ("claims", "Every reading of the claims about cost")
     in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
-    claims: list[Block] = [
-        claims_table(judge(stated, measured, papers), *name_and_title, context)
-        for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
+    every = [
+        claims_table(stated, *in_words, context),
+        claims_table(judge(table_claims(papers.numbers), measured, papers), *in_tables, context),
     ]
-    return Section(title="The papers' claims", blocks=claims)
+    return [
+        Section(title="The papers' claims", blocks=[claims_headline(stated, context)], page="first"),
+        Section(title="Every reading of the claims", blocks=every),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
