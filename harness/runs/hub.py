@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +10,14 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.text import printable
 
 
+_NAME = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
 def check_repository(repository: str) -> None:
     """UsageError unless ``repository`` can be the name of a repository on the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repository)
-    except HFValidationError:
+    if not _NAME.fullmatch(repository):
         problem = f"--push-to-hub {printable(repository)!r}: write it as OWNER/NAME, in letters, digits and . _ -"
-        raise UsageError(problem, code="hub.name", repository=repository) from None
+        raise UsageError(problem, code="hub.name", repository=repository)
 
 
 def push_folder(folder: Path, files: Sequence[str], repository: str, *, private: bool) -> str:
@@ -30,18 +29,16 @@ def push_folder(folder: Path, files: Sequence[str], repository: str, *, private:
     Raises:
         UsageError: nobody is logged in, the hub refuses, or it cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(library_name="tvrbench")
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            allow_patterns=list(files),
-            commit_message="Upload a checkpoint with tvrbench export",
-        )
+        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+        commit = api.create_commit(
+            repository, added, commit_message="Upload a checkpoint with tvrbench export"
+        )  # whole or not at all
     except Exception as error:  # noqa: BLE001 - whatever the hub's client raises means the same to the user
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         cause = f"it answers {status}" if status else type(error).__name__
