@@ -62,9 +62,8 @@ class FakeHub:
         return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
 
     def _batch(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        objects = [
-            {**each, "actions": {"upload": {"href": f"{self.address}/blobs/{each['oid']}"}}} for each in wanted["objects"]
-        ]
+        uploads = {each["oid"]: {"href": f"{self.address}/blobs/{each['oid']}"} for each in wanted["objects"]}
+        objects = [{**each, "actions": {"upload": uploads[each["oid"]]}} for each in wanted["objects"]]
         return {"transfer": "basic", "objects": objects}
 
     def _commit(self, name: str, body: bytes) -> tuple[int, Any]:
