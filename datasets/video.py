@@ -39,7 +39,7 @@ class VideoInfo:
         width: of the first frame as displayed, after rotation, in pixels.
         height: of the first frame as displayed.
         codec: FFmpeg's name of the video codec.
-        notes: unusual properties that decoding handles, e.g. ``10-bit`` or ``interlaced``; see docs/data.md.
+        notes: unusual properties that decoding handles, e.g. ``10-bit`` or ``interlaced``; see docs/appendix/data.md.
     """
 
     n_frames: int

@@ -1,9 +1,9 @@
 """pytest plugin that runs the commands and code that documents show: ``pytest -p snippets README.md docs``.
 
 Each command of a ``bash`` block and each ``python`` block is a test. A comment ``<!-- skip: next "reason" -->`` skips
-one. Commands are also skipped if they contain a placeholder (DIR, FILE, ...), set up an environment or need a GPU or a
-cluster; their ``tvrbench`` options must exist all the same. A ``toml`` block with the entry point of a method installs
-the document's last ``python`` block as a plug-in. Files of the repository that are named must exist.
+one. Commands are also skipped if they contain a placeholder (DIR, FILE, ...), set up an environment, take long or need
+a GPU or a cluster; their ``tvrbench`` options must exist all the same. A ``toml`` block with the entry point of a
+method installs the document's last ``python`` block as a plug-in. Files of the repository that are named must exist.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _COMMENT = re.compile(r"(^|\s)#.*$")
 _PLACEHOLDER = re.compile(r"(?<![\w-])(DIR|FILE|NAME|URL|ID|SHA256|A|B|METHOD|PROTOCOL|DATASET)(?![\w-])")
 _PATH = re.compile(r"`((?:harness|methods|baselines|datasets|tests|docs)/[a-z0-9_/.-]+)`")
 _ENTRY_POINT = re.compile(r'^(\w+) = "(\w+):\w+"$', re.MULTILINE)
+_LONG = {"tvrbench run standin/uniform"}
 _ELSEWHERE = {
     "pip": "sets up an environment",
     "nox": "sets up an environment",
@@ -110,6 +111,8 @@ def why_elsewhere(command: str) -> str | None:
     program = next((word for word in command.split() if "=" not in word), "")
     if program in _ELSEWHERE:
         return _ELSEWHERE[program]
+    if command in _LONG:
+        return "takes ten minutes"
     if placeholder := _PLACEHOLDER.search(command):
         return f"{placeholder[1]} is the reader's"
     return "needs a GPU" if re.search(r"cuda|gpu", command) else None

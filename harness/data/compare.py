@@ -20,7 +20,7 @@ from tvrbench.harness.data.verify import REPORT_VERSION
 _MAX_BYTES = 2**30
 # Difference of two clips' 4 x 4 thumbnails in gray levels, each frame compared with the nearest of the other clip.
 # Measured on 44 clips: re-encodes at 3 frames per second differ by 0.3 to 15 (median 2), different videos by at least
-# 7.8, 99 % of them by at least 19 (docs/data.md).
+# 7.8, 99 % of them by at least 19 (docs/appendix/data.md).
 OTHER_PICTURES = 16.0
 CELLS = 16
 

@@ -1,4 +1,4 @@
-"""Every number of docs/data.md: verifying, decoding, filling the cache and reading from it. A script, not a test.
+"""The speeds in docs/appendix/data.md: verifying, decoding, filling and reading the cache. A script, not a test.
 
     python tests/bench/bench_loading.py --videos DIR [DIR ...] [--frames 12] [--threads 1] [--repeats 3] [--limit 48]
                                         [--batches-only]

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationError
+from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.store import BEST_ON_TEST
 from tvrbench.harness.reporting.catalogue import COUNTS
+from tvrbench.harness.reporting.papers.csv_rows import (
+    COLUMNS,
+    Backbone,
+    Digits,
+    Stated,
+    Text,
+    checked,
+    decimals,
+    duplicate,
+    folder,
+    lines,
+    load,
+    metric_of,
+    unreadable,
+)
 
 ACCURACY = "t2v_RSum"
 MEASURES = (*COUNTS, "infer_time", "train_time", "train_memory", ACCURACY)
@@ -59,32 +70,10 @@ def needs_baseline(unit: str) -> bool:
 
 OWN, OTHER = "the paper's own", "another reading"
 
-# Measures of the files and their units, as metrics and measurements are named here.
-_RANKING = {
-    f"{direction}_{name.lower()}": (f"{direction}_{name}", unit)
-    for names, unit in ((("R1", "R5", "R10"), "percent"), (("MdR",), "rank"), (("MnR",), "rank"))
-    for direction in ("t2v", "v2t")
-    for name in names
-}
-_COLUMNS = _RANKING | {"train_mem_gb": ("train_memory_gb", "GB"), "infer_ms_per_video": ("infer_ms_per_video", "ms")}
-_LINES = {(name, unit): metric for name, (metric, unit) in _RANKING.items()} | {
-    ("t2v_rsum", "points"): "t2v_RSum",
-    ("v2t_rsum", "points"): "v2t_RSum",
-    ("gflops", "GMACs"): "gmacs_video",
-    ("output_tokens", "tokens"): "output_tokens",
-    ("trainable_params", "M"): "params_trainable",
-    ("throughput", "videos/s"): "throughput",
-    ("train_mem", "GB"): "train_memory_gb",
-    ("train_mem", "MB per GPU"): "train_memory_mb_per_gpu",
-    ("infer_mem", "MB per GPU"): "infer_memory_mb_per_gpu",
-    ("train_speedup", "x"): "train_speedup",
-}
-T = TypeVar("T")
-_OTHER_FILES = ("claims.csv", "ratios.csv", "configurations.csv", "variants.csv", "names.csv")
-
-
-def _stated(text: Any) -> Any:
-    return None if text in ("", "-") else text
+_OTHER_FILES = (
+    *("claims.csv", "ratios.csv", "configurations.csv", "variants.csv", "names.csv"),
+    *("recipes.csv", "reruns.csv"),
+)
 
 
 def _whole(value: Any) -> Any:
@@ -93,20 +82,11 @@ def _whole(value: Any) -> Any:
     return value or None
 
 
-def _digits(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"-?\d{1,12}(\.\d{1,12})?", value):
-        raise ValueError("a number is needed")
-    return value
-
-
 def _registered(name: str) -> str:
     return _registered_names().get(name, name)
 
 
-_Text = Annotated[str, StringConstraints(pattern=r"\S")]
-_Stated = Annotated[str | None, BeforeValidator(_stated)]
-_Backbone = Annotated[_Stated, AfterValidator(lambda name: name and name.replace("/", "-"))]
-_Method = Annotated[_Text, AfterValidator(_registered)]
+Method = Annotated[Text, AfterValidator(_registered)]
 _Options = Annotated[
     Mapping[str, Any], BeforeValidator(lambda value: json.loads(value) if isinstance(value, str) else value)
 ]
@@ -131,20 +111,20 @@ class PublishedNumber:
         selection: the checkpoint that the number is of; papers of this field choose it on the test set.
     """
 
-    paper: _Text
-    table: _Text
+    paper: Text
+    table: Text
     dataset: str
-    train_split: _Stated
-    backbone: _Backbone
-    method: _Method
+    train_split: Stated
+    backbone: Backbone
+    method: Method
     config: str
     frames: Annotated[int | None, BeforeValidator(_whole)]
-    metric: _Text
-    value: Annotated[float, BeforeValidator(_digits)]
-    unit: _Text
-    spread: Annotated[float | None, BeforeValidator(_digits)] = None
+    metric: Text
+    value: Digits
+    unit: Text
+    spread: Digits | None = None
     decimals: int
-    read_from: _Text
+    read_from: Text
     selection: Annotated[Literal["last", "best-on-test"], BeforeValidator(lambda v: v or BEST_ON_TEST)] = BEST_ON_TEST
 
     @property
@@ -168,7 +148,7 @@ class Claim:
     """
 
     number: PublishedNumber
-    text: _Text
+    text: Text
     against: str
     against_config: str
     reading: str
@@ -189,20 +169,20 @@ class Configuration:
         not_checkable: why no number of it is judged, for example because no code was released; None where it is.
     """
 
-    paper: _Text
-    method: _Method
+    paper: Text
+    method: Method
     config: str
-    backbone: _Backbone
+    backbone: Backbone
     options: _Options
-    not_checkable: _Stated = None
+    not_checkable: Stated = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """Options of a method that a paper has a name for, which labels the rows that have them."""
 
-    method: _Text
-    name: _Text
+    method: Text
+    name: Text
     options: _Options
 
 
@@ -213,38 +193,38 @@ def load_published() -> tuple[PublishedNumber, ...]:
     Raises:
         UsageError: a line is incomplete, unknown, no number, or repeated; the message names it.
     """
-    files = [file for file in _folder().iterdir() if file.name.endswith(".csv") and file.name not in _OTHER_FILES]
+    files = [file for file in folder().iterdir() if file.name.endswith(".csv") and file.name not in _OTHER_FILES]
     return read_published(*sorted(files, key=lambda file: file.name))
 
 
 @functools.cache
 def load_configurations() -> tuple[Configuration, ...]:
     """The papers' configurations as options here; errors as ``load_published``."""
-    return tuple(_load("configurations.csv", Configuration))
+    return tuple(load("configurations.csv", Configuration))
 
 
 @functools.cache
 def load_variants() -> tuple[Variant, ...]:
     """The named variants; errors as ``load_published``."""
-    return tuple(_load("variants.csv", Variant))
+    return tuple(load("variants.csv", Variant))
 
 
 @functools.cache
 def load_claims() -> tuple[Claim, ...]:
     """The claims in words, in the order of the file; errors as ``load_published``."""
-    return read_claims(_folder() / "claims.csv")
+    return read_claims(folder() / "claims.csv")
 
 
 def read_published(*files: Traversable) -> tuple[PublishedNumber, ...]:
     """The numbers of tables with a ``value`` column (one number per line) or without (one measure per column)."""
     numbers: dict[tuple[Any, ...], PublishedNumber] = {}
     for file in files:
-        for line, row in _lines(file):
+        for line, row in lines(file):
             for table, metric, unit, column in _cells(file, line, row):
                 n = _number(file, line, row, table=table, metric=metric, unit=unit, value=column)
-                key = (n.paper, n.table, n.dataset, n.backbone, n.method, n.config, n.frames, n.metric)
+                key = (n.paper, n.table, n.dataset, n.train_split, n.backbone, n.method, n.config, n.frames, n.metric)
                 if key in numbers:
-                    raise _duplicate(file, line, f"{n.metric} of {n.method} ({n.config}) in {n.cited}")
+                    raise duplicate(file, line, f"{n.metric} of {n.method} ({n.config}) in {n.cited}")
                 numbers[key] = n
     return tuple(numbers.values())
 
@@ -252,7 +232,7 @@ def read_published(*files: Traversable) -> tuple[PublishedNumber, ...]:
 def read_claims(file: Traversable) -> tuple[Claim, ...]:
     """The claims of one file; errors as ``load_published``."""
     claims: dict[tuple[Any, ...], Claim] = {}
-    for line, row in _lines(file):
+    for line, row in lines(file):
         number = _number(file, line, row, table=row["table"], metric=row["measure"], unit=row["form"], value="value")
         allowed = {
             "measure": (number.metric in MEASURES, f"one of {', '.join(MEASURES)}"),
@@ -271,11 +251,11 @@ def read_claims(file: Traversable) -> tuple[Claim, ...]:
         }
         for column, (good, needed) in allowed.items():
             if not good:
-                raise _unreadable(file, line, column, f"{row[column]!r}; give {needed}")
+                raise unreadable(file, line, column, f"{row[column]!r}; give {needed}")
         columns = ("paper", "claim", "backbone", "frames", "config", "measure", "form", "against", "against_config")
         key = tuple(row[column] for column in columns)
         if key in claims:
-            raise _duplicate(file, line, f"{row['claim']} against {row['against']}")
+            raise duplicate(file, line, f"{row['claim']} against {row['against']}")
         claims[key] = _claim(file, line, row, number=number, text=row["claim"])
     return tuple(claims.values())
 
@@ -285,8 +265,8 @@ def table_claims(numbers: Iterable[PublishedNumber]) -> list[Claim]:
 
     A ratio that several tables repeat is listed once.
     """
-    numbers, file = list(numbers), _folder() / "ratios.csv"
-    rows = {(r["paper"], r["dataset"], r["method"], r["metric"]): (line, r) for line, r in _lines(file)}
+    numbers, file = list(numbers), folder() / "ratios.csv"
+    rows = {(r["paper"], r["dataset"], r["method"], r["metric"]): (line, r) for line, r in lines(file)}
     claims: dict[tuple[Any, ...], Claim] = {}
     for n in numbers:
         line, row = rows.get((n.paper, n.dataset, n.method, n.metric), (0, {}))
@@ -301,33 +281,20 @@ def table_claims(numbers: Iterable[PublishedNumber]) -> list[Claim]:
     return list(claims.values())
 
 
-def _folder() -> Traversable:
-    return resources.files("tvrbench.published")
-
-
 @functools.cache
 def _registered_names() -> dict[str, str]:
-    return {row["printed"]: row["registered"] for _, row in _lines(_folder() / "names.csv")}
-
-
-def _load(name: str, kind: type[T]) -> Iterator[T]:
-    for line, row in _lines(_folder() / name):
-        yield _checked(_folder() / name, line, kind, {field: row[field] for field in kind.__annotations__})
+    return {row["printed"]: row["registered"] for _, row in lines(folder() / "names.csv")}
 
 
 def _cells(file: Traversable, line: int, row: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
     """Table, metric, unit and column of each number in a line."""
     if "value" in row:
-        # A unit may name the device that it was measured on or the baseline that it is over.
-        metric = _LINES.get((row["metric"], re.split(" on | over ", row["unit"])[0]))
-        if metric is None:
-            raise _unreadable(file, line, "metric", f"{row['metric']!r} in {row['unit']!r} is not known")
-        yield row["table"], metric, row["unit"], "value"
+        yield row["table"], metric_of(file, line, row), row["unit"], "value"
         return
     table = re.search(r"Table \S+$", row["source"])
     if table is None:
-        raise _unreadable(file, line, "source", "end it in the table, e.g. 'Table 3b'")
-    yield from ((table.group(), metric, unit, column) for column, (metric, unit) in _COLUMNS.items() if row[column])
+        raise unreadable(file, line, "source", "end it in the table, e.g. 'Table 3b'")
+    yield from ((table.group(), metric, unit, column) for column, (metric, unit) in COLUMNS.items() if row[column])
 
 
 def _number(file: Traversable, line: int, row: Mapping[str, str], *, value: str, **fields: str) -> PublishedNumber:
@@ -335,37 +302,9 @@ def _number(file: Traversable, line: int, row: Mapping[str, str], *, value: str,
     common = ("paper", "dataset", "train_split", "backbone", "method", "config", "frames", "read_from", "selection")
     text, _, spread = row[value].partition(" +- ")
     values = {column: row[column] for column in common} | fields | {"value": text, "spread": spread or None}
-    return _checked(file, line, PublishedNumber, values | {"decimals": len(text.partition(".")[2])})
+    return checked(file, line, PublishedNumber, values | {"decimals": decimals(text)})
 
 
 def _claim(file: Traversable, line: int, row: Mapping[str, str], **fields: Any) -> Claim:
     same = ("against", "against_config", "reading", "bench_options")
-    return _checked(file, line, Claim, {column: row[column] for column in same} | fields)
-
-
-def _lines(file: Traversable) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row with its line number; a column that the file lacks reads as empty."""
-    with file.open("r", encoding="utf-8") as text:
-        for line, row in enumerate(csv.DictReader(text), start=2):
-            if None in row or None in row.values():
-                message = f"{file.name} line {line} has more or fewer fields than the header; quote commas in fields"
-                raise UsageError(message, code="published.fields", file=file.name, line=line)
-            yield line, defaultdict(str, row)
-
-
-def _checked(file: Traversable, line: int, kind: type[T], values: Mapping[str, Any]) -> T:
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _unreadable(file, line, str(first["loc"][0]), f"{first['input']!r}; {first['msg']}") from None
-
-
-def _unreadable(file: Traversable, line: int, column: str, problem: str) -> UsageError:
-    message = f"{file.name} line {line}, column {column!r}: {problem}"
-    return UsageError(message, code="published.value", file=file.name, line=line, column=column)
-
-
-def _duplicate(file: Traversable, line: int, what: str) -> UsageError:
-    message = f"{file.name} line {line} repeats {what}; keep one of the lines"
-    return UsageError(message, code="published.duplicate", file=file.name, line=line)
+    return checked(file, line, Claim, {column: row[column] for column in same} | fields)

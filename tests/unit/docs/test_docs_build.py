@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,15 @@ import pytest
 from committed_reports import different_files
 from deviations import Deviation, switch_text
 from PIL import Image
-from readme_table import results_table
-from records import make_record, save
+from readme_table import cost_table, sentence
 from snippets import find_file, run_command, run_python, snippets, unknown_options
 from sybil import Document
 
-from tvrbench.datasets.standin.dataset import StandIn
-from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.core import registry
 
 pytestmark = pytest.mark.unit
 
+ROOT = Path(__file__).parents[3]
 TEXT = """# Title
 ```bash
 echo one    # a comment
@@ -67,7 +67,14 @@ def test_a_snippet_that_fails_shows_its_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["nox -s tests", "OMP_NUM_THREADS=1 pip install x", "cat FILE", "python train.py --device cuda", "torchrun x"],
+    [
+        "nox -s tests",
+        "OMP_NUM_THREADS=1 pip install x",
+        "cat FILE",
+        "python train.py --device cuda",
+        "torchrun x",
+        "tvrbench run standin/uniform",
+    ],
 )
 def test_what_cannot_run_here_is_skipped(command: str, tmp_path: Path) -> None:
     with pytest.raises(pytest.skip.Exception, match=command):
@@ -113,11 +120,28 @@ def test_an_incomplete_deviation_is_refused(change: dict[str, Any]) -> None:
         Deviation(**(entry | change))
 
 
-def test_the_readme_shows_the_results_of_the_records(store: RecordStore, tmp_path: Path) -> None:
-    save(store, make_record("tempme"))
-    table = results_table(tmp_path / "results").to_markdown()
-    assert "| tempme " in table
-    assert str(StandIn.notice) in table
+def test_the_readme_has_the_cost_of_every_method_that_encodes() -> None:
+    table = cost_table(ROOT / "results")
+    assert len(table.columns) <= 7
+    assert 10 <= len(table.rows) <= 30
+    shown = {str(row[0].value).partition(" ")[0] for row in table.rows}
+    names = registry.names("methods", "baselines")
+    cards = {name: registry.lookup(name, "methods", "baselines").card for name in names}
+    assert shown == {name for name, card in cards.items() if card.encodes}
+    groups = [group.lower() for group in table.groups]
+    assert [group for group, _ in groupby(groups)] == [group for group in registry.GROUPS if group in groups]
+    assert all(cells[-1].value for cells in table.rows)  # a paper each
+
+
+def test_costs_of_the_readme_need_records(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ViT-B-32"):
+        cost_table(tmp_path)
+
+
+def test_the_readme_counts_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f" {len(registry.names('methods'))} methods, " in sentence()
+    monkeypatch.setattr(registry, "names", lambda *kinds: ["msrvtt", "standin", "folder"])
+    assert " 3 methods, 3 baselines and 1 data sets " in sentence()
 
 
 def png(gray: int, corner: int | None = None) -> bytes:

@@ -83,6 +83,20 @@ class TestTable:
         table = made(*cells, better=better, best=True)
         assert [row[1].text for row in table.rows if row[1].bold] == bold
 
+    def test_what_is_too_much_for_a_page_is_in_the_csv_alone(self) -> None:
+        beside = Column(key="y", header="y", cell=lambda i: Cell(text=f"<{i}>", value=i), csv_only=True)
+        table = make_table("t", "Title", (), [text_column("row", "row", str), beside], [1, 2])
+        assert [column.key for column in table.columns] == ["row"]
+        assert "&lt;" not in table.to_markdown()
+        assert table.to_csv() == "row,y\n1,1\n2,2\n"
+
+    def test_marks_have_one_footnote_each_and_reasons_are_in_the_csv(self) -> None:
+        cells = [Cell(text="1 !", value=1, note="Disturbed."), missing_cell("no GPU"), Cell(text="2", value=2)]
+        table = made(*cells, marks={"!": "Excluded.", "–": "Not measured.", "†": "Never seen."})
+        assert [row[1].text for row in table.rows] == ["1 !", "–", "2"]
+        assert (table.footnotes, table.remarks) == ((), ("Three.", "! Excluded.", "– Not measured."))
+        assert [row[0].value for row in table.csv_rows] == ["x: Disturbed.", "x: no GPU.", None]
+
 
 def test_pieces_of_a_line_are_escaped_for_what_they_are() -> None:
     parts = ("<b> ", Code("a`b"), " made ", ("x|y", "a b.json"), ", ", ("z", None))
