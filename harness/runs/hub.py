@@ -9,7 +9,6 @@ from pathlib import Path
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.text import printable
 
-
 _NAME = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -22,8 +22,8 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.models.checkpoint import save_checkpoint
-from tvrbench.harness.models.description import BaseWeights
 from tvrbench.harness.models.decisions import Recorder, watched
+from tvrbench.harness.models.description import BaseWeights
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import Group
