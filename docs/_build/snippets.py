@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"(?<![\w-])(DIR|FILE|NAME|URL|ID|SHA256|A|B|METHOD|PR
 _PATH = re.compile(r"`((?:harness|methods|baselines|datasets|tests|docs)/[a-z0-9_/.-]+)`")
 _IN_PROSE = re.compile(r"(?<!`)`(tvrbench [^`]+)`(?!`)")
 _ENTRY_POINT = re.compile(r'^(\w+) = "(\w+):\w+"$', re.MULTILINE)
-_LONG = {"tvrbench run standin/uniform"}
+_LONG = {"tvrbench run standin/uniform", "tvrbench bench tempme centerclip"}
 _ELSEWHERE = {
     "pip": "sets up an environment",
     "nox": "sets up an environment",
@@ -122,7 +122,7 @@ def why_elsewhere(command: str) -> str | None:
     if program in _ELSEWHERE:
         return _ELSEWHERE[program]
     if command in _LONG:
-        return "takes ten minutes"
+        return "takes minutes"
     if placeholder := _PLACEHOLDER.search(command):
         return f"{placeholder[1]} is the reader's"
     return "needs a GPU" if re.search(r"cuda|gpu", command) else None
