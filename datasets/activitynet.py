@@ -26,6 +26,7 @@ class ActivityNet(PublishedDataset):
     """
 
     name = "activitynet"
+    title = "ActivityNet Captions"
     summary = "ActivityNet Captions: paragraph retrieval, 4,917 videos of val_1 as the test"
     origin = "its authors publish captions.zip, see `tvrbench data download activitynet`"
     wanted = f"train.json, val_1.json, and a folder videos with v_ID.mp4 or ID.mp4 ({origin})"

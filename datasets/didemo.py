@@ -22,6 +22,7 @@ class DiDeMo(PublishedDataset):
     """DiDeMo under one folder: ``data/*_data.json`` or the files themselves, and ``videos/**`` in any format."""
 
     name = "didemo"
+    title = "DiDeMo"
     summary = "DiDeMo: paragraph retrieval, 1,004 test videos of up to 30 seconds"
     origin = "the GitHub project LisaAnne/LocalizingMoments has the three files in its folder data"
     wanted = f"test_data.json, val_data.json, train_data.json, and a folder videos ({origin})"

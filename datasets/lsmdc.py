@@ -21,6 +21,7 @@ class LSMDC(PublishedDataset):
     """LSMDC under one folder: ``lsmdc_data/*`` or the tab-separated files themselves, and ``videos/**``."""
 
     name = "lsmdc"
+    title = "LSMDC"
     summary = "LSMDC: 1,000 test clips of movies, one caption each; needs a signed license"
     origin = "its authors send them after you sign their license, see `tvrbench data download lsmdc`"
     wanted = f"the LSMDC16 files, and a folder videos with the clips ({origin})"

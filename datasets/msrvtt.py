@@ -39,6 +39,7 @@ class MSRVTT(PublishedDataset):
     """
 
     name = "msrvtt"
+    title = "MSR-VTT"
     summary = "MSR-VTT: 1k-A test with train-9k or train-7k, and the full test of 2,990 videos"
     origin = "the GitHub project ArrowLuo/CLIP4Clip releases the four annotation files as msrvtt_data.zip"
     wanted = f"msrvtt_data.zip or its content, and a folder videos with videoN.mp4 ({origin})"

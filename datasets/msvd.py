@@ -24,6 +24,7 @@ class MSVD(PublishedDataset):
     """MSVD under one folder: ``msvd_data.zip``, ``msvd_data/*`` or the files themselves, and ``videos/**``."""
 
     name = "msvd"
+    title = "MSVD"
     summary = "MSVD: 670 test videos with about 40 captions each, every one a query"
     origin = "the GitHub project ArrowLuo/CLIP4Clip releases the captions and lists as msvd_data.zip"
     wanted = f"msvd_data.zip or its content, and a folder videos with YouTubeClips' files ({origin})"

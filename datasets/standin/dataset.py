@@ -47,6 +47,7 @@ class StandIn(MSRVTT):
     """
 
     name = "standin"
+    title = "the embedded stand-in"
     summary = "the embedded stand-in: small generated clips in MSR-VTT's layout; results do not transfer to MSR-VTT"
     wanted = "an empty or new folder, or one that already contains the stand-in"
     generated = True

@@ -44,6 +44,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Explain what differs between two records, then compare their numbers, with intervals where queries are "
         "shared.",
     ),
+    "export": (
+        "export:export",
+        "Write a run's trained checkpoint, its model card and its record into a folder in the layout of Hugging Face.",
+    ),
     "check": (
         "check:Check",
         "Measure again and compare with a baseline file; exits with 1 if a metric moved or was not measured.",

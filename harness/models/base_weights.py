@@ -62,8 +62,8 @@ def base_weights(
         )
     if weights.arch != replace(arch, activation=activation or arch.activation):
         raise UsageError(
-            f"checkpoint {checkpoint} was tuned on another reading of {base.source} (shape, activation, normalization): give "
-            f"the weights as it read them, with --activation {arch.activation}",
+            f"{checkpoint} was tuned on another reading of {base.source} (shape, activation, normalization): "
+            f"give the weights as it read them, with --activation {arch.activation}",
             code="checkpoint.base-reading",
         )
     return weights

@@ -13,10 +13,19 @@ Better = Literal["max", "min"]
 Kind = Literal["retrieval", "count", "time", "memory", "energy", "published"]
 Show = Callable[[float], str]
 
-DIRECTIONS: Mapping[str, str] = {"t2v": "t→v", "v2t": "v→t"}
+DIRECTIONS: Mapping[str, str] = {"t2v": "T→V", "v2t": "V→T"}
 GALLERIES: Mapping[str, int] = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 """Videos of the galleries in which the search of one query is counted, by the ending of a measurement's name."""
-_MEMORY_UNITS = ("B", "KiB", "MiB", "GiB", "kB", "MB", "GB")
+BYTES: Mapping[str, float] = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+}
+"""Units of memory, in bytes."""
 
 
 def printed_backbone(name: str) -> str:
@@ -100,7 +109,7 @@ def metric(name: str, what: str | None = None, unit: str | None = None) -> Metri
     if known is not None and known.kind != "memory":
         return known if what is None else replace(known, what=what)
     if known is None:
-        kind: Kind = "memory" if unit in _MEMORY_UNITS else "time"
+        kind: Kind = "memory" if unit in BYTES else "time"
         words = name.replace("_", " ")
         known = Metric(name, "inference", words, words, "", "min", significant(3), kind=kind)
     what, unit = what or "inference", unit or known.unit
@@ -132,7 +141,7 @@ def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "la
 def _is_memory(measurement: MeasurementDoc) -> bool:
     """Return True for an amount of memory; what is stored of a video, or read for a query, is none."""
     known = CATALOGUE.get(measurement["name"])
-    return measurement["unit"] in _MEMORY_UNITS and (known is None or known.kind == "memory")
+    return measurement["unit"] in BYTES and (known is None or known.kind == "memory")
 
 
 _RANKED: Mapping[str, tuple[str, str, Better]] = {
@@ -151,7 +160,7 @@ def _retrieval(name: str, kind: str, short: str, path: tuple[str, ...]) -> Metri
     return Metric(name, "inference", short, label, unit, better, fixed(1), kind="retrieval", path=path)
 
 
-EXPECTED_R1 = _retrieval("t2v_R1_ties_shared", "R1", "t→v R@1, expected over ties", ("ties_shared", "t2v", "R1"))
+EXPECTED_R1 = _retrieval("t2v_R1_ties_shared", "R1", "T→V R@1, expected over ties", ("ties_shared", "t2v", "R1"))
 """R@1 with ties broken at random, in expectation: the metric that orders rows, figures and tests."""
 
 PAIR_ACCURACY = replace(
@@ -160,8 +169,8 @@ PAIR_ACCURACY = replace(
 )
 
 COARSE_R1 = replace(
-    _retrieval("coarse_t2v_R1", "R1", "coarse t→v R@1", ("two_stage", "coarse", "t2v", "R1")),
-    label="t→v R@1 of the coarse stage (%)",
+    _retrieval("coarse_t2v_R1", "R1", "coarse T→V R@1", ("two_stage", "coarse", "t2v", "R1")),
+    label="T→V R@1 of the coarse stage (%)",
 )
 CEILING = replace(
     _retrieval("ceiling", "R1", "ceiling", ("two_stage", "ceiling")),

@@ -105,18 +105,32 @@ def page(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
+def details(folder: Path) -> str:
+    """Read the report's details.md."""
+    return (folder / "details.md").read_text(encoding="utf-8")
+
+
+def both_pages(folder: Path) -> str:
+    """Read README.md, then details.md where there is one."""
+    return page(folder) + (details(folder) if (folder / "details.md").is_file() else "")
+
+
+def table_text(folder: Path, name: str = "main") -> str:
+    """Return a table as a page shows it, from its caption to its footnotes, as Markdown; KeyError where none does."""
+    before, link, _ = both_pages(folder).partition(f"\n[{name}.csv]")
+    if not link:
+        raise KeyError(name)
+    return re.split(r"(?m)^\*\*(?=[^*\n]+\*\*\. )", before)[-1]
+
+
 def table(folder: Path, name: str = "main") -> dict[str, dict[str, str]]:
-    """Read a table of the report's Markdown pages by its first column, without the lines of groups; cells as Markdown.
+    """Read a table of the pages by its first column, without the lines of groups; cells as Markdown.
 
     Raises:
         KeyError: no page shows the table.
     """
-    for path in (folder / "README.md", folder / "details.md"):
-        before, link, _ = path.read_text(encoding="utf-8").partition(f"\n[{name}.csv]") if path.is_file() else ("",) * 3
-        if link:
-            lines = before[before.rindex("\n\n|") :].partition("\n\n- ")[0].strip().splitlines()
-            header, _, *body = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-            assert all(len(row) == len(header) for row in body)
-            rows = [row for row in body if any(row[1:]) or len(row) == 1]
-            return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
-    raise KeyError(name)
+    lines = [line for line in table_text(folder, name).splitlines() if line.startswith("|")]
+    header, _, *body = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert all(len(row) == len(header) for row in body)
+    rows = [row for row in body if any(row[1:]) or len(row) == 1]
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}

@@ -134,15 +134,13 @@ class MatchedPoint:
         return None if self.timed is None else self.timed.speedup
 
     @property
-    def verdict(self) -> str:
-        """The conclusion about R@1 in words."""
+    def better(self) -> str | None:
+        """The conclusion about R@1: yes, no, or n.s. for no significant difference; None where not compared."""
         if self.budget is None or self.difference is None or self.p_value is None:
-            return f"not compared: {self.reason}"
+            return None
         if self.p_value >= SIGNIFICANCE:
-            return "does not beat fewer frames (no significant difference)"
-        if self.difference.difference < 0:
-            return "does not beat fewer frames (worse)"
-        return "beats fewer frames" if self.budget.exact else "better, and slower than any choice of frames"
+            return "n.s."
+        return "yes" if self.difference.difference > 0 else "no"
 
     def cost_verdict(self, all_frames: int) -> str:
         """The conclusion about time and GMACs in words."""

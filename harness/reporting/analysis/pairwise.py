@@ -8,9 +8,10 @@ from itertools import combinations
 from statistics import mode
 
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
+from tvrbench.harness.reporting.analysis.letters import letter_display
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.rows import MethodRow, row_credits
+from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, row_credits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,9 @@ def compared_pairs(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pair
     ]
 
 
-def rank(row: MethodRow, pairs: Sequence[Pair]) -> int | None:
-    """1 + the rows that are better beyond doubt: rows that none is better than share it; None if not compared."""
-    if not any(row in (pair.a, pair.b) for pair in pairs):
-        return None
-    return 1 + sum(row in (pair.a, pair.b) and pair.better not in (None, row) for pair in pairs)
+def letters(pairs: Sequence[Pair]) -> dict[str, str]:
+    """Return the letters of each compared row by its label: rows share one unless they differ significantly."""
+    compared = {row.label: row for pair in pairs for row in (pair.a, pair.b)}
+    labels = [row.label for row in reversed(by_recall(list(compared.values())))]
+    different = [(labels.index(p.a.label), labels.index(p.b.label)) for p in pairs if p.better is not None]
+    return dict(zip(labels, letter_display(len(labels), different), strict=True))

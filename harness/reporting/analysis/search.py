@@ -9,7 +9,8 @@ from typing import Any
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow
 
-WAYS: Mapping[str, str] = {"search": "", "faiss_flat": "FAISS, flat", "faiss_hnsw": "FAISS, HNSW"}
+OWN, INEXACT = "search", "faiss_hnsw"
+WAYS: Mapping[str, str] = {OWN: "", "faiss_flat": "FAISS flat", INEXACT: "FAISS HNSW"}
 """Ways to search, by the start of their measurements' names: the own one, and the alternatives for single vectors."""
 _STORED = "storage_video"
 
@@ -25,11 +26,6 @@ class TimedSearch:
 
     row: MethodRow
     way: str
-
-    @property
-    def label(self) -> str:
-        """The row, and the way where it is an alternative."""
-        return f"{self.row.label}: {name}" if (name := WAYS[self.way]) else self.row.label
 
     def latency(self, of: str, gallery: int) -> Cost | None:
         """The ``median`` or ``p95`` of one query among so many videos; None where that was not measured."""

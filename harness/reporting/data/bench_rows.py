@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,8 @@ from tvrbench.harness.evaluation.statistics import repeats_interval
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.catalogue import COUNTS
+from tvrbench.harness.reporting.data.device_names import device_part, precision_part, printed_device, unique
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
 from tvrbench.harness.reporting.papers.published import Variant
 from tvrbench.harness.reporting.tables.markdown import slug
@@ -25,16 +28,19 @@ class Bench:
     """Records that were measured with the same settings on one device, and may share a table.
 
     Attributes:
-        device: its name.
+        device: its name in the records.
+        name: device and settings, for people; unique in a report.
         on_gpu: True for a GPU.
         frames: per video.
         precision, compiled, graphs: of encoding (graphs: through CUDA graphs); None where nothing was timed.
         hashes: of the settings, one per backbone with its own batch sizes.
         rows: of every backbone.
+        counted: rows of other devices that this one lacks, with what is counted, which is the same on every machine.
         slug: part of its files' names, unique in a report.
     """
 
     device: str
+    name: str
     on_gpu: bool
     frames: int
     precision: str | None
@@ -42,13 +48,8 @@ class Bench:
     graphs: bool
     hashes: tuple[str, ...]
     rows: tuple[MethodRow, ...]
+    counted: tuple[MethodRow, ...] = ()
     slug: str
-
-    @property
-    def name(self) -> str:
-        """Device and settings, for people."""
-        how = ("compiled" * self.compiled, "CUDA graphs" * self.graphs)
-        return ", ".join(filter(None, (self.device, self.precision, *how, f"{self.frames} frames")))
 
     @property
     def runs(self) -> tuple[StoredRecord, ...]:
@@ -58,6 +59,10 @@ class Bench:
     def on(self, name: str) -> list[MethodRow]:
         """Return the rows of one backbone."""
         return [row for row in self.rows if backbone(row) == name]
+
+    def counted_on(self, name: str) -> list[MethodRow]:
+        """Return the rows of one backbone that were measured on other devices only."""
+        return [row for row in self.counted if backbone(row) == name]
 
     @property
     def dates(self) -> str:
@@ -69,10 +74,11 @@ class Bench:
 def benches(
     stored: Sequence[StoredRecord], variants: Sequence[Variant], store: RecordStore | None = None
 ) -> tuple[list[Bench], list[StoredRecord]]:
-    """Group the records, GPUs first, and return those of older settings apart.
+    """Group the records and return those of older settings apart.
 
-    Where a backbone was measured on a device with settings that differ only in thoroughness (batches, repeats), the
-    ones with the most rows count, and of equal ones the newest: a quick trial does not replace a whole table.
+    GPUs come first, then the device with the most rows, then the one that was measured last. Where a backbone was
+    measured on a device with settings that differ only in thoroughness (batches, repeats), the ones with the most rows
+    count, and of equal ones the newest: a quick trial does not replace a whole table.
     ``store`` is where they were read from, for the message.
 
     Raises:
@@ -96,11 +102,9 @@ def benches(
         chosen.setdefault(tuple(settings), []).extend(runs)
     kept = {run.path for runs in chosen.values() for run in runs}
     result = [_bench(runs, variants) for runs in chosen.values()]
-    result.sort(key=lambda b: (not b.on_gpu, b.device, b.precision or "", b.compiled, b.graphs, b.frames))
-    slugs = [bench.slug for bench in result]
-    numbers = [f"-{i + 1}" if slug in slugs[:i] else "" for i, slug in enumerate(slugs)]
-    numbered = [replace(bench, slug=bench.slug + number) for bench, number in zip(result, numbers, strict=True)]
-    return numbered, [run for run in stored if run.path not in kept]
+    result.sort(key=lambda b: (b.device, b.precision or "", b.compiled, b.graphs, b.frames))
+    result.sort(key=lambda b: (b.on_gpu, len(b.rows), b.dates), reverse=True)
+    return _with_others(_named(result), variants), [run for run in stored if run.path not in kept]
 
 
 def backbone(row: MethodRow) -> str:
@@ -184,6 +188,7 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
     devices = {str(m["conditions"].get("device", "")) for run in runs for m in run.record["cost"]}
     return Bench(
         device=device,
+        name=device,
         on_gpu=any(name.startswith("cuda") for name in devices),
         frames=frames,
         precision=precision,
@@ -191,8 +196,54 @@ def _bench(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> Bench:
         graphs=graphs,
         hashes=tuple(sorted({run.record["protocol"]["hash"] for run in runs})),
         rows=tuple(_labeled(runs, variants)),
-        slug=slug(f"{device} {precision or 'untimed'}{' compiled' * compiled}{' graphs' * graphs} {frames}f", 60),
+        slug="",
     )
+
+
+def _named(found: Sequence[Bench]) -> list[Bench]:
+    """Name each bench by what tells it apart: its device, its precision, and frames that are not the usual ones."""
+    usual = Counter({b.frames: 0 for b in found})
+    for bench in found:
+        usual[bench.frames] += len(bench.rows)
+    cpus = {bench.device for bench in found if not bench.on_gpu}
+    printed = Counter(printed_device(device) for device in {bench.device for bench in found})
+    names, slugs = [], []
+    for bench in found:
+        short = printed_device(bench.device)
+        odd = bench.frames != usual.most_common(1)[0][0]
+        how = ("compiled" * bench.compiled, "CUDA graphs" * bench.graphs, f"{bench.frames} frames" * odd)
+        precision = bench.precision and precision_part(bench.precision)
+        names.append(", ".join(filter(None, (short if printed[short] == 1 else bench.device, precision, *how))))
+        parts = (
+            device_part(bench.device, on_gpu=bench.on_gpu, alone=len(cpus) == 1),
+            slug(precision_part(bench.precision), 20),
+            *("compiled" * bench.compiled, "graphs" * bench.graphs, f"{bench.frames}f" * odd),
+        )
+        slugs.append("-".join(filter(None, parts)))
+    named = zip(found, names, unique(slugs), strict=True)
+    return [replace(bench, name=name, slug=part) for bench, name, part in named]
+
+
+def _with_others(found: Sequence[Bench], variants: Sequence[Variant]) -> list[Bench]:
+    """Give each bench the counts of methods that only others measured, with as many frames; rows are labeled anew."""
+    result = []
+    for bench in found:
+        mine, known = {run.path for run in bench.runs}, list(bench.runs)
+        for run in (run for other in found if other.frames == bench.frames for run in other.runs):
+            if not any(_same_method(run, one) for one in known):
+                counts = [m for m in run.record["cost"] if m["name"] in COUNTS]
+                known.append(replace(run, record={**run.record, "cost": counts}))
+        rows = _labeled(known, variants)
+        own, others = (tuple(row for row in rows if (row.runs[0].path in mine) == side) for side in (True, False))
+        result.append(replace(bench, rows=own, counted=others))
+    return result
+
+
+def _same_method(one: StoredRecord, other: StoredRecord) -> bool:
+    """Check whether two records are of one method with the same options; one that an older record lacks is ignored."""
+    a, b = one.record["method"], other.record["method"]
+    shared = a["options"].keys() & b["options"].keys()
+    return a["name"] == b["name"] and all(a["options"][key] == b["options"][key] for key in shared)
 
 
 def _labeled(runs: Sequence[StoredRecord], variants: Sequence[Variant]) -> list[MethodRow]:

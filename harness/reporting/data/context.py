@@ -55,6 +55,11 @@ class ReportContext:
         return f"{self.protocol}: {notice[0].lower()}{notice[1:].partition(':')[0]}" if notice else self.protocol
 
     @property
+    def data_title(self) -> str:
+        """The data set as papers print it; its name where its class declares no title."""
+        return str(registry.declared(self.dataset, "title") or self.dataset)
+
+    @property
     def compares(self) -> bool:
         """True if rows may be compared with each other: never under each paper's own recipe."""
         return compares_methods(self.protocol)

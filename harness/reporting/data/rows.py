@@ -6,10 +6,10 @@ Rows are ordered, plotted and tested by R@1, text to video, with exact ties brok
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.tables.markdown import brief
 
 Values = npt.NDArray[np.float64]
+Item = TypeVar("Item")
 
 CONFIDENCE = 0.95
 _RANK_PRECISION = 1e-3  # points: ranks are stored in float32
@@ -213,19 +214,28 @@ def by_recall(rows: Sequence[MethodRow]) -> list[MethodRow]:
     return sorted(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
 
 
+def group_title(group: registry.Group) -> str:
+    """Return the title of a group of rows."""
+    return group.capitalize()
+
+
 def group_of(row: MethodRow) -> str:
     """Return the title of a row's group, from its method's card; "Other" for a method that is not installed."""
     known = {**registry.table("methods"), **registry.table("baselines")}
     if row.method not in known:
         return "Other"
-    group: str = registry.lookup(row.method, "methods", "baselines").card.group
-    return group.capitalize()
+    return group_title(registry.lookup(row.method, "methods", "baselines").card.group)
 
 
 def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Sort rows by their group, in the order of papers' tables, and from the lowest expected R@1 to the highest."""
-    titles = [group.capitalize() for group in registry.GROUPS]
-    return sorted(by_recall(rows), key=lambda row: titles.index(g) if (g := group_of(row)) in titles else len(titles))
+    return grouped(by_recall(rows), lambda row: row)
+
+
+def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:
+    """Sort items by the group of their row, in the order of papers' tables; the order in a group stays."""
+    titles = [group_title(group) for group in registry.GROUPS]
+    return sorted(items, key=lambda item: titles.index(g) if (g := group_of(row(item))) in titles else len(titles))
 
 
 def expected_recall(row: MethodRow) -> float | None:
@@ -237,6 +247,12 @@ def expected_recall(row: MethodRow) -> float | None:
 def ties_matter(rows: Sequence[MethodRow]) -> bool:
     """Return True if exact ties change the R@1 of any row."""
     return any(expected_recall(row) != row.metric("t2v", "R1") for row in rows)
+
+
+def expected_sd(row: MethodRow) -> float | None:
+    """Return the standard deviation over seeds of the expected R@1; None for a single seed."""
+    expected = row.sd("ties_shared", "t2v", "R1")
+    return row.sd("t2v", "R1") if expected is None else expected
 
 
 def expected_interval(row: MethodRow) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Data of the interactive chart in the report of costs: any cost against any other, one group at a time."""
+"""Data of the interactive chart: what all of them share, and that of the report of costs, one group at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.data.rows import MethodRow
-from tvrbench.harness.reporting.figures.axes import bench_axes
+from tvrbench.harness.reporting.figures.axes import Axis, Reading, bench_axes
 from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.tables.markdown import one_line
 
@@ -16,8 +16,8 @@ _WORDS = {
     "interval": "spread",
     "bars": "Bars: quartiles of the samples, or the 95 % interval of a speed-up.",
     "warning": "Costs only: a method has to be more accurate than as many dense frames. Invalid values are excluded.",
-    "cost": "gmacs_video_inference",
 }
+_ACROSS = "gmacs_video_inference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +46,65 @@ def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:
     """Data that the script draws; None where fewer than two costs are known."""
     axes = bench_axes([row for group in groups for row in group.rows if row.encodes])
     drawn: list[dict[str, Any]] = [{"name": one_line(group.name), "methods": _methods(group)} for group in groups]
-    drawn = [group for group in drawn if any(method["costs"] for method in group["methods"])]
-    known = {key for group in drawn for method in group["methods"] for key in method["costs"]}
-    choices = [{"key": axis.key, "label": axis.label, "better": axis.better} for axis in axes if axis.key in known]
+    drawn = [group for group in drawn if any(method["points"] for method in group["methods"])]
+    known = {key for group in drawn for method in group["methods"] for key in method["points"]}
+    choices = [axis for axis in axes if axis.key in known]
     if len(choices) < 2:
         return None
+    # Ratios of one process lead: seconds of different processes also compare how fast the machine was in each.
+    upright = sorted(choices, key=lambda axis: axis.key != "speedup_comparison")
+    return chart(choices, upright, drawn, across=_ACROSS, words=_WORDS)
+
+
+def chart(
+    costs: Sequence[Axis],
+    accuracies: Sequence[Axis],
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    across: str,
+    words: Mapping[str, str | None],
+    chance: Mapping[str, float] | None = None,
+    frontier: bool = False,
+) -> dict[str, Any]:
+    """Return what the script draws: axes to choose from, methods with their points (``points``), and words.
+
+    Args:
+        costs, accuracies: the axes, level and upright; the first accuracy is drawn first.
+        groups: of methods, each with a name.
+        across: the key of the cost that is drawn first.
+        words: how to call intervals, and what to say below the chart.
+        chance: the level of random scores, by the key of the axis.
+        frontier: draw it.
+    """
     return {
-        "notice": "",
-        "frontier": False,
-        "colors": COLORS,
+        "frontier": frontier,
+        "colors": len(COLORS),
         "markers": MARKERS,
-        "chance": {},
-        "costs": choices,
-        # Ratios of one process lead: seconds of different processes also compare how fast the machine was in each.
-        "accuracies": sorted(choices, key=lambda axis: axis["key"] != "speedup_comparison"),
-        "words": _WORDS,
-        "groups": drawn,
+        "chance": chance or {},
+        "cost": [_choice(axis) for axis in costs],
+        "accuracy": [_choice(axis) for axis in accuracies],
+        "first": {"cost": across, "accuracy": accuracies[0].key},
+        "words": words,
+        "groups": groups,
     }
+
+
+def points(row: MethodRow, axes: Sequence[Axis]) -> dict[str, list[float | bool | None]]:
+    """Return a row's values by the key of the axis: [value, low, high, is a lower bound], without empty ends."""
+    return {axis.key: _compact(reading) for axis in axes if (reading := axis.read(row)) is not None}
+
+
+def _choice(axis: Axis) -> dict[str, str]:
+    return {"key": axis.key, "label": axis.label, "better": axis.better}
+
+
+def _compact(reading: Reading) -> list[float | bool | None]:
+    """Round to the digits that a chart can show, and leave out what is not known at the end."""
+    value, low, high, bound = reading
+    rounded = [None if number is None else float(f"{number:.7g}") for number in (value, low, high)]
+    if bound:
+        return [*rounded, True]
+    return rounded if low is not None else rounded[:1]
 
 
 def _methods(group: Group) -> list[dict[str, Any]]:
@@ -70,11 +112,10 @@ def _methods(group: Group) -> list[dict[str, Any]]:
     budget = {row.label: is_frame_budget(row.method) for row in group.rows}
     lines = {row.label: row.method if budget[row.label] else row.label for row in group.rows if row.encodes}
     names = sorted(set(lines.values()))
-    methods = []
+    methods: list[dict[str, Any]] = []
     for row, identity in zip(group.rows, group.ids, strict=True):
         if not row.encodes:
             continue
-        points = {axis.key: point for axis in axes if (point := axis.read(row)) is not None}
         frames = group.frames.get(row.label)
         method = {
             "label": one_line(row.label),
@@ -83,6 +124,7 @@ def _methods(group: Group) -> list[dict[str, Any]]:
             "line": None if frames is None else "fewer frames",
             "keep": frames,
             "short": f"{frames:g} frames" if frames is not None and budget[row.label] else None,
+            "points": points(row, axes),
         }
-        methods.append(method | {"costs": points, "accuracies": points})
+        methods.append(method)
     return methods

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.reporting.analysis.matched_time import matched_cost
+from tvrbench.harness.reporting.analysis.matched_time import MatchedTime, matched_cost
+from tvrbench.harness.reporting.catalogue import printed_backbone
 from tvrbench.harness.reporting.data.bench_rows import NAME, Bench, backbones, benches
 from tvrbench.harness.reporting.data.context import ReportContext
+from tvrbench.harness.reporting.data.device_names import file_part, unique
 from tvrbench.harness.reporting.data.long_videos import NAME as COUNTED
 from tvrbench.harness.reporting.data.long_videos import LongVideos, long_videos
 from tvrbench.harness.reporting.data.records import protocol_runs
+from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.cost import cost_picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
@@ -26,47 +32,60 @@ from tvrbench.harness.reporting.papers.published import (
     table_claims,
 )
 from tvrbench.harness.reporting.papers.verdicts import PaperData, judge
-from tvrbench.harness.reporting.tables.efficiency import cost_table, equal_time_table, further_table
+from tvrbench.harness.reporting.tables.claims import claims_headline, claims_table
+from tvrbench.harness.reporting.tables.efficiency import (
+    cost_rows,
+    cost_table,
+    encoding_table,
+    training_table,
+)
+from tvrbench.harness.reporting.tables.equal_time_cost import equal_time_table
 from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
 from tvrbench.harness.reporting.tables.markdown import Code, one_line, slug
 from tvrbench.harness.reporting.tables.provenance import provenance_table
-from tvrbench.harness.reporting.tables.published import claims_table
 from tvrbench.harness.reporting.tables.search import search_tables
+from tvrbench.harness.reporting.tables.table import Table
 
-_NO_GPU = (
-    "No GPU in these records.",
-    "Times below are a CPU's: ratios may be set beside a paper's, times may not. What needs a GPU is marked as not "
-    "measured, with the command that measures it.",
-)
+_NO_GPU = ("No GPU in these records.", "Set the ratios of these tables beside a paper's, not the times.")
 _LEAD = (
-    "Measured with random weights, so without accuracy: for that see the reports of the protocols. Videos are "
-    "synthetic, but for methods whose number of tokens depends on the pixels: these, and what they are compared with, "
-    "run on clips of a data set, which a footnote names. “!” marks an invalid measurement (a disturbed run, or outputs "
-    "that differ from the reference): it is shown, with the reason in a footnote, and excluded from every best and "
-    "every claim. A dash has the number of the footnote with its reason.",
+    "Measured with random weights on synthetic videos, so without accuracy, which the reports of the protocols have. "
+    "Parameters, tokens and GFLOPs are counted and the same on every machine; everything else belongs to the device "
+    "that a heading names.",
 )
 _COUNTED_LEAD = ("Counted on shapes, and nothing was measured: for times and memory run ", Code("tvrbench bench"), ".")
+_NOT_TIMED = (
+    "Not compared: fewer than two numbers of frames have a valid time. Measure them with ",
+    Code("tvrbench bench frame_subsample --set keep=6"),
+    ".",
+)
 _LONG_VIDEOS = (
-    "The same methods with more frames. Every number here but a time is counted on shapes: it belongs to no device. "
-    "A method whose preset depends on the number of frames has the preset of each.",
+    "The same methods with more frames, counted on shapes. A preset that depends on the number of frames is that of "
+    "each.",
 )
 _FRAMES_CAPTION = (
-    "One line per method, methods that differ by less than 1.5 % on one line; dashed: no reduction. A point alone is a "
-    "setting that was counted for one number of frames. Methods whose number of tokens depends on the pixels have no "
-    "line: the table has the most that they can cost."
+    "One line per method, methods within 1.5 % on one line; dashed: no reduction. A point alone was counted for one "
+    "number of frames; methods whose tokens depend on the pixels have no line."
 )
 _FIGURE_CAPTION = (
-    "Left: a method below the dashed line does fewer multiply-adds than dense frames do in the same time. Right: the "
-    "gray bar is the number of dense frames that its multiply-adds pay for, the colored mark the number that its "
-    'measured time pays for; the gap is lost on this machine. The dotted line is all frames; "more" and "fewer" mark '
-    "times beyond the measured line."
+    "Left: a method below the dashed line does less work than dense frames do in the same time. Right: from the "
+    "dense frames that its work pays for (gray) to those that its time pays for (color); the gap is lost."
 )
 
 
-def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
+def write_efficiency(
+    store: RecordStore,
+    reports: Path,
+    *,
+    formats: Collection[str] = (),
+    log: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Write ``efficiency`` in ``reports`` and return its files, ``README.md`` first; same records, same bytes.
 
-    ``log`` receives the records that are set aside.
+    Args:
+        store: the records.
+        reports: the folder of all reports.
+        formats: of tables, beside CSV: ``md``, ``tex``.
+        log: receives the records that are set aside.
 
     Raises:
         UsageError: no record, a broken one, or a folder that cannot be written to.
@@ -79,18 +98,21 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
     longer, uncounted = long_videos(counted, measured)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs] + [run for found in longer for run in found.runs]
-    groups: list[Group] = []
     figures: list[Picture] = [picture for found in longer[:1] if (picture := cost_picture(found)) is not None]
-    sections = [Section(title="Cost per video", blocks=[*figures], page="first")] if figures else []
-    sections.append(Section(title="Cost against cost", blocks=[], chart=True))
-    for bench in measured:
-        about = ("Measured ", bench.dates, "; measurement settings ", Code(", ".join(bench.hashes)), ".")
-        sections.append(Section(title=bench.name, blocks=[about]))
-        for name in backbones(bench.rows):
-            sections += _backbone(bench, name, context, groups, figures)
-    sections += _long_videos(longer, figures)
+    places = _places(measured)
+    sections = [
+        Section(title="Cost per video", blocks=[*figures], page="first"),
+        Section(title="Cost against cost", blocks=[], chart=True),
+        *_first([p for p in places if p.first], context),
+    ]
     if measured:
-        sections.append(_claims(measured, context))
+        sections += _claims(measured, context)
+    for bench in measured:
+        about = ("Measured ", bench.dates, "; settings ", Code(", ".join(bench.hashes)), ".")
+        sections.append(Section(title=bench.name, blocks=[about]))
+        for place in (place for place in places if place.bench is bench):
+            sections += _details(place, context, figures)
+    sections += _long_videos(longer, figures, "details" if measured else "first")
     sections.append(provenance(provenance_table(runs, context), runs, context, ["report", NAME]))
     sections += bullets(
         "Records left out",
@@ -107,71 +129,146 @@ def write_efficiency(store: RecordStore, reports: Path, *, log: Callable[[str], 
         warnings=[] if any(bench.on_gpu for bench in measured) or not measured else [_NO_GPU],
         sections=sections,
         figures=figures,
-        chart=efficiency_chart(groups),
+        chart=efficiency_chart([place.group for place in places]),
         costs_only=True,
     )
-    return write(report, context.folder)
+    return write(report, context.folder, formats)
 
 
-def _claims(measured: Sequence[Bench], context: ReportContext) -> Section:
-    """Return the section of the papers' claims about cost."""
+def _claims(measured: Sequence[Bench], context: ReportContext) -> list[Section]:
+    """Return the sections of the papers' claims about cost: the headline first, every reading in the details."""
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
-    in_words = ("claims", "The papers' claims about cost, and what was measured")
+    stated = judge(load_claims(), measured, papers)
+    in_words = ("claims", "Every reading of the claims about cost")
     in_tables = ("claims-tables", "Milliseconds and gigabytes in the papers' tables, as shares of their own baseline")
-    claims: list[Block] = [
-        claims_table(judge(stated, measured, papers), *name_and_title, context)
-        for stated, name_and_title in ((load_claims(), in_words), (table_claims(papers.numbers), in_tables))
+    every = [
+        claims_table(stated, *in_words, context),
+        claims_table(judge(table_claims(papers.numbers), measured, papers), *in_tables, context),
     ]
-    return Section(title="The papers' claims", blocks=claims)
+    return [
+        Section(title="The papers' claims", blocks=[claims_headline(stated, context)], page="first"),
+        Section(title="Every reading of the claims", blocks=every),
+    ]
 
 
-def _long_videos(longer: Sequence[LongVideos], figures: list[Picture]) -> list[Section]:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One backbone on one device.
+
+    Attributes:
+        bench: the device.
+        backbone: its name.
+        stem: of the names of its files.
+        first: its costs and its comparison at equal time are on the first page.
+    """
+
+    bench: Bench
+    backbone: str
+    stem: str
+    first: bool
+
+    @property
+    def printed(self) -> str:
+        """The backbone as papers print it."""
+        return printed_backbone(self.backbone)
+
+    @functools.cached_property
+    def rows(self) -> list[MethodRow]:
+        """The rows of the table of costs; the first page's has what was counted for other devices too."""
+        return cost_rows(self.bench, self.backbone, elsewhere=self.first)
+
+    @functools.cached_property
+    def matched(self) -> MatchedTime | None:
+        """The comparison with fewer frames; None where it has no two points."""
+        return matched_cost(self.bench.on(self.backbone), self.bench.frames)
+
+    @property
+    def group(self) -> Group:
+        """The group of the chart; its points lead to the rows of the table of costs."""
+        curve = () if self.matched is None else self.matched.curve
+        return Group(
+            name=f"{self.printed}, {self.bench.name}",
+            table=slug(f"cost/{self.stem}"),
+            rows=self.rows,
+            frames={timed.row.label: timed.frames for timed in curve},
+        )
+
+
+def _places(measured: Sequence[Bench]) -> list[_Place]:
+    pairs = [(bench, name) for bench in measured for name in backbones(bench.rows)]
+    stems = unique([f"{file_part(name)}.{bench.slug}" for bench, name in pairs])
+    return [
+        _Place(bench=bench, backbone=name, stem=stem, first=bench is measured[0])
+        for (bench, name), stem in zip(pairs, stems, strict=True)
+    ]
+
+
+def _first(places: Sequence[_Place], context: ReportContext) -> list[Section]:
+    """Return the sections of the first page: costs on each backbone, and time against fewer frames."""
+    if not places:
+        return []
+    costs: list[Block] = [cost_table(place.bench, place.rows, place.stem, context) for place in places]
+    equal: list[Block] = [
+        equal_time_table(place.matched, place.bench, place.stem, context)
+        for place in places
+        if place.matched is not None
+    ]
+    return [
+        Section(title=f"Cost on {places[0].bench.name}", blocks=costs, page="first"),
+        Section(title="Equal time", blocks=equal or [_NOT_TIMED], page="first"),
+    ]
+
+
+def _details(place: _Place, context: ReportContext, figures: list[Picture]) -> list[Section]:
+    """Return the sections of one backbone on one device that the first page has not; add the figure."""
+    bench, stem, printed = place.bench, place.stem, place.printed
+    rows = cost_rows(bench, place.backbone)
+    costs: list[Table | None] = [
+        None if place.first else cost_table(bench, rows, stem, context),
+        encoding_table(bench, rows, stem, context),
+        training_table(bench, rows, stem, context),
+    ]
+    compared: list[Block] = []
+    if place.matched is not None:
+        if any(entry.timed is not None for entry in place.matched.points):
+            figure = Picture(
+                file=f"equal-time/{stem}.png",
+                data=matched_time_figure(place.matched, f"Equal time, {printed}, {bench.name}"),
+                alternative=f"Time per video against its multiply-adds, and both in dense frames, on {printed}",
+                caption=_FIGURE_CAPTION,
+                kind="equal-time",
+            )
+            figures.append(figure)
+            compared.append(figure)
+        compared += [] if place.first else [equal_time_table(place.matched, bench, stem, context)]
+    searches = search_tables(rows, context, f"{printed}, {bench.name}", f"search/{stem}")
+    heading = f"{printed} on {bench.name}"
+    return [
+        Section(title=heading, level=3, blocks=[table for table in costs if table is not None]),
+        Section(title=f"Equal time, {heading}", level=4, blocks=compared),
+        Section(title=f"What a search costs, {heading}", level=4, blocks=searches),
+    ]
+
+
+def _long_videos(
+    longer: Sequence[LongVideos], figures: list[Picture], page: Literal["first", "details"]
+) -> list[Section]:
     """Return the sections of costs counted for several numbers of frames; add the figures."""
     if not longer:
         return []
-    sections = [Section(title="Long videos", blocks=[_LONG_VIDEOS])]
-    for found in longer:
-        blocks: list[Block] = [*long_videos_tables(found)]
+    sections = [Section(title="Long videos", blocks=[_LONG_VIDEOS], page=page)]
+    for found, name in zip(longer, unique([file_part(found.backbone) for found in longer]), strict=True):
+        stem, printed = f"long-videos/{name}", printed_backbone(found.backbone)
+        blocks: list[Block] = [*long_videos_tables(found, stem)]
         if len(found.frames) > 1 and any(method.encodes and not method.at_most for method in found.methods):
             figure = Picture(
-                file=f"long-videos-{slug(found.backbone, 40)}.png",
+                file=f"{stem}.png",
                 data=frames_figure(found),
-                alternative=f"Multiply-adds per video against the number of frames, on {found.backbone}",
+                alternative=f"Multiply-adds per video against the number of frames, on {printed}",
                 caption=_FRAMES_CAPTION,
                 kind="frames",
             )
             figures.append(figure)
             blocks.insert(0, figure)
-        sections.append(Section(title=f"Long videos on {found.backbone}", level=3, blocks=blocks))
+        sections.append(Section(title=f"Long videos on {printed}", level=3, blocks=blocks, page=page))
     return sections
-
-
-def _backbone(
-    bench: Bench, name: str, context: ReportContext, groups: list[Group], figures: list[Picture]
-) -> list[Section]:
-    """Return the sections of one backbone; add its group of the chart and its figure."""
-    rows = bench.on(name)
-    cost, further = cost_table(bench, name, context), further_table(bench, name, context)
-    stem = cost.name.replace("cost-", "equal-time-", 1)
-    matched = matched_cost(rows, bench.frames)
-    frames = {} if matched is None else {timed.row.label: timed.frames for timed in matched.curve}
-    groups.append(Group(name=f"{name}, {bench.name}", table=cost.name, rows=rows, frames=frames))
-    compared: list[Block] = [("Not compared: fewer than two numbers of frames were timed.",)]
-    if matched is not None:
-        compared = [equal_time_table(matched, bench, stem, context)]
-        if any(entry.timed is not None for entry in matched.points):
-            figure = Picture(
-                file=f"{stem}.png",
-                data=matched_time_figure(matched, f"Cost at equal measured time, {name}, {bench.name}"),
-                alternative=f"Time per video against its multiply-adds, and both in dense frames, on {name}",
-                caption=_FIGURE_CAPTION,
-                kind="equal-time",
-            )
-            figures.append(figure)
-            compared.insert(0, figure)
-    searches = search_tables(rows, context, f"{name}, {bench.name}", cost.name.replace("cost-", "search-", 1))
-    return [
-        Section(title=name, level=3, blocks=[cost, *([further] if further else [])]),
-        Section(title=f"{name} against fewer frames at equal measured time", level=4, blocks=compared),
-        Section(title=f"What a search costs on {name}", level=4, blocks=searches),
-    ]

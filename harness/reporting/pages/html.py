@@ -11,12 +11,12 @@ import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, environment, one_line
+from tvrbench.harness.reporting.tables.latex import latex_rows
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, environment, one_line, target
 from tvrbench.harness.reporting.tables.table import MISSING, Cell, Table
 
 _LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
@@ -27,8 +27,8 @@ def html_templates() -> jinja2.Environment:
     made = environment(lambda value: value if isinstance(value, Markup) else one_line(value), autoescape=True)
     made.filters |= {"inline": inline, "data_uri": data_uri, "sort_value": sort_value}
     made.tests |= {"missing": is_missing}
-    made.globals |= {"is_number": is_number}
-    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    made.globals |= {"is_number": is_number, "latex_rows": latex_rows}
+    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False, "separators": (",", ":")}
     return made
 
 
@@ -56,9 +56,9 @@ def inline(parts: Iterable[Inline] | str) -> Markup:
 
 
 def sort_value(cell: Cell) -> str:
-    """Return what a cell sorts by: its unrounded number, the first one of an interval; empty for text."""
+    """Return what a cell sorts by: its number, the first one of an interval; empty for text."""
     if isinstance(cell.value, int | float):
-        return repr(float(cell.value))
+        return f"{cell.value:.9g}"
     number = _LEADING_NUMBER.match(cell.text) if isinstance(cell.value, str) else None
     return number[1].replace(",", "").replace("−", "-") if number else ""
 
@@ -78,7 +78,7 @@ def _piece(part: Inline) -> Markup:
     if isinstance(part, Code):
         return Markup("<code>{}</code>").format(one_line(part))
     if isinstance(part, tuple):
-        text, target = one_line(part[0]), part[1]
-        return Markup('<a href="{}">{}</a>').format(quote(target), text) if target else Markup.escape(text)
+        text, link = one_line(part[0]), part[1]
+        return Markup('<a href="{}">{}</a>').format(target(link), text) if link else Markup.escape(text)
     before, after = (" " * end.isspace() for end in (part[:1], part[1:][-1:]))
     return Markup("{}{}{}").format(before, one_line(part), after)

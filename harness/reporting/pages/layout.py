@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
-from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.runs import SetAside, StoredRecord
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.figures.all_figures import Picture
+from tvrbench.harness.reporting.pages.files import replace_files
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
-from tvrbench.harness.reporting.tables.latex import document, fragment
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, slug, templates
+from tvrbench.harness.reporting.tables.latex import latex_files
+from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, one_line, slug, templates
 from tvrbench.harness.reporting.tables.provenance import shared_values
-from tvrbench.harness.reporting.tables.table import Table
+from tvrbench.harness.reporting.tables.table import Table, markdown_files
 
 FIRST, DETAILS, PAGE = "README.md", "details.md", "page.html"
-# Files that a report may hold; those that the current one lacks are removed.
-_TABLES = (
-    "agreement",
-    *("main", "scored", "equal-time*", "pairs", "spread", "selection", "subsets", "verdicts", "not-comparable"),
-    *("paper-scale", "provenance", "cost-*", "training-*", "claims*", "long-videos*"),
-    *("two-stage", "storage-types", "search-*"),
-)
-_FIGURES = (
-    *("pareto*", "tokens-per-layer", "seeds", "time-breakdown", "equal-time*", "agreement*", "long-videos*"),
-    "two-stage",
-)
-_OWNED = (*(f"{stem}.csv" for stem in _TABLES), *(f"{stem}.png" for stem in _FIGURES), "tex/*.tex", DETAILS)
+# Formats of tables that are written on demand, each below a folder of its own.
+FORMATS: Mapping[str, Callable[[Sequence[Table]], dict[str, str]]] = {"md": markdown_files, "tex": latex_files}
 
 Line = tuple[Inline, ...]
-Block = Table | Picture | Line | list[Line]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A list that is shown on demand, under its title."""
+
+    title: str
+    lines: Sequence[Line]
+
+
+Block = Table | Picture | Line | list[Line] | Folded
 """A table, a figure, a paragraph, or a list with one line of pieces per item."""
 
 
@@ -99,6 +102,8 @@ class Report:
 def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[Path]:
     """Write a report's files and remove those of an earlier one; the same report gives the same bytes.
 
+    ``formats`` are those of tables (``FORMATS``) that are wanted beside CSV.
+
     Returns:
         The files, ``README.md`` first.
 
@@ -110,30 +115,41 @@ def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[P
     content = {"report": report, "title": report.title, "notice": report.notice, "chart": report.chart}
     page = html_page("report.html.j2", sheet=sheet, script=script, **content)
     markdown = templates().get_template("report.md.j2")
-    sections = {kind: [s for s in report.sections if s.page == kind and s.blocks] for kind in ("first", "details")}
-    files = {FIRST: markdown.render(report=report, sections=sections["first"], first=True), PAGE: page}
-    if sections["details"]:
-        files[DETAILS] = markdown.render(report=report, sections=sections["details"], first=False)
+    first, details = ([s for s in report.sections if s.page == kind and s.blocks] for kind in ("first", "details"))
+    files = {FIRST: markdown.render(report=report, title=report.title, sections=first, details=details), PAGE: page}
+    if details:
+        title = f"{report.title}: details"
+        toc = contents(title, details)
+        files[DETAILS] = markdown.render(report=report, title=title, sections=details, contents=toc)
     tables = [block for section in report.sections for block in section.blocks if isinstance(block, Table)]
     files |= {table.file: table.to_csv() for table in tables}
-    if "tex" in formats:
-        files |= {f"tex/{table.anchor}.tex": fragment(table) for table in tables} | {"tex/tables.tex": document(tables)}
-    encoded = {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
-    for name, data in encoded.items():
-        atomic_write(folder / name, data)
-    for old in {path for pattern in _OWNED for path in folder.glob(pattern)} - {folder / name for name in encoded}:
-        old.unlink(missing_ok=True)
-    return [folder / name for name in encoded]
+    for name in formats:
+        files |= FORMATS[name](tables)
+    return replace_files(
+        folder, {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
+    )
+
+
+def contents(title: str, sections: Sequence[Section]) -> list[Markdown]:
+    """Return links to the sections of a page, by the anchors that GitHub gives headings: of equal ones all but the
+    first are numbered."""
+    seen: Counter[str] = Counter()
+    links: list[Markdown] = []
+    for heading, level in [(title, 1), *((section.title, section.level) for section in sections)]:
+        anchor = re.sub(r"[^\w -]", "", one_line(heading).lower()).replace(" ", "-")
+        if level == 2:
+            links.append(Markdown(f"[{escaped(heading)}](#{quote(anchor)}{f'-{n}' if (n := seen[anchor]) else ''})"))
+        seen[anchor] += 1
+    return links
 
 
 def provenance(table: Table, runs: Sequence[StoredRecord], context: ReportContext, command: Sequence[str]) -> Section:
     """Return the section of origins: the table, the commands that made the records, and the report's own command."""
-    commands: list[Line] = []
-    for line, members in shared_values(runs, lambda record: record["command"]).items():
-        links = [part for run in members for part in (", ", context.link(run))][1:]
-        commands.append((Code(line), " made ", *links))
+    made = shared_values(runs, lambda record: record["command"])
+    commands = [(Code(line), f" ({len(members)})") for line, members in made.items()]
+    folded = Folded("Commands that made the records, each with their number", commands)
     own = ("This report is made from the records alone: ", Code(command_line(command)), ".")
-    return Section(title="Provenance", blocks=[table, ("Commands that made the records:",), commands, own])
+    return Section(title="Provenance", blocks=[table, folded, own])
 
 
 def bullets(title: str, items: list[Line], *intro: str) -> list[Section]:

@@ -28,13 +28,15 @@ from tvrbench.harness.reporting.figures.all_figures import (
 )
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
+from tvrbench.harness.reporting.figures.efficiency_chart import chart, points
 from tvrbench.harness.reporting.figures.gallery import GALLERY
-from tvrbench.harness.reporting.figures.style import COLORS, MARKERS
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
+from tvrbench.harness.reporting.papers.reruns import load_reruns
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge_accuracy
 from tvrbench.harness.reporting.tables.agreement import agreement_table
+from tvrbench.harness.reporting.tables.claims import claims_headline, claims_table
 from tvrbench.harness.reporting.tables.markdown import Code, brief, one_line
 from tvrbench.harness.reporting.tables.provenance import (
     banner,
@@ -44,8 +46,14 @@ from tvrbench.harness.reporting.tables.provenance import (
     shared_values,
     warnings,
 )
-from tvrbench.harness.reporting.tables.published import apart_table, claims_table, paper_scale_table, verdict_table
-from tvrbench.harness.reporting.tables.results import chance_levels, main_table, scored_table, subset_table
+from tvrbench.harness.reporting.tables.published import apart_table, paper_scale_table, verdict_tables
+from tvrbench.harness.reporting.tables.results import (
+    chance_levels,
+    main_table,
+    results_table,
+    scored_table,
+    subset_table,
+)
 from tvrbench.harness.reporting.tables.search import search_tables
 from tvrbench.harness.reporting.tables.table import Table
 from tvrbench.harness.reporting.tables.two_stage import storage_table, two_stage_table
@@ -72,7 +80,7 @@ def write_report(
         store: the records; those of ``paper-scale``, if any, give the costs at paper scale.
         reports: the folder of all reports.
         protocol_hash: the hash whose records are reported; that of the latest completed run by default.
-        formats: of tables, beside CSV: ``tex``.
+        formats: of tables, beside CSV: ``md``, ``tex``.
         log: receives the banner, and the records that are set aside.
 
     Raises:
@@ -96,10 +104,12 @@ def write_report(
     figures = agreement_pictures(reduced, context) if reduced else pictures(rows, context, method_rows(staged))
     searches = _searches(rows, context)
     drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
+    published = _published(rows, full_size, context)
     sections = [
-        *_published(rows, full_size, context),
         Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
+        *([] if context.compares else published),
         *_results(rows, selected, figures, context),
+        *(published if context.compares else []),
         *searches,
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
@@ -124,10 +134,7 @@ def write_report(
 
 
 def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
-    """Return what the interactive chart draws; None where there is nothing to draw.
-
-    For each axis a method has [value, low, high, lower bound]; low and high are null where they are not known.
-    """
+    """Return what the interactive chart draws; None where there is nothing to draw."""
     shown = plotted(context.comparable(rows) if context.compares else rows)
     costs, accuracies = cost_axes(shown), accuracy_axes(shown)
     if not shown or not costs or not accuracies:
@@ -142,28 +149,23 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
             "line": line_of(row),
             "keep": row.options.get("keep") if line_of(row) else None,
             "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
-            "costs": {axis.key: reading for axis in costs if (reading := axis.read(row)) is not None},
-            "accuracies": {axis.key: reading for axis in accuracies if (reading := axis.read(row)) is not None},
+            "points": points(row, [*costs, *accuracies]),
         }
         for row in shown
     ]
-    return {
-        "protocol": context.protocol,
-        "notice": context.notice or "",
-        "frontier": context.compares,
-        "colors": COLORS,
-        "markers": MARKERS,
-        "chance": levels | ({EXPECTED_R1.name: levels["t2v_R1"]} if "t2v_R1" in levels else {}),
-        "costs": [{"key": a.key, "label": a.label, "better": a.better} for a in costs],
-        "accuracies": [{"key": a.key, "label": a.label, "better": a.better} for a in accuracies],
-        "words": {
+    return chart(
+        costs,
+        accuracies,
+        [{"name": context.protocol, "methods": methods}],
+        across=costs[0].key,
+        words={
             "interval": "95 % interval",
             "bars": "Upright bars: 95 % intervals over queries; level bars: quartiles of the samples, or the seeds.",
             "warning": None if context.compares else RECIPES_NOTICE,
-            "cost": costs[0].key,
         },
-        "groups": [{"name": context.protocol, "methods": methods}],
-    }
+        chance=levels | ({EXPECTED_R1.name: levels["t2v_R1"]} if "t2v_R1" in levels else {}),
+        frontier=context.compares,
+    )
 
 
 def _latest(
@@ -197,24 +199,20 @@ def _results(
     others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
     commands: list[Line] = [(Code(line),) for line in missing_points(rows, context)]
-    equal_time: list[Block] = []
-    if equal is not None or commands:
-        equal_time.append(equal or ("No method is compared with fewer frames at its own speed: no run is recorded.",))
-    if commands:
-        equal_time += [("These commands make the points of the line of fewer frames that are not recorded:",), commands]
+    best = context.compares and not free
     tests = (pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context))
     nothing = ("Nothing was trained under this protocol yet.",)
+    main: list[Block] = [main_table(rows, pairs, context, best=best)] if rows else [nothing]
+    every: list[Block] = [results_table(rows, context, best=best)] if rows else []
     return [
-        Section(
-            title="Results",
-            blocks=[main_table(rows, pairs, context, best=context.compares and not free) if rows else nothing],
-            page="first",
-        ),
-        Section(title="Accuracy at equal time", blocks=equal_time, page="first"),
+        Section(title="Results", blocks=main, page="first"),
+        Section(title="Accuracy at equal time", blocks=_present(equal), page="first"),
         Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
         Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
+        Section(title="All metrics", blocks=every, page="first"),
         Section(title="Pictures", blocks=[*_visualized(context), *others]),
         Section(title="Significance of the differences", blocks=_present(*tests)),
+        *bullets("Points of fewer frames that are not recorded", commands, "These commands make them:"),
         Section(title="Order in time", blocks=_present(subset_table(rows, context))),
     ]
 
@@ -254,14 +252,17 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     papers = PaperData(numbers=numbers, configurations=configurations)
     comparisons = compare(papers, rows, full_size, context)
     claimed = judge_accuracy(load_claims(), rows, papers, context)
-    claims = [claims_table(claimed, "claims", "The papers' claims about accuracy", context)] if claimed else []
+    claims: list[Table] = []
+    if claimed:
+        whole = claims_table(claimed, "claims", "Every reading of the claims about accuracy", context)
+        claims = [claims_headline(claimed, context), whole]
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
     verdicts: list[Block] = [
-        verdict_table(comparisons, context) or ("No published number is comparable with this report's.",),
+        *(verdict_tables(comparisons, load_reruns(), context) or [("No published number is comparable here.",)]),
         *_present(apart_table(comparisons, context)),
         *claims,
         *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),

@@ -28,7 +28,7 @@ from tvrbench.harness.reporting.papers.csv_rows import (
     load,
     metric_of,
 )
-from tvrbench.harness.reporting.papers.published import Method, PublishedNumber
+from tvrbench.harness.reporting.papers.published import Method, PublishedNumber, load_published
 
 _SOURCES = {
     r"([\w.-]+/[\w.-]+)#(\d+)": r"https://github.com/\1/issues/\2",
@@ -110,54 +110,49 @@ class Rerun:
 
 
 class Reruns(NamedTuple):
-    """What is known of recipes that several ran."""
+    """The recipes that several ran, and the numbers of all re-runs, those in papers among them."""
 
     recipes: Sequence[Recipe]
     reruns: Sequence[Rerun]
 
-    def of(self, number: PublishedNumber, numbers: Iterable[PublishedNumber]) -> list[Rerun]:
-        """Return the re-runs of a number's recipe on its data and backbone, without the number's own.
-
-        Args:
-            number: a published number.
-            numbers: all of them: those of papers that ran the recipe again count as re-runs.
-        """
-        mine = self._named(number)
-        if mine is None:
-            return []
-        found = [again for again in (self._again(other) for other in numbers) if again is not None]
+    def of(self, number: PublishedNumber) -> list[Rerun]:
+        """Return the re-runs of a number's recipe on its data and backbone, without the number's own."""
+        recipe = named(number, self.recipes)
         return [
             one
-            for one in (*found, *self.reruns)
-            if (one.recipe, one.dataset, one.metric) == (mine.recipe, number.dataset, number.metric)
+            for one in (self.reruns if recipe is not None else ())
+            if recipe is not None
+            and (one.recipe, one.dataset, one.metric) == (recipe.recipe, number.dataset, number.metric)
             and number.backbone in (None, one.backbone)
             and (None in (number.train_split, one.train_split) or number.train_split == one.train_split)
-            and (mine.source is None or one.source != mine.source)
+            and one.source != recipe.source
         ]
 
-    def _named(self, number: PublishedNumber) -> Recipe | None:
-        place = (number.paper, number.method, number.config)
-        return next((r for r in self.recipes if (r.paper, r.method, r.config) == place), None)
-
-    def _again(self, number: PublishedNumber) -> Rerun | None:
-        """Return a paper's number as a re-run, if it is one."""
-        recipe = self._named(number)
+    def repeats(self, number: PublishedNumber, numbers: Iterable[PublishedNumber]) -> bool:
+        """Return True if a number is a re-run of one of the others, which is the recipe's authors' own."""
+        recipe, place = named(number, self.recipes), (number.dataset, number.backbone, number.metric)
         if recipe is None or recipe.source is None:
-            return None
-        same = ("dataset", "train_split", "backbone", "metric", "value", "unit", "decimals")
-        values = {name: getattr(number, name) for name in same}
-        read_from = f"{number.table}; {number.read_from}"
-        return Rerun(recipe=recipe.recipe, source=recipe.source, differs=recipe.differs, read_from=read_from, **values)
+            return False
+        same = (named(n, self.recipes) for n in numbers if (n.dataset, n.backbone, n.metric) == place)
+        return any(r is not None and r.recipe == recipe.recipe and r.source is None for r in same)
+
+
+def named(number: PublishedNumber, recipes: Iterable[Recipe]) -> Recipe | None:
+    """Return the recipe that a number is of; None where nobody else ran it."""
+    place = (number.paper, number.method, number.config)
+    return next((r for r in recipes if (r.paper, r.method, r.config) == place), None)
 
 
 @functools.cache
 def load_reruns() -> Reruns:
-    """Read the recipes and their re-runs.
+    """Read the recipes, their re-runs, and the papers' numbers that are re-runs.
 
     Raises:
         UsageError: a line is incomplete, unknown, no number, or repeated; the message names it.
     """
-    return Reruns(tuple(load("recipes.csv", Recipe)), read_reruns(folder() / "reruns.csv"))
+    recipes = tuple(load("recipes.csv", Recipe))
+    in_papers = [again for n in load_published() if (again := _again(n, recipes)) is not None]
+    return Reruns(recipes, (*in_papers, *read_reruns(folder() / "reruns.csv")))
 
 
 def read_reruns(file: Traversable) -> tuple[Rerun, ...]:
@@ -170,3 +165,14 @@ def read_reruns(file: Traversable) -> tuple[Rerun, ...]:
             raise duplicate(file, line, f"{one.metric} of {one.source}")
         reruns[one] = None
     return tuple(reruns)
+
+
+def _again(number: PublishedNumber, recipes: Iterable[Recipe]) -> Rerun | None:
+    """Return a paper's number as a re-run, if it is one."""
+    recipe = named(number, recipes)
+    if recipe is None or recipe.source is None:
+        return None
+    same = ("dataset", "train_split", "backbone", "metric", "value", "unit", "decimals")
+    values = {name: getattr(number, name) for name in same}
+    read_from = f"{number.table}; {number.read_from}"
+    return Rerun(recipe=recipe.recipe, source=recipe.source, differs=recipe.differs, read_from=read_from, **values)

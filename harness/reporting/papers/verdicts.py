@@ -30,7 +30,7 @@ from tvrbench.harness.reporting.papers.published import (
 )
 from tvrbench.harness.reporting.papers.ratios import CONTENT, Ratio, absolute, interleaved, over_published, separate
 
-Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured", "not checkable"]
+Verdict = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not measured"]
 
 GMACS_TOLERANCE = 0.005
 MARGINS: Mapping[str, float] = {"R1": 0.5, "R5": 0.5, "R10": 0.5, "RSum": 1.5, "MdR": 0.0, "MnR": 0.5}
@@ -232,8 +232,9 @@ def _compare_number(
     for row in match.rows:
         unreleased = match.not_checkable is not None
         found = _cost_verdict(number, row, released=not unreleased) if cost else _metric_verdict(number, row)
-        unchecked = unreleased and found.measured is not None
-        yield replace(found, verdict="not checkable", reason=match.not_checkable) if unchecked else found
+        if unreleased and found.measured is not None:
+            found = replace(found, verdict="not comparable", reason=match.not_checkable, codes=("no-released-code",))
+        yield found
     if match.reason is not None:
         yield _not_comparable(number, [match.reason])
 

@@ -9,12 +9,13 @@ from typing import Any
 from tvrbench.harness.evaluation.statistics import PairedDifference
 from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS
 from tvrbench.harness.reporting.catalogue import CATALOGUE, EXPECTED_R1, Metric, fixed, recorded, retrieval
-from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_recall
+from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_interval, expected_recall
 from tvrbench.harness.reporting.tables.markdown import brief
 from tvrbench.harness.reporting.tables.table import (
     NOTHING,
     Cell,
     Column,
+    Mark,
     missing_cell,
     number_cell,
     number_column,
@@ -43,6 +44,10 @@ RECALL_INTERVAL = interval_column(
     "t2v_R1_interval", "R@1 95 % interval", lambda row: row.interval("t2v", "R1"), "{:.1f} to {:.1f}"
 )
 RECALL_SPREAD = number_column("t2v_R1_sd", "R@1 sd over seeds", lambda row: row.sd("t2v", "R1"), fixed(1))
+EXPECTED_INTERVAL = interval_column(
+    f"{EXPECTED_R1.name}_interval", "its 95 % interval", expected_interval, "{:.1f} to {:.1f}"
+)
+EXCLUDED = Mark("!", "Excluded from bold and from every comparison; the CSV has the reason of each value.")
 
 
 def metric_column(shown: Metric, chance: float | None = None) -> Column:
@@ -90,15 +95,14 @@ def recorded_columns(rows: Sequence[MethodRow], kind: Any) -> list[Column]:
 def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -> Cell:
     """Return the cell of a cost.
 
-    Missing and excluded values name the reason in a footnote, and bounds are marked. None of them is ranked, nor is a
-    0, a method that encodes nothing or a row that is compared with no other.
+    A missing value names its reason in a footnote, excluded ones and bounds are marked. None of them is ranked, nor is
+    a 0, a method that encodes nothing or a row that is compared with no other.
     """
     if cost is None or cost.value is None:
         return missing_cell(None if cost is None else cost.reason)
     text = f"{'≥ ' * cost.lower_bound}{'≤ ' * cost.upper_bound}{show(cost.value)}"
     if cost.invalid is not None:
-        note = f"! Excluded from every best and every claim: {brief(cost.invalid)}."
-        return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", note=note)
+        return Cell(text=text, value=f"{cost.value} (excluded: {brief(cost.invalid)})", mark=EXCLUDED)
     fair = row.encodes and row.apart is None and not cost.lower_bound and not cost.upper_bound
     why = "At most: the number of tokens depends on the pixels of a video." if cost.upper_bound else None
     return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0, note=why)
@@ -140,7 +144,7 @@ def kept_columns(rows: Sequence[MethodRow]) -> list[Column]:
 
 
 def difference_columns(
-    test: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str]
+    test: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str | None]
 ) -> list[Column]:
     """Return difference, interval, corrected p-value and verdict of a paired test; blank where nothing was tested."""
 

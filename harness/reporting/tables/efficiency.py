@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from tvrbench.harness.records.record import MeasurementDoc
-from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
-from tvrbench.harness.reporting.catalogue import COUNTS, Metric, fixed, metric, recorded, significant
+from tvrbench.harness.core import registry
+from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
+from tvrbench.harness.reporting.catalogue import MEMORY, Metric, fixed, metric, printed_backbone, recorded, significant
 from tvrbench.harness.reporting.data.bench_rows import (
     UNMEASURED,
     Bench,
@@ -21,17 +23,16 @@ from tvrbench.harness.reporting.data.bench_rows import (
     value_of,
 )
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.rows import Cost, MethodRow
-from tvrbench.harness.reporting.tables.columns import AS_RELEASED_REMARK, LABEL, cost_cell, of_videos, readings
-from tvrbench.harness.reporting.tables.markdown import slug
+from tvrbench.harness.reporting.data.rows import Cost, MethodRow, group_of, grouped
+from tvrbench.harness.reporting.tables.columns import cost_cell, of_videos, readings
+from tvrbench.harness.reporting.tables.marks import FVCORE, MARKS, directed, marked
 from tvrbench.harness.reporting.tables.table import (
+    MISSING,
     Cell,
     Column,
     Table,
-    link_column,
     make_table,
     missing_cell,
-    number_cell,
     number_column,
     text_column,
 )
@@ -39,107 +40,130 @@ from tvrbench.harness.reporting.tables.table import (
 Find = Callable[[MethodRow], MeasurementDoc | None]
 
 _show = significant(3)
+_GB = {"B": 1e-9, "kB": 1e-6, "KiB": 1.024e-6, "MB": 1e-3, "MiB": 1.048576e-3, "GB": 1.0, "GiB": 1.073741824}
 _STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
 _NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
-_FLOAT32 = "float32 runs beside the GPU's tensor cores: in bfloat16, times and the ratios of methods are others."
+_FLOAT32 = "fp32 runs beside the GPU's tensor cores: in bf16, times and the ratios of methods are others."
+_LABEL = text_column("method", "Method", lambda row: row.label)
 
 
-def cost_table(bench: Bench, name: str, context: ReportContext) -> Table:
-    """Make the table of encoding on one backbone: counts, speed, memory, share of the machine's peak, speed-up."""
-    rows = bench.on(name)
+def cost_rows(bench: Bench, name: str, *, elsewhere: bool = False) -> list[MethodRow]:
+    """Return the rows of a backbone in their groups, the cheapest first; ``elsewhere`` adds what others measured."""
+    rows = [*bench.on(name), *(bench.counted_on(name) if elsewhere else [])]
+    rows.sort(key=lambda row: (value_of(figure(row, "gmacs_video")) or 0.0, row.label))
+    return grouped(rows, lambda row: row)
+
+
+def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table:
+    """Make the table of costs that papers print: counts, speed, memory, and what training takes.
+
+    Args:
+        bench: where they were measured.
+        rows: of one backbone, in order (``cost_rows``); columns that none of them has are left out.
+        stem: of the file's name.
+        context: the report.
+    """
+    batch = shared_batch(rows, "throughput", "inference")
+    failed, ratio, no_step = _find("throughput", "inference"), _find("speedup"), _find("step_time", "training")
+    released = readings(rows, "gmacs_video")[1:]
+    columns = [
+        _column("params_trainable", "Params (M)"),
+        _column("output_tokens", "Tokens"),
+        _column("gmacs_video", f"GFLOPs {FVCORE}"),
+        *(_as_released(name, f"As released {FVCORE}") for name in released),
+        _column(
+            "speedup", "Speed-up by GFLOPs", _allowed(rows), _factor, key="speedup_allowed", best=False, instead=ratio
+        ),
+        _column("speedup", "Speed-up [95 %]", show=_ranged),
+        *(replace(column, csv_only=True) for column in _ends("speedup")),
+        _column("throughput", "Videos/s", _find("throughput", "inference", batch), key=f"throughput_{batch}"),
+        *_memory_columns(rows, "inference", failed)[:1],
+        _column("training_speedup", "Training speed-up [95 %]", show=_ranged, instead=no_step),
+        *(replace(column, csv_only=True) for column in _ends("training_speedup")),
+        *_memory_columns(rows, "training", no_step)[:1],
+    ]
+    known = [c for c in columns if any((cell := c.cell(row)).value is not None or "!" in cell.text for row in rows)]
     sentences = (
-        _where(bench, rows),
-        "Bold: best of a column, of valid measurements of methods that encode.",
-        "Every method and baseline has random weights unless its label says more.",
-        "GMACs, tokens and parameters are counted; the rest is measured on synthetic videos in memory.",
+        f"{_where(bench, rows)}{f', batch {batch}' if batch else ''}.",
+        _speedup_sentence(rows, "speedup"),
+        "Bold: best of a column among methods that encode every frame.",
         _clips_sentence(rows),
-        AS_RELEASED_REMARK * any(len(readings(rows, name)) > 1 for name in COUNTS),
-        _speedup_sentence(rows, "speedup", "Speed-up"),
-        "Allowed: the ratio of both sides' multiply-adds; reached: the speed-up's share of it.",
         _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
-        _peak_sentence(rows),
-        _pace_sentence(rows),
     )
+    return make_table(
+        f"cost/{stem}",
+        f"Cost on {printed_backbone(backbone(rows[0]))}, {bench.name}",
+        sentences,
+        [_LABEL, *map(directed, known), replace(context.record_column(), csv_only=True)],
+        rows,
+        best=True,
+        group=group_of,
+        marks={**MARKS, MISSING: f"Not measured on {bench.name}: details.md has other devices, the CSV the reason."},
+    )
+
+
+def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table:
+    """Make the table of what else was counted and measured of encoding on one backbone."""
     failed, ratio = _find("throughput", "inference"), _find("speedup")
     best_batch, share = _at_best_batch("throughput", "throughput_best"), _at_best_batch(*["share_of_peak"] * 2)
     texts = shared_batch(rows, "text_throughput", "inference")
-    columns = [
-        *(_column(name, best=name == "gmacs_video") for name in readings(rows, "gmacs_video")),
-        _column("gmacs_reduction", best=False),
-        *(_column(name, best=False) for name in readings(rows, "gmacs_text")),
-        *(_column(name, best=name == "output_tokens") for name in readings(rows, "output_tokens")),
-        _column("params_trainable", best=False),
-        *(_column("throughput", at=batch) for batch in batches(rows, "throughput", "inference")),
-        _column("throughput_best", " (quartiles), batch", best_batch, _quartiles, instead=failed),
-        _column("share_of_peak", ", at the best batch", share, instead=failed),
-        _column("latency_median", instead=failed),
-        _column("latency_p95", instead=failed),
-        _column("text_throughput", at=texts, key="text_throughput", instead=failed),
-        *_memory_columns(rows, "inference", failed),
-        _column("speedup", " (95 %)", show=_ranged),
-        _column(
-            "speedup_reached", "allowed by GMACs", _allowed, _factor, key="speedup_allowed", best=False, instead=ratio
+    beside = [
+        *(_column(name, metric(name).short) for name in readings(rows, "gmacs_text")[1:]),
+        *(_column(name, metric(name).short) for name in readings(rows, "output_tokens")[1:]),
+        *(
+            _column(name, f"{name}, {batch}", _find(name, "inference", batch), key=f"{name}_{batch}")
+            for name in ("throughput",)
+            for batch in batches(rows, name, "inference")
         ),
-        _column("speedup_reached", instead=ratio),
+        context.record_column(),
     ]
-    title = f"Cost of encoding on {name}, {bench.name}"
-    stem, columns = f"cost-{slug(name, 40)}-{bench.slug}", [LABEL, *columns, context.record_column()]
-    return make_table(stem, title, sentences, columns, rows, best=True)
+    columns = [
+        _column("gmacs_reduction", f"Reduction GFLOPs {FVCORE}", best=False),
+        _column("gmacs_text", f"Text GFLOPs {FVCORE}", best=False),
+        _column("throughput_best", "Best videos/s [quartiles]", best_batch, _quartiles, instead=failed),
+        text_column("best_batch", "Best batch", _best_batch, left=False),
+        _column("share_of_peak", "% of peak", share, instead=failed),
+        _column("latency_median", "Latency (ms)", instead=failed),
+        _column("latency_p95", "p95 (ms)", instead=failed),
+        _column("text_throughput", "Captions/s", _find("text_throughput", "inference", texts), instead=failed),
+        *_memory_columns(rows, "inference", failed)[1:],
+        _column("speedup_reached", "% of the speed-up by GFLOPs", instead=ratio),
+    ]
+    sentences = (f"{_where(bench, rows)}.", None, _peak_sentence(rows), _pace_sentence(rows))
+    title = f"More about encoding on {printed_backbone(backbone(rows[0]))}, {bench.name}"
+    every = [_LABEL, *map(directed, columns), *(replace(column, csv_only=True) for column in beside)]
+    return make_table(f"encoding/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
 
 
-def further_table(bench: Bench, name: str, context: ReportContext) -> Table | None:
+def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table | None:
     """Make the table of training steps, stages from files to a ranking, and energy; None where none was measured."""
-    rows = bench.on(name)
     no_step, no_stage, no_energy = _find("step_time", "training"), _find("end_to_end_throughput"), _find("energy_video")
-    columns = [_column("step_time", at=batch) for batch in batches(rows, "step_time", "training")]
+    rows = [row for row in rows if not all(find(row) is None for find in (no_step, no_stage, no_energy))]
+    batch = shared_batch(rows, "step_time", "training")
+    columns = []
     if any(no_step(row) for row in rows):
-        columns.append(_column("training_speedup", " (95 %)", show=_ranged, instead=no_step))
+        columns += [
+            _column("step_time", f"Step (ms), batch {at}", _find("step_time", "training", at), key=f"step_time_{at}")
+            for at in batches(rows, "step_time", "training")
+        ]
+        columns = [replace(column, csv_only=column.key != f"step_time_{batch}") for column in columns]
+        columns.append(_column("training_speedup", "Training speed-up [95 %]", show=_ranged, instead=no_step))
         columns += _memory_columns(rows, "training", no_step)
     for key in (*_STAGES, "energy_video", "energy_queries"):
         instead = no_stage if key in _STAGES else no_energy
         if any(_find(key)(row) or instead(row) for row in rows):
-            columns.append(_column(key, best=key not in _NOT_OF_THE_METHOD, instead=instead))
+            columns.append(_column(key, metric(key).short, best=key not in _NOT_OF_THE_METHOD, instead=instead))
     if not columns:
         return None
     sentences = (
-        _where(bench, rows),
+        f"{_where(bench, rows)}.",
+        _speedup_sentence(rows, "training_speedup"),
         "A training step runs in the precision of the method's own recipe unless the command named one.",
-        _speedup_sentence(rows, "training_speedup", "Training speed-up"),
-        "Energy: joules above idling, from the GPU's counter.",
+        "Energy: joules above idling, from the GPU's counter." if any(no_energy(row) for row in rows) else None,
     )
-    title = f"Training, stages and energy on {name}, {bench.name}"
-    stem, columns = f"training-{slug(name, 40)}-{bench.slug}", [LABEL, *columns, context.record_column()]
-    return make_table(stem, title, sentences, columns, rows, best=True)
-
-
-def equal_time_table(matched: MatchedTime, bench: Bench, name: str, context: ReportContext) -> Table:
-    """Make the table of each method's time, the frames that fit into it, and the cost of those frames."""
-
-    def part(side: str, key: str) -> Callable[[MatchedPoint], float | None]:
-        return lambda entry: None if (point := getattr(entry, side)) is None else getattr(point, key)
-
-    columns = [
-        text_column("method", "method", lambda entry: entry.row.label),
-        Column(key="time", header="time, dense encoder = 1 (95 %)", cell=_time_cell),
-        Column(key="frames", header="frames in that time (95 %)", cell=_frames_cell),
-        number_column("gmacs", "GMACs", part("timed", "gmacs"), significant(4)),
-        number_column("rival_gmacs", "GMACs of those frames", part("budget", "gmacs"), significant(4)),
-        number_column("output_tokens", "tokens out", part("timed", "tokens"), fixed(0)),
-        number_column("rival_tokens", "tokens out of those frames", part("budget", "tokens"), fixed(0)),
-        text_column("verdict", "at equal time", lambda entry: entry.cost_verdict(matched.all_frames)),
-        link_column("records", "records", lambda entry: context.links(entry.row.runs)),
-    ]
-    line = "; ".join(f"{t.frames:g} frames {t.time:.2f}" for t in matched.curve)
-    sentences = (
-        f"Measured on {bench.name}, batch {matched.batch}, {bench.dates}, without accuracy.",
-        "Compared with fewer frames without reduction, at the measured time of each method.",
-        f"Between its points it is interpolated linearly in time: {line}.",
-        f"Time: over that of {matched.baseline} with all frames, both timed in turn in one process; the median of "
-        f"{matched.repeats} rounds and a 95 % interval (Student's t).",
-        "Slower than all frames: by more than the intervals overlap. Invalid measurements are excluded.",
-    )
-    title = f"Cost at equal measured time on {backbone(matched.curve[0].row)}, {bench.name}"
-    return make_table(name, title, sentences, columns, matched.points)
+    title = f"Training, stages and energy on {printed_backbone(backbone(rows[0]))}, {bench.name}"
+    every = [_LABEL, *map(directed, columns), replace(context.record_column(), csv_only=True)]
+    return make_table(f"training/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
 
 
 def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
@@ -148,22 +172,20 @@ def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
 
 def _column(
     shown: str | Metric,
-    header: str = "",
+    header: str,
     find: Find | None = None,
     show: Callable[[MeasurementDoc], str] | None = None,
     *,
-    at: int | None = None,
     best: bool = True,
     key: str | None = None,
     instead: Find | None = None,
 ) -> Column:
     """Return the column of a measurement, each missing one with its reason or that of ``instead``.
 
-    The header is the catalogue's by default; one that starts with a space or a comma ends it, as a batch size does.
+    Fewer frames are never the best: they cost less by definition.
     """
     known = metric(shown) if isinstance(shown, str) else shown
-    words = header if at is None else f", batch {at}"
-    find = find or _find(known.name, None if at is None else known.what, at)
+    find = find or _find(known.name)
     show = show or (lambda m: known.text(m["value"] or 0.0))
 
     def cell(row: MethodRow) -> Cell:
@@ -172,45 +194,72 @@ def _column(
             cause = measured or (instead and instead(row))
             return missing_cell(Cost.mean([cause]).reason if cause else UNMEASURED)
         cost = replace(Cost.mean([measured]), value=measured["value"])
-        return of_videos(cost_cell(cost, row, lambda _: show(measured)), row, known)
+        filled = of_videos(cost_cell(cost, row, lambda _: show(measured)), row, known)
+        return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))
 
-    return Column(
-        key=key or (known.name if at is None else f"{known.name}_{at}"),
-        header=words if words and words[0] not in " ," else known.short + words,
-        cell=cell,
-        better=known.better if best else None,
-    )
+    return Column(key=key or known.key, header=header, cell=marked(cell), better=known.better if best else None)
+
+
+def _as_released(name: str, header: str) -> Column:
+    """Return the column of a cost as released, blank where it is the exact one."""
+    column = _column(name, header, best=False)
+
+    def cell(row: MethodRow) -> Cell:
+        exact, released = figure(row, name.removesuffix(AS_RELEASED)), figure(row, name)
+        same = exact is not None and released is not None and exact["value"] == released["value"]
+        return Cell(text="", value=exact["value"]) if same and exact is not None else column.cell(row)
+
+    return replace(column, cell=cell)
+
+
+def _ends(name: str) -> list[Column]:
+    """Return the columns of both ends of a ratio's interval."""
+
+    def end(row: MethodRow, place: int) -> float | None:
+        ratio = figure(row, name)
+        return None if ratio is None or ratio["value"] is None else rounds_interval(ratio)[place]
+
+    places = enumerate(("low", "high"))
+    return [number_column(f"{name}_{end_}", "", partial(end, place=place), fixed(2)) for place, end_ in places]
 
 
 def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Column]:
-    """Return one column per meter, each at the largest batch that every method could do."""
-    columns = []
-    for shown in recorded((m for row in rows for m in row.measurements), "memory"):
-        if shown.what != what:
-            continue
-        batch = shared_batch(rows, shown.name, what)
-        at = "" if batch is None else f", batch {batch}"
-        header = f"{'training ' * (what == 'training')}{shown.unit} ({shown.short}){at}"
-        columns.append(_column(shown, header, key=shown.key, find=_find(shown.name, what, batch), instead=instead))
-    return columns
+    """Return one column per meter in GB, the preferred one first, each at the largest batch that every method did."""
+    order = [meter.name for meter in MEMORY]
+    meters = [m for m in recorded((m for row in rows for m in row.measurements), "memory") if m.what == what]
+    meters.sort(key=lambda shown: order.index(shown.name) if shown.name in order else len(order))
+    title = "Training memory (GB)" if what == "training" else "Memory (GB)"
+
+    def column(shown: Metric, header: str) -> Column:
+        find = _find(shown.name, what, shared_batch(rows, shown.name, what))
+        gigabytes = _GB[shown.unit]
+        return _column(shown, header, find, lambda m: f"{gigabytes * (m['value'] or 0):.2f}", instead=instead)
+
+    return [column(shown, f"{title}: {shown.short}" if i else title) for i, shown in enumerate(meters)]
 
 
 def _ranged(m: MeasurementDoc) -> str:
     """Print a ratio with the interval of its rounds."""
     low, high = rounds_interval(m)
-    return f"{_factor(m)} ({low:.2f} to {high:.2f})"
+    return f"{_factor(m)} [{low:.2f}, {high:.2f}]"
 
 
 def _factor(m: MeasurementDoc) -> str:
-    return f"{m['value']:.2f}x"
+    return f"{m['value']:.2f}"
 
 
-def _allowed(row: MethodRow) -> MeasurementDoc | None:
-    """Find the speed-up that the multiply-adds allow."""
-    reached = figure(row, "speedup_reached")
-    if reached is None or reached["value"] is None:
-        return reached
-    return {**reached, "value": reached["conditions"]["allowed"]}
+def _allowed(rows: Sequence[MethodRow]) -> Find:
+    """Find the speed-up that the multiply-adds allow: the dense encoder's over the method's."""
+    names = registry.matching("methods", "baselines", role="dense")
+    dense = [value for row in rows if row.method in names and (value := value_of(figure(row, "gmacs_video")))]
+
+    def find(row: MethodRow) -> MeasurementDoc | None:
+        counted = figure(row, "gmacs_video")
+        if counted is None or not counted["value"] or not dense or counted["conditions"].get("upper_bound"):
+            return None
+        return {**counted, "value": dense[0] / counted["value"]}
+
+    return find
 
 
 def _at_best_batch(name: str, otherwise: str) -> Find:
@@ -225,56 +274,43 @@ def _at_best_batch(name: str, otherwise: str) -> Find:
 
 
 def _quartiles(m: MeasurementDoc) -> str:
-    value, batch = _show(m["value"] or 0.0), f"batch {m['conditions'].get('batch')}"
+    value = _show(m["value"] or 0.0)
     if not m["samples"]:
-        return f"{value}, {batch}"
+        return value
     low, high = (_show(float(end)) for end in np.percentile(m["samples"], (25, 75)))
-    return f"{value} ({low} to {high}), {batch}"
+    return f"{value} [{low}, {high}]"
 
 
-def _time_cell(entry: MatchedPoint) -> Cell:
-    low, high = (entry.timed and entry.timed.interval) or (0.0, 0.0)
-    time = None if entry.timed is None else entry.timed.time
-    return number_cell(time, lambda value: f"{value:.2f} ({low:.2f} to {high:.2f})")
-
-
-def _frames_cell(entry: MatchedPoint) -> Cell:
-    low, high = ("beyond" if end is None else f"{end:.1f}" for end in entry.span)
-    frames = None if entry.budget is None else entry.budget.frames
-    return number_cell(frames, lambda value: f"{value:.1f} ({low} to {high})")
+def _best_batch(row: MethodRow) -> str | None:
+    best = figure(row, "throughput_best")
+    return None if best is None or best["value"] is None else str(best["conditions"].get("batch"))
 
 
 def _where(bench: Bench, rows: Sequence[MethodRow]) -> str:
-    cores = "" if bench.on_gpu else f", {rows[0].record['environment'].get('cpu_count')} cores"
-    return f"Measured on {bench.device}{cores}, {bench.dates}, {bench.name.removeprefix(bench.device).strip(', ')}."
+    cores = "" if bench.on_gpu else f" ({rows[0].record['environment'].get('cpu_count')} cores)"
+    return f"Measured on {bench.device}{cores}, {bench.dates}, with {bench.frames} frames"
 
 
 def _clips_sentence(rows: Sequence[MethodRow]) -> str | None:
     """Name the methods that were measured on clips, and the clips."""
-    where = {row.label: m["conditions"] for row in rows for m in row.measurements if "share_kept" in m["conditions"]}
-    if not where:
-        return None
     most: dict[str, int] = {}
-    for said in (m["conditions"] for row in rows for m in row.measurements if "distinct_clips" in m["conditions"]):
-        most[said["dataset"]] = max(said["distinct_clips"], most.get(said["dataset"], 0))
-    clips = ", ".join(f"up to {number} clips of {name}" for name, number in most.items())
-    return (
-        f"Not so {', '.join(where)}, whose number of tokens depends on the pixels, and what they are compared with: "
-        f"measured on {clips}."
-    )
+    methods: dict[str, None] = {}
+    for row in rows:
+        for said in (m["conditions"] for m in row.measurements if "distinct_clips" in m["conditions"]):
+            most[said["dataset"]] = max(said["distinct_clips"], most.get(said["dataset"], 0))
+            methods |= {row.label: None} if "share_kept" in said else {}
+    clips = ", ".join(f"up to {number} of {name}" for name, number in most.items())
+    return f"Measured on clips ({clips}), not on noise: {', '.join(methods)}." if methods else None
 
 
-def _speedup_sentence(rows: Sequence[MethodRow], name: str, title: str) -> str | None:
+def _speedup_sentence(rows: Sequence[MethodRow], name: str) -> str | None:
     ratios = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
     if not ratios:
         return None
     over, at = (", ".join(dict.fromkeys(str(m["conditions"].get(key)) for m in ratios)) for key in ("against", "batch"))
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
-    return (
-        f"{title}: over {over}{tuning}, both timed in turn in one process; the median of {rounds} rounds and a 95 % "
-        f"interval (Student's t); batch {at}."
-    )
+    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} rounds, batch {at}."
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:

@@ -3,25 +3,76 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
+from textwrap import wrap
 
 from tvrbench.harness.reporting.tables.markdown import brief, one_line
-from tvrbench.harness.reporting.tables.table import Cell, Table
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table
 
 _WIDE_CELL = 34  # characters from which a column of words is set as paragraphs
 _LINE = 28  # characters per line of a paragraph
 _LONG_WORD = 24  # characters after which a word without a space may break
-_LONG_TABLE = 40  # lines from which a table may break over pages
+_LONG_TABLE = 50  # lines from which a table may break over pages, which it cannot in two columns
 _CAPTION = 3000  # characters; TeX measures a caption as one line, whose length is limited
+_HEAD = 6  # characters per line of a header
+_PARAGRAPH = r">{\raggedright\arraybackslash}p{4.6cm}"
+_FLOATING = r"""%% needs array, booktabs, graphicx, and T1 fonts (fontenc, textcomp)
+\begin{table*}[tp]
+\centering\footnotesize\setlength{\tabcolsep}{3pt}
+%(caption)s
+\label{%(label)s}\par\smallskip
+\sbox0{\begin{tabular}{@{}%(kinds)s@{}}
+\toprule
+%(head)s
+\midrule
+%(rows)s
+\bottomrule
+\end{tabular}}
+\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\usebox0}\else\usebox0\fi\par\smallskip
+\begin{minipage}{\textwidth}\scriptsize
+%(notes)s\end{minipage}
+\end{table*}
+"""
+_LONG = r"""%% needs array, booktabs, longtable, and T1 fonts (fontenc, textcomp)
+\begingroup\scriptsize\setlength{\tabcolsep}{3pt}\setlength{\LTcapwidth}{\textwidth}
+\begin{longtable}{@{}%(kinds)s@{}}
+%(caption)s\label{%(label)s}\\
+\toprule
+%(head)s
+\midrule
+\endfirsthead
+\toprule
+%(head)s
+\midrule
+\endhead
+\bottomrule
+\endfoot
+%(rows)s
+\end{longtable}
+%(notes)s\endgroup
+"""
+_DOCUMENT = r"""\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{lmodern,textcomp}
+\usepackage[paperwidth=42cm,paperheight=29.7cm,margin=1.5cm]{geometry}
+\usepackage{array,booktabs,graphicx,longtable}
+\pagestyle{empty}\setlength{\parindent}{0pt}
+\begin{document}
+%s\end{document}
+"""
 _NOT_IN_T1 = "ĦħĸĿŀŉŦŧ"
 _SIGNS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
 _MARKS = {'"': "quotedbl", "'": "quotesingle", "`": "asciigrave", "–": "endash", "—": "emdash", "µ": "mu"}
-_MATH = {"→": "rightarrow", "≥": "geq", "≤": "leq", "±": "pm", "×": "times"}
+_MARKS |= {"“": "quotedblleft", "”": "quotedblright", "‘": "quoteleft", "’": "quoteright"}
+_MATH = {"→": "rightarrow", "≥": "geq", "≤": "leq", "±": "pm", "×": "times", "†": "dagger", "‡": "ddagger"}
+_MATH |= {"↑": "uparrow", "↓": "downarrow", "Δ": "Delta"}
 _SPECIAL = {
     **{character: rf"\text{name}{{}}" for character, name in (_SIGNS | _MARKS).items()},
     **{character: rf"$\{name}$" for character, name in _MATH.items()},
     **{character: rf"\{character}" for character in "{}$&#%_"},
     **{character: f"{{{character}}}" for character in "[]*"},  # no length or star after a line break
+    "−": "$-$",
     "-": r"-{}",  # no ligature: two hyphens stay two
     "…": r"\ldots{}",
     "⚠": r"\textbf{!}",
@@ -39,57 +90,55 @@ def latex(value: object) -> str:
     return "".join(_SPECIAL.get(c) or (c if plain(c) else f"{{[}}U+{ord(c):04X}{{]}}") for c in text)
 
 
+def latex_files(tables: Sequence[Table]) -> dict[str, str]:
+    """Return a file per table to put into a paper, and ``tables.tex``, which shows them all, by name."""
+    document = _DOCUMENT % "".join(rf"\input{{{table.anchor}.tex}}\clearpage" + "\n" for table in tables)
+    return {f"tex/{table.anchor}.tex": fragment(table) for table in tables} | {"tex/tables.tex": document}
+
+
 def fragment(table: Table) -> str:
     """Return a table to include; its first line names the packages. Columns of links are left out.
 
-    A wide table shrinks to the text's width; a long one continues over pages.
+    A table that is wider than the text even with narrow gaps shrinks to its width; a long one continues over pages.
     """
-
-    def kind(index: int) -> str:
-        if not table.columns[index].left:
-            return "r"
-        wide = any(len(row[index].text) > _WIDE_CELL for row in table.rows)
-        return r">{\raggedright\arraybackslash}p{4.6cm}" if wide else "l"
-
-    kept = [i for i, _ in enumerate(table.columns) if not any(row[i].links for row in table.rows)]
-    kinds = "".join(map(kind, kept))
-    head = " & ".join(latex(table.columns[i].header) for i in kept) + r" \\"
-    lines_of_rows: list[str] = []
+    table = table.unlinked
+    kinds = [_kind(table, i) for i, _ in enumerate(table.columns)]
+    head = " & ".join(map(_head, table.columns, kinds)) + r" \\"
+    lines: list[str] = []
     for title, members in table.grouped:
-        rule = r"\midrule " * bool(lines_of_rows)
-        lines_of_rows += [rf"{rule}\multicolumn{{{len(kept)}}}{{l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
-        lines_of_rows += [" & ".join(_cell(row[i]) for i in kept) + r" \\" for _, row in members]
-    rows = "\n".join(lines_of_rows)
-    text = brief(" ".join([table.caption, *("".join(map(str, note)) for note in table.notes)]), _CAPTION)
-    caption = rf"\caption{{\textbf{{{latex(table.title)}.}} {_text(text)}}}"
-    lines = sum(max((-(-len(row[i].text) // _LINE) for i in kept), default=1) for row in table.rows)
-    if lines >= _LONG_TABLE:
-        return (
-            "% needs array, booktabs, longtable, and T1 fonts (fontenc, textcomp)\n"
-            f"\\begingroup\\scriptsize\\setlength{{\\LTcapwidth}}{{\\textwidth}}\n\\begin{{longtable}}{{{kinds}}}\n"
-            f"{caption}\\label{{tab:{table.anchor}}}\\\\\n"
-            f"\\toprule\n{head}\n\\midrule\n\\endhead\n\\bottomrule\n\\endfoot\n{rows}\n"
-            "\\end{longtable}\n\\endgroup\n"
-        )
-    return (
-        "% needs array, booktabs, graphicx, and T1 fonts (fontenc, textcomp)\n"
-        f"\\begin{{table*}}[tp]\n\\centering\\footnotesize\n{caption}\n\\label{{tab:{table.anchor}}}\n"
-        f"\\sbox0{{\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{head}\n\\midrule\n{rows}\n\\bottomrule\n"
-        "\\end{tabular}}\n"
-        "\\ifdim\\wd0>\\textwidth\\resizebox{\\textwidth}{!}{\\usebox0}\\else\\usebox0\\fi\n\\end{table*}\n"
-    )
+        rule = r"\midrule " * bool(lines)
+        lines += [rf"{rule}\multicolumn{{{len(kinds)}}}{{l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
+        lines += [" & ".join(map(_cell, row)) + r" \\" for _, row in members]
+    is_long = sum(max((-(-len(cell.text) // _LINE) for cell in row), default=1) for row in table.rows) >= _LONG_TABLE
+    return (_LONG if is_long else _FLOATING) % {
+        "caption": rf"\caption{{\textbf{{{latex(table.title)}.}} {_text(brief(table.caption, _CAPTION))}}}",
+        "label": f"tab:{table.anchor}",
+        "kinds": "".join(kinds),
+        "head": head,
+        "rows": "\n".join(lines),
+        "notes": "".join(f"{_text(''.join(map(str, note)))}\\par\n" for note in table.notes),
+    }
 
 
-def document(tables: Iterable[Table]) -> str:
-    """Return a document of all fragments in its folder, for ``pdflatex tables.tex``."""
-    inputs = "\n".join(rf"\input{{{table.anchor}.tex}}" + "\n" + r"\clearpage" for table in tables)
-    return (
-        "\\documentclass{article}\n"
-        "\\usepackage[T1]{fontenc}\n\\usepackage[utf8]{inputenc}\n\\usepackage{lmodern,textcomp}\n"
-        "\\usepackage[paperwidth=42cm,paperheight=29.7cm,margin=1.5cm]{geometry}\n"
-        "\\usepackage{array,booktabs,graphicx,longtable}\n\\pagestyle{empty}\n"
-        f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
-    )
+def _kind(table: Table, index: int) -> str:
+    if not table.columns[index].left:
+        return "r"
+    return _PARAGRAPH if any(len(row[index].text) > _WIDE_CELL for row in table.rows) else "l"
+
+
+def _head(column: Column, kind: str) -> str:
+    """Return a header in as many lines as its words need in a narrow column."""
+    lines = wrap(one_line(column.header), _HEAD, break_long_words=False, break_on_hyphens=False)
+    if kind == _PARAGRAPH or len(lines) < 2:
+        return latex(column.header)
+    stacked = r"\\".join(map(latex, lines))
+    return rf"\shortstack[{kind}]{{{stacked}}}"
+
+
+def latex_rows(table: Table) -> list[str]:
+    """Return each row as the line that a table in LaTeX has for it; columns of links are left out."""
+    kept = [i for i, _ in enumerate(table.columns) if not any(row[i].links for row in table.rows)]
+    return [" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows]
 
 
 def _cell(cell: Cell) -> str:

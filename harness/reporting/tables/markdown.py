@@ -29,8 +29,14 @@ class Code(str):
     __slots__ = ()
 
 
+class Url(str):
+    """A web address that the code made itself; every other target of a link is a relative path."""
+
+    __slots__ = ()
+
+
 Inline = str | Code | tuple[str, str | None]
-"""A piece of a line: text, code, or a link (text, relative path; None: no link)."""
+"""A piece of a line: text, code, or a link (text, ``Url`` or relative path; None: no link)."""
 
 
 def one_line(value: object) -> str:
@@ -69,6 +75,11 @@ def inline(parts: Iterable[Inline] | str) -> Markdown:
     return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
 
 
+def target(link: str) -> str:
+    """Return the target of a link, a path quoted."""
+    return str(link) if isinstance(link, Url) else quote(link)
+
+
 def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Environment:
     """Return the report's templates; ``finalize`` escapes what they print."""
     options |= {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -85,7 +96,7 @@ def templates() -> jinja2.Environment:
 
 def _piece(part: Inline) -> Markdown:
     if isinstance(part, tuple):
-        return Markdown(f"[{escaped(part[0])}]({quote(part[1])})") if part[1] is not None else escaped(part[0])
+        return Markdown(f"[{escaped(part[0])}]({target(part[1])})") if part[1] is not None else escaped(part[0])
     if isinstance(part, Code):  # fenced by more backticks than the text holds in a row
         text = one_line(part)
         fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -10,12 +10,14 @@ from tvrbench.harness.core.numerics import Numerics, numerics_text
 from tvrbench.harness.evaluation.comparability import ALWAYS, OWN_REASONS, RULES, shortfalls
 from tvrbench.harness.records.record import Record, weights_line
 from tvrbench.harness.records.runs import StoredRecord
+from tvrbench.harness.reporting.catalogue import printed_backbone
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import load_published
-from tvrbench.harness.reporting.tables.table import Table, text_column
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, text_column
 
 Runs = Sequence[StoredRecord]
+_FEW = 4  # runs that a line of a page names
 
 
 def shared_values(runs: Runs, value: Callable[[Record], str | None]) -> dict[str, Runs]:
@@ -32,15 +34,29 @@ def names(runs: Runs) -> str:
     return "; ".join(run.name for run in runs)
 
 
+def few_names(runs: Runs) -> str:
+    """Join the runs' names, or count them where they are many."""
+    return names(runs) if len(runs) <= _FEW else f"{len(runs)} runs"
+
+
 def provenance_table(runs: Runs, context: ReportContext) -> Table:
     """Make the table of what produced the numbers, one line per value that runs differ in."""
+    def who(line: tuple[str, str, Runs]) -> Cell:
+        members = line[2]
+        if len(members) == len(runs):
+            return Cell(text="all runs", value="all runs")
+        return Cell(text=few_names(members), value=names(members))
+
     lines = [
-        (what, value, "all runs" if len(members) == len(runs) else names(members))
-        for what, fact in _FACTS.items()
-        for value, members in shared_values(runs, fact).items()
+        (what, value, found) for what, fact in _FACTS.items() for value, found in shared_values(runs, fact).items()
     ]
-    columns = [text_column(key, key, itemgetter(i)) for i, key in enumerate(("what", "value", "runs"))]
-    return context.table("provenance", "Origin of the numbers", ("Read from the records.",), columns, lines)
+    columns = [
+        text_column("what", "what", itemgetter(0)),
+        text_column("value", "value", itemgetter(1)),
+        Column(key="runs", header="runs", cell=who, left=True),
+    ]
+    caption = ("Read from the records.", "The CSV names the runs of each value.")
+    return context.table("provenance", "Origin of the numbers", caption, columns, lines)
 
 
 def not_measured(rows: Sequence[MethodRow]) -> list[str]:
@@ -88,9 +104,9 @@ def warnings(runs: Runs) -> Iterator[str]:
     if len({run.record["environment"]["device"] for run in runs}) > 1:
         yield "The runs were not all made on one device: throughput, latency and memory do not compare across devices."
     if copied := [run for run in runs if run.record["data"].get("split_origin", {}).get("same_content")]:
-        yield f"Files with the same content are in two splits, so these scores are no test of them: {names(copied)}."
+        yield f"Files with the same content are in two splits, so these scores test nothing: {few_names(copied)}."
     if dirty := [run for run in runs if run.record["environment"]["dirty"]]:
-        yield f"Made from sources with uncommitted changes: {names(dirty)}."
+        yield f"Made from sources with uncommitted changes: {few_names(dirty)}."
     if chosen := [run for run in runs if run.record["metrics"].get("selection") == "best-on-test"]:
         yield f"Checkpoint chosen on the test set, which flatters the number: {names(chosen)}."
 
@@ -104,7 +120,10 @@ def _commit(record: Record) -> str:
 
 def _backbone(record: Record) -> str | None:
     options = record["method"]["options"]
-    parts = (str(options.get("backbone", "")), f"{options['frames']} frames" if "frames" in options else "")
+    parts = (
+        printed_backbone(str(options.get("backbone", ""))),
+        f"{options['frames']} frames" if "frames" in options else "",
+    )
     return ", ".join(filter(None, parts)) or None
 
 

@@ -1,33 +1,23 @@
-"""The papers' numbers and claims beside what was measured: verdicts, what is not comparable, costs at full size."""
+"""The papers' numbers beside what was measured: verdicts, what is not comparable, costs at full size."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from operator import itemgetter
-from typing import Any
 
 from tvrbench.harness.records.record import AS_RELEASED
-from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric
+from tvrbench.harness.reporting.catalogue import COUNTS, fixed, metric, printed_backbone
 from tvrbench.harness.reporting.data.bench_rows import backbone, backbones
 from tvrbench.harness.reporting.data.context import ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.papers.published import ACCURACY, Configuration, PublishedNumber
-from tvrbench.harness.reporting.papers.verdicts import (
-    GMACS_TOLERANCE,
-    MARGINS,
-    MEMORY_TOLERANCE,
-    TIME_TOLERANCE,
-    PaperComparison,
-    match_rows,
-)
-from tvrbench.harness.reporting.tables.columns import (
-    AS_RELEASED_REMARK,
-    LABEL,
-    cost_column,
-    readings,
-    recorded_columns,
-)
+from tvrbench.harness.reporting.papers.reruns import Rerun, Reruns, address
+from tvrbench.harness.reporting.papers.verdicts import PaperComparison, match_rows
+from tvrbench.harness.reporting.tables.columns import LABEL, cost_column, readings, recorded_columns
+from tvrbench.harness.reporting.tables.markdown import Url, brief
 from tvrbench.harness.reporting.tables.table import (
     NOTHING,
     Cell,
@@ -39,80 +29,94 @@ from tvrbench.harness.reporting.tables.table import (
     text_column,
 )
 
+_HEADLINE = (*COUNTS, "t2v_R1", "v2t_R1", ACCURACY)
+_WORDS = {
+    "gmacs_video": "GFLOPs",
+    "output_tokens": "Tokens out",
+    "params_trainable": "Params (M)",
+    "throughput": "Videos/s",
+}
 _UNITS = {"percent": "%", "points": "points", "rank": "", "GMACs": "", "tokens": ""}
-_FULL_SIZE = ("gmacs_video", "gmacs_text", "gmacs_reduction", "output_tokens", "params_trainable", "throughput")
-_PRINTED = ("gmacs_video", "output_tokens", "params_trainable", "throughput")  # by papers
 _FULL_SIZE_NOTICE = "Costs of full-size models, measured without data. The rest of this report:"
 
 
-def verdict_table(comparisons: Sequence[PaperComparison], context: ReportContext) -> Table | None:
-    """Make the table of published and measured numbers with verdicts; None where nothing is comparable."""
-    comparable = [c for c in comparisons if c.verdict != "not comparable"]
-    if not comparable:
-        return None
+def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, context: ReportContext) -> list[Table]:
+    """Make the tables of published numbers beside measured ones, with verdicts and independent re-runs.
 
-    def measured(c: PaperComparison) -> Cell:
-        return number_cell(c.measured, fixed(c.number.decimals + (c.number.unit != "tokens")))
+    The first has costs and R@1 (R-Sum of text to video). The second, folded, has the other metrics, and re-runs in
+    papers, which the first one names beside the number that they repeat. Either is left out where it has no line.
+    """
+    compared = by_paper([c for c in comparisons if c.measured is not None])
+    numbers = [c.number for c in compared]
+    first = [c for c in compared if c.number.metric in _HEADLINE and not reruns.repeats(c.number, numbers)]
 
-    def difference(c: PaperComparison) -> Cell:
-        return number_cell(c.difference, _signed_percent if c.number.metric in COUNTS else "{:+.1f}".format)
+    def again(c: PaperComparison) -> Cell:
+        return reruns_cell(reruns.of(c.number))
 
     columns = (
-        text_column("method", "method", lambda c: c.row.label if c.row else c.number.method),
-        text_column("backbone", "backbone", lambda c: (c.row.options if c.row else vars(c.number)).get("backbone")),
-        text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number)),
-        text_column("measure", "measure", lambda c: _measure(c.number)),
-        Column(
-            key="published",
-            header="published",
-            cell=lambda c: number_cell(c.number.value, lambda _: _as_printed(c.number)),
+        text_column("method", "Method (config)", _subject),
+        text_column("measure", "Measure", lambda c: _measure(c.number)),
+        Column(key="published", header="Published", cell=_published),
+        Column(key="measured", header="Ours", cell=_measured),
+        Column(key="difference", header="Difference", cell=_difference),
+        Column(key="verdict", header="Verdict", cell=_verdict, left=True),
+        *([Column(key="reruns", header="Independent re-runs", cell=again, left=True)] * any(map(reruns.of, numbers))),
+        text_column("source", "Source", lambda c: c.number.table),
+        aside(text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone"))),
+        aside(text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number))),
+        aside(text_column("reason", "reason", lambda c: c.reason)),
+        aside(text_column("read_from", "read from", lambda c: c.number.read_from)),
+        aside(link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ())),
+    )
+    counted = f"Of {len(first)} published numbers: {counts(c.verdict for c in first)}."
+    kinds = (
+        ("published", "Published and measured", first, (counted, "Costs are of full-size models with random weights.")),
+        (
+            *("published-other", "Other published numbers"),
+            [c for c in compared if c not in first],
+            ("R@5, R@10, ranks, and re-runs in papers.",),
         ),
-        Column(key="measured", header="measured", cell=measured),
-        Column(key="difference", header="difference", cell=difference),
-        text_column("verdict", "verdict", lambda c: c.verdict + (f" ({c.reason})" if c.reason else "")),
-        text_column("source", "source", lambda c: c.number.cited),
-        text_column("read_from", "read from", lambda c: c.number.read_from),
-        link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ()),
     )
-    counted = Counter(c.verdict for c in comparable)
-    sentences = (
-        f"Of {len(comparable)} comparable published numbers: {_counts(counted)}.",
-        "Costs of the model alone are of full-size models with random weights; their difference is in percent. "
-        f"Reproduced: GMACs within {100 * GMACS_TOLERANCE:g} %, other costs if the measured value, rounded or cut, "
-        "prints as the published one.",
-        "Metrics: difference in the metric's unit; reproduced within "
-        + ", ".join(f"{margin:g} ({metric(f't2v_{name}').short.split()[-1]})" for name, margin in MARGINS.items())
-        + "; within noise if the published value is in the measured 95 % interval. "
-        "The papers choose their checkpoint on the test set; the runs here keep the last unless the verdict says so."
-        if any(c.number.metric not in COUNTS for c in comparable)
-        else None,
-        "Not checkable: no released code says what the paper measured." * ("not checkable" in counted),
-    )
-    return context.table("verdicts", "Published and measured", sentences, columns, comparable)
+    return [
+        context.table(name, title, sentences, columns, lines, group=lambda c: c.number.paper, folded=lines is not first)
+        for name, title, lines, sentences in kinds
+        if lines
+    ]
+
+
+def reruns_cell(reruns: Sequence[Rerun]) -> Cell:
+    """Return a cell of re-runs, each linked to its source; the CSV has what differs and how it was read."""
+    links, before = [], ""
+    for one in reruns:
+        place, hash_, thread = one.source.rpartition("/")[2].partition("#")
+        place = place.partition(" (")[0]
+        name = f"#{thread}" if hash_ and place == before else f"{place}{hash_}{thread}"
+        links.append((f"{one.printed} ({name})", Url(address(one.source))))
+        before = place
+    told = (f"{one.printed} ({', '.join(filter(None, (one.source, one.differs, one.read_from)))})" for one in reruns)
+    text = ", ".join(text for text, _ in links)
+    return Cell(text=text, value="; ".join(told), links=tuple(links)) if links else NOTHING
 
 
 def apart_table(comparisons: Sequence[PaperComparison], context: ReportContext) -> Table | None:
     """Make the table of published numbers that are not comparable here, with reasons; None where there is none."""
+    apart = [c for c in comparisons if c.measured is None]
     groups: dict[tuple[str | None, ...], list[PublishedNumber]] = {}
-    for c in comparisons:
-        if c.verdict == "not comparable":
-            n = c.number
-            key = (n.method, n.backbone, _configuration(n), c.reason or "", ", ".join(c.codes), n.cited, n.read_from)
-            groups.setdefault(key, []).append(n)
+    for c in apart:
+        n = c.number
+        key = (n.method, n.backbone, _configuration(n), c.reason or "", ", ".join(c.codes), n.cited, n.read_from)
+        groups.setdefault(key, []).append(n)
     if not groups:
         return None
     lines = []
     for (*variant, why, codes, cited, read_from), numbers in groups.items():
         lines.append((*variant, ", ".join(map(_with_measure, dict.fromkeys(numbers))), why, codes, cited, read_from))
-    headers = ("method", "backbone", "paper's configuration", "published", "why not", "code", "source", "read from")
-    columns = [
-        text_column(text.replace("'s", "").replace(" ", "_"), text, itemgetter(i)) for i, text in enumerate(headers)
-    ]
-    title, sentence = (
-        "Published numbers that are not comparable here",
-        "Each with the reason; nothing is concluded from ",
-    )
-    return context.table("not-comparable", title, (f"{sentence}them.",), columns, lines, folded=True)
+    keys = ("method", "backbone", "paper_configuration", "published", "why_not", "code", "source", "read_from")
+    columns = [text_column(key, key.replace("_", " "), itemgetter(i)) for i, key in enumerate(keys)]
+    counted = counts(code for c in apart for code in c.codes)
+    sentence = f"{len({c.number for c in apart})} numbers, each with its reason: {counted}."
+    title = "Published numbers that are not comparable here"
+    return context.table("not-comparable", title, (sentence,), columns, lines, csv_only=True)
 
 
 def paper_scale_table(
@@ -122,108 +126,105 @@ def paper_scale_table(
     configurations: Sequence[Configuration],
     context: ReportContext,
 ) -> Table:
-    """Make the table of costs on full-size backbones, beside what the papers print."""
+    """Make the table of costs on full-size backbones, beside what the papers print.
+
+    A cost has two readings where they differ: exact, and as the released code computes it.
+    """
 
     def published(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
             printed = [n for n in numbers if n.metric == name and row in match_rows(n, configurations, full_size).rows]
-            return _joined(
-                [_as_printed(n) + "".join(n.unit.partition(" on ")[1:]) for n in printed], [n.value for n in printed]
-            )
+            texts = [_as_printed(n) + "".join(n.unit.partition(" on ")[1:]) for n in printed]
+            return _joined(texts, [n.value for n in printed])
 
-        return Column(key=f"{name}_published", header="published", cell=cell)
+        return Column(key=f"{name}_published", header=f"{_WORDS[name]}, published", cell=cell)
 
     def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
-            of_row = [c.difference for c in comparisons if c.row is row and c.number.metric == name]
-            known = [value for value in of_row if value is not None]
+            of_row = [c for c in comparisons if c.row is row and c.number.metric.removesuffix(AS_RELEASED) == name]
+            known = [c.difference for c in of_row if c.difference is not None]
             return _joined([_signed_percent(value) for value in known], known)
 
-        return Column(key=f"{name}_difference_percent", header="difference", cell=cell)
+        return Column(key=f"{name}_difference_percent", header="Difference", cell=cell)
 
-    columns = [text_column("backbone", "backbone", lambda row: row.options.get("backbone")), LABEL]
-    for name in _FULL_SIZE:
-        columns.append(cost_column(metric(name), best=False))
-        columns += [published(name)] * (name in _PRINTED)
-        columns += [difference(name)] * (name in _PRINTED and name in COUNTS)
-        for released in readings(full_size, name)[1:]:
-            columns.append(cost_column(metric(released), best=False))
-            columns += [difference(released)] * (name in _PRINTED)
-    columns += [
-        *recorded_columns(full_size, "latency"),
-        *recorded_columns(full_size, "memory"),
-        context.record_column(),
-    ]
+    def both(name: str) -> list[Column]:
+        exact, *released = (cost_column(metric(reading), best=False) for reading in readings(full_size, name))
+        words = _WORDS[name]
+
+        def same(row: MethodRow, column: Column) -> Cell:
+            cell = column.cell(row)
+            return cell if cell.value is None or row.holds(column.key) else replace(cell, text="=", note=None)
+
+        return [
+            replace(exact, header=f"{words}, exact" if released else words),
+            *(replace(c, header=f"{words}, as released", cell=partial(same, column=c)) for c in released),
+            published(name),
+        ]
+
+    further = ("gmacs_text", "gmacs_reduction", "throughput")
+    columns = (
+        replace(LABEL, header="Method"),
+        text_column("backbone", "Backbone", lambda row: printed_backbone(backbone(row))),
+        replace(cost_column(metric("params_trainable"), best=False), header=_WORDS["params_trainable"]),
+        *both("gmacs_video"),
+        difference("gmacs_video"),
+        *both("output_tokens"),
+        *map(aside, (difference("output_tokens"), published("params_trainable"), difference("params_trainable"))),
+        *(aside(cost_column(metric(name), best=False)) for name in further),
+        aside(published("throughput")),
+        *(aside(column) for kind in ("latency", "memory") for column in recorded_columns(full_size, kind)),
+        aside(context.record_column()),
+    )
     note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
     sentences = (
-        "Full-size models with random weights.",
-        f"Time and memory: {setting(full_size)}.",
-        "Published: in the unit of the column before it; difference: of the measured value from it, in percent. "
-        "Time and memory depend on the device, so they have no difference.",
-        f"{AS_RELEASED_REMARK} A published cost of released code is held against it."
-        * any(len(readings(full_size, name)) > 1 for name in _FULL_SIZE),
+        f"Full-size models with random weights: {setting(full_size)}.",
+        "Exact leaves out work of released code whose result is dropped (=: there is none); the difference is that of "
+        "the reading that the paper printed.",
     )
     order = backbones(full_size)
     rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
     return make_table("paper-scale", "Cost at paper scale", sentences, columns, rows, note=note)
 
 
-def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
-    """Make the table of claims about cost, one line per claim, baseline and device.
-
-    Its footnotes are the commands that measure what was not measured on a GPU.
-    """
-
-    def subject(number: PublishedNumber) -> str:
-        return f"{number.method}, {number.config}, {number.backbone}, {number.frames} frames"
-
-    def baseline(result: PaperComparison) -> str | None:
-        if (claim := result.claim) is None or not claim.against:
-            return "no baseline needed"
-        released = ", both as released" * claim.number.metric.endswith(AS_RELEASED)
-        name = result.rows[1].label if len(result.rows) > 1 else claim.against
-        config = "" if claim.against_config in name else claim.against_config
-        return f"{', '.join(filter(None, (name, config)))} ({claim.reading}{released})"
-
-    def reason(r: PaperComparison) -> Cell:
-        full = r.reason if r.command is None else f"{r.reason}; measure it with: {r.command}"
-        return NOTHING if r.reason is None else Cell(text=r.reason, value=full, note=r.command)
-
-    def value(number: PublishedNumber, value: float | None, more_decimals: int) -> Cell:
-        unit = {"x faster": "x"}.get(number.unit, f" {number.unit}")
-        return number_cell(value, lambda v: f"{v:,.{number.decimals + more_decimals}f}{unit}")
-
-    columns = (
-        text_column("claim", "claim", lambda r: r.claim and r.claim.text),
-        text_column("of", "of", lambda r: subject(r.number)),
-        text_column("against", "baseline", baseline),
-        Column(key="claimed", header="claimed", cell=lambda r: value(r.number, r.number.value, 0)),
-        Column(key="measured", header="measured", cell=lambda r: value(r.number, r.measured, 1)),
-        text_column("verdict", "verdict", lambda r: r.verdict),
-        Column(key="reason", header="how, or why not (command)", cell=reason, left=True),
-        text_column("device", "device", lambda r: r.bench and r.bench.name),
-        text_column("source", "source (read from)", lambda r: f"{r.number.cited} ({r.number.read_from})"),
-        link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
-    )
-    sentences = (
-        f"{_counts(Counter(result.verdict for result in results)).capitalize()}.",
-        "A footnote is the command that measures what was not measured on a GPU.",
-        "Each claim is compared with every baseline that it can be read against; only one of them is the paper's own.",
-        "Counts: reproduced if the measured value, rounded or cut, prints as claimed.",
-        "As released: with the work of released code whose results are dropped; of VoP's variants, whose code was not "
-        "released, with prompts as tokens." * any(result.number.metric.endswith(AS_RELEASED) for result in results),
-        f"Accuracy: reproduced within {MARGINS['RSum']:g} points; within noise if the claimed difference lies between "
-        "the ends of both rows' 95 % intervals." * any(result.number.metric == ACCURACY for result in results),
-        f"Times: reproduced if the ratio is within {100 * TIME_TOLERANCE:g} % of the claimed one; within noise if the "
-        f"claimed one is in the 95 % interval of the rounds. Memory: within {100 * MEMORY_TOLERANCE:g} points.",
-        "Times of different devices are never compared, and a ratio measured on a CPU gets no verdict. "
-        "Invalid measurements are excluded.",
-    )
-    return make_table(name, title, sentences, columns, results, commands=True, note=context.note)
+def aside(column: Column) -> Column:
+    """Return a column that only the CSV has."""
+    return replace(column, csv_only=True)
 
 
-def _counts(counted: Mapping[Any, int]) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+def by_paper(comparisons: Sequence[PaperComparison]) -> list[PaperComparison]:
+    """Return the comparisons of each paper in sequence, papers in order of appearance."""
+    papers = list(dict.fromkeys(c.number.paper for c in comparisons))
+    return sorted(comparisons, key=lambda c: papers.index(c.number.paper))
+
+
+def counts(verdicts: Iterable[str]) -> str:
+    """Return how often each verdict or reason was given, in words."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).items())
+
+
+def _subject(c: PaperComparison) -> str:
+    """Return method, the paper's words for the variant, and backbone."""
+    label, n = c.row.label if c.row else c.number.method, c.number
+    run_on = n.backbone or (c.row and c.row.options.get("backbone"))
+    config = f"({n.config})" if n.config and n.config not in label else ""
+    return ", ".join(filter(None, (f"{label} {config}".strip(), run_on and printed_backbone(run_on))))
+
+
+def _published(c: PaperComparison) -> Cell:
+    return Cell(text=_as_printed(c.number), value=c.number.value)
+
+
+def _measured(c: PaperComparison) -> Cell:
+    return number_cell(c.measured, fixed(c.number.decimals + (c.number.unit != "tokens")))
+
+
+def _difference(c: PaperComparison) -> Cell:
+    return number_cell(c.difference, _signed_percent if c.number.metric in COUNTS else "{:+.1f}".format)
+
+
+def _verdict(c: PaperComparison) -> Cell:
+    reason = brief(c.reason or "")
+    return Cell(text=c.verdict, value=c.verdict, note=f"{reason[0].upper()}{reason[1:]}." if reason else None)
 
 
 def _measure(number: PublishedNumber) -> str:

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from tvrbench.harness.evaluation.statistics import SIGNIFICANCE
+from tvrbench.harness.records.record import trained
 from tvrbench.harness.records.runs import StoredRecord
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
-from tvrbench.harness.reporting.analysis.pairwise import Pair, rank
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, PAIR_ACCURACY, fixed, metric, subset_metric
+from tvrbench.harness.reporting.analysis.pairwise import Pair
+from tvrbench.harness.reporting.catalogue import (
+    CATALOGUE,
+    EXPECTED_R1,
+    PAIR_ACCURACY,
+    fixed,
+    metric,
+    printed_backbone,
+    subset_metric,
+)
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
-from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, group_of, in_groups, method_rows, ties_matter
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    by_recall,
+    expected_interval,
+    expected_sd,
+    group_of,
+    group_title,
+    in_groups,
+    method_rows,
+    ties_matter,
+)
 from tvrbench.harness.reporting.tables.columns import (
+    AS_RELEASED_REMARK,
+    EXPECTED_INTERVAL,
     LABEL,
     RECALL_INTERVAL,
     RECALL_SPREAD,
     cost_column,
     direction_columns,
+    interval_column,
     kept_columns,
     metric_column,
+    readings,
     recorded_columns,
 )
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, missing_cell, number_cell, text_column
+from tvrbench.harness.reporting.tables.main_columns import main_columns, memory_metric
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, number_column, text_column
 
 PAIR_CHANCE = 50.0
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
@@ -45,58 +71,65 @@ def chance_levels(rows: Sequence[MethodRow]) -> tuple[dict[str, float], dict[str
 
 
 def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext, *, best: bool) -> Table:
-    """Make the table of both directions and cost, one row per method, the chance level first; pairs give the ranks.
+    """Make the table of twelve columns, one row per method under its group, the chance level first.
 
-    Without ``best`` nothing is bold and no row has a rank.
+    Args:
+        rows: in any order.
+        pairs: of rows that are compared, for the letters; empty where none are.
+        context: the report.
+        best: print the best of each column in bold.
     """
     t2v, v2t = chance_levels(rows)
+    columns = [_without_reference(column) for column in main_columns(rows, pairs, t2v, v2t)]
+    in_csv = [
+        text_column("seeds", "seeds", lambda row: str(len(row.runs))),
+        number_column(f"{EXPECTED_R1.name}_sd", "sd", expected_sd, fixed(2)),
+        interval_column(f"{EXPECTED_R1.name}_interval", "interval", expected_interval, "{:.1f} to {:.1f}"),
+    ]
+    options: dict[str, Any] = {"chance": group_title("reference") if t2v else None, "best": best, "group": group_of}
+    title, items = "Retrieval and cost", in_groups(rows)
+    sentences = (
+        f"Text-video retrieval on {_data(rows, context)}.",
+        _compared(rows, pairs, context),
+        *_notes(rows, pairs),
+    )
+    full = context.table("main", title, sentences, [*columns, *in_csv], items, **options)
+    return context.table("main", title, sentences, columns, items, full=full, **options)
+
+
+def results_table(rows: Sequence[MethodRow], context: ReportContext, *, best: bool) -> Table:
+    """Make the table of every metric, wide and folded; ``best`` prints the best of each column in bold."""
+    t2v, v2t = chance_levels(rows)
     recall, *rest = direction_columns("t2v", t2v)
-    paired = any(row.cost("speedup", "comparison") for row in rows)
     ties, seeds = ties_matter(rows), any(len(row.runs) > 1 for row in rows)
-    apart, dropping = any(row.apart for row in rows), kept_columns(rows)
-
-    def ranked(row: MethodRow) -> Cell:
-        if row.apart is not None:
-            return missing_cell(f"Compared with no other row: {row.apart.text} ({row.apart.code})")
-        return number_cell(rank(row, pairs), fixed(0))
-
+    dropping = kept_columns(rows)
+    counts = [name for count in ("gmacs_video", "output_tokens") for name in readings(rows, count)]
     columns = [
         LABEL,
         text_column("checkpoint", "checkpoint", _selection),
         text_column("seeds", "seeds", lambda row: str(len(row.runs))),
-        *([Column(key="rank", header="rank", cell=ranked)] * (bool(pairs) or (apart and best))),
-        *([metric_column(EXPECTED_R1, t2v.get("R1"))] * ties),
+        *([metric_column(EXPECTED_R1, t2v.get("R1")), EXPECTED_INTERVAL] * ties),
         *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),
-        *(cost_column(metric(name)) for name in ("gmacs_video", "output_tokens", "params_trainable")),
+        *(cost_column(metric(name)) for name in (*counts, "params_trainable")),
         *dropping,
-        *([cost_column(metric("speedup"))] * paired),
+        *([cost_column(metric("speedup"))] * any(row.cost("speedup", "comparison") for row in rows)),
         *([cost_column(metric("throughput"))] * any(row.cost("throughput") for row in rows)),
         *recorded_columns(rows, "memory"),
         context.record_column(),
     ]
     sentences = (
-        _data_sentence(rows),
-        _seeds_sentence(rows),
-        "t→v: text searches videos; v→t: video searches texts; R@k in percent.",
-        "R@1, expected over ties: ties count as broken at random; plain R@k counts a tie at the top as a miss. The "
-        "expected R@1 orders rows and figures." * ties,
-        "Interval: 95 % bootstrap over queries.",
-        "Rank: 1 + the methods whose R@1 is significantly higher; methods that do not differ significantly share one."
-        * bool(pairs),
-        "Fewer frames, in several numbers, have no rank: they are judged at equal time."
-        * (bool(pairs) and sum(is_frame_budget(row.method) for row in rows) > 1),
-        "GMACs: multiply-adds of encoding one video; papers call them GFLOPs.",
-        "Patches kept: the mean share over the test videos, and what 90 % of them keep. GMACs and tokens out of such a "
-        "method are means over these videos, each at its own cost." * bool(dropping),
+        "R@k in percent; intervals are of 95 % over queries.",
         f"Time and memory: {setting(rows)}." * any(row.cost("throughput") for row in rows),
-        "Speed-up: over the dense encoder, both timed in turn in one process. Videos/s come from separate processes, "
-        "between which the speed of a machine may change." * paired,
-        "Chance: expectation of random scores." * bool(t2v),
-        _bold_sentence(context) if best or not context.compares else None,
+        "Plain R@k counts a tie at the top as a miss, the expected R@1 as broken at random." * ties,
+        AS_RELEASED_REMARK * (len(counts) > 2),
+        "Videos/s are of separate processes, between which the speed of a machine may change; the speed-up is not."
+        * any(row.cost("speedup", "comparison") for row in rows),
+        "Patches kept: mean share over the test videos, and the range of 90 % of them." * bool(dropping),
     )
-    options: dict[str, Any] = {"chance": bool(t2v), "best": best, "group": group_of}
-    return context.table("main", "Retrieval and cost", sentences, columns, in_groups(rows), **options)
+    options: dict[str, Any] = {"chance": group_title("reference") if t2v else None, "best": best, "group": group_of}
+    columns = [_without_reference(column) for column in columns]
+    return context.table("results", "All metrics", sentences, columns, in_groups(rows), folded=True, **options)
 
 
 def subset_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
@@ -111,14 +144,13 @@ def subset_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | N
     columns += [metric_column(PAIR_ACCURACY, PAIR_CHANCE)] * pairs
     columns.append(context.record_column())
     sentences = (
-        "Text to video, percent. Every query searches all test videos, whichever subset it belongs to.",
-        "Correct order picked: share of pairs of videos that differ only in the order of events in which the query's "
-        "own video scores higher; a tie counts half. A method that averages frames cannot distinguish the two, so it "
-        "is never correct at rank 1 on such a query." * pairs,
-        _bold_sentence(context),
+        "Text to video, percent: the queries of a subset search all test videos.",
+        "Correct order picked: of two videos that differ in the order of events alone, the query's own scores higher "
+        "(a tie counts half)." * pairs,
+        "A method that averages frames cannot distinguish the two videos." * pairs,
     )
-    title, options = "Queries with and without order in time", {"chance": bool(chance), "best": context.compares}
-    return context.table("subsets", title, sentences, columns, by_recall(rows), **options)
+    title, options = "Queries with and without order in time", {"chance": "" if chance else None}
+    return context.table("subsets", title, sentences, columns, by_recall(rows), best=context.compares, **options)
 
 
 def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table | None:
@@ -138,9 +170,8 @@ def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table 
         context.record_column(),
     ]
     sentences = (
-        "Models trained elsewhere and only scored here, on the protocol's test videos and frames. Their training is "
-        "not known, so they are compared with no row of this report and with no published number. "
-        "Interval: 95 % bootstrap over queries.",
+        "Models trained elsewhere and scored on the protocol's test videos and frames.",
+        "Their training is not known, so they are compared with no row and with no published number.",
     )
     return context.table("scored", "Scored checkpoints", sentences, columns, rows)
 
@@ -149,27 +180,64 @@ def _selection(row: MethodRow) -> str:
     return "last" if row.selection == "last" else f"⚠ {row.selection.replace('-', ' ')}"
 
 
-def _data_sentence(rows: Sequence[MethodRow]) -> str:
-    data: Mapping[str, object] = rows[0].record["data"]
-    counts = (("test_videos", "videos"), ("test_captions", "queries"))
-    alike = all(row.record["data"].get(key) == data.get(key) for row in rows for key, _ in counts)
-    known = [(data.get(key), what) for key, what in counts if alike]
-    sizes = ", ".join(f"{count:,} {what}" for count, what in known if isinstance(count, int))
-    split_names = (row.record["data"].get("train_split") for row in rows)  # a method without training has none
-    train = next((name for name in split_names if name is not None), None)
-    trained = f", trained on {train}" if train else ""
-    split = data.get("test_split", "the test split")
-    return f"Tested on {split} of {data['dataset']}{f' ({sizes})' if sizes else ''}{trained}."
+def _without_reference(column: Column) -> Column:
+    """Return the column in which no reference row, which nothing was trained for, is the best."""
+
+    def cell(row: MethodRow) -> Cell:
+        found = column.cell(row)
+        return replace(found, rankable=found.rankable and group_of(row) != group_title("reference"))
+
+    return replace(column, cell=cell)
 
 
-def _seeds_sentence(rows: Sequence[MethodRow]) -> str:
-    fewest = min((len(row.runs) for row in rows if row.record["tuning"] != "frozen"), default=SEEDS_FOR_A_CLAIM)
-    if fewest >= SEEDS_FOR_A_CLAIM:
-        return "Metrics are means over seeds."
-    return f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: differences between methods support no claim."
+def _data(rows: Sequence[MethodRow], context: ReportContext) -> str:
+    """Name data, backbone, frames and seeds; what rows differ in, or do not tell, is left out."""
+
+    def shared(values: Iterable[object]) -> object:
+        found = set(values)
+        return found.pop() if len(found) == 1 else None
+
+    data, options = [row.record["data"] for row in rows], [row.options for row in rows]
+    split, videos, queries = (
+        shared(d.get(key) for d in data) for key in ("test_split", "test_videos", "test_captions")
+    )
+    backbone, frames = (shared(o.get(key) for o in options if key in o) for key in ("backbone", "frames"))
+    seeds = sorted({len(row.runs) for row in rows if trained(row.record)}) or [1]
+    parts = [
+        split and str(split),
+        isinstance(videos, int) and f"{videos:,} videos",
+        isinstance(queries, int) and queries != videos and f"{queries:,} queries",
+        backbone and printed_backbone(str(backbone)),
+        frames and f"{frames} frames",
+        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' * (seeds != [1])}",
+    ]
+    return f"{context.data_title} ({', '.join(str(part) for part in parts if part)})"
 
 
-def _bold_sentence(context: ReportContext) -> str:
-    if context.compares:
-        return "Bold: best of a column, ties shared; of costs, among methods that encode."
-    return "Each method runs with its own paper's recipe: rows are not comparable, so nothing is bold."
+def _compared(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext) -> str:
+    if not context.compares:
+        return "Each method runs with its own paper's recipe, so rows are not compared with each other."
+    if pairs:
+        test = f"(paired bootstrap, Holm, p < {SIGNIFICANCE:g})"
+        return f"Methods that share a letter do not differ significantly {test}."
+    return "No two rows are tested against each other."
+
+
+def _notes(rows: Sequence[MethodRow], pairs: Sequence[Pair]) -> Iterator[str]:
+    """What must be known to read the main table, one short note each."""
+    if any(expected_sd(row) is not None for row in rows):
+        yield "±: standard deviation over seeds."
+    if any(expected_sd(row) is None and expected_interval(row) is not None for row in rows):
+        yield "In brackets: 95 % bootstrap interval over queries."
+    if min((len(row.runs) for row in rows if trained(row.record)), default=SEEDS_FOR_A_CLAIM) < SEEDS_FOR_A_CLAIM:
+        yield f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: another training may change the order."
+    if ties_matter(rows):
+        yield "T→V R@1 counts exact ties as broken at random (docs/statistics.md); All metrics has the plain R@1."
+    yield "Params: trained. † Multiply-adds of encoding one video as fvcore counts them; papers print them as GFLOPs."
+    memory, devices = memory_metric(rows), setting(rows)
+    speedup = "Speed-up: over the dense encoder. " * any(row.cost("speedup", "comparison") for row in rows)
+    meter = f"Memory: {CATALOGUE[memory.name].label}, {memory.what}. " if memory else ""
+    if speedup or meter:
+        yield f"{speedup}{meter}Measured on {devices}."
+    if pairs and sum(is_frame_budget(row.method) for row in rows) > 1:
+        yield "Fewer frames have no letter: they are compared at equal time."

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from tvrbench.harness.reporting.analysis.search import (
+    INEXACT,
+    OWN,
+    WAYS,
     TimedSearch,
     of_one_vector,
     query_macs,
@@ -16,11 +19,13 @@ from tvrbench.harness.reporting.analysis.search import (
     timed_searches,
     why_no_alternative,
 )
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, GALLERIES, fixed, metric
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, GALLERIES, metric
 from tvrbench.harness.reporting.data.context import ReportContext
+from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, ties_matter
-from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell, metric_column
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, make_table, missing_cell, text_column
+from tvrbench.harness.reporting.tables.columns import cost_cell, metric_column
+from tvrbench.harness.reporting.tables.marks import MARKS
+from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, make_table, missing_cell, text_column
 from tvrbench.harness.reporting.tables.two_stage import depth_text
 
 _UNTIMED = "not timed in this gallery"
@@ -29,7 +34,7 @@ _UNTIMED = "not timed in this gallery"
 def search_tables(
     rows: Sequence[MethodRow], context: ReportContext, where: str | None = None, stem: str = "search"
 ) -> list[Table]:
-    """Make the tables of multiply-adds, of bytes and, where any was measured, of time.
+    """Make the table of what is counted of a search and, where any was measured, that of its time.
 
     Args:
         rows: in order; those without these measurements are left out.
@@ -40,107 +45,114 @@ def search_tables(
     searched = searched_rows(rows)
     if not searched:
         return []
-    recall = metric_column(EXPECTED_R1 if ties_matter(searched) else metric("t2v_R1"))
-    recalls = [recall] * any(row.metric("t2v", "R1") is not None for row in searched)
-
-    def table(kind: str, title: str, sentences: Sequence[str | None], columns: Sequence[Column], items: Any) -> Table:
-        whole = f"{title}, {where or context.protocol}"
-        return make_table(f"{stem}-{kind}", whole, sentences, columns, items, note=context.note)
-
+    ending, marks = where or context.protocol, {**MARKS, MISSING: "Not counted or measured; the CSV has the reason."}
+    counted = (
+        "Multiply-adds of one query's search (M), and what it reads, among 1,000 and 1,000,000 videos; the CSV has "
+        "galleries between.",
+        "A query reads every coarse vector, and all that is stored of the videos that are scored again (depth).",
+        "Without the text encoder, which a query runs once.",
+    )
     tables = [
-        table("compute", "Multiply-adds of a query", _COMPUTE, [LABEL, *recalls, *_compute_columns()], searched),
-        table("storage", "Bytes of a search", _STORAGE, [LABEL, *recalls, *_storage_columns()], searched),
+        make_table(
+            *(stem, f"What a search costs, {ending}", counted, _counted_columns(searched), searched),
+            note=context.note,
+            marks=marks,
+        )
     ]
     if timed := timed_searches(searched):
-        devices = dict.fromkeys(run.record["environment"]["device"] for one in timed for run in one.row.runs)
+        devices = dict.fromkeys(printed_device(run.record["environment"]["device"]) for r in searched for run in r.runs)
+        faiss = any(one.way != OWN for one in timed)
         sentences = (
-            f"One query at a time, after its text is encoded, on {', '.join(devices)}.",
-            "FAISS is the alternative for methods whose videos are one vector each, on the CPU: flat is exact, HNSW is "
-            "not." * any(one.way != "search" for one in timed),
-            f"No times of the alternative: {why_not}." if (why_not := why_no_alternative(searched)) else None,
+            f"One query at a time, after its text is encoded, on {', '.join(devices)}; the CSV has the p95.",
+            "FAISS is the alternative where a video is one vector, on the CPU: flat is exact, HNSW is not."
+            if faiss
+            else None,
+            f"No times of FAISS: {why_not}." if (why_not := why_no_alternative(searched)) else None,
         )
-        tables.append(table("time", "Time of a search", sentences, _time_columns(timed), timed))
+        by_row = [row for row in searched if any(one.row is row for one in timed)]
+        tables.append(
+            make_table(
+                *(f"{stem}.time", f"Time of a search, {ending}", sentences, _time_columns(timed), by_row),
+                note=context.note,
+                marks={**marks, MISSING: "Not timed; for FAISS, a video is more than one vector."},
+            )
+        )
     return tables
 
 
-_COMPUTE = (
-    "Counted, in millions (MMACs): the search of one query in galleries of 1,000 to 1,000,000 videos.",
-    "A query is its search and its text encoder.",
-    "Softmaxes and divisions are free. Where a coarse stage chooses, only its best videos, so many as the depth, cost "
-    "more than one inner product each.",
-)
-_STORAGE = (
-    "Counted: what is stored of a video, and what one query reads in galleries of 1,000 to 1,000,000 videos.",
-    "A query reads the coarse vectors of the gallery, and all that is stored of the videos that are scored again.",
-    "x one vector: bytes stored of a video over those of its coarse vector.",
-)
-
-
-def _compute_columns() -> list[Column]:
-    return [
-        _cost("text_macs", "text encoder, MMACs", text_macs, metric("search_macs_1k").text),
-        *(_counted(f"search_macs_{key}") for key in GALLERIES),
-        *(_counted(f"query_macs_{key}", partial(query_macs, gallery=key)) for key in GALLERIES),
+def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
+    recall = metric_column(EXPECTED_R1 if ties_matter(rows) else metric("t2v_R1"))
+    few, many = "1k", "1m"
+    between = [key for key in GALLERIES if key not in (few, many)]
+    beside = [
+        text_column("storage", "", lambda row: stored_conditions(row).get("storage")),
+        *(_counted(f"search_macs_{key}", "") for key in between),
+        *(_counted(f"query_macs_{key}", "", partial(query_macs, gallery=key)) for key in GALLERIES),
+        *(_counted(f"search_read_{key}", "") for key in between),
     ]
-
-
-def _storage_columns() -> list[Column]:
     return [
-        _counted("storage_video"),
-        _cost("of_one_vector", "x one vector", of_one_vector, "{:,.4g}".format),
-        text_column("storage", "storage", lambda row: stored_conditions(row).get("storage")),
-        text_column("depth", "depth", _depth, left=False),
-        *(_counted(f"search_read_{key}") for key in GALLERIES),
+        text_column("method", "Method", lambda row: row.label),
+        *[replace(recall, header="T→V R@1")] * any(row.metric("t2v", "R1") is not None for row in rows),
+        text_column("depth", "Depth", _depth, left=False),
+        _counted("storage_video", "Stored (kB/video)"),
+        _cost("of_one_vector", "× one vector", of_one_vector, "{:,.4g}".format),
+        _cost("text_macs", "Text encoder (M)", text_macs, metric("search_macs_1k").text),
+        *(_counted(f"search_macs_{key}", f"Search (M), {GALLERIES[key]:,} videos") for key in (few, many)),
+        *(_counted(f"search_read_{key}", f"Read (MB), {GALLERIES[key]:,} videos") for key in (few, many)),
+        *(replace(column, csv_only=True) for column in beside),
     ]
 
 
 def _time_columns(timed: Sequence[TimedSearch]) -> list[Column]:
+    """Return the times of each way to search; pages have those of FAISS in the largest gallery alone."""
     galleries = sorted({gallery for one in timed for gallery in one.galleries})
-    said = {key for one in timed for key in one.conditions}
-    settings = [
-        text_column(key, header, partial(_setting, key=key), left=False)
-        for key, header in _SETTINGS.items()
-        if key in said
+    ways = [way for way in WAYS if any(one.way == way for one in timed)]
+    columns = [text_column("method", "Method", lambda row: row.label), _setting("depth", OWN, timed)]
+    for way in ways:
+        shown = galleries if way == OWN else galleries[-1:]
+        columns += [_latency("median", way, gallery, timed) for gallery in shown]
+        if way == INEXACT:
+            columns.append(_setting("recall", way, timed))
+    columns += [
+        replace(_latency(of, way, gallery, timed), csv_only=True)
+        for way in ways
+        for gallery in galleries
+        for of in ("median", "p95")
+        if of == "p95" or (way != OWN and gallery != galleries[-1])
     ]
-    return [
-        text_column("method", "method", lambda one: one.label),
-        *(_latency(of, gallery) for gallery in galleries for of in ("median", "p95")),
-        *settings,
-    ]
+    return [*columns, *(replace(_setting(key, way, timed), csv_only=True) for way in ways for key in _SETTINGS[way])]
 
 
-_SETTINGS = {
-    "depth": "depth",
-    "storage": "storage",
-    "recall": "top 10 found (%)",
-    "ef": "ef",
-    "M": "M",
-}
-"""Conditions of a time, with the headers of their columns."""
+_SETTINGS = {"search": ("storage",), "faiss_flat": ("recall",), "faiss_hnsw": ("ef", "M")}
+"""Conditions of a time that the CSV has, by way to search."""
 
 
-def _setting(one: TimedSearch, key: str) -> str | None:
-    if key not in one.conditions:
-        return None
-    value = one.conditions[key]
-    if key == "depth":
-        return depth_text(value) if value != 0 else None
-    return fixed(1)(100 * value) if key == "recall" else str(value)
+def _setting(key: str, way: str, timed: Sequence[TimedSearch]) -> Column:
+    def text(row: MethodRow) -> str | None:
+        said = next((one.conditions for one in timed if one.row is row and one.way == way), {})
+        if key not in said or (key, said[key]) == ("depth", 0):
+            return None
+        return depth_text(said[key]) if key == "depth" else f"{100 * said[key]:.1f}" if key == "recall" else said[key]
+
+    header = {"depth": "Depth", "recall": "Top 10 found (%)"}.get(key, key)
+    return text_column(key if way == OWN else f"{way}_{key}", header, text, left=False)
 
 
-def _latency(of: str, gallery: int) -> Column:
-    shown = metric(f"search_latency_{of}")
+def _latency(of: str, way: str, gallery: int, timed: Sequence[TimedSearch]) -> Column:
+    shown = metric(f"{way}_latency_{of}")
 
-    def cell(one: TimedSearch) -> Cell:
-        cost = one.latency(of, gallery)
-        return missing_cell(_UNTIMED) if cost is None else cost_cell(cost, one.row, shown.text)
+    def cell(row: MethodRow) -> Cell:
+        found = next((one for one in timed if one.row is row and one.way == way), None)
+        cost = None if found is None else found.latency(of, gallery)
+        return missing_cell(_UNTIMED if way == OWN else None) if cost is None else cost_cell(cost, row, shown.text)
 
-    return Column(key=f"latency_{of}_{gallery}", header=f"{of} (ms), {gallery:,} videos", cell=cell)
+    name = WAYS[way] or "Search"
+    return Column(key=f"{way}_latency_{of}_{gallery}", header=f"{name} (ms), {gallery:,} videos", cell=cell)
 
 
-def _counted(name: str, cost: Callable[[MethodRow], Cost | None] | None = None) -> Column:
+def _counted(name: str, header: str, cost: Callable[[MethodRow], Cost | None] | None = None) -> Column:
     shown = metric(name)
-    return _cost(name, shown.short, cost or (lambda row: row.cost(name, shown.what)), shown.text)
+    return _cost(name, header, cost or (lambda row: row.cost(name, shown.what)), shown.text)
 
 
 def _cost(key: str, header: str, cost: Callable[[MethodRow], Cost | None], show: Callable[[float], str]) -> Column:

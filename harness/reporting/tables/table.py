@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tabulate import tabulate
@@ -29,6 +29,13 @@ Links = Sequence[tuple[str, str | None]]
 """Texts, each with a relative path or None."""
 
 
+class Mark(NamedTuple):
+    """A sign behind a cell's text, and what it means; the table says it once."""
+
+    sign: str
+    meaning: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One cell.
@@ -39,7 +46,8 @@ class Cell:
         links: shown in place of the text.
         rankable: may be the best of its column.
         bold: is the best of its column.
-        note: reason why the value is missing or excluded; the table numbers it.
+        note: reason why the value is missing; the table numbers it.
+        mark: says what many cells share, for example that a value is excluded.
     """
 
     text: str
@@ -48,6 +56,7 @@ class Cell:
     rankable: bool = False
     bold: bool = False
     note: str | None = None
+    mark: Mark | None = None
 
     @property
     def markdown(self) -> Markdown:
@@ -100,6 +109,7 @@ class Table:
         folded: shown on demand only.
         csv_only: too long for a page, which links the CSV instead.
         note: repeated in each line of the CSV.
+        full: what the CSV holds instead: more columns or rows than a page has room for.
     """
 
     name: str
@@ -117,6 +127,7 @@ class Table:
     folded: bool = False
     csv_only: bool = False
     note: str | None = None
+    full: Table | None = None
 
     @property
     def file(self) -> str:
@@ -141,6 +152,13 @@ class Table:
         kind = Code if self.commands else str
         return [*((text,) for text in self.remarks), *((f"({i}) ", kind(n)) for i, n in enumerate(self.footnotes, 1))]
 
+    @property
+    def unlinked(self) -> Table:
+        """The table without columns of links, which lead nowhere outside the report's folder."""
+        kept = [i for i, _ in enumerate(self.columns) if not any(row[i].links for row in self.rows)]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+
     def to_markdown(self) -> Markdown:
         """Return caption, table and footnotes in GitHub-flavored Markdown; a group's title has a line of its own."""
         blank = [""] * (len(self.columns) - 1)
@@ -156,10 +174,13 @@ class Table:
             colalign=["left" if column.left else "right" for column in self.columns],
         )
         notes = "".join(f"- {inline(note)}\n" for note in self.notes)
-        return Markdown(f"{bold(self.title)}. {escaped(self.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
+        head = f"{bold(self.title)}. {escaped(self.caption)}".rstrip()
+        return Markdown(f"{head}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
 
     def to_csv(self) -> str:
-        """Return the unrounded values, empty where nothing was measured."""
+        """Return the unrounded values of ``full`` or of this table, empty where nothing was measured."""
+        if self.full is not None:
+            return self.full.to_csv()
         rows = [(*row, *more) for row, more in zip(self.rows, self.csv_rows or [()] * len(self.rows), strict=True)]
         keys = [column.key for column in (*self.columns, *self.csv_columns)]
         frame = pd.DataFrame([[_plain(cell) for cell in row] for row in rows], columns=keys, dtype=object)
@@ -177,7 +198,7 @@ def make_table(
     columns: Sequence[Column],
     items: Iterable[Any],
     *,
-    chance: bool = False,
+    chance: str | None = None,
     best: bool = False,
     group: Callable[[Any], str] | None = None,
     note: str | None = None,
@@ -191,29 +212,34 @@ def make_table(
         sentences: two for the caption, the rest as remarks; None is left out.
         columns: each fills its cell from an item; those that are ``csv_only`` follow the others in the CSV.
         items: one per row; those of a group in sequence.
-        chance: start with the chance level, in the group of the first item.
-        best: print the best of each column in bold. Ties share it; it is left out where all rankable cells print alike.
+        chance: start with the chance level, in the group of this title ("" where rows are not grouped).
+        best: print the best of each column in bold. Equal numbers share it; nothing is bold where all are equal.
         group: the title of an item's group.
         note: ends each line of the CSV.
         marks: signs in headers and cells, each with its footnote, which is there where the sign is. Cells' notes then
             have no numbers: they are in the CSV, in the column ``reasons``.
     """
     notes: dict[str, int] = {}
+    signs: dict[Mark, None] = {}
 
-    def numbered(cell: Cell) -> Cell:
-        if cell.note is None or marks is not None:
-            return cell
-        return replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
+    def footnoted(cell: Cell) -> Cell:
+        text = cell.text
+        if cell.mark is not None:
+            signs[cell.mark] = None
+            text += f" {cell.mark.sign}"
+        if cell.note is not None and marks is None:
+            text += f" ({notes.setdefault(cell.note, len(notes) + 1)})"
+        return replace(cell, text=text)
 
     items = list(items)
     beside, columns = [c for c in columns if c.csv_only], [c for c in columns if not c.csv_only]
     groups = [group(item) for item in items] if group else []
-    rows = [[column.chance for column in columns]] * chance
-    rows += [[numbered(column.cell(item)) for column in columns] for item in items]
+    rows = [[column.chance for column in columns]] * (chance is not None)
+    rows += [[footnoted(column.cell(item)) for column in columns] for item in items]
     for index, column in enumerate(columns if best else ()):
-        text = _best(column, [row[index] for row in rows])
+        number = _best(column, [row[index] for row in rows])
         for row in rows:
-            row[index] = replace(row[index], bold=row[index].rankable and row[index].text == text)
+            row[index] = replace(row[index], bold=row[index].rankable and _number(row[index]) == number)
     texts = [sentence for sentence in sentences if sentence]
     shown = [*(column.header for column in columns), *(cell.text for row in rows for cell in row[1:])]
     texts += [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text for text in shown)]
@@ -225,14 +251,22 @@ def make_table(
         columns=tuple(columns),
         rows=tuple(map(tuple, rows)),
         csv_columns=tuple(beside),
-        csv_rows=(*[tuple(c.chance for c in beside)] * chance, *(tuple(c.cell(i) for c in beside) for i in items)),
-        remarks=tuple(texts[2:]),
+        csv_rows=(
+            *[tuple(c.chance for c in beside)] * (chance is not None),
+            *(tuple(c.cell(i) for c in beside) for i in items),
+        ),
+        remarks=(*texts[2:], *(f"{mark.sign} {mark.meaning}" for mark in signs)),
         footnotes=tuple(notes),
-        groups=(*groups[:1] * chance, *groups),
-        pinned=int(chance),
+        groups=(*([chance] if group and chance is not None else []), *groups),
+        pinned=int(chance is not None),
         note=note,
         **attributes,
     )
+
+
+def markdown_files(tables: Iterable[Table]) -> dict[str, str]:
+    """Return a file of Markdown per table, by name; columns of links are left out."""
+    return {f"md/{table.anchor}.md": table.unlinked.to_markdown() for table in tables}
 
 
 def number_cell(value: float | None, show: Show) -> Cell:
@@ -274,19 +308,27 @@ def _reasons(columns: Sequence[Column]) -> Column:
     """Return the CSV's column of the notes of a row's cells, each with the name of its column."""
 
     def cell(item: Any) -> Cell:
-        notes = ((column.key, column.cell(item).note) for column in columns)
-        text = " ".join(f"{key}: {note}" for key, note in notes if note is not None)
+        notes: dict[str, list[str]] = {}
+        for column in columns:
+            if (note := column.cell(item).note) is not None:
+                notes.setdefault(note, []).append(column.key)
+        text = " ".join(f"{', '.join(keys)}: {note}" for note, keys in notes.items())
         return Cell(text=text, value=text) if text else NOTHING
 
     return Column(key="reasons", header="reasons", cell=cell, left=True, csv_only=True)
 
 
 def _best(column: Column, cells: Sequence[Cell]) -> str | None:
-    numbers = {cell.text: cell.value for cell in cells if cell.rankable and isinstance(cell.value, int | float)}
+    numbers = {_number(cell): cell.value for cell in cells if cell.rankable and isinstance(cell.value, int | float)}
     if column.better is None or len(numbers) < 2:
         return None
     pick: Callable[..., str] = max if column.better == "max" else min
     return pick(numbers, key=lambda text: numbers[text])
+
+
+def _number(cell: Cell) -> str:
+    """Return the number of a cell as printed, without its spread and marks."""
+    return cell.text.partition(" ")[0]
 
 
 def _plain(cell: Cell) -> float | str | None:

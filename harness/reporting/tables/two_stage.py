@@ -47,17 +47,16 @@ def two_stage_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         _ends(lambda row: gains[row.label], lambda row: None if gains[row.label] else _UNPAIRED),
         metric_column(CEILING),
         number_column("edge_ties", "edge ties", lambda row: row.metric("two_stage", "edge_ties"), fixed(0)),
-        text_column("v2t", "v→t", lambda row: stages(row)["v2t"]),
+        text_column("v2t", "V→T", lambda row: stages(row)["v2t"]),
         text_column("storage", "storage", lambda row: stages(row)["storage"]),
         context.record_column(),
     ]
     sentences = (
-        "A coarse score ranks all videos, and the last stage scores the best of them again; text to video, percent.",
-        "R@1 cannot exceed the ceiling, which is R@k of the coarse stage for a depth of k.",
-        "Depth: videos that the last stage scores for a query; “all” is the whole gallery.",
-        "Gain: R@1 minus that of the coarse stage, with a 95 % paired bootstrap interval over queries.",
-        "Edge ties: pairs beyond the depth that tie with the last one and are scored, too, so that no order decides.",
-        "v→t: “own” starts from the best captions of each video; “transposed” reads the scores of text to video.",
+        "A coarse score ranks all videos, and the last stage scores as many of the best as the depth says again.",
+        "R@1 cannot exceed the ceiling, R@k of the coarse stage for a depth of k; text to video, percent.",
+        "Gain: with a 95 % paired bootstrap interval over queries.",
+        "Edge ties: pairs beyond the depth that tie with the last one, and so are scored, too.",
+        "V→T: “own” starts from the best captions of each video; “transposed” reads the scores of text to video.",
     )
     return context.table("two-stage", "Retrieval in two stages", sentences, columns, staged)
 
@@ -83,7 +82,7 @@ def storage_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | 
     ]
     sentences = (
         "The same method with the numbers of its last stage stored in other types; text to video, percent.",
-        "Difference: expected R@1 on the same queries, with a 95 % paired bootstrap interval.",
+        "Difference: of R@1 on the same queries, with a 95 % paired bootstrap interval.",
     )
     return context.table("storage-types", "Types of stored numbers", sentences, columns, changes)
 

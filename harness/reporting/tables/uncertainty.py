@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -18,7 +19,7 @@ _FEW_SEEDS = f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges these trained m
 
 
 def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
-    """Make the table of all compared pairs; None where there is none."""
+    """Make the table of all compared pairs, for the CSV alone; None where there is none."""
     if not pairs:
         return None
     trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
@@ -35,44 +36,60 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
         link_column("records_b", "the other's", lambda pair: context.links(pair.b.runs)),
     )
     sentences = (
-        f"Expected R@1, text to video, on the same queries: {significant} of {len(pairs)} pairs differ significantly.",
-        "Interval: 95 % paired bootstrap over queries, per pair.",
-        f"p: two-sided, corrected by Holm for all {len(pairs)} pairs; significant below {SIGNIFICANCE:g}.",
-        "Seeds are averaged query by query." if fewest >= SEEDS_FOR_A_CLAIM else _FEW_SEEDS,
+        f"{_differ(significant, len(pairs))} significantly in R@1 (paired bootstrap, Holm, p < {SIGNIFICANCE:g}).",
+        _FEW_SEEDS * (fewest < SEEDS_FOR_A_CLAIM),
     )
     return context.table("pairs", "Every pair of methods", sentences, columns, pairs, csv_only=True)
 
 
-def equal_time_table(entries: Sequence[MatchedPoint], context: ReportContext) -> Table | None:
-    """Make the table of each method beside fewer frames at its speed; None where nothing can be compared."""
-    if not entries:
+def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> Table | None:
+    """Make the table of each method beside the dense frames that fit in its time; None where no method can have one.
+
+    Methods that are not compared are counted below it and listed, with their reasons, in the CSV.
+    """
+    if not points:
         return None
-    compared = [entry for entry in entries if entry.difference is not None]
-    better = sum(entry.verdict.startswith(("beats", "better")) for entry in compared)
+    compared = [point for point in points if point.better is not None]
+    few = any(len(point.row.runs) < SEEDS_FOR_A_CLAIM for point in compared)
     sentences = (
-        "Expected R@1, text to video, of each method and of fewer frames without reduction in the same time.",
-        f"Of {len(compared)} comparable methods, {better} {'is' if better == 1 else 'are'} better than fewer frames."
+        "R@1 of each method and of the dense encoder on as many frames as fit in the same time."
         if compared
-        else "No method can be compared yet; the verdicts give the reasons.",
-        "Between two measured points, fewer frames are interpolated query by query, linearly in the time per video: a "
-        "mixture of the two that takes the method's time. A method slower than all frames is compared with all frames.",
-        f"Interval: 95 % paired bootstrap over queries; p corrected by Holm for all methods; better below "
-        f"{SIGNIFICANCE:g}. The spread of the speed measurements is not included.",
-        "Speed-up: over the dense encoder with all frames, both timed in turn in one process; it ends the line of "
-        f"fewer frames. {setting([entry.row for entry in entries])}.",
-        None if all(len(e.row.runs) >= SEEDS_FOR_A_CLAIM for e in compared) else _FEW_SEEDS,
+        else "No method is compared with dense frames in the same time yet; the CSV has the reasons.",
+        f"{_are(sum(point.better == 'yes' for point in compared), len(compared))} better "
+        f"(paired bootstrap, Holm, p < {SIGNIFICANCE:g})."
+        if compared
+        else None,
+        f"Time: per video, over that of all frames, on {setting([point.row for point in points])}." * bool(compared),
+        "Frames that fit lie between two measured points (docs/statistics.md)." * bool(compared),
+        _FEW_SEEDS * few,
+        _left_out(points),
     )
-    columns = (
-        text_column("method", "method", lambda e: e.row.label),
-        number_column("speedup", metric("speedup").short, lambda e: e.speedup, fixed(2)),
-        number_column(EXPECTED_R1.name, EXPECTED_R1.short, lambda e: expected_recall(e.row), fixed(1)),
-        text_column("rival", "fewer frames", lambda e: None if e.budget is None else _mixture(e.budget)),
-        number_column("rival_R1", "their R@1", lambda e: None if e.budget is None else e.budget.recall, fixed(1)),
-        *difference_columns(lambda e: (e.difference, e.p_value), lambda e: e.verdict),
-        link_column("records", "records", lambda e: context.links(e.row.runs)),
-        link_column("rival_records", "fewer frames' records", lambda e: _budget_links(e.budget, context)),
+    label = text_column("method", "Method", lambda point: point.row.label)
+    time = number_column("time", "Time (dense = 1) ↓", lambda p: p.timed and p.timed.time, fixed(2))
+    recall = number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1))
+    frames = text_column("frames", "Frames that fit", lambda p: p.budget and _frames(p.budget), left=False)
+    theirs = number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1))
+    shown = text_column("difference", "Difference [95 % CI]", _difference, left=False)
+    better = text_column("better", "Better?", lambda point: point.better)
+    in_csv = (
+        *(
+            label,
+            number_column("speedup", metric("speedup").short, lambda point: point.speedup, fixed(2)),
+            time,
+            recall,
+        ),
+        text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget)),
+        number_column("frames", "frames that fit", lambda p: p.budget and p.budget.frames, fixed(1)),
+        theirs,
+        *difference_columns(lambda point: (point.difference, point.p_value), lambda point: point.better),
+        text_column("reason", "reason", lambda point: point.reason),
+        link_column("records", "records", lambda point: context.links(point.row.runs)),
+        link_column("frames_records", "their records", lambda point: _budget_links(point.budget, context)),
     )
-    return context.table("equal-time", "Accuracy at equal measured time", sentences, columns, entries)
+    columns = (label, time, recall, frames, theirs, shown, better)
+    name, title = "equal-time", "Accuracy at equal time"
+    full = context.table(name, title, sentences, in_csv, points)
+    return context.table(name, title, sentences, columns, compared, full=full, csv_only=not compared)
 
 
 def spread_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
@@ -96,10 +113,8 @@ def spread_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | N
         link_column("records", "records", lambda line: context.links(line[0].runs)),
     )
     sentences = (
-        "Points of R@1. Sd over seeds: effect of another training on these queries, as observed; of training alone: "
-        "without the part that these queries add by chance (two-way analysis of variance). Standard error over "
-        "queries: effect of another draw of test queries on the mean of these trainings; over both: of another draw of "
-        "queries and other trainings.",
+        "Points of R@1 by which another training, or another draw of test queries, changes it.",
+        "The parts are explained in docs/statistics.md.",
     )
     return context.table("spread", "Seeds and queries", sentences, columns, lines)
 
@@ -116,7 +131,7 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         return None
     columns = (
         text_column("method", "method", lambda line: line[0].label),
-        text_column("metric", "t→v metric", lambda line: metric(f"t2v_{line[1]}").short.split()[-1]),
+        text_column("metric", "T→V metric", lambda line: metric(f"t2v_{line[1]}").short.split()[-1]),
         text_column(
             "checkpoints",
             "checkpoints scored",
@@ -129,11 +144,42 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         link_column("records", "records", lambda line: context.links(line[0].runs)),
     )
     sentences = (
-        "The released code of some papers reports the checkpoint that scores best on the test set. The gap is its gain "
-        "over the last checkpoint; it is never negative, even where training changes nothing. "
-        "Each metric at the checkpoint that is best in it; means over seeds.",
+        "The gain from reporting the checkpoint that scores best on the test set, as the released code of some papers "
+        "does, instead of the last one.",
+        "Means over seeds; noise alone makes the gap positive.",
     )
     return context.table("selection", "Gain from choosing the checkpoint on the test set", sentences, columns, lines)
+
+
+def _differ(significant: int, pairs: int) -> str:
+    return (
+        "The only pair " + ("differs" if significant else "does not differ")
+        if pairs == 1
+        else (f"{significant} of {pairs} pairs differ{'s' * (significant == 1)}")
+    )
+
+
+def _are(better: int, compared: int) -> str:
+    if compared == 1:
+        return f"The only method compared is {'' if better else 'not '}significantly"
+    return f"{better} of {compared} methods {'is' if better == 1 else 'are'} significantly"
+
+
+def _left_out(points: Sequence[MatchedPoint]) -> str | None:
+    """Count the methods that are not compared, by reason."""
+    reasons = Counter(str(point.reason).partition(": ")[0] for point in points if point.better is None)
+    counts = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
+    return f"Not compared: {counts}." if counts else None
+
+
+def _difference(point: MatchedPoint) -> str | None:
+    gain = point.difference
+    return None if gain is None else f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+
+
+def _frames(budget: FrameBudget) -> str:
+    """Print how many dense frames fit; a method slower than all of them is compared with all."""
+    return f"{budget.frames:.1f}" if budget.exact else f"all {budget.frames:g}"
 
 
 def _mixture(budget: FrameBudget) -> str:

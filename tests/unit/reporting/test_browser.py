@@ -120,7 +120,7 @@ class TestChart:
         page.select_option("#cost", "throughput_inference")
         assert len(labels(page)) == len(METHODS) + len(RIVAL) - 1
         assert "tome: not measured" in page.locator("#legend").inner_text()
-        assert page.locator("#status").inner_text().startswith("Chart of t→v R@1 (%) against ")
+        assert page.locator("#status").inner_text().startswith("Chart of T→V R@1 (%) against ")
 
     @pytest.mark.parametrize(("cost", "better"), [("gmacs_video_inference", "min"), ("throughput_inference", "max")])
     def test_the_frontier_is_that_of_the_printed_picture(self, opened: Open, cost: str, better: Any) -> None:
@@ -130,7 +130,7 @@ class TestChart:
         rows = [(m[0], m[1], m[index]) for m in METHODS if m[index] is not None]
         rows += [(f"frame_subsample (keep={keep})", r1, (g, s)[index - 2]) for keep, r1, g, s in RIVAL]
         found = frontier([Point(label=name, recall=r1, cost=cost or 0.0) for name, r1, cost in rows], better)
-        shown = {text.partition(": t→v")[0] for text in labels(page) if "on the frontier" in text}
+        shown = {text.partition(": T→V")[0] for text in labels(page) if "on the frontier" in text}
         assert shown == {point.label for point in found}
         assert len(shown) > 1
         assert page.locator("#plot path.frontier").count() == 1

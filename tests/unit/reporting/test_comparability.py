@@ -156,7 +156,7 @@ class TestPapers:
     def test_a_whole_run_is_judged(self, store: RecordStore, tmp_path: Path) -> None:
         store.save(run())
         folder = report(store, tmp_path, PUBLISHED)
-        verdicts = [row["verdict"] for row in csv_rows(folder, "verdicts") if row["measure"] == "t→v R@1"]
+        verdicts = [row["verdict"] for row in csv_rows(folder, "verdicts") if row["measure"] == "T→V R@1"]
         assert verdicts == ["reproduced (1 of 3 seeds: no claim)"]
         assert "Not comparable." not in page(folder)
 
@@ -247,7 +247,7 @@ class TestRows:
             store.save(record, {"t2v": RANKS, "v2t": RANKS})
         folder = report(store, tmp_path, UNIFORM)
         assert [row["rank"] for row in csv_rows(folder)[1:]] == ["1", "1"]
-        assert table(folder)["adapter"]["t→v R@1"] == "**50.0**"
+        assert table(folder)["adapter"]["T→V R@1"] == "**50.0**"
         assert "40 of 1,000 test videos are missing in all 2 runs" in page(folder)
 
     def test_random_weights_conclude_nothing(self, store: RecordStore, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from errors import raises
-from records import csv_rows, failed_record, html, save
+from records import csv_rows, failed_record, save
 from report_records import (
     HASH,
     STANDIN,
+    both_pages,
     costs,
+    details,
     full_size_record,
     memory,
     method_record,
@@ -23,6 +25,7 @@ from report_records import (
     report,
     speed,
     table,
+    table_text,
 )
 
 from tvrbench.datasets.standin.dataset import StandIn
@@ -43,7 +46,7 @@ class TestMainTable:
         save(store, method_record("tempme", 82.0), method_record("zero_shot", 19.0), method_record("lora", 56.0))
         rows = table(report(store, tmp_path))
         assert list(rows) == ["chance", "zero_shot", "lora", "tempme"]
-        assert [row["t→v R@1"] for row in rows.values()] == ["0.3", "19.0", "56.0", "**82.0**"]
+        assert [row["T→V R@1"] for row in rows.values()] == ["0.3", "19.0", "56.0", "**82.0**"]
         assert rows["lora"]["R@1 95 % interval"] == "51.0 to 61.0"
         assert rows["tempme"]["GMACs (papers' GFLOPs)"] == "**34.76**"
         assert rows["tempme"]["tokens out"] == "**97**"
@@ -53,7 +56,7 @@ class TestMainTable:
     def test_chance_is_in_closed_form(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, method_record())
         chance = table(report(store, tmp_path))["chance"]
-        assert [chance[f"t→v {name}"] for name in ("R@1", "R@5", "R@10", "MdR", "MnR")] == [
+        assert [chance[f"T→V {name}"] for name in ("R@1", "R@5", "R@10", "MdR", "MnR")] == [
             "0.3",
             "1.7",
             "3.3",
@@ -69,7 +72,7 @@ class TestMainTable:
         record["data"]["test_captions"] = 900
         save(store, record)
         chance = table(report(store, tmp_path))["chance"]
-        assert (chance["t→v R@1"], chance["v→t R@1"]) == ("0.3", MISSING)
+        assert (chance["T→V R@1"], chance["V→T R@1"]) == ("0.3", MISSING)
 
     def test_no_chance_row_where_the_number_of_videos_is_not_known(self, store: RecordStore, tmp_path: Path) -> None:
         record = method_record()
@@ -82,14 +85,14 @@ class TestMainTable:
         records[2]["metrics"]["t2v"]["MdR"] = 1.0
         save(store, *records)
         rows = table(report(store, tmp_path))
-        assert [rows[m]["t→v R@1"] for m in ("tempme", "lora", "clip4clip")] == ["**56.0**", "**56.0**", "50.0"]
-        assert [rows[m]["t→v MdR"] for m in ("tempme", "lora", "clip4clip")] == ["2.0", "2.0", "**1.0**"]
+        assert [rows[m]["T→V R@1"] for m in ("tempme", "lora", "clip4clip")] == ["**56.0**", "**56.0**", "50.0"]
+        assert [rows[m]["T→V MdR"] for m in ("tempme", "lora", "clip4clip")] == ["2.0", "2.0", "**1.0**"]
 
     def test_nothing_is_bold_where_all_are_alike_or_alone(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, method_record("tempme", 50.0))
         assert "**" not in str(table(report(store, tmp_path))["tempme"])
         save(store, method_record("lora", 50.0))
-        assert table(report(store, tmp_path))["lora"]["t→v R@1"] == "50.0"
+        assert table(report(store, tmp_path))["lora"]["T→V R@1"] == "50.0"
 
     def test_what_was_not_measured_is_a_dash_and_never_0(self, store: RecordStore, tmp_path: Path) -> None:
         gap = Measurement.missing("throughput", "videos/s", "the worker <b>died</b>", what="inference")
@@ -103,7 +106,7 @@ class TestMainTable:
         assert (row["videos/s"], row["tokens out"]) == (f"{MISSING} (1)", MISSING)
         (data,) = [row for row in csv_rows(folder) if row["method"] == "tempme"]
         assert (data["throughput"], data["output_tokens"]) == ("", "")
-        assert page(folder).count("the worker &lt;b&gt;died&lt;/b&gt;") == 2  # a footnote and the list of gaps
+        assert both_pages(folder).count("the worker &lt;b&gt;died&lt;/b&gt;") == 2  # a footnote and the list of gaps
 
     def test_neither_a_measured_0_nor_a_lower_bound_is_the_best(self, store: RecordStore, tmp_path: Path) -> None:
         bound = memory(10.0, lower_bound=True)
@@ -147,7 +150,7 @@ class TestMainTable:
         folder = report(store, tmp_path)
         rows = table(folder)
         assert [rows[m]["videos/s"] for m in ("tempme", "lora", "adapter")] == ["99.0 ! (1)", "**31.2**", "11.0"]
-        (note,) = re.findall(r"^- \(1\) (.*)", (folder / "main.md").read_text(), re.MULTILINE)
+        (note,) = re.findall(r"^- \(1\) (.*)", table_text(folder), re.MULTILINE)
         assert "disturbed: &lt;others&gt;" in note
 
     def test_training_and_inference_memory_are_two_columns(self, store: RecordStore, tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ class TestMainTable:
             record = method_record("frame_subsample")
             record["method"]["options"] = record["method"]["options"] | {"keep": keep}
             save(store, record)
-        text = page(report(store, tmp_path)).partition("Commands that made")[2]
+        text = details(report(store, tmp_path)).partition("Commands that made")[2]
         for keep in (4, 8):
             assert f"[frame_subsample (keep={keep}), seed 0](" in text
 
@@ -226,20 +229,18 @@ class TestMainTable:
 
 
 class TestStandIn:
-    def test_title_and_every_caption_say_so(self, store: RecordStore, tmp_path: Path) -> None:
+    def test_each_page_says_so_once_and_every_csv_in_each_row(self, store: RecordStore, tmp_path: Path) -> None:
         record = method_record("tempme", 82.0)
         record["metrics"] |= {"subsets": {"order-only": {"t2v": metrics(80.0)}}, "pair_accuracy": 98.5}
         save(store, record, method_record("lora"), full_size_record("tempme"))
         folder = report(store, tmp_path)
-        assert re.match(rf"# {STANDIN}: embedded stand-in, not MSR-VTT\n\n> \*\*{StandIn.notice}", page(folder))
-        files = sorted(path.name for path in folder.glob("*.md") if path.name != "README.md")
-        assert files == ["main.md", "not-comparable.md", "paper-scale.md", "provenance.md", "subsets.md", "verdicts.md"]
-        captions = [line for line in page(folder).splitlines() if re.match(r"\*\*[^*]+\*\*\. ", line)]
-        assert len(captions) == len(files) == html(page(folder)).count("<table>")
-        assert all(StandIn.notice in caption for caption in captions)
-        for name in files:
-            assert StandIn.notice in (folder / name).read_text()
-            assert all(StandIn.notice in row["note"] for row in csv_rows(folder, name.removesuffix(".md")))
+        for name in ("README.md", "details.md"):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert re.match(rf"# {STANDIN}: embedded stand-in, not MSR-VTT.*\n\n> \*\*{StandIn.notice}\*\*", text)
+            assert text.count(StandIn.notice) == 1
+        names = {path.stem for path in folder.glob("*.csv")}
+        assert names >= {"main", "not-comparable", "paper-scale", "provenance", "subsets", "verdicts"}
+        assert all(StandIn.notice in row["note"] for name in names for row in csv_rows(folder, name))
 
     def test_a_real_data_set_says_nothing_of_the_kind(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, msrvtt_record("tempme", 46.0, kind="uniform"))
@@ -265,7 +266,7 @@ class TestStandIn:
 
     def test_no_subset_table_without_subsets(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, method_record())
-        assert not (report(store, tmp_path) / "subsets.md").exists()
+        assert not (report(store, tmp_path) / "subsets.csv").exists()
 
 
 class TestWhatIsMixed:
@@ -276,7 +277,7 @@ class TestWhatIsMixed:
         save(store, method_record("tempme"), old)
         folder = report(store, tmp_path)
         assert set(table(folder)) == {"chance", "tempme"}
-        assert re.search(rf"\[lora, seed 0\]\(.*\): protocol hash {OTHER_HASH}", page(folder))
+        assert re.search(rf"\[lora, seed 0\]\(.*\): protocol hash {OTHER_HASH}", details(folder))
 
     def test_a_hash_can_be_asked_for(self, store: RecordStore, tmp_path: Path) -> None:
         old = method_record("lora", protocol={"name": STANDIN, "hash": OTHER_HASH}, started=LONG_AGO)
@@ -291,7 +292,7 @@ class TestWhatIsMixed:
         save(store, method_record(), full_size_record("tempme"), old)
         folder = report(store, tmp_path)
         assert set(table(folder, "paper-scale")) == {"ViT-B-32"}
-        assert re.search(rf"\[tempme on ViT-B-16\]\(.*\): protocol hash {OTHER_HASH}", page(folder))
+        assert re.search(rf"\[tempme on ViT-B-16\]\(.*\): protocol hash {OTHER_HASH}", details(folder))
 
     def test_no_completed_run_is_refused(self, store: RecordStore, tmp_path: Path) -> None:
         with raises("report.no-run", protocol=STANDIN, failed=[]):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from records import csv_rows, save
-from report_records import STANDIN, method_record, page, report, table
+from report_records import STANDIN, method_record, details, report, table
 from search_records import QUERIES, ranks, search_costs, staged_record, with_costs
 
 from tvrbench.harness.records.store import RecordStore
@@ -41,7 +41,7 @@ class TestTable:
         assert low < 6.0 < high
         assert (rows["drl"]["depth"], rows["drl"]["interval"]) == ("all", "")
         assert table(folder, "two-stage")["drl"]["95 % interval"] == f"{MISSING} (1)"
-        assert "## Retrieval in two stages" in page(folder)
+        assert "## Retrieval in two stages" in details(folder)
 
     def test_a_gain_is_of_the_same_queries_over_all_seeds(self, store: RecordStore, tmp_path: Path) -> None:
         for seed in (0, 1):
@@ -57,7 +57,7 @@ class TestTable:
         save(store, method_record("lora", 41.0))
         folder = report(store, tmp_path)
         assert not [*folder.glob("two-stage*"), *folder.glob("storage-types*"), *folder.glob("search-*")]
-        assert "in two stages" not in page(folder)
+        assert "in two stages" not in details(folder)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -123,7 +123,7 @@ class TestFigure:
         save(store, staged_record("eercf", 48.0, 42.0))
         folder = report(store, tmp_path)
         assert (folder / "two-stage.png").read_bytes().startswith(b"\x89PNG")
-        assert "](two-stage.png)" in page(folder)
+        assert "](two-stage.png)" in details(folder)
 
 
 class TestLabels:

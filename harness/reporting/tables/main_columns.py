@@ -1,0 +1,111 @@
+"""The columns of a protocol's main table, under the words of papers; the same twelve in every report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.analysis.pairwise import Pair, letters
+from tvrbench.harness.reporting.catalogue import BYTES, EXPECTED_R1, MEMORY, Metric, metric, recorded, significant
+from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, expected_sd
+from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell, metric_column, of_videos
+from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, Mark, missing_cell, number_cell
+
+Levels = Mapping[str, float]
+"""Chance level of each metric of one direction, by its name in records."""
+
+ON_TEST = Mark("⚠", "Checkpoint chosen on the test set, which flatters the row; it is compared with no other.")
+NOT_KNOWN = Mark("⚠", "It is not known how the checkpoint was chosen; the row is compared with no other.")
+OF_VIDEOS = Mark("‡", "Mean over the test videos: the cost depends on what a video shows.")
+_ARROWS = {"max": " ↑", "min": " ↓", None: ""}
+_MARKS = {"last": None, "best-on-test": ON_TEST}
+
+
+def main_columns(rows: Sequence[MethodRow], pairs: Sequence[Pair], t2v: Levels, v2t: Levels) -> list[Column]:
+    """Return the twelve columns; those that no row has a value for hold dashes.
+
+    Args:
+        rows: of the table.
+        pairs: compared rows, for the letters.
+        t2v, v2t: chance levels of each direction by the metric's name in records.
+    """
+    memory = memory_metric(rows)
+    return [
+        replace(LABEL, header="Method", cell=_label),
+        _cost(metric("params_trainable"), "Params (M)"),
+        _cost(metric("gmacs_video"), "GFLOPs†"),
+        _cost(metric("speedup"), "Speed-up"),
+        Column(key="memory", header="Memory (GB) ↓", cell=lambda _: NOTHING)
+        if memory is None
+        else _cost(memory, "Memory (GB)", lambda value: significant(3)(value * BYTES[memory.unit] / BYTES["GB"])),
+        _recall(t2v.get("R1")),
+        *(_retrieval(f"t2v_{name}", t2v) for name in ("R5", "R10", "MnR")),
+        *(_retrieval(f"v2t_{name}", v2t) for name in ("R1", "R10")),
+        _letters(pairs),
+    ]
+
+
+def memory_metric(rows: Sequence[MethodRow]) -> Metric | None:
+    """Return the memory of training by the first meter of the catalogue that the rows hold; None without any.
+
+    Of inference where no row holds that of training.
+    """
+    measured: list[MeasurementDoc] = [m for row in rows for m in row.measurements if m["value"] is not None]
+    held = {(m.name, m.what): m for m in recorded(measured, "memory")}
+    wanted = ((meter.name, what) for what in ("training", "inference") for meter in MEMORY)
+    return next((held[key] for key in wanted if key in held), None)
+
+
+def recall_text(row: MethodRow) -> str | None:
+    """Return the expected R@1 with its deviation over seeds, or with its interval over queries for a single seed."""
+    value, sd, ends = expected_recall(row), expected_sd(row), expected_interval(row)
+    if value is None:
+        return None
+    if sd is not None:
+        return f"{value:.1f} ± {sd:.1f}"
+    return f"{value:.1f}" if ends is None else "{:.1f} [{:.1f}, {:.1f}]".format(value, *ends)
+
+
+def _label(row: MethodRow) -> Cell:
+    return Cell(text=row.label, value=row.label, mark=_MARKS.get(row.selection, NOT_KNOWN))
+
+
+def _cost(shown: Metric, header: str, text: Callable[[float], str] | None = None) -> Column:
+    """Return the column of a cost whose values are dashes where missing: All metrics says why."""
+
+    def cell(row: MethodRow) -> Cell:
+        found = cost_cell(row.cost(shown.name, shown.what), row, text or shown.text)
+        if found.value is None:
+            return NOTHING
+        return replace(found, mark=OF_VIDEOS) if of_videos(found, row, shown) != found else found
+
+    return Column(key=shown.key, header=f"{header}{_ARROWS[shown.better]}", cell=cell, better=shown.better)
+
+
+def _recall(chance: float | None) -> Column:
+    def cell(row: MethodRow) -> Cell:
+        text = recall_text(row)
+        return NOTHING if text is None else Cell(text=text, value=expected_recall(row), rankable=row.apart is None)
+
+    header, level = "T→V R@1 ↑", number_cell(chance, EXPECTED_R1.show)
+    return Column(key=EXPECTED_R1.name, header=header, cell=cell, better=EXPECTED_R1.better, chance=level)
+
+
+def _retrieval(name: str, chance: Levels) -> Column:
+    shown = metric(name)
+    direction, printed = shown.short.split()
+    header = f"{direction} {printed}{_ARROWS[shown.better]}"
+    return replace(metric_column(shown, chance.get(shown.path[-1])), header=header)
+
+
+def _letters(pairs: Sequence[Pair]) -> Column:
+    """Return the column of letters; a row that is compared with no other says why."""
+    known = letters(pairs)
+
+    def cell(row: MethodRow) -> Cell:
+        if row.apart is not None:
+            return missing_cell(f"Compared with no other row: {row.apart.text}")
+        return Cell(text=known[row.label], value=known[row.label]) if row.label in known else NOTHING
+
+    return Column(key="letters", header="Sig.", cell=cell, left=True)
