@@ -42,7 +42,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. Of several
-    devices a GPU comes before a CPU, and the first before others.
+    devices a GPU comes before a CPU, and the first before others. Pages count what was not measured; the CSV has it.
     """
     own = {(r.number.paper, r.claim.text, r.number.backbone) for r in results if r.claim and r.claim.reading == OWN}
     kept: dict[tuple[object, ...], PaperComparison] = {}
@@ -80,8 +80,10 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
         f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
-    by = {"group": lambda line: line.exact.number.paper}
-    return make_table("claims-headline", "The papers' claims", sentences, columns, lines, note=context.note, **by)
+    by = {"group": lambda line: line.exact.number.paper, "note": context.note}
+    heading = ("claims-headline", "The papers' claims", sentences, columns)
+    measured = [line for line in lines if line.exact.measured is not None]
+    return make_table(*heading, measured, full=make_table(*heading, lines, **by), **by)
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
