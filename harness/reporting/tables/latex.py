@@ -108,7 +108,7 @@ def fragment(table: Table) -> str:
     for title, members in table.grouped:
         rule = r"\midrule " * bool(lines)
         lines += [rf"{rule}\multicolumn{{{len(kinds)}}}{{@{{}}l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
-        lines += [" & ".join(map(_cell, row)) + r" \\" for _, row in members]
+        lines += [_row(row) for _, row in members]
     is_long = sum(max((-(-len(cell.text) // _LINE) for cell in row), default=1) for row in table.rows) >= _LONG_TABLE
     return (_LONG if is_long else _FLOATING) % {
         "caption": rf"\caption{{\textbf{{{latex(table.title)}.}} {_text(brief(table.caption, _CAPTION))}}}",
@@ -137,8 +137,11 @@ def _head(column: Column, kind: str) -> str:
 
 def latex_rows(table: Table) -> list[str]:
     """Return each row as the line that a table in LaTeX has for it; columns of links are left out."""
-    kept = [i for i, _ in enumerate(table.columns) if not any(row[i].links for row in table.rows)]
-    return [" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows]
+    return [_row(row) for row in table.unlinked.rows]
+
+
+def _row(cells: Sequence[Cell]) -> str:
+    return " & ".join(map(_cell, cells)) + r" \\"
 
 
 def _cell(cell: Cell) -> str:
