@@ -57,7 +57,7 @@ def _table(name: str, **options: Any) -> Table:
         ),
         text_column("remark", "remark", lambda row: f"about {row[1][:3]}"),
     ]
-    return make_table(name, f"Table {name}", ["Said."], columns, ROWS, chance=True, **options)
+    return make_table(name, f"Table {name}", ["Said."], columns, ROWS, chance=REFERENCE, **options)
 
 
 @pytest.fixture(scope="module")
