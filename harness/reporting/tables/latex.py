@@ -18,7 +18,7 @@ _HEAD = 6  # characters per line of a header
 _PARAGRAPH = r">{\raggedright\arraybackslash}p{4.6cm}"
 _FLOATING = r"""%% needs array, booktabs, graphicx, and T1 fonts (fontenc, textcomp)
 \begin{table*}[tp]
-\centering\footnotesize\setlength{\tabcolsep}{3pt}
+\centering\footnotesize\setlength{\tabcolsep}{2.5pt}
 %(caption)s
 \label{%(label)s}\par\smallskip
 \sbox0{\begin{tabular}{@{}%(kinds)s@{}}
@@ -34,7 +34,7 @@ _FLOATING = r"""%% needs array, booktabs, graphicx, and T1 fonts (fontenc, textc
 \end{table*}
 """
 _LONG = r"""%% needs array, booktabs, longtable, and T1 fonts (fontenc, textcomp)
-\begingroup\scriptsize\setlength{\tabcolsep}{3pt}\setlength{\LTcapwidth}{\textwidth}
+\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}\setlength{\LTcapwidth}{\textwidth}
 \begin{longtable}{@{}%(kinds)s@{}}
 %(caption)s\label{%(label)s}\\
 \toprule
@@ -107,7 +107,7 @@ def fragment(table: Table) -> str:
     lines: list[str] = []
     for title, members in table.grouped:
         rule = r"\midrule " * bool(lines)
-        lines += [rf"{rule}\multicolumn{{{len(kinds)}}}{{l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
+        lines += [rf"{rule}\multicolumn{{{len(kinds)}}}{{@{{}}l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
         lines += [_row(row) for _, row in members]
     is_long = sum(max((-(-len(cell.text) // _LINE) for cell in row), default=1) for row in table.rows) >= _LONG_TABLE
     return (_LONG if is_long else _FLOATING) % {
