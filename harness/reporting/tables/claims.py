@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,8 +43,13 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. Of several
-    devices a GPU comes before a CPU, and the first before others.
+    devices a GPU comes before a CPU, then the one that measured the most claims.
     """
+    measured = Counter(r.bench.name for r in results if r.bench is not None and r.measured is not None)
+
+    def preference(r: PaperComparison) -> tuple[bool, int]:
+        return _on_gpu(r), measured[r.bench.name] if r.bench else 0
+
     own = {(r.number.paper, r.claim.text, r.number.backbone) for r in results if r.claim and r.claim.reading == OWN}
     kept: dict[tuple[object, ...], PaperComparison] = {}
     for r in results:
@@ -52,7 +58,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         if r.measured is None and claim.reading != OWN:
             continue
         place = (*_place(claim), claim.number.metric)
-        if place not in kept or (_on_gpu(r) and not _on_gpu(kept[place])):
+        if place not in kept or preference(r) > preference(kept[place]):
             kept[place] = r
     released = {_place(r.claim): r for r in kept.values() if r.claim and _as_released(r)}
     lines = [
