@@ -114,7 +114,7 @@ class TestFigure:
         save(store, staged_record("eercf", 48.0, 42.0), half, staged_record("drl", 47.0, 40.0))
         lines = depth_lines(list(rows_of(store).values()))
         assert [line.labels for line in lines] == [("eercf", "eercf (storage=float16)"), ("drl",)]
-        made = [depth_figure(lines, title="t", notice=notice) for notice in (None, None, "n")]
+        made = [depth_figure(lines, title=title) for title in ("t", "t", "u")]
         assert made[0] == made[1] != made[2]
         assert made[0].startswith(b"\x89PNG")
 
