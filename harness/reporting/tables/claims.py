@@ -86,8 +86,11 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
         f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
-    by = {"group": lambda line: line.exact.number.paper}
-    return make_table("claims-headline", "The papers' claims", sentences, columns, lines, note=context.note, **by)
+    return make_table(
+        *("claims-headline", "The papers' claims", sentences, columns, lines),
+        group=lambda line: line.exact.number.paper,
+        note=context.note,
+    )
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
@@ -115,8 +118,12 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         f"{counts(r.verdict for r in results).capitalize()}.",
         f"{name}.csv has the reasons, and the commands that measure on a GPU what was not measured on one.",
     )
-    by = {"group": lambda r: r.number.paper}
-    return make_table(name, title, sentences, columns, results, folded=True, note=context.note, **by)
+    return make_table(
+        *(name, title, sentences, columns, results),
+        group=lambda r: r.number.paper,
+        note=context.note,
+        folded=True,
+    )
 
 
 def _place(claim: Claim) -> tuple[object, ...]:

@@ -210,9 +210,9 @@ def counts(verdicts: Iterable[str]) -> str:
 def _subject(c: PaperComparison) -> str:
     """Return method, the paper's words for the variant, and backbone."""
     label, n = c.row.label if c.row else c.number.method, c.number
-    run_on = n.backbone or (c.row and c.row.options.get("backbone"))
+    run_on = n.backbone or (c.row.options.get("backbone") if c.row else None)
     config = f": {n.config}" if n.config and n.config not in label else ""
-    return ", ".join(filter(None, (f"{label}{config}", run_on and printed_backbone(run_on))))
+    return f"{label}{config}" + (f", {printed_backbone(run_on)}" if run_on else "")
 
 
 def _published(c: PaperComparison) -> Cell:
