@@ -260,7 +260,8 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
     beside = verdict_tables(comparisons, load_reruns(), context)
     verdicts: list[Block] = [beside[0] if beside else ("No published number is comparable here.",)]
-    verdicts += [claims_headline(claimed, context)] * bool(claimed)
+    if any(c.measured is not None for c in claimed):
+        verdicts.append(claims_headline(claimed, context))
     if elsewhere:
         verdicts.append((f"Published for this data set, of methods without a run: {elsewhere}.",))
     more: list[Block] = [*beside[1:], *_present(apart_table(comparisons, context))]

@@ -43,7 +43,8 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. Of several
-    devices a GPU comes before a CPU, then the one that measured the most claims.
+    devices a GPU comes before a CPU, then the one that measured the most claims. Pages count what was not measured; the
+    CSV has it.
     """
     measured = Counter(r.bench.name for r in results if r.bench is not None and r.measured is not None)
 
@@ -86,11 +87,13 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
         f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
-    return make_table(
-        *("claims-headline", "The papers' claims", sentences, columns, lines),
-        group=lambda line: line.exact.number.paper,
-        note=context.note,
-    )
+
+    def table(kept: Sequence[_Reading], full: Table | None = None) -> Table:
+        title, group = "The papers' claims", (lambda line: line.exact.number.paper)
+        note = context.note
+        return make_table("claims-headline", title, sentences, columns, kept, group=group, note=note, full=full)
+
+    return table([line for line in lines if line.exact.measured is not None], table(lines))
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
