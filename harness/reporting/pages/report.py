@@ -276,23 +276,23 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     papers = PaperData(numbers=numbers, configurations=configurations)
     comparisons = compare(papers, rows, full_size, context)
     claimed = judge_accuracy(load_claims(), rows, papers, context)
-    claims: list[Table] = []
-    if claimed:
-        whole = claims_table(claimed, "claims", "Every reading of the claims about accuracy", context)
-        claims = [claims_headline(claimed, context), whole]
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
-    verdicts: list[Block] = [
-        *(verdict_tables(comparisons, load_reruns(), context) or [("No published number is comparable here.",)]),
-        *_present(apart_table(comparisons, context)),
-        *claims,
-        *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),
-    ]
+    beside = verdict_tables(comparisons, load_reruns(), context)
+    verdicts: list[Block] = [beside[0] if beside else ("No published number is comparable here.",)]
+    if any(c.measured is not None for c in claimed):
+        verdicts.append(claims_headline(claimed, context))
+    if elsewhere:
+        verdicts.append((f"Published for this data set, of methods without a run: {elsewhere}.",))
+    more: list[Block] = [*beside[1:], *_present(apart_table(comparisons, context))]
+    if claimed:
+        more.append(claims_table(claimed, "claims", "Every reading of the claims about accuracy", context))
     return [
         Section(title="Published and measured", blocks=verdicts, page="details" if context.compares else "first"),
+        Section(title="Further published numbers", blocks=more),
         Section(title="Cost at paper scale", blocks=[costs]),
     ]
 
