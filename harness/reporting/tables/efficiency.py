@@ -97,7 +97,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
     known = [c for c in columns if any((cell := c.cell(row)).value is not None or "!" in cell.text for row in rows)]
     sentences = (
         f"{_where(bench, rows)}{f', batch {batch}' if batch else ''}.",
-        _speedup_sentence(rows, "speedup"),
+        _speedup_sentence(rows, "speedup", batch),
         f"{_ELSEWHERE} Counted; measured on another device, in details.md." if counted else None,
         "Bold: best of a column among methods that encode every frame.",
         "As released: with the work whose result released code drops; blank where there is none." if released else None,
@@ -332,14 +332,16 @@ def _clips_sentence(rows: Sequence[MethodRow]) -> str | None:
     return f"Measured on clips ({clips}), not on noise: {', '.join(methods)}." if methods else None
 
 
-def _speedup_sentence(rows: Sequence[MethodRow], name: str) -> str | None:
+def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = None) -> str | None:
+    """Describe how a ratio was measured; its batch only where that is not the one that was ``said``."""
     ratios = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
     if not ratios:
         return None
     over, at = (", ".join(dict.fromkeys(str(m["conditions"].get(key)) for m in ratios)) for key in ("against", "batch"))
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
-    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} rounds, batch {at}."
+    batch = "" if at == str(said) else f", batch {at}"
+    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} rounds{batch}."
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:
