@@ -26,7 +26,7 @@ TEMPME = {
 }
 ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "lora": ("lora", {"rank": 8}),
-    "clip4clip": ("full", {"rank": 8}),
+    "clip4clip": ("full", {"rank": 8, "head": "meanP"}),
     "tempme": ("lora", TEMPME),
     "centerclip": ("full", {"clustering": "kmedoids", "schedule": [[6, 4, 160]]}),
     "frame_subsample": ("lora", {"keep": 6}),

@@ -21,6 +21,8 @@ from tvrbench.harness.reporting.tables.table import (
     text_column,
 )
 
+COUNTED = "counted"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
@@ -72,10 +74,11 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         text_column("verdict", "Verdict", lambda line: line.verdict),
         text_column("device", "Device", lambda line: _device(line.exact)),
     )
+    on_cpu = "; a ratio on a CPU gets no verdict" * any(_on_cpu(line.exact) for line in lines)
+    as_released = ", and as released counts what released code computes and drops too" * bool(released)
     sentences = (
-        f"{counts(line.exact.verdict for line in lines).capitalize()}; a ratio measured on a CPU gets no verdict.",
-        "As released counts the work of released code whose result is dropped too; * is the baseline that the paper "
-        "means; the CSV has what was not measured.",
+        f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
+        f"* is the baseline that the paper means{as_released}; claims.csv has every reading, and what was not measured.",
     )
     by = {"group": lambda line: line.exact.number.paper, "note": context.note}
     heading = ("claims-headline", "The papers' claims", sentences, columns)
@@ -122,14 +125,18 @@ def _as_released(result: PaperComparison) -> bool:
     return result.number.metric.endswith(AS_RELEASED)
 
 
+def _on_cpu(result: PaperComparison) -> bool:
+    return result.bench is not None and not result.bench.on_gpu and _device(result) != COUNTED
+
+
 def _on_gpu(result: PaperComparison) -> bool:
     return result.bench is not None and result.bench.on_gpu
 
 
 def _subject(number: PublishedNumber, *, full: bool = False) -> str:
     """Return method, the paper's words for the variant, backbone, and with ``full`` the frames."""
-    config = f"({number.config})" if number.config and number.config not in number.method else ""
-    words = (f"{number.method} {config}".strip(), number.backbone and printed_backbone(number.backbone))
+    config = f": {number.config}" if number.config and number.config not in number.method else ""
+    words = (f"{number.method}{config}", number.backbone and printed_backbone(number.backbone))
     return ", ".join(filter(None, (*words, f"{number.frames} frames" if full else None)))
 
 
@@ -145,7 +152,7 @@ def _baseline(result: PaperComparison) -> str | None:
 def _device(result: PaperComparison) -> str | None:
     """Return where a claim was measured; what is counted is the same everywhere."""
     if result.measured is not None and result.number.metric in COUNTS:
-        return "counted"
+        return COUNTED
     return result.bench.name if result.bench else None
 
 
