@@ -16,7 +16,7 @@ nox.options.sessions = ["lint", "typecheck", "tests"]
 
 ROOT = Path(__file__).parent
 PACKAGES = ("harness", "methods", "baselines", "datasets")
-GENERATED = ("README.md", "docs/methods.md", "docs/deviations.md")
+GENERATED = ("README.md", "docs/methods.md", "docs/deviations.md", "docs/appendix/measurement.md")
 
 
 def _install(session: nox.Session, *extras: str) -> None:

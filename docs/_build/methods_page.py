@@ -1,4 +1,4 @@
-"""The generated parts of ``docs/methods.md``, made from the registered methods themselves."""
+"""The generated parts of ``docs/methods.md`` and of the appendix on costs, made from the methods themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.models.factory import load_model, method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import TUNINGS
-from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs
+from tvrbench.harness.profiling.counts.formula import analytic_macs, reduction_macs, released_macs
 
 BACKBONES = ("ViT-B-32", "ViT-B-16")
 COSTS = ("method", "backbone", "video GMACs", "of which reduction", "text GMACs", "tokens out")
@@ -45,6 +45,20 @@ def tunings() -> str:
         macs, trainable = analytic_macs(model), sum(p.numel() for p in model.trainable().values())
         rows.append((tuning, f"{trainable:,}", f"{macs['video'] / 1e9:.2f}", f"{macs['text'] / 1e9:.3f}"))
     return _table(TUNED, rows)
+
+
+def readings() -> str:
+    """Tabulate the GMACs of every method and variant whose released code does work that it drops, in both readings."""
+    variants = {"vop": ("F", "F+C")}
+    rows = []
+    for name in registry.names("methods", "baselines"):
+        for variant in ("", *variants.get(name, ())):
+            models = [_shape(name, backbone, **({"variant": variant} if variant else {})) for backbone in BACKBONES]
+            counts = [(analytic_macs(model)["video"], released_macs(model)["video"]) for model in models]
+            if any(exact != released for exact, released in counts):
+                label = f"{name}, variant={variant}" if variant else name
+                rows.append((label, *(f"{macs / 1e9:.2f}" for pair in counts for macs in pair)))
+    return _table(("method", *(f"{b}, {reading}" for b in BACKBONES for reading in ("exact", "as released"))), rows)
 
 
 def _description(name: str) -> str:

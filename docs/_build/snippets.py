@@ -2,8 +2,9 @@
 
 Each command of a ``bash`` block and each ``python`` block is a test. A comment ``<!-- skip: next "reason" -->`` skips
 one. Commands are also skipped if they contain a placeholder (DIR, FILE, ...), set up an environment, take long or need
-a GPU or a cluster; their ``tvrbench`` options must exist all the same. A ``toml`` block with the entry point of a
-method installs the document's last ``python`` block as a plug-in. Files of the repository that are named must exist.
+a GPU or a cluster; their ``tvrbench`` options must exist all the same, as must those of a ``tvrbench`` command in a
+sentence, and files of the repository that are named. A ``toml`` block with the entry point of a method installs the
+document's last ``python`` block as a plug-in.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _COMMAND = re.compile(r"(?:.*\\\n)*.+")  # a line and those that continue it
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _PLACEHOLDER = re.compile(r"(?<![\w-])(DIR|FILE|NAME|URL|ID|SHA256|A|B|METHOD|PROTOCOL|DATASET)(?![\w-])")
 _PATH = re.compile(r"`((?:harness|methods|baselines|datasets|tests|docs)/[a-z0-9_/.-]+)`")
+_IN_PROSE = re.compile(r"(?<!`)`(tvrbench [^`]+)`(?!`)")
 _ENTRY_POINT = re.compile(r'^(\w+) = "(\w+):\w+"$', re.MULTILINE)
-_LONG = {"tvrbench run standin/uniform"}
+_LONG = {"tvrbench run standin/uniform", "tvrbench bench tempme centerclip"}
 _ELSEWHERE = {
     "pip": "sets up an environment",
     "nox": "sets up an environment",
@@ -53,9 +55,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def snippets(document: Document) -> Iterator[Region]:
-    """Yield the commands, Python blocks, entry points and names of our files of a document."""
+    """Yield the commands, Python blocks, entry points and names of files and commands of a document."""
     for match in _PATH.finditer(document.text):
         yield Region(match.start(), match.end(), match[1], find_file)
+    for match in _IN_PROSE.finditer(document.text):
+        yield Region(match.start(), match.end(), " ".join(match[1].split()), find_command)
     for block in FencedCodeBlockLexer("bash|python|toml")(document):
         language, source = block.lexemes["language"], block.lexemes["source"]
         if language == "python":
@@ -106,13 +110,19 @@ def find_file(example: Example) -> str | None:
     return None if (ROOT / example.parsed).exists() else f"{example.parsed} does not exist"
 
 
+def find_command(example: Example) -> str | None:
+    """Check that a command in a sentence exists, and its options with it; ``[--option]`` may be left out."""
+    unknown = unknown_options(re.sub(r"[][]", "", example.parsed))
+    return f"{example.parsed}: no such command or option ({', '.join(unknown)})" if unknown else None
+
+
 def why_elsewhere(command: str) -> str | None:
     """Say why a command cannot run here; None where it can."""
     program = next((word for word in command.split() if "=" not in word), "")
     if program in _ELSEWHERE:
         return _ELSEWHERE[program]
     if command in _LONG:
-        return "takes ten minutes"
+        return "takes minutes"
     if placeholder := _PLACEHOLDER.search(command):
         return f"{placeholder[1]} is the reader's"
     return "needs a GPU" if re.search(r"cuda|gpu", command) else None

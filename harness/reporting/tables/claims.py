@@ -78,7 +78,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     as_released = ", and as released counts what released code computes and drops too" * bool(released)
     sentences = (
         f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
-        f"* is the baseline that the paper means{as_released}; claims.csv has every reading, and what was not measured.",
+        f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
     by = {"group": lambda line: line.exact.number.paper, "note": context.note}
     heading = ("claims-headline", "The papers' claims", sentences, columns)

@@ -13,7 +13,7 @@ from committed_reports import different_files
 from deviations import Deviation, switch_text
 from PIL import Image
 from readme_table import cost_table, sentence
-from snippets import find_file, run_command, run_python, snippets, unknown_options
+from snippets import find_command, find_file, run_command, run_python, snippets, unknown_options
 from sybil import Document
 
 from tvrbench.harness.core import registry
@@ -33,7 +33,8 @@ print("hello")
 ```
 echo not a shell block
 ```
-See `docs/methods.md` and `tests/no_such.py`.
+See `docs/methods.md` and `tests/no_such.py`; `tvrbench list
+methods` lists them.
 ```toml
 [not-an-entry-point]
 ```
@@ -50,6 +51,7 @@ def test_snippets_are_found_where_they_are() -> None:
         ("line 7, column 1", 'print("hello")\n'),
         ("line 13, column 5", "docs/methods.md"),
         ("line 13, column 27", "tests/no_such.py"),
+        ("line 13, column 47", "tvrbench list methods"),
     ]
 
 
@@ -85,6 +87,19 @@ def test_options_that_do_not_exist_are_found_in_commands_that_are_not_run() -> N
     assert unknown_options("torchrun tvrbench list methods --json --jsno") == ["--jsno"]
     assert unknown_options("tvrbench lsit methods") == ["--help"]  # it has no help either
     assert unknown_options("echo --json") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "exists"),
+    [
+        ("tvrbench list methods", True),
+        ("tvrbench data cache DATASET --root DIR [--native]", True),
+        ("tvrbench data cache DATASET --root DIR [--naive]", False),
+        ("tvrbench lsit", False),
+    ],
+)
+def test_a_command_in_a_sentence_must_exist(command: str, exists: bool, tmp_path: Path) -> None:
+    assert (find_command(example(command, tmp_path)) is None) is exists
 
 
 @pytest.mark.parametrize(
