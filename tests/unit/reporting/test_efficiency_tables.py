@@ -141,7 +141,7 @@ class TestCostTable:
         assert [row[0].text for row in table.rows] == ["tempme"]
         assert column(table, "step_time_32")["tempme"].value == 12.0
         assert "step_time_64: CUDA out of memory." in column(table, "reasons")["tempme"].text
-        assert column(table, "peak_memory_nvml_training")["tempme"].text == "≥ 0.94"  # GB of 900 MiB
+        assert column(table, "peak_memory_nvml_training")["tempme"].text == "≥ 0.944"  # GB of 900 MiB
         assert column(costs(bench, tmp_path), "peak_memory_nvml_training")["tempme"].value == 900.0
 
     def test_the_preferred_meter_is_the_memory_of_the_first_page(self, tmp_path: Path) -> None:
@@ -354,7 +354,8 @@ class TestFiles:
     def test_hostile_text_is_text(self, root: Path) -> None:
         files = write_efficiency(RecordStore(root), root / "reports")
         folder = root / "reports" / "efficiency"
-        assert {file.relative_to(folder).parts[0] for file in files} <= {
+        own = [file for file in files if file != folder.parent / "README.md"]  # the index of reports
+        assert {file.relative_to(folder).parts[0] for file in own} <= {
             *("README.md", "details.md", "page.html", "provenance.csv"),
             *("claims.csv", "claims-headline.csv", "claims-tables.csv"),
             *("cost", "encoding", "equal-time", "training"),
