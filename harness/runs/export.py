@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import uuid
@@ -217,7 +218,7 @@ def _with_ranks(run: StoredRecord, draft: Path) -> Record:
 @contextmanager
 def _new_folder(folder: Path, run: StoredRecord) -> Iterator[Path]:
     """Yield a draft beside ``folder``; its files appear there at the end of the block, or not at all."""
-    target = folder.absolute()
+    target = Path(os.path.abspath(folder))  # noqa: PTH100 - pathlib keeps "..", which has no name
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         draft.mkdir(parents=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from records import csv_rows, save
-from report_records import STANDIN, method_record, details, report, table
+from report_records import STANDIN, details, method_record, report, table
 from search_records import QUERIES, ranks, search_costs, staged_record, with_costs
 
 from tvrbench.harness.records.store import RecordStore
