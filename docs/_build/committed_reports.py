@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from tvrbench.harness.cli.app import main
+from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.pages.index import write_index
 from tvrbench.harness.reporting.pages.report import BESIDE
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +31,10 @@ def remade() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("protocol", sorted(str(p.parent.relative_to(REPORTS)) for p in REPORTS.glob("**/README.md")))
+PROTOCOLS = sorted(str(p.parent.relative_to(REPORTS)) for p in REPORTS.glob("*/**/README.md"))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_report_is_current(protocol: str, remade: Path) -> None:
     (remade / protocol).mkdir(parents=True)
     for name in BESIDE:  # made from models and videos; the report mentions those that exist
@@ -38,6 +43,13 @@ def test_report_is_current(protocol: str, remade: Path) -> None:
     assert main(["report", protocol, "--results", str(ROOT / "results"), "--reports", str(remade)]) == 0
     command = f"tvrbench report {protocol} --results results --reports reports"
     assert different_files(remade / protocol, REPORTS / protocol) == [], f"run: {command}"
+
+
+def test_index_is_current(remade: Path) -> None:
+    for protocol in PROTOCOLS:  # the index links the pages that exist
+        shutil.copytree(REPORTS / protocol, remade / protocol, ignore=shutil.ignore_patterns("*.png", "*.csv"))
+    (made,) = write_index(RecordStore(ROOT / "results"), remade)
+    assert made.read_bytes() == (REPORTS / made.name).read_bytes(), "run: tvrbench report with any of the protocols"
 
 
 def different_files(made: Path, kept: Path) -> list[str]:

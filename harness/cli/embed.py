@@ -33,7 +33,7 @@ class Embed:
             it was pre-trained.
         weights: CLIP weights: openai (the default), an open_clip tag, a file or folder, random:SEED, or a data set
             that ships weights, for example standin.
-        checkpoint: A trained model, of a run or released by a paper.
+        checkpoint: A trained model: of a run, a folder of tvrbench export, or released by a paper.
         backbone: ViT-B-32 (the default for openai and random weights), ViT-B-16 or ViT-L-14.
         activation: quick_gelu or gelu, where no config beside the weights says it.
         assignments: A method option, for example --set r=2; may be repeated.

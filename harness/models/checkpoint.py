@@ -93,7 +93,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         values = tensor.detach().cpu().float().contiguous()
         digest.update(f"{name} {list(values.shape)}\n".encode())
-        digest.update(memoryview(values.numpy()).cast("B") if values.numel() else b"")
+        digest.update(values.numpy().data)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.backbone.state_dict import brief_keys
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
 from tvrbench.harness.models.base_weights import base_weights
-from tvrbench.harness.models.checkpoint import method_in, read_checkpoint
+from tvrbench.harness.models.checkpoint import Checkpoint, method_in, read_checkpoint
+from tvrbench.harness.models.description import damaged
 from tvrbench.harness.models.method import Method
 from tvrbench.harness.models.model import RetrievalModel, trainable_state_dict
 from tvrbench.harness.models.tokens import TokenReducer
@@ -78,12 +80,13 @@ def load_model(
                 code="weights.missing",
             )
         configured = cls.configure(method, base.arch, frames, options)
+        if saved and saved.arch:
+            _refuse_misfit(method, configured, base, saved)
         model = build(method, configured, base, seed)
-        if saved and saved.tuned_on:
-            _load_strict(model, saved.state, saved.path.name, wanted=set(trainable_state_dict(model)))
-        elif saved:
-            wanted = set(model.state_dict() if saved.base else model.trainable())
-            _load_strict(model, configured.fit_released(saved.state), saved.path.name, wanted=wanted)
+        if saved:
+            state = saved.state if saved.arch else configured.fit_released(saved.state)
+            _check_state(model, state, saved.path.name, _wanted(model, saved))
+            model.load_state_dict(state, strict=False)
     return model.to(device).eval()
 
 
@@ -106,7 +109,8 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = CLIP(base.arch)
-        _load_strict(clip, base.state, "weights", wanted=set(clip.state_dict()))
+        _check_state(clip, base.state, "weights", set(clip.state_dict()))
+        clip.load_state_dict(base.state)
         apply_tuning(clip, method)
         reducer = method.build_reducer()
         text_path = method.build_text_path(reducer)
@@ -128,8 +132,26 @@ def build(name: str, method: Method[Any], base: Weights, seed: int) -> Retrieval
         return model
 
 
-def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *, wanted: set[str]) -> None:
-    """Copy ``state`` into ``module``; UsageError lists missing and unexpected keys and wrong shapes."""
+def _wanted(model: RetrievalModel, saved: Checkpoint) -> set[str]:
+    """The names that a checkpoint must hold."""
+    if saved.tuned_on:
+        return set(trainable_state_dict(model))
+    return set(model.state_dict() if saved.base else model.trainable())
+
+
+def _refuse_misfit(name: str, method: Method[Any], base: Weights, saved: Checkpoint) -> None:
+    """UsageError for a checkpoint that does not fit its own description, before that description takes any memory."""
+    shapes = {key: tensor.to("meta") for key, tensor in base.state.items()}
+    try:
+        with torch.device("meta"):
+            model = build(name, method, replace(base, state=shapes), 0)
+    except (RuntimeError, OverflowError, MemoryError, TypeError):
+        raise damaged(saved.path.name, "no model can be built by the options in its description") from None
+    _check_state(model, saved.state, saved.path.name, _wanted(model, saved))
+
+
+def _check_state(module: nn.Module, state: dict[str, torch.Tensor], what: str, wanted: set[str]) -> None:
+    """UsageError lists missing and unexpected keys and wrong shapes."""
     own = module.state_dict()
     missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
@@ -147,4 +169,3 @@ def _load_strict(module: nn.Module, state: dict[str, torch.Tensor], what: str, *
                 code="weights.shape",
                 key=key,
             )
-    module.load_state_dict(state, strict=False)

@@ -47,6 +47,12 @@ class RecordStore:
         """
         return self._records / "__".join(_safe(part, "protocol") for part in protocol.split("/"))
 
+    def protocols(self) -> list[str]:
+        """The protocols that have a folder of records, sorted."""
+        folders = self._records.iterdir() if self._records.is_dir() else ()
+        names = (path.name.replace("__", "/") for path in folders if path.is_dir())
+        return sorted(name for name in names if all(map(_NAME.fullmatch, name.split("/"))))
+
     def searched(self, protocol: str | None = None) -> str:
         """Where records (of a protocol) were looked for, for a message, and where a checkout has its own."""
         folder, demo = (s._records if protocol is None else s.folder(protocol) for s in (self, RecordStore(_DEMO)))

@@ -151,8 +151,9 @@ def _checkpoint_of(run: StoredRecord, results: Path) -> Path:
     """The checkpoint beside the record, or below ``results``."""
     folders = run.path.parents
     roots = [folders[2]] if len(folders) > 2 and folders[1].name == "records" else []
-    protocol, name = run.record["protocol"]["name"], run_name(run.record)
-    files = [RunFiles(RecordStore(root), protocol, name).checkpoint for root in (*roots, results)]
+    protocol = run.record["protocol"]["name"]
+    names = dict.fromkeys((run_name(run.record), run.path.stem))  # earlier records made other names
+    files = [RunFiles(RecordStore(root), protocol, name).checkpoint for root in (*roots, results) for name in names]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         problem = f"{run.path.name}: its checkpoint {files[0]} is not there: copy it to that place, or run it again"

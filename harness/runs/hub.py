@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.text import printable
 
+_NAME = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+_RIGHTS = "check its name and your rights there"
+_REMEDIES = {401: "log in with hf auth login", 403: _RIGHTS, 404: _RIGHTS}  # by HTTP status
+
 
 def check_repository(repository: str) -> None:
     """UsageError unless ``repository`` can be the name of a repository on the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repository)
-    except HFValidationError:
+    if not _NAME.fullmatch(repository):
         problem = f"--push-to-hub {printable(repository)!r}: write it as OWNER/NAME, in letters, digits and . _ -"
-        raise UsageError(problem, code="hub.name", repository=repository) from None
+        raise UsageError(problem, code="hub.name", repository=repository)
 
 
 def push_folder(folder: Path, files: Sequence[str], repository: str, *, private: bool) -> str:
@@ -30,27 +31,21 @@ def push_folder(folder: Path, files: Sequence[str], repository: str, *, private:
     Raises:
         UsageError: nobody is logged in, the hub refuses, or it cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(library_name="tvrbench")
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            allow_patterns=list(files),
-            commit_message="Upload a checkpoint with tvrbench export",
-        )
+        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+        commit = api.create_commit(repository, added, commit_message="Upload a checkpoint with tvrbench export")
     except Exception as error:  # noqa: BLE001 - whatever the hub's client raises means the same to the user
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        cause = f"it answers {status}" if status else type(error).__name__
-        remedy = "log in with hf auth login" if status in (401, 403) else "check the network and HF_ENDPOINT"
-        raise UsageError(
-            f"{folder} is written, and the hub did not take it as {repository} ({cause}): {remedy}, then repeat the "
-            "command with --force",
-            code="hub.refused" if status else "hub.unreachable",
-            repository=repository,
-            status=status,
-        ) from None
+        again = f"{folder} is written; repeat the command with --force after that"
+        if not isinstance(error, HfHubHTTPError):
+            problem = f"the hub cannot be reached ({type(error).__name__}): check the network and HF_ENDPOINT. {again}"
+            raise UsageError(problem, code="hub.unreachable", repository=repository) from None
+        status = error.response.status_code
+        remedy = _REMEDIES.get(status, "try again later")
+        problem = f"the hub does not take {repository} (HTTP status {status}): {remedy}. {again}"
+        raise UsageError(problem, code="hub.refused", repository=repository, status=status) from None
     return str(commit.commit_url)

@@ -97,8 +97,8 @@ class RunSettings(ExecutionSettings):
         weights: CLIP weights instead of the protocol's: openai, an open_clip tag, a file or a folder, random:SEED, or a
             data set that ships weights, for example standin.
         activation: Activation of CLIP weights or of a checkpoint, where no config says it or the config is wrong.
-        checkpoint: A trained model to score with --eval-only: saved by a run under runs/checkpoints, or a state dict
-            released by a paper's code (then name its --methods).
+        checkpoint: A trained model to score with --eval-only: of runs/checkpoints, a folder of tvrbench export, or a
+            state dict released by a paper's code (then name its --methods).
         eval_only: Score the --checkpoint on the protocol's test split; train nothing.
         checkpoint_selection: The checkpoint to report; best-on-test looks at the test set in training and is flagged
             everywhere.

@@ -28,6 +28,7 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.regression.signature import save_tiny_weights
 from tvrbench.harness.runs.context import RunContext, open_context, weights_of
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
@@ -143,6 +144,21 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
     assert "scored checkpoint" not in main
     assert f"lora, scored checkpoint {trained.checkpoint.name}" in scored
     assert trained.record in store.load_all(NAME)
+
+
+def test_an_exported_folder_scores_what_its_run_recorded(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    """It holds the tuned parameters alone, so they are scored on the protocol's weights, and refused on others."""
+    assert cli.main(["export", "lora", "--results", str(trained.results), "--to", "out"]) == 0
+    refused(capsys, "checkpoint.backbone", "--eval-only", "--checkpoint", "out", "--backbone", "ViT-B-32")
+    tiny = Path("tiny.safetensors")
+    save_tiny_weights(tiny)
+    refused(capsys, "checkpoint.not-this-method", "--eval-only", "--checkpoint", "out", "--weights", str(tiny))
+    record = score("--checkpoint", "out")
+    before = {key: value for key, value in trained.record["metrics"].items() if key != "training"}
+    assert record["metrics"] == before
+    sha256 = file_sha256(Path("out", "model.safetensors"))
+    assert record.get("checkpoint") == {"file": "out", "sha256": sha256, "format": "tvrbench"}
+    assert record["weights_sha256"] == trained.record["weights_sha256"]
 
 
 def tempme(state: dict[str, Tensor]) -> dict[str, Tensor]:

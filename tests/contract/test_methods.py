@@ -19,9 +19,11 @@ from tvrbench.harness import load_model
 from tvrbench.harness.config.recipe import recipe_names
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.models.checkpoint import save_checkpoint
 from tvrbench.harness.models.decisions import Recorder, watched
+from tvrbench.harness.models.description import BaseWeights
 from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.spec import Group
@@ -232,17 +234,21 @@ def test_dead_parameters_are_exactly_the_declared_ones(name: str) -> None:
     + [(name, tuning) for name in ("clip4clip", "vop") for tuning in TUNINGS],
 )
 def test_checkpoints_round_trip(
-    name: str, tuning: str, tiny_model: Make, tiny_batch: dict[str, Any], tmp_path: Path
+    name: str, tuning: str, tiny_model: Make, tiny_weights: Path, tiny_batch: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = _tuned(tiny_model, name, tuning)
+    """The whole model, and what training changes alone, on the weights that it was tuned on."""
+    model, base = _tuned(tiny_model, name, tuning), BaseWeights(source="tiny", sha256=file_sha256(tiny_weights))
     save_checkpoint(model, tmp_path / "model.safetensors")
-    again = load_model(name, checkpoint=tmp_path / "model.safetensors")
-    assert again.spec.options == model.spec.options
-    with torch.no_grad():
-        frames, mask = tiny_batch["frames"], tiny_batch["mask"]
-        assert torch.equal(model.encode_video(frames, mask), again.encode_video(frames, mask))
-        ids, text_mask = tiny_batch["ids"], tiny_batch["text_mask"]
-        assert torch.equal(model.encode_text(ids, text_mask), again.encode_text(ids, text_mask))
+    save_checkpoint(model, tmp_path / "tuned.safetensors", base=base)
+    whole = load_model(name, checkpoint=tmp_path / "model.safetensors")
+    tuned = load_model(checkpoint=tmp_path / "tuned.safetensors", weights=tiny_weights)
+    for again in (whole, tuned):
+        assert again.spec == model.spec
+        with torch.no_grad():
+            frames, mask = tiny_batch["frames"], tiny_batch["mask"]
+            assert torch.equal(model.encode_video(frames, mask), again.encode_video(frames, mask))
+            ids, text_mask = tiny_batch["ids"], tiny_batch["text_mask"]
+            assert torch.equal(model.encode_text(ids, text_mask), again.encode_text(ids, text_mask))
 
 
 @pytest.mark.parametrize("name", NAMES)

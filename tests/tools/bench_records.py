@@ -11,6 +11,7 @@ from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.bench_rows import Bench, benches
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.papers.published import load_variants
+from tvrbench.harness.reporting.tables.table import Cell, Table
 
 CPU, GPU = "Some CPU", "Some GPU"
 TEMPME = {
@@ -25,7 +26,7 @@ TEMPME = {
 }
 ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "lora": ("lora", {"rank": 8}),
-    "clip4clip": ("full", {"rank": 8}),
+    "clip4clip": ("full", {"rank": 8, "head": "meanP"}),
     "tempme": ("lora", TEMPME),
     "centerclip": ("full", {"clustering": "kmedoids", "schedule": [[6, 4, 160]]}),
     "frame_subsample": ("lora", {"keep": 6}),
@@ -127,3 +128,10 @@ def save_counted(
 def found(root: Path) -> list[Bench]:
     """The benches that the records below ``root`` make up."""
     return benches(stored_records(RecordStore(root), "efficiency"), load_variants())[0]
+
+
+def column(table: Table, key: str) -> dict[str, Cell]:
+    """The cells of a column, of the page or of the CSV alone, by the first cell of their row."""
+    index = [c.key for c in (*table.columns, *table.csv_columns)].index(key)
+    rows = zip(table.rows, table.csv_rows or [()] * len(table.rows), strict=True)
+    return {row[0].text: (*row, *beside)[index] for row, beside in rows}

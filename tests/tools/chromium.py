@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 Open = Callable[..., Any]
-"""(width, height, **options of a browser's context) -> page."""
+"""(width, height, fragment of the address, **options of a browser's context) -> page."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def watched(browser: Any, file: Path) -> Iterator[Open]:
     """Opens the page; at the end nothing but the file may have been fetched, and nothing said."""
     contexts, asked, said = [], [], []
 
-    def open_page(width: int = 1280, height: int = 900, **options: Any) -> Any:
+    def open_page(width: int = 1280, height: int = 900, at: str = "", **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -44,21 +44,28 @@ def watched(browser: Any, file: Path) -> Iterator[Open]:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: said.append("dialog"))
-        page.goto(file.as_uri())
+        page.goto(file.as_uri() + at)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
-    assert {url for url in asked if not url.startswith("data:")} == {file.as_uri()}
+    assert {url.partition("#")[0] for url in asked if not url.startswith("data:")} == {file.as_uri()}
     assert said == []
 
 
-def column(page: Any, header: str, table: str = "main") -> list[str]:
-    """The texts of a table's column, top to bottom."""
-    heads = page.locator(f"#table-{table} thead th").all_inner_texts()
-    place = next(i for i, head in enumerate(heads) if re.sub(r"\W+$", "", head) == header) + 1
-    return list(page.locator(f"#table-{table} tbody tr > :nth-child({place})").all_inner_texts())
+def column(page: Any, key: str, table: str = "main") -> list[str]:
+    """The texts of a table's column, top to bottom, of rows that are shown."""
+    place = page.locator(f"#table-{table} thead th").evaluate_all(
+        "(heads, key) => heads.findIndex(head => head.dataset.key === key)", key
+    )
+    rows = page.locator(f"#table-{table} tbody tr:not(.group):not([hidden])")
+    return list(rows.locator(f":scope > :nth-child({place + 1})").all_text_contents())
+
+
+def press(page: Any, key: str, table: str = "main") -> None:
+    """Press the header of a column."""
+    page.locator(f'#table-{table} th[data-key="{key}"] button').click()
 
 
 def labels(page: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from tvrbench.harness.config.protocol import OWN
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.runs import StoredRecord
+from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.table import Column, Table, link_column, make_table
 
@@ -114,7 +115,7 @@ def compares_methods(protocol: str) -> bool:
 def setting(rows: Sequence[MethodRow]) -> str:
     """Return the conditions of time and memory: devices, batch sizes and precisions."""
     conditions = [m["conditions"] for row in rows for m in row.measurements if m["name"] == "throughput"]
-    words = [run.record["environment"]["device"] for row in rows for run in row.runs]
+    words = [printed_device(run.record["environment"]["device"]) for row in rows for run in row.runs]
     words += [f"batch {c['batch']}" for c in conditions if "batch" in c]
     words += [c["precision"] for c in conditions if "precision" in c]
     return ", ".join(dict.fromkeys(words))

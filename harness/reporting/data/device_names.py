@@ -10,7 +10,7 @@ from tvrbench.harness.reporting.tables.markdown import brief, one_line, slug
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # What drivers add to a name: trademarks, clock, number of cores, generation.
 _ADDED = re.compile(
-    r"\((?:r|tm|c)\)|®|™|@.*$|\b\w+-cores?\b|\bwith radeon .*$|\b\d+th gen\b|\bprocessor\b|\bcpu\b"
+    r"\((?:r|tm|c)\)|®|™|(?:\bcpu )?@.*$|\b\w+-cores?\b|\bwith radeon .*$|\b\d+th gen\b|\bprocessor\b"
     r"|\bgeneration\b",
     re.IGNORECASE,
 )

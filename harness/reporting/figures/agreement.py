@@ -39,9 +39,7 @@ _EXACT = 1e-9  # cosines so close to 1 are of equal features
 Value = Callable[[ReducedRow], float]
 
 
-def agreement_figure(
-    reduced: Sequence[ReducedRow], what: Kept, *, title: str, notice: str | None, plain: float | None
-) -> bytes:
+def agreement_figure(reduced: Sequence[ReducedRow], what: Kept, *, title: str, plain: float | None) -> bytes:
     """Draw two panels as a PNG: on the left the mean cosine with the plain encoder's features, on the right R@1.
 
     Each line is a reducer over its own strength, named at its strongest setting.
@@ -49,14 +47,14 @@ def agreement_figure(
     Args:
         reduced: the points.
         what: the horizontal axis.
-        title, notice: above the axes.
+        title: above the axes.
         plain: R@1 of the plain encoder; a star is drawn for it, and no line for a method that is nothing else.
     """
     lines = {line: points for line, points in reduced_lines(reduced, what).items() if not _is_plain(points, what)}
     numbers = {line: number for number, line in enumerate(sorted({one.line for one in reduced}))}
     with canvas(*_SIZE) as figure:
         left, right = figure.subplots(1, 2)
-        decorate(left, title, notice, X_LABELS[what], "cosine with the plain encoder's feature")
+        decorate(left, title, None, X_LABELS[what], "cosine with the plain encoder's feature")
         decorate(right, "", None, X_LABELS[what], "R@1, text to video, expected over ties (%)")
         panels: list[tuple[Axes, Value, float | None]] = [
             (left, lambda one: one.cosine, 1.0),

@@ -67,7 +67,7 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
         scope: the report.
         benched: rows of ``tvrbench bench``, for the stages of time where no row of the table has them.
     """
-    notice = scope.notice or (None if scope.compares else RECIPES_NOTICE)
+    notice = None if scope.compares else RECIPES_NOTICE
     shown = scope.comparable(rows) if scope.compares else rows
     axes = _cost_axes(shown)
     figures = [_pareto(drawn, axis, notice, rows, scope) for axis in axes if (drawn := points(shown, axis))]
@@ -80,7 +80,7 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
         add(
             "tokens",
             "tokens-per-layer.png",
-            tokens_per_layer(curves, title=heading("Tokens after each block", scope), notice=scope.notice),
+            tokens_per_layer(curves, title=heading("Tokens after each block", scope)),
             "Tokens per video after each block,",
             "Tokens per video that leave each block of the vision transformer, class tokens included, summed over "
             "frames or segments.",
@@ -102,7 +102,7 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
         add(
             "time",
             "time-breakdown.png",
-            time_breakdown(time_stages(timed), title=title, notice=scope.notice),
+            time_breakdown(time_stages(timed), title=title),
             "Time of decoding, preprocessing and encoding,",
             "Stages run one after the other, decoding in one thread: a faster encoder shortens only the last.",
             f"Time: {setting(timed)}." if setting(timed) else None,
@@ -118,7 +118,7 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
         if not reduced_lines(reduced, what):
             continue
         title = f"Agreement and {kept}"
-        data = agreement_figure(reduced, what, title=heading(title, scope), notice=scope.notice, plain=plain)
+        data = agreement_figure(reduced, what, title=heading(title, scope), plain=plain)
         caption = scope.caption(
             "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
             "Dotted: the plain encoder, on the same weights and frames.",
@@ -133,15 +133,15 @@ def search_pictures(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pic
 
     Most methods store one vector and cost the same: of equal costs only the best point is drawn.
     """
-    notice = scope.notice or (None if scope.compares else RECIPES_NOTICE)
+    notice = None if scope.compares else RECIPES_NOTICE
     shown = plotted(scope.comparable(rows) if scope.compares else rows)
     texts = [1e3 * cost.value for row in shown if (cost := row.cost("gmacs_text")) is not None and cost.value]
     beside = " to ".join(dict.fromkeys(significant(4)(end) for end in (min(texts), max(texts)))) if texts else None
     figures = []
     for axis in search_axes(shown):
         best = best_of_each_cost(points(shown, axis))
-        said = "Of methods that cost the same, the best is drawn, with their number."
-        said += f" The text encoder takes {beside} M more." * (axis.metric.unit == "MMACs" and beside is not None)
+        said = "of methods that cost the same the best is drawn, with their number"
+        said += f"; the text encoder takes {beside} M more" * (axis.metric.unit == "MMACs" and beside is not None)
         figures.append(_pareto(best, axis, notice, rows, scope, said, kind="search"))
     return figures
 
@@ -160,11 +160,17 @@ def depth_picture(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | 
     )
     return Picture(
         file="two-stage.png",
-        data=depth_figure(drawn, title=heading(title, scope), notice=scope.notice),
+        data=depth_figure(drawn, title=heading(title, scope)),
         alternative=f"{title} of each method with two stages, {scope.protocol}",
         caption=caption,
         kind="two-stage",
     )
+
+
+def _sentence(*clauses: str | None) -> str | None:
+    """Join the clauses that are not None; None without any."""
+    joined = "; ".join(clause for clause in clauses if clause)
+    return f"{joined[0].upper()}{joined[1:]}." if joined else None
 
 
 def heading(text: str, scope: ReportContext) -> str:
@@ -191,19 +197,21 @@ def _pareto(
     notice: str | None,
     rows: Sequence[MethodRow],
     scope: ReportContext,
-    of_equal_cost: str = "Points of equal cost whose bars overlap are drawn side by side.",
+    of_equal_cost: str = "points of equal cost whose bars overlap are drawn side by side",
     kind: str = "pareto",
 ) -> Picture:
     title = f"R@1 against {_SHORT.get(axis.metric.name, axis.label)}"
     beyond = "cheaper" if axis.better == "min" else "faster"
     caption = scope.caption(
-        f"Solid line: the frontier, where no method is both {beyond} and better." if scope.compares else None,
-        "Dashed line: fewer frames, encoded densely, the frame-budget baseline." if lines(drawn) else None,
-        "Vertical bars: 95 % intervals over queries.",
-        "Horizontal bars: quartiles of the samples, or the range of the seeds."
-        if any(p.spread for p in drawn)
-        else None,
-        of_equal_cost,
+        _sentence(
+            f"solid: the frontier, where no method is both {beyond} and better" if scope.compares else None,
+            "dashed: fewer frames, encoded densely" if lines(drawn) else None,
+        ),
+        _sentence(
+            "upright bars: 95 % intervals over queries",
+            "level bars: quartiles of the samples, or the seeds" if any(p.spread for p in drawn) else None,
+            of_equal_cost,
+        ),
     )
     data = pareto(
         drawn,

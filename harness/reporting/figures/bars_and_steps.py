@@ -95,11 +95,11 @@ def time_stages(rows: Sequence[MethodRow]) -> pd.DataFrame:
     return stages.loc[sorted(stages.index, key=lambda label: (-stages.loc[label].sum(), label))]
 
 
-def tokens_per_layer(curves: Sequence[Curve], *, title: str, notice: str | None) -> bytes:
+def tokens_per_layer(curves: Sequence[Curve], *, title: str) -> bytes:
     """Draw steps from block to block, labeled at their right ends; methods with the same tokens share a line."""
     with canvas(_WIDTH, max(4.2, _HEAD + 0.3 * len(curves))) as figure:
         axes = figure.subplots()
-        decorate(axes, title, notice, "block of the vision transformer", "tokens of one video after the block")
+        decorate(axes, title, None, "block of the vision transformer", "tokens of one video after the block")
         for i, curve in enumerate(curves):
             line: dict[str, Any] = {"linewidth": 1.8, "linestyle": ("-", (0, (5, 1.5)), (0, (1.5, 1)))[i % 3]}
             line |= {"color": color(curve.style), "marker": marker(curve.style), "markersize": 5}
@@ -148,11 +148,11 @@ def seeds_spread(spreads: Sequence[Spread], *, title: str, notice: str | None) -
         return png(figure)
 
 
-def time_breakdown(stages: pd.DataFrame, *, title: str, notice: str | None) -> bytes:
+def time_breakdown(stages: pd.DataFrame, *, title: str) -> bytes:
     """Draw a bar per method (row): its stages one after the other, in different colors and hatching."""
     with canvas(_WIDTH, _HEAD + 1.15 * _ROW * len(stages)) as figure:
         axes = figure.subplots()
-        above = decorate(axes, title, notice, "milliseconds per video, one stage after the other", "")
+        above = decorate(axes, title, None, "milliseconds per video, one stage after the other", "")
         name_rows(axes, list(stages.index))
         axes.set_ylim(-0.6, len(stages) - 0.4)
         ends = stages.cumsum(axis="columns")

@@ -32,14 +32,14 @@ def depth_lines(rows: Sequence[MethodRow]) -> list[DepthLine]:
     return [DepthLine(tuple(sorted(labels)), *drawn) for drawn, labels in named.items() if len(drawn[0]) > 1]
 
 
-def depth_figure(drawn: Sequence[DepthLine], *, title: str, notice: str | None) -> bytes:
+def depth_figure(drawn: Sequence[DepthLine], *, title: str) -> bytes:
     """Draw the lines as a PNG, each named at its right end; ceilings are dashed."""
     names = [wrapped_names(line.labels) for line in drawn]
     rows = sum(name.count("\n") + 1 for name in names)
     with canvas(_WIDTH, max(_HEIGHT, 1.6 + _LINE * rows)) as figure:
         axes = figure.subplots()
         label = "videos per query in the last stage, log scale (1: the coarse stage alone)"
-        decorate(axes, title, notice, label, "R@1, text to video (%)")
+        decorate(axes, title, None, label, "R@1, text to video (%)")
         axes.set_xscale("log")
         for style, line in enumerate(drawn):
             look: dict[str, Any] = {"color": color(style), "marker": marker(style), "markeredgecolor": "white"}

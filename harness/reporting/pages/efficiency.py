@@ -23,6 +23,7 @@ from tvrbench.harness.reporting.figures.cost import cost_picture
 from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
+from tvrbench.harness.reporting.pages.index import write_index
 from tvrbench.harness.reporting.pages.layout import Block, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import (
     load_claims,
@@ -132,7 +133,7 @@ def write_efficiency(
         chart=efficiency_chart([place.group for place in places]),
         costs_only=True,
     )
-    return write(report, context.folder, formats)
+    return [*write(report, context.folder, formats), *write_index(store, reports, log=log)]
 
 
 def _claims(measured: Sequence[Bench], context: ReportContext) -> list[Section]:

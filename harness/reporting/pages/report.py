@@ -31,6 +31,7 @@ from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
 from tvrbench.harness.reporting.figures.efficiency_chart import chart, points
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.token_map import TOKENS
+from tvrbench.harness.reporting.pages.index import write_index
 from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
 from tvrbench.harness.reporting.papers.reruns import load_reruns
@@ -73,7 +74,7 @@ def write_report(
     formats: Collection[str] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Write a protocol's report from its records, and return its files, ``README.md`` first.
+    """Write a protocol's report from its records, and return its files, ``README.md`` first, the index of reports last.
 
     Args:
         protocol: its name in the records; the report's folder is ``<reports>/<protocol>``.
@@ -109,8 +110,8 @@ def write_report(
         Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
         *([] if context.compares else published),
         *_results(rows, selected, figures, context),
-        *(published if context.compares else []),
         *searches,
+        *(published if context.compares else []),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
     lead = (
@@ -130,7 +131,7 @@ def write_report(
         figures=[*figures, *drawn],
         chart=chart_data(rows, context),
     )
-    return write(report, context.folder, formats)
+    return [*write(report, context.folder, formats), *write_index(store, reports, log=log)]
 
 
 def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, Any] | None:
@@ -210,10 +211,10 @@ def _results(
         Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
         Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
         Section(title="All metrics", blocks=every, page="first"),
-        Section(title="Pictures", blocks=[*_visualized(context), *others]),
+        Section(title="Order in time", blocks=_present(subset_table(rows, context))),
         Section(title="Significance of the differences", blocks=_present(*tests)),
         *bullets("Points of fewer frames that are not recorded", commands, "These commands make them:"),
-        Section(title="Order in time", blocks=_present(subset_table(rows, context))),
+        Section(title="Pictures", blocks=[*_visualized(context), *others]),
     ]
 
 
@@ -237,7 +238,7 @@ def _visualized(context: ReportContext) -> list[Block]:
             ["visualize", "tokens", *context.arguments],
         )
         blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
-        blocks.append((f"{title} (", Code(command_line(made)), "). ", context.notice or ""))
+        blocks.append((f"{title} (", Code(command_line(made)), ")."))
     if (context.folder / GALLERY).is_file():
         text, made = (
             "Queries on which two methods disagree most, with the videos that each finds: ",

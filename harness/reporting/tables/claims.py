@@ -21,6 +21,8 @@ from tvrbench.harness.reporting.tables.table import (
     text_column,
 )
 
+COUNTED = "counted"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
@@ -40,7 +42,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. Of several
-    devices a GPU comes before a CPU, and the first before others.
+    devices a GPU comes before a CPU, and the first before others. Pages count what was not measured; the CSV has it.
     """
     own = {(r.number.paper, r.claim.text, r.number.backbone) for r in results if r.claim and r.claim.reading == OWN}
     kept: dict[tuple[object, ...], PaperComparison] = {}
@@ -72,13 +74,16 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         text_column("verdict", "Verdict", lambda line: line.verdict),
         text_column("device", "Device", lambda line: _device(line.exact)),
     )
+    on_cpu = "; a ratio on a CPU gets no verdict" * any(_on_cpu(line.exact) for line in lines)
+    as_released = ", and as released counts what released code computes and drops too" * bool(released)
     sentences = (
-        f"{counts(line.exact.verdict for line in lines).capitalize()}; a ratio measured on a CPU gets no verdict.",
-        "As released counts the work of released code whose result is dropped too; * is the baseline that the paper "
-        "means, and claims.csv has every reading.",
+        f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
+        f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
-    by = {"group": lambda line: line.exact.number.paper}
-    return make_table("claims-headline", "The papers' claims", sentences, columns, lines, note=context.note, **by)
+    by = {"group": lambda line: line.exact.number.paper, "note": context.note}
+    heading = ("claims-headline", "The papers' claims", sentences, columns)
+    measured = [line for line in lines if line.exact.measured is not None]
+    return make_table(*heading, measured, full=make_table(*heading, lines, **by), **by)
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
@@ -120,14 +125,18 @@ def _as_released(result: PaperComparison) -> bool:
     return result.number.metric.endswith(AS_RELEASED)
 
 
+def _on_cpu(result: PaperComparison) -> bool:
+    return result.bench is not None and not result.bench.on_gpu and _device(result) != COUNTED
+
+
 def _on_gpu(result: PaperComparison) -> bool:
     return result.bench is not None and result.bench.on_gpu
 
 
 def _subject(number: PublishedNumber, *, full: bool = False) -> str:
     """Return method, the paper's words for the variant, backbone, and with ``full`` the frames."""
-    config = f"({number.config})" if number.config and number.config not in number.method else ""
-    words = (f"{number.method} {config}".strip(), number.backbone and printed_backbone(number.backbone))
+    config = f": {number.config}" if number.config and number.config not in number.method else ""
+    words = (f"{number.method}{config}", number.backbone and printed_backbone(number.backbone))
     return ", ".join(filter(None, (*words, f"{number.frames} frames" if full else None)))
 
 
@@ -143,7 +152,7 @@ def _baseline(result: PaperComparison) -> str | None:
 def _device(result: PaperComparison) -> str | None:
     """Return where a claim was measured; what is counted is the same everywhere."""
     if result.measured is not None and result.number.metric in COUNTS:
-        return "counted"
+        return COUNTED
     return result.bench.name if result.bench else None
 
 

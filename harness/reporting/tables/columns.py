@@ -15,7 +15,6 @@ from tvrbench.harness.reporting.tables.table import (
     NOTHING,
     Cell,
     Column,
-    Mark,
     missing_cell,
     number_cell,
     number_column,
@@ -47,7 +46,6 @@ RECALL_SPREAD = number_column("t2v_R1_sd", "R@1 sd over seeds", lambda row: row.
 EXPECTED_INTERVAL = interval_column(
     f"{EXPECTED_R1.name}_interval", "its 95 % interval", expected_interval, "{:.1f} to {:.1f}"
 )
-EXCLUDED = Mark("!", "Excluded from bold and from every comparison; the CSV has the reason of each value.")
 
 
 def metric_column(shown: Metric, chance: float | None = None) -> Column:
@@ -95,14 +93,15 @@ def recorded_columns(rows: Sequence[MethodRow], kind: Any) -> list[Column]:
 def cost_cell(cost: Cost | None, row: MethodRow, show: Callable[[float], str]) -> Cell:
     """Return the cell of a cost.
 
-    A missing value names its reason in a footnote, excluded ones and bounds are marked. None of them is ranked, nor is
-    a 0, a method that encodes nothing or a row that is compared with no other.
+    Missing and excluded values name the reason in a footnote, and bounds are marked. None of them is ranked, nor is a
+    0, a method that encodes nothing or a row that is compared with no other.
     """
     if cost is None or cost.value is None:
         return missing_cell(None if cost is None else cost.reason)
     text = f"{'≥ ' * cost.lower_bound}{'≤ ' * cost.upper_bound}{show(cost.value)}"
     if cost.invalid is not None:
-        return Cell(text=text, value=f"{cost.value} (excluded: {brief(cost.invalid)})", mark=EXCLUDED)
+        note = f"! Excluded from every best and every claim: {brief(cost.invalid)}."
+        return Cell(text=f"{text} !", value=f"{cost.value} (not valid)", note=note)
     fair = row.encodes and row.apart is None and not cost.lower_bound and not cost.upper_bound
     why = "At most: the number of tokens depends on the pixels of a video." if cost.upper_bound else None
     return Cell(text=text, value=cost.value, rankable=fair and cost.value > 0, note=why)

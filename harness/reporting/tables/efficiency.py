@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +11,16 @@ import numpy as np
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
-from tvrbench.harness.reporting.catalogue import MEMORY, Metric, fixed, metric, printed_backbone, recorded, significant
+from tvrbench.harness.reporting.catalogue import (
+    COUNTS,
+    MEMORY,
+    Metric,
+    fixed,
+    metric,
+    printed_backbone,
+    recorded,
+    significant,
+)
 from tvrbench.harness.reporting.data.bench_rows import (
     UNMEASURED,
     Bench,
@@ -27,7 +36,6 @@ from tvrbench.harness.reporting.data.rows import Cost, MethodRow, group_of, grou
 from tvrbench.harness.reporting.tables.columns import cost_cell, of_videos, readings
 from tvrbench.harness.reporting.tables.marks import FVCORE, MARKS, directed, marked
 from tvrbench.harness.reporting.tables.table import (
-    MISSING,
     Cell,
     Column,
     Table,
@@ -44,6 +52,7 @@ _GB = {"B": 1e-9, "kB": 1e-6, "KiB": 1.024e-6, "MB": 1e-3, "MiB": 1.048576e-3, "
 _STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
 _NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
 _FLOAT32 = "fp32 runs beside the GPU's tensor cores: in bf16, times and the ratios of methods are others."
+_ELSEWHERE, _EMPTY = "*", Cell(text="", value=None)
 _LABEL = text_column("method", "Method", lambda row: row.label)
 
 
@@ -71,6 +80,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _column("output_tokens", "Tokens"),
         _column("gmacs_video", f"GFLOPs {FVCORE}"),
         *(_as_released(name, f"As released {FVCORE}") for name in released),
+        *(replace(_column(name, ""), csv_only=True) for name in readings(rows, "output_tokens")[1:]),
         _column(
             "speedup", "Speed-up by GFLOPs", _allowed(rows), _factor, key="speedup_allowed", best=False, instead=ratio
         ),
@@ -82,11 +92,15 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         *(replace(column, csv_only=True) for column in _ends("training_speedup")),
         *_memory_columns(rows, "training", no_step)[:1],
     ]
+    counted = {row.label for row in rows if any(row is other for other in bench.counted)}
+    columns = [c if c.key in (*COUNTS, "speedup_allowed") else _blank(c, counted) for c in columns]
     known = [c for c in columns if any((cell := c.cell(row)).value is not None or "!" in cell.text for row in rows)]
     sentences = (
         f"{_where(bench, rows)}{f', batch {batch}' if batch else ''}.",
         _speedup_sentence(rows, "speedup"),
+        f"{_ELSEWHERE} Counted; measured on another device, in details.md." if counted else None,
         "Bold: best of a column among methods that encode every frame.",
+        "As released: with the work whose result released code drops; blank where there is none." if released else None,
         _clips_sentence(rows),
         _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
     )
@@ -94,11 +108,11 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         f"cost/{stem}",
         f"Cost on {printed_backbone(backbone(rows[0]))}, {bench.name}",
         sentences,
-        [_LABEL, *map(directed, known), replace(context.record_column(), csv_only=True)],
+        [_label(counted), *map(directed, known), replace(context.record_column(), csv_only=True)],
         rows,
         best=True,
         group=group_of,
-        marks={**MARKS, MISSING: f"Not measured on {bench.name}: details.md has other devices, the CSV the reason."},
+        marks=MARKS,
     )
 
 
@@ -109,7 +123,6 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     texts = shared_batch(rows, "text_throughput", "inference")
     beside = [
         *(_column(name, metric(name).short) for name in readings(rows, "gmacs_text")[1:]),
-        *(_column(name, metric(name).short) for name in readings(rows, "output_tokens")[1:]),
         *(
             _column(name, f"{name}, {batch}", _find(name, "inference", batch), key=f"{name}_{batch}")
             for name in ("throughput",)
@@ -197,7 +210,21 @@ def _column(
         filled = of_videos(cost_cell(cost, row, lambda _: show(measured)), row, known)
         return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))
 
-    return Column(key=key or known.key, header=header, cell=marked(cell), better=known.better if best else None)
+    return Column(key=key or known.name, header=header, cell=marked(cell), better=known.better if best else None)
+
+
+def _label(counted: Collection[str]) -> Column:
+    """Return the column of names, a sign behind those that were measured elsewhere."""
+
+    def cell(row: MethodRow) -> Cell:
+        return Cell(text=row.label + f" {_ELSEWHERE}" * (row.label in counted), value=row.label)
+
+    return replace(_LABEL, cell=cell)
+
+
+def _blank(column: Column, counted: Collection[str]) -> Column:
+    """Return a column of measurements, blank for methods that were measured elsewhere."""
+    return replace(column, cell=lambda row: _EMPTY if row.label in counted else column.cell(row))
 
 
 def _as_released(name: str, header: str) -> Column:
@@ -233,7 +260,9 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
     def column(shown: Metric, header: str) -> Column:
         find = _find(shown.name, what, shared_batch(rows, shown.name, what))
         gigabytes = _GB[shown.unit]
-        return _column(shown, header, find, lambda m: f"{gigabytes * (m['value'] or 0):.2f}", instead=instead)
+        return _column(
+            shown, header, find, lambda m: f"{gigabytes * (m['value'] or 0):.2f}", key=shown.key, instead=instead
+        )
 
     return [column(shown, f"{title}: {shown.short}" if i else title) for i, shown in enumerate(meters)]
 

@@ -18,7 +18,7 @@ _HEAD = 6  # characters per line of a header
 _PARAGRAPH = r">{\raggedright\arraybackslash}p{4.6cm}"
 _FLOATING = r"""%% needs array, booktabs, graphicx, and T1 fonts (fontenc, textcomp)
 \begin{table*}[tp]
-\centering\footnotesize\setlength{\tabcolsep}{3pt}
+\centering\footnotesize\setlength{\tabcolsep}{2.5pt}
 %(caption)s
 \label{%(label)s}\par\smallskip
 \sbox0{\begin{tabular}{@{}%(kinds)s@{}}
@@ -34,7 +34,7 @@ _FLOATING = r"""%% needs array, booktabs, graphicx, and T1 fonts (fontenc, textc
 \end{table*}
 """
 _LONG = r"""%% needs array, booktabs, longtable, and T1 fonts (fontenc, textcomp)
-\begingroup\scriptsize\setlength{\tabcolsep}{3pt}\setlength{\LTcapwidth}{\textwidth}
+\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}\setlength{\LTcapwidth}{\textwidth}
 \begin{longtable}{@{}%(kinds)s@{}}
 %(caption)s\label{%(label)s}\\
 \toprule
@@ -107,8 +107,8 @@ def fragment(table: Table) -> str:
     lines: list[str] = []
     for title, members in table.grouped:
         rule = r"\midrule " * bool(lines)
-        lines += [rf"{rule}\multicolumn{{{len(kinds)}}}{{l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
-        lines += [" & ".join(map(_cell, row)) + r" \\" for _, row in members]
+        lines += [rf"{rule}\multicolumn{{{len(kinds)}}}{{@{{}}l}}{{\textit{{{latex(title)}}}}} \\"] * bool(title)
+        lines += [_row(row) for _, row in members]
     is_long = sum(max((-(-len(cell.text) // _LINE) for cell in row), default=1) for row in table.rows) >= _LONG_TABLE
     return (_LONG if is_long else _FLOATING) % {
         "caption": rf"\caption{{\textbf{{{latex(table.title)}.}} {_text(brief(table.caption, _CAPTION))}}}",
@@ -137,8 +137,11 @@ def _head(column: Column, kind: str) -> str:
 
 def latex_rows(table: Table) -> list[str]:
     """Return each row as the line that a table in LaTeX has for it; columns of links are left out."""
-    kept = [i for i, _ in enumerate(table.columns) if not any(row[i].links for row in table.rows)]
-    return [" & ".join(_cell(row[i]) for i in kept) + r" \\" for row in table.rows]
+    return [_row(row) for row in table.unlinked.rows]
+
+
+def _row(cells: Sequence[Cell]) -> str:
+    return " & ".join(map(_cell, cells)) + r" \\"
 
 
 def _cell(cell: Cell) -> str:

@@ -10,16 +10,13 @@ from tvrbench.harness.reporting.analysis.pairwise import Pair, letters
 from tvrbench.harness.reporting.catalogue import BYTES, EXPECTED_R1, MEMORY, Metric, metric, recorded, significant
 from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, expected_sd
 from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell, metric_column, of_videos
-from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, Mark, missing_cell, number_cell
+from tvrbench.harness.reporting.tables.marks import FVCORE, directed
+from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, missing_cell, number_cell
 
 Levels = Mapping[str, float]
 """Chance level of each metric of one direction, by its name in records."""
 
-ON_TEST = Mark("⚠", "Checkpoint chosen on the test set, which flatters the row; it is compared with no other.")
-NOT_KNOWN = Mark("⚠", "It is not known how the checkpoint was chosen; the row is compared with no other.")
-OF_VIDEOS = Mark("‡", "Mean over the test videos: the cost depends on what a video shows.")
-_ARROWS = {"max": " ↑", "min": " ↓", None: ""}
-_MARKS = {"last": None, "best-on-test": ON_TEST}
+ON_TEST = "⚠"
 
 
 def main_columns(rows: Sequence[MethodRow], pairs: Sequence[Pair], t2v: Levels, v2t: Levels) -> list[Column]:
@@ -31,12 +28,12 @@ def main_columns(rows: Sequence[MethodRow], pairs: Sequence[Pair], t2v: Levels, 
         t2v, v2t: chance levels of each direction by the metric's name in records.
     """
     memory = memory_metric(rows)
-    return [
+    columns = [
         replace(LABEL, header="Method", cell=_label),
         _cost(metric("params_trainable"), "Params (M)"),
-        _cost(metric("gmacs_video"), "GFLOPs†"),
+        _cost(metric("gmacs_video"), f"GFLOPs {FVCORE}"),
         _cost(metric("speedup"), "Speed-up"),
-        Column(key="memory", header="Memory (GB) ↓", cell=lambda _: NOTHING)
+        Column(key="memory", header="Memory (GB)", better="min", cell=lambda _: NOTHING)
         if memory is None
         else _cost(memory, "Memory (GB)", lambda value: significant(3)(value * BYTES[memory.unit] / BYTES["GB"])),
         _recall(t2v.get("R1")),
@@ -44,6 +41,7 @@ def main_columns(rows: Sequence[MethodRow], pairs: Sequence[Pair], t2v: Levels, 
         *(_retrieval(f"v2t_{name}", v2t) for name in ("R1", "R10")),
         _letters(pairs),
     ]
+    return [directed(column) for column in columns]
 
 
 def memory_metric(rows: Sequence[MethodRow]) -> Metric | None:
@@ -68,19 +66,14 @@ def recall_text(row: MethodRow) -> str | None:
 
 
 def _label(row: MethodRow) -> Cell:
-    return Cell(text=row.label, value=row.label, mark=_MARKS.get(row.selection, NOT_KNOWN))
+    return Cell(text=row.label if row.selection == "last" else f"{row.label} {ON_TEST}", value=row.label)
 
 
 def _cost(shown: Metric, header: str, text: Callable[[float], str] | None = None) -> Column:
-    """Return the column of a cost whose values are dashes where missing: All metrics says why."""
-
     def cell(row: MethodRow) -> Cell:
-        found = cost_cell(row.cost(shown.name, shown.what), row, text or shown.text)
-        if found.value is None:
-            return NOTHING
-        return replace(found, mark=OF_VIDEOS) if of_videos(found, row, shown) != found else found
+        return of_videos(cost_cell(row.cost(shown.name, shown.what), row, text or shown.text), row, shown)
 
-    return Column(key=shown.key, header=f"{header}{_ARROWS[shown.better]}", cell=cell, better=shown.better)
+    return Column(key=shown.key, header=header, cell=cell, better=shown.better)
 
 
 def _recall(chance: float | None) -> Column:
@@ -88,15 +81,13 @@ def _recall(chance: float | None) -> Column:
         text = recall_text(row)
         return NOTHING if text is None else Cell(text=text, value=expected_recall(row), rankable=row.apart is None)
 
-    header, level = "T→V R@1 ↑", number_cell(chance, EXPECTED_R1.show)
-    return Column(key=EXPECTED_R1.name, header=header, cell=cell, better=EXPECTED_R1.better, chance=level)
+    level = number_cell(chance, EXPECTED_R1.show)
+    return Column(key=EXPECTED_R1.name, header="T→V R@1", cell=cell, better=EXPECTED_R1.better, chance=level)
 
 
 def _retrieval(name: str, chance: Levels) -> Column:
     shown = metric(name)
-    direction, printed = shown.short.split()
-    header = f"{direction} {printed}{_ARROWS[shown.better]}"
-    return replace(metric_column(shown, chance.get(shown.path[-1])), header=header)
+    return metric_column(shown, chance.get(shown.path[-1]))
 
 
 def _letters(pairs: Sequence[Pair]) -> Column:

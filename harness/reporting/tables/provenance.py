@@ -41,6 +41,7 @@ def few_names(runs: Runs) -> str:
 
 def provenance_table(runs: Runs, context: ReportContext) -> Table:
     """Make the table of what produced the numbers, one line per value that runs differ in."""
+
     def who(line: tuple[str, str, Runs]) -> Cell:
         members = line[2]
         if len(members) == len(runs):

@@ -164,7 +164,12 @@ def paper_scale_table(
     further = ("gmacs_text", "gmacs_reduction", "throughput")
     columns = (
         replace(LABEL, header="Method"),
-        text_column("backbone", "Backbone", lambda row: printed_backbone(backbone(row))),
+        Column(
+            key="backbone",
+            header="Backbone",
+            cell=lambda row: Cell(text=printed_backbone(backbone(row)), value=backbone(row)),
+            left=True,
+        ),
         replace(cost_column(metric("params_trainable"), best=False), header=_WORDS["params_trainable"]),
         *both("gmacs_video"),
         difference("gmacs_video"),
@@ -198,16 +203,16 @@ def by_paper(comparisons: Sequence[PaperComparison]) -> list[PaperComparison]:
 
 
 def counts(verdicts: Iterable[str]) -> str:
-    """Return how often each verdict or reason was given, in words."""
-    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).items())
+    """Return how often each verdict or reason was given, the most frequent first, in words."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
 
 
 def _subject(c: PaperComparison) -> str:
     """Return method, the paper's words for the variant, and backbone."""
     label, n = c.row.label if c.row else c.number.method, c.number
     run_on = n.backbone or (c.row and c.row.options.get("backbone"))
-    config = f"({n.config})" if n.config and n.config not in label else ""
-    return ", ".join(filter(None, (f"{label} {config}".strip(), run_on and printed_backbone(run_on))))
+    config = f": {n.config}" if n.config and n.config not in label else ""
+    return ", ".join(filter(None, (f"{label}{config}", run_on and printed_backbone(run_on))))
 
 
 def _published(c: PaperComparison) -> Cell:

@@ -40,16 +40,18 @@ from tvrbench.harness.reporting.tables.columns import (
     RECALL_SPREAD,
     cost_column,
     direction_columns,
-    interval_column,
     kept_columns,
     metric_column,
     readings,
     recorded_columns,
 )
-from tvrbench.harness.reporting.tables.main_columns import main_columns, memory_metric
-from tvrbench.harness.reporting.tables.table import Cell, Column, Table, number_column, text_column
+from tvrbench.harness.reporting.tables.main_columns import ON_TEST, main_columns, memory_metric
+from tvrbench.harness.reporting.tables.marks import MARKS, marked
+from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, number_column, text_column
 
 PAIR_CHANCE = 50.0
+_REFERENCE = group_title("reference")
+_MARKS = {**MARKS, MISSING: "Not measured, or not compared; the CSV has the reason where there is one."}
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}
 
@@ -80,21 +82,22 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         best: print the best of each column in bold.
     """
     t2v, v2t = chance_levels(rows)
-    columns = [_without_reference(column) for column in main_columns(rows, pairs, t2v, v2t)]
-    in_csv = [
-        text_column("seeds", "seeds", lambda row: str(len(row.runs))),
-        number_column(f"{EXPECTED_R1.name}_sd", "sd", expected_sd, fixed(2)),
-        interval_column(f"{EXPECTED_R1.name}_interval", "interval", expected_interval, "{:.1f} to {:.1f}"),
+    columns = [_judged(column) for column in main_columns(rows, pairs, t2v, v2t)]
+    columns += [
+        replace(column, csv_only=True)
+        for column in (
+            text_column("seeds", "seeds", lambda row: str(len(row.runs))),
+            number_column(f"{EXPECTED_R1.name}_sd", "sd", expected_sd, fixed(2)),
+            EXPECTED_INTERVAL,
+        )
     ]
-    options: dict[str, Any] = {"chance": group_title("reference") if t2v else None, "best": best, "group": group_of}
-    title, items = "Retrieval and cost", in_groups(rows)
+    options: dict[str, Any] = {"chance": _REFERENCE if t2v else None, "best": best, "group": group_of, "marks": _MARKS}
     sentences = (
         f"Text-video retrieval on {_data(rows, context)}.",
         _compared(rows, pairs, context),
         *_notes(rows, pairs),
     )
-    full = context.table("main", title, sentences, [*columns, *in_csv], items, **options)
-    return context.table("main", title, sentences, columns, items, full=full, **options)
+    return context.table("main", "Retrieval and cost", sentences, columns, in_groups(rows), **options)
 
 
 def results_table(rows: Sequence[MethodRow], context: ReportContext, *, best: bool) -> Table:
@@ -127,8 +130,8 @@ def results_table(rows: Sequence[MethodRow], context: ReportContext, *, best: bo
         * any(row.cost("speedup", "comparison") for row in rows),
         "Patches kept: mean share over the test videos, and the range of 90 % of them." * bool(dropping),
     )
-    options: dict[str, Any] = {"chance": group_title("reference") if t2v else None, "best": best, "group": group_of}
-    columns = [_without_reference(column) for column in columns]
+    options: dict[str, Any] = {"chance": _REFERENCE if t2v else None, "best": best, "group": group_of, "marks": _MARKS}
+    columns = [_judged(column) for column in columns]
     return context.table("results", "All metrics", sentences, columns, in_groups(rows), folded=True, **options)
 
 
@@ -180,12 +183,13 @@ def _selection(row: MethodRow) -> str:
     return "last" if row.selection == "last" else f"⚠ {row.selection.replace('-', ' ')}"
 
 
-def _without_reference(column: Column) -> Column:
-    """Return the column in which no reference row, which nothing was trained for, is the best."""
+def _judged(column: Column) -> Column:
+    """Return the column with the signs of its cells, in which no reference row is the best."""
+    filled = marked(column.cell)
 
     def cell(row: MethodRow) -> Cell:
-        found = column.cell(row)
-        return replace(found, rankable=found.rankable and group_of(row) != group_title("reference"))
+        found = filled(row)
+        return replace(found, rankable=found.rankable and group_of(row) != _REFERENCE)
 
     return replace(column, cell=cell)
 
@@ -233,11 +237,12 @@ def _notes(rows: Sequence[MethodRow], pairs: Sequence[Pair]) -> Iterator[str]:
         yield f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: another training may change the order."
     if ties_matter(rows):
         yield "T→V R@1 counts exact ties as broken at random (docs/statistics.md); All metrics has the plain R@1."
-    yield "Params: trained. † Multiply-adds of encoding one video as fvcore counts them; papers print them as GFLOPs."
-    memory, devices = memory_metric(rows), setting(rows)
-    speedup = "Speed-up: over the dense encoder. " * any(row.cost("speedup", "comparison") for row in rows)
-    meter = f"Memory: {CATALOGUE[memory.name].label}, {memory.what}. " if memory else ""
-    if speedup or meter:
-        yield f"{speedup}{meter}Measured on {devices}."
+    memory, timed = memory_metric(rows), any(row.cost("speedup", "comparison") for row in rows)
+    costs = ["Params: trained"]
+    costs += ["speed-up: over the dense encoder"] * timed
+    costs += [f"memory: {CATALOGUE[memory.name].label} in {memory.what}"] if memory else []
+    yield "; ".join(costs) + (f" (on {setting(rows)})." if timed or memory else ".")
     if pairs and sum(is_frame_budget(row.method) for row in rows) > 1:
         yield "Fewer frames have no letter: they are compared at equal time."
+    if any(row.selection != "last" for row in rows):
+        yield f"{ON_TEST} Checkpoint chosen on the test set, which flatters the row: it is compared with no other."

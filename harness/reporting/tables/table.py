@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -16,6 +16,7 @@ from tvrbench.harness.reporting.tables.markdown import (
     Code,
     Inline,
     Markdown,
+    Url,
     bold,
     brief,
     escaped,
@@ -29,13 +30,6 @@ Links = Sequence[tuple[str, str | None]]
 """Texts, each with a relative path or None."""
 
 
-class Mark(NamedTuple):
-    """A sign behind a cell's text, and what it means; the table says it once."""
-
-    sign: str
-    meaning: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One cell.
@@ -46,8 +40,7 @@ class Cell:
         links: shown in place of the text.
         rankable: may be the best of its column.
         bold: is the best of its column.
-        note: reason why the value is missing; the table numbers it.
-        mark: says what many cells share, for example that a value is excluded.
+        note: reason why the value is missing or excluded; the table numbers it.
     """
 
     text: str
@@ -56,7 +49,6 @@ class Cell:
     rankable: bool = False
     bold: bool = False
     note: str | None = None
-    mark: Mark | None = None
 
     @property
     def markdown(self) -> Markdown:
@@ -109,7 +101,7 @@ class Table:
         folded: shown on demand only.
         csv_only: too long for a page, which links the CSV instead.
         note: repeated in each line of the CSV.
-        full: what the CSV holds instead: more columns or rows than a page has room for.
+        full: what the CSV holds in place of this table: rows that a page only counts.
     """
 
     name: str
@@ -154,8 +146,9 @@ class Table:
 
     @property
     def unlinked(self) -> Table:
-        """The table without columns of links, which lead nowhere outside the report's folder."""
-        kept = [i for i, _ in enumerate(self.columns) if not any(row[i].links for row in self.rows)]
+        """The table without columns of relative links, which lead nowhere outside the report's folder."""
+        links = [[link for row in self.rows for _, link in row[i].links] for i, _ in enumerate(self.columns)]
+        kept = [i for i, found in enumerate(links) if all(isinstance(link, Url) for link in found)]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 
@@ -220,22 +213,18 @@ def make_table(
             have no numbers: they are in the CSV, in the column ``reasons``.
     """
     notes: dict[str, int] = {}
-    signs: dict[Mark, None] = {}
 
-    def footnoted(cell: Cell) -> Cell:
-        text = cell.text
-        if cell.mark is not None:
-            signs[cell.mark] = None
-            text += f" {cell.mark.sign}"
-        if cell.note is not None and marks is None:
-            text += f" ({notes.setdefault(cell.note, len(notes) + 1)})"
-        return replace(cell, text=text)
+    def numbered(cell: Cell) -> Cell:
+        if cell.note is None or marks is not None:
+            return cell
+        return replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
 
     items = list(items)
     beside, columns = [c for c in columns if c.csv_only], [c for c in columns if not c.csv_only]
     groups = [group(item) for item in items] if group else []
-    rows = [[column.chance for column in columns]] * (chance is not None)
-    rows += [[footnoted(column.cell(item)) for column in columns] for item in items]
+    pinned = int(chance is not None)
+    rows = [[column.chance for column in columns]] * pinned
+    rows += [[numbered(column.cell(item)) for column in columns] for item in items]
     for index, column in enumerate(columns if best else ()):
         number = _best(column, [row[index] for row in rows])
         for row in rows:
@@ -251,14 +240,11 @@ def make_table(
         columns=tuple(columns),
         rows=tuple(map(tuple, rows)),
         csv_columns=tuple(beside),
-        csv_rows=(
-            *[tuple(c.chance for c in beside)] * (chance is not None),
-            *(tuple(c.cell(i) for c in beside) for i in items),
-        ),
-        remarks=(*texts[2:], *(f"{mark.sign} {mark.meaning}" for mark in signs)),
+        csv_rows=(*[tuple(c.chance for c in beside)] * pinned, *(tuple(c.cell(i) for c in beside) for i in items)),
+        remarks=tuple(texts[2:]),
         footnotes=tuple(notes),
         groups=(*([chance] if group and chance is not None else []), *groups),
-        pinned=int(chance is not None),
+        pinned=pinned,
         note=note,
         **attributes,
     )
@@ -327,7 +313,7 @@ def _best(column: Column, cells: Sequence[Cell]) -> str | None:
 
 
 def _number(cell: Cell) -> str:
-    """Return the number of a cell as printed, without its spread and marks."""
+    """Return the number of a cell as printed, without its spread and signs."""
     return cell.text.partition(" ")[0]
 
 

@@ -141,7 +141,7 @@ def test_other_reports_have_none_of_it(store: RecordStore, tmp_path: Path, no_pi
 
 @pytest.mark.parametrize("what", ["tokens", "gmacs"])
 def test_a_figure_is_the_same_for_the_same_rows(reduced: list[ReducedRow], what: Any) -> None:
-    made = [agreement_figure(reduced, what, title="t", notice=None, plain=30.0) for _ in range(2)]
+    made = [agreement_figure(reduced, what, title="t", plain=30.0) for _ in range(2)]
     assert made[0] == made[1]
     assert made[0].startswith(b"\x89PNG")
-    assert agreement_figure(reduced[:1], what, title="t", notice="n", plain=None).startswith(b"\x89PNG")
+    assert agreement_figure(reduced[:1], what, title="t", plain=None).startswith(b"\x89PNG")

@@ -22,7 +22,8 @@ from tvrbench.harness.reporting.figures.axes import bench_axes, cost_axes
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
 from tvrbench.harness.reporting.papers.ratios import CONTENT
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge
-from tvrbench.harness.reporting.tables.efficiency import cost_table
+from tvrbench.harness.reporting.tables.efficiency import cost_rows, cost_table
+from tvrbench.harness.reporting.tables.table import Table
 
 pytestmark = pytest.mark.unit
 
@@ -117,11 +118,17 @@ def test_the_efficiency_table_names_the_clips(tmp_path: Path) -> None:
     bench_records.save(tmp_path, "tempme", [BOUND, mean, bench_records.speed(9.0, **on_clips)])
     bench_records.save(tmp_path, "lora", [*bench_records.counts(52.96, 600), bench_records.speed(5.0)])
     scope = ReportContext(protocol="efficiency", dataset="none", folder=tmp_path)
-    made = cost_table(bench_records.found(tmp_path)[0], "ViT-B-16", scope)
-    text = " ".join(made.remarks)
-    assert "tempme, whose number of tokens depends on the pixels" in text
-    assert "up to 4 clips of standin" in text
-    assert "Mean over 4 videos of standin, which keep 31 % of their patches; at most 52.96." in made.footnotes
+
+    def made(root: Path) -> Table:
+        (bench,) = bench_records.found(root)
+        return cost_table(bench, cost_rows(bench, "ViT-B-16"), "stem", scope)
+
+    table = made(tmp_path)
+    text = " ".join(table.remarks)
+    assert all(fact in text for fact in ("tempme", "4 of standin", "‡"))
+    cell = bench_records.column(table, "gmacs_video")["tempme"]
+    assert (cell.text, cell.bold) == ("20.00 ‡", True)
+    reason = bench_records.column(table, "reasons")["tempme"].text
+    assert "Mean over 4 videos of standin, which keep 31 % of their patches; at most 52.96." in reason
     bench_records.save(tmp_path / "other", "lora", [*bench_records.counts(52.96, 600), bench_records.speed(5.0)])
-    plain = cost_table(bench_records.found(tmp_path / "other")[0], "ViT-B-16", scope)
-    assert "pixels" not in " ".join(plain.remarks)
+    assert "pixels" not in " ".join(made(tmp_path / "other").remarks)

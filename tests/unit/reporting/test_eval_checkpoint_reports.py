@@ -64,7 +64,7 @@ def test_it_stands_in_a_table_of_its_own(store: RecordStore, tmp_path: Path) -> 
 
 def test_no_published_number_is_judged_by_it(store: RecordStore, tmp_path: Path) -> None:
     folder = report(store, tmp_path, make_scored(46.1, PUBLISHED))
-    assert not (folder / "verdicts.md").exists()
+    assert not (folder / "published.csv").exists()
     assert not (folder / "main.md").exists()
     page = (folder / "README.md").read_text()
     assert "tempme" in page.split("of methods without a run: ")[1].splitlines()[0]
@@ -72,10 +72,10 @@ def test_no_published_number_is_judged_by_it(store: RecordStore, tmp_path: Path)
 
 def test_it_does_not_change_a_verdict(store: RecordStore, tmp_path: Path) -> None:
     folder = report(store, tmp_path, trained(46.1, PUBLISHED))
-    before = csv_rows(folder, "verdicts")
+    before = csv_rows(folder, "published")
     assert "46.1" in [row["measured"] for row in before]
     report(store, tmp_path, make_scored(93.4, PUBLISHED))
-    assert csv_rows(folder, "verdicts") == before
+    assert csv_rows(folder, "published") == before
 
 
 def test_the_table_goes_when_nothing_is_scored(store: RecordStore, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def assert_well_formed(made: str, columns: int) -> None:
 
 def test_groups_have_a_line_of_their_own() -> None:
     made = fragment(table(groups=3))
-    titles = re.findall(r"\\multicolumn\{2\}\{l\}\{\\textit\{(.*?)\}\} \\\\", made)
+    titles = re.findall(r"\\multicolumn\{2\}\{@\{\}l\}\{\\textit\{(.*?)\}\} \\\\", made)
     assert titles == ["plain 0", "plain 1", "plain 2"]
 
 

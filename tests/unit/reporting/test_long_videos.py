@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_records import GPU, counts, found, ratio, save, save_counted, speed, step
+from bench_records import GPU, column, counts, found, ratio, save, save_counted, speed, step
 from errors import raises
 from records import csv_rows
 
@@ -19,7 +20,6 @@ from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.figures.frames import frames_figure, frames_lines
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
-from tvrbench.harness.reporting.tables.table import Cell, Table
 
 pytestmark = pytest.mark.unit
 DENSE: Mapping[int, float] = {12: 100.0, 32: 300.0, 60: 700.0, 64: 800.0}
@@ -47,25 +47,19 @@ def table(root: Path, measured: list[Bench] | None = None) -> LongVideos:
     return one
 
 
-def column(made: Table, key: str) -> dict[str, Cell]:
-    index = [c.key for c in made.columns].index(key)
-    return {row[0].text: row[index] for row in made.rows}
-
-
 def test_methods_are_rows_in_their_groups_and_frames_are_columns(tmp_path: Path) -> None:
     fill(tmp_path)
     one = table(tmp_path)
     assert one.frames == [12, 32, 60, 64]
     assert one.shared == [12, 32, 64]
-    made, _ = long_videos_tables(one)
-    groups = [(row[0].text, row[1].text) for row in made.rows]
-    assert groups == [
-        ("zero_shot", "reference"),
-        ("adapter", "parameter-efficient"),
-        ("lora", "parameter-efficient"),
-        ("tempme (r=10)", "token reduction"),
-        ("frame_subsample (keep=4)", "fewer frames"),
+    made, _ = long_videos_tables(one, "stem")
+    assert [(title, [row[0].text for _, row in rows]) for title, rows in made.grouped] == [
+        ("Reference", ["zero_shot"]),
+        ("Parameter-efficient", ["adapter", "lora"]),
+        ("Token reduction", ["tempme (r=10)"]),
+        ("Fewer frames", ["frame_subsample (keep=4)"]),
     ]
+    assert len(made.columns) == 1 + 3 * 3
     assert column(made, "gmacs_video_64")["tempme (r=10)"].value == 480.0
     assert column(made, "of_dense_64")["tempme (r=10)"].text == "0.600"
     assert column(made, "of_dense_64")["tempme (r=10)"].bold
@@ -80,18 +74,18 @@ def test_methods_are_rows_in_their_groups_and_frames_are_columns(tmp_path: Path)
 
 def test_what_was_not_counted_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     fill(tmp_path)
-    made, _ = long_videos_tables(table(tmp_path))
-    for cell, word in (
-        (column(made, "gmacs_video_32")["tempme (r=10)"], "refuses"),
-        (column(made, "step_memory_12")["zero_shot"], "nothing is trained"),
+    made, _ = long_videos_tables(table(tmp_path), "stem")
+    for key, label, word in (
+        ("gmacs_video_32", "tempme (r=10)", "refuses"),
+        ("step_memory_12", "zero_shot", "nothing is trained"),
     ):
-        assert cell.value is None
-        assert word in made.footnotes[int(cell.text.rpartition("(")[2].rstrip(")")) - 1]
+        assert column(made, key)[label].text == "–"
+        assert re.search(rf"\b{key}\b[^.]*: [^.]*{word}", column(made, "reasons")[label].text)
 
 
 def test_frames_of_one_paper_stand_beside_with_their_own_dense_encoder(tmp_path: Path) -> None:
     fill(tmp_path)
-    _, beside = long_videos_tables(table(tmp_path))
+    _, beside = long_videos_tables(table(tmp_path), "stem")
     assert [row[0].text for row in beside.rows] == ["lora", "centerclip (schedule=[[6,15,160]])"]
     assert column(beside, "of_dense_60")["centerclip (schedule=[[6,15,160]])"].value == pytest.approx(400 / 700)
 
@@ -136,11 +130,11 @@ def test_times_are_a_gpus(tmp_path: Path) -> None:
         save(tmp_path, "lora", cost, device=device, hash=hash, frames=64)
     one = table(tmp_path, found(tmp_path))
     assert sorted(one.times) == [64]
-    made, _ = long_videos_tables(one)
+    made, _ = long_videos_tables(one, "stem")
     assert column(made, "throughput_best_64")["lora"].text == "20.0"
     assert column(made, "speedup_64")["lora"].value == 1.5
     assert column(made, "speedup_64")["zero_shot"].value is None
-    assert "throughput_best_12" not in [c.key for c in made.columns]
+    assert not [c.key for c in (*made.columns, *made.csv_columns) if c.key in ("throughput_best_12", "speedup_12")]
     assert GPU in made.to_markdown()
 
 
@@ -160,20 +154,18 @@ class TestReport:
     def test_counted_records_alone_make_a_report(self, tmp_path: Path) -> None:
         for backbone in ("ViT-B-32", "ViT-B-16"):
             fill(tmp_path, backbone)
-        names = {path.name for path in write_efficiency(RecordStore(tmp_path), tmp_path / "reports")}
+        folder = tmp_path / "reports" / "efficiency"
+        names = {str(path.relative_to(folder)) for path in write_efficiency(RecordStore(tmp_path), folder.parent)}
         assert {
-            f"long-videos-vit-b-{patch}{rest}" for patch in (16, 32) for rest in (".csv", ".png", "-60.csv")
+            f"long-videos/ViT-B-{patch}{rest}" for patch in (16, 32) for rest in (".csv", ".png", ".60-frames.csv")
         } <= names
-        assert not any(name.startswith("cost-") for name in names)
-        rows = csv_rows(tmp_path / "reports" / "efficiency", "long-videos-vit-b-16")
+        assert not any(name.startswith(("cost/", "equal-time/", "claims")) for name in names)
+        rows = csv_rows(folder, "long-videos/ViT-B-16")
         assert {row["method"]: row["gmacs_video_32"] for row in rows}["lora"] == "300.0"
-        page = (tmp_path / "reports" / "efficiency" / "README.md").read_text(encoding="utf-8")
+        page = (folder / "README.md").read_text(encoding="utf-8")
         assert "## Long videos" in page
-        assert "No GPU" not in page
+        assert not [text for text in ("No GPU", "Measured with", "The papers' claims") if text in page]
         assert "nothing was measured" in page
-        assert "Measured with" not in page
-        assert "The papers' claims" not in page
-        assert not any(name.startswith("claims") for name in names)
 
     def test_a_method_with_a_bound_alone_is_in_the_table_and_has_no_line(self, tmp_path: Path) -> None:
         fill(tmp_path)
@@ -193,16 +185,16 @@ class TestReport:
 
         def tables() -> dict[str, bytes]:
             write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
-            return {path.name: path.read_bytes() for path in folder.glob("cost-*")}
+            return {path.name: path.read_bytes() for path in (folder / "cost").iterdir()}
 
         before = tables()
         fill(tmp_path)
         assert tables() == before
-        assert (folder / "long-videos-vit-b-16.md").is_file()
+        assert (folder / "long-videos" / "ViT-B-16.csv").is_file()
         for path in RecordStore(tmp_path).folder(NAME).glob("*.json"):
             path.unlink()
         tables()
-        assert not (folder / "long-videos-vit-b-16.md").exists()
+        assert not (folder / "long-videos" / "ViT-B-16.csv").exists()
 
     def test_without_any_record_there_is_no_report(self, tmp_path: Path) -> None:
         with raises("report.no-cost"):

@@ -10,6 +10,7 @@ from records import csv_rows, failed_record, html, make_record, save
 from report_records import HASH, both_pages, details, full_size_record, report, write_unchecked
 
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.catalogue import metric
 
 pytestmark = pytest.mark.unit
 
@@ -90,11 +91,11 @@ class TestPublished:
     def test_full_size_costs_stand_beside_the_papers(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, make_record(), full_size_record(), full_size_record(backbone="ViT-B-16", gmacs_video=999.0))
         folder = report(store, tmp_path)
-        rows = [row for row in csv_rows(folder, "verdicts") if row["measure"].startswith("GMACs")]
+        rows = [row for row in csv_rows(folder, "published") if row["measure"] == metric("gmacs_video").short]
         assert [(row["backbone"], row["published"], row["measured"], row["verdict"]) for row in rows] == [
             ("ViT-B-32", "34.8", "34.76", "reproduced")
         ]
-        assert rows[0]["source"] == "TempMe (arXiv 2409.01156), Table 1"
+        assert (rows[0]["group"], rows[0]["source"]) == ("TempMe (arXiv 2409.01156)", "Table 1")
         assert rows[0]["read_from"].startswith("quoted by three analyses")
         small, large = csv_rows(folder, "paper-scale")
         cells = ("backbone", "gmacs_video", "gmacs_video_published")
@@ -115,5 +116,5 @@ class TestPublished:
     def test_without_full_size_records_the_page_says_so(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, make_record())
         folder = report(store, tmp_path)
-        assert not {"verdicts.csv", "paper-scale.csv"} & {path.name for path in folder.iterdir()}
+        assert not {"published.csv", "paper-scale.csv"} & {path.name for path in folder.iterdir()}
         assert "## Cost at paper scale\n\nNot measured" in details(folder)

@@ -49,8 +49,9 @@ def test_every_printed_cell_is_one_number() -> None:
     measures = ("train_mem_gb", "infer_ms_per_video", "t2v_", "v2t_")
     wide = sum(1 for row in rows_of(FOLDER / "centerclip.csv") for k, v in row.items() if k.startswith(measures) and v)
     assert wide > 400
-    long = [path for path in FOLDER.glob("*.csv") if {"metric", "value"} <= rows_of(path)[0].keys()]
+    long = [path for path in FOLDER.glob("*.csv") if {"paper", "metric", "value"} <= rows_of(path)[0].keys()]
     assert {path.stem for path in long} >= {"tempme", "vop", "dgl", "discovla", "mv_adapter", "rap", "eercf"}
+    assert {path.stem for path in long} >= {"clip4clip", "drl", "ts2net", "xpool"}
     assert len(load_published()) == wide + sum(len(rows_of(path)) for path in long)
 
 
@@ -72,7 +73,7 @@ def test_numbers_are_as_printed() -> None:
         "train-9k",
         "Table 3b",
     )
-    zero_shot = one(method="zero_shot", dataset="msrvtt", metric="t2v_R1")
+    zero_shot = one(method="zero_shot", dataset="msrvtt", metric="t2v_R1", table="Table 3b")
     assert (zero_shot.value, zero_shot.backbone, zero_shot.frames) == (31.2, None, None)
     params = one(metric="params_trainable", method="tempme")
     assert (params.value, params.decimals, params.unit) == (0.5, 2, "M")
@@ -125,6 +126,20 @@ def test_eercfs_figures_are_quoted_by_later_papers() -> None:
     assert [found["ViT-B-32", cited, f"v2t_R{k}"] for k in (1, 5, 10)] == [44.7, 74.2, 83.9]
     assert found["ViT-B-16", "as cited by VEDJE", "t2v_R1"] == 49.9
     assert found["ViT-B-32", coarse, "t2v_R1"] == 42.8
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "dataset", "train_split", "value"),
+    [
+        ("ts2net", "ViT-B-32", "msrvtt", "train-9k", 47.0),
+        ("ts2net", "ViT-B-16", "msrvtt", "train-9k", 49.4),
+        ("xpool", "ViT-B-32", "msrvtt", "train-9k", 46.9),
+        ("xpool", "ViT-B-32", "msrvtt", "train-7k", 43.9),
+    ],
+)
+def test_figures_of_readmes(method: str, backbone: str, dataset: str, train_split: str, value: float) -> None:
+    where = {"method": method, "backbone": backbone, "dataset": dataset, "train_split": train_split}
+    assert one(**where, metric="t2v_R1").value == value
 
 
 def test_dgls_released_ranks_are_its_printed_figures() -> None:

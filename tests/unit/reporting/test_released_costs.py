@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_records import counts, found, ratio, save
+from bench_records import CPU, GPU, column, counts, found, ratio, save
 from report_records import msrvtt_record
 
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS
@@ -21,6 +20,7 @@ from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 from tvrbench.harness.reporting.papers.published import Claim, load_claims, load_configurations, load_published
+from tvrbench.harness.reporting.papers.reruns import load_reruns
 from tvrbench.harness.reporting.papers.verdicts import (
     PaperComparison,
     PaperData,
@@ -29,8 +29,9 @@ from tvrbench.harness.reporting.papers.verdicts import (
     judge,
     judge_accuracy,
 )
-from tvrbench.harness.reporting.tables.efficiency import cost_table
-from tvrbench.harness.reporting.tables.published import claims_table, paper_scale_table, verdict_table
+from tvrbench.harness.reporting.tables.claims import claims_headline, claims_table
+from tvrbench.harness.reporting.tables.efficiency import cost_rows, cost_table
+from tvrbench.harness.reporting.tables.published import paper_scale_table, verdict_tables
 
 pytestmark = pytest.mark.unit
 
@@ -187,20 +188,23 @@ def test_the_report_of_the_protocol_judges_the_claim_on_accuracy(baseline: float
 
 class TestTables:
     def test_the_second_reading_has_columns_where_any_row_differs(self, root: Path) -> None:
-        table = cost_table(found(root)[0], "ViT-B-16", EFFICIENCY)
+        (bench,) = found(root)
+        table = cost_table(bench, cost_rows(bench, "ViT-B-16"), "stem", EFFICIENCY)
         keys = [column.key for column in table.columns]
         assert keys.index("gmacs_video_as_released") == keys.index("gmacs_video") + 1
-        assert keys.index("output_tokens_as_released") == keys.index("output_tokens") + 1
-        by_label = {row[0].text: row for row in table.rows}
-        at = keys.index("gmacs_video_as_released")
-        assert by_label["vop: VoP^F+C, from the paper"][at].value == 250.2
-        assert by_label["tempme"][at].value == by_label["tempme"][at - 1].value == 121.42
+        assert "output_tokens_as_released" in [column.key for column in table.csv_columns]
+        cells = column(table, "gmacs_video_as_released")
+        assert cells["vop: VoP^F+C, from the paper"].value == 250.2
+        assert (cells["tempme"].text, cells["tempme"].value) == ("", 121.42)
         assert any(remark.startswith("As released") for remark in table.remarks)
 
     def test_without_a_difference_nothing_is_added(self, tmp_path: Path) -> None:
         save(tmp_path, "tempme", counts(121.42, 127))
-        table = cost_table(found(tmp_path)[0], "ViT-B-16", EFFICIENCY)
-        assert not [column.key for column in table.columns if column.key.endswith("_as_released")]
+        (bench,) = found(tmp_path)
+        table = cost_table(bench, cost_rows(bench, "ViT-B-16"), "stem", EFFICIENCY)
+        assert not [
+            column.key for column in (*table.columns, *table.csv_columns) if column.key.endswith("_as_released")
+        ]
         assert not any("eleased" in remark for remark in table.remarks)
 
     def test_an_old_record_reads_as_exact(self, tmp_path: Path) -> None:
@@ -215,8 +219,32 @@ class TestTables:
         results = judge([c for c in load_claims() if c.text == "GFLOPs -51 %"], found(root), PAPERS)
         table = claims_table(results, "claims", "Claims", EFFICIENCY)
         text = table.to_csv()
-        assert "VoP^F+C, from the paper (the paper's own)" in text
-        assert "both as released" in text
+        assert "VoP^F+C, from the paper *" in text
+        assert "another reading, as released" in text
+
+    def test_the_headline_judges_a_claim_against_both_readings(self, root: Path) -> None:
+        results = judge([c for c in load_claims() if c.text == "GFLOPs -51 %"], found(root), PAPERS)
+        table = claims_headline(results, EFFICIENCY)
+        keys = [column.key for column in table.columns]
+        assert len(keys) <= 8
+        lines = {row[keys.index("against")].text: dict(zip(keys, row, strict=True)) for row in table.rows}
+        both = next(line for name, line in lines.items() if name.startswith("dgl") and "linear" not in name)
+        assert both["measured"].value == pytest.approx(100 * (1 - 121.42 / 212.88))
+        assert both["measured_as_released"].value == pytest.approx(100 * (1 - 121.42 / 251.9))
+        assert both["verdict"].text == "exact: not reproduced; as released: reproduced"
+        assert lines["vop: VoP^F+C, from the paper *"]["verdict"].text == "reproduced"
+        assert {row[keys.index("device")].text for row in table.rows} == {"counted"}
+        assert all("ViT-B/32" not in row[keys.index("method")].text for row in table.rows)
+
+    def test_a_claim_that_was_measured_on_a_gpu_has_that_line(self, tmp_path: Path) -> None:
+        for device, value in ((CPU, 1.5), (GPU, 1.8)):
+            kind = "cuda" if device == GPU else "cpu"
+            save(tmp_path, "tempme", [*counts(121.42, 127), *ratio(value, 2.0, device=kind)], device=device)
+        claims = [c for c in load_claims() if c.text == "1.8x speed-up"]
+        results = judge(claims, found(tmp_path), PAPERS)
+        table = claims_headline(results, EFFICIENCY)
+        ours = [row for row in table.rows if row[2].text == "lora, no merging"]
+        assert [row[-1].text.partition(",")[0] for row in ours] == [GPU]
 
     def test_the_page_is_written(self, root: Path) -> None:
         files = write_efficiency(RecordStore(root), root / "reports")
@@ -238,8 +266,7 @@ class TestPublishedNumbers:
         results = compare(PAPERS, [], [row], PUBLISHED)
         (gmacs,) = [r for r in results if r.number.value == 251.2]
         assert (gmacs.verdict, gmacs.measured) == ("reproduced", 251.896)
-        table = verdict_table(results, PUBLISHED)
-        assert table is not None
+        table, *_ = verdict_tables(results, load_reruns(), PUBLISHED)
         assert "GMACs as released" in table.to_csv()
         scale = paper_scale_table([row], results, PAPERS.numbers, PAPERS.configurations, PUBLISHED).to_csv()
         line = dict(zip(*(text.split(",") for text in scale.splitlines()[:2]), strict=False))
@@ -250,7 +277,7 @@ class TestPublishedNumbers:
         cost = [*counts(245.59, 2364), *released(250.2, 2372)]
         row = self.full_size("vop", cost, tuning="own", variant="F+C", **VOP)
         (gmacs,) = [r for r in compare(PAPERS, [], [row], PUBLISHED) if r.number.value == 246.2]
-        assert (gmacs.verdict, gmacs.measured) == ("not checkable", 245.59)
+        assert (gmacs.verdict, gmacs.measured, gmacs.codes) == ("not comparable", 245.59, ("no-released-code",))
 
     @pytest.mark.parametrize(("variant", "checkable"), [("", True), ("P", False), ("F+C", False)])
     def test_a_variant_without_code_gets_its_reason_in_place_of_a_verdict(self, variant: str, checkable: bool) -> None:
@@ -262,11 +289,11 @@ class TestPublishedNumbers:
         assert mine
         for one in mine:
             assert one.measured == pytest.approx(0.12288)
-            assert (one.verdict == "not checkable") == (not checkable)
+            assert (one.codes == ("no-released-code",)) == (one.verdict == "not comparable") == (not checkable)
             assert checkable or "released" in (one.reason or "")
-        table = verdict_table(mine, PUBLISHED)
-        assert table is not None
-        assert ("not checkable" in json.dumps(table.to_csv())) == (not checkable)
+        (table,) = verdict_tables(mine, load_reruns(), PUBLISHED)
+        assert len(table.rows) == len(mine)
+        assert ("not comparable" in table.to_csv()) == (not checkable)
 
     def test_another_backbone_is_never_set_beside(self) -> None:
         results = self.mv_adapter("ViT-B-32", biases=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 import bench_records
 import pytest
 from records import csv_rows, save
-from report_records import STANDIN, method_record, page, report, table
+from report_records import STANDIN, method_record, report, table
 from search_records import search_costs, search_times, staged_record, with_costs
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.analysis.search import WAYS
 from tvrbench.harness.reporting.catalogue import CATALOGUE, COUNTS, GALLERIES, recorded
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import method_rows
@@ -54,7 +55,7 @@ def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_pictures")
 class TestTables:
     def test_multiply_adds_are_shown_with_and_without_the_text_encoder(self, folder: Path) -> None:
-        rows = {row["method"]: row for row in csv_rows(folder, "search-compute")}
+        rows = {row["method"]: row for row in csv_rows(folder, "search")}
         assert set(rows) == {"lora", "tempme", "eercf", "drl"}
         for name, gallery in GALLERIES.items():
             alone = (512 * gallery + 50 * 300_000) / 1e6
@@ -62,26 +63,29 @@ class TestTables:
             assert float(rows["eercf"][f"query_macs_{name}"]) == pytest.approx(alone + 1500)
         assert float(rows["lora"]["text_macs"]) == 1500
         assert (rows["drl"]["text_macs"], rows["drl"]["query_macs_1k"]) == ("", "")
-        assert "**" not in (folder / "search-compute.md").read_text(encoding="utf-8").partition("|")[2]
+        assert not [cell for row in table(folder, "search").values() for cell in row.values() if "**" in cell]
 
     def test_bytes_are_also_in_vectors(self, folder: Path) -> None:
-        rows = {row["method"]: row for row in csv_rows(folder, "search-storage")}
+        rows = {row["method"]: row for row in csv_rows(folder, "search")}
         assert float(rows["eercf"]["storage_video"]) == 602_048
         assert float(rows["eercf"]["of_one_vector"]) == pytest.approx(602_048 / 2048)
         assert float(rows["eercf"]["search_read_1k"]) == pytest.approx(1000 * 2048 / 1e6 + 50 * 0.6)
         assert [rows[name]["depth"] for name in ("lora", "eercf", "drl")] == ["", "50", "all"]
-        assert table(folder, "search-storage")["lora"]["stored (kB/video)"] == "2.048"
+        assert table(folder, "search")["lora"]["Stored (kB/video)"] == "2.048"
 
     def test_the_alternative_stands_beside_the_method(self, folder: Path) -> None:
-        rows = {row["method"]: row for row in csv_rows(folder, "search-time")}
-        assert list(rows) == ["lora", "lora: FAISS, flat", "lora: FAISS, HNSW", "eercf"]
-        found = {
-            name: (float(row["latency_median_1000"]), float(row["latency_p95_1000"])) for name, row in rows.items()
-        }
-        assert found["lora: FAISS, HNSW"] == pytest.approx((0.05, 0.1))
-        assert found["eercf"] == pytest.approx((2.0, 4.0))
-        assert (rows["lora: FAISS, HNSW"]["recall"], rows["lora: FAISS, HNSW"]["ef"]) == ("98.7", "64")
+        rows = {row["method"]: row for row in csv_rows(folder, "search.time")}
+        assert list(rows) == ["lora", "eercf"]
+        times = {way: [float(rows["lora"][f"{way}_latency_{of}_1000"]) for of in ("median", "p95")] for way in WAYS}
+        assert times == {way: pytest.approx([t, 2 * t]) for way, t in zip(WAYS, (0.1, 0.3, 0.05), strict=True)}
+        assert float(rows["eercf"]["search_latency_median_1000"]) == pytest.approx(2.0)
+        assert rows["eercf"]["faiss_flat_latency_median_1000"] == ""
+        assert (rows["lora"]["faiss_hnsw_recall"], rows["lora"]["faiss_hnsw_ef"]) == ("98.7", "64")
         assert (rows["eercf"]["depth"], rows["lora"]["depth"]) == ("50", "")
+
+    def test_tables_fit_a_page_and_captions_are_short(self, folder: Path) -> None:
+        for name in ("search", "search.time"):
+            assert all(len(row) <= 10 for row in table(folder, name).values())
 
     def test_costs_of_a_search_are_no_memory_of_the_main_table(self, folder: Path) -> None:
         assert not [key for key in csv_rows(folder)[0] if "search" in key or "storage" in key]
@@ -90,17 +94,19 @@ class TestTables:
         missing = Measurement.missing("search_latency_median", "ms", "over the memory", what="search", gallery=10_000)
         few = with_costs(method_record("tempme", 44.0), *search_costs(), *search_times(1.0), missing)
         save(store, with_costs(method_record("lora"), *search_costs(), *search_times(0.1, (1000, 10_000))), few)
-        rows = {row["method"]: row for row in csv_rows(report(store, tmp_path), "search-time")}
-        assert float(rows["lora"]["latency_median_10000"]) == pytest.approx(1.0)
-        assert (rows["tempme"]["latency_median_1000"], rows["tempme"]["latency_median_10000"]) == ("1.0", "")
-        assert "over the memory" in page(tmp_path / "reports" / STANDIN)
+        rows = {row["method"]: row for row in csv_rows(report(store, tmp_path), "search.time")}
+        assert float(rows["lora"]["search_latency_median_10000"]) == pytest.approx(1.0)
+        times = [rows["tempme"][f"search_latency_median_{gallery}"] for gallery in (1000, 10_000)]
+        assert times == ["1.0", ""]
+        assert "over the memory" in rows["tempme"]["reasons"]
 
     def test_an_alternative_that_is_not_installed_is_said_once(self, store: RecordStore, tmp_path: Path) -> None:
         absent = Measurement.missing("faiss_flat_latency_median", "ms", "no such package", gallery=1000)
         made = [with_costs(method_record(m), *search_costs(), *search_times(0.1), absent) for m in ("lora", "tempme")]
         save(store, *made)
-        text = (report(store, tmp_path) / "search-time.md").read_text(encoding="utf-8")
-        assert (text.count("no such package"), text.count("FAISS")) == (1, 0)
+        folder = report(store, tmp_path)
+        assert (folder / "details.md").read_text(encoding="utf-8").count("No times of FAISS: no such package") == 1
+        assert not [key for key in csv_rows(folder, "search.time")[0] if key.startswith("faiss")]
 
     def test_an_upper_bound_is_marked(self, store: RecordStore, tmp_path: Path) -> None:
         costs = [
@@ -108,9 +114,8 @@ class TestTables:
             for m in search_costs(pair=5, depth=50)
         ]
         save(store, with_costs(method_record("rlt"), *costs))
-        row = table(report(store, tmp_path), "search-compute")["rlt"]
-        assert row["search MMACs, 1k"].startswith("≤")
-        assert row["query MMACs, 1k"].startswith("≤")
+        row = table(report(store, tmp_path), "search")["rlt"]
+        assert row["Search (M), 1,000 videos"].startswith("≤")
 
 
 @pytest.mark.usefixtures("no_others")
@@ -124,13 +129,13 @@ class TestFigures:
         best = {p.label: p.recall for p in best_of_each_cost(points(rows, axes["search_macs_1k"]))}
         assert best == {"tempme, best of 2": 44.0, "eercf": 48.0, "drl": 47.0}
         for name in ("search-macs-1k", "search-macs-1m", "storage-video"):
-            assert f"](pareto-{name}-search.png)" in page(folder)
+            assert f"](pareto-{name}-search.png)" in (folder / "details.md").read_text(encoding="utf-8")
             assert (folder / f"pareto-{name}-search.png").read_bytes().startswith(b"\x89PNG")
 
     def test_methods_of_one_cost_make_no_figure(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, *(with_costs(method_record(m), *search_costs()) for m in ("lora", "tempme")))
         folder = report(store, tmp_path)
-        assert (folder / "search-compute.md").is_file()
+        assert (folder / "search.csv").is_file()
         assert not list(folder.glob("pareto-search*"))
 
     def test_the_best_of_equal_costs_does_not_depend_on_their_order(self) -> None:
@@ -143,11 +148,14 @@ def test_the_report_of_costs_has_the_tables_without_accuracy(tmp_path: Path) -> 
         cost = [*bench_records.counts(50.0, 600), bench_records.speed(5.0), *costs, *search_times(0.1)]
         bench_records.save(tmp_path, method, cost)
     folder = write_efficiency(RecordStore(tmp_path), tmp_path / "reports")[0].parent
-    rows = csv_rows(folder, "search-vit-b-16-some-cpu-float32-12f-compute")
+    rows = csv_rows(folder, "search/ViT-B-16.cpu-fp32")
     assert [row["method"] for row in rows] == ["lora", "tempme"]
     assert "t2v_R1" not in rows[0]
-    assert {path.stem.rpartition("-")[2] for path in folder.glob("search-*.csv")} == {"compute", "storage", "time"}
-    assert "What a search costs on ViT-B-16" in page(folder)
+    assert {path.name for path in (folder / "search").iterdir()} == {
+        "ViT-B-16.cpu-fp32.csv",
+        "ViT-B-16.cpu-fp32.time.csv",
+    }
+    assert "What a search costs, ViT-B/16 on Some CPU" in (folder / "details.md").read_text(encoding="utf-8")
 
 
 def test_every_measurement_has_a_metric_and_no_memory() -> None:

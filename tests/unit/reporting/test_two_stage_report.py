@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from records import csv_rows, save
-from report_records import STANDIN, method_record, details, report, table
+from report_records import STANDIN, details, method_record, report, table
 from search_records import QUERIES, ranks, search_costs, staged_record, with_costs
 
 from tvrbench.harness.records.store import RecordStore
@@ -114,7 +114,7 @@ class TestFigure:
         save(store, staged_record("eercf", 48.0, 42.0), half, staged_record("drl", 47.0, 40.0))
         lines = depth_lines(list(rows_of(store).values()))
         assert [line.labels for line in lines] == [("eercf", "eercf (storage=float16)"), ("drl",)]
-        made = [depth_figure(lines, title="t", notice=notice) for notice in (None, None, "n")]
+        made = [depth_figure(lines, title=title) for title in ("t", "t", "u")]
         assert made[0] == made[1] != made[2]
         assert made[0].startswith(b"\x89PNG")
 

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from records import FIXTURE, csv_rows, make_record
-from report_records import STANDIN
+from report_records import STANDIN, details, table, table_text
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.matched_time import matched_recall, missing_points
-from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, rank
+from tvrbench.harness.reporting.analysis.pairwise import compared_pairs, letters
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, row_credits
@@ -75,16 +75,17 @@ def scope_of(tmp_path: Path, kind: str = STANDIN) -> ReportContext:
 
 
 class TestPairs:
-    def test_what_cannot_be_told_apart_shares_a_rank(self, store: RecordStore, tmp_path: Path) -> None:
+    def test_methods_that_do_not_differ_share_a_letter(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, "good", ranks_of(0.8))
         save(store, "as_good", ranks_of(0.8, seed=1))
         save(store, "bad", ranks_of(0.4))
         rows = rows_of(store)
         pairs = compared_pairs(rows, scope_of(tmp_path))
-        assert {row.method: rank(row, pairs) for row in rows} == {"good": 1, "as_good": 1, "bad": 3}
+        assert letters(pairs) == {"good": "a", "as_good": "a", "bad": "b"}
         assert all(pair.difference.difference >= 0 for pair in pairs)
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
-        assert {row["method"]: row["rank"] for row in csv_rows(folder, "main")}["bad"] == "3"
+        shown = {row["method"]: row["letters"] for row in csv_rows(folder, "main")}
+        assert shown == {"chance": "", "good": "a", "as_good": "a", "bad": "b"}
         assert {(p["method"], p["verdict"]) for p in _renamed(csv_rows(folder, "pairs"))} >= {
             ("good", "good is better")
         }
@@ -109,7 +110,7 @@ class TestPairs:
         save(store, "other_queries", ranks_of(0.9), data=other)
         pairs = compared_pairs(rows_of(store), scope_of(tmp_path))
         assert [(pair.a.method, pair.b.method) for pair in pairs] == [("a", "b")]
-        assert rank(rows_of(store)[-1], pairs) is None
+        assert set(letters(pairs)) == {"a", "b"}
         published = "standin/published"
         save(store, "a", ranks_of(0.8), kind=published)
         save(store, "b", ranks_of(0.2), kind=published)
@@ -150,23 +151,53 @@ class TestEqualTime:
         own = 100 * float(np.mean(ranks_of(0.9) <= 1))
         assert entry.difference.difference == pytest.approx(own - entry.budget.recall)
         assert entry.difference.low < entry.difference.difference < entry.difference.high
-        assert entry.verdict == "beats fewer frames"
+        assert entry.better == "yes"
 
     @pytest.mark.parametrize(
-        ("recall", "throughput", "verdict"),
+        ("recall", "throughput", "better", "frames"),
         [
-            (0.505, 100 / 6, "does not beat fewer frames (no significant difference)"),
-            (0.2, 100 / 6, "does not beat fewer frames (worse)"),
-            (0.95, 100 / 15, "better, and slower than any choice of frames"),
-            (0.2, 100 / 15, "does not beat fewer frames (worse)"),
-            (0.9, 100 / 2, "not compared: faster than 4 frames"),
+            (0.505, 100 / 6, "n.s.", "6.0"),
+            (0.2, 100 / 6, "no", "6.0"),
+            (0.95, 100 / 15, "yes", "all 12"),
+            (0.2, 100 / 15, "no", "all 12"),
+            (0.9, 100 / 12, "yes", "12.0"),
         ],
     )
-    def test_verdicts(self, store: RecordStore, tmp_path: Path, recall: float, throughput: float, verdict: str) -> None:
+    def test_verdicts(
+        self, store: RecordStore, tmp_path: Path, recall: float, throughput: float, better: str, frames: str
+    ) -> None:
         line(store, {4: 0.4, 8: 0.6, 12: 0.7})
         save(store, "method", ranks_of(recall, seed=3), speed(throughput))
         (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
-        assert entry.verdict.startswith(verdict)
+        assert entry.better == better
+        folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
+        row = table(folder, "equal-time")["method"]
+        assert len(row) == 7
+        assert (row["Frames that fit"], row["Better?"]) == (frames, better)
+        assert row["Difference \\[95 % CI\\]"].startswith("+" if better == "yes" else "-" if better == "no" else "")
+
+    def test_methods_that_are_not_compared_are_counted_and_listed_in_the_csv(
+        self, store: RecordStore, tmp_path: Path
+    ) -> None:
+        line(store, {4: 0.4, 8: 0.6, 12: 0.7})
+        save(store, "method", ranks_of(0.9), speed(100 / 5))
+        save(store, "fast", ranks_of(0.9), speed(100 / 2))
+        save(store, "bad_1", ranks_of(0.9), speed(20.0, invalid="disturbed: by others"))
+        save(store, "bad_2", ranks_of(0.9), speed(20.0, invalid="disturbed: by others"))
+        folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
+        assert list(table(folder, "equal-time")) == ["method"]
+        rows = {row["method"]: row for row in csv_rows(folder, "equal-time")}
+        assert rows["bad_1"]["reason"].endswith("disturbed: by others")
+        assert (rows["method"]["reason"], rows["method"]["verdict"], rows["fast"]["verdict"]) == ("", "yes", "")
+        (note,) = re.findall(r"^- Not compared: (.*)", table_text(folder, "equal-time"), re.MULTILINE)
+        assert [int(count) for count in re.findall(r"(\d+) \(", note)] == [2, 1]
+
+    def test_without_any_comparison_the_page_links_the_reasons(self, store: RecordStore, tmp_path: Path) -> None:
+        line(store, {4: 0.4, 8: 0.6})
+        save(store, "method", ranks_of(0.5))
+        folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
+        assert "(equal-time.csv)" in (folder / "README.md").read_text()
+        assert [row["method"] for row in csv_rows(folder, "equal-time")] == ["method"]
 
     def test_the_methods_own_tuning_comes_first_and_another_is_named(self, store: RecordStore, tmp_path: Path) -> None:
         line(store, {4: 0.4, 8: 0.6, 12: 0.7})
@@ -176,7 +207,7 @@ class TestEqualTime:
         found = {entry.row.method: entry.budget for entry in matched_recall(rows_of(store), scope_of(tmp_path))}
         assert [rival.points[0].row.record["tuning"] for rival in found.values() if rival] == ["full", "lora"]
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
-        text = {row["method"]: row["rival"] for row in csv_rows(folder, "equal-time")}
+        text = {row["method"]: row["mixture"] for row in csv_rows(folder, "equal-time")}
         assert text["between"] == "keep 4 and 8, 25 % of the latter, full"
         assert text["beyond"].endswith("lora")
 
@@ -192,9 +223,9 @@ class TestEqualTime:
         assert "for keep in 2 6 10;" in missing_points(rows_of(store), scope_of(tmp_path))[0]
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
         (row,) = csv_rows(folder, "equal-time")
-        assert row["rival"].startswith("keep 8 and 12, ")
-        ranks = {line["method"]: line["rank"] for line in csv_rows(folder, "main") if line["method"] != "chance"}
-        assert {name for name, rank in ranks.items() if not rank} == {f"frame_subsample (keep={k})" for k in (4, 8)}
+        assert row["mixture"].startswith("keep 8 and 12, ")
+        shown = {line["method"]: line["letters"] for line in csv_rows(folder, "main") if line["method"] != "chance"}
+        assert {name for name, own in shown.items() if not own} == {f"frame_subsample (keep={k})" for k in (4, 8)}
 
     @pytest.mark.parametrize(
         ("throughput", "reason"),
@@ -211,15 +242,15 @@ class TestEqualTime:
         line(store, {4: 0.4, 8: 0.6})
         save(store, "method", ranks_of(0.5), throughput)
         (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
-        assert entry.verdict.startswith("not compared: ")
-        assert reason in entry.verdict
+        assert entry.better is None
+        assert reason in str(entry.reason)
 
     def test_another_device_does_not_compare(self, store: RecordStore, tmp_path: Path) -> None:
         line(store, {4: 0.4, 8: 0.6})
         environment = json.loads(FIXTURE.read_text())["environment"] | {"device": "another"}
         save(store, "method", ranks_of(0.5), speed(20.0), environment=environment)
         (entry,) = matched_recall(rows_of(store), scope_of(tmp_path))
-        assert "another device" in entry.verdict
+        assert "another device" in str(entry.reason)
 
     def test_what_is_missing_is_said_with_the_command_that_makes_it(self, store: RecordStore, tmp_path: Path) -> None:
         save(store, "method", ranks_of(0.5), speed(20.0))
@@ -229,8 +260,8 @@ class TestEqualTime:
             "for keep in 2 4 6 10 12; do "
             "tvrbench run standin/uniform --methods frame_subsample --set tuning=lora --set keep=$keep; done"
         )
-        page = write_report(STANDIN, store, tmp_path / "reports")[0].read_text()
-        assert f"- `{command}`" in page
+        folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
+        assert f"- `{command}`" in details(folder)
 
     @pytest.mark.parametrize(
         ("protocol", "dataset", "arguments"),
@@ -258,10 +289,8 @@ class TestEqualTime:
         line(store, {4: 0.4, 8: 0.6})
         save(store, "method", ranks_of(0.5), speed(20.0))
         folder = write_report(STANDIN, store, tmp_path / "reports")[0].parent
-        (row,) = [text for text in (folder / "equal-time.md").read_text().splitlines() if text.startswith("| method ")][
-            1:
-        ]
-        targets = re.findall(r"\]\((.*?\.json)\)", row)
+        (row,) = csv_rows(folder, "equal-time")
+        targets = [*row["records"].split("; "), *row["frames_records"].split("; ")]
         assert len(targets) == 3
         assert all((folder / target).is_file() for target in targets)
 
