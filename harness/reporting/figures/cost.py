@@ -88,7 +88,7 @@ def _bar(axes: Axes, place: int, method: CountedMethod, frames: int, color: str)
 def _legend(axes: Axes, methods: Sequence[CountedMethod], dense: float | None, frames: int) -> None:
     """Name the dashed line and the two other kinds of bars, where they are drawn."""
     handles: list[Artist] = []
-    look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9}
+    look: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9}
     if dense is not None:
         axes.axvline(dense, color=INK, linestyle=DASHED, linewidth=1.1, zorder=3)
         handles.append(
