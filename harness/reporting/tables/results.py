@@ -246,8 +246,8 @@ def _notes(rows: Sequence[MethodRow], pairs: Sequence[Pair]) -> Iterator[str]:
     memory, timed = memory_metric(rows), any(row.cost("speedup", "comparison") for row in rows)
     costs = ["Params: trained"]
     costs += ["speed-up: over the dense encoder"] * timed
-    costs += [f"memory: {CATALOGUE[memory.name].label} in {memory.what}"] if memory else []
-    yield "; ".join(costs) + (f" (on {setting(rows)})." if timed or memory else ".")
+    costs += [f"memory: {CATALOGUE[memory.name].label} ({memory.what})"] if memory else []
+    yield "; ".join(costs) + (f"; on {setting(rows)}." if timed or memory else ".")
     if pairs and sum(is_frame_budget(row.method) for row in rows) > 1:
         yield "Fewer frames have no letter: they are compared at equal time."
     if any(row.selection != "last" for row in rows):
