@@ -156,6 +156,6 @@ pytest_collect_file = Sybil(
     parsers=[SkipParser(), snippets],
     path=str(ROOT),
     filenames=["README.md", "CONTRIBUTING.md"],
-    pattern="docs/*.md",
+    patterns=["docs/*.md", "docs/appendix/*.md"],
     fixtures=["workplace"],
 ).pytest()

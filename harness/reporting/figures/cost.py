@@ -15,11 +15,12 @@ from tvrbench.harness.reporting.catalogue import printed_backbone, significant
 from tvrbench.harness.reporting.data.long_videos import CountedMethod, LongVideos
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.style import COLORS, DASHED, FAINT, INK, canvas, decorate, flush_left, png
+from tvrbench.harness.reporting.tables.markdown import brief
 
 FRAMES = 12
 _WIDTH, _HEAD, _ROW = 5.6, 1.5, 0.235  # inches: narrow, so that a phone's screen keeps the text readable
 _NAME, _NUMBER = 10.0, 9.0  # points
-_BAR = 0.66
+_BAR, _LONGEST = 0.66, 32
 _show = significant(3)
 
 
@@ -63,8 +64,9 @@ def _draw(methods: Sequence[CountedMethod], dense: float | None, frames: int, ti
             if isinstance(line, CountedMethod):
                 _bar(axes, place, line, frames, COLORS[groups.index(line.group) % len(COLORS)])
             else:
-                axes.text(0, place, f" {line}", size=_NUMBER, style="italic", color=FAINT, va="center")
-        axes.set_yticks(range(len(lines)), [line.label if isinstance(line, CountedMethod) else "" for line in lines])
+                axes.text(0, place, f" {brief(line, _LONGEST)}", size=_NUMBER, style="italic", color=FAINT, va="center")
+        names = [brief(line.label, _LONGEST) if isinstance(line, CountedMethod) else "" for line in lines]
+        axes.set_yticks(range(len(lines)), names)
         axes.tick_params(axis="y", length=0, labelsize=_NAME)
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(lines) - 0.4, -0.8)
@@ -88,7 +90,7 @@ def _bar(axes: Axes, place: int, method: CountedMethod, frames: int, color: str)
 def _legend(axes: Axes, methods: Sequence[CountedMethod], dense: float | None, frames: int) -> None:
     """Name the dashed line and the two other kinds of bars, where they are drawn."""
     handles: list[Artist] = []
-    look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9}
+    look: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9}
     if dense is not None:
         axes.axvline(dense, color=INK, linestyle=DASHED, linewidth=1.1, zorder=3)
         handles.append(

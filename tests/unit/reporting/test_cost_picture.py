@@ -75,6 +75,12 @@ def test_each_bar_has_its_number_and_both_readings_where_they_differ(
     assert numbers == ["54.5 (67.7)", "53.0", "≤ 53.0"]
 
 
+def test_a_long_or_hostile_name_is_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_counted(tmp_path, "lora", counts(53.0, 600), FRAMES, backbone="ViT-B-32", note="$\\alpha$\n" + 50 * "x")
+    names, _ = drawn(monkeypatch, found(tmp_path))
+    assert [len(name) <= 32 and "\n" not in name for name in names] == [True, True]
+
+
 def test_the_same_records_give_the_same_picture_narrow_enough_for_a_phone(tmp_path: Path) -> None:
     fill(tmp_path)
     one, other = cost_picture(found(tmp_path)), cost_picture(found(tmp_path))
