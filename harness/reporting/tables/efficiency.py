@@ -344,9 +344,10 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = N
         return None
     over, at = (", ".join(dict.fromkeys(str(m["conditions"].get(key)) for m in ratios)) for key in ("against", "batch"))
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
+    rounds += " round" if rounds == "1" else " rounds"
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
     batch = "" if at == str(said) else f", batch {at}"
-    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} round{'s' * (rounds != '1')}{batch}."
+    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds}{batch}."
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:
