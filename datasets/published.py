@@ -41,6 +41,7 @@ class PublishedDataset(VideoFolderDataset):
     (`Split.fingerprint` by split) or, if less is known, ``expected_contents``, and ``_captions``.
 
     Attributes:
+        title: its name as papers print it, for captions of reports.
         files: the annotation file of each split.
         folder: sub-folder of the annotation files; they may also be in the root.
         archive: zip archive with the annotation files; None if there is none.

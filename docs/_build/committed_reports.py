@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from links import broken_links
 from PIL import Image
 
 from tvrbench.harness.cli.app import main
@@ -41,6 +42,7 @@ def test_report_is_current(protocol: str, remade: Path) -> None:
         if (REPORTS / protocol / name).is_file():
             shutil.copy(REPORTS / protocol / name, remade / protocol)
     assert main(["report", protocol, "--results", str(ROOT / "results"), "--reports", str(remade)]) == 0
+    assert [f"{page.name}: {link}" for page in (remade / protocol).glob("*.md") for link in broken_links(page)] == []
     command = f"tvrbench report {protocol} --results results --reports reports"
     assert different_files(remade / protocol, REPORTS / protocol) == [], f"run: {command}"
 
@@ -49,7 +51,9 @@ def test_index_is_current(remade: Path) -> None:
     for protocol in PROTOCOLS:  # the index links the pages that exist
         shutil.copytree(REPORTS / protocol, remade / protocol, ignore=shutil.ignore_patterns("*.png", "*.csv"))
     (made,) = write_index(RecordStore(ROOT / "results"), remade)
-    assert made.read_bytes() == (REPORTS / made.name).read_bytes(), "run: tvrbench report with any of the protocols"
+    assert broken_links(made) == []
+    command = f"tvrbench report {PROTOCOLS[0]} --results results --reports reports"
+    assert made.read_bytes() == (REPORTS / made.name).read_bytes(), f"run: {command}"
 
 
 def different_files(made: Path, kept: Path) -> list[str]:

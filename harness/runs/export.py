@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import uuid
@@ -83,16 +84,17 @@ def export_run(
     described = Description.from_metadata(read_metadata(file), file.name)
     model = load_model(checkpoint=file)
     checked = _check_same(run, described, model, file)
-    base = _base_of(run.record) if _is_tuned(model) else None
-    with _new_folder(folder, run) as draft:
-        if base is None:
-            shutil.copyfile(file, draft / WEIGHTS)
-            spec = _named_base(run.record, model)
-            if spec and (shipped := shipped_weights(spec)) and (words := shipped.with_name(WORDS)).is_file():
-                shutil.copyfile(words, draft / WORDS)
-        else:
-            spec = named_spec(base, vision_name(model.clip.arch))
+    base, tuned = _base_of(run.record), _is_tuned(model)
+    if tuned and base is None:
+        problem = f"{run.path.name} does not name the weights that it tuned, so nobody could load them: run it again"
+        raise UsageError(problem, code="export.no-base", record=run.path.name)
+    spec = None if base is None else named_spec(base, vision_name(model.clip.arch))
+    with _new_folder(folder) as draft:
+        if tuned:
             save_checkpoint(model, draft / WEIGHTS, described.selection, base)
+        else:
+            shutil.copyfile(file, draft / WEIGHTS)
+            _copy_words(spec, draft)
         config = Description.from_metadata(read_metadata(draft / WEIGHTS), WEIGHTS).to_config()
         (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)  # safetensors lets nobody else read its files
@@ -103,14 +105,14 @@ def export_run(
             record=record,
             image_size=model.clip.arch.image_size,
             embed_dim=model.clip.arch.embed_dim,
-            tuned_only=base is not None,
+            tuned_only=tuned,
             base=spec,
             license=license,
             checked=checked,
             files=files,
         )
         (draft / CARD).write_text(model_card(card), encoding="utf-8")
-    return Export(folder=folder, files=(CARD, *files), tuned_only=base is not None, base=base)
+    return Export(folder=folder, files=(CARD, *files), tuned_only=tuned, base=base if tuned else None)
 
 
 _CONTENT: Mapping[str, str] = {
@@ -188,20 +190,19 @@ def _is_tuned(model: RetrievalModel) -> bool:
     return 2 * sum(p.numel() for p in own if p.requires_grad) <= sum(p.numel() for p in own)
 
 
-def _base_of(record: Record) -> BaseWeights:
-    weights = record.get("weights")
-    if weights is None and record["weights_sha256"] is None:
-        problem = (
-            "the record does not name the weights that it tuned, so no one could load the checkpoint: run it again"
-        )
-        raise UsageError(problem, code="export.no-base")
-    return BaseWeights(source=weights["source"] if weights else "weights", sha256=record["weights_sha256"])
-
-
-def _named_base(record: Record, model: RetrievalModel) -> str | None:
-    if "weights" not in record and record["weights_sha256"] is None:
+def _base_of(record: Record) -> BaseWeights | None:
+    """The weights that the run started from; None where an early record of random weights does not name them."""
+    weights, sha256 = record.get("weights"), record["weights_sha256"]
+    if weights is None and sha256 is None:
         return None
-    return named_spec(_base_of(record), vision_name(model.clip.arch))
+    return BaseWeights(source=weights["source"] if weights else "weights", sha256=sha256)
+
+
+def _copy_words(spec: str | None, draft: Path) -> None:
+    """Put the word list of a data set's own weights beside a whole model, whose captions need it."""
+    shipped = None if spec is None else shipped_weights(spec)
+    if shipped is not None and shipped.with_name(WORDS).is_file():
+        shutil.copyfile(shipped.with_name(WORDS), draft / WORDS)
 
 
 def _with_ranks(run: StoredRecord, draft: Path) -> Record:
@@ -215,9 +216,9 @@ def _with_ranks(run: StoredRecord, draft: Path) -> Record:
 
 
 @contextmanager
-def _new_folder(folder: Path, run: StoredRecord) -> Iterator[Path]:
+def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft beside ``folder``; its files appear there at the end of the block, or not at all."""
-    target = folder.absolute()
+    target = Path(os.path.abspath(folder))  # noqa: PTH100 - pathlib keeps "..", which has no name
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         draft.mkdir(parents=True)

@@ -9,6 +9,8 @@ could not be read is absent.
 - ``configurations.csv``: the options here that make a configuration of a paper. A configuration that is missing has no
   counterpart, and its numbers are not compared; one that is ``not_checkable`` gets that reason in place of a verdict.
 - ``variants.csv``: options that a paper has a name for.
+- ``recipes.csv``: configurations of papers that are one recipe, and who ran it again.
+- ``reruns.csv``: what others report for a recipe (issue threads, repositories), with the source and what differs.
 - ``names.csv``: methods that a paper and the registry name differently.
 
 ``ranks/*.json`` holds published results with the rank of every query: what they were counted from, with its SHA-256 and

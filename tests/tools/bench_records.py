@@ -131,7 +131,7 @@ def found(root: Path) -> list[Bench]:
 
 
 def column(table: Table, key: str) -> dict[str, Cell]:
-    """The cells of a column, of the page or of the CSV alone, by the first cell of their row."""
+    """The cells of a column, of the page or of the CSV alone, by the first value of their row."""
     index = [c.key for c in (*table.columns, *table.csv_columns)].index(key)
     rows = zip(table.rows, table.csv_rows or [()] * len(table.rows), strict=True)
-    return {row[0].text: (*row, *beside)[index] for row, beside in rows}
+    return {str(row[0].value): (*row, *beside)[index] for row, beside in rows}

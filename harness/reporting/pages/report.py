@@ -32,7 +32,17 @@ from tvrbench.harness.reporting.figures.efficiency_chart import chart, points
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.index import write_index
-from tvrbench.harness.reporting.pages.layout import Block, Line, Report, Section, bullets, provenance, set_aside, write
+from tvrbench.harness.reporting.pages.layout import (
+    DETAILS,
+    Block,
+    Line,
+    Report,
+    Section,
+    bullets,
+    provenance,
+    set_aside,
+    write,
+)
 from tvrbench.harness.reporting.papers.published import load_claims, load_configurations, load_published
 from tvrbench.harness.reporting.papers.reruns import load_reruns
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge_accuracy
@@ -199,7 +209,12 @@ def _results(
     beyond = [figure for figure in figures if figure not in first and figure.kind != "agreement"]
     others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
-    commands: list[Line] = [(Code(line),) for line in missing_points(rows, context)]
+    missing = bullets(
+        "Points of fewer frames that are not recorded",
+        [(Code(line),) for line in missing_points(rows, context)],
+        "These commands make them:",
+    )
+    timed: list[Block] = _equal_time(equal, missing)
     best = context.compares and not free
     tests = (pair_table(pairs, context), spread_table(rows, context), selection_table(rows, context))
     nothing = ("Nothing was trained under this protocol yet.",)
@@ -207,15 +222,23 @@ def _results(
     every: list[Block] = [results_table(rows, context, best=best)] if rows else []
     return [
         Section(title="Results", blocks=main, page="first"),
-        Section(title="Accuracy at equal time", blocks=_present(equal), page="first"),
+        Section(title="Accuracy at equal time", blocks=timed, page="first"),
         Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
         Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
         Section(title="All metrics", blocks=every, page="first"),
         Section(title="Order in time", blocks=_present(subset_table(rows, context))),
         Section(title="Significance of the differences", blocks=_present(*tests)),
-        *bullets("Points of fewer frames that are not recorded", commands, "These commands make them:"),
+        *missing,
         Section(title="Pictures", blocks=[*_visualized(context), *others]),
     ]
+
+
+def _equal_time(table: Table | None, missing: Sequence[Section]) -> list[Block]:
+    """Return the table, or the link to the commands that make its points."""
+    if table is not None:
+        return [table]
+    link = [(section.title.lower(), DETAILS) for section in missing]
+    return [("No run of fewer frames is recorded to compare with: ", *link, ".")] if link else []
 
 
 def _searches(rows: Sequence[MethodRow], context: ReportContext) -> list[Section]:
@@ -253,23 +276,23 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     papers = PaperData(numbers=numbers, configurations=configurations)
     comparisons = compare(papers, rows, full_size, context)
     claimed = judge_accuracy(load_claims(), rows, papers, context)
-    claims: list[Table] = []
-    if claimed:
-        whole = claims_table(claimed, "claims", "Every reading of the claims about accuracy", context)
-        claims = [claims_headline(claimed, context), whole]
     here = {row.method for row in (*rows, *full_size)}
     elsewhere = ", ".join(sorted({n.method for n in numbers if n.dataset == context.stands_for} - here))
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
-    verdicts: list[Block] = [
-        *(verdict_tables(comparisons, load_reruns(), context) or [("No published number is comparable here.",)]),
-        *_present(apart_table(comparisons, context)),
-        *claims,
-        *([(f"Published for this data set, of methods without a run: {elsewhere}.",)] * bool(elsewhere)),
-    ]
+    beside = verdict_tables(comparisons, load_reruns(), context)
+    verdicts: list[Block] = [beside[0] if beside else ("No published number is comparable here.",)]
+    if any(c.measured is not None for c in claimed):
+        verdicts.append(claims_headline(claimed, context))
+    if elsewhere:
+        verdicts.append((f"Published for this data set, of methods without a run: {elsewhere}.",))
+    more: list[Block] = [*beside[1:], *_present(apart_table(comparisons, context))]
+    if claimed:
+        more.append(claims_table(claimed, "claims", "Every reading of the claims about accuracy", context))
     return [
         Section(title="Published and measured", blocks=verdicts, page="details" if context.compares else "first"),
+        Section(title="Further published numbers", blocks=more),
         Section(title="Cost at paper scale", blocks=[costs]),
     ]
 

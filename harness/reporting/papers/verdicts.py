@@ -108,7 +108,7 @@ def compare(
 def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) -> list[PaperComparison]:
     """Judge each claim: a model's cost once; time and memory once per device and precision that measured them.
 
-    Invalid measurements are excluded.
+    A baseline that was counted on any device comes before a paper's figure for it. Invalid measurements are excluded.
     """
     comparisons = []
     for claim in claims:
@@ -118,8 +118,8 @@ def judge(claims: Iterable[Claim], benches: Sequence[Bench], papers: PaperData) 
             at, missing = [], "records of costs hold no accuracy: the report of the protocol judges it"
         tried = [_judge(claim, bench, papers) for bench in at] or [_unmeasured(claim, missing)]
         measured = [one for one in tried if one.measured is not None]
-        if claim.number.metric in COUNTS:
-            measured = measured[:1]
+        if claim.number.metric in COUNTS:  # the same everywhere: first where the baseline was counted too
+            measured = sorted(measured, key=lambda one: -len(one.rows))[:1]
         for one in measured or tried[:1]:
             open_on_gpu = one.verdict == "not measured" or (one.verdict == "not comparable" and one.bench is not None)
             comparisons.append(replace(one, command=bench_command(claim, papers) if open_on_gpu else None))

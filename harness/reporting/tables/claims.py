@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,8 +43,14 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. Of several
-    devices a GPU comes before a CPU, and the first before others. Pages count what was not measured; the CSV has it.
+    devices a GPU comes before a CPU, then the one that measured the most claims. Pages count what was not measured; the
+    CSV has it.
     """
+    measured = Counter(r.bench.name for r in results if r.bench is not None and r.measured is not None)
+
+    def preference(r: PaperComparison) -> tuple[bool, int]:
+        return _on_gpu(r), measured[r.bench.name] if r.bench else 0
+
     own = {(r.number.paper, r.claim.text, r.number.backbone) for r in results if r.claim and r.claim.reading == OWN}
     kept: dict[tuple[object, ...], PaperComparison] = {}
     for r in results:
@@ -52,7 +59,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         if r.measured is None and claim.reading != OWN:
             continue
         place = (*_place(claim), claim.number.metric)
-        if place not in kept or (_on_gpu(r) and not _on_gpu(kept[place])):
+        if place not in kept or preference(r) > preference(kept[place]):
             kept[place] = r
     released = {_place(r.claim): r for r in kept.values() if r.claim and _as_released(r)}
     lines = [
@@ -80,10 +87,13 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
         f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
-    by = {"group": lambda line: line.exact.number.paper, "note": context.note}
-    heading = ("claims-headline", "The papers' claims", sentences, columns)
-    measured = [line for line in lines if line.exact.measured is not None]
-    return make_table(*heading, measured, full=make_table(*heading, lines, **by), **by)
+
+    def table(kept: Sequence[_Reading], full: Table | None = None) -> Table:
+        title, group = "The papers' claims", (lambda line: line.exact.number.paper)
+        note = context.note
+        return make_table("claims-headline", title, sentences, columns, kept, group=group, note=note, full=full)
+
+    return table([line for line in lines if line.exact.measured is not None], table(lines))
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
@@ -111,8 +121,12 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         f"{counts(r.verdict for r in results).capitalize()}.",
         f"{name}.csv has the reasons, and the commands that measure on a GPU what was not measured on one.",
     )
-    by = {"group": lambda r: r.number.paper}
-    return make_table(name, title, sentences, columns, results, folded=True, note=context.note, **by)
+    return make_table(
+        *(name, title, sentences, columns, results),
+        group=lambda r: r.number.paper,
+        note=context.note,
+        folded=True,
+    )
 
 
 def _place(claim: Claim) -> tuple[object, ...]:

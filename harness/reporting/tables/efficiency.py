@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.catalogue import (
+    BYTES,
     COUNTS,
     MEMORY,
     Metric,
@@ -48,7 +49,6 @@ from tvrbench.harness.reporting.tables.table import (
 Find = Callable[[MethodRow], MeasurementDoc | None]
 
 _show = significant(3)
-_GB = {"B": 1e-9, "kB": 1e-6, "KiB": 1.024e-6, "MB": 1e-3, "MiB": 1.048576e-3, "GB": 1.0, "GiB": 1.073741824}
 _STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
 _NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
 _FLOAT32 = "fp32 runs beside the GPU's tensor cores: in bf16, times and the ratios of methods are others."
@@ -97,7 +97,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
     known = [c for c in columns if any((cell := c.cell(row)).value is not None or "!" in cell.text for row in rows)]
     sentences = (
         f"{_where(bench, rows)}{f', batch {batch}' if batch else ''}.",
-        _speedup_sentence(rows, "speedup"),
+        _speedup_sentence(rows, "speedup", batch),
         f"{_ELSEWHERE} Counted; measured on another device, in details.md." if counted else None,
         "Bold: best of a column among methods that encode every frame.",
         "As released: with the work whose result released code drops; blank where there is none." if released else None,
@@ -247,7 +247,9 @@ def _ends(name: str) -> list[Column]:
         return None if ratio is None or ratio["value"] is None else rounds_interval(ratio)[place]
 
     places = enumerate(("low", "high"))
-    return [number_column(f"{name}_{end_}", "", partial(end, place=place), fixed(2)) for place, end_ in places]
+    return [
+        number_column(f"{name}_{end_}", "", functools.partial(end, place=place), fixed(2)) for place, end_ in places
+    ]
 
 
 def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Column]:
@@ -259,12 +261,15 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
 
     def column(shown: Metric, header: str) -> Column:
         find = _find(shown.name, what, shared_batch(rows, shown.name, what))
-        gigabytes = _GB[shown.unit]
-        return _column(
-            shown, header, find, lambda m: f"{gigabytes * (m['value'] or 0):.2f}", key=shown.key, instead=instead
-        )
+        gigabytes = BYTES[shown.unit] / BYTES["GB"]
+        show = functools.partial(_scaled, scale=gigabytes)
+        return _column(shown, header, find, show, key=shown.key, instead=instead)
 
     return [column(shown, f"{title}: {shown.short}" if i else title) for i, shown in enumerate(meters)]
+
+
+def _scaled(m: MeasurementDoc, scale: float) -> str:
+    return _show(scale * (m["value"] or 0.0))
 
 
 def _ranged(m: MeasurementDoc) -> str:
@@ -332,14 +337,16 @@ def _clips_sentence(rows: Sequence[MethodRow]) -> str | None:
     return f"Measured on clips ({clips}), not on noise: {', '.join(methods)}." if methods else None
 
 
-def _speedup_sentence(rows: Sequence[MethodRow], name: str) -> str | None:
+def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = None) -> str | None:
+    """Describe how a ratio was measured; its batch only where that is not the one that was ``said``."""
     ratios = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
     if not ratios:
         return None
     over, at = (", ".join(dict.fromkeys(str(m["conditions"].get(key)) for m in ratios)) for key in ("against", "batch"))
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
-    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} rounds, batch {at}."
+    batch = "" if at == str(said) else f", batch {at}"
+    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} rounds{batch}."
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:

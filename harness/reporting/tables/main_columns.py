@@ -96,7 +96,7 @@ def _letters(pairs: Sequence[Pair]) -> Column:
 
     def cell(row: MethodRow) -> Cell:
         if row.apart is not None:
-            return missing_cell(f"Compared with no other row: {row.apart.text}")
+            return missing_cell(f"Compared with no other row: {row.apart.text} ({row.apart.code})")
         return Cell(text=known[row.label], value=known[row.label]) if row.label in known else NOTHING
 
     return Column(key="letters", header="Sig.", cell=cell, left=True)

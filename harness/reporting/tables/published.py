@@ -55,7 +55,7 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
 
     columns = (
         text_column("method", "Method (config)", _subject),
-        text_column("measure", "Measure", lambda c: _measure(c.number)),
+        Column(key="measure", header="Measure", cell=_measure_cell, left=True),
         Column(key="published", header="Published", cell=_published),
         Column(key="measured", header="Ours", cell=_measured),
         Column(key="difference", header="Difference", cell=_difference),
@@ -210,9 +210,16 @@ def counts(verdicts: Iterable[str]) -> str:
 def _subject(c: PaperComparison) -> str:
     """Return method, the paper's words for the variant, and backbone."""
     label, n = c.row.label if c.row else c.number.method, c.number
-    run_on = n.backbone or (c.row and c.row.options.get("backbone"))
+    run_on = n.backbone or (c.row.options.get("backbone") if c.row else None)
     config = f": {n.config}" if n.config and n.config not in label else ""
-    return ", ".join(filter(None, (f"{label}{config}", run_on and printed_backbone(run_on))))
+    return f"{label}{config}" + (f", {printed_backbone(run_on)}" if run_on else "")
+
+
+def _measure_cell(c: PaperComparison) -> Cell:
+    """Return the measure, a cost in the papers' words."""
+    name = c.number.metric.removesuffix(AS_RELEASED)
+    words = _WORDS.get(name, _measure(c.number))
+    return Cell(text=f"{words}{', as released' * (name != c.number.metric)}", value=_measure(c.number))
 
 
 def _published(c: PaperComparison) -> Cell:

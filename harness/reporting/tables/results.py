@@ -53,6 +53,8 @@ PAIR_CHANCE = 50.0
 _REFERENCE = group_title("reference")
 _MARKS = {**MARKS, MISSING: "Not measured, or not compared; the CSV has the reason where there is one."}
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
+_SCORED_ON_PAGE = ("method", "saved_by", "checkpoint", "records", "gmacs_video")
+_SCORED_ON_PAGE += ("t2v_R1", "t2v_R5", "t2v_R10", "t2v_MnR", "v2t_R1", "v2t_R10")
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}
 
 
@@ -176,7 +178,9 @@ def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table 
         "Models trained elsewhere and scored on the protocol's test videos and frames.",
         "Their training is not known, so they are compared with no row and with no published number.",
     )
-    return context.table("scored", "Scored checkpoints", sentences, columns, rows)
+    content = ("scored", "Scored checkpoints", sentences)
+    full = context.table(*content, columns, rows)
+    return context.table(*content, [c for c in columns if c.key in _SCORED_ON_PAGE], rows, full=full)
 
 
 def _selection(row: MethodRow) -> str:
@@ -240,8 +244,8 @@ def _notes(rows: Sequence[MethodRow], pairs: Sequence[Pair]) -> Iterator[str]:
     memory, timed = memory_metric(rows), any(row.cost("speedup", "comparison") for row in rows)
     costs = ["Params: trained"]
     costs += ["speed-up: over the dense encoder"] * timed
-    costs += [f"memory: {CATALOGUE[memory.name].label} in {memory.what}"] if memory else []
-    yield "; ".join(costs) + (f" (on {setting(rows)})." if timed or memory else ".")
+    costs += [f"memory: {CATALOGUE[memory.name].label} ({memory.what})"] if memory else []
+    yield "; ".join(costs) + (f"; on {setting(rows)}." if timed or memory else ".")
     if pairs and sum(is_frame_budget(row.method) for row in rows) > 1:
         yield "Fewer frames have no letter: they are compared at equal time."
     if any(row.selection != "last" for row in rows):

@@ -20,6 +20,7 @@ from tvrbench.harness.models.backbone.weights_file import read_metadata
 from tvrbench.harness.models.base_weights import named_spec
 from tvrbench.harness.models.checkpoint import method_in, save_checkpoint
 from tvrbench.harness.models.description import CONFIG, WEIGHTS, BaseWeights, Description
+from tvrbench.harness.search.encoder import ModelSettings, ModelSource, load_encoder
 
 pytestmark = pytest.mark.unit
 
@@ -161,3 +162,20 @@ def test_base_weights_are_found_by_name(tmp_path: Path) -> None:
         assert named_spec(base, "ViT-B-32") == spec
     found = load_model(checkpoint=write_folder(tmp_path / "exported", "standin", of_data))
     assert found.name == "lora"
+
+
+def test_a_search_reads_the_folder_and_finds_its_weights(small_weights: Path, tmp_path: Path) -> None:
+    standin = shipped_weights("standin")
+    assert standin is not None
+    base = BaseWeights(source=standin.name, sha256=file_sha256(standin))
+    folder = write_folder(tmp_path / "exported", "standin", base, frames=4)
+    settings = ModelSettings(options={}, sampler="tempme", decoder="pyav")
+    encoder = load_encoder(ModelSource(checkpoint=str(folder)), settings, "cpu")
+    one = encoder.identity
+    assert (one.method, one.frames, one.weights_sha256) == ("lora", 4, base.sha256)
+    assert one.checkpoint_sha256 == file_sha256(folder / WEIGHTS)
+    assert encoder.encode_query("a red star grows")[0].shape == (1, encoder.model.clip.arch.embed_dim)
+    again = load_encoder(ModelSource(checkpoint=str(folder), weights="standin"), settings, "cpu")
+    assert again.identity == one
+    with raises("checkpoint.base-weights"):
+        load_encoder(ModelSource(checkpoint=str(folder), weights=str(small_weights)), settings, "cpu")

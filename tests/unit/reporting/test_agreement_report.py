@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from records import csv_rows, save
-from report_records import costs, method_record, report
+from report_records import costs, method_record, report, table
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -118,25 +118,26 @@ def test_the_report_has_table_csv_and_both_figures(store: RecordStore, tmp_path:
     assert len(rows) == len(RECORDS)
     (tome,) = [row for row in rows if row["setting"] == "r=2"]
     assert (tome["reducer"], float(tome["tokens_kept"]), float(tome["gmacs_kept"])) == ("tome", 25.0, 60.0)
-    assert (float(tome["cosine_mean"]), float(tome["same_top1"]), tome["front"]) == (0.9, 80.0, "tokens, GMACs")
+    assert (float(tome["cosine_mean"]), float(tome["same_top1"]), tome["front"]) == (0.9, 80.0, "tokens, GFLOPs")
     assert {path.name for path in folder.glob("*.png")} == {"agreement.png", "agreement-gmacs.png"}
     text = (folder / "README.md").read_text()
     assert "](agreement.png)" in text
     assert "## Agreement with the plain encoder" in text
-    assert not (folder / "pairs.md").exists()
-    assert "throughput" not in csv_rows(folder)[0]
-    results = [line for line in (folder / "main.md").read_text().splitlines() if line.startswith("|")]
+    assert text.index("## Agreement with the plain encoder") < text.index("## Results")
+    assert not (folder / "pairs.csv").exists()
+    assert "throughput" not in csv_rows(folder, "results")[0]
+    results = table(folder)
     assert len(results) > len(RECORDS)
-    assert not any("**" in line for line in results)
-    assert "rank" not in csv_rows(folder)[0]
-    assert "0.9000" in (folder / "agreement.md").read_text()
+    assert "**" not in str(results)
+    assert {row["letters"] for row in csv_rows(folder)} == {""}
+    assert "0.9000" in str(table(folder, "agreement"))
 
 
 def test_other_reports_have_none_of_it(store: RecordStore, tmp_path: Path, no_pictures: None) -> None:
     save(store, method_record("tempme", 50.0), method_record("lora", 40.0))
     folder = report(store, tmp_path)
     assert not list(folder.glob("agreement*"))
-    assert "throughput" in csv_rows(folder)[0]
+    assert "throughput" in csv_rows(folder, "results")[0]
 
 
 @pytest.mark.parametrize("what", ["tokens", "gmacs"])

@@ -182,7 +182,7 @@ class TestReaders:
         page = opened(color_scheme=scheme)
         paper = color_of(page, "body", "backgroundColor")
         assert (luminance(paper) < 0.05) == (scheme == "dark")
-        for selector in ("h1", ".caption", "#table-main tbody td", "#table-main a", "nav a"):
+        for selector in ("h1", ".caption", "#table-main tbody td", ".files a", "nav a"):
             assert contrast(color_of(page, selector, "color"), paper) >= 4.5
         notice = (color_of(page, ".notice", "color"), color_of(page, ".notice", "backgroundColor"))
         assert contrast(*notice) >= 4.5

@@ -84,6 +84,16 @@ class TestClaims:
         assert one.measured == pytest.approx(measured)
         assert one.verdict == word
 
+    def test_a_counted_baseline_comes_before_the_papers_figure_for_it(self, tmp_path: Path) -> None:
+        save(tmp_path, "tempme", counts(121.42, 127), device="A CPU")
+        save(tmp_path, "lora", counts(210.99, 2364), device="A CPU")  # more rows, so this device comes first
+        save(tmp_path, "clip4clip", counts(210.99, 2364), device="A CPU")
+        save(tmp_path, "tempme", counts(121.42, 127), device="B CPU")
+        options = {"tuning": "own", "variant": "F+C", "visual_prompts": 8, "prefix": 4, "suffix": 4}
+        save(tmp_path, "vop", counts(245.59, 2364), device="B CPU", **options)
+        one = judged(claim("GFLOPs -51 %", "vop"), tmp_path)
+        assert one.measured == pytest.approx(100 * (1 - 121.42 / 245.59))
+
     def test_a_published_time_is_cited_and_compared_with_nothing(self, tmp_path: Path) -> None:
         save(tmp_path, "tempme", [*counts(121.42, 127), speed(45.0, device="cuda")], device=GPU)
         one = judged(claim("1.8x speed-up", "vop"), tmp_path)

@@ -57,15 +57,15 @@ def test_it_stands_in_a_table_of_its_own(store: RecordStore, tmp_path: Path) -> 
     page = (folder / "README.md").read_text()
     assert "## Scored checkpoints" in page
     assert "> **Note.**" not in page
-    assert FILE["sha256"] in (folder / "provenance.md").read_text()
-    assert "93.4" not in (folder / "main.md").read_text()
-    assert "**" not in (folder / "scored.md").read_text().split("\n\n", 1)[1]
+    assert FILE["sha256"] in (folder / "provenance.csv").read_text()
+    assert "93.4" not in (folder / "main.csv").read_text()
+    assert "**" not in str(report_records.table(folder, "scored"))
 
 
 def test_no_published_number_is_judged_by_it(store: RecordStore, tmp_path: Path) -> None:
     folder = report(store, tmp_path, make_scored(46.1, PUBLISHED))
     assert not (folder / "published.csv").exists()
-    assert not (folder / "main.md").exists()
+    assert not (folder / "main.csv").exists()
     page = (folder / "README.md").read_text()
     assert "tempme" in page.split("of methods without a run: ")[1].splitlines()[0]
 
@@ -83,7 +83,7 @@ def test_the_table_goes_when_nothing_is_scored(store: RecordStore, tmp_path: Pat
     (record,) = (path for path in store.folder(STANDIN).glob("*.json") if "checkpoint" in path.name)
     record.unlink()
     report(store, tmp_path, trained(50.0))
-    assert not (folder / "scored.md").exists()
+    assert not (folder / "scored.csv").exists()
     assert "Scored checkpoints" not in (folder / "README.md").read_text()
 
 

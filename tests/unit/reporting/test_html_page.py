@@ -121,7 +121,7 @@ class TestHostileText:
 class TestNumbers:
     def test_cells_are_those_of_the_tables(self, store: RecordStore, tmp_path: Path) -> None:
         folder = write(store, tmp_path, make_record("tempme", 61.23456), make_record("lora", 12.0))
-        rows = {row["method"]: row for row in csv_rows(folder)}
+        rows = {row["method"]: row for row in csv_rows(folder, "results")}
         text = text_of(folder)
         for method in ("tempme", "lora"):
             line = next(part for part in text.split("<tr") if f">{method}</th>" in part)

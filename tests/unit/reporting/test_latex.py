@@ -73,7 +73,7 @@ def test_booktabs_without_columns_of_links_and_with_the_best_in_bold() -> None:
     assert [rule in made for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\hline")] == [True, True, True, False]
     assert "records" not in made
     assert made.count(r"\textbf{12.0 (1)}") == 1
-    assert r"\shortstack[r]{t$\rightarrow$v\\R@1}" in made
+    assert r"\shortstack[r]{T$\rightarrow$V\\R@1}" in made
 
 
 @settings(max_examples=60, deadline=None)

@@ -123,7 +123,7 @@ class TestWhatIsMixed:
         old |= {"protocol": {"name": "paper-scale", "hash": OTHER_HASH}, "started": LONG_AGO}
         save(store, method_record(), full_size_record("tempme"), old)
         folder = report(store, tmp_path)
-        assert {row["backbone"] for row in csv_rows(folder, "paper-scale")} == {"ViT-B/32"}
+        assert {row["backbone"] for row in csv_rows(folder, "paper-scale")} == {"ViT-B-32"}
         assert re.search(rf"\[tempme on ViT-B-16\]\(.*\): protocol hash {OTHER_HASH}", details(folder))
 
     def test_no_completed_run_is_refused(self, store: RecordStore, tmp_path: Path) -> None:

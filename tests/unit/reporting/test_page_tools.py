@@ -14,7 +14,7 @@ from tvrbench.harness.reporting.catalogue import metric, retrieval
 from tvrbench.harness.reporting.figures.axes import Axis
 from tvrbench.harness.reporting.figures.efficiency_chart import chart
 from tvrbench.harness.reporting.pages.layout import Report, Section, write
-from tvrbench.harness.reporting.tables.latex import latex_rows
+from tvrbench.harness.reporting.tables.latex import fragment, latex_rows
 from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, Table, make_table, number_cell, text_column
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -57,7 +57,7 @@ def _table(name: str, **options: Any) -> Table:
         ),
         text_column("remark", "remark", lambda row: f"about {row[1][:3]}"),
     ]
-    return make_table(name, f"Table {name}", ["Said."], columns, ROWS, chance=True, **options)
+    return make_table(name, f"Table {name}", ["Said."], columns, ROWS, chance=REFERENCE, **options)
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +280,7 @@ class TestLatex:
     def test_a_row_and_the_rows_shown_go_to_the_clipboard(self, opened: Open, main: Table) -> None:
         page = opened(permissions=["clipboard-read", "clipboard-write"])
         lines = latex_rows(main)
+        assert set(lines) <= set(fragment(main).splitlines())
         page.locator("#row-main-3 .copy").click()
         page.wait_for_selector(".done")
         assert page.evaluate("navigator.clipboard.readText()") == lines[4]

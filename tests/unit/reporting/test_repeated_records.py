@@ -13,7 +13,7 @@ from errors import raises
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import csv_rows, failed_record
-from report_records import STANDIN, full_size_record, method_record, page, report
+from report_records import STANDIN, details, full_size_record, method_record, page, report
 
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.records import protocol_runs
@@ -55,13 +55,13 @@ class TestReport:
         path = store.save(method_record())
         copied, logged = copy(path, name), list[str]()
         folder = write_report(STANDIN, store, tmp_path / "reports", log=logged.append)[0].parent
-        (row,) = csv_rows(folder)[1:]
+        (row,) = csv_rows(folder, "results")[1:]
         assert (row["seeds"], Path(row["records"]).name) == ("1", path.name)
         assert "Fewer than 3 seeds" in page(folder)
         (found,) = protocol_runs(store, STANDIN)[1]
         assert (found.code, found.run.path) == ("copy", copied)
         assert [line for line in logged if copied.name in line and path.name in line]
-        assert "### Records set aside" in page(folder)
+        assert "### Records set aside" in details(folder)
 
     def test_of_two_results_for_one_seed_the_newest_counts_and_both_are_told(self, store: RecordStore) -> None:
         path = store.save(method_record(r1=50.0))
@@ -144,7 +144,7 @@ class TestReport:
             copy(path, "{} (copy)")
         folder = report(store, tmp_path)
         assert len(csv_rows(folder, "paper-scale")) == 1
-        text = page(folder)
+        text = details(folder)
         assert text.partition("### Runs that failed")[2].partition("###")[0].count("\n- ") == 1
         assert text.partition("### Records set aside")[2].count("(copy)") >= 2
 
@@ -165,7 +165,7 @@ def test_copies_of_any_records_change_no_table(tmp_path: Path, copied: list[tupl
 
 def tables(folder: Path) -> dict[str, bytes]:
     """Every file of a report that holds tables alone."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("README.md", "page.html")}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".csv"}
 
 
 def measured() -> dict[str, Any]:

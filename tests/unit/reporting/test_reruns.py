@@ -18,8 +18,10 @@ from tvrbench.harness.reporting.pages.html import inline as html_inline
 from tvrbench.harness.reporting.papers.published import PublishedNumber, load_configurations, load_published
 from tvrbench.harness.reporting.papers.reruns import Rerun, address, load_reruns, named, read_reruns
 from tvrbench.harness.reporting.papers.verdicts import match_rows
+from tvrbench.harness.reporting.tables.latex import fragment
 from tvrbench.harness.reporting.tables.markdown import inline
 from tvrbench.harness.reporting.tables.published import reruns_cell
+from tvrbench.harness.reporting.tables.table import Column, link_column, make_table, text_column
 
 pytestmark = pytest.mark.unit
 
@@ -108,7 +110,7 @@ class TestMatching:
         seq = number("seqTransf")
         assert of(seq)
         assert not of(replace(seq, backbone="ViT-B-16"))
-        assert not of(replace(seq, train_split="train-7k"))
+        assert {one.train_split for one in load_reruns().of(replace(seq, train_split="train-7k"))} <= {None}
         assert not of(replace(seq, config="tightTransf"))
         assert "43.9" not in of(number("seqTransf", "t2v_R5")).values()
         assert set(of(number("meanP", dataset="msvd")).values()) == {"45.9"}
@@ -163,6 +165,16 @@ class TestCell:
         hostile = ("record", "https://evil.example/x#y")
         assert "https://" not in inline([hostile])
         assert 'href="https://' not in html_inline([hostile])
+
+    def test_a_paper_prints_them_and_leaves_links_to_records_out(self) -> None:
+        columns = [
+            text_column("method", "Method", str),
+            Column(key="reruns", header="Re-runs", cell=lambda _: reruns_cell([self.ONE]), left=True),
+            link_column("records", "Records", lambda _: [("seed 0", "records/a.json")]),
+        ]
+        text = fragment(make_table("t", "T", (), columns, ["tempme"]))
+        assert "43.2 (CLIP4Clip" in text
+        assert "seed 0" not in text
 
     def test_without_re_runs_the_cell_is_a_dash(self) -> None:
         assert (reruns_cell([]).value, reruns_cell([]).links) == (None, ())

@@ -73,7 +73,7 @@ class TestTable:
 
     def test_two_sentences_are_the_caption_and_the_rest_are_remarks(self) -> None:
         table = made(Cell(text="1", value=1.0), note="Notice.")
-        assert (table.caption, table.remarks) == ("One. Two. Notice.", ("Three.",))
+        assert (table.caption, table.remarks) == ("One. Two.", ("Three.",))
         assert table.to_csv() == "row,x,note\nrow 0,1.0,Notice.\n"
 
     @pytest.mark.parametrize(("better", "bold"), [("max", ["2.0"]), ("min", ["1.0", "1.0"]), (None, [])])
@@ -96,6 +96,24 @@ class TestTable:
         assert [row[1].text for row in table.rows] == ["1 !", "–", "2"]
         assert (table.footnotes, table.remarks) == ((), ("Three.", "! Excluded.", "– Not measured."))
         assert [row[0].value for row in table.csv_rows] == ["x: Disturbed.", "x: no GPU.", None]
+
+    def test_numbers_that_print_alike_share_the_best_whatever_follows_them(self) -> None:
+        cells = [
+            Cell(text=f"2.0 {spread}", value=value, rankable=True) for spread, value in (("[1, 3]", 2.0), ("‡", 1.96))
+        ]
+        table = made(*cells, Cell(text="1.0 [0, 4]", value=1.0, rankable=True), best=True)
+        assert [row[1].bold for row in table.rows] == [True, True, False]
+
+    def test_chance_is_pinned_in_its_own_group(self) -> None:
+        table = made(Cell(text="1", value=1.0), chance="Reference", group=lambda _: "Other")
+        assert (table.groups, table.pinned) == (("Reference", "Other"), 1)
+        assert made(Cell(text="1", value=1.0), chance="").groups == ()
+
+    def test_the_csv_may_hold_rows_that_the_page_counts(self) -> None:
+        full = made(*(Cell(text=str(i), value=i) for i in range(3)))
+        table = made(Cell(text="0", value=0), full=full)
+        assert table.to_csv() == full.to_csv()
+        assert "row 2" not in table.to_markdown()
 
 
 def test_pieces_of_a_line_are_escaped_for_what_they_are() -> None:

@@ -210,6 +210,14 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 }
 
 
+def test_tuned_parameters_of_weights_that_the_record_does_not_name_are_refused(lora: Trained, tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["weights_sha256"] = document.pop("weights") and None
+
+    with raises("export.no-base"):
+        export_run(lora.changed(tmp_path, change, keeps_name=True), tmp_path / "out", lora.results)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_run_without_a_checkpoint_of_its_own_is_refused(case: str, lora: Trained, tmp_path: Path) -> None:
     change, code = REFUSED[case]
