@@ -52,7 +52,7 @@ _show = significant(3)
 _STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
 _NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
 _FLOAT32 = "fp32 runs beside the GPU's tensor cores: in bf16, times and the ratios of methods are others."
-_ELSEWHERE, _EMPTY = "*", Cell(text="", value=None)
+_ELSEWHERE, _EMPTY = "*", Cell(text="", value=None, note="Measured on another device only.")
 _LABEL = text_column("method", "Method", lambda row: row.label)
 
 
