@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from report_records import table_text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from standin import short, shorten_runs
@@ -139,7 +140,7 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
         assert record[same] == trained.record[same]  # type: ignore[literal-required]
     assert record["data"]["frames_fingerprint"] == trained.record["data"]["frames_fingerprint"]
     assert not [key for key in record["data"] if key.startswith("train_")]
-    main, scored = (Path("runs/reports/standin/uniform", f"{name}.md").read_text() for name in ("main", "scored"))
+    main, scored = (table_text(Path("runs/reports/standin/uniform"), name) for name in ("main", "scored"))
     assert "scored checkpoint" not in main
     assert f"lora, scored checkpoint {trained.checkpoint.name}" in scored
     assert trained.record in store.load_all(NAME)

@@ -53,8 +53,10 @@ PAIR_CHANCE = 50.0
 _REFERENCE = group_title("reference")
 _MARKS = {**MARKS, MISSING: "Not measured, or not compared; the CSV has the reason where there is one."}
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
-_SCORED_ON_PAGE = ("method", "saved_by", "checkpoint", "records", "gmacs_video")
-_SCORED_ON_PAGE += ("t2v_R1", "t2v_R5", "t2v_R10", "t2v_MnR", "v2t_R1", "v2t_R10")
+_SCORED_ON_PAGE = (
+    *("method", "saved_by", "checkpoint", "records", "gmacs_video"),
+    *("t2v_R1", "t2v_R5", "t2v_R10", "t2v_MnR", "v2t_R1", "v2t_R10"),
+)
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}
 
 

@@ -168,7 +168,7 @@ class TestNotice:
         text = text_of(write(store, tmp_path, make_record(), make_record("lora")))
         assert f"<title>{STANDIN}: embedded stand-in, not MSR-VTT</title>" in text
         assert text.count(StandIn.notice) == 1
-        assert f'<p class="notice" role="note">{StandIn.notice}</p>' in text
+        assert f'<aside class="notice" aria-label="Notice">{StandIn.notice}</aside>' in text
 
     def test_real_data_has_no_such_notice(self, store: RecordStore, tmp_path: Path) -> None:
         text = text_of(write(store, tmp_path, msrvtt_record("tempme", 46.0)))

@@ -170,7 +170,7 @@ class TestGallery:
         assert "default-src 'none'" in page
         assert not re.findall(r'(?:href|src)="(?!data:)', page)
 
-    def test_the_stand_in_is_named_at_every_query(self) -> None:
+    def test_the_stand_in_is_named_once(self) -> None:
         page = gallery(self.ONE, self.OTHER)
         assert page.count(StandIn.notice) == 1
         assert "stand-in" not in gallery(self.ONE, self.OTHER, standin=False)
