@@ -101,7 +101,8 @@ def png(figure: Figure) -> bytes:
     """Return a PNG at 220 dots per inch in 256 colors, a third of the bytes; the same figure gives the same bytes."""
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
-    Image.open(drawn).convert("RGB").quantize(_COLORS_IN_FILE, dither=Image.Dither.NONE).save(
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(_COLORS_IN_FILE, dither=Image.Dither.NONE).save(
         buffer, format="png", dpi=(DPI, DPI)
     )
     return buffer.getvalue()
