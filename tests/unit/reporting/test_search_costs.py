@@ -153,7 +153,7 @@ def test_the_report_of_costs_has_the_tables_without_accuracy(tmp_path: Path) -> 
     assert "t2v_R1" not in rows[0]
     assert {path.name for path in (folder / "search").iterdir()} == {
         "ViT-B-16.cpu-fp32.csv",
-        "ViT-B-16.cpu-fp32.time.csv",
+        "ViT-B-16.cpu-fp32-time.csv",
     }
     assert "What a search costs, ViT-B/16 on Some CPU" in (folder / "details.md").read_text(encoding="utf-8")
 
