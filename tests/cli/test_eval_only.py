@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from report_records import table_text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from standin import short, shorten_runs
@@ -28,7 +29,6 @@ from tvrbench.harness.models.factory import method_class
 from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.records.record import Record
 from tvrbench.harness.records.store import RecordStore
-from tvrbench.harness.regression.signature import save_tiny_weights
 from tvrbench.harness.runs.context import RunContext, open_context, weights_of
 
 pytestmark = [pytest.mark.cli, pytest.mark.slow]
@@ -140,7 +140,7 @@ def test_a_saved_checkpoint_scores_what_its_run_recorded(trained: Trained, monke
         assert record[same] == trained.record[same]  # type: ignore[literal-required]
     assert record["data"]["frames_fingerprint"] == trained.record["data"]["frames_fingerprint"]
     assert not [key for key in record["data"] if key.startswith("train_")]
-    main, scored = (Path("runs/reports/standin/uniform", f"{name}.md").read_text() for name in ("main", "scored"))
+    main, scored = (table_text(Path("runs/reports/standin/uniform"), name) for name in ("main", "scored"))
     assert "scored checkpoint" not in main
     assert f"lora, scored checkpoint {trained.checkpoint.name}" in scored
     assert trained.record in store.load_all(NAME)
@@ -150,9 +150,9 @@ def test_an_exported_folder_scores_what_its_run_recorded(trained: Trained, capsy
     """It holds the tuned parameters alone, so they are scored on the protocol's weights, and refused on others."""
     assert cli.main(["export", "lora", "--results", str(trained.results), "--to", "out"]) == 0
     refused(capsys, "checkpoint.backbone", "--eval-only", "--checkpoint", "out", "--backbone", "ViT-B-32")
-    tiny = Path("tiny.safetensors")
-    save_tiny_weights(tiny)
-    refused(capsys, "checkpoint.not-this-method", "--eval-only", "--checkpoint", "out", "--weights", str(tiny))
+    shutil.copytree(Path(weights_of(short(NAME))).parent, "other", ignore=shutil.ignore_patterns("*.py"))
+    _rewrite(Path(weights_of(short(NAME))), Path("other/clip.safetensors"), lambda state: state["visual.proj"].mul_(2))
+    refused(capsys, "checkpoint.not-this-method", "--eval-only", "--checkpoint", "out", "--weights", "other")
     record = score("--checkpoint", "out")
     before = {key: value for key, value in trained.record["metrics"].items() if key != "training"}
     assert record["metrics"] == before
@@ -288,7 +288,7 @@ def test_a_regression_check_reads_past_it(trained: Trained, capsys: pytest.Captu
         (("--eval-only", "--checkpoint", "FILE", "--set", "rank=4"), "checkpoint.not-this-method"),
         (("--eval-only", "--checkpoint", "FILE", "--set", "speed=4"), "checkpoint.not-this-method"),
         (("--eval-only", "--checkpoint", "nowhere.bin", "--methods", "lora"), "checkpoint.missing"),
-        (("--eval-only", "--checkpoint", "."), "checkpoint.missing"),
+        (("--eval-only", "--checkpoint", "."), "checkpoint.not-exported"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from every_kind import share_of
-from plugin import DOCUMENT, registered
+from plugin import SCORER, documented, registered
 from torch import Tensor
 
 from tvrbench.harness import load_model
@@ -44,8 +43,7 @@ class Kind(ScoredMethod):
         return EveryKind(self.arch.embed_dim)
 """
 SCORERS = [n for n in registry.names("methods", "baselines") if method_class(n).build_scorer is not Method.build_scorer]
-DOCUMENTED = "best_frames"  # of docs/adding-a-method.md
-NAMES = [*SCORERS, PLUGIN, DOCUMENTED]
+NAMES = [*SCORERS, PLUGIN, SCORER]
 REDUCERS = [n for n in registry.names("methods", "baselines") if n not in SCORERS]
 Make = Callable[..., RetrievalModel]
 GRID = 2**25  # scores are compared as ranks compare them
@@ -53,8 +51,7 @@ GRID = 2**25  # scores are compared as ranks compare them
 
 @pytest.fixture(autouse=True)
 def _plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    documented = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
-    for name, code, kind in ((PLUGIN, CODE, "Kind"), (DOCUMENTED, documented, "BestFramesMethod")):
+    for name, code, kind in ((PLUGIN, CODE, "Kind"), (SCORER, documented(SCORER), "BestFramesMethod")):
         if name in request.node.name:
             with registered(tmp_path_factory.mktemp("plugin"), name, code, kind):
                 yield

@@ -1,4 +1,4 @@
-"""Methods as a plug-in package would bring them, by entry point: those of docs/adding-a-method.md, and others."""
+"""Methods as a plug-in package would bring them, by entry point: those of the documents, and others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tvrbench.harness.core import registry
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 NAME = "every_nth"
 SCORER = "best_frames"
 
@@ -22,11 +22,18 @@ SCORER = "best_frames"
 @contextmanager
 def registered_plugin(folder: Path, name: str = NAME) -> Iterator[None]:
     """Register a documented method for the block: the reducer, or the scorer."""
-    reducer, scorer = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    code, kind, lines = {NAME: (reducer, "EveryNth", 30), SCORER: (scorer, "BestFramesMethod", 45)}[name]
+    code = documented(name)
+    kind, lines = {NAME: ("EveryNth", 30), SCORER: ("BestFramesMethod", 45)}[name]
     assert sum(1 for line in code.splitlines() if line) <= lines
     with registered(folder, name, code, kind):
         yield
+
+
+def documented(name: str) -> str:
+    """Return the code of a documented method."""
+    page = {NAME: "adding-a-method.md", SCORER: "adding-a-scorer.md"}[name]
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCUMENTS / page).read_text(encoding="utf-8"), re.DOTALL)
+    return str(code)
 
 
 @contextmanager

@@ -57,8 +57,10 @@ class ReportContext:
 
     @property
     def data_title(self) -> str:
-        """The data set as papers print it; its name where its class declares no title."""
-        return str(registry.declared(self.dataset, "title") or self.dataset)
+        """The data set as papers print it; its name where its class, not one that it derives from, has no title."""
+        known = self.dataset in registry.table("datasets")
+        own = vars(registry.lookup(self.dataset, "datasets")) if known else {}
+        return str(own.get("title", self.dataset))
 
     @property
     def compares(self) -> bool:

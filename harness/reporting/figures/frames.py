@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from tvrbench.harness.reporting.catalogue import printed_backbone
 from tvrbench.harness.reporting.data.long_videos import CountedMethod, LongVideos
 from tvrbench.harness.reporting.figures.bars_and_steps import LABEL_SIZE, LEADER, apart, wrapped_names
 from tvrbench.harness.reporting.figures.style import DASHED, INK, canvas, color, decorate, marker, png
@@ -38,7 +39,7 @@ def frames_figure(found: LongVideos) -> bytes:
     drawn = frames_lines(found)
     with canvas(_WIDTH, max(4.2, _HEAD + _LINE * sum(_height(line) for line in drawn))) as figure:
         axes = figure.subplots()
-        decorate(axes, f"Multiply-adds of longer videos, {found.backbone}", None, "frames", "GMACs per video")
+        decorate(axes, f"Longer videos, {printed_backbone(found.backbone)}", None, "frames", "GFLOPs per video")
         for style, line in enumerate(drawn):
             dense = found.dense in line.methods
             look: dict[str, Any] = {"color": INK, "linestyle": DASHED} if dense else {"color": color(style)}

@@ -34,13 +34,13 @@ def matched_time_figure(matched: MatchedTime, title: str) -> bytes:
     with canvas(_WIDTH, max(3.9, _HEAD + _ROW * len(shown))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
         time = f"measured time per video, {matched.baseline} with all frames = 1"
-        decorate(left, title, None, time, "GMACs per video")
+        decorate(left, title, None, time, "GFLOPs per video")
         decorate(right, "", None, f"frames encoded densely at the same cost, of {matched.all_frames}", "")
         _plane(left, matched, shown)
         _dumbbells(right, matched, shown)
         handles = [
             Line2D([], [], color=INK, linewidth=1.1, linestyle=DASHED, label="fewer frames, encoded densely"),
-            Line2D([], [], color=FAINT, marker="|", markersize=9, linestyle="none", label="frames of equal GMACs"),
+            Line2D([], [], color=FAINT, marker="|", markersize=9, linestyle="none", label="frames of equal GFLOPs"),
             Line2D([], [], color=INK, marker="o", linestyle="none", label="frames of equal time"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)

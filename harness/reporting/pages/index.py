@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
-from tvrbench.harness.records.record import OVER_VIDEOS
+from tvrbench.harness.records.record import OVER_VIDEOS, Record
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.reduction import ReducedRow, plain_recall, reduced_rows
@@ -20,12 +20,13 @@ from tvrbench.harness.reporting.catalogue import DIRECTIONS, metric, printed_bac
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches, figure, rounds_interval, value_of
 from tvrbench.harness.reporting.data.context import ReportContext
+from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.records import protocol_runs, select
 from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, group_of, method_rows
 from tvrbench.harness.reporting.pages.layout import DETAILS, FIRST, PAGE
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published, load_variants
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
-from tvrbench.harness.reporting.tables.markdown import Markdown, brief, one_line, templates
+from tvrbench.harness.reporting.tables.markdown import Markdown, brief, templates
 from tvrbench.harness.reporting.tables.table import Links, link_column, make_table, text_column
 
 MADE = "<!-- Made by tvrbench report from records. -->"
@@ -42,20 +43,40 @@ class Entry:
 
     Attributes:
         protocol: its name.
-        data: the data set, or what stands in for it.
-        headline: its main result; or the reason why its records cannot be read.
-        methods, seeds, devices, date: of the runs that it counts; the date is that of the newest record.
         links: to its pages.
+        headline: its main result; or the reason why its records cannot be read.
+        data: the data set, or what stands in for it; None where records cannot be read.
+        runs: those that the report counts.
     """
 
     protocol: str
-    data: str
-    headline: str
-    methods: str
-    seeds: str
-    devices: str
-    date: str
     links: Links
+    headline: str
+    data: str | None = None
+    runs: Sequence[StoredRecord] = ()
+
+    @property
+    def methods(self) -> str | None:
+        """The number of methods."""
+        return self._all(lambda names: str(len(names)), lambda record: record["method"]["name"])
+
+    @property
+    def seeds(self) -> str | None:
+        """The number of seeds."""
+        return self._all(lambda seeds: str(len(seeds)), lambda record: record["seed"])
+
+    @property
+    def devices(self) -> str | None:
+        """The devices, by name."""
+        return self._all(", ".join, lambda record: printed_device(record["environment"]["device"]))
+
+    @property
+    def date(self) -> str | None:
+        """The day of the newest record."""
+        return newest(self.runs).record["started"][:10] if self.runs else None
+
+    def _all(self, joined: Callable[[list[Any]], str], value: Callable[[Record], Any]) -> str | None:
+        return joined(sorted({value(run.record) for run in self.runs})) if self.runs else None
 
 
 def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -94,24 +115,13 @@ def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None]
 def entry(protocol: str, store: RecordStore, reports: Path) -> Entry:
     """Return a report's line in the index; records that cannot be read are its headline."""
     there = ((name, f"{protocol}/{file}") for name, file in _PAGES.items() if (reports / protocol / file).is_file())
-    about = {"protocol": protocol, "links": tuple(there)}
+    links = tuple(there)
     try:
         stored, _ = protocol_runs(store, protocol)
         runs, data, headline = (_efficiency if protocol == BENCHED else _accuracy)(protocol, stored)
     except UsageError as error:
-        unknown = dict.fromkeys(("data", "methods", "seeds", "devices", "date"), "")
-        return Entry(**about, headline=brief(error), **unknown)
-    seeds = {run.record["seed"] for run in runs}
-    started = datetime.datetime.fromisoformat(newest(runs).record["started"])
-    return Entry(
-        **about,
-        data=data,
-        headline=headline,
-        methods=str(len({run.record["method"]["name"] for run in runs})),
-        seeds=str(len(seeds)),
-        devices=", ".join(sorted({one_line(run.record["environment"]["device"]) for run in runs})),
-        date=started.date().isoformat(),
-    )
+        return Entry(protocol=protocol, links=links, headline=brief(error))
+    return Entry(protocol=protocol, links=links, headline=headline, data=data, runs=runs)
 
 
 _PAGES: Mapping[str, str] = {"report": FIRST, "details": DETAILS, "interactive": PAGE}
@@ -134,8 +144,10 @@ def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[S
 
 def _best(rows: Sequence[MethodRow]) -> str | None:
     """Name the row with the highest R@1; None without rows."""
-    best = max(rows, key=lambda row: (expected_recall(row) or 0.0, row.label), default=None)
-    return best and f"{best.label}: R@1 {_recall(best)}"
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
+    return f"{best.label}: R@1 {_recall(best)}"
 
 
 def _recall(row: MethodRow) -> str:
@@ -165,7 +177,8 @@ def _efficiency(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence
     measured, _ = benches(stored, load_variants())
     rows = [row for bench in measured for row in bench.rows]
     lines = [line for name in backbones(rows) for line in _costs(name, measured)]
-    return [run for bench in measured for run in bench.runs], "none", "; ".join(lines) or "no method's cost is counted"
+    runs = [run for bench in measured for run in bench.runs]
+    return runs, "synthetic", "; ".join(lines) or "no method's cost is counted"
 
 
 def _costs(name: str, measured: Sequence[Bench]) -> Iterator[str]:
@@ -187,4 +200,5 @@ def _costs(name: str, measured: Sequence[Bench]) -> Iterator[str]:
         speedup = figure(row, "speedup")
         assert speedup is not None
         low, high = rounds_interval(speedup)
-        yield f"{row.label} the highest speed-up, {ratio:.2f}x ({low:.2f} to {high:.2f}) on {one_line(bench.device)}"
+        device = printed_device(bench.device)
+        yield f"{row.label} the highest speed-up, {ratio:.2f}x ({low:.2f} to {high:.2f}) on {device}"

@@ -52,7 +52,7 @@ _show = significant(3)
 _STAGES = ("decode_time", "preprocess_time", "encode_time", "end_to_end_throughput", "search_time")
 _NOT_OF_THE_METHOD = ("decode_time", "preprocess_time", "search_time")
 _FLOAT32 = "fp32 runs beside the GPU's tensor cores: in bf16, times and the ratios of methods are others."
-_ELSEWHERE, _EMPTY = "*", Cell(text="", value=None)
+_ELSEWHERE, _EMPTY = "*", Cell(text="", value=None, note="Measured on another device only.")
 _LABEL = text_column("method", "Method", lambda row: row.label)
 
 
@@ -87,6 +87,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _column("speedup", "Speed-up [95 %]", show=_ranged),
         *(replace(column, csv_only=True) for column in _ends("speedup")),
         _column("throughput", "Videos/s", _find("throughput", "inference", batch), key=f"throughput_{batch}"),
+        _column("latency_median", "Latency (ms)", instead=failed),
         *_memory_columns(rows, "inference", failed)[:1],
         _column("training_speedup", "Training speed-up [95 %]", show=_ranged, instead=no_step),
         *(replace(column, csv_only=True) for column in _ends("training_speedup")),
@@ -136,8 +137,7 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         _column("throughput_best", "Best videos/s [quartiles]", best_batch, _quartiles, instead=failed),
         text_column("best_batch", "Best batch", _best_batch, left=False),
         _column("share_of_peak", "% of peak", share, instead=failed),
-        _column("latency_median", "Latency (ms)", instead=failed),
-        _column("latency_p95", "p95 (ms)", instead=failed),
+        _column("latency_p95", "Latency, p95 (ms)", instead=failed),
         _column("text_throughput", "Captions/s", _find("text_throughput", "inference", texts), instead=failed),
         *_memory_columns(rows, "inference", failed)[1:],
         _column("speedup_reached", "% of the speed-up by GFLOPs", instead=ratio),
@@ -344,9 +344,10 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = N
         return None
     over, at = (", ".join(dict.fromkeys(str(m["conditions"].get(key)) for m in ratios)) for key in ("against", "batch"))
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
+    rounds += " round" if rounds == "1" else " rounds"
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
     batch = "" if at == str(said) else f", batch {at}"
-    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds} rounds{batch}."
+    return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds}{batch}."
 
 
 def _peak_sentence(rows: Sequence[MethodRow]) -> str | None:

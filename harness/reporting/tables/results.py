@@ -53,8 +53,10 @@ PAIR_CHANCE = 50.0
 _REFERENCE = group_title("reference")
 _MARKS = {**MARKS, MISSING: "Not measured, or not compared; the CSV has the reason where there is one."}
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
-_SCORED_ON_PAGE = ("method", "saved_by", "checkpoint", "records", "gmacs_video")
-_SCORED_ON_PAGE += ("t2v_R1", "t2v_R5", "t2v_R10", "t2v_MnR", "v2t_R1", "v2t_R10")
+_SCORED_ON_PAGE = (
+    *("method", "saved_by", "checkpoint", "records", "gmacs_video"),
+    *("t2v_R1", "t2v_R5", "t2v_R10", "t2v_MnR", "v2t_R1", "v2t_R10"),
+)
 _CHOSEN = {"last": "last of its training", "unknown": "not known"}
 
 
@@ -96,7 +98,7 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
     options: dict[str, Any] = {"chance": _REFERENCE if t2v else None, "best": best, "group": group_of, "marks": _MARKS}
     sentences = (
         f"Text-video retrieval on {_data(rows, context)}.",
-        _compared(rows, pairs, context),
+        _compared(pairs, context),
         *_notes(rows, pairs),
     )
     return context.table("main", "Retrieval and cost", sentences, columns, in_groups(rows), **options)
@@ -222,7 +224,7 @@ def _data(rows: Sequence[MethodRow], context: ReportContext) -> str:
     return f"{context.data_title} ({', '.join(str(part) for part in parts if part)})"
 
 
-def _compared(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: ReportContext) -> str:
+def _compared(pairs: Sequence[Pair], context: ReportContext) -> str:
     if not context.compares:
         return "Each method runs with its own paper's recipe, so rows are not compared with each other."
     if pairs:

@@ -72,7 +72,7 @@ def search_tables(
         by_row = [row for row in searched if any(one.row is row for one in timed)]
         tables.append(
             make_table(
-                *(f"{stem}.time", f"Time of a search, {ending}", sentences, _time_columns(timed), by_row),
+                *(f"{stem}-time", f"Time of a search, {ending}", sentences, _time_columns(timed), by_row),
                 note=context.note,
                 marks={**marks, MISSING: "Not timed; for FAISS, a video is more than one vector."},
             )

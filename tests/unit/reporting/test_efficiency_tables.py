@@ -85,6 +85,7 @@ class TestCostTable:
         assert column(table, "gmacs_video")["lora"].value == 200.0
         assert "evit" not in column(costs(first, tmp_path), "method")
         assert (column(table, "method")["evit"].text, column(table, "throughput_1")["evit"].text) == ("evit *", "")
+        assert "throughput_1" in column(table, "reasons")["evit"].text
         assert [row.label for row in other.rows] == ["evit", "lora"]
 
     def test_an_invalid_figure_is_shown_and_marked_and_never_best(self, bench: Bench, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from report_records import (
     memory,
     method_record,
     metrics,
+    msrvtt_record,
     page,
     report,
     speed,
@@ -24,8 +25,10 @@ from report_records import (
     table_text,
 )
 
+from tvrbench.datasets.standin.dataset import StandIn
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
+from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.data.rows import method_rows
 from tvrbench.harness.reporting.tables.table import MISSING
@@ -303,3 +306,22 @@ class TestMainTable:
         assert {row["method"]: row["reasons"] for row in csv_rows(folder)}["lora (selection=best-on-test)"]
         assert table(folder, "results")["lora (selection=best-on-test)"]["checkpoint"] == "⚠ best on test"
         assert re.search(r"> \*\*Note\.\*\* .*: lora \(selection=best-on-test\), seed 1\.", page(folder))
+
+    def test_the_caption_names_data_backbone_frames_and_seeds(self, store: RecordStore, tmp_path: Path) -> None:
+        save(store, msrvtt_record("tempme", 46.0, "uniform"), msrvtt_record("tempme", 47.0, "uniform", seed=1))
+        (caption, *_) = table_text(report(store, tmp_path, "msrvtt-1ka-9k/uniform")).splitlines()
+        facts = ("MSR-VTT", "test-1ka", "1,000 videos", "ViT-B/32", "12 frames", "2 seeds")
+        assert all(fact in caption for fact in facts)
+
+    @pytest.mark.parametrize(
+        ("dataset", "title"),
+        [("msrvtt", "MSR-VTT"), ("standin", "the embedded stand-in"), ("folder", "folder"), ("unknown", "unknown")],
+    )
+    def test_titles_of_data_are_their_own(self, dataset: str, title: str, tmp_path: Path) -> None:
+        assert ReportContext(protocol="p", dataset=dataset, folder=tmp_path).data_title == title
+
+    def test_data_of_the_same_layout_are_not_called_by_the_title_of_the_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(StandIn, "title")
+        assert ReportContext(protocol="p", dataset="standin", folder=tmp_path).data_title == "standin"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from records import csv_rows, failed_record, html, make_record, save
-from report_records import HASH, both_pages, details, full_size_record, report, write_unchecked
+from report_records import HASH, both_pages, details, full_size_record, report, table_text, write_unchecked
 
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.catalogue import metric
@@ -45,6 +45,16 @@ class TestProvenance:
         assert rows["commit", "c" * 40] == "tempme, seed 0"
         assert rows["commit", "not run from a checkout"] == "lora, seed 0"
         assert rows["commit", f"{'c' * 40}, not known whether changed"] == "adapter, seed 0"
+
+    def test_a_page_counts_the_runs_that_the_csv_names(self, store: RecordStore, tmp_path: Path) -> None:
+        records = [make_record(name) for name in ("tempme", "lora", "adapter", "bias", "dgl", "prompts")]
+        records[0]["environment"]["device"] = "another CPU"
+        save(store, *records)
+        folder = report(store, tmp_path)
+        runs = {row["value"]: row["runs"] for row in csv_rows(folder, "provenance") if row["what"] == "device"}
+        assert runs["a CPU"] == "; ".join(f"{name}, seed 0" for name in ("adapter", "bias", "dgl", "lora", "prompts"))
+        shown = [line for line in table_text(folder, "provenance").splitlines() if line.startswith("| device")]
+        assert [line.split("|")[3].strip() for line in shown] == ["5 runs", "tempme, seed 0"]
 
 
 def test_the_same_records_give_the_same_bytes(store: RecordStore, tmp_path: Path) -> None:

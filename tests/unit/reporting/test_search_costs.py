@@ -74,7 +74,7 @@ class TestTables:
         assert table(folder, "search")["lora"]["Stored (kB/video)"] == "2.048"
 
     def test_the_alternative_stands_beside_the_method(self, folder: Path) -> None:
-        rows = {row["method"]: row for row in csv_rows(folder, "search.time")}
+        rows = {row["method"]: row for row in csv_rows(folder, "search-time")}
         assert list(rows) == ["lora", "eercf"]
         times = {way: [float(rows["lora"][f"{way}_latency_{of}_1000"]) for of in ("median", "p95")] for way in WAYS}
         assert times == {way: pytest.approx([t, 2 * t]) for way, t in zip(WAYS, (0.1, 0.3, 0.05), strict=True)}
@@ -84,7 +84,7 @@ class TestTables:
         assert (rows["eercf"]["depth"], rows["lora"]["depth"]) == ("50", "")
 
     def test_tables_fit_a_page_and_captions_are_short(self, folder: Path) -> None:
-        for name in ("search", "search.time"):
+        for name in ("search", "search-time"):
             assert all(len(row) <= 10 for row in table(folder, name).values())
 
     def test_costs_of_a_search_are_no_memory_of_the_main_table(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class TestTables:
         missing = Measurement.missing("search_latency_median", "ms", "over the memory", what="search", gallery=10_000)
         few = with_costs(method_record("tempme", 44.0), *search_costs(), *search_times(1.0), missing)
         save(store, with_costs(method_record("lora"), *search_costs(), *search_times(0.1, (1000, 10_000))), few)
-        rows = {row["method"]: row for row in csv_rows(report(store, tmp_path), "search.time")}
+        rows = {row["method"]: row for row in csv_rows(report(store, tmp_path), "search-time")}
         assert float(rows["lora"]["search_latency_median_10000"]) == pytest.approx(1.0)
         times = [rows["tempme"][f"search_latency_median_{gallery}"] for gallery in (1000, 10_000)]
         assert times == ["1.0", ""]
@@ -106,7 +106,7 @@ class TestTables:
         save(store, *made)
         folder = report(store, tmp_path)
         assert (folder / "details.md").read_text(encoding="utf-8").count("No times of FAISS: no such package") == 1
-        assert not [key for key in csv_rows(folder, "search.time")[0] if key.startswith("faiss")]
+        assert not [key for key in csv_rows(folder, "search-time")[0] if key.startswith("faiss")]
 
     def test_an_upper_bound_is_marked(self, store: RecordStore, tmp_path: Path) -> None:
         costs = [

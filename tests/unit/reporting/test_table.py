@@ -96,6 +96,8 @@ class TestTable:
         assert [row[1].text for row in table.rows] == ["1 !", "–", "2"]
         assert (table.footnotes, table.remarks) == ((), ("Three.", "! Excluded.", "– Not measured."))
         assert [row[0].value for row in table.csv_rows] == ["x: Disturbed.", "x: no GPU.", None]
+        short = make_table("t", "Title", ("One.",), [text_column("row", "row †", str)], [1], marks={"†": "Counted."})
+        assert (short.caption, short.remarks) == ("One.", ("† Counted.",))  # a sign is never in a caption
 
     def test_numbers_that_print_alike_share_the_best_whatever_follows_them(self) -> None:
         cells = [
