@@ -70,8 +70,8 @@ def is_number(table: Table, column: int) -> bool:
 
 
 def is_missing(cell: Cell) -> bool:
-    """Return True if nothing was measured; a footnote may give the reason."""
-    return cell.value is None and not cell.links and cell.text.startswith(MISSING)
+    """Return True if a cell is a dash or blank; a footnote may give the reason."""
+    return cell.value is None and not cell.links and (not cell.text or cell.text.startswith(MISSING))
 
 
 def _piece(part: Inline) -> Markup:
