@@ -11,11 +11,12 @@ from tvrbench.harness.reporting.catalogue import COUNTS, printed_backbone
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.papers.published import OTHER, OWN, Claim, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import PaperComparison
-from tvrbench.harness.reporting.tables.published import aside, by_paper, counts
+from tvrbench.harness.reporting.tables.published import by_paper, counts
 from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     link_column,
     make_table,
     number_cell,
@@ -87,13 +88,12 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
         f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
     )
-
-    def table(kept: Sequence[_Reading], full: Table | None = None) -> Table:
-        title, group = "The papers' claims", (lambda line: line.exact.number.paper)
-        note = context.note
-        return make_table("claims-headline", title, sentences, columns, kept, group=group, note=note, full=full)
-
-    return table([line for line in lines if line.exact.measured is not None], table(lines))
+    return make_table(
+        *("claims-headline", "The papers' claims", sentences, columns, lines),
+        group=lambda line: line.exact.number.paper,
+        shown=lambda line: line.exact.measured is not None,
+        note=context.note,
+    )
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
@@ -110,11 +110,13 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         Column(key="measured", header="Measured", cell=lambda r: _value(r, r.measured, 1)),
         text_column("verdict", "Verdict", lambda r: r.verdict),
         text_column("device", "Device", _device),
-        aside(text_column("reason", "how, or why not", lambda r: r.reason)),
-        aside(text_column("command", "command", lambda r: r.command)),
-        aside(text_column("source", "source", lambda r: r.number.table)),
-        aside(text_column("read_from", "read from", lambda r: r.number.read_from)),
-        aside(link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs]))),
+        *csv_only(
+            text_column("reason", "how, or why not", lambda r: r.reason),
+            text_column("command", "command", lambda r: r.command),
+            text_column("source", "source", lambda r: r.number.table),
+            text_column("read_from", "read from", lambda r: r.number.read_from),
+            link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
+        ),
     )
     results = by_paper(results)
     sentences = (

@@ -18,7 +18,6 @@ from tvrbench.harness.reporting.tables.table import (
     missing_cell,
     number_cell,
     number_column,
-    text_column,
 )
 
 
@@ -142,19 +141,14 @@ def kept_columns(rows: Sequence[MethodRow]) -> list[Column]:
     ]
 
 
-def difference_columns(
-    test: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str | None]
-) -> list[Column]:
-    """Return difference, interval, corrected p-value and verdict of a paired test; blank where nothing was tested."""
+def interval_and_p_value(test: Callable[[Any], tuple[PairedDifference | None, float | None]]) -> list[Column]:
+    """Return interval and corrected p-value of a paired test; blank where nothing was tested."""
 
     def p_value(value: float) -> str:
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
-    points = (lambda item: d.difference if (d := test(item)[0]) else None), "{:+.1f}".format
     ends = (lambda item: (d.low, d.high) if (d := test(item)[0]) else None), "{:+.1f} to {:+.1f}"
     return [
-        number_column("difference", "difference, points", *points),
         interval_column("interval", "95 % interval", *ends),
         number_column("p_value", "p, corrected", lambda item: test(item)[1], p_value),
-        text_column("verdict", "verdict", verdict),
     ]

@@ -40,6 +40,7 @@ from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     make_table,
     missing_cell,
     number_column,
@@ -80,17 +81,17 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _column("output_tokens", "Tokens"),
         _column("gmacs_video", f"GFLOPs {FVCORE}"),
         *(_as_released(name, f"As released {FVCORE}") for name in released),
-        *(replace(_column(name, ""), csv_only=True) for name in readings(rows, "output_tokens")[1:]),
+        *csv_only(*(_column(name, "") for name in readings(rows, "output_tokens")[1:])),
         _column(
             "speedup", "Speed-up by GFLOPs", _allowed(rows), _factor, key="speedup_allowed", best=False, instead=ratio
         ),
         _column("speedup", "Speed-up [95 %]", show=_ranged),
-        *(replace(column, csv_only=True) for column in _ends("speedup")),
+        *_ends("speedup"),
         _column("throughput", "Videos/s", _find("throughput", "inference", batch), key=f"throughput_{batch}"),
         _column("latency_median", "Latency (ms)", instead=failed),
         *_memory_columns(rows, "inference", failed)[:1],
         _column("training_speedup", "Training speed-up [95 %]", show=_ranged, instead=no_step),
-        *(replace(column, csv_only=True) for column in _ends("training_speedup")),
+        *_ends("training_speedup"),
         *_memory_columns(rows, "training", no_step)[:1],
     ]
     counted = {row.label for row in rows if any(row is other for other in bench.counted)}
@@ -109,7 +110,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         f"cost/{stem}",
         f"Cost on {printed_backbone(backbone(rows[0]))}, {bench.name}",
         sentences,
-        [_label(counted), *map(directed, known), replace(context.record_column(), csv_only=True)],
+        [_label(counted), *map(directed, known), *csv_only(context.record_column())],
         rows,
         best=True,
         group=group_of,
@@ -122,15 +123,14 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     failed, ratio = _find("throughput", "inference"), _find("speedup")
     best_batch, share = _at_best_batch("throughput", "throughput_best"), _at_best_batch(*["share_of_peak"] * 2)
     texts = shared_batch(rows, "text_throughput", "inference")
-    beside = [
-        *(_column(name, metric(name).short) for name in readings(rows, "gmacs_text")[1:]),
+    beside = csv_only(
+        *(_column(name, "") for name in readings(rows, "gmacs_text")[1:]),
         *(
-            _column(name, f"{name}, {batch}", _find(name, "inference", batch), key=f"{name}_{batch}")
-            for name in ("throughput",)
-            for batch in batches(rows, name, "inference")
+            _column("throughput", "", _find("throughput", "inference", batch), key=f"throughput_{batch}")
+            for batch in batches(rows, "throughput", "inference")
         ),
         context.record_column(),
-    ]
+    )
     columns = [
         _column("gmacs_reduction", f"Reduction GFLOPs {FVCORE}", best=False),
         _column("gmacs_text", f"Text GFLOPs {FVCORE}", best=False),
@@ -144,7 +144,7 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     ]
     sentences = (f"{_where(bench, rows)}.", None, _peak_sentence(rows), _pace_sentence(rows))
     title = f"More about encoding on {printed_backbone(backbone(rows[0]))}, {bench.name}"
-    every = [_LABEL, *map(directed, columns), *(replace(column, csv_only=True) for column in beside)]
+    every = [_LABEL, *map(directed, columns), *beside]
     return make_table(f"encoding/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
 
 
@@ -175,7 +175,7 @@ def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         "Energy: joules above idling, from the GPU's counter." if any(no_energy(row) for row in rows) else None,
     )
     title = f"Training, stages and energy on {printed_backbone(backbone(rows[0]))}, {bench.name}"
-    every = [_LABEL, *map(directed, columns), replace(context.record_column(), csv_only=True)]
+    every = [_LABEL, *map(directed, columns), *csv_only(context.record_column())]
     return make_table(f"training/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
 
 
@@ -240,16 +240,14 @@ def _as_released(name: str, header: str) -> Column:
 
 
 def _ends(name: str) -> list[Column]:
-    """Return the columns of both ends of a ratio's interval."""
+    """Return the CSV's columns of both ends of a ratio's interval."""
 
     def end(row: MethodRow, place: int) -> float | None:
         ratio = figure(row, name)
         return None if ratio is None or ratio["value"] is None else rounds_interval(ratio)[place]
 
-    places = enumerate(("low", "high"))
-    return [
-        number_column(f"{name}_{end_}", "", functools.partial(end, place=place), fixed(2)) for place, end_ in places
-    ]
+    low, high = (functools.partial(end, place=place) for place in (0, 1))
+    return csv_only(number_column(f"{name}_low", "", low, fixed(2)), number_column(f"{name}_high", "", high, fixed(2)))
 
 
 def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Column]:

@@ -14,7 +14,16 @@ from tvrbench.harness.reporting.data.long_videos import CountedMethod, LongVideo
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, grouped
 from tvrbench.harness.reporting.tables.columns import cost_cell
 from tvrbench.harness.reporting.tables.marks import FVCORE, MARKS
-from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, make_table, missing_cell, text_column
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Cell,
+    Column,
+    Table,
+    csv_only,
+    make_table,
+    missing_cell,
+    text_column,
+)
 
 _UNCOUNTED = "not counted: the method refuses this number of frames, or it was not asked for"
 _UNTIMED = "not timed with this number of frames"
@@ -64,8 +73,8 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
         *(_of_dense(found, number) for number in frames),
         *(_counted("step_memory", f"Training (GB), {number} frames", number, found.batch) for number in frames),
         *(_timed("speedup", f"Speed-up, {number} frames", number) for number in timed),
-        *(_beside(_counted(key, key, number)) for key in ("output_tokens", "gmacs_step") for number in frames),
-        *(_beside(_timed("throughput_best", "", number)) for number in timed),
+        *csv_only(*(_counted(key, "", number) for key in ("output_tokens", "gmacs_step") for number in frames)),
+        *csv_only(*(_timed("throughput_best", "", number) for number in timed)),
     ]
     return make_table(
         *(name, title, sentences, columns, methods), best=True, group=lambda m: m.group.capitalize(), marks=_MARKS
@@ -73,10 +82,6 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
 
 
 _MARKS = {**MARKS, MISSING: "Not counted; the CSV has the reason."}
-
-
-def _beside(column: Column) -> Column:
-    return replace(column, csv_only=True)
 
 
 def _counted(name: str, header: str, frames: int, batch: int | None = None) -> Column:

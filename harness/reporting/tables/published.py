@@ -23,6 +23,7 @@ from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     link_column,
     make_table,
     number_cell,
@@ -62,11 +63,13 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
         Column(key="verdict", header="Verdict", cell=_verdict, left=True),
         *([Column(key="reruns", header="Independent re-runs", cell=again, left=True)] * any(map(reruns.of, numbers))),
         text_column("source", "Source", lambda c: c.number.table),
-        aside(text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone"))),
-        aside(text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number))),
-        aside(text_column("reason", "reason", lambda c: c.reason)),
-        aside(text_column("read_from", "read from", lambda c: c.number.read_from)),
-        aside(link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ())),
+        *csv_only(
+            text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone")),
+            text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number)),
+            text_column("reason", "reason", lambda c: c.reason),
+            text_column("read_from", "read from", lambda c: c.number.read_from),
+            link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ()),
+        ),
     )
     counted = f"Of {len(first)} published numbers: {counts(c.verdict for c in first)}."
     kinds = (
@@ -174,11 +177,13 @@ def paper_scale_table(
         *both("gmacs_video"),
         difference("gmacs_video"),
         *both("output_tokens"),
-        *map(aside, (difference("output_tokens"), published("params_trainable"), difference("params_trainable"))),
-        *(aside(cost_column(metric(name), best=False)) for name in further),
-        aside(published("throughput")),
-        *(aside(column) for kind in ("latency", "memory") for column in recorded_columns(full_size, kind)),
-        aside(context.record_column()),
+        *csv_only(
+            *(difference("output_tokens"), published("params_trainable"), difference("params_trainable")),
+            *(cost_column(metric(name), best=False) for name in further),
+            published("throughput"),
+            *(column for kind in ("latency", "memory") for column in recorded_columns(full_size, kind)),
+            context.record_column(),
+        ),
     )
     note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
     sentences = (
@@ -189,11 +194,6 @@ def paper_scale_table(
     order = backbones(full_size)
     rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
     return make_table("paper-scale", "Cost at paper scale", sentences, columns, rows, note=note)
-
-
-def aside(column: Column) -> Column:
-    """Return a column that only the CSV has."""
-    return replace(column, csv_only=True)
 
 
 def by_paper(comparisons: Sequence[PaperComparison]) -> list[PaperComparison]:

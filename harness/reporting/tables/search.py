@@ -25,7 +25,16 @@ from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, ties_matter
 from tvrbench.harness.reporting.tables.columns import cost_cell, metric_column
 from tvrbench.harness.reporting.tables.marks import MARKS
-from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, make_table, missing_cell, text_column
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Cell,
+    Column,
+    Table,
+    csv_only,
+    make_table,
+    missing_cell,
+    text_column,
+)
 from tvrbench.harness.reporting.tables.two_stage import depth_text
 
 _UNTIMED = "not timed in this gallery"
@@ -84,12 +93,12 @@ def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
     recall = metric_column(EXPECTED_R1 if ties_matter(rows) else metric("t2v_R1"))
     few, many = "1k", "1m"
     between = [key for key in GALLERIES if key not in (few, many)]
-    beside = [
+    beside = csv_only(
         text_column("storage", "", lambda row: stored_conditions(row).get("storage")),
         *(_counted(f"search_macs_{key}", "") for key in between),
         *(_counted(f"query_macs_{key}", "", partial(query_macs, gallery=key)) for key in GALLERIES),
         *(_counted(f"search_read_{key}", "") for key in between),
-    ]
+    )
     return [
         text_column("method", "Method", lambda row: row.label),
         *[replace(recall, header="T→V R@1")] * any(row.metric("t2v", "R1") is not None for row in rows),
@@ -99,7 +108,7 @@ def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
         _cost("text_macs", "Text encoder (M)", text_macs, metric("search_macs_1k").text),
         *(_counted(f"search_macs_{key}", f"Search (M), {GALLERIES[key]:,} videos") for key in (few, many)),
         *(_counted(f"search_read_{key}", f"Read (MB), {GALLERIES[key]:,} videos") for key in (few, many)),
-        *(replace(column, csv_only=True) for column in beside),
+        *beside,
     ]
 
 
@@ -113,14 +122,14 @@ def _time_columns(timed: Sequence[TimedSearch]) -> list[Column]:
         columns += [_latency("median", way, gallery, timed) for gallery in shown]
         if way == INEXACT:
             columns.append(_setting("recall", way, timed))
-    columns += [
-        replace(_latency(of, way, gallery, timed), csv_only=True)
+    beside = [
+        _latency(of, way, gallery, timed)
         for way in ways
         for gallery in galleries
         for of in ("median", "p95")
         if of == "p95" or (way != OWN and gallery != galleries[-1])
     ]
-    return [*columns, *(replace(_setting(key, way, timed), csv_only=True) for way in ways for key in _SETTINGS[way])]
+    return [*columns, *csv_only(*beside, *(_setting(key, way, timed) for way in ways for key in _SETTINGS[way]))]
 
 
 _SETTINGS = {"search": ("storage",), "faiss_flat": ("recall",), "faiss_hnsw": ("ef", "M")}

@@ -12,8 +12,18 @@ from tvrbench.harness.reporting.analysis.pairwise import Pair
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
-from tvrbench.harness.reporting.tables.columns import difference_columns
-from tvrbench.harness.reporting.tables.table import Column, Links, Table, link_column, number_column, text_column
+from tvrbench.harness.reporting.tables.columns import interval_and_p_value
+from tvrbench.harness.reporting.tables.table import (
+    NOTHING,
+    Cell,
+    Column,
+    Links,
+    Table,
+    csv_only,
+    link_column,
+    number_column,
+    text_column,
+)
 
 _FEW_SEEDS = f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges these trained models; another training may differ."
 
@@ -28,8 +38,11 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
     columns = (
         text_column("a", "method", lambda pair: pair.a.label),
         text_column("b", "against", lambda pair: pair.b.label),
-        *difference_columns(
-            lambda pair: (pair.difference, pair.p_value),
+        number_column("difference", "difference, points", lambda pair: pair.difference.difference, "{:+.1f}".format),
+        *interval_and_p_value(lambda pair: (pair.difference, pair.p_value)),
+        text_column(
+            "verdict",
+            "verdict",
             lambda pair: "no significant difference" if pair.better is None else f"{pair.better.label} is better",
         ),
         link_column("records_a", "its records", lambda pair: context.links(pair.a.runs)),
@@ -64,32 +77,28 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         _FEW_SEEDS * few,
         _left_out(points),
     )
-    label = text_column("method", "Method", lambda point: point.row.label)
-    time = number_column("time", "Time (dense = 1) ↓", lambda p: p.timed and p.timed.time, fixed(2))
-    recall = number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1))
-    frames = text_column("frames", "Frames that fit", lambda p: p.budget and _frames(p.budget), left=False)
-    theirs = number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1))
-    shown = text_column("difference", "Difference [95 % CI]", _difference, left=False)
-    better = text_column("better", "Better?", lambda point: point.better)
-    in_csv = (
-        *(
-            label,
-            number_column("speedup", metric("speedup").short, lambda point: point.speedup, fixed(2)),
-            time,
-            recall,
+    columns = (
+        text_column("method", "Method", lambda point: point.row.label),
+        *csv_only(number_column("speedup", metric("speedup").short, lambda point: point.speedup, fixed(2))),
+        number_column("time", "Time (dense = 1) ↓", lambda p: p.timed and p.timed.time, fixed(2)),
+        number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1)),
+        *csv_only(text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget))),
+        Column(key="frames", header="Frames that fit", cell=_frames),
+        number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1)),
+        Column(key="difference", header="Difference [95 % CI]", cell=_difference),
+        *csv_only(*interval_and_p_value(lambda point: (point.difference, point.p_value))),
+        text_column("verdict", "Better?", lambda point: point.better),
+        *csv_only(
+            text_column("reason", "reason", lambda point: point.reason),
+            link_column("records", "records", lambda point: context.links(point.row.runs)),
+            link_column("frames_records", "their records", lambda point: _budget_links(point.budget, context)),
         ),
-        text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget)),
-        number_column("frames", "frames that fit", lambda p: p.budget and p.budget.frames, fixed(1)),
-        theirs,
-        *difference_columns(lambda point: (point.difference, point.p_value), lambda point: point.better),
-        text_column("reason", "reason", lambda point: point.reason),
-        link_column("records", "records", lambda point: context.links(point.row.runs)),
-        link_column("frames_records", "their records", lambda point: _budget_links(point.budget, context)),
     )
-    columns = (label, time, recall, frames, theirs, shown, better)
-    name, title = "equal-time", "Accuracy at equal time"
-    full = context.table(name, title, sentences, in_csv, points)
-    return context.table(name, title, sentences, columns, compared, full=full, csv_only=not compared)
+    return context.table(
+        *("equal-time", "Accuracy at equal time", sentences, columns, points),
+        shown=lambda point: point.better is not None,
+        csv_only=not compared,
+    )
 
 
 def spread_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
@@ -172,14 +181,18 @@ def _left_out(points: Sequence[MatchedPoint]) -> str | None:
     return f"Not compared: {counts}." if counts else None
 
 
-def _difference(point: MatchedPoint) -> str | None:
-    gain = point.difference
-    return None if gain is None else f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+def _difference(point: MatchedPoint) -> Cell:
+    if (gain := point.difference) is None:
+        return NOTHING
+    return Cell(text=f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]", value=gain.difference)
 
 
-def _frames(budget: FrameBudget) -> str:
-    """Print how many dense frames fit; a method slower than all of them is compared with all."""
-    return f"{budget.frames:.1f}" if budget.exact else f"all {budget.frames:g}"
+def _frames(point: MatchedPoint) -> Cell:
+    """Return how many dense frames fit; a method slower than all of them is compared with all."""
+    if (budget := point.budget) is None:
+        return NOTHING
+    text = f"{budget.frames:.1f}" if budget.exact else f"all {budget.frames:g}"
+    return Cell(text=text, value=budget.frames)
 
 
 def _mixture(budget: FrameBudget) -> str:

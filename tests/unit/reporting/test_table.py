@@ -95,7 +95,7 @@ class TestTable:
         table = made(*cells, marks={"!": "Excluded.", "–": "Not measured.", "†": "Never seen."})
         assert [row[1].text for row in table.rows] == ["1 !", "–", "2"]
         assert (table.footnotes, table.remarks) == ((), ("Three.", "! Excluded.", "– Not measured."))
-        assert [row[0].value for row in table.csv_rows] == ["x: Disturbed.", "x: no GPU.", None]
+        assert table.csv_texts == {"reasons": ["x: Disturbed.", "x: no GPU.", None]}
         short = make_table("t", "Title", ("One.",), [text_column("row", "row †", str)], [1], marks={"†": "Counted."})
         assert (short.caption, short.remarks) == ("One.", ("† Counted.",))  # a sign is never in a caption
 
@@ -112,9 +112,8 @@ class TestTable:
         assert made(Cell(text="1", value=1.0), chance="").groups == ()
 
     def test_the_csv_may_hold_rows_that_the_page_counts(self) -> None:
-        full = made(*(Cell(text=str(i), value=i) for i in range(3)))
-        table = made(Cell(text="0", value=0), full=full)
-        assert table.to_csv() == full.to_csv()
+        table = made(*(Cell(text=str(i), value=i) for i in range(3)), shown=lambda i: i == 0)
+        assert table.to_csv() == "row,x\nrow 0,0\nrow 1,1\nrow 2,2\n"
         assert "row 2" not in table.to_markdown()
 
 
