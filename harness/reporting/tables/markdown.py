@@ -90,7 +90,7 @@ def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Enviro
 def templates() -> jinja2.Environment:
     """Return the templates in Markdown, which escape what is not Markdown already."""
     made = environment(escaped, keep_trailing_newline=True)
-    made.filters |= {"inline": inline}
+    made.filters |= {"inline": inline, "code": lambda text: inline([Code(text)])}
     return made
 
 
