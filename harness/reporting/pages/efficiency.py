@@ -237,7 +237,6 @@ def _details(place: _Place, context: ReportContext, figures: list[Picture]) -> l
                 data=matched_time_figure(place.matched, f"Equal time, {printed}, {bench.name}"),
                 alternative=f"Time per video against its multiply-adds, and both in dense frames, on {printed}",
                 caption=_FIGURE_CAPTION,
-                kind="equal-time",
             )
             figures.append(figure)
             compared.append(figure)
@@ -267,7 +266,6 @@ def _long_videos(
                 data=frames_figure(found),
                 alternative=f"Multiply-adds per video against the number of frames, on {printed}",
                 caption=_FRAMES_CAPTION,
-                kind="frames",
             )
             figures.append(figure)
             blocks.insert(0, figure)

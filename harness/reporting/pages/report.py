@@ -260,7 +260,7 @@ def _visualized(context: ReportContext) -> list[Block]:
             "Which patches of a clip share a token, method by method",
             ["visualize", "tokens", *context.arguments],
         )
-        blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
+        blocks.append(Picture(file=TOKENS, data=b"", alternative=title))
         blocks.append((f"{title} (", Code(command_line(made)), ")."))
     if (context.folder / GALLERY).is_file():
         text, made = (

@@ -12,11 +12,11 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.catalogue import (
-    BYTES,
     COUNTS,
     MEMORY,
     Metric,
     fixed,
+    in_gigabytes,
     metric,
     printed_backbone,
     recorded,
@@ -259,15 +259,9 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
 
     def column(shown: Metric, header: str) -> Column:
         find = _find(shown.name, what, shared_batch(rows, shown.name, what))
-        gigabytes = BYTES[shown.unit] / BYTES["GB"]
-        show = functools.partial(_scaled, scale=gigabytes)
-        return _column(shown, header, find, show, key=shown.key, instead=instead)
+        return _column(in_gigabytes(shown), header, find, key=shown.key, instead=instead)
 
     return [column(shown, f"{title}: {shown.short}" if i else title) for i, shown in enumerate(meters)]
-
-
-def _scaled(m: MeasurementDoc, scale: float) -> str:
-    return _show(scale * (m["value"] or 0.0))
 
 
 def _ranged(m: MeasurementDoc) -> str:

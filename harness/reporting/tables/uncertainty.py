@@ -49,7 +49,7 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
         link_column("records_b", "the other's", lambda pair: context.links(pair.b.runs)),
     )
     sentences = (
-        f"{_differ(significant, len(pairs))} significantly in R@1 (paired bootstrap, Holm, p < {SIGNIFICANCE:g}).",
+        f"Significant in R@1 (paired bootstrap, Holm, p < {SIGNIFICANCE:g}): {significant} of {len(pairs)} pairs.",
         _FEW_SEEDS * (fewest < SEEDS_FOR_A_CLAIM),
     )
     return context.table("pairs", "Every pair of methods", sentences, columns, pairs, csv_only=True)
@@ -68,8 +68,8 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         "R@1 of each method and of the dense encoder on as many frames as fit in the same time."
         if compared
         else "No method is compared with dense frames in the same time yet; the CSV has the reasons.",
-        f"{_are(sum(point.better == 'yes' for point in compared), len(compared))} better "
-        f"(paired bootstrap, Holm, p < {SIGNIFICANCE:g})."
+        f"Significantly better (paired bootstrap, Holm, p < {SIGNIFICANCE:g}): "
+        f"{sum(point.better == 'yes' for point in compared)} of {len(compared)} methods."
         if compared
         else None,
         f"Time: per video, over that of all frames, on {setting([point.row for point in points])}." * bool(compared),
@@ -158,20 +158,6 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         "Means over seeds; noise alone makes the gap positive.",
     )
     return context.table("selection", "Gain from choosing the checkpoint on the test set", sentences, columns, lines)
-
-
-def _differ(significant: int, pairs: int) -> str:
-    return (
-        "The only pair " + ("differs" if significant else "does not differ")
-        if pairs == 1
-        else (f"{significant} of {pairs} pairs differ{'s' * (significant == 1)}")
-    )
-
-
-def _are(better: int, compared: int) -> str:
-    if compared == 1:
-        return f"The only method compared is {'' if better else 'not '}significantly"
-    return f"{better} of {compared} methods {'is' if better == 1 else 'are'} significantly"
 
 
 def _left_out(points: Sequence[MatchedPoint]) -> str | None:
