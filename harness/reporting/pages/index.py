@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.record import OVER_VIDEOS, Record
@@ -22,18 +21,25 @@ from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.records import protocol_runs, select
-from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, group_of, method_rows
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    expected_interval,
+    expected_recall,
+    group_of,
+    group_title,
+    method_rows,
+)
 from tvrbench.harness.reporting.pages.layout import DETAILS, FIRST, PAGE
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published, load_variants
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.markdown import Markdown, brief, templates
-from tvrbench.harness.reporting.tables.table import Links, link_column, make_table, text_column
+from tvrbench.harness.reporting.tables.table import Column, Links, link_column, make_table, text_column
 
 MADE = "<!-- Made by tvrbench report from records. -->"
 """First line of an index; a file without it is somebody else's."""
 SAVING = 25.0
 """Percent of the multiply-adds of dense frames that a training-free setting must save for the headline."""
-_NO_WORK_SAVED = ("reference", "fewer frames")
+_NO_WORK_SAVED = (group_title("reference"), group_title("fewer frames"))
 """Groups whose costs are no achievement of a method."""
 
 
@@ -54,29 +60,6 @@ class Entry:
     headline: str
     data: str | None = None
     runs: Sequence[StoredRecord] = ()
-
-    @property
-    def methods(self) -> str | None:
-        """The number of methods."""
-        return self._all(lambda names: str(len(names)), lambda record: record["method"]["name"])
-
-    @property
-    def seeds(self) -> str | None:
-        """The number of seeds."""
-        return self._all(lambda seeds: str(len(seeds)), lambda record: record["seed"])
-
-    @property
-    def devices(self) -> str | None:
-        """The devices, by name."""
-        return self._all(", ".join, lambda record: printed_device(record["environment"]["device"]))
-
-    @property
-    def date(self) -> str | None:
-        """The day of the newest record."""
-        return newest(self.runs).record["started"][:10] if self.runs else None
-
-    def _all(self, joined: Callable[[list[Any]], str], value: Callable[[Record], Any]) -> str | None:
-        return joined(sorted({value(run.record) for run in self.runs})) if self.runs else None
 
 
 def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -100,10 +83,10 @@ def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None]
             text_column("protocol", "Protocol", attrgetter("protocol")),
             text_column("data", "Data", attrgetter("data")),
             text_column("headline", "Headline", attrgetter("headline")),
-            text_column("methods", "Methods", attrgetter("methods"), left=False),
-            text_column("seeds", "Seeds", attrgetter("seeds"), left=False),
-            text_column("devices", "Device", attrgetter("devices")),
-            text_column("date", "Newest record", attrgetter("date")),
+            _column("methods", "Methods", lambda record: record["method"]["name"], count=True),
+            _column("seeds", "Seeds", lambda record: record["seed"], count=True),
+            _column("devices", "Device", lambda record: printed_device(record["environment"]["device"])),
+            text_column("date", "Newest record", lambda e: newest(e.runs).record["started"][:10] if e.runs else None),
             link_column("pages", "Pages", attrgetter("links")),
         ),
         entries,
@@ -112,19 +95,26 @@ def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None]
     return [file]
 
 
+def _column(key: str, header: str, value: Callable[[Record], Any], *, count: bool = False) -> Column:
+    """Return the column of the different values of an entry's runs, or of their number."""
+
+    def text(entry: Entry) -> str | None:
+        values = sorted({value(run.record) for run in entry.runs})
+        return (str(len(values)) if count else ", ".join(values)) if values else None
+
+    return text_column(key, header, text, left=not count)
+
+
 def entry(protocol: str, store: RecordStore, reports: Path) -> Entry:
     """Return a report's line in the index; records that cannot be read are its headline."""
-    there = ((name, f"{protocol}/{file}") for name, file in _PAGES.items() if (reports / protocol / file).is_file())
-    links = tuple(there)
+    pages = {"report": FIRST, "details": DETAILS, "interactive": PAGE}
+    links = tuple((name, f"{protocol}/{file}") for name, file in pages.items() if (reports / protocol / file).is_file())
     try:
         stored, _ = protocol_runs(store, protocol)
-        runs, data, headline = (_efficiency if protocol == BENCHED else _accuracy)(protocol, stored)
+        runs, data, headline = _efficiency(stored) if protocol == BENCHED else _accuracy(protocol, stored)
     except UsageError as error:
         return Entry(protocol=protocol, links=links, headline=brief(error))
     return Entry(protocol=protocol, links=links, headline=headline, data=data, runs=runs)
-
-
-_PAGES: Mapping[str, str] = {"report": FIRST, "details": DETAILS, "interactive": PAGE}
 
 
 def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
@@ -143,17 +133,13 @@ def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[S
 
 
 def _best(rows: Sequence[MethodRow]) -> str | None:
-    """Name the row with the highest R@1; None without rows."""
+    """Name the row with the highest R@1 and its interval; None without rows."""
     if not rows:
         return None
     best = max(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
-    return f"{best.label}: R@1 {_recall(best)}"
-
-
-def _recall(row: MethodRow) -> str:
-    interval, show = expected_interval(row), metric("t2v_R1").text
+    interval, show = expected_interval(best), metric("t2v_R1").text
     ends = "" if interval is None else f" ({show(interval[0])} to {show(interval[1])})"
-    return f"{show(expected_recall(row) or 0.0)}{ends}"
+    return f"{best.label}: R@1 {show(expected_recall(best) or 0.0)}{ends}"
 
 
 def _at_a_saving(reduced: Sequence[ReducedRow]) -> str:
@@ -172,13 +158,12 @@ def _verdicts(rows: Sequence[MethodRow], context: ReportContext) -> str:
     return ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())) or "no published number is comparable"
 
 
-def _efficiency(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
+def _efficiency(stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
     """Return the runs, the data and the headline of the report of costs: a sentence per backbone."""
     measured, _ = benches(stored, load_variants())
     rows = [row for bench in measured for row in bench.rows]
     lines = [line for name in backbones(rows) for line in _costs(name, measured)]
-    runs = [run for bench in measured for run in bench.runs]
-    return runs, "synthetic", "; ".join(lines) or "no method's cost is counted"
+    return [run for row in rows for run in row.runs], "synthetic", "; ".join(lines) or "no method's cost is counted"
 
 
 def _costs(name: str, measured: Sequence[Bench]) -> Iterator[str]:
@@ -186,19 +171,20 @@ def _costs(name: str, measured: Sequence[Bench]) -> Iterator[str]:
 
     Methods whose work depends on the pixels have other costs on every data set: they are left out.
     """
-    shown = metric("gmacs_video")
-    idle = {group.capitalize() for group in registry.GROUPS if group in _NO_WORK_SAVED}
-    found = ((row, bench) for bench in measured for row in bench.on(name) if group_of(row) not in idle and row.encodes)
-    rows = [(row, bench) for row, bench in found if not row.reading("gmacs_video").endswith(OVER_VIDEOS)]
+    rows = [
+        (row, bench)
+        for bench in measured
+        for row in bench.on(name)
+        if row.encodes and group_of(row) not in _NO_WORK_SAVED and not row.holds(f"gmacs_video{OVER_VIDEOS}")
+    ]
     counted = [(gmacs, row.label) for row, _ in rows if (gmacs := value_of(figure(row, "gmacs_video"))) is not None]
     if counted:
         gmacs, label = min(counted)
-        yield f"{printed_backbone(name)}: {label} has the fewest GFLOPs, {shown.text(gmacs)}"
-    ratios = [(ratio, row, bench) for row, bench in rows if (ratio := value_of(figure(row, "speedup"))) is not None]
+        yield f"{printed_backbone(name)}: {label} has the fewest GFLOPs, {metric('gmacs_video').text(gmacs)}"
+    ratios = [(row, bench, ratio) for row, bench in rows if value_of(ratio := figure(row, "speedup")) is not None]
     if ratios:
-        ratio, row, bench = max(ratios, key=lambda one: (one[0], one[1].label))
-        speedup = figure(row, "speedup")
-        assert speedup is not None
-        low, high = rounds_interval(speedup)
-        device = printed_device(bench.device)
-        yield f"{row.label} the highest speed-up, {ratio:.2f}x ({low:.2f} to {high:.2f}) on {device}"
+        row, bench, ratio = max(ratios, key=lambda one: (value_of(one[2]), one[0].label))
+        assert ratio is not None
+        low, high = rounds_interval(ratio)
+        highest = f"{ratio['value']:.2f}x ({low:.2f} to {high:.2f}) on {printed_device(bench.device)}"
+        yield f"{row.label} the highest speed-up, {highest}"
