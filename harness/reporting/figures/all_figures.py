@@ -51,13 +51,17 @@ _SHORT = _SPEEDS | {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG with its file name, alternative text and caption; ``kind`` tells apart what a page treats apart."""
+    """A PNG with its file name, alternative text and caption.
+
+    ``kind`` tells apart what pages treat apart. A ``linked`` one is a file that the HTML page does not show itself.
+    """
 
     file: str
     data: bytes
     alternative: str
     caption: str = ""
     kind: Literal["pareto", "agreement", "other"] = "other"
+    linked: bool = False
 
 
 def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[MethodRow] = ()) -> list[Picture]:

@@ -66,7 +66,7 @@ def chart(
     chance: Mapping[str, float] | None = None,
     frontier: bool = False,
 ) -> dict[str, Any]:
-    """Return what the script draws: axes to choose from, methods with their points (``points``), and words.
+    """Return what the script draws: axes to choose from, methods with their points (``charted``), and words.
 
     Args:
         costs, accuracies: the axes, level and upright; the first accuracy is drawn first.
@@ -89,9 +89,36 @@ def chart(
     }
 
 
-def points(row: MethodRow, axes: Sequence[Axis]) -> dict[str, list[float | bool | None]]:
-    """Return a row's values by the key of the axis: [value, low, high, is a lower bound], without empty ends."""
-    return {axis.key: _compact(reading) for axis in axes if (reading := axis.read(row)) is not None}
+def charted(
+    row: MethodRow,
+    identity: str,
+    style: int,
+    axes: Sequence[Axis],
+    *,
+    line: str | None,
+    frames: float | None,
+    short: bool = True,
+) -> dict[str, Any]:
+    """Return a method of the chart.
+
+    Args:
+        row: the method.
+        identity: the id of its row on the page.
+        style: number of its color and marker.
+        axes: those that a point has: [value, low, high, is a lower bound], without empty ends.
+        line: points of one name are joined in order of ``frames``, which are encoded.
+        frames: that are encoded; None for a point on no line.
+        short: it is named by its frames beside the others of its line.
+    """
+    return {
+        "label": one_line(row.label),
+        "row": identity,
+        "style": style,
+        "line": line,
+        "keep": frames,
+        "short": f"{frames:g} frames" if short and frames is not None else None,
+        "points": {axis.key: _compact(reading) for axis in axes if (reading := axis.read(row)) is not None},
+    }
 
 
 def _choice(axis: Axis) -> dict[str, str]:
@@ -112,19 +139,13 @@ def _methods(group: Group) -> list[dict[str, Any]]:
     budget = {row.label: is_frame_budget(row.method) for row in group.rows}
     lines = {row.label: row.method if budget[row.label] else row.label for row in group.rows if row.encodes}
     names = sorted(set(lines.values()))
-    methods: list[dict[str, Any]] = []
-    for row, identity in zip(group.rows, group.ids, strict=True):
-        if not row.encodes:
-            continue
-        frames = group.frames.get(row.label)
-        method = {
-            "label": one_line(row.label),
-            "row": identity,
-            "style": names.index(lines[row.label]),
-            "line": None if frames is None else "fewer frames",
-            "keep": frames,
-            "short": f"{frames:g} frames" if frames is not None and budget[row.label] else None,
-            "points": points(row, axes),
-        }
-        methods.append(method)
-    return methods
+    return [
+        charted(
+            *(row, identity, names.index(lines[row.label]), axes),
+            line="fewer frames" if row.label in group.frames else None,
+            frames=group.frames.get(row.label),
+            short=budget[row.label],
+        )
+        for row, identity in zip(group.rows, group.ids, strict=True)
+        if row.encodes
+    ]

@@ -46,7 +46,7 @@ class Section:
 
     Attributes:
         title: of the heading.
-        blocks: tables, figures, paragraphs, lists. A figure without data is linked in the page and not embedded.
+        blocks: tables, figures, paragraphs, lists.
         level: of the heading, 2 to 4.
         page: the Markdown page that it stands on, ``README.md`` or ``details.md``; the HTML page has all sections.
         chart: the page draws its interactive chart here.
@@ -84,7 +84,6 @@ class Report:
         notice: shown above everything.
         lead: paragraph below the title.
         warnings: each a title and a text.
-        figures: files to write.
         chart: data of the interactive chart; None where there is nothing to draw.
         costs_only: both axes of the chart are costs.
     """
@@ -94,7 +93,6 @@ class Report:
     notice: str | None = None
     lead: Sequence[Inline] = ()
     warnings: Sequence[tuple[str, str]] = ()
-    figures: Sequence[Picture] = ()
     chart: Mapping[str, Any] | None = None
     costs_only: bool = False
 
@@ -121,13 +119,13 @@ def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[P
         title = f"{report.title}: details"
         toc = contents(title, details)
         files[DETAILS] = markdown.render(report=report, title=title, sections=details, contents=toc)
-    tables = [block for section in report.sections for block in section.blocks if isinstance(block, Table)]
+    blocks = [block for section in report.sections for block in section.blocks]
+    tables = [block for block in blocks if isinstance(block, Table)]
     files |= {table.file: table.to_csv() for table in tables}
     for name in formats:
         files |= FORMATS[name](tables)
-    return replace_files(
-        folder, {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
-    )
+    pictures = {block.file: block.data for block in blocks if isinstance(block, Picture) and block.data}
+    return replace_files(folder, {name: text.encode() for name, text in files.items()} | pictures)
 
 
 def contents(title: str, sections: Sequence[Section]) -> list[Markdown]:

@@ -28,7 +28,7 @@ from tvrbench.harness.reporting.figures.all_figures import (
 )
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
-from tvrbench.harness.reporting.figures.efficiency_chart import chart, points
+from tvrbench.harness.reporting.figures.efficiency_chart import chart, charted
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.index import write_index
@@ -113,14 +113,12 @@ def write_report(
     staged, _, _ = _latest(store, BENCHED, *STAGES)
     reduced = reduced_rows(rows)
     figures = agreement_pictures(reduced, context) if reduced else pictures(rows, context, method_rows(staged))
-    searches = _searches(rows, context)
-    drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
     published = _published(rows, full_size, context)
     sections = [
         Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
         *([] if context.compares else published),
         *_results(rows, selected, figures, context),
-        *searches,
+        *_searches(rows, context),
         *(published if context.compares else []),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
@@ -138,7 +136,6 @@ def write_report(
             *(("Note.", text) for text in warnings(selected.completed)),
         ],
         sections=sections,
-        figures=[*figures, *drawn],
         chart=chart_data(rows, context),
     )
     return [*write(report, context.folder, formats), *write_index(store, reports, log=log)]
@@ -153,15 +150,11 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
     style, order = styles(shown), [row.label for row in in_groups(rows)]
     levels = {f"{d}_{n}": v for d, ls in zip(("t2v", "v2t"), chance_levels(rows), strict=True) for n, v in ls.items()}
     methods = [
-        {
-            "label": one_line(row.label),
-            "row": f"row-main-{order.index(row.label)}",
-            "style": style[row.label],
-            "line": line_of(row),
-            "keep": row.options.get("keep") if line_of(row) else None,
-            "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
-            "points": points(row, [*costs, *accuracies]),
-        }
+        charted(
+            *(row, f"row-main-{order.index(row.label)}", style[row.label], [*costs, *accuracies]),
+            line=line_of(row),
+            frames=row.options.get("keep") if line_of(row) else None,
+        )
         for row in shown
     ]
     return chart(
@@ -207,7 +200,7 @@ def _results(
     scored = scored_table([run for run in selected.completed if run.scored], context)
     first = [figure for figure in figures if figure.kind == "pareto"][:1]
     beyond = [figure for figure in figures if figure not in first and figure.kind != "agreement"]
-    others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
+    others = [replace(f, linked=True) if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
     missing = bullets(
         "Points of fewer frames that are not recorded",
@@ -260,7 +253,7 @@ def _visualized(context: ReportContext) -> list[Block]:
             "Which patches of a clip share a token, method by method",
             ["visualize", "tokens", *context.arguments],
         )
-        blocks.append(Picture(file=TOKENS, data=b"", alternative=title))
+        blocks.append(Picture(file=TOKENS, data=b"", alternative=title, linked=True))
         blocks.append((f"{title} (", Code(command_line(made)), ")."))
     if (context.folder / GALLERY).is_file():
         text, made = (

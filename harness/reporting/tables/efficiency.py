@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -106,16 +106,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _clips_sentence(rows),
         _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
     )
-    return make_table(
-        f"cost/{stem}",
-        f"Cost on {printed_backbone(backbone(rows[0]))}, {bench.name}",
-        sentences,
-        [_label(counted), *map(directed, known), *csv_only(context.record_column())],
-        rows,
-        best=True,
-        group=group_of,
-        marks=MARKS,
-    )
+    return _table("cost", "Cost", stem, bench, rows, sentences, [_label(counted), *known], context)
 
 
 def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table:
@@ -129,7 +120,6 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
             _column("throughput", "", _find("throughput", "inference", batch), key=f"throughput_{batch}")
             for batch in batches(rows, "throughput", "inference")
         ),
-        context.record_column(),
     )
     columns = [
         _column("gmacs_reduction", f"Reduction GFLOPs {FVCORE}", best=False),
@@ -143,9 +133,8 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         _column("speedup_reached", "% of the speed-up by GFLOPs", instead=ratio),
     ]
     sentences = (f"{_where(bench, rows)}.", None, _peak_sentence(rows), _pace_sentence(rows))
-    title = f"More about encoding on {printed_backbone(backbone(rows[0]))}, {bench.name}"
-    every = [_LABEL, *map(directed, columns), *beside]
-    return make_table(f"encoding/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
+    columns = [_LABEL, *columns, *beside]
+    return _table("encoding", "More about encoding", stem, bench, rows, sentences, columns, context)
 
 
 def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table | None:
@@ -174,9 +163,30 @@ def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         "A training step runs in the precision of the method's own recipe unless the command named one.",
         "Energy: joules above idling, from the GPU's counter." if any(no_energy(row) for row in rows) else None,
     )
-    title = f"Training, stages and energy on {printed_backbone(backbone(rows[0]))}, {bench.name}"
-    every = [_LABEL, *map(directed, columns), *csv_only(context.record_column())]
-    return make_table(f"training/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
+    title = "Training, stages and energy"
+    return _table("training", title, stem, bench, rows, sentences, [_LABEL, *columns], context)
+
+
+def _table(
+    folder: str,
+    title: str,
+    stem: str,
+    bench: Bench,
+    rows: Sequence[MethodRow],
+    sentences: Iterable[str | None],
+    columns: Iterable[Column],
+    context: ReportContext,
+) -> Table:
+    return make_table(
+        f"{folder}/{stem}",
+        f"{title} on {printed_backbone(backbone(rows[0]))}, {bench.name}",
+        sentences,
+        [*map(directed, columns), *csv_only(context.record_column())],
+        rows,
+        best=True,
+        group=group_of,
+        marks=MARKS,
+    )
 
 
 def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
