@@ -102,7 +102,5 @@ def png(figure: Figure) -> bytes:
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     image = Image.open(drawn).convert("RGB")
-    image.quantize(_COLORS_IN_FILE, dither=Image.Dither.NONE).save(
-        buffer, format="png", dpi=(DPI, DPI)
-    )
+    image.quantize(_COLORS_IN_FILE, dither=Image.Dither.NONE).save(buffer, format="png", dpi=(DPI, DPI))
     return buffer.getvalue()

@@ -9,7 +9,7 @@ from statistics import fmean
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
 from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
 from tvrbench.harness.reporting.analysis.pairwise import Pair
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric, with_interval
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
 from tvrbench.harness.reporting.tables.columns import difference_columns
@@ -69,7 +69,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
     recall = number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1))
     frames = text_column("frames", "Frames that fit", lambda p: p.budget and _frames(p.budget), left=False)
     theirs = number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1))
-    shown = text_column("difference", "Difference [95 % CI]", _difference, left=False)
+    shown = text_column("difference", "Difference (95 % CI)", _difference, left=False)
     better = text_column("better", "Better?", lambda point: point.better)
     in_csv = (
         *(
@@ -174,7 +174,7 @@ def _left_out(points: Sequence[MatchedPoint]) -> str | None:
 
 def _difference(point: MatchedPoint) -> str | None:
     gain = point.difference
-    return None if gain is None else f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+    return None if gain is None else with_interval(*(f"{end:+.1f}" for end in (gain.difference, gain.low, gain.high)))
 
 
 def _frames(budget: FrameBudget) -> str:

@@ -83,7 +83,7 @@ def published(store: RecordStore) -> None:
 
 
 def training_free(store: RecordStore) -> None:
-    """Store runs of reducers that are held against the plain encoder."""
+    """Store runs of reducers that are held against the dense encoder."""
     plain = {"gmacs_video": 52.96, "output_tokens": 600, "R1": 48.0}
     for r, share in ((1, 0.9), (2, 0.7), (4, 0.4)):
         record = method_record("tome", 48.0 * share, tuning="frozen")
