@@ -196,4 +196,6 @@ def _speedups(bench: Bench) -> str | None:
         if ratios:
             ends = dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1]))
             parts.append(f"{between(*ends) if len(ends) > 1 else next(iter(ends))}x ({printed_backbone(name)})")
-    return f"token reduction: speed-up {', '.join(parts)} on {printed_device(bench.device)}" if parts else None
+    if not parts:
+        return None
+    return f"Token reduction: {', '.join(parts)} the speed of the dense encoder, {printed_device(bench.device)}"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from records import csv_rows, save
-from report_records import costs, method_record, report, table
+from report_records import costs, details, method_record, report, table
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -123,7 +123,8 @@ def test_the_report_has_table_csv_and_both_figures(store: RecordStore, tmp_path:
     text = (folder / "README.md").read_text()
     assert "](agreement.png)" in text
     assert "## Agreement with the dense encoder" in text
-    assert text.index("## Agreement with the dense encoder") < text.index("## Results")
+    assert [table for table in ("main", "results") if f"[{table}.csv]" in text] == []  # settings are no methods
+    assert "[main.csv](main.csv)" in details(folder)
     assert not (folder / "pairs.csv").exists()
     assert "throughput" not in csv_rows(folder, "results")[0]
     results = table(folder)
