@@ -228,8 +228,13 @@ def group_of(row: MethodRow) -> str:
 
 
 def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """Sort rows by their group, in the order of papers' tables, and from the lowest expected R@1 to the highest."""
-    return grouped(by_recall(rows), lambda row: row)
+    """Sort rows by their group, in the order of papers' tables, and from the lowest expected R@1 to the highest.
+
+    The dense encoder on fewer frames is in order of frames.
+    """
+    fewer = registry.matching("methods", "baselines", role="frame_budget")
+    frames = {id(row): float(row.options.get("keep", 0)) for row in rows if row.method in fewer}
+    return grouped(sorted(by_recall(rows), key=lambda row: frames.get(id(row), 0.0)), lambda row: row)
 
 
 def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:

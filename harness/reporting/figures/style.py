@@ -99,10 +99,8 @@ def flush_left(axes: Axes, above: Sequence[Text]) -> None:
 
 def png(figure: Figure) -> bytes:
     """Return a PNG at 220 dots per inch in 256 colors, a third of the bytes; the same figure gives the same bytes."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
+    drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
-    image = Image.open(drawn).convert("RGB")
-    image.quantize(_COLORS_IN_FILE, dither=Image.Dither.NONE).save(
-        buffer, format="png", dpi=(DPI, DPI)
-    )
-    return buffer.getvalue()
+    colors = Image.open(drawn).convert("RGB").quantize(_COLORS_IN_FILE, dither=Image.Dither.NONE)
+    colors.save(file, format="png", dpi=(DPI, DPI))
+    return file.getvalue()

@@ -15,11 +15,12 @@ from tvrbench.harness.reporting.figures.axes import Axis
 from tvrbench.harness.reporting.figures.efficiency_chart import chart
 from tvrbench.harness.reporting.pages.layout import Report, Section, write
 from tvrbench.harness.reporting.tables.latex import fragment, latex_rows
-from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, Table, make_table, number_cell, text_column
+from tvrbench.harness.reporting.tables.table import Cell, Column, Table, make_table, number_cell, text_column
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 HOSTILE = "x</script><img src=x onerror='window.pwned=1'>_$&"
+BLANK = Cell(text="", value=None)
 REFERENCE, TUNING, REDUCTION = "Reference", "Full fine-tuning", "Token <b>reduction</b>"
 # group, name, R@1, GMACs (None: not counted)
 ROWS = (
@@ -52,7 +53,7 @@ def _table(name: str, **options: Any) -> Table:
         Column(
             key="gmacs",
             header="GFLOPs",
-            cell=lambda row: number_cell(row[3], "{:,.1f}".format) if row[3] else NOTHING,
+            cell=lambda row: number_cell(row[3], "{:,.1f}".format) if row[3] else BLANK,
             better="min",
         ),
         text_column("remark", "remark", lambda row: f"about {row[1][:3]}"),
