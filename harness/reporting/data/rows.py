@@ -235,8 +235,9 @@ def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
     The dense encoder on fewer frames is in order of frames.
     """
     fewer = registry.matching("methods", "baselines", role="frame_budget")
-    frames = {id(row): float(row.options.get("keep", 0)) for row in rows if row.method in fewer}
-    return grouped(sorted(by_recall(rows), key=lambda row: frames.get(id(row), 0.0)), lambda row: row)
+    kept = {id(row): row.options.get("keep") for row in rows if row.method in fewer}
+    frames = {row: keep for row, keep in kept.items() if isinstance(keep, int)}
+    return grouped(sorted(by_recall(rows), key=lambda row: frames.get(id(row), 0)), lambda row: row)
 
 
 def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:

@@ -112,7 +112,7 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
 
 
 def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> list[Picture]:
-    """Draw tokens and GMACs kept against agreement with the plain encoder and R@1."""
+    """Draw tokens and GMACs kept against agreement with the dense encoder and R@1."""
     plain = plain_recall([one.row for one in reduced])
     drawn = []
     for what, kept, file in _KEPT:
@@ -124,7 +124,7 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
             _picture(
                 *(file, data, f"{title} of each reducer", scope),
                 "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
-                "Dotted: the plain encoder, on the same weights and frames.",
+                "Dotted: the dense encoder, on the same weights and frames.",
                 kind="agreement",
             )
         )

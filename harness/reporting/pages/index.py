@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -15,9 +15,9 @@ from tvrbench.harness.records.record import OVER_VIDEOS, Record
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.reduction import ReducedRow, plain_recall, reduced_rows
-from tvrbench.harness.reporting.catalogue import DIRECTIONS, metric, printed_backbone
+from tvrbench.harness.reporting.catalogue import DIRECTIONS, between, metric, printed_backbone
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
-from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches, figure, rounds_interval, value_of
+from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches, figure, value_of
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.records import protocol_runs, select
@@ -39,8 +39,6 @@ MADE = "<!-- Made by tvrbench report from records. -->"
 """First line of an index; a file without it is somebody else's."""
 SAVING = 25.0
 """Percent of the multiply-adds of dense frames that a training-free setting must save for the headline."""
-_NO_WORK_SAVED = (group_title("reference"), group_title("fewer frames"))
-"""Groups whose costs are no achievement of a method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +127,7 @@ def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[S
         headline = _best(context.comparable(rows)) or "no method compares with another"
     else:
         headline = _verdicts(rows, context)
-    return runs, (context.notice or context.dataset).partition(":")[0], headline
+    return runs, (context.notice or context.data_title).partition(":")[0], headline
 
 
 def _best(rows: Sequence[MethodRow]) -> str | None:
@@ -138,7 +136,7 @@ def _best(rows: Sequence[MethodRow]) -> str | None:
         return None
     best = max(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
     interval, show = expected_interval(best), metric("t2v_R1").text
-    ends = "" if interval is None else f" ({show(interval[0])} to {show(interval[1])})"
+    ends = "" if interval is None else f" ({between(*map(show, interval))})"
     return f"{best.label}: R@1 {show(expected_recall(best) or 0.0)}{ends}"
 
 
@@ -159,32 +157,25 @@ def _verdicts(rows: Sequence[MethodRow], context: ReportContext) -> str:
 
 
 def _efficiency(stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
-    """Return the runs, the data and the headline of the report of costs: a sentence per backbone."""
+    """Return the runs, the data and the headline of the report of costs."""
     measured, _ = benches(stored, load_variants())
-    rows = [row for bench in measured for row in bench.rows]
-    lines = [line for name in backbones(rows) for line in _costs(name, measured)]
-    return [run for row in rows for run in row.runs], "synthetic", "; ".join(lines) or "no method's cost is counted"
+    runs = [run for bench in measured for run in bench.runs]
+    return runs, "synthetic", _speedups(measured[0]) or "no token reduction is timed"
 
 
-def _costs(name: str, measured: Sequence[Bench]) -> Iterator[str]:
-    """Name the method with the fewest multiply-adds on a backbone, and the one with the highest speed-up.
+def _speedups(bench: Bench) -> str | None:
+    """Return the range of speed-ups of token reduction on each backbone, on the device of the first page.
 
     Methods whose work depends on the pixels have other costs on every data set: they are left out.
     """
-    rows = [
-        (row, bench)
-        for bench in measured
-        for row in bench.on(name)
-        if row.encodes and group_of(row) not in _NO_WORK_SAVED and not row.holds(f"gmacs_video{OVER_VIDEOS}")
-    ]
-    counted = [(gmacs, row.label) for row, _ in rows if (gmacs := value_of(figure(row, "gmacs_video"))) is not None]
-    if counted:
-        gmacs, label = min(counted)
-        yield f"{printed_backbone(name)}: {label} has the fewest GFLOPs, {metric('gmacs_video').text(gmacs)}"
-    ratios = [(row, bench, ratio) for row, bench in rows if value_of(ratio := figure(row, "speedup")) is not None]
-    if ratios:
-        row, bench, ratio = max(ratios, key=lambda one: (value_of(one[2]), one[0].label))
-        assert ratio is not None
-        low, high = rounds_interval(ratio)
-        highest = f"{ratio['value']:.2f}x ({low:.2f} to {high:.2f}) on {printed_device(bench.device)}"
-        yield f"{row.label} the highest speed-up, {highest}"
+    parts = []
+    for name in backbones(bench.rows):
+        rows = [row for row in bench.on(name) if group_of(row) == group_title("token reduction")]
+        rows = [row for row in rows if not row.reading("gmacs_video").endswith(OVER_VIDEOS)]
+        ratios = sorted(ratio for row in rows if (ratio := value_of(figure(row, "speedup"))) is not None)
+        if ratios:
+            ends = dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1]))
+            parts.append(f"{between(*ends) if len(ends) > 1 else next(iter(ends))}x ({printed_backbone(name)})")
+    if not parts:
+        return None
+    return f"Token reduction: {', '.join(parts)} the speed of the dense encoder, {printed_device(bench.device)}"

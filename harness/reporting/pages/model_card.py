@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import OVER_VIDEOS, Record
 from tvrbench.harness.records.runs import StoredRecord
-from tvrbench.harness.reporting.catalogue import DIRECTIONS, metric, printed_backbone, retrieval
+from tvrbench.harness.reporting.catalogue import DIRECTIONS, between, metric, printed_backbone, retrieval
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.tables.markdown import Markdown, one_line, templates
@@ -166,8 +166,8 @@ def _results(row: MethodRow) -> Iterator[tuple[str, list[str]]]:
         cells = []
         for shown in metrics:
             value, ends = row.metric(*shown.path), row.interval(*shown.path)
-            between = "" if ends is None else f" ({shown.text(ends[0])} to {shown.text(ends[1])})"
-            cells.append(MISSING if value is None else f"{shown.text(value)}{between}")
+            interval = "" if ends is None else f" ({between(*map(shown.text, ends))})"
+            cells.append(MISSING if value is None else f"{shown.text(value)}{interval}")
         if set(cells) != {MISSING}:
             yield metrics[0].short.split()[-1], cells
 

@@ -6,8 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, letters
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, MEMORY, Metric, in_gigabytes, metric, recorded
+from tvrbench.harness.reporting.catalogue import (
+    EXPECTED_R1,
+    MEMORY,
+    Metric,
+    in_gigabytes,
+    metric,
+    recorded,
+    with_interval,
+)
 from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, expected_sd
 from tvrbench.harness.reporting.tables.columns import LABEL, cost_column, metric_column
 from tvrbench.harness.reporting.tables.marks import FVCORE, directed
@@ -62,7 +71,8 @@ def recall_text(row: MethodRow) -> str | None:
         return None
     if sd is not None:
         return f"{value:.1f} ± {sd:.1f}"
-    return f"{value:.1f}" if ends is None else "{:.1f} [{:.1f}, {:.1f}]".format(value, *ends)
+    show = EXPECTED_R1.text
+    return show(value) if ends is None else with_interval(*map(show, (value, *ends)))
 
 
 def _label(row: MethodRow) -> Cell:
@@ -70,7 +80,14 @@ def _label(row: MethodRow) -> Cell:
 
 
 def _cost(shown: Metric, header: str) -> Column:
-    return replace(cost_column(shown), header=header)
+    """Return the column of a cost, in which fewer frames, cheap by definition, are never the best."""
+    column = cost_column(shown)
+
+    def cell(row: MethodRow) -> Cell:
+        filled = column.cell(row)
+        return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))
+
+    return replace(column, header=header, cell=cell)
 
 
 def _recall(chance: float | None) -> Column:

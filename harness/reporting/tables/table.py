@@ -226,7 +226,7 @@ def make_table(
             row[index] = replace(row[index], bold=row[index].rankable and _number(row[index]) == number)
     texts = [sentence for sentence in sentences if sentence]
     seen = [*(column.header for column in page), *(cell.text for row in rows for cell in row[1:])]
-    signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text for text in seen)]
+    signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text.split() for text in seen)]
     beside = {
         "group": groups if group else None,
         "reasons": None if marks is None else [_reasons(columns, line) for line in lines],

@@ -9,7 +9,7 @@ from statistics import fmean
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
 from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
 from tvrbench.harness.reporting.analysis.pairwise import Pair
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric, with_interval
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
 from tvrbench.harness.reporting.tables.columns import interval_and_p_value
@@ -85,7 +85,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         *csv_only(text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget))),
         Column(key="frames", header="Frames that fit", cell=_frames),
         number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1)),
-        Column(key="difference", header="Difference [95 % CI]", cell=_difference),
+        Column(key="difference", header="Difference (95 % CI)", cell=_difference),
         *csv_only(*interval_and_p_value(lambda point: (point.difference, point.p_value))),
         text_column("verdict", "Better?", lambda point: point.better),
         *csv_only(
@@ -170,7 +170,8 @@ def _left_out(points: Sequence[MatchedPoint]) -> str | None:
 def _difference(point: MatchedPoint) -> Cell:
     if (gain := point.difference) is None:
         return NOTHING
-    return Cell(text=f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]", value=gain.difference)
+    text = with_interval(*(f"{end:+.1f}" for end in (gain.difference, gain.low, gain.high)))
+    return Cell(text=text, value=gain.difference)
 
 
 def _frames(point: MatchedPoint) -> Cell:
