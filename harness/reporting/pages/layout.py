@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,16 @@ from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.pages.files import replace_files
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
 from tvrbench.harness.reporting.tables.latex import latex_files
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, one_line, slug, templates
+from tvrbench.harness.reporting.tables.markdown import (
+    Code,
+    Inline,
+    Markdown,
+    escaped,
+    github_anchor,
+    one_line,
+    slug,
+    templates,
+)
 from tvrbench.harness.reporting.tables.provenance import shared_values
 from tvrbench.harness.reporting.tables.table import Table, markdown_files
 
@@ -134,7 +142,7 @@ def contents(title: str, sections: Sequence[Section]) -> list[Markdown]:
     seen: Counter[str] = Counter()
     links: list[Markdown] = []
     for heading, level in [(title, 1), *((section.title, section.level) for section in sections)]:
-        anchor = re.sub(r"[^\w -]", "", one_line(heading).lower()).replace(" ", "-")
+        anchor = github_anchor(one_line(heading))
         if level == 2:
             links.append(Markdown(f"[{escaped(heading)}](#{quote(anchor)}{f'-{n}' if (n := seen[anchor]) else ''})"))
         seen[anchor] += 1

@@ -76,10 +76,9 @@ class ExportedCheckpoint:
         return MethodRow(label="", runs=(StoredRecord(record=self.record, path=Path()),))
 
     @property
-    def notice(self) -> str | None:
-        """The notice of a data set whose results carry over to no other one."""
-        notice: str | None = registry.declared(self.dataset, "notice")
-        return notice
+    def context(self) -> ReportContext:
+        """Protocol and data set."""
+        return ReportContext(protocol=self.record["protocol"]["name"], dataset=self.dataset, folder=Path())
 
     @property
     def generated(self) -> bool:
@@ -102,7 +101,6 @@ class ExportedCheckpoint:
 def model_card(exported: ExportedCheckpoint) -> str:
     """Return the text of the card, front matter included; the same record gives the same text."""
     record, name = exported.record, exported.record["method"]["name"]
-    context = ReportContext(protocol=record["protocol"]["name"], dataset=exported.dataset, folder=Path())
     own = {k: v for k, v in exported.options.items() if k not in ("backbone", "frames", "tuning")}
     versions = record["environment"]["versions"]
     body = (
@@ -112,13 +110,12 @@ def model_card(exported: ExportedCheckpoint) -> str:
             card=exported,
             record=record,
             about=registry.lookup(name, "methods", "baselines").card,
-            arguments=Markdown(shlex.join(context.arguments)),
+            arguments=Markdown(shlex.join(exported.context.arguments)),
             options=", ".join(f"{key}={value}" for key, value in own.items()),
             trained_on=_split(record["data"], "train", "pairs"),
             tested_on=_split(record["data"], "test", "captions"),
             results=list(_results(exported.row)),
             costs=list(_costs(exported.row)),
-            stands_in=registry.declared(exported.dataset, "stands_for") is not None,
             versions=", ".join(f"{name} {version}" for name in _VERSIONS if (version := versions.get(name))),
         )
     )
@@ -143,7 +140,8 @@ def _front_matter(exported: ExportedCheckpoint) -> ModelCardData:
 
 def _eval_results(exported: ExportedCheckpoint) -> Iterator[EvalResult]:
     record = exported.record
-    note = f" ({exported.notice.rstrip('.')})" if exported.notice else ""
+    notice = exported.context.notice
+    note = f" ({notice.rstrip('.')})" if notice else ""
     for direction, name in DIRECTIONS.items():
         for shown in retrieval(direction):
             if (value := exported.row.metric(*shown.path)) is not None:

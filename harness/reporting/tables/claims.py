@@ -72,8 +72,8 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         text_column("claim", "Claim", lambda line: line.exact.claim.text),
         text_column("method", "Method", lambda line: _subject(line.exact.number)),
         text_column("against", "Baseline", lambda line: _baseline(line.exact)),
-        Column(key="claimed", header="Claimed", cell=lambda line: _value(line.exact, line.exact.number.value, 0)),
-        Column(key="measured", header="Measured", cell=lambda line: _value(line.exact, line.exact.measured, 1)),
+        Column("claimed", "Claimed", lambda line: _value(line.exact, line.exact.number.value, 0)),
+        Column("measured", "Measured", lambda line: _value(line.exact, line.exact.measured, 1)),
         Column(
             key="measured_as_released",
             header="As released",
@@ -106,8 +106,8 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         text_column("of", "Method", lambda r: _subject(r.number, full=True)),
         text_column("against", "Baseline", _baseline),
         text_column("reading", "Reading", _reading),
-        Column(key="claimed", header="Claimed", cell=lambda r: _value(r, r.number.value, 0)),
-        Column(key="measured", header="Measured", cell=lambda r: _value(r, r.measured, 1)),
+        Column("claimed", "Claimed", lambda r: _value(r, r.number.value, 0)),
+        Column("measured", "Measured", lambda r: _value(r, r.measured, 1)),
         text_column("verdict", "Verdict", lambda r: r.verdict),
         text_column("device", "Device", _device),
         *csv_only(

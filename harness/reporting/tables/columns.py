@@ -38,7 +38,7 @@ def interval_column(key: str, header: str, ends: Callable[[Any], tuple[float, fl
             return NOTHING
         return Cell(text=between(*map(form.format, found)), value="{:.4f} to {:.4f}".format(*found))
 
-    return Column(key=key, header=header, cell=cell)
+    return Column(key, header, cell)
 
 
 LABEL = Column(
@@ -63,7 +63,7 @@ def metric_column(shown: Metric, chance: float | None = None) -> Column:
         return NOTHING if value is None else Cell(text=shown.text(value), value=value, rankable=row.apart is None)
 
     level = number_cell(chance, shown.show)
-    return Column(key=shown.name, header=shown.short, cell=cell, better=shown.better, chance=level)
+    return Column(shown.name, shown.short, cell, better=shown.better, chance=level)
 
 
 def direction_columns(direction: str, chance: Mapping[str, float]) -> list[Column]:
@@ -144,8 +144,8 @@ def kept_columns(rows: Sequence[MethodRow]) -> list[Column]:
         return number_cell(bound.value, gmacs.text) if bound is not None and bound.upper_bound else NOTHING
 
     return [
-        Column(key="patches_kept_percent", header="patches kept, % (90 % of videos)", cell=share),
-        Column(key="gmacs_video_at_most", header="GMACs, at most", cell=most),
+        Column("patches_kept_percent", "patches kept, % (90 % of videos)", share),
+        Column("gmacs_video_at_most", "GMACs, at most", most),
     ]
 
 

@@ -230,7 +230,7 @@ def _column(
         over_videos = row.reading(known.name).endswith(OVER_VIDEOS)
         return replace(filled, rankable=filled.rankable and not over_videos and not is_frame_budget(row.method))
 
-    return Column(key=key or known.name, header=header, cell=marked(cell), better=known.better if best else None)
+    return Column(key or known.name, header, marked(cell), better=known.better if best else None)
 
 
 def _label(counted: Collection[str]) -> Column:

@@ -39,9 +39,9 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
     columns = [
         text_column("method", "Method", lambda entry: entry.row.label),
         number_column("gmacs", f"GFLOPs {FVCORE}", part("timed", "gmacs"), significant(4)),
-        Column(key="time", header="Time, dense = 1 (95 % CI)", cell=_time_cell),
+        Column("time", "Time, dense = 1 (95 % CI)", _time_cell),
         number_column("work_frames", "Frames its GFLOPs pay for", lambda entry: _work(entry, matched), fixed(1)),
-        Column(key="frames", header="Frames its time pays for", cell=lambda entry: _frames_cell(entry, matched)),
+        Column("frames", "Frames its time pays for", lambda entry: _frames_cell(entry, matched)),
         number_column("lost", "Frames lost", lambda entry: _lost(entry, matched), fixed(1)),
         text_column("faster", "Faster than dense?", lambda entry: _faster(entry), left=False),
     ]

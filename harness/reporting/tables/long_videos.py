@@ -121,7 +121,7 @@ def _cell(row: MethodRow, measured: MeasurementDoc | None, shown: Metric) -> Cel
 
 
 def _column(shown: Metric, header: str, frames: int, cell: Callable[[Any], Cell]) -> Column:
-    return Column(key=f"{shown.name}_{frames}", header=header, cell=cell, better=shown.better)
+    return Column(f"{shown.name}_{frames}", header, cell, better=shown.better)
 
 
 def _numbers(frames: Sequence[int]) -> str:

@@ -109,4 +109,4 @@ def _letters(pairs: Sequence[Pair]) -> Column:
             return missing_cell(f"Compared with no other row: {row.apart.text} ({row.apart.code})")
         return Cell(text=known[row.label], value=known[row.label]) if row.label in known else NOTHING
 
-    return Column(key="letters", header="Sig.", cell=cell, left=True)
+    return Column("letters", "Sig.", cell, left=True)

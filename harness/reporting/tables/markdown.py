@@ -55,6 +55,11 @@ def slug(text: str, longest: int | None = None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest]
 
 
+def github_anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading, before equal ones are numbered."""
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
 def escaped(value: object) -> Markdown:
     """Escape text so that it shows as it is, in a paragraph, a list item or a table cell."""
     if isinstance(value, Markdown):

@@ -56,12 +56,12 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
 
     columns = (
         text_column("method", "Method (config)", _subject),
-        Column(key="measure", header="Measure", cell=_measure_cell, left=True),
-        Column(key="published", header="Published", cell=_published),
-        Column(key="measured", header="Ours", cell=_measured),
-        Column(key="difference", header="Difference", cell=_difference),
-        Column(key="verdict", header="Verdict", cell=_verdict, left=True),
-        *([Column(key="reruns", header="Independent re-runs", cell=again, left=True)] * any(map(reruns.of, numbers))),
+        Column("measure", "Measure", _measure_cell, left=True),
+        Column("published", "Published", _published),
+        Column("measured", "Ours", _measured),
+        Column("difference", "Difference", _difference),
+        Column("verdict", "Verdict", _verdict, left=True),
+        *([Column("reruns", "Independent re-runs", again, left=True)] * any(map(reruns.of, numbers))),
         text_column("source", "Source", lambda c: c.number.table),
         *csv_only(
             text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone")),
@@ -141,7 +141,7 @@ def paper_scale_table(
             texts = [_as_printed(n) + "".join(n.unit.partition(" on ")[1:]) for n in printed]
             return _joined(texts, [n.value for n in printed])
 
-        return Column(key=f"{name}_published", header=f"{_WORDS[name]}, published", cell=cell)
+        return Column(f"{name}_published", f"{_WORDS[name]}, published", cell)
 
     def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
@@ -149,7 +149,7 @@ def paper_scale_table(
             known = [c.difference for c in of_row if c.difference is not None]
             return _joined([_signed_percent(value) for value in known], known)
 
-        return Column(key=f"{name}_difference_percent", header="Difference", cell=cell)
+        return Column(f"{name}_difference_percent", "Difference", cell)
 
     def both(name: str) -> list[Column]:
         exact, *released = (cost_column(metric(reading), best=False) for reading in readings(full_size, name))

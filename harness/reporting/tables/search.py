@@ -148,7 +148,7 @@ def _latency(of: str, way: str, gallery: int) -> Column:
         return missing_cell(_UNTIMED if way == OWN else None) if cost is None else cost_cell(cost, row, shown.text)
 
     name = WAYS[way] or "Search"
-    return Column(key=f"{way}_latency_{of}_{gallery}", header=f"{name} (ms), {gallery:,} videos", cell=cell)
+    return Column(f"{way}_latency_{of}_{gallery}", f"{name} (ms), {gallery:,} videos", cell)
 
 
 def _counted(name: str, header: str, cost: Callable[[MethodRow], Cost | None] | None = None) -> Column:
@@ -157,7 +157,7 @@ def _counted(name: str, header: str, cost: Callable[[MethodRow], Cost | None] | 
 
 
 def _cost(key: str, header: str, cost: Callable[[MethodRow], Cost | None], show: Callable[[float], str]) -> Column:
-    return Column(key=key, header=header, cell=lambda row: cost_cell(cost(row), row, show))
+    return Column(key, header, lambda row: cost_cell(cost(row), row, show))
 
 
 def _depth(row: MethodRow) -> str | None:

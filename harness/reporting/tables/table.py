@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any
@@ -59,7 +59,7 @@ class Cell:
 NOTHING = Cell(text=MISSING, value=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """One column.
 
@@ -76,6 +76,7 @@ class Column:
     key: str
     header: str
     cell: Callable[[Any], Cell]
+    _: KW_ONLY
     better: Better | None = None
     left: bool = False
     chance: Cell = NOTHING
@@ -270,12 +271,12 @@ def text_column(key: str, header: str, text: Callable[[Any], str | None], *, lef
     def cell(item: Any) -> Cell:
         return NOTHING if (value := text(item)) is None else Cell(text=value, value=value)
 
-    return Column(key=key, header=header, cell=cell, left=left)
+    return Column(key, header, cell, left=left)
 
 
 def number_column(key: str, header: str, value: Callable[[Any], float | None], show: Show) -> Column:
     """Return a column of numbers that are not ranked."""
-    return Column(key=key, header=header, cell=lambda item: number_cell(value(item), show))
+    return Column(key, header, lambda item: number_cell(value(item), show))
 
 
 def csv_only(*columns: Column) -> list[Column]:
@@ -291,7 +292,7 @@ def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Colum
         text = ", ".join(text for text, _ in links)
         return Cell(text=text, value="; ".join(path or text for text, path in links), links=links) if links else NOTHING
 
-    return Column(key=key, header=header, cell=cell, left=True)
+    return Column(key, header, cell, left=True)
 
 
 def _reasons(columns: Sequence[Column], cells: Sequence[Cell]) -> str | None:

@@ -85,9 +85,9 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         number_column("time", "Time (dense = 1) ↓", lambda p: p.timed and p.timed.time, fixed(2)),
         number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1)),
         *csv_only(text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget))),
-        Column(key="frames", header="Frames that fit", cell=_frames),
+        Column("frames", "Frames that fit", _frames),
         number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1)),
-        Column(key="difference", header="Difference (95 % CI)", cell=_difference),
+        Column("difference", "Difference (95 % CI)", _difference),
         *csv_only(*interval_and_p_value(lambda point: (point.difference, point.p_value))),
         text_column("verdict", "Better?", lambda point: point.better),
         *csv_only(

@@ -58,7 +58,7 @@ class TestCatalogue:
 
 
 def made(*cells: Cell, better: str | None = "max", **options: object) -> Table:
-    column = Column(key="x", header="x", cell=lambda i: cells[i], better=better)  # type: ignore[arg-type]
+    column = Column("x", "x", lambda i: cells[i], better=better)  # type: ignore[arg-type]
     label = text_column("row", "row", lambda i: f"row {i}")
     return make_table("t", "Title", ("One.", None, "Two.", "Three."), [label, column], range(len(cells)), **options)
 
@@ -84,7 +84,7 @@ class TestTable:
         assert [row[1].text for row in table.rows if row[1].bold] == bold
 
     def test_what_is_too_much_for_a_page_is_in_the_csv_alone(self) -> None:
-        beside = Column(key="y", header="y", cell=lambda i: Cell(text=f"<{i}>", value=i), csv_only=True)
+        beside = Column("y", "y", lambda i: Cell(text=f"<{i}>", value=i), csv_only=True)
         table = make_table("t", "Title", (), [text_column("row", "row", str), beside], [1, 2])
         assert [column.key for column in table.columns] == ["row"]
         assert "&lt;" not in table.to_markdown()
