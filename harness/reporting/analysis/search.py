@@ -28,13 +28,13 @@ def searched_ways(row: MethodRow) -> list[str]:
 def search_conditions(row: MethodRow, way: str) -> Mapping[str, Any]:
     """The conditions of a row's time in the largest gallery; empty where none was timed in this way."""
     valued = [m["conditions"] for m in _latencies(row, way) if m["value"] is not None]
-    return max(valued, key=lambda said: int(said.get("gallery", 0)), default={})
+    return max(valued, key=lambda conditions: int(conditions.get("gallery", 0)), default={})
 
 
 def searched_galleries(rows: Sequence[MethodRow]) -> list[int]:
     """The sizes of the galleries in which rows were searched in any way, ascending."""
-    said = [m["conditions"] for row in rows for way in searched_ways(row) for m in _latencies(row, way)]
-    return sorted({int(conditions["gallery"]) for conditions in said if "gallery" in conditions})
+    timed = [m["conditions"] for row in rows for way in searched_ways(row) for m in _latencies(row, way)]
+    return sorted({int(conditions["gallery"]) for conditions in timed if "gallery" in conditions})
 
 
 def why_no_alternative(rows: Sequence[MethodRow]) -> str | None:

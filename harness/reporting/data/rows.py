@@ -176,8 +176,12 @@ class MethodRow:
         """
 
         def fits(m: MeasurementDoc) -> bool:
-            said = m["conditions"]
-            return m["name"] == name and said.get("what", what) == what and gallery in (None, said.get("gallery"))
+            conditions = m["conditions"]
+            return (
+                m["name"] == name
+                and conditions.get("what", what) == what
+                and gallery in (None, conditions.get("gallery"))
+            )
 
         per_run = (list(filter(fits, run.record["cost"])) for run in self.runs)
         first = [measurements[0] for measurements in per_run if measurements]

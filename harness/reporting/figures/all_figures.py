@@ -143,9 +143,9 @@ def search_pictures(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pic
     figures = []
     for axis in search_axes(shown):
         best = best_of_each_cost(points(shown, axis))
-        said = "of methods that cost the same the best is drawn, with their number"
-        said += f"; the text encoder takes {beside} M more" * (axis.metric.unit == "MMACs" and beside is not None)
-        figures.append(_pareto(best, axis, notice, rows, scope, said, kind="other"))
+        words = "of methods that cost the same the best is drawn, with their number"
+        words += f"; the text encoder takes {beside} M more" * (axis.metric.unit == "MMACs" and beside is not None)
+        figures.append(_pareto(best, axis, notice, rows, scope, words, kind="other"))
     return figures
 
 

@@ -21,7 +21,7 @@ _ACROSS = "gmacs_video_inference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ChartGroup:
     """One backbone on one device, measured in one way.
 
     Attributes:
@@ -42,7 +42,7 @@ class Group:
         return [f"row-{self.table}-{i}" for i, _ in enumerate(self.rows)]
 
 
-def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:
+def efficiency_chart(groups: Sequence[ChartGroup]) -> dict[str, Any] | None:
     """Data that the script draws; None where fewer than two costs are known."""
     axes = bench_axes([row for group in groups for row in group.rows if row.encodes])
     drawn: list[dict[str, Any]] = [{"name": one_line(group.name), "methods": _methods(group)} for group in groups]
@@ -134,7 +134,7 @@ def _compact(reading: Reading) -> list[float | bool | None]:
     return rounded if low is not None else rounded[:1]
 
 
-def _methods(group: Group) -> list[dict[str, Any]]:
+def _methods(group: ChartGroup) -> list[dict[str, Any]]:
     axes = bench_axes([row for row in group.rows if row.encodes])
     budget = {row.label: is_frame_budget(row.method) for row in group.rows}
     lines = {row.label: row.method if budget[row.label] else row.label for row in group.rows if row.encodes}

@@ -20,7 +20,7 @@ from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.cost import cost_picture
-from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
+from tvrbench.harness.reporting.figures.efficiency_chart import ChartGroup, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.index import write_index
@@ -183,10 +183,10 @@ class _Place:
         return matched_cost(self.bench.on(self.backbone), self.bench.frames)
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ChartGroup:
         """The group of the chart; its points lead to the rows of the table of costs."""
         curve = () if self.matched is None else self.matched.curve
-        return Group(
+        return ChartGroup(
             name=f"{self.printed}, {self.bench.name}",
             table=slug(f"cost/{self.stem}"),
             rows=self.rows,

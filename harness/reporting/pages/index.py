@@ -42,14 +42,14 @@ SAVING = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ReportEntry:
     """One report of the index.
 
     Attributes:
         protocol: its name.
         links: to its pages.
         headline: its main result; or the reason why its records cannot be read.
-        data: the data set, or what stands in for it; None where records cannot be read.
+        data: the data set, or its stand-in; None where records cannot be read.
         runs: those that the report counts.
     """
 
@@ -96,14 +96,14 @@ def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None]
 def _column(key: str, header: str, value: Callable[[Record], Any], *, count: bool = False) -> Column:
     """Return the column of the different values of an entry's runs, or of their number."""
 
-    def text(entry: Entry) -> str | None:
+    def text(entry: ReportEntry) -> str | None:
         values = sorted({value(run.record) for run in entry.runs})
         return (str(len(values)) if count else ", ".join(values)) if values else None
 
     return text_column(key, header, text, left=not count)
 
 
-def entry(protocol: str, store: RecordStore, reports: Path) -> Entry:
+def entry(protocol: str, store: RecordStore, reports: Path) -> ReportEntry:
     """Return a report's line in the index; records that cannot be read are its headline."""
     pages = {"report": FIRST, "details": DETAILS, "interactive": PAGE}
     links = tuple((name, f"{protocol}/{file}") for name, file in pages.items() if (reports / protocol / file).is_file())
@@ -111,8 +111,8 @@ def entry(protocol: str, store: RecordStore, reports: Path) -> Entry:
         stored, _ = protocol_runs(store, protocol)
         runs, data, headline = _efficiency(stored) if protocol == BENCHED else _accuracy(protocol, stored)
     except UsageError as error:
-        return Entry(protocol=protocol, links=links, headline=brief(error))
-    return Entry(protocol=protocol, links=links, headline=headline, data=data, runs=runs)
+        return ReportEntry(protocol=protocol, links=links, headline=brief(error))
+    return ReportEntry(protocol=protocol, links=links, headline=headline, data=data, runs=runs)
 
 
 def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:

@@ -175,9 +175,9 @@ def _costs(row: MethodRow) -> Iterator[tuple[str, str, str]]:
     for name in _COSTS:
         cost = next((m for m in row.measurements if m["name"] == name and m["value"] is not None), None)
         if cost is not None and cost["value"] is not None:
-            shown, said = metric(name, unit=cost["unit"]), cost["conditions"]
-            excluded = f"; excluded: {said['invalid']}" if said.get("invalid") else ""
-            precision = f", {said['precision']}" if said.get("precision") else ""
+            shown, conditions = metric(name, unit=cost["unit"]), cost["conditions"]
+            excluded = f"; excluded: {conditions['invalid']}" if conditions.get("invalid") else ""
+            precision = f", {conditions['precision']}" if conditions.get("precision") else ""
             device = f"{row.record['environment']['device']}{precision}{excluded}"
             yield shown.label, shown.text(cost["value"]), "any machine" if shown.kind == "count" else device
 

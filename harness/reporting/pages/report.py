@@ -275,13 +275,13 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
-    beside = verdict_tables(comparisons, load_reruns(), context)
-    verdicts: list[Block] = [beside[0] if beside else ("No published number is comparable here.",)]
+    compared = verdict_tables(comparisons, load_reruns(), context)
+    verdicts: list[Block] = [compared[0] if compared else ("No published number is comparable here.",)]
     if any(c.measured is not None for c in claimed):
         verdicts.append(claims_headline(claimed, context))
     if elsewhere:
         verdicts.append((f"Published for this data set, of methods without a run: {elsewhere}.",))
-    more: list[Block] = [*beside[1:], *_present(apart_table(comparisons, context))]
+    more: list[Block] = [*compared[1:], *_present(apart_table(comparisons, context))]
     if claimed:
         more.append(claims_table(claimed, "claims", "Every reading of the claims about accuracy", context))
     return [

@@ -116,7 +116,7 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     failed, ratio = _find("throughput", "inference"), _find("speedup")
     best_batch, share = _at_best_batch("throughput", "throughput_best"), _at_best_batch(*["share_of_peak"] * 2)
     texts = shared_batch(rows, "text_throughput", "inference")
-    beside = csv_only(
+    further = csv_only(
         *(_column(name, "") for name in readings(rows, "gmacs_text")[1:]),
         *(
             _column("throughput", "", _find("throughput", "inference", batch), key=f"throughput_{batch}")
@@ -135,7 +135,7 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         _column("speedup_reached", "% of the speed-up by GFLOPs", instead=ratio),
     ]
     sentences = (f"{_where(bench, rows)}.", None, _peak_sentence(rows), _pace_sentence(rows))
-    columns = [_LABEL, *columns, *beside]
+    columns = [_LABEL, *columns, *further]
     return _table("encoding", "More about encoding", stem, bench, rows, sentences, columns, context)
 
 
@@ -342,15 +342,15 @@ def _clips_sentence(rows: Sequence[MethodRow]) -> str | None:
     most: dict[str, int] = {}
     methods: dict[str, None] = {}
     for row in rows:
-        for said in (m["conditions"] for m in row.measurements if "distinct_clips" in m["conditions"]):
-            most[said["dataset"]] = max(said["distinct_clips"], most.get(said["dataset"], 0))
-            methods |= {row.label: None} if "share_kept" in said else {}
+        for conditions in (m["conditions"] for m in row.measurements if "distinct_clips" in m["conditions"]):
+            most[conditions["dataset"]] = max(conditions["distinct_clips"], most.get(conditions["dataset"], 0))
+            methods |= {row.label: None} if "share_kept" in conditions else {}
     clips = ", ".join(f"up to {number} of {name}" for name, number in most.items())
     return f"Measured on clips ({clips}), not on noise: {', '.join(methods)}." if methods else None
 
 
-def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = None) -> str | None:
-    """Describe how a ratio was measured; its batch only where that is not the one that was ``said``."""
+def _speedup_sentence(rows: Sequence[MethodRow], name: str, shown_batch: int | None = None) -> str | None:
+    """Describe how a ratio was measured; its batch only where that is not ``shown_batch``, which the caption has."""
     ratios = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
     if not ratios:
         return None
@@ -358,7 +358,7 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = N
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
     rounds += " round" if rounds == "1" else " rounds"
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
-    batch = "" if at == str(said) else f", batch {at}"
+    batch = "" if at == str(shown_batch) else f", batch {at}"
     return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds}{batch}."
 
 

@@ -45,7 +45,7 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
         number_column("lost", "Frames lost", lambda entry: _lost(entry, matched), fixed(1)),
         text_column("faster", "Faster than dense?", lambda entry: _faster(entry), left=False),
     ]
-    beside = csv_only(
+    further = csv_only(
         number_column("frames_low", "", lambda entry: entry.span[0], fixed(1)),
         number_column("frames_high", "", lambda entry: entry.span[1], fixed(1)),
         number_column("rival_gmacs", "", part("budget", "gmacs"), significant(4)),
@@ -70,7 +70,7 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
         "< and >: beyond the measured line." if any(entry.budget is None for entry in shown) else None,
     )
     return make_table(
-        *(f"equal-time/{stem}", f"Equal time on {name}, {bench.name}", sentences, [*columns, *beside]),
+        *(f"equal-time/{stem}", f"Equal time on {name}, {bench.name}", sentences, [*columns, *further]),
         grouped(shown, lambda entry: entry.row),
         marks={key: text for key, text in MARKS.items() if key == FVCORE},
     )

@@ -97,9 +97,9 @@ def reruns_cell(reruns: Sequence[Rerun]) -> Cell:
         name = f"#{thread}" if hash_ and place == before else f"{place}{hash_}{thread}"
         links.append((f"{one.printed} ({name})", Url(address(one.source))))
         before = place
-    told = (f"{one.printed} ({', '.join(filter(None, (one.source, one.differs, one.read_from)))})" for one in reruns)
+    sources = (f"{one.printed} ({', '.join(filter(None, (one.source, one.differs, one.read_from)))})" for one in reruns)
     text = ", ".join(text for text, _ in links)
-    return Cell(text=text, value="; ".join(told), links=tuple(links)) if links else NOTHING
+    return Cell(text=text, value="; ".join(sources), links=tuple(links)) if links else NOTHING
 
 
 def apart_table(comparisons: Sequence[PaperComparison], context: ReportContext) -> Table | None:

@@ -88,7 +88,7 @@ def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
     recall = metric_column(EXPECTED_R1 if ties_matter(rows) else metric("t2v_R1"))
     few, many = "1k", "1m"
     between = [key for key in GALLERIES if key not in (few, many)]
-    beside = csv_only(
+    further = csv_only(
         text_column("storage", "", lambda row: stored_conditions(row).get("storage")),
         *(_counted(f"search_macs_{key}", "") for key in between),
         *(_counted(f"query_macs_{key}", "", partial(query_macs, gallery=key)) for key in GALLERIES),
@@ -103,7 +103,7 @@ def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
         _cost("text_macs", "Text encoder (M)", text_macs, metric("search_macs_1k").text),
         *(_counted(f"search_macs_{key}", f"Search (M), {GALLERIES[key]:,} videos") for key in (few, many)),
         *(_counted(f"search_read_{key}", f"Read (MB), {GALLERIES[key]:,} videos") for key in (few, many)),
-        *beside,
+        *further,
     ]
 
 
@@ -115,14 +115,14 @@ def _time_columns(rows: Sequence[MethodRow]) -> list[Column]:
     for way in ways:
         columns += [_latency("median", way, gallery) for gallery in (galleries if way == OWN else galleries[-1:])]
         columns += [_setting("recall", way)] * (way == INEXACT)
-    beside = [
+    further = [
         _latency(of, way, gallery)
         for way in ways
         for gallery in galleries
         for of in ("median", "p95")
         if of == "p95" or (way != OWN and gallery != galleries[-1])
     ]
-    return [*columns, *csv_only(*beside, *(_setting(key, way) for way in ways for key in _SETTINGS[way]))]
+    return [*columns, *csv_only(*further, *(_setting(key, way) for way in ways for key in _SETTINGS[way]))]
 
 
 _SETTINGS = {"search": ("storage",), "faiss_flat": ("recall",), "faiss_hnsw": ("ef", "M")}
@@ -131,10 +131,16 @@ _SETTINGS = {"search": ("storage",), "faiss_flat": ("recall",), "faiss_hnsw": ("
 
 def _setting(key: str, way: str) -> Column:
     def text(row: MethodRow) -> str | None:
-        said = search_conditions(row, way)
-        if key not in said or (key, said[key]) == ("depth", 0):
+        conditions = search_conditions(row, way)
+        if key not in conditions or (key, conditions[key]) == ("depth", 0):
             return None
-        return depth_text(said[key]) if key == "depth" else f"{100 * said[key]:.1f}" if key == "recall" else said[key]
+        return (
+            depth_text(conditions[key])
+            if key == "depth"
+            else f"{100 * conditions[key]:.1f}"
+            if key == "recall"
+            else conditions[key]
+        )
 
     header = {"depth": "Depth", "recall": "Top 10 found (%)"}.get(key, key)
     return text_column(key if way == OWN else f"{way}_{key}", header, text, left=False)
@@ -161,5 +167,5 @@ def _cost(key: str, header: str, cost: Callable[[MethodRow], Cost | None], show:
 
 
 def _depth(row: MethodRow) -> str | None:
-    said = stored_conditions(row)
-    return None if said.get("depth", 0) == 0 else depth_text(said["depth"])
+    conditions = stored_conditions(row)
+    return None if conditions.get("depth", 0) == 0 else depth_text(conditions["depth"])

@@ -228,7 +228,7 @@ def make_table(
     texts = [sentence for sentence in sentences if sentence]
     seen = [*(column.header for column in page), *(cell.text for row in rows for cell in row[1:])]
     signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text.split() for text in seen)]
-    beside = {
+    texts_per_row = {
         "group": groups if group else None,
         "reasons": None if marks is None else [_reasons(columns, line) for line in lines],
         "note": None if note is None else [note] * len(lines),
@@ -241,7 +241,7 @@ def make_table(
         rows=tuple(map(tuple, rows)),
         csv_columns=tuple(columns),
         csv_rows=tuple(map(tuple, lines)),
-        csv_texts={key: values for key, values in beside.items() if values is not None},
+        csv_texts={key: values for key, values in texts_per_row.items() if values is not None},
         remarks=(*texts[2:], *signs),
         footnotes=tuple(notes),
         groups=tuple(compress(groups, on_page)),
