@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 from tvrbench.datasets.published import PublishedDataset
@@ -61,7 +62,7 @@ def cost_table(results: Path = Path("results")) -> Table:
         ),
         columns,
         compared_costs(found),
-        group=lambda method: method.group.capitalize(),
+        group=attrgetter("group"),
     )
 
 

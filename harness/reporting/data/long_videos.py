@@ -10,11 +10,10 @@ from typing import Any
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.reporting.data.bench_rows import Bench, backbone, backbones, figure, value_of
-from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.data.rows import MethodRow, group_of, grouped
 from tvrbench.harness.reporting.tables.markdown import brief
 
 NAME = "efficiency/counted"
-_OTHER = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +23,24 @@ class CountedMethod:
     Attributes:
         method: its name.
         label: with the options given.
-        group: of its card.
         rows: what was counted, by the number of frames.
         timed: the same method and options in a table of times, by the number of frames.
     """
 
     method: str
     label: str
-    group: str
     rows: Mapping[int, MethodRow]
     timed: Mapping[int, MethodRow] = field(default_factory=dict)
+
+    @property
+    def first(self) -> MethodRow:
+        """The row of the fewest frames."""
+        return self.rows[min(self.rows)]
+
+    @property
+    def group(self) -> str:
+        """The title of its group."""
+        return group_of(self.first)
 
     @property
     def encodes(self) -> bool:
@@ -151,25 +158,20 @@ def _on(name: str, rows: Sequence[MethodRow], gpus: Sequence[Bench]) -> LongVide
         if best := max(gpus, key=lambda b: (known[b.slug], b.precision == precision), default=None):
             times |= {frames: best} if known[best.slug] else {}
     methods = [_method(*key, by_frames, times) for key, by_frames in asked.items()]
-    order: dict[str, int] = {group: place for place, group in enumerate(registry.GROUPS)}
 
-    def place(method: CountedMethod) -> tuple[Any, ...]:
-        heaviest = max((method.value("gmacs_video", frames) or 0.0 for frames in method.rows), default=0.0)
-        return order.get(method.group, len(order)), -heaviest, method.label
+    def place(method: CountedMethod) -> tuple[float, str]:
+        return -max(method.value("gmacs_video", frames) or 0.0 for frames in method.rows), method.label
 
-    methods.sort(key=place)
+    methods = grouped(sorted(methods, key=place), lambda method: method.first)
     batch = max((int(step["batch"]) for step in steps), default=None)
     return LongVideos(backbone=name, methods=tuple(methods), precision=precision, batch=batch, times=times)
 
 
 def _method(method: str, given: str, rows: Mapping[int, MethodRow], times: Mapping[int, Bench]) -> CountedMethod:
-    known = any(method in registry.table(kind) for kind in ("methods", "baselines"))
-    group = registry.lookup(method, "methods", "baselines").card.group if known else _OTHER
     timed = {frames: found for frames, row in rows.items() if frames in times if (found := _timed(row, times[frames]))}
     return CountedMethod(
         method=method,
         label=f"{method} ({given})" if given else method,
-        group=group,
         rows=dict(sorted(rows.items())),
         timed=timed,
     )

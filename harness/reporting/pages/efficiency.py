@@ -40,7 +40,7 @@ from tvrbench.harness.reporting.tables.efficiency import (
     encoding_table,
     training_table,
 )
-from tvrbench.harness.reporting.tables.equal_time_cost import equal_time_table
+from tvrbench.harness.reporting.tables.equal_time_cost import equal_time_cost_table
 from tvrbench.harness.reporting.tables.long_videos import long_videos_tables
 from tvrbench.harness.reporting.tables.markdown import Code, one_line, slug
 from tvrbench.harness.reporting.tables.provenance import provenance_table
@@ -209,7 +209,7 @@ def _first(places: Sequence[_Place], context: ReportContext) -> list[Section]:
         return []
     costs: list[Block] = [cost_table(place.bench, place.rows, place.stem, context) for place in places]
     equal: list[Block] = [
-        equal_time_table(place.matched, place.bench, place.stem, context)
+        equal_time_cost_table(place.matched, place.bench, place.stem, context)
         for place in places
         if place.matched is not None
     ]
@@ -239,7 +239,7 @@ def _details(place: _Place, context: ReportContext) -> list[Section]:
                     caption=_FIGURE_CAPTION,
                 )
             )
-        compared += [] if place.first else [equal_time_table(place.matched, bench, stem, context)]
+        compared += [] if place.first else [equal_time_cost_table(place.matched, bench, stem, context)]
     searches = search_tables(rows, context, f"{printed}, {bench.name}", f"search/{stem}")
     heading = f"{printed} on {bench.name}"
     return [

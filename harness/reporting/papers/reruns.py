@@ -118,11 +118,12 @@ class Reruns(NamedTuple):
     def of(self, number: PublishedNumber) -> list[Rerun]:
         """Return the re-runs of a number's recipe on its data and backbone, without the number's own."""
         recipe = named(number, self.recipes)
+        if recipe is None:
+            return []
         return [
             one
-            for one in (self.reruns if recipe is not None else ())
-            if recipe is not None
-            and (one.recipe, one.dataset, one.metric) == (recipe.recipe, number.dataset, number.metric)
+            for one in self.reruns
+            if (one.recipe, one.dataset, one.metric) == (recipe.recipe, number.dataset, number.metric)
             and number.backbone in (None, one.backbone)
             and (None in (number.train_split, one.train_split) or number.train_split == one.train_split)
             and one.source != recipe.source

@@ -26,7 +26,7 @@ from tvrbench.harness.reporting.tables.table import (
 _AS_MUCH = 0.98  # share of the dense encoder's multiply-adds from which a method saves no work
 
 
-def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: ReportContext) -> Table:
+def equal_time_cost_table(matched: MatchedTime, bench: Bench, stem: str, context: ReportContext) -> Table:
     """Make the table of each method's time and work, both in dense frames.
 
     Methods without a time and those that do as much work as all frames are named below it.

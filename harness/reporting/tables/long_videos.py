@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from tvrbench.harness.records.record import MeasurementDoc
@@ -47,7 +48,7 @@ def long_videos_tables(found: LongVideos, stem: str) -> list[Table]:
         methods = [method for method in encoding if method.counted(few) and method not in dense]
         title = f"{words}: {_numbers(few)} frames, of the papers' own settings"
         name = f"{stem}.{'-'.join(map(str, few))}-frames"
-        tables.append(_table(name, title, found, few, grouped([*dense, *methods], lambda m: m.rows[min(m.rows)])))
+        tables.append(_table(name, title, found, few, grouped([*dense, *methods], attrgetter("first"))))
     return tables
 
 
@@ -76,9 +77,7 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
         *csv_only(*(_counted(key, "", number) for key in ("output_tokens", "gmacs_step") for number in frames)),
         *csv_only(*(_timed("throughput_best", "", number) for number in timed)),
     ]
-    return make_table(
-        *(name, title, sentences, columns, methods), best=True, group=lambda m: m.group.capitalize(), marks=_MARKS
-    )
+    return make_table(*(name, title, sentences, columns, methods), best=True, group=attrgetter("group"), marks=_MARKS)
 
 
 _MARKS = {**MARKS, MISSING: "Not counted; the CSV has the reason."}

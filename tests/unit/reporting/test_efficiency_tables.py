@@ -21,7 +21,7 @@ from tvrbench.harness.reporting.data.records import stored_records
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.efficiency import write_efficiency
 from tvrbench.harness.reporting.tables.efficiency import cost_rows, cost_table, encoding_table, training_table
-from tvrbench.harness.reporting.tables.equal_time_cost import equal_time_table
+from tvrbench.harness.reporting.tables.equal_time_cost import equal_time_cost_table
 from tvrbench.harness.reporting.tables.table import Table
 
 pytestmark = pytest.mark.unit
@@ -283,7 +283,7 @@ class TestEqualTime:
         save(root, "clip4clip", [*counts(200.0, 2364), *ratio(1.0, 1.0)])
         save(root, "centerclip", counts(90.0, 200))
         (bench,) = found(root)
-        table = equal_time_table(self.compared(root), bench, "stem", scope(root))
+        table = equal_time_cost_table(self.compared(root), bench, "stem", scope(root))
         assert len(table.columns) == 7
         assert list(column(table, "method")) == ["tempme"]  # the others save no work, or have no time
         remarks = " ".join(table.remarks)
@@ -303,7 +303,7 @@ class TestEqualTime:
     ) -> None:
         save(root, "tempme", [*counts(120.0, 127), *ratio(ratio_to_plain, 2.0)])
         (bench,) = found(root)
-        table = equal_time_table(self.compared(root), bench, "stem", scope(root))
+        table = equal_time_cost_table(self.compared(root), bench, "stem", scope(root))
         assert (column(table, "frames")["tempme"].text, column(table, "faster")["tempme"].text) == (frames, faster)
         assert (column(table, "lost")["tempme"].value is None) == (frames != "6.0")
 
