@@ -126,7 +126,7 @@ def write_report(
     ]
     lead = (
         "These runs show that the whole job works: real video files, training, evaluation, cost. "
-        f"For {context.stands_for} itself run ",
+        f"For {replace(context, dataset=context.stands_for).data_title} itself run ",
         *(Code(f"nox -s reproduce-{context.stands_for} -- --data DIR"), "."),
     )
     report = Report(
