@@ -54,7 +54,7 @@ def export(
     if as_json:
         print_json(asdict(made) | {"folder": str(made.folder), "commit": commit})
         return
-    held = "the whole model" if made.base is None else f"only what training changed in {made.base.source}"
+    held = "the whole model" if made.base is None else f"only what training changed in {printable(made.base.source)}"
     print(f"{printable(str(to))}: {held}")
     if commit is not None:
         print(commit)

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, get_args
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.text import brief_repr
 
 ALL = "all"
 """In a list of methods: every registered one."""
@@ -90,5 +91,5 @@ def lookup(name: str, *kinds: str) -> Any:
     guess = f" (did you mean {close[0]}?)" if close else ""
     hint = " (options are given with --set NAME=VALUE)" if "=" in name else guess
     what = " or ".join(kind.removesuffix("s") for kind in kinds)
-    message = f"unknown {what} {name!r}{hint}: known are {', '.join(known)}"
+    message = f"unknown {what} {brief_repr(name)}{hint}: known are {', '.join(known)}"
     raise UsageError(message, code="registry.unknown", what=what, name=name)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.text import brief_repr
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            message = f"{what} {key!r} is not known: known are {', '.join(known)}"
+            message = f"{what} {brief_repr(key)} is not known: known are {', '.join(known)}"
             raise UsageError(message, code="option.unknown", what=what, option=key)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
@@ -32,8 +33,8 @@ def validated(cls: type[T], values: Mapping[str, Any], what: str) -> T:
         if isinstance(cause, UsageError):  # raised by the dataclass itself, with its own code
             raise cause from None
         place = ".".join(str(part) for part in first["loc"]) or cls.__name__
-        got = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        message = f"{what} {place!r}: {first['msg']}{got}"
+        got = "" if first["type"] == "missing" else f", not {brief_repr(first['input'])}"
+        message = f"{what} {brief_repr(place)}: {first['msg']}{got}"
         raise UsageError(message, code="option.invalid", what=what, option=place) from None
 
 

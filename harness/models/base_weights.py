@@ -13,6 +13,7 @@ from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.architecture import PRESETS, Architecture, vision_name
 from tvrbench.harness.models.backbone.weights import Weights, load_weights
+from tvrbench.harness.models.backbone.weights_file import printable
 from tvrbench.harness.models.description import BaseWeights
 
 _RANDOM, _TAG = re.compile(r"random:\d{1,18}"), re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -37,13 +38,14 @@ def base_weights(
     Raises:
         UsageError: none are given and the name is of a file of the user's, or they are others.
     """
+    named = printable(base.source)
     if isinstance(given, Weights):
         weights = given
     else:
         spec = named_spec(base, vision_name(arch)) if given is None else given
         if spec is None:
             raise UsageError(
-                f"checkpoint {checkpoint} holds only what its training changed in {base.source} "
+                f"checkpoint {checkpoint} holds only what its training changed in {named} "
                 f"(SHA-256 {base.sha256}): give that file with --weights (weights= in Python)",
                 code="weights.missing",
                 source=base.source,
@@ -54,7 +56,7 @@ def base_weights(
         weights = replace(weights, arch=replace(weights.arch, mean=arch.mean, std=arch.std))
     if not _same(base, weights):
         raise UsageError(
-            f"checkpoint {checkpoint} was tuned on {base.source} (SHA-256 {base.sha256}), and {weights.source} has "
+            f"checkpoint {checkpoint} was tuned on {named} (SHA-256 {base.sha256}), and {weights.source} has "
             f"SHA-256 {weights.sha256}: give the weights that it was tuned on",
             code="checkpoint.base-weights",
             wanted=base.sha256,
@@ -62,7 +64,7 @@ def base_weights(
         )
     if weights.arch != replace(arch, activation=activation or arch.activation):
         raise UsageError(
-            f"{checkpoint} was tuned on another reading of {base.source} (shape, activation, normalization): "
+            f"{checkpoint} was tuned on another reading of {named} (shape, activation, normalization): "
             f"give the weights as it read them, with --activation {arch.activation}",
             code="checkpoint.base-reading",
         )

@@ -23,6 +23,7 @@ FOLDER_FORMAT = "tvrbench-export-1"
 # Of an exported folder, under the names that the Hugging Face Hub knows.
 WEIGHTS, CONFIG, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
 _LONGEST = 2**20
+_DEEPEST = 8  # lists in lists of an option
 _SOURCE = re.compile(r"[^/\\]{1,200}")
 
 
@@ -62,6 +63,10 @@ class Description:
     architecture: Architecture
     selection: Literal["last", "best-on-test"] = LAST
     base: BaseWeights | None = None
+
+    def __post_init__(self) -> None:
+        if _is_deep(self.options, _DEEPEST):
+            raise damaged(self.method[:80], "its options are nested too deeply")
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata of a safetensors file."""
@@ -108,6 +113,11 @@ class Description:
 def damaged(name: str, problem: str) -> UsageError:
     """The error for a checkpoint whose description cannot be used."""
     return UsageError(f"{name}: {problem}", code="checkpoint.description", file=name)
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(levels == 0 or _is_deep(each, levels - 1) for each in inner)
 
 
 def weights_file(path: Path) -> Path:

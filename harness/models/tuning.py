@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.text import brief_repr
 from tvrbench.harness.models.backbone.blocks import Adapter, Block, LowRank, Prompts
 from tvrbench.harness.models.backbone.clip import CLIP
 from tvrbench.harness.models.method import Method
@@ -114,5 +115,6 @@ def apply_tuning(clip: CLIP, method: Method[Any]) -> None:
     """
     name = method.options.tuning
     if name not in TUNINGS:
-        raise UsageError(f"unknown tuning {name!r}: known are {', '.join(TUNINGS)}", code="tuning.unknown", tuning=name)
+        problem = f"unknown tuning {brief_repr(name)}: known are {', '.join(TUNINGS)}"
+        raise UsageError(problem, code="tuning.unknown", tuning=name)
     TUNINGS[name](clip.requires_grad_(False), method)

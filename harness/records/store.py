@@ -153,14 +153,18 @@ class RecordStore:
             method, seed = record["method"]["name"], record["seed"]
             message = f"the record of {method}, seed {seed}, has no per-query ranks: run it again"
             raise UsageError(message, code="ranks.missing", method=method, seed=seed)
-        path = self.folder(record["protocol"]["name"]) / name
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                names = (*_DIRECTIONS, *(name for name in _COARSE if name in archive))
-                return {name: _checked(archive[name], name) for name in names}
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            message = f"{path}: the per-query ranks cannot be read: {error}"
-            raise UsageError(message, code="ranks.read", path=str(path)) from None
+        return read_ranks(self.folder(record["protocol"]["name"]) / name)
+
+
+def read_ranks(path: Path) -> RankArrays:
+    """Read a file of ranks; see ``load_ranks``."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = (*_DIRECTIONS, *(name for name in _COARSE if name in archive))
+            return {name: _checked(archive[name], name) for name in names}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        message = f"{path}: the per-query ranks cannot be read: {error}"
+        raise UsageError(message, code="ranks.read", path=str(path)) from None
 
 
 def run_name(record: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from tvrbench.harness.models.model import RetrievalModel
 from tvrbench.harness.models.tuning import is_added
 from tvrbench.harness.records.record import Record, dumps, plain, trained
 from tvrbench.harness.records.runs import StoredRecord
-from tvrbench.harness.records.store import LAST, RecordStore, run_name
+from tvrbench.harness.records.store import LAST, RecordStore, ranks_archive, read_ranks, run_name
 from tvrbench.harness.reporting.pages.model_card import ExportedCheckpoint, model_card
 from tvrbench.harness.runs.config import RunFiles, describe
 
@@ -89,7 +89,7 @@ def export_run(
         problem = f"{run.path.name} does not name the weights that it tuned, so nobody could load them: run it again"
         raise UsageError(problem, code="export.no-base", record=run.path.name)
     spec = None if base is None else named_spec(base, vision_name(model.clip.arch))
-    with _new_folder(folder) as draft:
+    with _new_folder(folder, force=force) as draft:
         if tuned:
             save_checkpoint(model, draft / WEIGHTS, described.selection, base)
         else:
@@ -206,23 +206,26 @@ def _copy_words(spec: str | None, draft: Path) -> None:
 
 
 def _with_ranks(run: StoredRecord, draft: Path) -> Record:
-    """The record; its file of ranks is copied into the draft, and not named where it is lost."""
+    """The record; its ranks are written into the draft, and not named where their file is lost.
+
+    They are read first: what has their name, perhaps as a link, may be any file of this machine.
+    """
     name = run.record["per_query_ranks_path"]
-    source = None if name is None else run.path.parent / name
-    if source is None or not source.is_file():
+    if name is None or not (source := run.path.parent / name).is_file():
         return {**run.record, "per_query_ranks_path": None}
-    shutil.copyfile(source, draft / source.name)
+    (draft / name).write_bytes(ranks_archive(read_ranks(source)))
     return run.record
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def _new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
     """Yield a draft beside ``folder``; its files appear there at the end of the block, or not at all."""
     target = Path(os.path.abspath(folder))  # noqa: PTH100 - pathlib keeps "..", which has no name
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         draft.mkdir(parents=True)
         yield draft
+        _check_folder(folder, force=force)  # another export may have written it meanwhile
         if target.is_dir():
             _replace_files(draft, target)
         else:

@@ -12,7 +12,8 @@ from tvrbench.harness.core.text import printable
 _NAME = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _RIGHTS = "check its name and your rights there"
-_REMEDIES = {401: "log in with hf auth login", 403: _RIGHTS, 404: _RIGHTS}  # by HTTP status
+_CARD = "check --license, which must be one that the hub knows"  # of a card's metadata, the user states nothing else
+_REMEDIES = {400: _CARD, 401: "log in with hf auth login", 403: _RIGHTS, 404: _RIGHTS}  # by HTTP status
 
 
 def check_repository(repository: str) -> None:
@@ -26,7 +27,7 @@ def push_folder(folder: Path, files: Sequence[str], repository: str, *, private:
     """Upload the files of a folder as one commit; the repository is made where there is none.
 
     Returns:
-        The address of the commit.
+        The address of the commit, as the hub gives it.
 
     Raises:
         UsageError: nobody is logged in, the hub refuses, or it cannot be reached.
@@ -40,12 +41,13 @@ def push_folder(folder: Path, files: Sequence[str], repository: str, *, private:
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
         commit = api.create_commit(repository, added, commit_message="Upload a checkpoint with tvrbench export")
     except Exception as error:  # noqa: BLE001 - whatever the hub's client raises means the same to the user
-        again = f"{folder} is written; repeat the command with --force after that"
-        if not isinstance(error, HfHubHTTPError):
+        again = f"{printable(str(folder))} is written; repeat the command with --force after that"
+        refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__  # of a card's metadata it is a cause
+        if not isinstance(refusal, HfHubHTTPError):
             problem = f"the hub cannot be reached ({type(error).__name__}): check the network and HF_ENDPOINT. {again}"
             raise UsageError(problem, code="hub.unreachable", repository=repository) from None
-        status = error.response.status_code
+        status = refusal.response.status_code
         remedy = _REMEDIES.get(status, "try again later")
         problem = f"the hub does not take {repository} (HTTP status {status}): {remedy}. {again}"
         raise UsageError(problem, code="hub.refused", repository=repository, status=status) from None
-    return str(commit.commit_url)
+    return printable(str(commit.commit_url))

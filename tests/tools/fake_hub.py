@@ -25,6 +25,8 @@ class FakeHub:
         private: of each repository.
         requests: method and path of every request.
         blobs: large files by SHA-256, uploaded before they are committed.
+        fails: the status of requests whose address has a part of this name.
+        address_of_commits: in answers; that of this server by default.
     """
 
     address: str = ""
@@ -32,10 +34,15 @@ class FakeHub:
     private: dict[str, bool] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    fails: dict[str, int] = field(default_factory=dict)
+    address_of_commits: str | None = None
 
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Return status and JSON of a POST."""
         parts = path.partition("?")[0].strip("/").split("/")
+        for part in parts:
+            if part in self.fails:  # with what was sent, as a hostile server would
+                return self.fails[part], {"error": f"Bearer {TOKEN} \x1b[31m", "url": path}
         if parts[:2] == ["api", "validate-yaml"]:
             return 200, {"errors": [], "warnings": []}
         if parts == ["api", "repos", "create"]:
@@ -74,7 +81,8 @@ class FakeHub:
                 self.repositories[name][value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
                 self.repositories[name][value["path"]] = self.blobs[value["oid"]]
-        return 200, {"commitUrl": f"{self.address}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40}
+        address = self.address_of_commits or f"{self.address}/{name}/commit/"
+        return 200, {"commitUrl": f"{address}{'0' * 40}", "commitOid": "0" * 40}
 
 
 class _Handler(BaseHTTPRequestHandler):

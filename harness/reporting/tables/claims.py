@@ -42,8 +42,8 @@ class _Reading:
 def claims_headline(results: Sequence[PaperComparison], context: ReportContext) -> Table:
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
-    It has what the papers mean themselves, and every other baseline on the same backbone that was measured. Of several
-    devices a GPU comes before a CPU, then the one that measured the most claims. Pages count what was not measured; the
+    It has what the papers mean themselves, and every other baseline on the same backbone that was measured. A claim
+    without a baseline is about its own configuration and judged by no other one. Of several devices a GPU comes before a CPU, then the one that measured the most claims. Pages count what was not measured; the
     CSV has it.
     """
     measured = Counter(r.bench.name for r in results if r.bench is not None and r.measured is not None)
@@ -56,7 +56,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     for r in results:
         if (claim := r.claim) is None or (r.number.paper, claim.text, r.number.backbone) not in own:
             continue
-        if r.measured is None and claim.reading != OWN:
+        if claim.reading != OWN and (r.measured is None or not claim.against):
             continue
         place = (*_place(claim), claim.number.metric)
         if place not in kept or preference(r) > preference(kept[place]):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tvrbench.harness import load_model
 from tvrbench.harness.config.known_weights import OPENAI_WEIGHTS, shipped_weights
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import file_sha256
 from tvrbench.harness.models.backbone.weights import load_weights
 from tvrbench.harness.models.backbone.weights_file import read_metadata
@@ -124,6 +125,38 @@ def test_a_description_that_is_not_of_its_tensors_takes_no_memory(
     changed(folder, **values)
     with raises(code):
         load_model(checkpoint=folder, weights=small_weights)
+
+
+def _nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "x" * 10**5},
+        {"method": "\x1b[31mlora\n"},
+        {"options": {"x" * 10**5: 1}},
+        {"options": {"tuning": "x" * 10**5}},
+        {"options": {"tuning": "lora", "rank": "x" * 10**5}},
+        {"options": {"tuning": "lora", "rank": [1] * 10**4}},
+        {"options": {"tuning": "lora", "rank": _nested(900)}},
+        {"base": {"source": "mine\x1b[31m\n", "sha256": "0" * 64}},
+        {"base": {"source": "random:" + "9" * 18, "sha256": None}},
+    ],
+)
+@pytest.mark.parametrize("gives_weights", [True, False])
+def test_refusals_are_short_and_for_any_terminal(
+    values: dict[str, Any], gives_weights: bool, folder: Path, small_weights: Path
+) -> None:
+    changed(folder, **values)
+    with pytest.raises(UsageError) as refused:
+        load_model(checkpoint=folder, weights=small_weights if gives_weights else None)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 500
 
 
 def test_a_folder_without_weights_or_with_a_pickle_is_refused(folder: Path, small_weights: Path) -> None:

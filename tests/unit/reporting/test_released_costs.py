@@ -236,6 +236,23 @@ class TestTables:
         assert {row[keys.index("device")].text for row in table.rows} == {"counted"}
         assert all("ViT-B/32" not in row[keys.index("method")].text for row in table.rows)
 
+    def test_a_claim_about_itself_is_not_judged_by_another_configuration(self, tmp_path: Path) -> None:
+        save(
+            tmp_path,
+            "dgl",
+            counts(212.88, 2368, 9_575_168),
+            tuning="own",
+            space="transformer",
+            backbone="ViT-B-32",
+            **DGL,
+        )
+        table = claims_headline(
+            judge([c for c in load_claims() if "0.83 M" in c.text], found(tmp_path), PAPERS), EFFICIENCY
+        )
+        assert table.rows == ()
+        assert "dgl: linear, ViT-B/32" in table.to_csv()
+        assert "transformer" not in table.to_csv()
+
     def test_a_claim_that_was_measured_on_a_gpu_has_that_line(self, tmp_path: Path) -> None:
         for device, value in ((CPU, 1.5), (GPU, 1.8)):
             kind = "cuda" if device == GPU else "cpu"

@@ -143,7 +143,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 SHOWN = {
     "uniform": "main results equal-time scored selection spread pairs subsets two-stage storage-types search "
-    "search.time published not-comparable paper-scale provenance",
+    "search-time published not-comparable paper-scale provenance",
     "published": "main results published published-other claims not-comparable paper-scale provenance",
     "training-free": "agreement main results provenance",
     "efficiency": "cost encoding training equal-time search long-videos claims claims-tables",

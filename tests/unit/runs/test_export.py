@@ -249,6 +249,39 @@ def test_records_without_the_hash_of_their_model_are_exported(lora: Trained, tmp
     assert load_model(checkpoint=made.folder, weights=lora.weights).name == "lora"
 
 
+@pytest.mark.parametrize("broken", ["a link to a secret", "no archive"])
+def test_what_only_has_the_name_of_a_file_of_ranks_is_not_handed_on(broken: str, lora: Trained, tmp_path: Path) -> None:
+    run = lora.changed(tmp_path, lambda _: None)
+    ranks = tmp_path / str(run.record["per_query_ranks_path"])
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("secret")
+    if broken == "no archive":
+        ranks.write_bytes(b"secret")
+    else:
+        ranks.symlink_to(secret)
+    with raises("ranks.read"):
+        export_run(run, tmp_path / "out", lora.results)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_wrote_meanwhile_stays(
+    lora: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def slow(*_: Any) -> str:
+        out.mkdir()
+        (out / "README.md").write_text("mine")
+        return ""
+
+    monkeypatch.setattr("tvrbench.harness.runs.export.model_card", slow)
+    with raises("export.not-empty"):
+        export_run(lora.run, out, tmp_path)
+    assert [path.name for path in out.iterdir()] == ["README.md"]
+    assert (out / "README.md").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_folder_of_something_else_stays_as_it_is(lora: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
