@@ -43,8 +43,8 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. A claim
-    without a baseline is about its own configuration and judged by no other one. Of several devices a GPU comes before a CPU, then the one that measured the most claims. Pages count what was not measured; the
-    CSV has it.
+    without a baseline is about its own configuration and judged by no other one. Of several devices a GPU comes before
+    a CPU, then the one that measured the most claims. Pages count what was not measured; the CSV has it.
     """
     measured = Counter(r.bench.name for r in results if r.bench is not None and r.measured is not None)
 
@@ -81,11 +81,14 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         text_column("verdict", "Verdict", lambda line: line.verdict),
         text_column("device", "Device", lambda line: _device(line.exact)),
     )
-    on_cpu = "; a ratio on a CPU gets no verdict" * any(_on_cpu(line.exact) for line in lines)
-    as_released = ", and as released counts what released code computes and drops too" * bool(released)
+    shown = [line for line in lines if line.exact.measured is not None]
+    unmeasured = len(lines) - len(shown)
+    on_cpu = "; a ratio on a CPU gets no verdict" * any(_on_cpu(line.exact) for line in shown)
     sentences = (
-        f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
-        f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
+        f"{counts(line.exact.verdict for line in shown).capitalize() or 'None is measured'}{on_cpu}.",
+        f"Not measured: {unmeasured} more, in claims-headline.csv." if unmeasured else None,
+        "* The baseline that the paper means; claims.csv has every reading.",
+        "As released: with the work whose result released code drops; – where there is none." if released else None,
     )
 
     def table(kept: Sequence[_Reading], full: Table | None = None) -> Table:
@@ -93,7 +96,7 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         note = context.note
         return make_table("claims-headline", title, sentences, columns, kept, group=group, note=note, full=full)
 
-    return table([line for line in lines if line.exact.measured is not None], table(lines))
+    return table(shown, table(lines))
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
