@@ -38,6 +38,16 @@ def fixed(decimals: int) -> Show:
     return lambda value: f"{value:,.{decimals}f}"
 
 
+def between(low: str, high: str) -> str:
+    """Return both ends of a range, ``46.1–56.3``; a dash beside a sign would be misread, so there it is a word."""
+    return f"{low} to {high}" if {low[0], high[0]} & set("+-") else f"{low}–{high}"
+
+
+def with_interval(value: str, low: str, high: str) -> str:
+    """Return a number and its interval as papers print them: ``51.2 (46.1–56.3)``, ``+3.0 (-2.3 to +8.4)``."""
+    return f"{value} ({between(low, high)})"
+
+
 def significant(digits: int) -> Show:
     """Return a format with significant digits that keeps every digit before the point: 34.76, 121.4, 0.05312, 12,381.
 

@@ -314,7 +314,7 @@ def _with_budget(row: MethodRow, budgets: Sequence[MethodRow]) -> MatchedPoint:
     if cost is None or cost.value is None:
         return MatchedPoint(row=row, reason="its speed-up was not measured")
     if cost.invalid is not None:
-        return MatchedPoint(row=row, reason=f"its speed-up is invalid: {cost.invalid}")
+        return MatchedPoint(row=row, reason=_excluded(cost.invalid))
     timed = TimedRow(row=row, speedup=cost.value, frames=frames_kept(row) or 0)
     tunings = Counter(str(budget.record["tuning"]) for budget in budgets)
     usual = max(tunings, key=lambda tuning: (tunings[tuning], tuning))
@@ -323,8 +323,13 @@ def _with_budget(row: MethodRow, budgets: Sequence[MethodRow]) -> MatchedPoint:
         budget = _of_tuning(timed, [b for b in budgets if b.record["tuning"] == tuning])
         if isinstance(budget, FrameBudget):
             return MatchedPoint(row=row, timed=timed, budget=budget)
-        reasons += [f"{budget} ({tuning})"] if tuning in tunings else []
+        reasons += [f"{budget} with {tuning}"] if tuning in tunings else []
     return MatchedPoint(row=row, timed=timed, reason="; ".join(reasons))
+
+
+def _excluded(invalid: str) -> str:
+    """Return a short reason before the whole one: the table counts the short ones."""
+    return f"measurement {invalid}" if invalid.startswith("disturbed") else f"outputs differ: {invalid}"
 
 
 def _of_tuning(timed: TimedRow, budgets: Sequence[MethodRow]) -> FrameBudget | str:

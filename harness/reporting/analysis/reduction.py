@@ -1,4 +1,4 @@
-"""What reducers keep, and how far that agrees with the plain encoder: one line per reducer over its own strength."""
+"""What reducers keep, and how far that agrees with the dense encoder: one line per reducer over its own strength."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Kept = Literal["tokens", "gmacs"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReducedRow:
-    """A row, and what it keeps of the plain encoder.
+    """A row, and what it keeps of the dense encoder.
 
     Attributes:
         row: of the main table.
         line: the method, and the options that stay the same along its line.
         setting: the option that changes along the line, with its value here; empty for a single point.
-        tokens: percent of the plain encoder's tokens that leave the encoder.
+        tokens: percent of the dense encoder's tokens that leave the encoder.
         gmacs: percent of its multiply-adds.
         cosine: of the features, the mean over the test videos.
         recall: R@1, expected over ties.
@@ -39,7 +39,7 @@ class ReducedRow:
     front: tuple[Kept, ...] = ()
 
     def kept(self, what: Kept) -> float | None:
-        """Percent of the plain encoder's tokens or multiply-adds."""
+        """Percent of the dense encoder's tokens or multiply-adds."""
         return self.tokens if what == "tokens" else self.gmacs
 
 
@@ -65,7 +65,7 @@ def reduced_lines(reduced: Sequence[ReducedRow], what: Kept) -> dict[str, list[R
 
 
 def plain_recall(rows: Sequence[MethodRow]) -> float | None:
-    """R@1 of the plain encoder that the rows are held against; None where they name none or several."""
+    """R@1 of the dense encoder that the rows are held against; None where they name none or several."""
     values = {value for row in rows if (value := row.metric("agreement", "plain", "R1")) is not None}
     return values.pop() if len(values) == 1 else None
 
@@ -119,7 +119,7 @@ def _varying(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _percent(row: MethodRow, name: str) -> float | None:
-    """A count over the plain encoder's; of one that depends on the pixels, the row gives the mean over test videos."""
+    """A count over the dense encoder's; of one that depends on the pixels, the row gives the mean over test videos."""
     cost, whole = row.cost(name), row.metric("agreement", "plain", name)
     return None if cost is None or cost.valid is None or not whole else 100.0 * cost.valid / whole
 

@@ -27,8 +27,8 @@ from tvrbench.harness.reporting.figures.style import (
 )
 
 X_LABELS: dict[Kept, str] = {
-    "tokens": "tokens that leave the encoder, % of the plain encoder's",
-    "gmacs": "GMACs per video, % of the plain encoder's",
+    "tokens": "tokens that leave the encoder, % of the dense encoder's",
+    "gmacs": "GMACs per video, % of the dense encoder's",
 }
 _SIZE = (10.6, 6.2)  # inches
 _TICKS = (-0.5, 0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
@@ -40,7 +40,7 @@ Value = Callable[[ReducedRow], float]
 
 
 def agreement_figure(reduced: Sequence[ReducedRow], what: Kept, *, title: str, plain: float | None) -> bytes:
-    """Draw two panels as a PNG: on the left the mean cosine with the plain encoder's features, on the right R@1.
+    """Draw two panels as a PNG: on the left the mean cosine with the dense encoder's features, on the right R@1.
 
     Each line is a reducer over its own strength, named at its strongest setting.
 
@@ -48,13 +48,13 @@ def agreement_figure(reduced: Sequence[ReducedRow], what: Kept, *, title: str, p
         reduced: the points.
         what: the horizontal axis.
         title: above the axes.
-        plain: R@1 of the plain encoder; a star is drawn for it, and no line for a method that is nothing else.
+        plain: R@1 of the dense encoder; a star is drawn for it, and no line for a method that is nothing else.
     """
     lines = {line: points for line, points in reduced_lines(reduced, what).items() if not _is_plain(points, what)}
     numbers = {line: number for number, line in enumerate(sorted({one.line for one in reduced}))}
     with canvas(*_SIZE) as figure:
         left, right = figure.subplots(1, 2)
-        decorate(left, title, None, X_LABELS[what], "cosine with the plain encoder's feature")
+        decorate(left, title, None, X_LABELS[what], "cosine with the dense encoder's feature")
         decorate(right, "", None, X_LABELS[what], "R@1, text to video, expected over ties (%)")
         panels: list[tuple[Axes, Value, float | None]] = [
             (left, lambda one: one.cosine, 1.0),
@@ -124,7 +124,7 @@ def _name_lines(
     """Write each line's name at its strongest setting and that of the star, off all lines and points."""
     drawn = {line: np.asarray(axes.transData.transform(_places(points, what, value))) for line, points in lines.items()}
     if reference is not None:
-        drawn["plain encoder"] = np.asarray(axes.transData.transform([(100.0, reference)]))
+        drawn["dense encoder"] = np.asarray(axes.transData.transform([(100.0, reference)]))
     ends = np.array([spots[0] for spots in drawn.values()])
     others = [_box(spot) for spots in drawn.values() for spot in spots[1:]]
     others += [box for spots in drawn.values() if len(spots) > 1 for box in boxes_along(spots)]

@@ -111,7 +111,7 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
 
 
 def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> list[Picture]:
-    """Draw tokens and GMACs kept against agreement with the plain encoder and R@1."""
+    """Draw tokens and GMACs kept against agreement with the dense encoder and R@1."""
     plain = plain_recall([one.row for one in reduced])
     drawn = []
     for what, kept, file in _KEPT:
@@ -121,7 +121,7 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
         data = agreement_figure(reduced, what, title=heading(title, scope), plain=plain)
         caption = scope.caption(
             "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
-            "Dotted: the plain encoder, on the same weights and frames.",
+            "Dotted: the dense encoder, on the same weights and frames.",
         )
         alternative = f"{title} of each reducer, {scope.protocol}"
         drawn.append(Picture(file=file, data=data, alternative=alternative, caption=caption, kind="agreement"))

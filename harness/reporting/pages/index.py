@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tvrbench.harness.core import registry
 from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 from tvrbench.harness.records.record import OVER_VIDEOS, Record
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.reduction import ReducedRow, plain_recall, reduced_rows
-from tvrbench.harness.reporting.catalogue import DIRECTIONS, metric, printed_backbone
+from tvrbench.harness.reporting.catalogue import between, metric, printed_backbone
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
-from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches, figure, rounds_interval, value_of
+from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches, figure, value_of
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.records import protocol_runs, select
-from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, group_of, method_rows
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    expected_interval,
+    expected_recall,
+    group_of,
+    group_title,
+    method_rows,
+)
 from tvrbench.harness.reporting.pages.layout import DETAILS, FIRST, PAGE
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published, load_variants
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
@@ -33,8 +39,6 @@ MADE = "<!-- Made by tvrbench report from records. -->"
 """First line of an index; a file without it is somebody else's."""
 SAVING = 25.0
 """Percent of the multiply-adds of dense frames that a training-free setting must save for the headline."""
-_NO_WORK_SAVED = ("reference", "fewer frames")
-"""Groups whose costs are no achievement of a method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +143,7 @@ def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[S
         headline = _best(context.comparable(rows)) or "no method compares with another"
     else:
         headline = _verdicts(rows, context)
-    return runs, (context.notice or context.dataset).partition(":")[0], headline
+    return runs, (context.notice or context.data_title).partition(":")[0], headline
 
 
 def _best(rows: Sequence[MethodRow]) -> str | None:
@@ -152,7 +156,7 @@ def _best(rows: Sequence[MethodRow]) -> str | None:
 
 def _recall(row: MethodRow) -> str:
     interval, show = expected_interval(row), metric("t2v_R1").text
-    ends = "" if interval is None else f" ({show(interval[0])} to {show(interval[1])})"
+    ends = "" if interval is None else f" ({between(*map(show, interval))})"
     return f"{show(expected_recall(row) or 0.0)}{ends}"
 
 
@@ -165,40 +169,34 @@ def _at_a_saving(reduced: Sequence[ReducedRow]) -> str:
 
 
 def _verdicts(rows: Sequence[MethodRow], context: ReportContext) -> str:
-    """Count the verdicts on published accuracy."""
+    """Count the verdicts on published R@1, in both directions."""
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
-    judged = [c for c in compare(papers, rows, (), context) if c.number.metric.startswith(tuple(DIRECTIONS))]
+    judged = [c for c in compare(papers, rows, (), context) if c.number.metric in ("t2v_R1", "v2t_R1")]
     counts = Counter(c.verdict for c in judged if c.verdict != "not comparable")
-    return ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())) or "no published number is comparable"
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts))
+    return f"Papers' R@1: {verdicts}" if verdicts else "No published R@1 is comparable"
 
 
 def _efficiency(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
-    """Return the runs, the data and the headline of the report of costs: a sentence per backbone."""
+    """Return the runs, the data and the headline of the report of costs."""
     measured, _ = benches(stored, load_variants())
-    rows = [row for bench in measured for row in bench.rows]
-    lines = [line for name in backbones(rows) for line in _costs(name, measured)]
     runs = [run for bench in measured for run in bench.runs]
-    return runs, "synthetic", "; ".join(lines) or "no method's cost is counted"
+    return runs, "synthetic", _speedups(measured[0]) or "no token reduction is timed"
 
 
-def _costs(name: str, measured: Sequence[Bench]) -> Iterator[str]:
-    """Name the method with the fewest multiply-adds on a backbone, and the one with the highest speed-up.
+def _speedups(bench: Bench) -> str | None:
+    """Return the range of speed-ups of token reduction on each backbone, on the device of the first page.
 
     Methods whose work depends on the pixels have other costs on every data set: they are left out.
     """
-    shown = metric("gmacs_video")
-    idle = {group.capitalize() for group in registry.GROUPS if group in _NO_WORK_SAVED}
-    found = ((row, bench) for bench in measured for row in bench.on(name) if group_of(row) not in idle and row.encodes)
-    rows = [(row, bench) for row, bench in found if not row.reading("gmacs_video").endswith(OVER_VIDEOS)]
-    counted = [(gmacs, row.label) for row, _ in rows if (gmacs := value_of(figure(row, "gmacs_video"))) is not None]
-    if counted:
-        gmacs, label = min(counted)
-        yield f"{printed_backbone(name)}: {label} has the fewest GFLOPs, {shown.text(gmacs)}"
-    ratios = [(ratio, row, bench) for row, bench in rows if (ratio := value_of(figure(row, "speedup"))) is not None]
-    if ratios:
-        ratio, row, bench = max(ratios, key=lambda one: (one[0], one[1].label))
-        speedup = figure(row, "speedup")
-        assert speedup is not None
-        low, high = rounds_interval(speedup)
-        device = printed_device(bench.device)
-        yield f"{row.label} the highest speed-up, {ratio:.2f}x ({low:.2f} to {high:.2f}) on {device}"
+    parts = []
+    for name in backbones(bench.rows):
+        rows = [row for row in bench.on(name) if group_of(row) == group_title("token reduction")]
+        rows = [row for row in rows if not row.reading("gmacs_video").endswith(OVER_VIDEOS)]
+        ratios = sorted(ratio for row in rows if (ratio := value_of(figure(row, "speedup"))) is not None)
+        if ratios:
+            ends = dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1]))
+            parts.append(f"{between(*ends) if len(ends) > 1 else next(iter(ends))}x ({printed_backbone(name)})")
+    if not parts:
+        return None
+    return f"Token reduction: {', '.join(parts)} the speed of the dense encoder, {printed_device(bench.device)}"

@@ -174,8 +174,8 @@ def _results(record: Record) -> Iterator[tuple[str, list[str]]]:
         cells = []
         for metric in metrics:
             value, ends = _at(record, metric.path), intervals.get(metric.path[0], {}).get(metric.path[1])
-            between = "" if ends is None else f" ({metric.text(ends[0])} to {metric.text(ends[1])})"
-            cells.append("–" if value is None else f"{metric.text(value)}{between}")
+            interval = "" if ends is None else f" ({catalogue.between(*map(metric.text, ends))})"
+            cells.append("–" if value is None else f"{metric.text(value)}{interval}")
         if any(cell != "–" for cell in cells):
             yield metrics[0].short.split()[-1], cells
 

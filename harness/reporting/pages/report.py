@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.records.runs import SetAside, StoredRecord, newest
@@ -124,7 +124,7 @@ def write_report(
     drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
     published = _published(rows, full_size, context)
     sections = [
-        Section(title="Agreement with the plain encoder", blocks=_agreement(reduced, figures, context), page="first"),
+        Section(title="Agreement with the dense encoder", blocks=_agreement(reduced, figures, context), page="first"),
         *([] if context.compares else published),
         *_results(rows, selected, figures, context),
         *searches,
@@ -203,7 +203,7 @@ def _latest(
 
 
 def _agreement(reduced: Sequence[ReducedRow], figures: Sequence[Picture], context: ReportContext) -> list[Block]:
-    """Return figures and table of a protocol whose runs are held against the plain encoder."""
+    """Return figures and table of a protocol whose runs are held against the dense encoder."""
     return [*(figure for figure in figures if figure.kind == "agreement"), *_present(agreement_table(reduced, context))]
 
 
@@ -228,12 +228,13 @@ def _results(
     nothing = ("Nothing was trained under this protocol yet.",)
     main: list[Block] = [main_table(rows, pairs, context, best=best)] if rows else [nothing]
     every: list[Block] = [results_table(rows, context, best=best)] if rows else []
+    page: Literal["first", "details"] = "details" if free else "first"
     return [
-        Section(title="Results", blocks=main, page="first"),
-        Section(title="Accuracy at equal time", blocks=timed, page="first"),
-        Section(title="Accuracy against cost", blocks=first, page="first", chart=True),
-        Section(title="Scored checkpoints", blocks=_present(scored), page="first"),
-        Section(title="All metrics", blocks=every, page="first"),
+        Section(title="Results", blocks=main, page=page),
+        Section(title="Accuracy at equal time", blocks=timed, page=page),
+        Section(title="Accuracy against cost", blocks=first, page=page, chart=True),
+        Section(title="Scored checkpoints", blocks=_present(scored), page=page),
+        Section(title="All metrics", blocks=every, page=page),
         Section(title="Order in time", blocks=_present(subset_table(rows, context))),
         Section(title="Significance of the differences", blocks=_present(*tests)),
         *missing,

@@ -8,7 +8,16 @@ from typing import Any
 
 from tvrbench.harness.evaluation.statistics import PairedDifference
 from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS
-from tvrbench.harness.reporting.catalogue import CATALOGUE, EXPECTED_R1, Metric, fixed, recorded, retrieval
+from tvrbench.harness.reporting.catalogue import (
+    CATALOGUE,
+    EXPECTED_R1,
+    Metric,
+    between,
+    fixed,
+    recorded,
+    retrieval,
+    with_interval,
+)
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, expected_interval, expected_recall
 from tvrbench.harness.reporting.tables.markdown import brief
 from tvrbench.harness.reporting.tables.table import (
@@ -23,11 +32,12 @@ from tvrbench.harness.reporting.tables.table import (
 
 
 def interval_column(key: str, header: str, ends: Callable[[Any], tuple[float, float] | None], form: str) -> Column:
-    """Return a column of intervals, printed by ``form``, for example ``{:.1f} to {:.1f}``."""
+    """Return a column of intervals, each end printed by ``form``, for example ``{:.1f}``."""
 
     def cell(item: Any) -> Cell:
-        found = ends(item)
-        return NOTHING if found is None else Cell(text=form.format(*found), value="{:.4f} to {:.4f}".format(*found))
+        if (found := ends(item)) is None:
+            return NOTHING
+        return Cell(text=between(*map(form.format, found)), value="{:.4f} to {:.4f}".format(*found))
 
     return Column(key=key, header=header, cell=cell)
 
@@ -40,12 +50,10 @@ LABEL = Column(
     chance=Cell(text="chance", value="chance"),
 )
 RECALL_INTERVAL = interval_column(
-    "t2v_R1_interval", "R@1 95 % interval", lambda row: row.interval("t2v", "R1"), "{:.1f} to {:.1f}"
+    "t2v_R1_interval", "R@1 95 % interval", lambda row: row.interval("t2v", "R1"), "{:.1f}"
 )
 RECALL_SPREAD = number_column("t2v_R1_sd", "R@1 sd over seeds", lambda row: row.sd("t2v", "R1"), fixed(1))
-EXPECTED_INTERVAL = interval_column(
-    f"{EXPECTED_R1.name}_interval", "its 95 % interval", expected_interval, "{:.1f} to {:.1f}"
-)
+EXPECTED_INTERVAL = interval_column(f"{EXPECTED_R1.name}_interval", "its 95 % interval", expected_interval, "{:.1f}")
 
 
 def metric_column(shown: Metric, chance: float | None = None) -> Column:
@@ -128,7 +136,7 @@ def kept_columns(rows: Sequence[MethodRow]) -> list[Column]:
         mean, low, high = (row.metric("tokens_kept", key) for key in ("mean", "quantile_05", "quantile_95"))
         if mean is None or low is None or high is None:
             return NOTHING
-        return Cell(text=f"{100 * mean:.0f} ({100 * low:.0f} to {100 * high:.0f})", value=100 * mean)
+        return Cell(text=with_interval(*(f"{100 * end:.0f}" for end in (mean, low, high))), value=100 * mean)
 
     gmacs = CATALOGUE["gmacs_video"]
 
@@ -151,7 +159,7 @@ def difference_columns(
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
     points = (lambda item: d.difference if (d := test(item)[0]) else None), "{:+.1f}".format
-    ends = (lambda item: (d.low, d.high) if (d := test(item)[0]) else None), "{:+.1f} to {:+.1f}"
+    ends = (lambda item: (d.low, d.high) if (d := test(item)[0]) else None), "{:+.1f}"
     return [
         number_column("difference", "difference, points", *points),
         interval_column("interval", "95 % interval", *ends),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 
 from tvrbench.harness.core import registry
-from tvrbench.harness.records.record import AS_RELEASED, MeasurementDoc
+from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS, MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.catalogue import (
     BYTES,
@@ -21,6 +22,7 @@ from tvrbench.harness.reporting.catalogue import (
     printed_backbone,
     recorded,
     significant,
+    with_interval,
 )
 from tvrbench.harness.reporting.data.bench_rows import (
     UNMEASURED,
@@ -84,18 +86,18 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _column(
             "speedup", "Speed-up by GFLOPs", _allowed(rows), _factor, key="speedup_allowed", best=False, instead=ratio
         ),
-        _column("speedup", "Speed-up [95 %]", show=_ranged),
+        _column("speedup", "Speed-up (95 % CI)", show=_ranged),
         *(replace(column, csv_only=True) for column in _ends("speedup")),
         _column("throughput", "Videos/s", _find("throughput", "inference", batch), key=f"throughput_{batch}"),
         _column("latency_median", "Latency (ms)", instead=failed),
         *_memory_columns(rows, "inference", failed)[:1],
-        _column("training_speedup", "Training speed-up [95 %]", show=_ranged, instead=no_step),
+        _column("training_speedup", "Training speed-up (95 % CI)", show=_ranged, instead=no_step),
         *(replace(column, csv_only=True) for column in _ends("training_speedup")),
         *_memory_columns(rows, "training", no_step)[:1],
     ]
     counted = {row.label for row in rows if any(row is other for other in bench.counted)}
     columns = [c if c.key in (*COUNTS, "speedup_allowed") else _blank(c, counted) for c in columns]
-    known = [c for c in columns if any((cell := c.cell(row)).value is not None or "!" in cell.text for row in rows)]
+    known = _of_most(columns, [row for row in rows if row.label not in counted])
     sentences = (
         f"{_where(bench, rows)}{f', batch {batch}' if batch else ''}.",
         _speedup_sentence(rows, "speedup", batch),
@@ -134,7 +136,7 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     columns = [
         _column("gmacs_reduction", f"Reduction GFLOPs {FVCORE}", best=False),
         _column("gmacs_text", f"Text GFLOPs {FVCORE}", best=False),
-        _column("throughput_best", "Best videos/s [quartiles]", best_batch, _quartiles, instead=failed),
+        _column("throughput_best", "Best videos/s (quartiles)", best_batch, _quartiles, instead=failed),
         text_column("best_batch", "Best batch", _best_batch, left=False),
         _column("share_of_peak", "% of peak", share, instead=failed),
         _column("latency_p95", "Latency, p95 (ms)", instead=failed),
@@ -160,7 +162,7 @@ def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
             for at in batches(rows, "step_time", "training")
         ]
         columns = [replace(column, csv_only=column.key != f"step_time_{batch}") for column in columns]
-        columns.append(_column("training_speedup", "Training speed-up [95 %]", show=_ranged, instead=no_step))
+        columns.append(_column("training_speedup", "Training speed-up (95 % CI)", show=_ranged, instead=no_step))
         columns += _memory_columns(rows, "training", no_step)
     for key in (*_STAGES, "energy_video", "energy_queries"):
         instead = no_stage if key in _STAGES else no_energy
@@ -179,6 +181,12 @@ def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     return make_table(f"training/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
 
 
+def _of_most(columns: Sequence[Column], rows: Sequence[MethodRow]) -> list[Column]:
+    """Return the columns of which any row has a value; one that most rows lack is in the CSV alone."""
+    shares = [fmean(column.cell(row).value is not None for row in rows) for column in columns]
+    return [replace(c, csv_only=c.csv_only or share < 0.5) for c, share in zip(columns, shares, strict=True) if share]
+
+
 def _find(name: str, what: str | None = None, batch: int | None = None) -> Find:
     return lambda row: figure(row, name, what, batch)
 
@@ -195,7 +203,8 @@ def _column(
 ) -> Column:
     """Return the column of a measurement, each missing one with its reason or that of ``instead``.
 
-    Fewer frames are never the best: they cost less by definition.
+    Fewer frames are never the best, for they cost less by definition; nor is a mean over videos, which other videos
+    change.
     """
     known = metric(shown) if isinstance(shown, str) else shown
     find = find or _find(known.name)
@@ -208,7 +217,8 @@ def _column(
             return missing_cell(Cost.mean([cause]).reason if cause else UNMEASURED)
         cost = replace(Cost.mean([measured]), value=measured["value"])
         filled = of_videos(cost_cell(cost, row, lambda _: show(measured)), row, known)
-        return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))
+        over_videos = row.reading(known.name).endswith(OVER_VIDEOS)
+        return replace(filled, rankable=filled.rankable and not over_videos and not is_frame_budget(row.method))
 
     return Column(key=key or known.name, header=header, cell=marked(cell), better=known.better if best else None)
 
@@ -275,7 +285,7 @@ def _scaled(m: MeasurementDoc, scale: float) -> str:
 def _ranged(m: MeasurementDoc) -> str:
     """Print a ratio with the interval of its rounds."""
     low, high = rounds_interval(m)
-    return f"{_factor(m)} [{low:.2f}, {high:.2f}]"
+    return with_interval(_factor(m), f"{low:.2f}", f"{high:.2f}")
 
 
 def _factor(m: MeasurementDoc) -> str:
@@ -312,7 +322,7 @@ def _quartiles(m: MeasurementDoc) -> str:
     if not m["samples"]:
         return value
     low, high = (_show(float(end)) for end in np.percentile(m["samples"], (25, 75)))
-    return f"{value} [{low}, {high}]"
+    return with_interval(value, low, high)
 
 
 def _best_batch(row: MethodRow) -> str | None:

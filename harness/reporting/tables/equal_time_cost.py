@@ -7,7 +7,7 @@ from dataclasses import replace
 from operator import itemgetter
 
 from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
-from tvrbench.harness.reporting.catalogue import fixed, printed_backbone, significant
+from tvrbench.harness.reporting.catalogue import fixed, printed_backbone, significant, with_interval
 from tvrbench.harness.reporting.data.bench_rows import Bench, backbone
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.rows import grouped
@@ -39,7 +39,7 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
     columns = [
         text_column("method", "Method", lambda entry: entry.row.label),
         number_column("gmacs", f"GFLOPs {FVCORE}", part("timed", "gmacs"), significant(4)),
-        Column(key="time", header="Time, dense = 1 [95 %]", cell=_time_cell),
+        Column(key="time", header="Time, dense = 1 (95 % CI)", cell=_time_cell),
         number_column("work_frames", "Frames its GFLOPs pay for", lambda entry: _work(entry, matched), fixed(1)),
         Column(key="frames", header="Frames its time pays for", cell=lambda entry: _frames_cell(entry, matched)),
         number_column("lost", "Frames lost", lambda entry: _lost(entry, matched), fixed(1)),
@@ -80,7 +80,7 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
 def _time_cell(entry: MatchedPoint) -> Cell:
     low, high = (entry.timed and entry.timed.interval) or (0.0, 0.0)
     time = None if entry.timed is None else entry.timed.time
-    return number_cell(time, lambda value: f"{value:.2f} [{low:.2f}, {high:.2f}]")
+    return number_cell(time, lambda value: with_interval(*(f"{end:.2f}" for end in (value, low, high))))
 
 
 def _work(entry: MatchedPoint, matched: MatchedTime) -> float | None:

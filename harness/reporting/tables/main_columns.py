@@ -6,8 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tvrbench.harness.records.record import MeasurementDoc
+from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, letters
-from tvrbench.harness.reporting.catalogue import BYTES, EXPECTED_R1, MEMORY, Metric, metric, recorded, significant
+from tvrbench.harness.reporting.catalogue import (
+    BYTES,
+    EXPECTED_R1,
+    MEMORY,
+    Metric,
+    metric,
+    recorded,
+    significant,
+    with_interval,
+)
 from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, expected_sd
 from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell, metric_column, of_videos
 from tvrbench.harness.reporting.tables.marks import FVCORE, directed
@@ -62,7 +72,8 @@ def recall_text(row: MethodRow) -> str | None:
         return None
     if sd is not None:
         return f"{value:.1f} ± {sd:.1f}"
-    return f"{value:.1f}" if ends is None else "{:.1f} [{:.1f}, {:.1f}]".format(value, *ends)
+    show = EXPECTED_R1.text
+    return show(value) if ends is None else with_interval(*map(show, (value, *ends)))
 
 
 def _label(row: MethodRow) -> Cell:
@@ -71,7 +82,8 @@ def _label(row: MethodRow) -> Cell:
 
 def _cost(shown: Metric, header: str, text: Callable[[float], str] | None = None) -> Column:
     def cell(row: MethodRow) -> Cell:
-        return of_videos(cost_cell(row.cost(shown.name, shown.what), row, text or shown.text), row, shown)
+        filled = of_videos(cost_cell(row.cost(shown.name, shown.what), row, text or shown.text), row, shown)
+        return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))  # cheap by definition
 
     return Column(key=shown.key, header=header, cell=cell, better=shown.better)
 

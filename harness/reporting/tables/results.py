@@ -238,7 +238,7 @@ def _notes(rows: Sequence[MethodRow], pairs: Sequence[Pair]) -> Iterator[str]:
     if any(expected_sd(row) is not None for row in rows):
         yield "±: standard deviation over seeds."
     if any(expected_sd(row) is None and expected_interval(row) is not None for row in rows):
-        yield "In brackets: 95 % bootstrap interval over queries."
+        yield "In parentheses: 95 % bootstrap interval over queries."
     if min((len(row.runs) for row in rows if trained(row.record)), default=SEEDS_FOR_A_CLAIM) < SEEDS_FOR_A_CLAIM:
         yield f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: another training may change the order."
     if ties_matter(rows):

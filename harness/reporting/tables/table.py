@@ -231,7 +231,7 @@ def make_table(
             row[index] = replace(row[index], bold=row[index].rankable and _number(row[index]) == number)
     texts = [sentence for sentence in sentences if sentence]
     shown = [*(column.header for column in columns), *(cell.text for row in rows for cell in row[1:])]
-    signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text for text in shown)]
+    signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text.split() for text in shown)]
     beside += [] if marks is None else [_reasons([*columns, *beside])]
     return Table(
         name=name,

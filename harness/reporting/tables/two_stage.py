@@ -99,7 +99,7 @@ def _difference(change: StorageChange) -> float | None:
 def _ends(paired: Callable[[Any], PairedDifference | None], why_not: Callable[[Any], str | None]) -> Column:
     """Return the column of the ends of a paired interval, or the reason for none."""
     shown = interval_column(
-        "interval", "95 % interval", lambda item: (d.low, d.high) if (d := paired(item)) else None, "{:+.1f} to {:+.1f}"
+        "interval", "95 % interval", lambda item: (d.low, d.high) if (d := paired(item)) else None, "{:+.1f}"
     )
 
     def cell(item: Any) -> Cell:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
+from tvrbench.harness.records.record import trained
 from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
 from tvrbench.harness.reporting.analysis.pairwise import Pair
-from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric
+from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric, with_interval
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
 from tvrbench.harness.reporting.tables.columns import difference_columns
@@ -22,8 +23,8 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
     """Make the table of all compared pairs, for the CSV alone; None where there is none."""
     if not pairs:
         return None
-    trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
-    fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
+    rows = [row for pair in pairs for row in (pair.a, pair.b) if trained(row.record)]
+    fewest = min((len(row.runs) for row in rows), default=SEEDS_FOR_A_CLAIM)
     significant = sum(pair.better is not None for pair in pairs)
     columns = (
         text_column("a", "method", lambda pair: pair.a.label),
@@ -50,7 +51,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
     if not points:
         return None
     compared = [point for point in points if point.better is not None]
-    few = any(len(point.row.runs) < SEEDS_FOR_A_CLAIM for point in compared)
+    few = any(len(point.row.runs) < SEEDS_FOR_A_CLAIM for point in compared if trained(point.row.record))
     sentences = (
         "R@1 of each method and of the dense encoder on as many frames as fit in the same time."
         if compared
@@ -61,6 +62,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         else None,
         f"Time: per video, over that of all frames, on {setting([point.row for point in points])}." * bool(compared),
         "Frames that fit lie between two measured points (docs/statistics.md)." * bool(compared),
+        "Better? is corrected for all methods of the table, the interval is not." * (len(compared) > 1),
         _FEW_SEEDS * few,
         _left_out(points),
     )
@@ -69,7 +71,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
     recall = number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1))
     frames = text_column("frames", "Frames that fit", lambda p: p.budget and _frames(p.budget), left=False)
     theirs = number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1))
-    shown = text_column("difference", "Difference [95 % CI]", _difference, left=False)
+    shown = text_column("difference", "Difference (95 % CI)", _difference, left=False)
     better = text_column("better", "Better?", lambda point: point.better)
     in_csv = (
         *(
@@ -174,7 +176,7 @@ def _left_out(points: Sequence[MatchedPoint]) -> str | None:
 
 def _difference(point: MatchedPoint) -> str | None:
     gain = point.difference
-    return None if gain is None else f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+    return None if gain is None else with_interval(*(f"{end:+.1f}" for end in (gain.difference, gain.low, gain.high)))
 
 
 def _frames(budget: FrameBudget) -> str:

@@ -1,4 +1,4 @@
-"""Training-free reduction in reports: lines over a reducer's strength, shares of the plain encoder, the front."""
+"""Training-free reduction in reports: lines over a reducer's strength, shares of the dense encoder, the front."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from records import csv_rows, save
-from report_records import costs, method_record, report, table
+from report_records import costs, details, method_record, report, table
 
 from tvrbench.harness.records.record import Measurement
 from tvrbench.harness.records.store import RecordStore
@@ -64,7 +64,7 @@ def reduced(store: RecordStore) -> list[ReducedRow]:
 
 
 def test_shares_are_of_the_plain_encoder_in_the_record(reduced: list[ReducedRow]) -> None:
-    """They need no row of the plain encoder."""
+    """They need no row of the dense encoder."""
     found = {(one.line, one.setting): (one.tokens, one.gmacs) for one in reduced}
     assert found["tome", "r=2"] == (25.0, 60.0)
     assert found["zero_shot", ""] == (100.0, 100.0)
@@ -122,8 +122,9 @@ def test_the_report_has_table_csv_and_both_figures(store: RecordStore, tmp_path:
     assert {path.name for path in folder.glob("*.png")} == {"agreement.png", "agreement-gmacs.png"}
     text = (folder / "README.md").read_text()
     assert "](agreement.png)" in text
-    assert "## Agreement with the plain encoder" in text
-    assert text.index("## Agreement with the plain encoder") < text.index("## Results")
+    assert "## Agreement with the dense encoder" in text
+    assert [table for table in ("main", "results") if f"[{table}.csv]" in text] == []  # settings are no methods
+    assert "[main.csv](main.csv)" in details(folder)
     assert not (folder / "pairs.csv").exists()
     assert "throughput" not in csv_rows(folder, "results")[0]
     results = table(folder)

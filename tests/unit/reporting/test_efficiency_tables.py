@@ -51,7 +51,7 @@ class TestCostTable:
         table = costs(bench, tmp_path)
         alone = column(table, "throughput_1")
         assert [name for name, cell in alone.items() if cell.bold] == ["tempme"]  # random encodes nothing
-        assert column(table, "speedup")["tempme"].text == "1.50 [1.42, 1.58]"
+        assert column(table, "speedup")["tempme"].text == "1.50 (1.42–1.58)"
         assert [column(table, f"speedup_{end}")["tempme"].value for end in ("low", "high")] == [
             pytest.approx(1.5 * share) for share in (0.95, 1.05)
         ]
@@ -248,7 +248,7 @@ def test_the_interval_of_a_ratio_is_that_of_its_rounds(tmp_path: Path) -> None:
     save(tmp_path, "tempme", [*counts(1.0, 5), measured])
     table = costs(found(tmp_path)[0], tmp_path)
     low, high = repeats_interval((1.4, 1.5, 1.6))
-    assert column(table, "speedup")["tempme"].text == f"1.50 [{low:.2f}, {high:.2f}]"
+    assert column(table, "speedup")["tempme"].text == f"1.50 ({low:.2f}–{high:.2f})"
     assert (round(low, 2), round(high, 2)) == (1.27, 1.77)
 
 
@@ -289,7 +289,7 @@ class TestEqualTime:
         remarks = " ".join(table.remarks)
         assert all(name in remarks for name in ("clip4clip", "centerclip"))
         cells = {c.key: column(table, c.key)["tempme"] for c in (*table.columns, *table.csv_columns)}
-        assert cells["time"].text == "0.75 [0.54, 1.25]"
+        assert cells["time"].text == "0.75 (0.54–1.25)"
         assert cells["work_frames"].value == pytest.approx(7.2)
         assert (cells["frames"].text, cells["frames_low"].text, cells["frames_high"].value) == ("9.0", "6.4", None)
         assert cells["lost"].value == pytest.approx(1.8)

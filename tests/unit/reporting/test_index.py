@@ -41,7 +41,7 @@ def test_every_protocol_with_records_and_a_report_has_a_line(store: RecordStore,
     assert one["Headline"].startswith("lora: R@1 61.0")
     assert (one["Methods"], one["Seeds"], one["Device"]) == ("2", "2", "a CPU")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", one["Newest record"])
-    assert (one["Data"], lines[UNIFORM]["Data"]) == ("Embedded stand-in, not MSR-VTT", "msrvtt")
+    assert (one["Data"], lines[UNIFORM]["Data"]) == ("Embedded stand-in, not MSR-VTT", "MSR-VTT")
     targets = re.findall(r"\]\((.*?)\)", one["Pages"])
     assert len(targets) == 3
     assert all((tmp_path / "reports" / target).is_file() for target in targets)
@@ -52,13 +52,13 @@ def test_a_row_that_does_not_compare_is_no_headline(store: RecordStore, tmp_path
     chosen["metrics"]["selection"] = "best-on-test"
     save(store, method_record("tempme", 50.0), method_record("adapter", 40.0), chosen)
     report(store, tmp_path)
-    assert index(tmp_path)[STANDIN]["Headline"].startswith("tempme: R@1 50.0 (45.0 to 55.0)")
+    assert index(tmp_path)[STANDIN]["Headline"].startswith("tempme: R@1 50.0 (45.0–55.0)")
 
 
 def test_own_recipes_have_the_verdicts_on_published_numbers(store: RecordStore, tmp_path: Path) -> None:
     save(store, msrvtt_record("tempme", 46.1))
     report(store, tmp_path, PUBLISHED)
-    assert re.fullmatch(r"(\d+ [a-z ]+(, )?)+", index(tmp_path)[PUBLISHED]["Headline"])
+    assert re.fullmatch(r"Papers' R@1: (\d+ [a-z ]+(, )?)+", index(tmp_path)[PUBLISHED]["Headline"])
 
 
 def test_reducers_without_training_are_named_at_a_saving(store: RecordStore, tmp_path: Path) -> None:
@@ -77,16 +77,14 @@ def test_reducers_without_training_are_named_at_a_saving(store: RecordStore, tmp
     assert re.fullmatch(r"tome \(r=2\): R@1 44\.0 \(.*\); dense 48\.0", headline)
 
 
-def test_costs_name_the_fewest_gflops_and_the_highest_speed_up(store: RecordStore, tmp_path: Path) -> None:
+def test_costs_have_the_range_of_speed_ups_of_token_reduction(store: RecordStore, tmp_path: Path) -> None:
     save_bench(store.root, "lora", counts(52.96, 600), backbone="ViT-B-32")
     save_bench(store.root, "tempme", [*counts(34.76, 96), *ratio(1.4, 1.5)], backbone="ViT-B-32")
     save_bench(store.root, "centerclip", [*counts(40.0, 300), *ratio(1.3, 1.4)], backbone="ViT-B-32")
     save_bench(store.root, "frame_subsample", [*counts(10.0, 300), *ratio(5.0, 6.0)], backbone="ViT-B-32")
     write_efficiency(store, tmp_path / "reports")
     line = index(tmp_path)["efficiency"]
-    assert line["Headline"] == (
-        "ViT-B/32: tempme has the fewest GFLOPs, 34.76; tempme the highest speed-up, 1.40x (1.33 to 1.47) on Some CPU"
-    )
+    assert [part in line["Headline"] for part in ("1.30–1.40x", "ViT-B/32", "Some CPU", "5.00")] == [True] * 3 + [False]
     assert line["Methods"] == "4"
 
 

@@ -64,7 +64,7 @@ class TestMainTable:
         folder = report(store, tmp_path)
         rows = table(folder)
         assert list(rows) == ["chance", "zero_shot", "lora", "tempme"]
-        printed = ["0.3", "19.0 \\[14.0, 24.0\\]", "56.0 \\[51.0, 61.0\\]", "**82.0 \\[77.0, 87.0\\]**"]
+        printed = ["0.3", "19.0 (14.0–24.0)", "56.0 (51.0–61.0)", "**82.0 (77.0–87.0)**"]
         assert [row[R1] for row in rows.values()] == printed
         assert rows["tempme"]["GFLOPs † ↓"] == "**34.76**"
         assert rows["lora"]["Params (M) ↓"] == "**0.492**"
@@ -289,7 +289,7 @@ class TestMainTable:
         save(store, tied, method_record("tome", 50.0))
         folder = report(store, tmp_path)
         assert list(table(folder)) == ["chance", "tome", "tempme"]
-        assert table(folder)["tempme"][R1] == "**60.0 \\[55.0, 65.0\\]**"
+        assert table(folder)["tempme"][R1] == "**60.0 (55.0–65.0)**"
         assert "docs/statistics.md" in table_text(folder)
         row = table(folder, "results")["tempme"]
         assert (row["T→V R@1, expected over ties"], row["T→V R@1"]) == ("**60.0**", "40.0")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tvrbench.harness.reporting.catalogue import significant
+from tvrbench.harness.reporting.catalogue import significant, with_interval
 from tvrbench.harness.reporting.tables.markdown import Code, Markdown, brief, escaped, inline, one_line, templates
 
 pytestmark = pytest.mark.unit
@@ -89,3 +89,12 @@ def test_addresses_are_no_links() -> None:
     assert "://" not in text
     assert "www." not in text
     assert "see http://a.example and www.b.example" in html(text)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "printed"),
+    [(("51.2", "46.1", "56.3"), "51.2 (46.1–56.3)"), (("+3.0", "-2.3", "+8.4"), "+3.0 (-2.3 to +8.4)")],
+)
+def test_an_interval_needs_no_escapes_and_its_dash_is_no_sign(numbers: tuple[str, str, str], printed: str) -> None:
+    assert with_interval(*numbers) == printed
+    assert escaped(printed) == printed

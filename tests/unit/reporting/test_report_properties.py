@@ -83,7 +83,7 @@ def published(store: RecordStore) -> None:
 
 
 def training_free(store: RecordStore) -> None:
-    """Store runs of reducers that are held against the plain encoder."""
+    """Store runs of reducers that are held against the dense encoder."""
     plain = {"gmacs_video": 52.96, "output_tokens": 600, "R1": 48.0}
     for r, share in ((1, 0.9), (2, 0.7), (4, 0.4)):
         record = method_record("tome", 48.0 * share, tuning="frozen")
@@ -143,7 +143,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 SHOWN = {
     "uniform": "main results equal-time scored selection spread pairs subsets two-stage storage-types search "
-    "search.time published not-comparable paper-scale provenance",
+    "search-time published not-comparable paper-scale provenance",
     "published": "main results published published-other claims not-comparable paper-scale provenance",
     "training-free": "agreement main results provenance",
     "efficiency": "cost encoding training equal-time search long-videos claims claims-tables",

@@ -106,6 +106,8 @@ class TestTable:
         assert [row[1].text for row in table.rows] == ["1 !", "–", "2"]
         assert (table.footnotes, table.remarks) == ((), ("Three.", "! Excluded.", "– Not measured."))
         assert [row[0].value for row in table.csv_rows] == ["x: Disturbed.", "x: no GPU.", None]
+        ranged = made(Cell(text="1.0 (0.9–1.1)", value=1.0), marks={"–": "Not measured."})
+        assert ranged.remarks == ("Three.",)  # the dash of a range is no sign
         short = make_table("t", "Title", ("One.",), [text_column("row", "row †", str)], [1], marks={"†": "Counted."})
         assert (short.caption, short.remarks) == ("One.", ("† Counted.",))  # a sign is never in a caption
 

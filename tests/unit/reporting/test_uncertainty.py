@@ -174,7 +174,7 @@ class TestEqualTime:
         row = table(folder, "equal-time")["method"]
         assert len(row) == 7
         assert (row["Frames that fit"], row["Better?"]) == (frames, better)
-        assert row["Difference \\[95 % CI\\]"].startswith("+" if better == "yes" else "-" if better == "no" else "")
+        assert row["Difference (95 % CI)"].startswith("+" if better == "yes" else "-" if better == "no" else "")
 
     def test_methods_that_are_not_compared_are_counted_and_listed_in_the_csv(
         self, store: RecordStore, tmp_path: Path
@@ -231,7 +231,8 @@ class TestEqualTime:
         ("throughput", "reason"),
         [
             (None, "its speed-up was not measured"),
-            (speed(20.0, invalid="disturbed"), "its speed-up is invalid: disturbed"),
+            (speed(20.0, invalid="disturbed"), "measurement disturbed"),
+            (speed(20.0, invalid="features differ"), "outputs differ: features differ"),
             (speed(20.0, batch=1), "another device or in another setting"),
             (speed(20.0, precision="bfloat16"), "another device or in another setting"),
         ],
