@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,15 @@ def test_no_number_of_frames_makes_a_long_file_name(frames: Any, tmp_path: Path)
         save_counted(tmp_path, "lora", counts(53.0, 600), number)
     files = write_efficiency(RecordStore(tmp_path), tmp_path / "reports")
     assert max(len(file.name) for file in files) < 120
+
+
+def test_a_cost_that_overflows_in_its_unit_is_no_point_of_the_chart(tmp_path: Path) -> None:
+    for method, rate in (("lora", 5e-324), ("tempme", 5.0)):  # drawn as ms per video
+        save_bench(tmp_path, method, [*counts(53.0, 600), *ratio(1.0, 1.1), speed(rate)])
+    page = next(
+        file for file in write_efficiency(RecordStore(tmp_path), tmp_path / "reports") if file.suffix == ".html"
+    )
+    (data,) = re.findall(r'id="chart-data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    (group,) = json.loads(data)["groups"]
+    held = {method["label"]: "throughput_inference" in method["points"] for method in group["methods"]}
+    assert held == {"lora": False, "tempme": True}
