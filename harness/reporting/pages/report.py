@@ -17,7 +17,14 @@ from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
-from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, in_groups, method_rows, with_unique_labels
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    by_recall,
+    in_groups,
+    method_rows,
+    option_number,
+    with_unique_labels,
+)
 from tvrbench.harness.reporting.figures.all_figures import (
     RECIPES_NOTICE,
     Picture,
@@ -158,11 +165,12 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
             "row": f"row-main-{order.index(row.label)}",
             "style": style[row.label],
             "line": line_of(row),
-            "keep": row.options.get("keep") if line_of(row) else None,
-            "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
+            "keep": kept,
+            "short": None if kept is None else f"{kept} frames",
             "points": points(row, [*costs, *accuracies]),
         }
         for row in shown
+        for kept in [option_number(row.options, "keep") if line_of(row) else None]
     ]
     return chart(
         costs,

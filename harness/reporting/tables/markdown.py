@@ -70,9 +70,11 @@ def bold(text: object) -> Markdown:
     return Markdown(f"**{escaped(text)}**")
 
 
-def inline(parts: Iterable[Inline] | str) -> Markdown:
-    """Join the pieces of a line, each escaped for what it is."""
-    return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
+def inline(parts: Iterable[Inline] | str, *, in_cell: bool = False) -> Markdown:
+    """Join the pieces of a line, each escaped for what it is; a bar ends a cell of a table even in code."""
+    pieces = [parts] if isinstance(parts, str) else parts
+    bar = "\\|" if in_cell else "|"
+    return Markdown("".join(_piece(p).replace("|", bar) if isinstance(p, Code) else _piece(p) for p in pieces))
 
 
 def target(link: str) -> str:

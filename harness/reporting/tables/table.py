@@ -178,9 +178,9 @@ class Table:
         keys = [column.key for column in (*self.columns, *self.csv_columns)]
         frame = pd.DataFrame([[_plain(cell) for cell in row] for row in rows], columns=keys, dtype=object)
         if self.groups:
-            frame.insert(1, "group", list(self.groups))
+            frame.insert(1, "group", [_plain_text(title) for title in self.groups])
         if self.note is not None:
-            frame["note"] = self.note
+            frame["note"] = _plain_text(self.note)
         return frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -318,8 +318,10 @@ def _number(cell: Cell) -> str:
 
 
 def _plain(cell: Cell) -> float | str | None:
-    if not isinstance(cell.value, str):
-        return cell.value
-    text = one_line(cell.value)
-    # A spreadsheet runs a text that starts like a formula.
+    return _plain_text(cell.value) if isinstance(cell.value, str) else cell.value
+
+
+def _plain_text(value: str) -> str:
+    """Return a text on one line; a spreadsheet would run one that starts like a formula."""
+    text = one_line(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
