@@ -15,7 +15,7 @@ from tvrbench.harness.records.record import OVER_VIDEOS, Record
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.analysis.reduction import ReducedRow, plain_recall, reduced_rows
-from tvrbench.harness.reporting.catalogue import DIRECTIONS, between, metric, printed_backbone
+from tvrbench.harness.reporting.catalogue import between, metric, printed_backbone
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.bench_rows import Bench, backbones, benches, figure, value_of
 from tvrbench.harness.reporting.data.context import ReportContext
@@ -169,11 +169,12 @@ def _at_a_saving(reduced: Sequence[ReducedRow]) -> str:
 
 
 def _verdicts(rows: Sequence[MethodRow], context: ReportContext) -> str:
-    """Count the verdicts on published accuracy."""
+    """Count the verdicts on published R@1, in both directions."""
     papers = PaperData(numbers=load_published(), configurations=load_configurations())
-    judged = [c for c in compare(papers, rows, (), context) if c.number.metric.startswith(tuple(DIRECTIONS))]
+    judged = [c for c in compare(papers, rows, (), context) if c.number.metric in ("t2v_R1", "v2t_R1")]
     counts = Counter(c.verdict for c in judged if c.verdict != "not comparable")
-    return ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())) or "no published number is comparable"
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts))
+    return f"Papers' R@1: {verdicts}" if verdicts else "No published R@1 is comparable"
 
 
 def _efficiency(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:

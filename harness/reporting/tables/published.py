@@ -69,8 +69,9 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
         aside(link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ())),
     )
     counted = f"Of {len(first)} published numbers: {counts(c.verdict for c in first)}."
+    costs = "Costs are of full-size models with random weights." * any(c.number.metric in COUNTS for c in first)
     kinds = (
-        ("published", "Published and measured", first, (counted, "Costs are of full-size models with random weights.")),
+        ("published", "Published and measured", first, (counted, costs)),
         (
             *("published-other", "Other published numbers"),
             [c for c in compared if c not in first],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, SelectionGap, selection_gap, variance_parts
+from tvrbench.harness.records.record import trained
 from tvrbench.harness.reporting.analysis.matched_time import FrameBudget, MatchedPoint, frames_kept
 from tvrbench.harness.reporting.analysis.pairwise import Pair
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric, with_interval
@@ -22,8 +23,8 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
     """Make the table of all compared pairs, for the CSV alone; None where there is none."""
     if not pairs:
         return None
-    trained = [row for pair in pairs for row in (pair.a, pair.b) if row.record["tuning"] != "frozen"]
-    fewest = min((len(row.runs) for row in trained), default=SEEDS_FOR_A_CLAIM)
+    rows = [row for pair in pairs for row in (pair.a, pair.b) if trained(row.record)]
+    fewest = min((len(row.runs) for row in rows), default=SEEDS_FOR_A_CLAIM)
     significant = sum(pair.better is not None for pair in pairs)
     columns = (
         text_column("a", "method", lambda pair: pair.a.label),
@@ -50,7 +51,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
     if not points:
         return None
     compared = [point for point in points if point.better is not None]
-    few = any(len(point.row.runs) < SEEDS_FOR_A_CLAIM for point in compared)
+    few = any(len(point.row.runs) < SEEDS_FOR_A_CLAIM for point in compared if trained(point.row.record))
     sentences = (
         "R@1 of each method and of the dense encoder on as many frames as fit in the same time."
         if compared
@@ -61,6 +62,7 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         else None,
         f"Time: per video, over that of all frames, on {setting([point.row for point in points])}." * bool(compared),
         "Frames that fit lie between two measured points (docs/statistics.md)." * bool(compared),
+        "Better? is corrected for all methods of the table, the interval is not." * (len(compared) > 1),
         _FEW_SEEDS * few,
         _left_out(points),
     )

@@ -58,7 +58,7 @@ def test_a_row_that_does_not_compare_is_no_headline(store: RecordStore, tmp_path
 def test_own_recipes_have_the_verdicts_on_published_numbers(store: RecordStore, tmp_path: Path) -> None:
     save(store, msrvtt_record("tempme", 46.1))
     report(store, tmp_path, PUBLISHED)
-    assert re.fullmatch(r"(\d+ [a-z ]+(, )?)+", index(tmp_path)[PUBLISHED]["Headline"])
+    assert re.fullmatch(r"Papers' R@1: (\d+ [a-z ]+(, )?)+", index(tmp_path)[PUBLISHED]["Headline"])
 
 
 def test_reducers_without_training_are_named_at_a_saving(store: RecordStore, tmp_path: Path) -> None:
