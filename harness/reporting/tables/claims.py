@@ -43,8 +43,8 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
     """Make the short table of claims: a line per claim and baseline, with both readings of a cost.
 
     It has what the papers mean themselves, and every other baseline on the same backbone that was measured. A claim
-    without a baseline is about its own configuration and judged by no other one. Of several devices a GPU comes before a CPU, then the one that measured the most claims. Pages count what was not measured; the
-    CSV has it.
+    without a baseline is about its own configuration and judged by no other one. Of several devices a GPU comes before
+    a CPU, then the one that measured the most claims. Pages count what was not measured; the CSV has it.
     """
     measured = Counter(r.bench.name for r in results if r.bench is not None and r.measured is not None)
 
