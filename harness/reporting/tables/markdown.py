@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -89,8 +90,9 @@ def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Enviro
     return jinja2.Environment(loader=loader, finalize=finalize, **options)
 
 
+@functools.cache
 def templates() -> jinja2.Environment:
-    """Return the templates in Markdown, which escape what is not Markdown already."""
+    """Return the templates in Markdown, which escape what is not Markdown already; each is compiled once."""
     made = environment(escaped, keep_trailing_newline=True)
     made.filters |= {"inline": inline}
     return made
