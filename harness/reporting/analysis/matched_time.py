@@ -170,7 +170,6 @@ class MatchedTime:
         points: every other method that encodes.
         baseline: the dense encoder, whose time is 1.
         batch: videos per call.
-        repeats: per ratio, in words.
         all_frames: number of frames without a budget.
     """
 
@@ -178,7 +177,6 @@ class MatchedTime:
     points: tuple[MatchedPoint, ...]
     baseline: str
     batch: int
-    repeats: str
     all_frames: int
 
 
@@ -211,7 +209,6 @@ def matched_cost(rows: Sequence[MethodRow], frames: int) -> MatchedTime | None:
         points=tuple(_matched(row, curve, batch, frames) for row in rows if row not in (*budgets, *dense)),
         baseline=names[0],
         batch=batch,
-        repeats=" or ".join(sorted({str(len(m["samples"])) for m in ratios})),
         all_frames=frames,
     )
 

@@ -170,15 +170,21 @@ class MethodRow:
         """Return a measurement by the name that it has in these records (``reading``), averaged over the runs."""
         return self.recorded(self.reading(name), what)
 
-    def recorded(self, name: str, what: str = "inference") -> Cost | None:
+    def recorded(self, name: str, what: str = "inference", gallery: int | None = None) -> Cost | None:
         """Return a measurement of exactly this name, averaged over the runs; None where no run mentions it.
 
-        A measurement that names no scenario (``what``) counts for any.
+        A measurement that names no scenario (``what``) counts for any; ``gallery`` is that of a search.
         """
-        per_run = (
-            [m for m in run.record["cost"] if m["name"] == name and m["conditions"].get("what", what) == what]
-            for run in self.runs
-        )
+
+        def fits(m: MeasurementDoc) -> bool:
+            conditions = m["conditions"]
+            return (
+                m["name"] == name
+                and conditions.get("what", what) == what
+                and gallery in (None, conditions.get("gallery"))
+            )
+
+        per_run = (list(filter(fits, run.record["cost"])) for run in self.runs)
         first = [measurements[0] for measurements in per_run if measurements]
         return Cost.mean(first, len(self.runs)) if first else None
 

@@ -15,7 +15,16 @@ from tvrbench.harness.reporting.data.rows import Cost, MethodRow, grouped
 from tvrbench.harness.reporting.tables.columns import cost_cell
 from tvrbench.harness.reporting.tables.markdown import slug
 from tvrbench.harness.reporting.tables.marks import FVCORE, MARKS
-from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, make_table, missing_cell, text_column
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Cell,
+    Column,
+    Table,
+    csv_only,
+    make_table,
+    missing_cell,
+    text_column,
+)
 
 _UNCOUNTED = "not counted: the method refuses this number of frames, or it was not asked for"
 _UNTIMED = "not timed with this number of frames"
@@ -65,8 +74,8 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
         *(_of_dense(found, number) for number in frames),
         *(_counted("step_memory", f"Training (GB), {number} frames", number, found.batch) for number in frames),
         *(_timed("speedup", f"Speed-up, {number} frames", number) for number in timed),
-        *(_beside(_counted(key, key, number)) for key in ("output_tokens", "gmacs_step") for number in frames),
-        *(_beside(_timed("throughput_best", "", number)) for number in timed),
+        *csv_only(*(_counted(key, "", number) for key in ("output_tokens", "gmacs_step") for number in frames)),
+        *csv_only(*(_timed("throughput_best", "", number) for number in timed)),
     ]
     return make_table(
         *(name, title, sentences, columns, methods), best=True, group=lambda m: m.group.capitalize(), marks=_MARKS
@@ -74,10 +83,6 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
 
 
 _MARKS = {**MARKS, MISSING: "Not counted; the CSV has the reason."}
-
-
-def _beside(column: Column) -> Column:
-    return replace(column, csv_only=True)
 
 
 def _counted(name: str, header: str, frames: int, batch: int | None = None) -> Column:
@@ -117,7 +122,7 @@ def _cell(row: MethodRow, measured: MeasurementDoc | None, shown: Metric) -> Cel
 
 
 def _column(shown: Metric, header: str, frames: int, cell: Callable[[Any], Cell]) -> Column:
-    return Column(key=f"{shown.name}_{frames}", header=header, cell=cell, better=shown.better)
+    return Column(f"{shown.name}_{frames}", header, cell, better=shown.better)
 
 
 def _numbers(frames: Sequence[int]) -> str:

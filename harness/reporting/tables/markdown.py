@@ -56,6 +56,11 @@ def slug(text: str, longest: int | None = None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest]
 
 
+def github_anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading, before equal ones are numbered."""
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
 def escaped(value: object) -> Markdown:
     """Escape text so that it shows as it is, in a paragraph, a list item or a table cell."""
     if isinstance(value, Markdown):
@@ -94,7 +99,7 @@ def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Enviro
 def templates() -> jinja2.Environment:
     """Return the templates in Markdown, which escape what is not Markdown already; each is compiled once."""
     made = environment(escaped, keep_trailing_newline=True)
-    made.filters |= {"inline": inline}
+    made.filters |= {"inline": inline, "code": lambda text, in_cell=False: inline([Code(text)], in_cell=in_cell)}
     return made
 
 

@@ -180,7 +180,7 @@ class TestCell:
     def test_a_paper_prints_them_and_leaves_links_to_records_out(self) -> None:
         columns = [
             text_column("method", "Method", str),
-            Column(key="reruns", header="Re-runs", cell=lambda _: reruns_cell([self.ONE]), left=True),
+            Column("reruns", "Re-runs", lambda _: reruns_cell([self.ONE]), left=True),
             link_column("records", "Records", lambda _: [("seed 0", "records/a.json")]),
         ]
         text = fragment(make_table("t", "T", (), columns, ["tempme"]))
