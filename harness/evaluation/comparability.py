@@ -56,7 +56,7 @@ def shortfalls(record: Record) -> list[Reason]:
     elif protocol.weights == "openai":
         found += [*_other_split(record, protocol), *_other_rules(record, protocol)]
     if trained(record) and record["data"].get("frame_captions", "none needed") is None:
-        found.append(Reason("frame-captions", "trained without captions of its frames, and so without their losses"))
+        found.append(Reason("frame-captions", "no frame captions in training, and so no losses on them"))
     if record["status"] != "completed":
         found.append(Reason("failed", "the run failed"))
     return found

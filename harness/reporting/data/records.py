@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,9 @@ def select(
         seen = f"; {len(names)} failed, see {names[0]}" if names else ""
         where = f" in {store.searched(protocol)}" if store else ""
         to_run = "FILE.toml" if protocol.startswith(f"{OWN}/") else protocol
-        message = f"{protocol}: no completed run is recorded{where}{seen}; make one with 'tvrbench run {to_run}'"
+        close = difflib.get_close_matches(protocol, [] if store is None or stored else store.protocols(), n=1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        message = f"{protocol}: no completed run is recorded{where}{seen}{guess}; make one with 'tvrbench run {to_run}'"
         raise UsageError(message, code="report.no-run", protocol=protocol, failed=names)
     hashes = sorted({s.record["protocol"]["hash"] for s in completed})
     chosen = protocol_hash if protocol_hash is not None else newest(completed).record["protocol"]["hash"]

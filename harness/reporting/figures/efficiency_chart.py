@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,8 +118,13 @@ def charted(
         "line": line,
         "keep": frames,
         "short": f"{frames:g} frames" if short and frames is not None else None,
-        "points": {axis.key: _compact(reading) for axis in axes if (reading := axis.read(row)) is not None},
+        "points": _points(row, axes),
     }
+
+
+def _points(row: MethodRow, axes: Sequence[Axis]) -> dict[str, list[float | bool | None]]:
+    readings = ((axis.key, axis.read(row)) for axis in axes)
+    return {key: _compact(one) for key, one in readings if one is not None and math.isfinite(one[0])}
 
 
 def _choice(axis: Axis) -> dict[str, str]:
@@ -128,10 +134,11 @@ def _choice(axis: Axis) -> dict[str, str]:
 def _compact(reading: Reading) -> list[float | bool | None]:
     """Round to the digits that a chart can show, and leave out what is not known at the end."""
     value, low, high, bound = reading
-    rounded = [None if number is None else float(f"{number:.7g}") for number in (value, low, high)]
+    known = [number if number is not None and math.isfinite(number) else None for number in (value, low, high)]
+    rounded = [None if number is None else float(f"{number:.7g}") for number in known]
     if bound:
         return [*rounded, True]
-    return rounded if low is not None else rounded[:1]
+    return rounded if None not in rounded else rounded[:1]
 
 
 def _methods(group: ChartGroup) -> list[dict[str, Any]]:

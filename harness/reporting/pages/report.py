@@ -17,7 +17,14 @@ from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
-from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, in_groups, method_rows, with_unique_labels
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    by_recall,
+    in_groups,
+    method_rows,
+    option_number,
+    with_unique_labels,
+)
 from tvrbench.harness.reporting.figures.all_figures import (
     RECIPES_NOTICE,
     Picture,
@@ -124,7 +131,7 @@ def write_report(
     ]
     lead = (
         "These runs show that the whole job works: real video files, training, evaluation, cost. "
-        f"For {context.stands_for} itself run ",
+        f"For {replace(context, dataset=context.stands_for).data_title} itself run ",
         *(Code(f"nox -s reproduce-{context.stands_for} -- --data DIR"), "."),
     )
     report = Report(
@@ -153,9 +160,10 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
         charted(
             *(row, f"row-main-{order.index(row.label)}", style[row.label], [*costs, *accuracies]),
             line=line_of(row),
-            frames=row.options.get("keep") if line_of(row) else None,
+            frames=kept,
         )
         for row in shown
+        for kept in [option_number(row.options, "keep") if line_of(row) else None]
     ]
     return chart(
         costs,

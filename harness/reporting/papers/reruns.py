@@ -31,8 +31,8 @@ from tvrbench.harness.reporting.papers.csv_rows import (
 from tvrbench.harness.reporting.papers.published import Method, PublishedNumber, load_published
 
 _SOURCES = {
-    r"([\w.-]+/[\w.-]+)#(\d+)": r"https://github.com/\1/issues/\2",
-    r"([\w.-]+/[\w.-]+)": r"https://github.com/\1",
+    r"(\w[\w.-]*/\w[\w.-]*)#(\d+)": r"https://github.com/\1/issues/\2",
+    r"(\w[\w.-]*/\w[\w.-]*)": r"https://github.com/\1",
     r"\S+ \(arXiv (\d{4}\.\d{4,5})\)": r"https://arxiv.org/abs/\1",
     r"\S+ \(OpenReview (\w+)\)": r"https://openreview.net/forum?id=\1",
 }

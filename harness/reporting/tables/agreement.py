@@ -29,7 +29,7 @@ def agreement_table(reduced: Sequence[ReducedRow], context: ReportContext) -> Ta
         _of_record("same_top1", "Same top-1 (%)", ("agreement", "same_top1"), fixed(1)),
         number_column("recall_1", metric("t2v_R1").short, lambda one: one.recall, fixed(1)),
         _of_record("t2v_R5", metric("t2v_R5").short, ("t2v", "R5"), fixed(1)),
-        text_column("front", "Pareto front", lambda one: ", ".join(_NAMES[what] for what in one.front) or None),
+        text_column("front", "Pareto front", lambda one: ", ".join(_NAMES[what] for what in one.front)),
     ]
     sentences = (
         "Reducers on the given weights, nothing trained; percentages are of the dense encoder."

@@ -82,11 +82,14 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         text_column("verdict", "Verdict", lambda line: line.verdict),
         text_column("device", "Device", lambda line: _device(line.exact)),
     )
-    on_cpu = "; a ratio on a CPU gets no verdict" * any(_on_cpu(line.exact) for line in lines)
-    as_released = ", and as released counts what released code computes and drops too" * bool(released)
+    shown = [line for line in lines if line.exact.measured is not None]
+    unmeasured = len(lines) - len(shown)
+    on_cpu = "; a ratio on a CPU gets no verdict" * any(_on_cpu(line.exact) for line in shown)
     sentences = (
-        f"{counts(line.exact.verdict for line in lines).capitalize()}{on_cpu}.",
-        f"* is the baseline that the paper means{as_released}; claims.csv has every reading.",
+        f"{counts(line.exact.verdict for line in shown).capitalize() or 'None is measured'}{on_cpu}.",
+        f"Not measured: {unmeasured} more, in claims-headline.csv." if unmeasured else None,
+        "* The baseline that the paper means; claims.csv has every reading.",
+        "As released: with the work whose result released code drops; – where there is none." if released else None,
     )
     return make_table(
         *("claims-headline", "The papers' claims", sentences, columns, lines),

@@ -73,7 +73,6 @@ _SPECIAL = {
     **{character: rf"\{character}" for character in "{}$&#%_"},
     **{character: f"{{{character}}}" for character in "[]*"},  # no length or star after a line break
     "−": "$-$",
-    "-": r"-{}",  # no ligature: two hyphens stay two
     "…": r"\ldots{}",
     "⚠": r"\textbf{!}",
 }
@@ -87,7 +86,8 @@ def latex(value: object) -> str:
         return " " <= character <= "~" or (latin and character not in _NOT_IN_T1)
 
     text = unicodedata.normalize("NFC", one_line(value))
-    return "".join(_SPECIAL.get(c) or (c if plain(c) else f"{{[}}U+{ord(c):04X}{{]}}") for c in text)
+    escaped = "".join(_SPECIAL.get(c) or (c if plain(c) else f"{{[}}U+{ord(c):04X}{{]}}") for c in text)
+    return escaped.replace("--", "-{}-").replace("--", "-{}-")  # no ligature: two hyphens stay two, three three
 
 
 def latex_files(tables: Sequence[Table]) -> dict[str, str]:

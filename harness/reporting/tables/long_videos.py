@@ -14,6 +14,7 @@ from tvrbench.harness.reporting.data.bench_rows import UNMEASURED, figure
 from tvrbench.harness.reporting.data.long_videos import CountedMethod, LongVideos
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, grouped
 from tvrbench.harness.reporting.tables.columns import cost_cell
+from tvrbench.harness.reporting.tables.markdown import slug
 from tvrbench.harness.reporting.tables.marks import FVCORE, MARKS
 from tvrbench.harness.reporting.tables.table import (
     MISSING,
@@ -47,7 +48,7 @@ def long_videos_tables(found: LongVideos, stem: str) -> list[Table]:
         dense = [] if found.dense is None else [found.dense]
         methods = [method for method in encoding if method.counted(few) and method not in dense]
         title = f"{words}: {_numbers(few)} frames, of the papers' own settings"
-        name = f"{stem}.{'-'.join(map(str, few))}-frames"
+        name = f"{stem}.{slug('-'.join(map(str, few)), 60)}-frames"
         tables.append(_table(name, title, found, few, grouped([*dense, *methods], attrgetter("first"))))
     return tables
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -75,9 +76,11 @@ def bold(text: object) -> Markdown:
     return Markdown(f"**{escaped(text)}**")
 
 
-def inline(parts: Iterable[Inline] | str) -> Markdown:
-    """Join the pieces of a line, each escaped for what it is."""
-    return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
+def inline(parts: Iterable[Inline] | str, *, in_cell: bool = False) -> Markdown:
+    """Join the pieces of a line, each escaped for what it is; a bar ends a cell of a table even in code."""
+    pieces = [parts] if isinstance(parts, str) else parts
+    bar = "\\|" if in_cell else "|"
+    return Markdown("".join(_piece(p).replace("|", bar) if isinstance(p, Code) else _piece(p) for p in pieces))
 
 
 def target(link: str) -> str:
@@ -92,10 +95,12 @@ def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Enviro
     return jinja2.Environment(loader=loader, finalize=finalize, **options)
 
 
+@functools.cache
 def templates() -> jinja2.Environment:
-    """Return the templates in Markdown, which escape what is not Markdown already."""
+    """Return the templates in Markdown, which escape what is not Markdown already; each is compiled once."""
     made = environment(escaped, keep_trailing_newline=True)
-    made.filters |= {"inline": inline, "code": lambda text: inline([Code(text)])}
+    made.filters["inline"] = inline
+    made.filters["code"] = lambda text, in_cell=False: inline([Code(text)], in_cell=in_cell)
     return made
 
 

@@ -207,8 +207,8 @@ def _data(rows: Sequence[MethodRow], context: ReportContext) -> str:
     """Name data, backbone, frames and seeds; what rows differ in, or do not tell, is left out."""
 
     def shared(values: Iterable[object]) -> object:
-        found = set(values)
-        return found.pop() if len(found) == 1 else None
+        first, *rest = list(values) or [None]
+        return first if all(value == first for value in rest) else None
 
     data, options = [row.record["data"] for row in rows], [row.options for row in rows]
     split, videos, queries = (

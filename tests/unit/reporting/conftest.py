@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chromium import Open, launched, watched
 
 from tvrbench.harness.records.store import RecordStore
 
@@ -12,10 +15,27 @@ from tvrbench.harness.records.store import RecordStore
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of a report's time and have tests of their own."""
-    for name, drawn in (("pictures", []), ("search_pictures", []), ("depth_picture", None)):
-        monkeypatch.setattr(f"tvrbench.harness.reporting.pages.report.{name}", lambda *_, drawn=drawn: drawn)
+    pages = "tvrbench.harness.reporting.pages"
+    for name in ("pictures", "search_pictures", "agreement_pictures"):
+        monkeypatch.setattr(f"{pages}.report.{name}", lambda *_: [])
+    for name in ("report.depth_picture", "efficiency.cost_picture"):
+        monkeypatch.setattr(f"{pages}.{name}", lambda *_: None)
+    for name in ("frames_figure", "matched_time_figure"):
+        monkeypatch.setattr(f"{pages}.efficiency.{name}", lambda *_: b"")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> RecordStore:
     return RecordStore(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with launched() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(browser: Any, page_file: Path) -> Iterator[Open]:
+    with watched(browser, page_file) as opener:
+        yield opener

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from chromium import (
     column,
     contrast,
     labels,
-    launched,
     luminance,
     numbers,
-    watched,
 )
 from records import make_record
 from report_records import report, write_unchecked
@@ -63,18 +60,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records.append(record)
     write_unchecked(store, *records)
     return report(store, folder) / "page.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as found:
-        yield found
-
-
-@pytest.fixture
-def opened(browser: Any, page_file: Path) -> Iterator[Open]:
-    with watched(browser, page_file) as opener:
-        yield opener
 
 
 class TestChart:

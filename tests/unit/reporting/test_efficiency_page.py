@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_records import GPU, counts, ratio, save, speed
-from chromium import Open, assert_names_apart, color_of, contrast, labels, launched, watched
+from chromium import Open, assert_names_apart, color_of, contrast, labels
 from records import csv_rows
 
 from tvrbench.harness.records.record import Measurement
@@ -122,16 +121,9 @@ class TestFile:
                 assert re.search(rf">{re.escape(method['label'])}( \*)?</th>", line)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as found:
-        yield found
-
-
 @pytest.fixture
-def opened(browser: Any, folder: Path) -> Iterator[Open]:
-    with watched(browser, folder / "page.html") as opener:
-        yield opener
+def page_file(folder: Path) -> Path:
+    return folder / "page.html"
 
 
 @pytest.mark.slow

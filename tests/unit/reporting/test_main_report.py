@@ -22,6 +22,7 @@ from report_records import (
 )
 
 from tvrbench.datasets.standin.dataset import StandIn
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.data.records import stored_records
 
@@ -134,6 +135,11 @@ class TestWhatIsMixed:
         with raises("report.no-run", protocol=STANDIN, failed=[failed.name]):
             report(store, tmp_path)
         assert not (tmp_path / "reports").exists()
+
+    def test_a_misspelt_protocol_gets_the_name_that_is_meant(self, store: RecordStore, tmp_path: Path) -> None:
+        save(store, method_record())
+        with pytest.raises(UsageError, match=rf"did you mean {STANDIN}\?"):
+            report(store, tmp_path, "standin/unifrom")
 
     def test_different_splits_weights_devices_and_frames_are_told(self, store: RecordStore, tmp_path: Path) -> None:
         other = method_record("lora", weights_sha256="e" * 64)

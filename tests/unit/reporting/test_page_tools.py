@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from chromium import Open, color_of, column, contrast, labels, launched, press, watched
+from chromium import Open, color_of, column, contrast, labels, press
 
 from tvrbench.harness.reporting.catalogue import metric, retrieval
 from tvrbench.harness.reporting.figures.axes import Axis
@@ -95,18 +94,6 @@ def page_file(main: Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tools")
     write(Report(title="A title", sections=sections, chart=drawn, notice="A notice."), folder)
     return folder / "page.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as found:
-        yield found
-
-
-@pytest.fixture
-def opened(browser: Any, page_file: Path) -> Iterator[Open]:
-    with watched(browser, page_file) as opener:
-        yield opener
 
 
 def words_of(page: Any) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,7 @@ class TestTables:
         assert both["verdict"].text == "exact: not reproduced; as released: reproduced"
         assert lines["vop: VoP^F+C, from the paper *"]["verdict"].text == "reproduced"
         assert {row[keys.index("device")].text for row in table.rows} == {"counted"}
+        assert sum(map(int, re.findall(r"(\d+) [a-z]", table.caption.partition(".")[0]))) == len(table.rows)
         assert all("ViT-B/32" not in row[keys.index("method")].text for row in table.rows)
 
     def test_a_claim_about_itself_is_not_judged_by_another_configuration(self, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 
@@ -75,6 +77,14 @@ class TestTable:
         table = made(Cell(text="1", value=1.0), note="Notice.")
         assert (table.caption, table.remarks) == ("One. Two.", ("Three.",))
         assert table.to_csv() == "row,x,note\nrow 0,1.0,Notice.\n"
+
+    @pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\x1b[31m=x", "\u202e=x", "a\nb\x00"])
+    def test_no_text_of_a_csv_is_a_formula_or_moves_the_rest(self, text: str) -> None:
+        table = made(Cell(text=text, value=text), note=text, group=lambda _: text)
+        (row,) = csv.DictReader(StringIO(table.to_csv()))
+        for key in ("x", "group", "note"):
+            assert row[key].isprintable()
+            assert row[key][0] not in "=+-@"
 
     @pytest.mark.parametrize(("better", "bold"), [("max", ["2.0"]), ("min", ["1.0", "1.0"]), (None, [])])
     def test_the_best_rankable_cells_are_bold(self, better: str | None, bold: list[str]) -> None:
