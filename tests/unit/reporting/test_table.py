@@ -95,10 +95,11 @@ class TestTable:
 
     def test_what_is_too_much_for_a_page_is_in_the_csv_alone(self) -> None:
         beside = Column("y", "y", lambda i: Cell(text=f"<{i}>", value=i), csv_only=True)
-        table = make_table("t", "Title", (), [text_column("row", "row", str), beside], [1, 2])
-        assert [column.key for column in table.columns] == ["row"]
+        columns = [text_column("row", "row", str), beside, text_column("last", "last", str)]
+        table = make_table("t", "Title", (), columns, [1, 2])
+        assert [column.key for column in table.columns] == ["row", "last"]
         assert "&lt;" not in table.to_markdown()
-        assert table.to_csv() == "row,y\n1,1\n2,2\n"
+        assert table.to_csv() == "row,y,last\n1,1,1\n2,2,2\n"  # in their order
 
     def test_marks_have_one_footnote_each_and_reasons_are_in_the_csv(self) -> None:
         cells = [Cell(text="1 !", value=1, note="Disturbed."), missing_cell("no GPU"), Cell(text="2", value=2)]
