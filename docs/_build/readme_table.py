@@ -46,10 +46,10 @@ def cost_table(results: Path = Path("results")) -> Table:
         raise ValueError(f"{results} holds no counted record on {BACKBONE}")
     columns = [
         text_column("method", "Method", lambda method: method.label),
-        Column(key="gmacs_video", header="GFLOPs†", cell=_gflops),
+        Column("gmacs_video", "GFLOPs†", _gflops),
         _count("output_tokens", "Tokens", fixed(0)),
         _count("params_trainable", "Trainable params (M)", lambda value: significant(3)(1e-6 * value)),
-        Column(key="paper", header="Paper", cell=lambda method: _papers(method.method), left=True),
+        Column("paper", "Paper", lambda method: _papers(method.method), left=True),
     ]
     return make_table(
         "readme",
@@ -83,7 +83,7 @@ def _count(name: str, header: str, show: Callable[[float], str]) -> Column:
             raise ValueError(f"{method.label} has no {name}")
         return Cell(text=f"{'≤ ' * (method.at_most and name == 'output_tokens')}{show(value)}", value=value)
 
-    return Column(key=name, header=header, cell=cell)
+    return Column(name, header, cell)
 
 
 def _papers(method: str) -> Cell:

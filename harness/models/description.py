@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from tvrbench.harness.core.errors import UsageError
-from tvrbench.harness.core.validation import first_error, validated
+from tvrbench.harness.core.validation import validated
 from tvrbench.harness.models.backbone.architecture import Architecture, vision_name
 from tvrbench.harness.models.backbone.weights_file import printable, read_json, read_metadata
 from tvrbench.harness.records.store import BEST_ON_TEST, LAST
@@ -131,12 +129,20 @@ def weights_file(path: Path) -> Path:
         raise UsageError(f"checkpoint {shown}: there is no such file or folder", code="checkpoint.missing", file=shown)
     if not path.is_dir():
         return path
-    config, file = _read_config(path, shown), path / WEIGHTS
+    if not is_exported(path):
+        raise UsageError(
+            f"checkpoint {shown}: this folder was not written by tvrbench export ({CONFIG} of format {FOLDER_FORMAT}): "
+            "give such a folder, a checkpoint file with --checkpoint, or plain CLIP weights with --weights",
+            code="checkpoint.not-exported",
+            file=shown,
+        )
+    file = path / WEIGHTS
     if not file.is_file():
         problem = f"checkpoint {shown}: {WEIGHTS} is not in this folder: export or download it again"
         raise UsageError(problem, code="checkpoint.incomplete", file=shown)
     meta = read_metadata(file)
-    if meta.get("format") != FORMAT or Description.from_metadata(meta, WEIGHTS) != config:
+    described = Description.from_metadata(meta, WEIGHTS) if meta.get("format") == FORMAT else None
+    if described is None or described.to_config() != read_json(path / CONFIG, _LONGEST):
         problem = (
             f"checkpoint {shown}: {CONFIG} and {WEIGHTS} do not describe the same model: export or download it again"
         )
@@ -151,23 +157,3 @@ def is_exported(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FOLDER_FORMAT
-
-
-def _read_config(folder: Path, shown: str) -> Description:
-    if not is_exported(folder):
-        raise UsageError(
-            f"checkpoint {shown}: this folder was not written by tvrbench export ({CONFIG} of format {FOLDER_FORMAT}): "
-            "give such a folder, a checkpoint file with --checkpoint, or plain CLIP weights with --weights",
-            code="checkpoint.not-exported",
-            file=shown,
-        )
-    content = read_json(folder / CONFIG, _LONGEST)
-    described = {name: value for name, value in content.items() if name not in ("format", "library_name", "backbone")}
-    try:
-        config = TypeAdapter(Description).validate_python(described)
-    except ValidationError as error:
-        at, message = first_error(error)
-        raise damaged(f"{shown}/{CONFIG}", f"at {at}: {printable(message, 200)}") from None
-    if config.frames < 1 or described.keys() != asdict(config).keys():
-        raise damaged(f"{shown}/{CONFIG}", "its description (method, options, architecture, frames) is damaged")
-    return config

@@ -148,6 +148,11 @@ def recorded(measurements: Iterable[MeasurementDoc], kind: Literal["memory", "la
     return [metric(*key) for key in kinds]
 
 
+def in_gigabytes(memory: Metric) -> Metric:
+    """Return a metric of memory that prints gigabytes, whatever its recorded unit."""
+    return replace(memory, scale=BYTES[memory.unit] / BYTES["GB"])
+
+
 def _is_memory(measurement: MeasurementDoc) -> bool:
     """Return True for an amount of memory; what is stored of a video, or read for a query, is none."""
     known = CATALOGUE.get(measurement["name"])

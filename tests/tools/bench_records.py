@@ -132,6 +132,8 @@ def found(root: Path) -> list[Bench]:
 
 def column(table: Table, key: str) -> dict[str, Cell]:
     """The cells of a column, of the page or of the CSV alone, by the first value of their row."""
-    index = [c.key for c in (*table.columns, *table.csv_columns)].index(key)
-    rows = zip(table.rows, table.csv_rows or [()] * len(table.rows), strict=True)
-    return {str(row[0].value): (*row, *beside)[index] for row, beside in rows}
+    for columns, rows in ((table.columns, table.rows), (table.csv_columns, table.csv_rows)):
+        if key in (keys := [column.key for column in columns]):
+            return {str(row[0].value): row[keys.index(key)] for row in rows}
+    names = (str(row[0].value) for row in table.csv_rows)
+    return {name: Cell(text=text or "", value=text) for name, text in zip(names, table.csv_texts[key], strict=True)}

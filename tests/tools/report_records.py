@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -69,11 +70,16 @@ def full_size_record(method: str = "tempme", backbone: str = "ViT-B-32", **value
     return record
 
 
+@functools.cache
+def _reference(protocol: str) -> tuple[tuple[str, str], ...]:
+    """Name and hash of a protocol, which is made of every recipe."""
+    return ("name", protocol), ("hash", load_protocol(protocol).hash)
+
+
 def msrvtt_record(method: str, r1: float, kind: str = "published", **changes: Any) -> dict[str, Any]:
     """Return the record of a run on real data that compares with the papers: whole splits, OpenAI's weights."""
-    protocol = load_protocol(f"msrvtt-1ka-9k/{kind}")
     openai = next(sha256 for sha256, backbone in OPENAI_WEIGHTS.items() if backbone == "ViT-B-32")
-    given = {"protocol": {"name": protocol.name, "hash": protocol.hash}, "weights_sha256": openai}
+    given = {"protocol": dict(_reference(f"msrvtt-1ka-9k/{kind}")), "weights_sha256": openai}
     record = method_record(method, r1, **given, **{key: changes[key] for key in ("seed",) if key in changes})
     record["data"] |= {
         "dataset": "msrvtt",

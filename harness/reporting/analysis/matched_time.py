@@ -14,14 +14,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from tvrbench.harness.core.registry import matching
 from tvrbench.harness.evaluation.statistics import SIGNIFICANCE, PairedDifference, holm, paired_mean_differences
 from tvrbench.harness.records.provenance import command_line
 from tvrbench.harness.reporting.data.bench_rows import figure, rounds_interval, shared_batch, value_of, why_not
 from tvrbench.harness.reporting.data.context import ReportContext
-from tvrbench.harness.reporting.data.rows import MethodRow, Values, expected_recall, row_credits, why_not_paired
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    Values,
+    expected_recall,
+    option_number,
+    row_credits,
+    why_not_paired,
+)
 
 SPEEDUP = ("speedup", "comparison")
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
@@ -44,9 +51,9 @@ def is_frame_budget(method: str) -> bool:
     return method in frame_budget_methods()
 
 
-def frames_kept(row: MethodRow) -> int | None:
-    """Frames that a row encodes: the number it keeps, or all."""
-    return cast("int | None", row.options.get("keep", row.options.get("frames")))
+def frames_kept(row: MethodRow) -> float | None:
+    """Frames that a row encodes: the number it keeps, or all; None where its record gives no number."""
+    return option_number(row.options, "keep", "frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +170,6 @@ class MatchedTime:
         points: every other method that encodes.
         baseline: the dense encoder, whose time is 1.
         batch: videos per call.
-        repeats: per ratio, in words.
         all_frames: number of frames without a budget.
     """
 
@@ -171,7 +177,6 @@ class MatchedTime:
     points: tuple[MatchedPoint, ...]
     baseline: str
     batch: int
-    repeats: str
     all_frames: int
 
 
@@ -204,7 +209,6 @@ def matched_cost(rows: Sequence[MethodRow], frames: int) -> MatchedTime | None:
         points=tuple(_matched(row, curve, batch, frames) for row in rows if row not in (*budgets, *dense)),
         baseline=names[0],
         batch=batch,
-        repeats=" or ".join(sorted({str(len(m["samples"])) for m in ratios})),
         all_frames=frames,
     )
 
@@ -239,7 +243,7 @@ def missing_points(rows: Sequence[MethodRow], scope: ReportContext) -> list[str]
     trained = [
         row for row in rows if not is_frame_budget(row.method) and row.encodes and row.record["tuning"] != "frozen"
     ]
-    frames = {int(row.options["frames"]) for row in trained if "frames" in row.options}
+    frames = {number for row in trained if (number := option_number(row.options, "frames")) is not None}
     wanted = {max(1, round(share * n)) for n in frames for share in SHARES}
     lines = []
     for tuning in dict.fromkeys(row.record["tuning"] for row in trained if scope.compares):
@@ -285,7 +289,7 @@ def _timed(row: MethodRow, batch: int, frames: int) -> TimedRow | None:
     counted = all(value_of(figure(row, name)) is not None for name in ("gmacs_video", "output_tokens"))
     if ratio is None or not speedup or not counted:
         return None
-    kept = float(row.options.get("keep", frames)) if is_frame_budget(row.method) else float(frames)
+    kept = float(option_number(row.options, "keep") or frames) if is_frame_budget(row.method) else float(frames)
     low, high = rounds_interval(ratio)
     return TimedRow(row=row, speedup=speedup, interval=(1 / high, 1 / low), frames=kept)
 

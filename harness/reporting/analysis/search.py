@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tvrbench.harness.records.record import MeasurementDoc
@@ -15,58 +15,32 @@ WAYS: Mapping[str, str] = {OWN: "", "faiss_flat": "FAISS flat", INEXACT: "FAISS 
 _STORED = "storage_video"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedSearch:
-    """A row searched in one way.
-
-    Attributes:
-        row: whose gallery is searched.
-        way: one of ``WAYS``.
-    """
-
-    row: MethodRow
-    way: str
-
-    def latency(self, of: str, gallery: int) -> Cost | None:
-        """The ``median`` or ``p95`` of one query among so many videos; None where that was not measured."""
-        per_run = [_named(run.record["cost"], self._name(of), gallery) for run in self.row.runs]
-        first = [found[0] for found in per_run if found]
-        return Cost.mean(first, len(self.row.runs)) if first else None
-
-    @property
-    def galleries(self) -> list[int]:
-        """The sizes of the galleries that were searched."""
-        return sorted({int(m["conditions"]["gallery"]) for m in self._measured if "gallery" in m["conditions"]})
-
-    @property
-    def conditions(self) -> Mapping[str, Any]:
-        """Those of the measurement in the largest gallery."""
-        valued = [m["conditions"] for m in self._measured if m["value"] is not None]
-        return max(valued, key=lambda said: int(said.get("gallery", 0)), default={})
-
-    @property
-    def _measured(self) -> list[MeasurementDoc]:
-        return _named(self.row.measurements, self._name("median"))
-
-    def _name(self, of: str) -> str:
-        return f"{self.way}_latency_{of}"
-
-
 def searched_rows(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """The rows whose records hold what a search costs."""
     return [row for row in rows if row.encodes and row.holds(_STORED)]
 
 
-def timed_searches(rows: Sequence[MethodRow]) -> list[TimedSearch]:
-    """Every row in every way that was timed; a row whose own search could not be timed is there with the reason."""
-    found = [TimedSearch(row=row, way=way) for row in rows for way in WAYS if row.holds(f"{way}_latency_median")]
-    return [one for one in found if one.conditions or not WAYS[one.way]]
+def searched_ways(row: MethodRow) -> list[str]:
+    """The ways (of ``WAYS``) in which a row's search was timed; its own also where it could not be timed."""
+    return [way for way in WAYS if search_conditions(row, way) or (way == OWN and _latencies(row, way))]
+
+
+def search_conditions(row: MethodRow, way: str) -> Mapping[str, Any]:
+    """The conditions of a row's time in the largest gallery; empty where none was timed in this way."""
+    valued = [m["conditions"] for m in _latencies(row, way) if m["value"] is not None]
+    return max(valued, key=lambda conditions: int(conditions.get("gallery", 0)), default={})
+
+
+def searched_galleries(rows: Sequence[MethodRow]) -> list[int]:
+    """The sizes of the galleries in which rows were searched in any way, ascending."""
+    timed = [m["conditions"] for row in rows for way in searched_ways(row) for m in _latencies(row, way)]
+    return sorted({int(conditions["gallery"]) for conditions in timed if "gallery" in conditions})
 
 
 def why_no_alternative(rows: Sequence[MethodRow]) -> str | None:
     """The reason why no alternative was timed; None where one was, or none was asked for."""
     missing = [m for row in rows for m in row.measurements if m["name"].startswith("faiss_") and m["value"] is None]
-    timed = any(WAYS[one.way] for one in timed_searches(rows))
+    timed = any(searched_ways(row) not in ([], [OWN]) for row in rows)
     return None if timed or not missing else str(missing[0]["conditions"]["reason"])
 
 
@@ -96,10 +70,13 @@ def of_one_vector(row: MethodRow) -> Cost | None:
 
 def stored_conditions(row: MethodRow) -> Mapping[str, Any]:
     """What the stored bytes depend on: ``depth``, ``storage`` and the coarse vector's ``vector_bytes``."""
-    found = _named(row.measurements, _STORED)
+    found = _named(row, _STORED)
     return found[0]["conditions"] if found else {}
 
 
-def _named(measurements: Sequence[MeasurementDoc], name: str, gallery: int | None = None) -> list[MeasurementDoc]:
-    named = (m for m in measurements if m["name"] == name)
-    return [m for m in named if gallery is None or m["conditions"].get("gallery") == gallery]
+def _latencies(row: MethodRow, way: str) -> list[MeasurementDoc]:
+    return _named(row, f"{way}_latency_median")
+
+
+def _named(row: MethodRow, name: str) -> list[MeasurementDoc]:
+    return [m for m in row.measurements if m["name"] == name]

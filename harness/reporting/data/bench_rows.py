@@ -15,7 +15,7 @@ from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.records.store import RecordStore
 from tvrbench.harness.reporting.catalogue import COUNTS
 from tvrbench.harness.reporting.data.device_names import device_part, precision_part, printed_device, unique
-from tvrbench.harness.reporting.data.rows import MethodRow, method_rows
+from tvrbench.harness.reporting.data.rows import MethodRow, method_rows, option_number
 from tvrbench.harness.reporting.papers.published import Variant
 from tvrbench.harness.reporting.tables.markdown import slug
 
@@ -178,7 +178,7 @@ def _settings(runs: Sequence[StoredRecord]) -> tuple[int, str | None, bool, bool
     """Return frames, precision, compilation and CUDA graphs of encoding."""
     conditions = [m["conditions"] for run in runs for m in run.record["cost"]]
     timed = next((c for c in conditions if c.get("what") == "inference" and "precision" in c), {})
-    frames = int(runs[0].record["method"]["options"].get("frames", 0))
+    frames = int(option_number(runs[0].record["method"]["options"], "frames") or 0)
     return frames, timed.get("precision"), bool(timed.get("compile")), bool(timed.get("cuda_graphs"))
 
 
@@ -217,7 +217,7 @@ def _named(found: Sequence[Bench]) -> list[Bench]:
         parts = (
             device_part(bench.device, on_gpu=bench.on_gpu, alone=len(cpus) == 1),
             slug(precision_part(bench.precision), 20),
-            *("compiled" * bench.compiled, "graphs" * bench.graphs, f"{bench.frames}f" * odd),
+            *("compiled" * bench.compiled, "graphs" * bench.graphs, slug(f"{bench.frames}f", 12) * odd),
         )
         slugs.append("-".join(filter(None, parts)))
     named = zip(found, names, unique(slugs), strict=True)

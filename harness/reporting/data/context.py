@@ -84,10 +84,6 @@ class ReportContext:
         """The notice and the banner."""
         return " ".join(filter(None, (self.notice, *self.banner))) or None
 
-    def caption(self, *sentences: str | None) -> str:
-        """Join the sentences that are not None. The note is in the page's banner and in the CSV, not in captions."""
-        return " ".join(sentence for sentence in sentences if sentence)
-
     def table(self, name: str, title: str, *content: Any, **options: Any) -> Table:
         """Fill a table (``make_table``): its title names the protocol, its CSV holds the note."""
         return make_table(name, f"{title}, {self.protocol}", *content, note=self.note, **options)

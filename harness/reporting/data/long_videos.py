@@ -10,7 +10,7 @@ from typing import Any
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.runs import StoredRecord, newest
 from tvrbench.harness.reporting.data.bench_rows import Bench, backbone, backbones, figure, value_of
-from tvrbench.harness.reporting.data.rows import MethodRow
+from tvrbench.harness.reporting.data.rows import MethodRow, option_number
 from tvrbench.harness.reporting.tables.markdown import brief
 
 NAME = "efficiency/counted"
@@ -110,7 +110,7 @@ def long_videos(
     """
     ways: dict[str, list[StoredRecord]] = {}
     for run in stored:
-        if run.record["status"] == "completed":
+        if run.record["status"] == "completed" and option_number(run.record["method"]["options"], "frames"):
             ways.setdefault(run.record["protocol"]["hash"], []).append(run)
     if not ways:
         return [], list(stored)

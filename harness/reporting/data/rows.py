@@ -26,6 +26,7 @@ Values = npt.NDArray[np.float64]
 Item = TypeVar("Item")
 
 CONFIDENCE = 0.95
+_MOST = 10**6  # frames of a video
 _RANK_PRECISION = 1e-3  # points: ranks are stored in float32
 # Metrics that are means over queries, so that seeds can be averaged query by query before queries are resampled.
 _PER_QUERY: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
@@ -169,15 +170,21 @@ class MethodRow:
         """Return a measurement by the name that it has in these records (``reading``), averaged over the runs."""
         return self.recorded(self.reading(name), what)
 
-    def recorded(self, name: str, what: str = "inference") -> Cost | None:
+    def recorded(self, name: str, what: str = "inference", gallery: int | None = None) -> Cost | None:
         """Return a measurement of exactly this name, averaged over the runs; None where no run mentions it.
 
-        A measurement that names no scenario (``what``) counts for any.
+        A measurement that names no scenario (``what``) counts for any; ``gallery`` is that of a search.
         """
-        per_run = (
-            [m for m in run.record["cost"] if m["name"] == name and m["conditions"].get("what", what) == what]
-            for run in self.runs
-        )
+
+        def fits(m: MeasurementDoc) -> bool:
+            conditions = m["conditions"]
+            return (
+                m["name"] == name
+                and conditions.get("what", what) == what
+                and gallery in (None, conditions.get("gallery"))
+            )
+
+        per_run = (list(filter(fits, run.record["cost"])) for run in self.runs)
         first = [measurements[0] for measurements in per_run if measurements]
         return Cost.mean(first, len(self.runs)) if first else None
 
@@ -233,9 +240,14 @@ def in_groups(rows: Sequence[MethodRow]) -> list[MethodRow]:
     The dense encoder on fewer frames is in order of frames.
     """
     fewer = registry.matching("methods", "baselines", role="frame_budget")
-    kept = {id(row): row.options.get("keep") for row in rows if row.method in fewer}
-    frames = {row: keep for row, keep in kept.items() if isinstance(keep, int)}
-    return grouped(sorted(by_recall(rows), key=lambda row: frames.get(id(row), 0)), lambda row: row)
+    frames = {id(row): option_number(row.options, "keep") or 0.0 for row in rows if row.method in fewer}
+    return grouped(sorted(by_recall(rows), key=lambda row: frames.get(id(row), 0.0)), lambda row: row)
+
+
+def option_number(options: Mapping[str, Any], *names: str) -> float | None:
+    """Return the first of some options that there is, if it is a number that can be: options may be anything."""
+    value = next((options[name] for name in names if name in options), None)
+    return value if isinstance(value, int | float) and 0 < value <= _MOST else None
 
 
 def grouped(items: Iterable[Item], row: Callable[[Item], MethodRow]) -> list[Item]:

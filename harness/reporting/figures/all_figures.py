@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tvrbench.harness.reporting.analysis.reduction import Kept, ReducedRow, plain_recall, reduced_lines
 from tvrbench.harness.reporting.catalogue import significant
@@ -50,13 +51,17 @@ _SHORT = _SPEEDS | {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG with its file name, alternative text and caption; ``kind`` is ``pareto`` or another."""
+    """A PNG with its file name, alternative text and caption.
+
+    ``kind`` tells apart what pages treat apart. A ``linked`` one is a file that the HTML page does not show itself.
+    """
 
     file: str
     data: bytes
     alternative: str
-    caption: str
-    kind: str
+    caption: str = ""
+    kind: Literal["pareto", "agreement", "other"] = "other"
+    linked: bool = False
 
 
 def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[MethodRow] = ()) -> list[Picture]:
@@ -72,13 +77,11 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
     axes = _cost_axes(shown)
     figures = [_pareto(drawn, axis, notice, rows, scope) for axis in axes if (drawn := points(shown, axis))]
 
-    def add(kind: str, file: str, data: bytes, subject: str, *caption: str | None) -> None:
-        subject, text = f"{subject} of each method, {scope.protocol}", scope.caption(*caption)
-        figures.append(Picture(file=file, data=data, alternative=subject, caption=text, kind=kind))
+    def add(file: str, data: bytes, subject: str, *caption: str | None) -> None:
+        figures.append(_picture(file, data, f"{subject} of each method", scope, *caption))
 
     if curves := token_curves(rows):
         add(
-            "tokens",
             "tokens-per-layer.png",
             tokens_per_layer(curves, title=heading("Tokens after each block", scope)),
             "Tokens per video after each block,",
@@ -88,7 +91,6 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
         )
     if spreads := seed_spreads(rows):
         add(
-            "seeds",
             "seeds.png",
             seeds_spread(spreads, title=heading("R@1 of each seed", scope), notice=notice),
             "R@1 of each seed",
@@ -100,7 +102,6 @@ def pictures(rows: Sequence[MethodRow], scope: ReportContext, benched: Sequence[
         title = "Time per video by stage"
         title = heading(title, scope) if timed is rows else f"{title}, full-size models"
         add(
-            "time",
             "time-breakdown.png",
             time_breakdown(time_stages(timed), title=title),
             "Time of decoding, preprocessing and encoding,",
@@ -119,12 +120,14 @@ def agreement_pictures(reduced: Sequence[ReducedRow], scope: ReportContext) -> l
             continue
         title = f"Agreement and {kept}"
         data = agreement_figure(reduced, what, title=heading(title, scope), plain=plain)
-        caption = scope.caption(
-            "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
-            "Dotted: the dense encoder, on the same weights and frames.",
+        drawn.append(
+            _picture(
+                *(file, data, f"{title} of each reducer", scope),
+                "Each line is a reducer over its own strength, named at its strongest setting; nothing is trained.",
+                "Dotted: the dense encoder, on the same weights and frames.",
+                kind="agreement",
+            )
         )
-        alternative = f"{title} of each reducer, {scope.protocol}"
-        drawn.append(Picture(file=file, data=data, alternative=alternative, caption=caption, kind="agreement"))
     return drawn
 
 
@@ -140,9 +143,9 @@ def search_pictures(rows: Sequence[MethodRow], scope: ReportContext) -> list[Pic
     figures = []
     for axis in search_axes(shown):
         best = best_of_each_cost(points(shown, axis))
-        said = "of methods that cost the same the best is drawn, with their number"
-        said += f"; the text encoder takes {beside} M more" * (axis.metric.unit == "MMACs" and beside is not None)
-        figures.append(_pareto(best, axis, notice, rows, scope, said, kind="search"))
+        words = "of methods that cost the same the best is drawn, with their number"
+        words += f"; the text encoder takes {beside} M more" * (axis.metric.unit == "MMACs" and beside is not None)
+        figures.append(_pareto(best, axis, notice, rows, scope, words, kind="other"))
     return figures
 
 
@@ -152,19 +155,27 @@ def depth_picture(rows: Sequence[MethodRow], scope: ReportContext) -> Picture | 
     if not drawn:
         return None
     title = "R@1 over the depth"
-    caption = scope.caption(
+    return _picture(
+        *("two-stage.png", depth_figure(drawn, title=heading(title, scope)), f"{title} of each method with two stages"),
+        scope,
         "The last stage scores so many of the coarse stage's best videos again; methods with the same R@1 at every "
         "depth share a line.",
         "Dashed: the share of queries whose own video is among them, which R@1 cannot exceed; drawn at the depths "
         "where the records have it, up to the top of the figure.",
     )
-    return Picture(
-        file="two-stage.png",
-        data=depth_figure(drawn, title=heading(title, scope)),
-        alternative=f"{title} of each method with two stages, {scope.protocol}",
-        caption=caption,
-        kind="two-stage",
-    )
+
+
+def _picture(
+    file: str,
+    data: bytes,
+    subject: str,
+    scope: ReportContext,
+    *caption: str | None,
+    kind: Literal["pareto", "agreement", "other"] = "other",
+) -> Picture:
+    """Return a picture of the protocol; what is None is left out of its caption."""
+    alternative, text = f"{subject}, {scope.protocol}", " ".join(filter(None, caption))
+    return Picture(file=file, data=data, alternative=alternative, caption=text, kind=kind)
 
 
 def _sentence(*clauses: str | None) -> str | None:
@@ -198,21 +209,10 @@ def _pareto(
     rows: Sequence[MethodRow],
     scope: ReportContext,
     of_equal_cost: str = "points of equal cost whose bars overlap are drawn side by side",
-    kind: str = "pareto",
+    kind: Literal["pareto", "other"] = "pareto",
 ) -> Picture:
     title = f"R@1 against {_SHORT.get(axis.metric.name, axis.label)}"
     beyond = "cheaper" if axis.better == "min" else "faster"
-    caption = scope.caption(
-        _sentence(
-            f"solid: the frontier, where no method is both {beyond} and better" if scope.compares else None,
-            "dashed: fewer frames, encoded densely" if lines(drawn) else None,
-        ),
-        _sentence(
-            "upright bars: 95 % intervals over queries",
-            "level bars: quartiles of the samples, or the seeds" if any(p.spread for p in drawn) else None,
-            of_equal_cost,
-        ),
-    )
     data = pareto(
         drawn,
         title=heading(title, scope),
@@ -223,5 +223,16 @@ def _pareto(
         better=axis.better,
     )
     file = "pareto.png" if axis.metric.name == "gmacs_video" else f"pareto-{axis.key.replace('_', '-')}.png"
-    alternative = f"{title} of each method, {scope.protocol}"
-    return Picture(file=file, data=data, alternative=alternative, caption=caption, kind=kind)
+    return _picture(
+        *(file, data, f"{title} of each method", scope),
+        _sentence(
+            f"solid: the frontier, where no method is both {beyond} and better" if scope.compares else None,
+            "dashed: fewer frames, encoded densely" if lines(drawn) else None,
+        ),
+        _sentence(
+            "upright bars: 95 % intervals over queries",
+            "level bars: quartiles of the samples, or the seeds" if any(p.spread for p in drawn) else None,
+            of_equal_cost,
+        ),
+        kind=kind,
+    )

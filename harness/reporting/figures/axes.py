@@ -29,6 +29,7 @@ from tvrbench.harness.reporting.data.rows import (
     by_recall,
     expected_interval,
     expected_recall,
+    option_number,
     row_credits,
     ties_matter,
 )
@@ -169,7 +170,7 @@ def points(rows: Sequence[MethodRow], axis: Axis) -> list[Point]:
     style, joined = styles(shown), [line_of(row) for row in shown]
     drawn = []
     for row, line in zip(shown, joined, strict=True):
-        cost, recall, keep = axis.read(row), expected_recall(row), row.options.get("keep")
+        cost, recall, keep = axis.read(row), expected_recall(row), option_number(row.options, "keep")
         if cost is None or recall is None:
             continue
         short = line is not None and joined.count(line) > 1 and keep is not None

@@ -48,7 +48,6 @@ def cost_picture(found: LongVideos, frames: int = FRAMES) -> Picture | None:
         alternative=f"GFLOPs per video of each method, {setting}",
         caption=f"Multiply-adds per video, which papers call GFLOPs ({setting}). They are counted, and so the same on "
         "every machine.",
-        kind="cost",
     )
 
 

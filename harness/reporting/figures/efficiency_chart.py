@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ _ACROSS = "gmacs_video_inference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ChartGroup:
     """One backbone on one device, measured in one way.
 
     Attributes:
@@ -42,7 +43,7 @@ class Group:
         return [f"row-{self.table}-{i}" for i, _ in enumerate(self.rows)]
 
 
-def efficiency_chart(groups: Sequence[Group]) -> dict[str, Any] | None:
+def efficiency_chart(groups: Sequence[ChartGroup]) -> dict[str, Any] | None:
     """Data that the script draws; None where fewer than two costs are known."""
     axes = bench_axes([row for group in groups for row in group.rows if row.encodes])
     drawn: list[dict[str, Any]] = [{"name": one_line(group.name), "methods": _methods(group)} for group in groups]
@@ -66,7 +67,7 @@ def chart(
     chance: Mapping[str, float] | None = None,
     frontier: bool = False,
 ) -> dict[str, Any]:
-    """Return what the script draws: axes to choose from, methods with their points (``points``), and words.
+    """Return what the script draws: axes to choose from, methods with their points (``charted``), and words.
 
     Args:
         costs, accuracies: the axes, level and upright; the first accuracy is drawn first.
@@ -89,9 +90,41 @@ def chart(
     }
 
 
-def points(row: MethodRow, axes: Sequence[Axis]) -> dict[str, list[float | bool | None]]:
-    """Return a row's values by the key of the axis: [value, low, high, is a lower bound], without empty ends."""
-    return {axis.key: _compact(reading) for axis in axes if (reading := axis.read(row)) is not None}
+def charted(
+    row: MethodRow,
+    identity: str,
+    style: int,
+    axes: Sequence[Axis],
+    *,
+    line: str | None,
+    frames: float | None,
+    short: bool = True,
+) -> dict[str, Any]:
+    """Return a method of the chart.
+
+    Args:
+        row: the method.
+        identity: the id of its row on the page.
+        style: number of its color and marker.
+        axes: those that a point has: [value, low, high, is a lower bound], without empty ends.
+        line: points of one name are joined in order of ``frames``, which are encoded.
+        frames: that are encoded; None for a point on no line.
+        short: it is named by its frames beside the others of its line.
+    """
+    return {
+        "label": one_line(row.label),
+        "row": identity,
+        "style": style,
+        "line": line,
+        "keep": frames,
+        "short": f"{frames:g} frames" if short and frames is not None else None,
+        "points": _points(row, axes),
+    }
+
+
+def _points(row: MethodRow, axes: Sequence[Axis]) -> dict[str, list[float | bool | None]]:
+    readings = ((axis.key, axis.read(row)) for axis in axes)
+    return {key: _compact(one) for key, one in readings if one is not None and math.isfinite(one[0])}
 
 
 def _choice(axis: Axis) -> dict[str, str]:
@@ -101,30 +134,25 @@ def _choice(axis: Axis) -> dict[str, str]:
 def _compact(reading: Reading) -> list[float | bool | None]:
     """Round to the digits that a chart can show, and leave out what is not known at the end."""
     value, low, high, bound = reading
-    rounded = [None if number is None else float(f"{number:.7g}") for number in (value, low, high)]
+    known = [number if number is not None and math.isfinite(number) else None for number in (value, low, high)]
+    rounded = [None if number is None else float(f"{number:.7g}") for number in known]
     if bound:
         return [*rounded, True]
-    return rounded if low is not None else rounded[:1]
+    return rounded if None not in rounded else rounded[:1]
 
 
-def _methods(group: Group) -> list[dict[str, Any]]:
+def _methods(group: ChartGroup) -> list[dict[str, Any]]:
     axes = bench_axes([row for row in group.rows if row.encodes])
     budget = {row.label: is_frame_budget(row.method) for row in group.rows}
     lines = {row.label: row.method if budget[row.label] else row.label for row in group.rows if row.encodes}
     names = sorted(set(lines.values()))
-    methods: list[dict[str, Any]] = []
-    for row, identity in zip(group.rows, group.ids, strict=True):
-        if not row.encodes:
-            continue
-        frames = group.frames.get(row.label)
-        method = {
-            "label": one_line(row.label),
-            "row": identity,
-            "style": names.index(lines[row.label]),
-            "line": None if frames is None else "fewer frames",
-            "keep": frames,
-            "short": f"{frames:g} frames" if frames is not None and budget[row.label] else None,
-            "points": points(row, axes),
-        }
-        methods.append(method)
-    return methods
+    return [
+        charted(
+            *(row, identity, names.index(lines[row.label]), axes),
+            line="fewer frames" if row.label in group.frames else None,
+            frames=group.frames.get(row.label),
+            short=budget[row.label],
+        )
+        for row, identity in zip(group.rows, group.ids, strict=True)
+        if row.encodes
+    ]

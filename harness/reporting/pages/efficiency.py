@@ -20,7 +20,7 @@ from tvrbench.harness.reporting.data.records import protocol_runs
 from tvrbench.harness.reporting.data.rows import MethodRow
 from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.figures.cost import cost_picture
-from tvrbench.harness.reporting.figures.efficiency_chart import Group, efficiency_chart
+from tvrbench.harness.reporting.figures.efficiency_chart import ChartGroup, efficiency_chart
 from tvrbench.harness.reporting.figures.frames import frames_figure
 from tvrbench.harness.reporting.figures.matched_time import matched_time_figure
 from tvrbench.harness.reporting.pages.index import write_index
@@ -99,10 +99,10 @@ def write_efficiency(
     longer, uncounted = long_videos(counted, measured)
     context = ReportContext(protocol=NAME, dataset="none", folder=reports / NAME)
     runs = [run for bench in measured for run in bench.runs] + [run for found in longer for run in found.runs]
-    figures: list[Picture] = [picture for found in longer[:1] if (picture := cost_picture(found)) is not None]
+    overview = [picture for found in longer[:1] if (picture := cost_picture(found)) is not None]
     places = _places(measured)
     sections = [
-        Section(title="Cost per video", blocks=[*figures], page="first"),
+        Section(title="Cost per video", blocks=[*overview], page="first"),
         Section(title="Cost against cost", blocks=[], chart=True),
         *_first([p for p in places if p.first], context),
     ]
@@ -112,8 +112,8 @@ def write_efficiency(
         about = ("Measured ", bench.dates, "; settings ", Code(", ".join(bench.hashes)), ".")
         sections.append(Section(title=bench.name, blocks=[about]))
         for place in (place for place in places if place.bench is bench):
-            sections += _details(place, context, figures)
-    sections += _long_videos(longer, figures, "details" if measured else "first")
+            sections += _details(place, context)
+    sections += _long_videos(longer, "details" if measured else "first")
     sections.append(provenance(provenance_table(runs, context), runs, context, ["report", NAME]))
     sections += bullets(
         "Records left out",
@@ -129,7 +129,6 @@ def write_efficiency(
         lead=_LEAD if measured else _COUNTED_LEAD,
         warnings=[] if any(bench.on_gpu for bench in measured) or not measured else [_NO_GPU],
         sections=sections,
-        figures=figures,
         chart=efficiency_chart([place.group for place in places]),
         costs_only=True,
     )
@@ -184,10 +183,10 @@ class _Place:
         return matched_cost(self.bench.on(self.backbone), self.bench.frames)
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ChartGroup:
         """The group of the chart; its points lead to the rows of the table of costs."""
         curve = () if self.matched is None else self.matched.curve
-        return Group(
+        return ChartGroup(
             name=f"{self.printed}, {self.bench.name}",
             table=slug(f"cost/{self.stem}"),
             rows=self.rows,
@@ -220,8 +219,8 @@ def _first(places: Sequence[_Place], context: ReportContext) -> list[Section]:
     ]
 
 
-def _details(place: _Place, context: ReportContext, figures: list[Picture]) -> list[Section]:
-    """Return the sections of one backbone on one device that the first page has not; add the figure."""
+def _details(place: _Place, context: ReportContext) -> list[Section]:
+    """Return the sections of one backbone on one device that the first page has not."""
     bench, stem, printed = place.bench, place.stem, place.printed
     rows = cost_rows(bench, place.backbone)
     costs: list[Table | None] = [
@@ -232,15 +231,14 @@ def _details(place: _Place, context: ReportContext, figures: list[Picture]) -> l
     compared: list[Block] = []
     if place.matched is not None:
         if any(entry.timed is not None for entry in place.matched.points):
-            figure = Picture(
-                file=f"equal-time/{stem}.png",
-                data=matched_time_figure(place.matched, f"Equal time, {printed}, {bench.name}"),
-                alternative=f"Time per video against its multiply-adds, and both in dense frames, on {printed}",
-                caption=_FIGURE_CAPTION,
-                kind="equal-time",
+            compared.append(
+                Picture(
+                    file=f"equal-time/{stem}.png",
+                    data=matched_time_figure(place.matched, f"Equal time, {printed}, {bench.name}"),
+                    alternative=f"Time per video against its multiply-adds, and both in dense frames, on {printed}",
+                    caption=_FIGURE_CAPTION,
+                )
             )
-            figures.append(figure)
-            compared.append(figure)
         compared += [] if place.first else [equal_time_table(place.matched, bench, stem, context)]
     searches = search_tables(rows, context, f"{printed}, {bench.name}", f"search/{stem}")
     heading = f"{printed} on {bench.name}"
@@ -251,25 +249,23 @@ def _details(place: _Place, context: ReportContext, figures: list[Picture]) -> l
     ]
 
 
-def _long_videos(
-    longer: Sequence[LongVideos], figures: list[Picture], page: Literal["first", "details"]
-) -> list[Section]:
-    """Return the sections of costs counted for several numbers of frames; add the figures."""
+def _long_videos(longer: Sequence[LongVideos], page: Literal["first", "details"]) -> list[Section]:
+    """Return the sections of costs counted for several numbers of frames."""
     if not longer:
         return []
     sections = [Section(title="Long videos", blocks=[_LONG_VIDEOS], page=page)]
     for found, name in zip(longer, unique([file_part(found.backbone) for found in longer]), strict=True):
         stem, printed = f"long-videos/{name}", printed_backbone(found.backbone)
-        blocks: list[Block] = [*long_videos_tables(found, stem)]
+        blocks: list[Block] = []
         if len(found.frames) > 1 and any(method.encodes and not method.at_most for method in found.methods):
-            figure = Picture(
-                file=f"{stem}.png",
-                data=frames_figure(found),
-                alternative=f"Multiply-adds per video against the number of frames, on {printed}",
-                caption=_FRAMES_CAPTION,
-                kind="frames",
+            blocks.append(
+                Picture(
+                    file=f"{stem}.png",
+                    data=frames_figure(found),
+                    alternative=f"Multiply-adds per video against the number of frames, on {printed}",
+                    caption=_FRAMES_CAPTION,
+                )
             )
-            figures.append(figure)
-            blocks.insert(0, figure)
+        blocks += long_videos_tables(found, stem)
         sections.append(Section(title=f"Long videos on {printed}", level=3, blocks=blocks, page=page))
     return sections

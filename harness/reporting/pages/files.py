@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from tvrbench.harness.core.errors import UsageError
 from tvrbench.harness.core.io import atomic_write
 
 LISTED = "files.txt"
@@ -20,8 +21,12 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
         files: content by path below the folder.
 
     Raises:
-        UsageError: the folder cannot be written to.
+        UsageError: the folder cannot be written to, or a link in it leads out of it.
     """
+    for name in files:
+        if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+            message = f"{folder / name}: its folder is a link that leads out of the report: remove that link"
+            raise UsageError(message, code="report.link", path=str(folder / name))
     stale = _listed(folder) - files.keys()
     listing = "".join(f"{name}\n" for name in sorted(files))
     for name, content in {**files, LISTED: listing.encode()}.items():
@@ -39,11 +44,18 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(folder.resolve())
+    try:
+        return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(folder.resolve())
+    except OSError:  # a name that no file can have, for example a long one
+        return False
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, and its folder if that is empty then."""
-    path.unlink(missing_ok=True)
-    if not any(path.parent.iterdir()):
-        path.parent.rmdir()
+    """Remove a file, and its folder if that is empty then; UsageError where that is not allowed."""
+    try:
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    except OSError as error:
+        message = f"cannot remove {path}, of an earlier report ({error.strerror}): remove it yourself"
+        raise UsageError(message, code="io.write", path=str(path)) from None

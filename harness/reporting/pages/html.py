@@ -7,6 +7,7 @@ policy names script and style by their hashes, so the page fetches nothing.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
@@ -22,8 +23,12 @@ from tvrbench.harness.reporting.tables.table import MISSING, Cell, Table
 _LEADING_NUMBER = re.compile(r"^[≥<≤~ ]*([-+−]?[\d,]*\.?\d+)")
 
 
+@functools.cache
 def html_templates() -> jinja2.Environment:
-    """Return the report's templates, escaped for HTML; control and direction characters become spaces."""
+    """Return the report's templates, escaped for HTML; control and direction characters become spaces.
+
+    Each is compiled once in a process.
+    """
     made = environment(lambda value: value if isinstance(value, Markup) else one_line(value), autoescape=True)
     made.filters |= {"inline": inline, "data_uri": data_uri, "sort_value": sort_value}
     made.tests |= {"missing": is_missing}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -33,7 +33,7 @@ from tvrbench.harness.reporting.pages.layout import DETAILS, FIRST, PAGE
 from tvrbench.harness.reporting.papers.published import load_configurations, load_published, load_variants
 from tvrbench.harness.reporting.papers.verdicts import PaperData, compare
 from tvrbench.harness.reporting.tables.markdown import Markdown, brief, templates
-from tvrbench.harness.reporting.tables.table import Links, link_column, make_table, text_column
+from tvrbench.harness.reporting.tables.table import Column, Links, link_column, make_table, text_column
 
 MADE = "<!-- Made by tvrbench report from records. -->"
 """First line of an index; a file without it is somebody else's."""
@@ -42,14 +42,14 @@ SAVING = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ReportEntry:
     """One report of the index.
 
     Attributes:
         protocol: its name.
         links: to its pages.
         headline: its main result; or the reason why its records cannot be read.
-        data: the data set, or what stands in for it; None where records cannot be read.
+        data: the data set, or its stand-in; None where records cannot be read.
         runs: those that the report counts.
     """
 
@@ -58,29 +58,6 @@ class Entry:
     headline: str
     data: str | None = None
     runs: Sequence[StoredRecord] = ()
-
-    @property
-    def methods(self) -> str | None:
-        """The number of methods."""
-        return self._all(lambda names: str(len(names)), lambda record: record["method"]["name"])
-
-    @property
-    def seeds(self) -> str | None:
-        """The number of seeds."""
-        return self._all(lambda seeds: str(len(seeds)), lambda record: record["seed"])
-
-    @property
-    def devices(self) -> str | None:
-        """The devices, by name."""
-        return self._all(", ".join, lambda record: printed_device(record["environment"]["device"]))
-
-    @property
-    def date(self) -> str | None:
-        """The day of the newest record."""
-        return newest(self.runs).record["started"][:10] if self.runs else None
-
-    def _all(self, joined: Callable[[list[Any]], str], value: Callable[[Record], Any]) -> str | None:
-        return joined(sorted({value(run.record) for run in self.runs})) if self.runs else None
 
 
 def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -104,10 +81,10 @@ def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None]
             text_column("protocol", "Protocol", attrgetter("protocol")),
             text_column("data", "Data", attrgetter("data")),
             text_column("headline", "Headline", attrgetter("headline")),
-            text_column("methods", "Methods", attrgetter("methods"), left=False),
-            text_column("seeds", "Seeds", attrgetter("seeds"), left=False),
-            text_column("devices", "Device", attrgetter("devices")),
-            text_column("date", "Newest record", attrgetter("date")),
+            _column("methods", "Methods", lambda record: record["method"]["name"], count=True),
+            _column("seeds", "Seeds", lambda record: record["seed"], count=True),
+            _column("devices", "Device", lambda record: printed_device(record["environment"]["device"])),
+            text_column("date", "Newest record", lambda e: newest(e.runs).record["started"][:10] if e.runs else None),
             link_column("pages", "Pages", attrgetter("links")),
         ),
         entries,
@@ -116,19 +93,26 @@ def write_index(store: RecordStore, reports: Path, *, log: Callable[[str], None]
     return [file]
 
 
-def entry(protocol: str, store: RecordStore, reports: Path) -> Entry:
+def _column(key: str, header: str, value: Callable[[Record], Any], *, count: bool = False) -> Column:
+    """Return the column of the different values of an entry's runs, or of their number."""
+
+    def text(entry: ReportEntry) -> str | None:
+        values = sorted({value(run.record) for run in entry.runs})
+        return (str(len(values)) if count else ", ".join(values)) if values else None
+
+    return text_column(key, header, text, left=not count)
+
+
+def entry(protocol: str, store: RecordStore, reports: Path) -> ReportEntry:
     """Return a report's line in the index; records that cannot be read are its headline."""
-    there = ((name, f"{protocol}/{file}") for name, file in _PAGES.items() if (reports / protocol / file).is_file())
-    links = tuple(there)
+    pages = {"report": FIRST, "details": DETAILS, "interactive": PAGE}
+    links = tuple((name, f"{protocol}/{file}") for name, file in pages.items() if (reports / protocol / file).is_file())
     try:
         stored, _ = protocol_runs(store, protocol)
-        runs, data, headline = (_efficiency if protocol == BENCHED else _accuracy)(protocol, stored)
+        runs, data, headline = _efficiency(stored) if protocol == BENCHED else _accuracy(protocol, stored)
     except UsageError as error:
-        return Entry(protocol=protocol, links=links, headline=brief(error))
-    return Entry(protocol=protocol, links=links, headline=headline, data=data, runs=runs)
-
-
-_PAGES: Mapping[str, str] = {"report": FIRST, "details": DETAILS, "interactive": PAGE}
+        return ReportEntry(protocol=protocol, links=links, headline=brief(error))
+    return ReportEntry(protocol=protocol, links=links, headline=headline, data=data, runs=runs)
 
 
 def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
@@ -147,17 +131,13 @@ def _accuracy(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[S
 
 
 def _best(rows: Sequence[MethodRow]) -> str | None:
-    """Name the row with the highest R@1; None without rows."""
+    """Name the row with the highest R@1 and its interval; None without rows."""
     if not rows:
         return None
     best = max(rows, key=lambda row: (expected_recall(row) or 0.0, row.label))
-    return f"{best.label}: R@1 {_recall(best)}"
-
-
-def _recall(row: MethodRow) -> str:
-    interval, show = expected_interval(row), metric("t2v_R1").text
+    interval, show = expected_interval(best), metric("t2v_R1").text
     ends = "" if interval is None else f" ({between(*map(show, interval))})"
-    return f"{show(expected_recall(row) or 0.0)}{ends}"
+    return f"{best.label}: R@1 {show(expected_recall(best) or 0.0)}{ends}"
 
 
 def _at_a_saving(reduced: Sequence[ReducedRow]) -> str:
@@ -177,7 +157,7 @@ def _verdicts(rows: Sequence[MethodRow], context: ReportContext) -> str:
     return f"Papers' R@1: {verdicts}" if verdicts else "No published R@1 is comparable"
 
 
-def _efficiency(protocol: str, stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
+def _efficiency(stored: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], str, str]:
     """Return the runs, the data and the headline of the report of costs."""
     measured, _ = benches(stored, load_variants())
     runs = [run for bench in measured for run in bench.runs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,16 @@ from tvrbench.harness.reporting.figures.all_figures import Picture
 from tvrbench.harness.reporting.pages.files import replace_files
 from tvrbench.harness.reporting.pages.html import html_page, html_templates
 from tvrbench.harness.reporting.tables.latex import latex_files
-from tvrbench.harness.reporting.tables.markdown import Code, Inline, Markdown, escaped, one_line, slug, templates
+from tvrbench.harness.reporting.tables.markdown import (
+    Code,
+    Inline,
+    Markdown,
+    escaped,
+    github_anchor,
+    one_line,
+    slug,
+    templates,
+)
 from tvrbench.harness.reporting.tables.provenance import shared_values
 from tvrbench.harness.reporting.tables.table import Table, markdown_files
 
@@ -46,7 +54,7 @@ class Section:
 
     Attributes:
         title: of the heading.
-        blocks: tables, figures, paragraphs, lists. A figure without data is linked in the page and not embedded.
+        blocks: tables, figures, paragraphs, lists.
         level: of the heading, 2 to 4.
         page: the Markdown page that it stands on, ``README.md`` or ``details.md``; the HTML page has all sections.
         chart: the page draws its interactive chart here.
@@ -84,7 +92,6 @@ class Report:
         notice: shown above everything.
         lead: paragraph below the title.
         warnings: each a title and a text.
-        figures: files to write.
         chart: data of the interactive chart; None where there is nothing to draw.
         costs_only: both axes of the chart are costs.
     """
@@ -94,7 +101,6 @@ class Report:
     notice: str | None = None
     lead: Sequence[Inline] = ()
     warnings: Sequence[tuple[str, str]] = ()
-    figures: Sequence[Picture] = ()
     chart: Mapping[str, Any] | None = None
     costs_only: bool = False
 
@@ -121,13 +127,13 @@ def write(report: Report, folder: Path, formats: Collection[str] = ()) -> list[P
         title = f"{report.title}: details"
         toc = contents(title, details)
         files[DETAILS] = markdown.render(report=report, title=title, sections=details, contents=toc)
-    tables = [block for section in report.sections for block in section.blocks if isinstance(block, Table)]
+    blocks = [block for section in report.sections for block in section.blocks]
+    tables = [block for block in blocks if isinstance(block, Table)]
     files |= {table.file: table.to_csv() for table in tables}
     for name in formats:
         files |= FORMATS[name](tables)
-    return replace_files(
-        folder, {name: text.encode() for name, text in files.items()} | {f.file: f.data for f in report.figures}
-    )
+    pictures = {block.file: block.data for block in blocks if isinstance(block, Picture) and block.data}
+    return replace_files(folder, {name: text.encode() for name, text in files.items()} | pictures)
 
 
 def contents(title: str, sections: Sequence[Section]) -> list[Markdown]:
@@ -136,7 +142,7 @@ def contents(title: str, sections: Sequence[Section]) -> list[Markdown]:
     seen: Counter[str] = Counter()
     links: list[Markdown] = []
     for heading, level in [(title, 1), *((section.title, section.level) for section in sections)]:
-        anchor = re.sub(r"[^\w -]", "", one_line(heading).lower()).replace(" ", "-")
+        anchor = github_anchor(one_line(heading))
         if level == 2:
             links.append(Markdown(f"[{escaped(heading)}](#{quote(anchor)}{f'-{n}' if (n := seen[anchor]) else ''})"))
         seen[anchor] += 1

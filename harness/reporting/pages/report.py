@@ -17,7 +17,14 @@ from tvrbench.harness.reporting.catalogue import EXPECTED_R1
 from tvrbench.harness.reporting.data.bench_rows import NAME as BENCHED
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.data.records import Selected, protocol_runs, select
-from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, in_groups, method_rows, with_unique_labels
+from tvrbench.harness.reporting.data.rows import (
+    MethodRow,
+    by_recall,
+    in_groups,
+    method_rows,
+    option_number,
+    with_unique_labels,
+)
 from tvrbench.harness.reporting.figures.all_figures import (
     RECIPES_NOTICE,
     Picture,
@@ -28,7 +35,7 @@ from tvrbench.harness.reporting.figures.all_figures import (
 )
 from tvrbench.harness.reporting.figures.axes import accuracy_axes, cost_axes, line_of, plotted, styles
 from tvrbench.harness.reporting.figures.bars_and_steps import STAGES
-from tvrbench.harness.reporting.figures.efficiency_chart import chart, points
+from tvrbench.harness.reporting.figures.efficiency_chart import chart, charted
 from tvrbench.harness.reporting.figures.gallery import GALLERY
 from tvrbench.harness.reporting.figures.token_map import TOKENS
 from tvrbench.harness.reporting.pages.index import write_index
@@ -113,14 +120,12 @@ def write_report(
     staged, _, _ = _latest(store, BENCHED, *STAGES)
     reduced = reduced_rows(rows)
     figures = agreement_pictures(reduced, context) if reduced else pictures(rows, context, method_rows(staged))
-    searches = _searches(rows, context)
-    drawn = [block for section in searches for block in section.blocks if isinstance(block, Picture)]
     published = _published(rows, full_size, context)
     sections = [
         Section(title="Agreement with the dense encoder", blocks=_agreement(reduced, figures, context), page="first"),
         *([] if context.compares else published),
         *_results(rows, selected, figures, context),
-        *searches,
+        *_searches(rows, context),
         *(published if context.compares else []),
         *_origins(rows, full_size, selected, outdated, (*aside, *aside_too), context),
     ]
@@ -138,7 +143,6 @@ def write_report(
             *(("Note.", text) for text in warnings(selected.completed)),
         ],
         sections=sections,
-        figures=[*figures, *drawn],
         chart=chart_data(rows, context),
     )
     return [*write(report, context.folder, formats), *write_index(store, reports, log=log)]
@@ -153,16 +157,13 @@ def chart_data(rows: Sequence[MethodRow], context: ReportContext) -> dict[str, A
     style, order = styles(shown), [row.label for row in in_groups(rows)]
     levels = {f"{d}_{n}": v for d, ls in zip(("t2v", "v2t"), chance_levels(rows), strict=True) for n, v in ls.items()}
     methods = [
-        {
-            "label": one_line(row.label),
-            "row": f"row-main-{order.index(row.label)}",
-            "style": style[row.label],
-            "line": line_of(row),
-            "keep": row.options.get("keep") if line_of(row) else None,
-            "short": f"{row.options['keep']} frames" if line_of(row) and "keep" in row.options else None,
-            "points": points(row, [*costs, *accuracies]),
-        }
+        charted(
+            *(row, f"row-main-{order.index(row.label)}", style[row.label], [*costs, *accuracies]),
+            line=line_of(row),
+            frames=kept,
+        )
         for row in shown
+        for kept in [option_number(row.options, "keep") if line_of(row) else None]
     ]
     return chart(
         costs,
@@ -207,7 +208,7 @@ def _results(
     scored = scored_table([run for run in selected.completed if run.scored], context)
     first = [figure for figure in figures if figure.kind == "pareto"][:1]
     beyond = [figure for figure in figures if figure not in first and figure.kind != "agreement"]
-    others = [replace(f, data=b"") if f.kind == "pareto" else f for f in beyond]
+    others = [replace(f, linked=True) if f.kind == "pareto" else f for f in beyond]
     equal = equal_time_table(matched_recall(by_recall(rows), context), context)
     missing = bullets(
         "Points of fewer frames that are not recorded",
@@ -261,7 +262,7 @@ def _visualized(context: ReportContext) -> list[Block]:
             "Which patches of a clip share a token, method by method",
             ["visualize", "tokens", *context.arguments],
         )
-        blocks.append(Picture(file=TOKENS, data=b"", alternative=title, caption="", kind="tokens"))
+        blocks.append(Picture(file=TOKENS, data=b"", alternative=title, linked=True))
         blocks.append((f"{title} (", Code(command_line(made)), ")."))
     if (context.folder / GALLERY).is_file():
         text, made = (
@@ -282,13 +283,13 @@ def _published(rows: Sequence[MethodRow], full_size: Sequence[MethodRow], contex
     costs: Block = ("Not measured: there is no record of the full-size models beside these.",)
     if full_size:
         costs = paper_scale_table(full_size, comparisons, numbers, configurations, context)
-    beside = verdict_tables(comparisons, load_reruns(), context)
-    verdicts: list[Block] = [beside[0] if beside else ("No published number is comparable here.",)]
+    compared = verdict_tables(comparisons, load_reruns(), context)
+    verdicts: list[Block] = [compared[0] if compared else ("No published number is comparable here.",)]
     if any(c.measured is not None for c in claimed):
         verdicts.append(claims_headline(claimed, context))
     if elsewhere:
         verdicts.append((f"Published for this data set, of methods without a run: {elsewhere}.",))
-    more: list[Block] = [*beside[1:], *_present(apart_table(comparisons, context))]
+    more: list[Block] = [*compared[1:], *_present(apart_table(comparisons, context))]
     if claimed:
         more.append(claims_table(claimed, "claims", "Every reading of the claims about accuracy", context))
     return [

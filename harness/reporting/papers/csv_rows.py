@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationError
 
 from tvrbench.harness.core.errors import UsageError
+from tvrbench.harness.core.text import brief_repr
 
 T = TypeVar("T")
 
@@ -67,14 +69,18 @@ def lines(file: Traversable) -> Iterator[tuple[int, dict[str, str]]]:
     """Read each row with its line number; a column that the file lacks reads as empty.
 
     Raises:
-        UsageError: a line has more or fewer fields than the header.
+        UsageError: a line has more or fewer fields than the header, or the file is no CSV in UTF-8.
     """
-    with file.open("r", encoding="utf-8") as text:
-        for line, row in enumerate(csv.DictReader(text), start=2):
-            if None in row or None in row.values():
-                message = f"{file.name} line {line} has more or fewer fields than the header; quote commas in fields"
-                raise UsageError(message, code="published.fields", file=file.name, line=line)
-            yield line, defaultdict(str, row)
+    try:
+        rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode(), newline="")))
+    except (csv.Error, UnicodeDecodeError) as error:
+        message = f"{file.name} is no CSV file in UTF-8 ({error}): write it again"
+        raise UsageError(message, code="published.fields", file=file.name) from None
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            message = f"{file.name} line {line} has more or fewer fields than the header; quote commas in fields"
+            raise UsageError(message, code="published.fields", file=file.name, line=line)
+        yield line, defaultdict(str, row)
 
 
 def checked(file: Traversable, line: int, kind: type[T], values: Mapping[str, Any]) -> T:
@@ -87,7 +93,7 @@ def checked(file: Traversable, line: int, kind: type[T], values: Mapping[str, An
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise unreadable(file, line, str(first["loc"][0]), f"{first['input']!r}; {first['msg']}") from None
+        raise unreadable(file, line, str(first["loc"][0]), f"{brief_repr(first['input'])}; {first['msg']}") from None
 
 
 def load(name: str, kind: type[T]) -> Iterator[T]:
@@ -105,7 +111,7 @@ def metric_of(file: Traversable, line: int, row: Mapping[str, str]) -> str:
     # A unit may name the device that it was measured on or the baseline that it is over.
     metric = _LINES.get((row["metric"], re.split(" on | over ", row["unit"])[0]))
     if metric is None:
-        raise unreadable(file, line, "metric", f"{row['metric']!r} in {row['unit']!r} is not known")
+        raise unreadable(file, line, "metric", f"{brief_repr(row['metric'])} in {brief_repr(row['unit'])} is not known")
     return metric
 
 

@@ -31,8 +31,8 @@ from tvrbench.harness.reporting.papers.csv_rows import (
 from tvrbench.harness.reporting.papers.published import Method, PublishedNumber, load_published
 
 _SOURCES = {
-    r"([\w.-]+/[\w.-]+)#(\d+)": r"https://github.com/\1/issues/\2",
-    r"([\w.-]+/[\w.-]+)": r"https://github.com/\1",
+    r"(\w[\w.-]*/\w[\w.-]*)#(\d+)": r"https://github.com/\1/issues/\2",
+    r"(\w[\w.-]*/\w[\w.-]*)": r"https://github.com/\1",
     r"\S+ \(arXiv (\d{4}\.\d{4,5})\)": r"https://arxiv.org/abs/\1",
     r"\S+ \(OpenReview (\w+)\)": r"https://openreview.net/forum?id=\1",
 }
@@ -61,7 +61,7 @@ Source = Annotated[str, AfterValidator(_addressed)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PublishedRecipe:
     """A paper's name for a recipe.
 
     Attributes:
@@ -112,7 +112,7 @@ class Rerun:
 class Reruns(NamedTuple):
     """The recipes that several ran, and the numbers of all re-runs, those in papers among them."""
 
-    recipes: Sequence[Recipe]
+    recipes: Sequence[PublishedRecipe]
     reruns: Sequence[Rerun]
 
     def of(self, number: PublishedNumber) -> list[Rerun]:
@@ -137,7 +137,7 @@ class Reruns(NamedTuple):
         return any(r is not None and r.recipe == recipe.recipe and r.source is None for r in same)
 
 
-def named(number: PublishedNumber, recipes: Iterable[Recipe]) -> Recipe | None:
+def named(number: PublishedNumber, recipes: Iterable[PublishedRecipe]) -> PublishedRecipe | None:
     """Return the recipe that a number is of; None where nobody else ran it."""
     place = (number.paper, number.method, number.config)
     return next((r for r in recipes if (r.paper, r.method, r.config) == place), None)
@@ -150,7 +150,7 @@ def load_reruns() -> Reruns:
     Raises:
         UsageError: a line is incomplete, unknown, no number, or repeated; the message names it.
     """
-    recipes = tuple(load("recipes.csv", Recipe))
+    recipes = tuple(load("recipes.csv", PublishedRecipe))
     in_papers = [again for n in load_published() if (again := _again(n, recipes)) is not None]
     return Reruns(recipes, (*in_papers, *read_reruns(folder() / "reruns.csv")))
 
@@ -167,7 +167,7 @@ def read_reruns(file: Traversable) -> tuple[Rerun, ...]:
     return tuple(reruns)
 
 
-def _again(number: PublishedNumber, recipes: Iterable[Recipe]) -> Rerun | None:
+def _again(number: PublishedNumber, recipes: Iterable[PublishedRecipe]) -> Rerun | None:
     """Return a paper's number as a re-run, if it is one."""
     recipe = named(number, recipes)
     if recipe is None or recipe.source is None:

@@ -170,6 +170,8 @@ def match_rows(number: PublishedNumber, configurations: Sequence[Configuration],
 def prints_like(measured: float, number: PublishedNumber) -> bool:
     """Check whether the measured value, rounded or cut to the printed digits, is the printed value."""
     scale = 10.0**number.decimals
+    if not math.isfinite(measured * scale):
+        return False
     printed = round(number.value * scale)
     return printed in (round(measured * scale), math.floor(measured * scale + 1e-9))
 

@@ -11,11 +11,12 @@ from tvrbench.harness.reporting.catalogue import COUNTS, printed_backbone
 from tvrbench.harness.reporting.data.context import ReportContext
 from tvrbench.harness.reporting.papers.published import OTHER, OWN, Claim, PublishedNumber
 from tvrbench.harness.reporting.papers.verdicts import PaperComparison
-from tvrbench.harness.reporting.tables.published import aside, by_paper, counts
+from tvrbench.harness.reporting.tables.published import by_paper, counts
 from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     link_column,
     make_table,
     number_cell,
@@ -71,8 +72,8 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         text_column("claim", "Claim", lambda line: line.exact.claim.text),
         text_column("method", "Method", lambda line: _subject(line.exact.number)),
         text_column("against", "Baseline", lambda line: _baseline(line.exact)),
-        Column(key="claimed", header="Claimed", cell=lambda line: _value(line.exact, line.exact.number.value, 0)),
-        Column(key="measured", header="Measured", cell=lambda line: _value(line.exact, line.exact.measured, 1)),
+        Column("claimed", "Claimed", lambda line: _value(line.exact, line.exact.number.value, 0)),
+        Column("measured", "Measured", lambda line: _value(line.exact, line.exact.measured, 1)),
         Column(
             key="measured_as_released",
             header="As released",
@@ -90,13 +91,12 @@ def claims_headline(results: Sequence[PaperComparison], context: ReportContext) 
         "* The baseline that the paper means; claims.csv has every reading.",
         "As released: with the work whose result released code drops; – where there is none." if released else None,
     )
-
-    def table(kept: Sequence[_Reading], full: Table | None = None) -> Table:
-        title, group = "The papers' claims", (lambda line: line.exact.number.paper)
-        note = context.note
-        return make_table("claims-headline", title, sentences, columns, kept, group=group, note=note, full=full)
-
-    return table(shown, table(lines))
+    return make_table(
+        *("claims-headline", "The papers' claims", sentences, columns, lines),
+        group=lambda line: line.exact.number.paper,
+        shown=lambda line: line.exact.measured is not None,
+        note=context.note,
+    )
 
 
 def claims_table(results: Sequence[PaperComparison], name: str, title: str, context: ReportContext) -> Table:
@@ -109,15 +109,17 @@ def claims_table(results: Sequence[PaperComparison], name: str, title: str, cont
         text_column("of", "Method", lambda r: _subject(r.number, full=True)),
         text_column("against", "Baseline", _baseline),
         text_column("reading", "Reading", _reading),
-        Column(key="claimed", header="Claimed", cell=lambda r: _value(r, r.number.value, 0)),
-        Column(key="measured", header="Measured", cell=lambda r: _value(r, r.measured, 1)),
+        Column("claimed", "Claimed", lambda r: _value(r, r.number.value, 0)),
+        Column("measured", "Measured", lambda r: _value(r, r.measured, 1)),
         text_column("verdict", "Verdict", lambda r: r.verdict),
         text_column("device", "Device", _device),
-        aside(text_column("reason", "how, or why not", lambda r: r.reason)),
-        aside(text_column("command", "command", lambda r: r.command)),
-        aside(text_column("source", "source", lambda r: r.number.table)),
-        aside(text_column("read_from", "read from", lambda r: r.number.read_from)),
-        aside(link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs]))),
+        *csv_only(
+            text_column("reason", "how, or why not", lambda r: r.reason),
+            text_column("command", "command", lambda r: r.command),
+            text_column("source", "source", lambda r: r.number.table),
+            text_column("read_from", "read from", lambda r: r.number.read_from),
+            link_column("records", "records", lambda r: context.links([run for row in r.rows for run in row.runs])),
+        ),
     )
     results = by_paper(results)
     sentences = (

@@ -27,7 +27,6 @@ from tvrbench.harness.reporting.tables.table import (
     missing_cell,
     number_cell,
     number_column,
-    text_column,
 )
 
 
@@ -39,7 +38,7 @@ def interval_column(key: str, header: str, ends: Callable[[Any], tuple[float, fl
             return NOTHING
         return Cell(text=between(*map(form.format, found)), value="{:.4f} to {:.4f}".format(*found))
 
-    return Column(key=key, header=header, cell=cell)
+    return Column(key, header, cell)
 
 
 LABEL = Column(
@@ -64,7 +63,7 @@ def metric_column(shown: Metric, chance: float | None = None) -> Column:
         return NOTHING if value is None else Cell(text=shown.text(value), value=value, rankable=row.apart is None)
 
     level = number_cell(chance, shown.show)
-    return Column(key=shown.name, header=shown.short, cell=cell, better=shown.better, chance=level)
+    return Column(shown.name, shown.short, cell, better=shown.better, chance=level)
 
 
 def direction_columns(direction: str, chance: Mapping[str, float]) -> list[Column]:
@@ -145,24 +144,19 @@ def kept_columns(rows: Sequence[MethodRow]) -> list[Column]:
         return number_cell(bound.value, gmacs.text) if bound is not None and bound.upper_bound else NOTHING
 
     return [
-        Column(key="patches_kept_percent", header="patches kept, % (90 % of videos)", cell=share),
-        Column(key="gmacs_video_at_most", header="GMACs, at most", cell=most),
+        Column("patches_kept_percent", "patches kept, % (90 % of videos)", share),
+        Column("gmacs_video_at_most", "GMACs, at most", most),
     ]
 
 
-def difference_columns(
-    test: Callable[[Any], tuple[PairedDifference | None, float | None]], verdict: Callable[[Any], str | None]
-) -> list[Column]:
-    """Return difference, interval, corrected p-value and verdict of a paired test; blank where nothing was tested."""
+def interval_and_p_value(test: Callable[[Any], tuple[PairedDifference | None, float | None]]) -> list[Column]:
+    """Return interval and corrected p-value of a paired test; blank where nothing was tested."""
 
     def p_value(value: float) -> str:
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
-    points = (lambda item: d.difference if (d := test(item)[0]) else None), "{:+.1f}".format
     ends = (lambda item: (d.low, d.high) if (d := test(item)[0]) else None), "{:+.1f}"
     return [
-        number_column("difference", "difference, points", *points),
         interval_column("interval", "95 % interval", *ends),
         number_column("p_value", "p, corrected", lambda item: test(item)[1], p_value),
-        text_column("verdict", "verdict", verdict),
     ]

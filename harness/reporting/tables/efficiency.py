@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -13,11 +13,11 @@ from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import AS_RELEASED, OVER_VIDEOS, MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.catalogue import (
-    BYTES,
     COUNTS,
     MEMORY,
     Metric,
     fixed,
+    in_gigabytes,
     metric,
     printed_backbone,
     recorded,
@@ -42,6 +42,7 @@ from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     make_table,
     missing_cell,
     number_column,
@@ -82,17 +83,17 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _column("output_tokens", "Tokens"),
         _column("gmacs_video", f"GFLOPs {FVCORE}"),
         *(_as_released(name, f"As released {FVCORE}") for name in released),
-        *(replace(_column(name, ""), csv_only=True) for name in readings(rows, "output_tokens")[1:]),
+        *csv_only(*(_column(name, "") for name in readings(rows, "output_tokens")[1:])),
         _column(
             "speedup", "Speed-up by GFLOPs", _allowed(rows), _factor, key="speedup_allowed", best=False, instead=ratio
         ),
         _column("speedup", "Speed-up (95 % CI)", show=_ranged),
-        *(replace(column, csv_only=True) for column in _ends("speedup")),
+        *_ends("speedup"),
         _column("throughput", "Videos/s", _find("throughput", "inference", batch), key=f"throughput_{batch}"),
         _column("latency_median", "Latency (ms)", instead=failed),
         *_memory_columns(rows, "inference", failed)[:1],
         _column("training_speedup", "Training speed-up (95 % CI)", show=_ranged, instead=no_step),
-        *(replace(column, csv_only=True) for column in _ends("training_speedup")),
+        *_ends("training_speedup"),
         *_memory_columns(rows, "training", no_step)[:1],
     ]
     counted = {row.label for row in rows if any(row is other for other in bench.counted)}
@@ -107,16 +108,7 @@ def cost_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: Repo
         _clips_sentence(rows),
         _FLOAT32 if bench.on_gpu and bench.precision == "float32" else None,
     )
-    return make_table(
-        f"cost/{stem}",
-        f"Cost on {printed_backbone(backbone(rows[0]))}, {bench.name}",
-        sentences,
-        [_label(counted), *map(directed, known), replace(context.record_column(), csv_only=True)],
-        rows,
-        best=True,
-        group=group_of,
-        marks=MARKS,
-    )
+    return _table("cost", "Cost", stem, bench, rows, sentences, [_label(counted), *known], context)
 
 
 def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table:
@@ -124,15 +116,13 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
     failed, ratio = _find("throughput", "inference"), _find("speedup")
     best_batch, share = _at_best_batch("throughput", "throughput_best"), _at_best_batch(*["share_of_peak"] * 2)
     texts = shared_batch(rows, "text_throughput", "inference")
-    beside = [
-        *(_column(name, metric(name).short) for name in readings(rows, "gmacs_text")[1:]),
+    further = csv_only(
+        *(_column(name, "") for name in readings(rows, "gmacs_text")[1:]),
         *(
-            _column(name, f"{name}, {batch}", _find(name, "inference", batch), key=f"{name}_{batch}")
-            for name in ("throughput",)
-            for batch in batches(rows, name, "inference")
+            _column("throughput", "", _find("throughput", "inference", batch), key=f"throughput_{batch}")
+            for batch in batches(rows, "throughput", "inference")
         ),
-        context.record_column(),
-    ]
+    )
     columns = [
         _column("gmacs_reduction", f"Reduction GFLOPs {FVCORE}", best=False),
         _column("gmacs_text", f"Text GFLOPs {FVCORE}", best=False),
@@ -145,9 +135,8 @@ def encoding_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         _column("speedup_reached", "% of the speed-up by GFLOPs", instead=ratio),
     ]
     sentences = (f"{_where(bench, rows)}.", None, _peak_sentence(rows), _pace_sentence(rows))
-    title = f"More about encoding on {printed_backbone(backbone(rows[0]))}, {bench.name}"
-    every = [_LABEL, *map(directed, columns), *(replace(column, csv_only=True) for column in beside)]
-    return make_table(f"encoding/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
+    columns = [_LABEL, *columns, *further]
+    return _table("encoding", "More about encoding", stem, bench, rows, sentences, columns, context)
 
 
 def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: ReportContext) -> Table | None:
@@ -176,9 +165,30 @@ def training_table(bench: Bench, rows: Sequence[MethodRow], stem: str, context: 
         "A training step runs in the precision of the method's own recipe unless the command named one.",
         "Energy: joules above idling, from the GPU's counter." if any(no_energy(row) for row in rows) else None,
     )
-    title = f"Training, stages and energy on {printed_backbone(backbone(rows[0]))}, {bench.name}"
-    every = [_LABEL, *map(directed, columns), replace(context.record_column(), csv_only=True)]
-    return make_table(f"training/{stem}", title, sentences, every, rows, best=True, group=group_of, marks=MARKS)
+    title = "Training, stages and energy"
+    return _table("training", title, stem, bench, rows, sentences, [_LABEL, *columns], context)
+
+
+def _table(
+    folder: str,
+    title: str,
+    stem: str,
+    bench: Bench,
+    rows: Sequence[MethodRow],
+    sentences: Iterable[str | None],
+    columns: Iterable[Column],
+    context: ReportContext,
+) -> Table:
+    return make_table(
+        f"{folder}/{stem}",
+        f"{title} on {printed_backbone(backbone(rows[0]))}, {bench.name}",
+        sentences,
+        [*map(directed, columns), *csv_only(context.record_column())],
+        rows,
+        best=True,
+        group=group_of,
+        marks=MARKS,
+    )
 
 
 def _of_most(columns: Sequence[Column], rows: Sequence[MethodRow]) -> list[Column]:
@@ -220,7 +230,7 @@ def _column(
         over_videos = row.reading(known.name).endswith(OVER_VIDEOS)
         return replace(filled, rankable=filled.rankable and not over_videos and not is_frame_budget(row.method))
 
-    return Column(key=key or known.name, header=header, cell=marked(cell), better=known.better if best else None)
+    return Column(key or known.name, header, marked(cell), better=known.better if best else None)
 
 
 def _label(counted: Collection[str]) -> Column:
@@ -250,16 +260,14 @@ def _as_released(name: str, header: str) -> Column:
 
 
 def _ends(name: str) -> list[Column]:
-    """Return the columns of both ends of a ratio's interval."""
+    """Return the CSV's columns of both ends of a ratio's interval."""
 
     def end(row: MethodRow, place: int) -> float | None:
         ratio = figure(row, name)
         return None if ratio is None or ratio["value"] is None else rounds_interval(ratio)[place]
 
-    places = enumerate(("low", "high"))
-    return [
-        number_column(f"{name}_{end_}", "", functools.partial(end, place=place), fixed(2)) for place, end_ in places
-    ]
+    low, high = (functools.partial(end, place=place) for place in (0, 1))
+    return csv_only(number_column(f"{name}_low", "", low, fixed(2)), number_column(f"{name}_high", "", high, fixed(2)))
 
 
 def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list[Column]:
@@ -271,15 +279,9 @@ def _memory_columns(rows: Sequence[MethodRow], what: str, instead: Find) -> list
 
     def column(shown: Metric, header: str) -> Column:
         find = _find(shown.name, what, shared_batch(rows, shown.name, what))
-        gigabytes = BYTES[shown.unit] / BYTES["GB"]
-        show = functools.partial(_scaled, scale=gigabytes)
-        return _column(shown, header, find, show, key=shown.key, instead=instead)
+        return _column(in_gigabytes(shown), header, find, key=shown.key, instead=instead)
 
     return [column(shown, f"{title}: {shown.short}" if i else title) for i, shown in enumerate(meters)]
-
-
-def _scaled(m: MeasurementDoc, scale: float) -> str:
-    return _show(scale * (m["value"] or 0.0))
 
 
 def _ranged(m: MeasurementDoc) -> str:
@@ -340,15 +342,15 @@ def _clips_sentence(rows: Sequence[MethodRow]) -> str | None:
     most: dict[str, int] = {}
     methods: dict[str, None] = {}
     for row in rows:
-        for said in (m["conditions"] for m in row.measurements if "distinct_clips" in m["conditions"]):
-            most[said["dataset"]] = max(said["distinct_clips"], most.get(said["dataset"], 0))
-            methods |= {row.label: None} if "share_kept" in said else {}
+        for conditions in (m["conditions"] for m in row.measurements if "distinct_clips" in m["conditions"]):
+            most[conditions["dataset"]] = max(conditions["distinct_clips"], most.get(conditions["dataset"], 0))
+            methods |= {row.label: None} if "share_kept" in conditions else {}
     clips = ", ".join(f"up to {number} of {name}" for name, number in most.items())
     return f"Measured on clips ({clips}), not on noise: {', '.join(methods)}." if methods else None
 
 
-def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = None) -> str | None:
-    """Describe how a ratio was measured; its batch only where that is not the one that was ``said``."""
+def _speedup_sentence(rows: Sequence[MethodRow], name: str, shown_batch: int | None = None) -> str | None:
+    """Describe how a ratio was measured; its batch only where that is not ``shown_batch``, which the caption has."""
     ratios = [m for row in rows if (m := figure(row, name)) is not None and m["value"] is not None]
     if not ratios:
         return None
@@ -356,7 +358,7 @@ def _speedup_sentence(rows: Sequence[MethodRow], name: str, said: int | None = N
     rounds = " or ".join(dict.fromkeys(str(len(m["samples"])) for m in ratios))
     rounds += " round" if rounds == "1" else " rounds"
     tuning = " with the method's own tuning" if name == "training_speedup" else ""
-    batch = "" if at == str(said) else f", batch {at}"
+    batch = "" if at == str(shown_batch) else f", batch {at}"
     return f"Speed-up: over {over}{tuning}, timed in turn in one process, the median of {rounds}{batch}."
 
 

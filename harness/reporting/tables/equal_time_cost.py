@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from operator import itemgetter
 
 from tvrbench.harness.reporting.analysis.matched_time import MatchedPoint, MatchedTime
@@ -16,6 +15,7 @@ from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     link_column,
     make_table,
     number_cell,
@@ -39,13 +39,13 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
     columns = [
         text_column("method", "Method", lambda entry: entry.row.label),
         number_column("gmacs", f"GFLOPs {FVCORE}", part("timed", "gmacs"), significant(4)),
-        Column(key="time", header="Time, dense = 1 (95 % CI)", cell=_time_cell),
+        Column("time", "Time, dense = 1 (95 % CI)", _time_cell),
         number_column("work_frames", "Frames its GFLOPs pay for", lambda entry: _work(entry, matched), fixed(1)),
-        Column(key="frames", header="Frames its time pays for", cell=lambda entry: _frames_cell(entry, matched)),
+        Column("frames", "Frames its time pays for", lambda entry: _frames_cell(entry, matched)),
         number_column("lost", "Frames lost", lambda entry: _lost(entry, matched), fixed(1)),
         text_column("faster", "Faster than dense?", lambda entry: _faster(entry), left=False),
     ]
-    beside = [
+    further = csv_only(
         number_column("frames_low", "", lambda entry: entry.span[0], fixed(1)),
         number_column("frames_high", "", lambda entry: entry.span[1], fixed(1)),
         number_column("rival_gmacs", "", part("budget", "gmacs"), significant(4)),
@@ -53,7 +53,7 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
         number_column("rival_tokens", "", part("budget", "tokens"), fixed(0)),
         text_column("verdict", "", lambda entry: entry.cost_verdict(matched.all_frames)),
         link_column("records", "", lambda entry: context.links(entry.row.runs)),
-    ]
+    )
     work = [(_work(entry, matched), entry) for entry in matched.points]
     shown = [entry for frames, entry in sorted(_known(work), key=itemgetter(0)) if frames < _AS_MUCH * last.frames]
     plain = [entry.row.label for frames, entry in _known(work) if frames >= _AS_MUCH * last.frames]
@@ -69,9 +69,8 @@ def equal_time_table(matched: MatchedTime, bench: Bench, stem: str, context: Rep
         f"Without a valid time: {', '.join(without)}." if without else None,
         "< and >: beyond the measured line." if any(entry.budget is None for entry in shown) else None,
     )
-    every = [*columns, *(replace(column, csv_only=True) for column in beside)]
     return make_table(
-        *(f"equal-time/{stem}", f"Equal time on {name}, {bench.name}", sentences, every),
+        *(f"equal-time/{stem}", f"Equal time on {name}, {bench.name}", sentences, [*columns, *further]),
         grouped(shown, lambda entry: entry.row),
         marks={key: text for key, text in MARKS.items() if key == FVCORE},
     )

@@ -116,7 +116,7 @@ def fragment(table: Table) -> str:
         "kinds": "".join(kinds),
         "head": head,
         "rows": "\n".join(lines),
-        "notes": "".join(f"{_text(''.join(map(str, note)))}\\par\n" for note in table.notes),
+        "notes": "".join(f"{_text(note)}\\par\n" for note in table.notes),
     }
 
 

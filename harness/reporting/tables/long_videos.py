@@ -13,8 +13,18 @@ from tvrbench.harness.reporting.data.bench_rows import UNMEASURED, figure
 from tvrbench.harness.reporting.data.long_videos import CountedMethod, LongVideos
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, grouped
 from tvrbench.harness.reporting.tables.columns import cost_cell
+from tvrbench.harness.reporting.tables.markdown import slug
 from tvrbench.harness.reporting.tables.marks import FVCORE, MARKS
-from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, make_table, missing_cell, text_column
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Cell,
+    Column,
+    Table,
+    csv_only,
+    make_table,
+    missing_cell,
+    text_column,
+)
 
 _UNCOUNTED = "not counted: the method refuses this number of frames, or it was not asked for"
 _UNTIMED = "not timed with this number of frames"
@@ -37,7 +47,7 @@ def long_videos_tables(found: LongVideos, stem: str) -> list[Table]:
         dense = [] if found.dense is None else [found.dense]
         methods = [method for method in encoding if method.counted(few) and method not in dense]
         title = f"{words}: {_numbers(few)} frames, of the papers' own settings"
-        name = f"{stem}.{'-'.join(map(str, few))}-frames"
+        name = f"{stem}.{slug('-'.join(map(str, few)), 60)}-frames"
         tables.append(_table(name, title, found, few, grouped([*dense, *methods], lambda m: m.rows[min(m.rows)])))
     return tables
 
@@ -64,8 +74,8 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
         *(_of_dense(found, number) for number in frames),
         *(_counted("step_memory", f"Training (GB), {number} frames", number, found.batch) for number in frames),
         *(_timed("speedup", f"Speed-up, {number} frames", number) for number in timed),
-        *(_beside(_counted(key, key, number)) for key in ("output_tokens", "gmacs_step") for number in frames),
-        *(_beside(_timed("throughput_best", "", number)) for number in timed),
+        *csv_only(*(_counted(key, "", number) for key in ("output_tokens", "gmacs_step") for number in frames)),
+        *csv_only(*(_timed("throughput_best", "", number) for number in timed)),
     ]
     return make_table(
         *(name, title, sentences, columns, methods), best=True, group=lambda m: m.group.capitalize(), marks=_MARKS
@@ -73,10 +83,6 @@ def _table(name: str, title: str, found: LongVideos, frames: Sequence[int], meth
 
 
 _MARKS = {**MARKS, MISSING: "Not counted; the CSV has the reason."}
-
-
-def _beside(column: Column) -> Column:
-    return replace(column, csv_only=True)
 
 
 def _counted(name: str, header: str, frames: int, batch: int | None = None) -> Column:
@@ -116,7 +122,7 @@ def _cell(row: MethodRow, measured: MeasurementDoc | None, shown: Metric) -> Cel
 
 
 def _column(shown: Metric, header: str, frames: int, cell: Callable[[Any], Cell]) -> Column:
-    return Column(key=f"{shown.name}_{frames}", header=header, cell=cell, better=shown.better)
+    return Column(f"{shown.name}_{frames}", header, cell, better=shown.better)
 
 
 def _numbers(frames: Sequence[int]) -> str:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tvrbench.harness.records.record import MeasurementDoc
 from tvrbench.harness.reporting.analysis.matched_time import is_frame_budget
 from tvrbench.harness.reporting.analysis.pairwise import Pair, letters
 from tvrbench.harness.reporting.catalogue import (
-    BYTES,
     EXPECTED_R1,
     MEMORY,
     Metric,
+    in_gigabytes,
     metric,
     recorded,
-    significant,
     with_interval,
 )
 from tvrbench.harness.reporting.data.rows import MethodRow, expected_interval, expected_recall, expected_sd
-from tvrbench.harness.reporting.tables.columns import LABEL, cost_cell, metric_column, of_videos
+from tvrbench.harness.reporting.tables.columns import LABEL, cost_column, metric_column
 from tvrbench.harness.reporting.tables.marks import FVCORE, directed
-from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, missing_cell, number_cell
+from tvrbench.harness.reporting.tables.table import NOTHING, Cell, Column, missing_cell
 
 Levels = Mapping[str, float]
 """Chance level of each metric of one direction, by its name in records."""
@@ -45,10 +44,10 @@ def main_columns(rows: Sequence[MethodRow], pairs: Sequence[Pair], t2v: Levels, 
         _cost(metric("speedup"), "Speed-up"),
         Column(key="memory", header="Memory (GB)", better="min", cell=lambda _: NOTHING)
         if memory is None
-        else _cost(memory, "Memory (GB)", lambda value: significant(3)(value * BYTES[memory.unit] / BYTES["GB"])),
+        else _cost(in_gigabytes(memory), "Memory (GB)"),
         _recall(t2v.get("R1")),
-        *(_retrieval(f"t2v_{name}", t2v) for name in ("R5", "R10", "MnR")),
-        *(_retrieval(f"v2t_{name}", v2t) for name in ("R1", "R10")),
+        *(metric_column(metric(f"t2v_{name}"), t2v.get(name)) for name in ("R5", "R10", "MnR")),
+        *(metric_column(metric(f"v2t_{name}"), v2t.get(name)) for name in ("R1", "R10")),
         _letters(pairs),
     ]
     return [directed(column) for column in columns]
@@ -80,26 +79,25 @@ def _label(row: MethodRow) -> Cell:
     return Cell(text=row.label if row.selection == "last" else f"{row.label} {ON_TEST}", value=row.label)
 
 
-def _cost(shown: Metric, header: str, text: Callable[[float], str] | None = None) -> Column:
-    def cell(row: MethodRow) -> Cell:
-        filled = of_videos(cost_cell(row.cost(shown.name, shown.what), row, text or shown.text), row, shown)
-        return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))  # cheap by definition
+def _cost(shown: Metric, header: str) -> Column:
+    """Return the column of a cost, in which fewer frames, cheap by definition, are never the best."""
+    column = cost_column(shown)
 
-    return Column(key=shown.key, header=header, cell=cell, better=shown.better)
+    def cell(row: MethodRow) -> Cell:
+        filled = column.cell(row)
+        return replace(filled, rankable=filled.rankable and not is_frame_budget(row.method))
+
+    return replace(column, header=header, cell=cell)
 
 
 def _recall(chance: float | None) -> Column:
+    column = metric_column(EXPECTED_R1, chance)
+
     def cell(row: MethodRow) -> Cell:
         text = recall_text(row)
-        return NOTHING if text is None else Cell(text=text, value=expected_recall(row), rankable=row.apart is None)
+        return NOTHING if text is None else replace(column.cell(row), text=text)
 
-    level = number_cell(chance, EXPECTED_R1.show)
-    return Column(key=EXPECTED_R1.name, header="T→V R@1", cell=cell, better=EXPECTED_R1.better, chance=level)
-
-
-def _retrieval(name: str, chance: Levels) -> Column:
-    shown = metric(name)
-    return metric_column(shown, chance.get(shown.path[-1]))
+    return replace(column, header="T→V R@1", cell=cell)
 
 
 def _letters(pairs: Sequence[Pair]) -> Column:
@@ -111,4 +109,4 @@ def _letters(pairs: Sequence[Pair]) -> Column:
             return missing_cell(f"Compared with no other row: {row.apart.text} ({row.apart.code})")
         return Cell(text=known[row.label], value=known[row.label]) if row.label in known else NOTHING
 
-    return Column(key="letters", header="Sig.", cell=cell, left=True)
+    return Column("letters", "Sig.", cell, left=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -55,6 +56,11 @@ def slug(text: str, longest: int | None = None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest]
 
 
+def github_anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading, before equal ones are numbered."""
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
 def escaped(value: object) -> Markdown:
     """Escape text so that it shows as it is, in a paragraph, a list item or a table cell."""
     if isinstance(value, Markdown):
@@ -70,9 +76,11 @@ def bold(text: object) -> Markdown:
     return Markdown(f"**{escaped(text)}**")
 
 
-def inline(parts: Iterable[Inline] | str) -> Markdown:
-    """Join the pieces of a line, each escaped for what it is."""
-    return Markdown("".join(_piece(part) for part in ([parts] if isinstance(parts, str) else parts)))
+def inline(parts: Iterable[Inline] | str, *, in_cell: bool = False) -> Markdown:
+    """Join the pieces of a line, each escaped for what it is; a bar ends a cell of a table even in code."""
+    pieces = [parts] if isinstance(parts, str) else parts
+    bar = "\\|" if in_cell else "|"
+    return Markdown("".join(_piece(p).replace("|", bar) if isinstance(p, Code) else _piece(p) for p in pieces))
 
 
 def target(link: str) -> str:
@@ -87,10 +95,12 @@ def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Enviro
     return jinja2.Environment(loader=loader, finalize=finalize, **options)
 
 
+@functools.cache
 def templates() -> jinja2.Environment:
-    """Return the templates in Markdown, which escape what is not Markdown already."""
+    """Return the templates in Markdown, which escape what is not Markdown already; each is compiled once."""
     made = environment(escaped, keep_trailing_newline=True)
-    made.filters |= {"inline": inline}
+    made.filters["inline"] = inline
+    made.filters["code"] = lambda text, in_cell=False: inline([Code(text)], in_cell=in_cell)
     return made
 
 

@@ -54,7 +54,7 @@ def provenance_table(runs: Runs, context: ReportContext) -> Table:
     columns = [
         text_column("what", "what", itemgetter(0)),
         text_column("value", "value", itemgetter(1)),
-        Column(key="runs", header="runs", cell=who, left=True),
+        Column("runs", "runs", who, left=True),
     ]
     caption = ("Read from the records.", "The CSV names the runs of each value.")
     return context.table("provenance", "Origin of the numbers", caption, columns, lines)

@@ -23,6 +23,7 @@ from tvrbench.harness.reporting.tables.table import (
     Cell,
     Column,
     Table,
+    csv_only,
     link_column,
     make_table,
     number_cell,
@@ -55,18 +56,20 @@ def verdict_tables(comparisons: Sequence[PaperComparison], reruns: Reruns, conte
 
     columns = (
         text_column("method", "Method (config)", _subject),
-        Column(key="measure", header="Measure", cell=_measure_cell, left=True),
-        Column(key="published", header="Published", cell=_published),
-        Column(key="measured", header="Ours", cell=_measured),
-        Column(key="difference", header="Difference", cell=_difference),
-        Column(key="verdict", header="Verdict", cell=_verdict, left=True),
-        *([Column(key="reruns", header="Independent re-runs", cell=again, left=True)] * any(map(reruns.of, numbers))),
+        Column("measure", "Measure", _measure_cell, left=True),
+        Column("published", "Published", _published),
+        Column("measured", "Ours", _measured),
+        Column("difference", "Difference", _difference),
+        Column("verdict", "Verdict", _verdict, left=True),
+        *([Column("reruns", "Independent re-runs", again, left=True)] * any(map(reruns.of, numbers))),
         text_column("source", "Source", lambda c: c.number.table),
-        aside(text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone"))),
-        aside(text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number))),
-        aside(text_column("reason", "reason", lambda c: c.reason)),
-        aside(text_column("read_from", "read from", lambda c: c.number.read_from)),
-        aside(link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ())),
+        *csv_only(
+            text_column("backbone", "backbone", lambda c: c.row and c.row.options.get("backbone")),
+            text_column("paper_configuration", "paper's configuration", lambda c: _configuration(c.number)),
+            text_column("reason", "reason", lambda c: c.reason),
+            text_column("read_from", "read from", lambda c: c.number.read_from),
+            link_column("records", "records", lambda c: context.links(c.row.runs) if c.row else ()),
+        ),
     )
     counted = f"Of {len(first)} published numbers: {counts(c.verdict for c in first)}."
     costs = "Costs are of full-size models with random weights." * any(c.number.metric in COUNTS for c in first)
@@ -94,9 +97,9 @@ def reruns_cell(reruns: Sequence[Rerun]) -> Cell:
         name = f"#{thread}" if hash_ and place == before else f"{place}{hash_}{thread}"
         links.append((f"{one.printed} ({name})", Url(address(one.source))))
         before = place
-    told = (f"{one.printed} ({', '.join(filter(None, (one.source, one.differs, one.read_from)))})" for one in reruns)
+    sources = (f"{one.printed} ({', '.join(filter(None, (one.source, one.differs, one.read_from)))})" for one in reruns)
     text = ", ".join(text for text, _ in links)
-    return Cell(text=text, value="; ".join(told), links=tuple(links)) if links else NOTHING
+    return Cell(text=text, value="; ".join(sources), links=tuple(links)) if links else NOTHING
 
 
 def apart_table(comparisons: Sequence[PaperComparison], context: ReportContext) -> Table | None:
@@ -138,7 +141,7 @@ def paper_scale_table(
             texts = [_as_printed(n) + "".join(n.unit.partition(" on ")[1:]) for n in printed]
             return _joined(texts, [n.value for n in printed])
 
-        return Column(key=f"{name}_published", header=f"{_WORDS[name]}, published", cell=cell)
+        return Column(f"{name}_published", f"{_WORDS[name]}, published", cell)
 
     def difference(name: str) -> Column:
         def cell(row: MethodRow) -> Cell:
@@ -146,7 +149,7 @@ def paper_scale_table(
             known = [c.difference for c in of_row if c.difference is not None]
             return _joined([_signed_percent(value) for value in known], known)
 
-        return Column(key=f"{name}_difference_percent", header="Difference", cell=cell)
+        return Column(f"{name}_difference_percent", "Difference", cell)
 
     def both(name: str) -> list[Column]:
         exact, *released = (cost_column(metric(reading), best=False) for reading in readings(full_size, name))
@@ -175,11 +178,13 @@ def paper_scale_table(
         *both("gmacs_video"),
         difference("gmacs_video"),
         *both("output_tokens"),
-        *map(aside, (difference("output_tokens"), published("params_trainable"), difference("params_trainable"))),
-        *(aside(cost_column(metric(name), best=False)) for name in further),
-        aside(published("throughput")),
-        *(aside(column) for kind in ("latency", "memory") for column in recorded_columns(full_size, kind)),
-        aside(context.record_column()),
+        *csv_only(
+            *(difference("output_tokens"), published("params_trainable"), difference("params_trainable")),
+            *(cost_column(metric(name), best=False) for name in further),
+            published("throughput"),
+            *(column for kind in ("latency", "memory") for column in recorded_columns(full_size, kind)),
+            context.record_column(),
+        ),
     )
     note = f"{_FULL_SIZE_NOTICE} {context.notice}" if context.notice else None
     sentences = (
@@ -190,11 +195,6 @@ def paper_scale_table(
     order = backbones(full_size)
     rows = sorted(full_size, key=lambda row: (order.index(backbone(row)), row.method, row.label))
     return make_table("paper-scale", "Cost at paper scale", sentences, columns, rows, note=note)
-
-
-def aside(column: Column) -> Column:
-    """Return a column that only the CSV has."""
-    return replace(column, csv_only=True)
 
 
 def by_paper(comparisons: Sequence[PaperComparison]) -> list[PaperComparison]:

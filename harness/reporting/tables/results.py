@@ -47,9 +47,18 @@ from tvrbench.harness.reporting.tables.columns import (
 )
 from tvrbench.harness.reporting.tables.main_columns import ON_TEST, main_columns, memory_metric
 from tvrbench.harness.reporting.tables.marks import MARKS, marked
-from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, number_column, text_column
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Cell,
+    Column,
+    Table,
+    csv_only,
+    number_column,
+    text_column,
+)
 
 PAIR_CHANCE = 50.0
+SEEDS = text_column("seeds", "seeds", lambda row: str(len(row.runs)))
 _REFERENCE = group_title("reference")
 _MARKS = {**MARKS, MISSING: "Not measured, or not compared; the CSV has the reason where there is one."}
 _SAVED_BY = {"tvrbench": "tvrbench", "released": "other code"}
@@ -86,14 +95,9 @@ def main_table(rows: Sequence[MethodRow], pairs: Sequence[Pair], context: Report
         best: print the best of each column in bold.
     """
     t2v, v2t = chance_levels(rows)
-    columns = [_judged(column) for column in main_columns(rows, pairs, t2v, v2t)]
-    columns += [
-        replace(column, csv_only=True)
-        for column in (
-            text_column("seeds", "seeds", lambda row: str(len(row.runs))),
-            number_column(f"{EXPECTED_R1.name}_sd", "sd", expected_sd, fixed(2)),
-            EXPECTED_INTERVAL,
-        )
+    columns = [
+        *map(_judged, main_columns(rows, pairs, t2v, v2t)),
+        *csv_only(SEEDS, number_column(f"{EXPECTED_R1.name}_sd", "", expected_sd, fixed(2)), EXPECTED_INTERVAL),
     ]
     options: dict[str, Any] = {"chance": _REFERENCE if t2v else None, "best": best, "group": group_of, "marks": _MARKS}
     sentences = (
@@ -114,7 +118,7 @@ def results_table(rows: Sequence[MethodRow], context: ReportContext, *, best: bo
     columns = [
         LABEL,
         text_column("checkpoint", "checkpoint", _selection),
-        text_column("seeds", "seeds", lambda row: str(len(row.runs))),
+        SEEDS,
         *([metric_column(EXPECTED_R1, t2v.get("R1")), EXPECTED_INTERVAL] * ties),
         *(recall, RECALL_INTERVAL, *([RECALL_SPREAD] * seeds), *rest),
         *direction_columns("v2t", v2t),
@@ -180,9 +184,8 @@ def scored_table(runs: Sequence[StoredRecord], context: ReportContext) -> Table 
         "Models trained elsewhere and scored on the protocol's test videos and frames.",
         "Their training is not known, so they are compared with no row and with no published number.",
     )
-    content = ("scored", "Scored checkpoints", sentences)
-    full = context.table(*content, columns, rows)
-    return context.table(*content, [c for c in columns if c.key in _SCORED_ON_PAGE], rows, full=full)
+    columns = [replace(column, csv_only=column.key not in _SCORED_ON_PAGE) for column in columns]
+    return context.table("scored", "Scored checkpoints", sentences, columns, rows)
 
 
 def _selection(row: MethodRow) -> str:
@@ -204,8 +207,8 @@ def _data(rows: Sequence[MethodRow], context: ReportContext) -> str:
     """Name data, backbone, frames and seeds; what rows differ in, or do not tell, is left out."""
 
     def shared(values: Iterable[object]) -> object:
-        found = set(values)
-        return found.pop() if len(found) == 1 else None
+        first, *rest = list(values) or [None]
+        return first if all(value == first for value in rest) else None
 
     data, options = [row.record["data"] for row in rows], [row.options for row in rows]
     split, videos, queries = (

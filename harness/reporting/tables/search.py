@@ -10,13 +10,14 @@ from tvrbench.harness.reporting.analysis.search import (
     INEXACT,
     OWN,
     WAYS,
-    TimedSearch,
     of_one_vector,
     query_macs,
+    search_conditions,
+    searched_galleries,
     searched_rows,
+    searched_ways,
     stored_conditions,
     text_macs,
-    timed_searches,
     why_no_alternative,
 )
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, GALLERIES, metric
@@ -25,7 +26,16 @@ from tvrbench.harness.reporting.data.device_names import printed_device
 from tvrbench.harness.reporting.data.rows import Cost, MethodRow, ties_matter
 from tvrbench.harness.reporting.tables.columns import cost_cell, metric_column
 from tvrbench.harness.reporting.tables.marks import MARKS
-from tvrbench.harness.reporting.tables.table import MISSING, Cell, Column, Table, make_table, missing_cell, text_column
+from tvrbench.harness.reporting.tables.table import (
+    MISSING,
+    Cell,
+    Column,
+    Table,
+    csv_only,
+    make_table,
+    missing_cell,
+    text_column,
+)
 from tvrbench.harness.reporting.tables.two_stage import depth_text
 
 _UNTIMED = "not timed in this gallery"
@@ -52,27 +62,21 @@ def search_tables(
         "A query reads every coarse vector, and all that is stored of the videos that are scored again (depth).",
         "Without the text encoder, which a query runs once.",
     )
-    tables = [
-        make_table(
-            *(stem, f"What a search costs, {ending}", counted, _counted_columns(searched), searched),
-            note=context.note,
-            marks=marks,
-        )
-    ]
-    if timed := timed_searches(searched):
+    stored = f"What a search costs, {ending}"
+    tables = [make_table(stem, stored, counted, _counted_columns(searched), searched, note=context.note, marks=marks)]
+    timed = [row for row in searched if searched_ways(row)]
+    if timed:
         devices = dict.fromkeys(printed_device(run.record["environment"]["device"]) for r in searched for run in r.runs)
-        faiss = any(one.way != OWN for one in timed)
         sentences = (
             f"One query at a time, after its text is encoded, on {', '.join(devices)}; the CSV has the p95.",
             "FAISS is the alternative where a video is one vector, on the CPU: flat is exact, HNSW is not."
-            if faiss
+            if any(searched_ways(row) != [OWN] for row in timed)
             else None,
             f"No times of FAISS: {why_not}." if (why_not := why_no_alternative(searched)) else None,
         )
-        by_row = [row for row in searched if any(one.row is row for one in timed)]
         tables.append(
             make_table(
-                *(f"{stem}-time", f"Time of a search, {ending}", sentences, _time_columns(timed), by_row),
+                *(f"{stem}-time", f"Time of a search, {ending}", sentences, _time_columns(timed), timed),
                 note=context.note,
                 marks={**marks, MISSING: "Not timed; for FAISS, a video is more than one vector."},
             )
@@ -84,12 +88,12 @@ def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
     recall = metric_column(EXPECTED_R1 if ties_matter(rows) else metric("t2v_R1"))
     few, many = "1k", "1m"
     between = [key for key in GALLERIES if key not in (few, many)]
-    beside = [
+    further = csv_only(
         text_column("storage", "", lambda row: stored_conditions(row).get("storage")),
         *(_counted(f"search_macs_{key}", "") for key in between),
         *(_counted(f"query_macs_{key}", "", partial(query_macs, gallery=key)) for key in GALLERIES),
         *(_counted(f"search_read_{key}", "") for key in between),
-    ]
+    )
     return [
         text_column("method", "Method", lambda row: row.label),
         *[replace(recall, header="T→V R@1")] * any(row.metric("t2v", "R1") is not None for row in rows),
@@ -99,55 +103,58 @@ def _counted_columns(rows: Sequence[MethodRow]) -> list[Column]:
         _cost("text_macs", "Text encoder (M)", text_macs, metric("search_macs_1k").text),
         *(_counted(f"search_macs_{key}", f"Search (M), {GALLERIES[key]:,} videos") for key in (few, many)),
         *(_counted(f"search_read_{key}", f"Read (MB), {GALLERIES[key]:,} videos") for key in (few, many)),
-        *(replace(column, csv_only=True) for column in beside),
+        *further,
     ]
 
 
-def _time_columns(timed: Sequence[TimedSearch]) -> list[Column]:
+def _time_columns(rows: Sequence[MethodRow]) -> list[Column]:
     """Return the times of each way to search; pages have those of FAISS in the largest gallery alone."""
-    galleries = sorted({gallery for one in timed for gallery in one.galleries})
-    ways = [way for way in WAYS if any(one.way == way for one in timed)]
-    columns = [text_column("method", "Method", lambda row: row.label), _setting("depth", OWN, timed)]
+    galleries = searched_galleries(rows)
+    ways = [way for way in WAYS if any(way in searched_ways(row) for row in rows)]
+    columns = [text_column("method", "Method", lambda row: row.label), _setting("depth", OWN)]
     for way in ways:
-        shown = galleries if way == OWN else galleries[-1:]
-        columns += [_latency("median", way, gallery, timed) for gallery in shown]
-        if way == INEXACT:
-            columns.append(_setting("recall", way, timed))
-    columns += [
-        replace(_latency(of, way, gallery, timed), csv_only=True)
+        columns += [_latency("median", way, gallery) for gallery in (galleries if way == OWN else galleries[-1:])]
+        columns += [_setting("recall", way)] * (way == INEXACT)
+    further = [
+        _latency(of, way, gallery)
         for way in ways
         for gallery in galleries
         for of in ("median", "p95")
         if of == "p95" or (way != OWN and gallery != galleries[-1])
     ]
-    return [*columns, *(replace(_setting(key, way, timed), csv_only=True) for way in ways for key in _SETTINGS[way])]
+    return [*columns, *csv_only(*further, *(_setting(key, way) for way in ways for key in _SETTINGS[way]))]
 
 
 _SETTINGS = {"search": ("storage",), "faiss_flat": ("recall",), "faiss_hnsw": ("ef", "M")}
 """Conditions of a time that the CSV has, by way to search."""
 
 
-def _setting(key: str, way: str, timed: Sequence[TimedSearch]) -> Column:
+def _setting(key: str, way: str) -> Column:
     def text(row: MethodRow) -> str | None:
-        said = next((one.conditions for one in timed if one.row is row and one.way == way), {})
-        if key not in said or (key, said[key]) == ("depth", 0):
+        conditions = search_conditions(row, way)
+        if key not in conditions or (key, conditions[key]) == ("depth", 0):
             return None
-        return depth_text(said[key]) if key == "depth" else f"{100 * said[key]:.1f}" if key == "recall" else said[key]
+        return (
+            depth_text(conditions[key])
+            if key == "depth"
+            else f"{100 * conditions[key]:.1f}"
+            if key == "recall"
+            else conditions[key]
+        )
 
     header = {"depth": "Depth", "recall": "Top 10 found (%)"}.get(key, key)
     return text_column(key if way == OWN else f"{way}_{key}", header, text, left=False)
 
 
-def _latency(of: str, way: str, gallery: int, timed: Sequence[TimedSearch]) -> Column:
+def _latency(of: str, way: str, gallery: int) -> Column:
     shown = metric(f"{way}_latency_{of}")
 
     def cell(row: MethodRow) -> Cell:
-        found = next((one for one in timed if one.row is row and one.way == way), None)
-        cost = None if found is None else found.latency(of, gallery)
+        cost = row.recorded(shown.name, shown.what, gallery) if way in searched_ways(row) else None
         return missing_cell(_UNTIMED if way == OWN else None) if cost is None else cost_cell(cost, row, shown.text)
 
     name = WAYS[way] or "Search"
-    return Column(key=f"{way}_latency_{of}_{gallery}", header=f"{name} (ms), {gallery:,} videos", cell=cell)
+    return Column(f"{way}_latency_{of}_{gallery}", f"{name} (ms), {gallery:,} videos", cell)
 
 
 def _counted(name: str, header: str, cost: Callable[[MethodRow], Cost | None] | None = None) -> Column:
@@ -156,9 +163,9 @@ def _counted(name: str, header: str, cost: Callable[[MethodRow], Cost | None] | 
 
 
 def _cost(key: str, header: str, cost: Callable[[MethodRow], Cost | None], show: Callable[[float], str]) -> Column:
-    return Column(key=key, header=header, cell=lambda row: cost_cell(cost(row), row, show))
+    return Column(key, header, lambda row: cost_cell(cost(row), row, show))
 
 
 def _depth(row: MethodRow) -> str | None:
-    said = stored_conditions(row)
-    return None if said.get("depth", 0) == 0 else depth_text(said["depth"])
+    conditions = stored_conditions(row)
+    return None if conditions.get("depth", 0) == 0 else depth_text(conditions["depth"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -13,8 +13,6 @@ from tabulate import tabulate
 
 from tvrbench.harness.reporting.catalogue import Better, Show
 from tvrbench.harness.reporting.tables.markdown import (
-    Code,
-    Inline,
     Markdown,
     Url,
     bold,
@@ -61,7 +59,7 @@ class Cell:
 NOTHING = Cell(text=MISSING, value=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """One column.
 
@@ -78,6 +76,7 @@ class Column:
     key: str
     header: str
     cell: Callable[[Any], Cell]
+    _: KW_ONLY
     better: Better | None = None
     left: bool = False
     chance: Cell = NOTHING
@@ -92,16 +91,14 @@ class Table:
         name: of its files.
         title, caption: above the table.
         columns, rows: its content, as pages show it.
-        csv_columns, csv_rows: further columns of the CSV, and their cells of each row.
+        csv_columns, csv_rows: all columns and rows, which the CSV holds.
+        csv_texts: further columns of the CSV, a text per row: ``group`` (the second column), ``reasons``, ``note``.
         remarks: below the table: how to read it.
         footnotes: the texts that the numbers in cells refer to, in order.
-        commands: the footnotes are shell commands.
         groups: the group of each row, in order of rows; empty where rows are not grouped.
         pinned: rows at the top that are not sorted.
         folded: shown on demand only.
         csv_only: too long for a page, which links the CSV instead.
-        note: repeated in each line of the CSV.
-        full: what the CSV holds in place of this table: rows that a page only counts.
     """
 
     name: str
@@ -109,17 +106,15 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    csv_columns: tuple[Column, ...] = ()
-    csv_rows: tuple[tuple[Cell, ...], ...] = ()
+    csv_columns: tuple[Column, ...]
+    csv_rows: tuple[tuple[Cell, ...], ...]
+    csv_texts: Mapping[str, Sequence[str | None]]
     remarks: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
-    commands: bool = False
     groups: tuple[str, ...] = ()
     pinned: int = 0
     folded: bool = False
     csv_only: bool = False
-    note: str | None = None
-    full: Table | None = None
 
     @property
     def file(self) -> str:
@@ -139,10 +134,9 @@ class Table:
         return [(title, [row for _, row in members]) for title, members in groupby(rows, key=itemgetter(0))]
 
     @property
-    def notes(self) -> list[tuple[Inline, ...]]:
+    def notes(self) -> list[str]:
         """The remarks and the numbered footnotes."""
-        kind = Code if self.commands else str
-        return [*((text,) for text in self.remarks), *((f"({i}) ", kind(n)) for i, n in enumerate(self.footnotes, 1))]
+        return [*self.remarks, *(f"({number}) {text}" for number, text in enumerate(self.footnotes, 1))]
 
     @property
     def unlinked(self) -> Table:
@@ -171,16 +165,11 @@ class Table:
         return Markdown(f"{head}\n\n{body}\n" + (f"\n{notes}" if notes else ""))
 
     def to_csv(self) -> str:
-        """Return the unrounded values of ``full`` or of this table, empty where nothing was measured."""
-        if self.full is not None:
-            return self.full.to_csv()
-        rows = [(*row, *more) for row, more in zip(self.rows, self.csv_rows or [()] * len(self.rows), strict=True)]
-        keys = [column.key for column in (*self.columns, *self.csv_columns)]
-        frame = pd.DataFrame([[_plain(cell) for cell in row] for row in rows], columns=keys, dtype=object)
-        if self.groups:
-            frame.insert(1, "group", list(self.groups))
-        if self.note is not None:
-            frame["note"] = self.note
+        """Return the unrounded values, empty where nothing was measured."""
+        lines = [[_plain(cell.value) for cell in row] for row in self.csv_rows]
+        frame = pd.DataFrame(lines, columns=[column.key for column in self.csv_columns], dtype=object)
+        for name, texts in self.csv_texts.items():
+            frame.insert(1 if name == "group" else len(frame.columns), name, list(map(_plain, texts)))
         return frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -194,6 +183,7 @@ def make_table(
     chance: str | None = None,
     best: bool = False,
     group: Callable[[Any], str] | None = None,
+    shown: Callable[[Any], bool] | None = None,
     note: str | None = None,
     marks: Mapping[str, str] | None = None,
     **attributes: Any,
@@ -203,11 +193,12 @@ def make_table(
     Args:
         name, title, attributes: of the table.
         sentences: two for the caption, the rest as remarks; None is left out.
-        columns: each fills its cell from an item; those that are ``csv_only`` follow the others in the CSV.
+        columns: each fills its cell from an item; pages leave out those that are ``csv_only``.
         items: one per row; those of a group in sequence.
         chance: start with the chance level, in the group of this title ("" where rows are not grouped).
         best: print the best of each column in bold. Equal numbers share it; nothing is bold where all are equal.
-        group: the title of an item's group.
+        group: the title of an item's group; a column of the CSV.
+        shown: whether pages have an item's row; the CSV has all of them.
         note: ends each line of the CSV.
         marks: signs in headers and cells, each with its footnote, which is there where the sign is. Cells' notes then
             have no numbers: they are in the CSV, in the column ``reasons``.
@@ -220,32 +211,41 @@ def make_table(
         return replace(cell, text=f"{cell.text} ({notes.setdefault(cell.note, len(notes) + 1)})")
 
     items = list(items)
-    beside, columns = [c for c in columns if c.csv_only], [c for c in columns if not c.csv_only]
+    lines = [[column.cell(item) for column in columns] for item in items]
     groups = [group(item) for item in items] if group else []
-    pinned = int(chance is not None)
-    rows = [[column.chance for column in columns]] * pinned
-    rows += [[numbered(column.cell(item)) for column in columns] for item in items]
-    for index, column in enumerate(columns if best else ()):
+    on_page = [shown is None or shown(item) for item in items]
+    if chance is not None:
+        lines.insert(0, [column.chance for column in columns])
+        groups[:0] = [chance] * (group is not None)
+        on_page.insert(0, True)
+    kept = [index for index, column in enumerate(columns) if not column.csv_only]
+    rows = [[numbered(line[index]) for index in kept] for line in compress(lines, on_page)]
+    page = tuple(columns[index] for index in kept)
+    for index, column in enumerate(page if best else ()):
         number = _best(column, [row[index] for row in rows])
         for row in rows:
             row[index] = replace(row[index], bold=row[index].rankable and _number(row[index]) == number)
     texts = [sentence for sentence in sentences if sentence]
-    shown = [*(column.header for column in columns), *(cell.text for row in rows for cell in row[1:])]
-    signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text.split() for text in shown)]
-    beside += [] if marks is None else [_reasons([*columns, *beside])]
+    seen = [*(column.header for column in page), *(cell.text for row in rows for cell in row[1:])]
+    signs = [f"{mark} {text}" for mark, text in (marks or {}).items() if any(mark in text.split() for text in seen)]
+    texts_per_row = {
+        "group": groups if group else None,
+        "reasons": None if marks is None else [_reasons(columns, line) for line in lines],
+        "note": None if note is None else [note] * len(lines),
+    }
     return Table(
         name=name,
         title=title,
         caption=" ".join(texts[:2]),
-        columns=tuple(columns),
+        columns=page,
         rows=tuple(map(tuple, rows)),
-        csv_columns=tuple(beside),
-        csv_rows=(*[tuple(c.chance for c in beside)] * pinned, *(tuple(c.cell(i) for c in beside) for i in items)),
+        csv_columns=tuple(columns),
+        csv_rows=tuple(map(tuple, lines)),
+        csv_texts={key: values for key, values in texts_per_row.items() if values is not None},
         remarks=(*texts[2:], *signs),
         footnotes=tuple(notes),
-        groups=(*([chance] if group and chance is not None else []), *groups),
-        pinned=pinned,
-        note=note,
+        groups=tuple(compress(groups, on_page)),
+        pinned=int(chance is not None),
         **attributes,
     )
 
@@ -271,12 +271,17 @@ def text_column(key: str, header: str, text: Callable[[Any], str | None], *, lef
     def cell(item: Any) -> Cell:
         return NOTHING if (value := text(item)) is None else Cell(text=value, value=value)
 
-    return Column(key=key, header=header, cell=cell, left=left)
+    return Column(key, header, cell, left=left)
 
 
 def number_column(key: str, header: str, value: Callable[[Any], float | None], show: Show) -> Column:
     """Return a column of numbers that are not ranked."""
-    return Column(key=key, header=header, cell=lambda item: number_cell(value(item), show))
+    return Column(key, header, lambda item: number_cell(value(item), show))
+
+
+def csv_only(*columns: Column) -> list[Column]:
+    """Return the columns, which pages leave out."""
+    return [replace(column, csv_only=True) for column in columns]
 
 
 def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Column:
@@ -287,21 +292,16 @@ def link_column(key: str, header: str, targets: Callable[[Any], Links]) -> Colum
         text = ", ".join(text for text, _ in links)
         return Cell(text=text, value="; ".join(path or text for text, path in links), links=links) if links else NOTHING
 
-    return Column(key=key, header=header, cell=cell, left=True)
+    return Column(key, header, cell, left=True)
 
 
-def _reasons(columns: Sequence[Column]) -> Column:
-    """Return the CSV's column of the notes of a row's cells, each with the name of its column."""
-
-    def cell(item: Any) -> Cell:
-        notes: dict[str, list[str]] = {}
-        for column in columns:
-            if (note := column.cell(item).note) is not None:
-                notes.setdefault(note, []).append(column.key)
-        text = " ".join(f"{', '.join(keys)}: {note}" for note, keys in notes.items())
-        return Cell(text=text, value=text) if text else NOTHING
-
-    return Column(key="reasons", header="reasons", cell=cell, left=True, csv_only=True)
+def _reasons(columns: Sequence[Column], cells: Sequence[Cell]) -> str | None:
+    """Return the notes of a row's cells, each with the names of its columns."""
+    notes: dict[str, list[str]] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if cell.note is not None:
+            notes.setdefault(cell.note, []).append(column.key)
+    return " ".join(f"{', '.join(keys)}: {note}" for note, keys in notes.items()) or None
 
 
 def _best(column: Column, cells: Sequence[Cell]) -> str | None:
@@ -317,9 +317,9 @@ def _number(cell: Cell) -> str:
     return cell.text.partition(" ")[0]
 
 
-def _plain(cell: Cell) -> float | str | None:
-    if not isinstance(cell.value, str):
-        return cell.value
-    text = one_line(cell.value)
+def _plain(value: float | str | None) -> float | str | None:
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
     # A spreadsheet runs a text that starts like a formula.
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -43,7 +43,7 @@ def two_stage_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
         text_column("depth", "depth", lambda row: depth_text(stages(row)["depth"]), left=False),
         metric_column(COARSE_R1),
         metric_column(metric("t2v_R1")),
-        Column(key="gain", header="gain, points", cell=gained),
+        Column("gain", "gain, points", gained),
         _ends(lambda row: gains[row.label], lambda row: None if gains[row.label] else _UNPAIRED),
         metric_column(CEILING),
         number_column("edge_ties", "edge ties", lambda row: row.metric("two_stage", "edge_ties"), fixed(0)),
@@ -105,4 +105,4 @@ def _ends(paired: Callable[[Any], PairedDifference | None], why_not: Callable[[A
     def cell(item: Any) -> Cell:
         return missing_cell(why_not(item)) if paired(item) is None else shown.cell(item)
 
-    return Column(key=shown.key, header=shown.header, cell=cell)
+    return Column(shown.key, shown.header, cell)

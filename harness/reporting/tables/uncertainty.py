@@ -13,8 +13,18 @@ from tvrbench.harness.reporting.analysis.pairwise import Pair
 from tvrbench.harness.reporting.catalogue import EXPECTED_R1, fixed, metric, with_interval
 from tvrbench.harness.reporting.data.context import SEEDS_FOR_A_CLAIM, ReportContext, setting
 from tvrbench.harness.reporting.data.rows import MethodRow, by_recall, expected_recall, seed_credits
-from tvrbench.harness.reporting.tables.columns import difference_columns
-from tvrbench.harness.reporting.tables.table import Column, Links, Table, link_column, number_column, text_column
+from tvrbench.harness.reporting.tables.columns import interval_and_p_value
+from tvrbench.harness.reporting.tables.table import (
+    NOTHING,
+    Cell,
+    Column,
+    Links,
+    Table,
+    csv_only,
+    link_column,
+    number_column,
+    text_column,
+)
 
 _FEW_SEEDS = f"Fewer than {SEEDS_FOR_A_CLAIM} seeds: this judges these trained models; another training may differ."
 
@@ -29,15 +39,18 @@ def pair_table(pairs: Sequence[Pair], context: ReportContext) -> Table | None:
     columns = (
         text_column("a", "method", lambda pair: pair.a.label),
         text_column("b", "against", lambda pair: pair.b.label),
-        *difference_columns(
-            lambda pair: (pair.difference, pair.p_value),
+        number_column("difference", "difference, points", lambda pair: pair.difference.difference, "{:+.1f}".format),
+        *interval_and_p_value(lambda pair: (pair.difference, pair.p_value)),
+        text_column(
+            "verdict",
+            "verdict",
             lambda pair: "no significant difference" if pair.better is None else f"{pair.better.label} is better",
         ),
         link_column("records_a", "its records", lambda pair: context.links(pair.a.runs)),
         link_column("records_b", "the other's", lambda pair: context.links(pair.b.runs)),
     )
     sentences = (
-        f"{_differ(significant, len(pairs))} significantly in R@1 (paired bootstrap, Holm, p < {SIGNIFICANCE:g}).",
+        f"Significant in R@1 (paired bootstrap, Holm, p < {SIGNIFICANCE:g}): {significant} of {len(pairs)} pairs.",
         _FEW_SEEDS * (fewest < SEEDS_FOR_A_CLAIM),
     )
     return context.table("pairs", "Every pair of methods", sentences, columns, pairs, csv_only=True)
@@ -56,8 +69,8 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         "R@1 of each method and of the dense encoder on as many frames as fit in the same time."
         if compared
         else "No method is compared with dense frames in the same time yet; the CSV has the reasons.",
-        f"{_are(sum(point.better == 'yes' for point in compared), len(compared))} better "
-        f"(paired bootstrap, Holm, p < {SIGNIFICANCE:g})."
+        f"Significantly better (paired bootstrap, Holm, p < {SIGNIFICANCE:g}): "
+        f"{sum(point.better == 'yes' for point in compared)} of {len(compared)} methods."
         if compared
         else None,
         f"Time: per video, over that of all frames, on {setting([point.row for point in points])}." * bool(compared),
@@ -66,32 +79,28 @@ def equal_time_table(points: Sequence[MatchedPoint], context: ReportContext) -> 
         _FEW_SEEDS * few,
         _left_out(points),
     )
-    label = text_column("method", "Method", lambda point: point.row.label)
-    time = number_column("time", "Time (dense = 1) ↓", lambda p: p.timed and p.timed.time, fixed(2))
-    recall = number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1))
-    frames = text_column("frames", "Frames that fit", lambda p: p.budget and _frames(p.budget), left=False)
-    theirs = number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1))
-    shown = text_column("difference", "Difference (95 % CI)", _difference, left=False)
-    better = text_column("better", "Better?", lambda point: point.better)
-    in_csv = (
-        *(
-            label,
-            number_column("speedup", metric("speedup").short, lambda point: point.speedup, fixed(2)),
-            time,
-            recall,
+    columns = (
+        text_column("method", "Method", lambda point: point.row.label),
+        *csv_only(number_column("speedup", metric("speedup").short, lambda point: point.speedup, fixed(2))),
+        number_column("time", "Time (dense = 1) ↓", lambda p: p.timed and p.timed.time, fixed(2)),
+        number_column(EXPECTED_R1.name, "T→V R@1 ↑", lambda point: expected_recall(point.row), fixed(1)),
+        *csv_only(text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget))),
+        Column("frames", "Frames that fit", _frames),
+        number_column("frames_R1", "Their R@1", lambda p: p.budget and p.budget.recall, fixed(1)),
+        Column("difference", "Difference (95 % CI)", _difference),
+        *csv_only(*interval_and_p_value(lambda point: (point.difference, point.p_value))),
+        text_column("verdict", "Better?", lambda point: point.better),
+        *csv_only(
+            text_column("reason", "reason", lambda point: point.reason),
+            link_column("records", "records", lambda point: context.links(point.row.runs)),
+            link_column("frames_records", "their records", lambda point: _budget_links(point.budget, context)),
         ),
-        text_column("mixture", "fewer frames", lambda p: p.budget and _mixture(p.budget)),
-        number_column("frames", "frames that fit", lambda p: p.budget and p.budget.frames, fixed(1)),
-        theirs,
-        *difference_columns(lambda point: (point.difference, point.p_value), lambda point: point.better),
-        text_column("reason", "reason", lambda point: point.reason),
-        link_column("records", "records", lambda point: context.links(point.row.runs)),
-        link_column("frames_records", "their records", lambda point: _budget_links(point.budget, context)),
     )
-    columns = (label, time, recall, frames, theirs, shown, better)
-    name, title = "equal-time", "Accuracy at equal time"
-    full = context.table(name, title, sentences, in_csv, points)
-    return context.table(name, title, sentences, columns, compared, full=full, csv_only=not compared)
+    return context.table(
+        *("equal-time", "Accuracy at equal time", sentences, columns, points),
+        shown=lambda point: point.better is not None,
+        csv_only=not compared,
+    )
 
 
 def spread_table(rows: Sequence[MethodRow], context: ReportContext) -> Table | None:
@@ -153,20 +162,6 @@ def selection_table(rows: Sequence[MethodRow], context: ReportContext) -> Table 
     return context.table("selection", "Gain from choosing the checkpoint on the test set", sentences, columns, lines)
 
 
-def _differ(significant: int, pairs: int) -> str:
-    return (
-        "The only pair " + ("differs" if significant else "does not differ")
-        if pairs == 1
-        else (f"{significant} of {pairs} pairs differ{'s' * (significant == 1)}")
-    )
-
-
-def _are(better: int, compared: int) -> str:
-    if compared == 1:
-        return f"The only method compared is {'' if better else 'not '}significantly"
-    return f"{better} of {compared} methods {'is' if better == 1 else 'are'} significantly"
-
-
 def _left_out(points: Sequence[MatchedPoint]) -> str | None:
     """Count the methods that are not compared, by reason."""
     reasons = Counter(str(point.reason).partition(": ")[0] for point in points if point.better is None)
@@ -174,14 +169,19 @@ def _left_out(points: Sequence[MatchedPoint]) -> str | None:
     return f"Not compared: {counts}." if counts else None
 
 
-def _difference(point: MatchedPoint) -> str | None:
-    gain = point.difference
-    return None if gain is None else with_interval(*(f"{end:+.1f}" for end in (gain.difference, gain.low, gain.high)))
+def _difference(point: MatchedPoint) -> Cell:
+    if (gain := point.difference) is None:
+        return NOTHING
+    text = with_interval(*(f"{end:+.1f}" for end in (gain.difference, gain.low, gain.high)))
+    return Cell(text=text, value=gain.difference)
 
 
-def _frames(budget: FrameBudget) -> str:
-    """Print how many dense frames fit; a method slower than all of them is compared with all."""
-    return f"{budget.frames:.1f}" if budget.exact else f"all {budget.frames:g}"
+def _frames(point: MatchedPoint) -> Cell:
+    """Return how many dense frames fit; a method slower than all of them is compared with all."""
+    if (budget := point.budget) is None:
+        return NOTHING
+    text = f"{budget.frames:.1f}" if budget.exact else f"all {budget.frames:g}"
+    return Cell(text=text, value=budget.frames)
 
 
 def _mixture(budget: FrameBudget) -> str:

@@ -25,7 +25,7 @@ from tvrbench.harness.reporting.papers.verdicts import PaperData, compare, judge
 from tvrbench.harness.reporting.tables.efficiency import cost_rows, cost_table
 from tvrbench.harness.reporting.tables.table import Table
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_pictures")]
 
 KEPT = {"mean": 0.727, "quantile_05": 0.3, "median": 0.75, "quantile_95": 0.95, "min": 0.27, "max": 0.96}
 BOUND = Measurement("gmacs_video", 52.96, "GMACs", conditions={"frames": 12, "upper_bound": True})

@@ -288,7 +288,7 @@ class TestEqualTime:
         assert list(column(table, "method")) == ["tempme"]  # the others save no work, or have no time
         remarks = " ".join(table.remarks)
         assert all(name in remarks for name in ("clip4clip", "centerclip"))
-        cells = {c.key: column(table, c.key)["tempme"] for c in (*table.columns, *table.csv_columns)}
+        cells = {c.key: column(table, c.key)["tempme"] for c in table.csv_columns}
         assert cells["time"].text == "0.75 (0.54–1.25)"
         assert cells["work_frames"].value == pytest.approx(7.2)
         assert (cells["frames"].text, cells["frames_low"].text, cells["frames_high"].value) == ("9.0", "6.4", None)

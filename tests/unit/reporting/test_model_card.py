@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from html import escape
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from records import make_record
+from records import html, make_record
 from report_records import method_record, msrvtt_record
 
 from tvrbench.harness.records.record import normalized
@@ -61,6 +63,16 @@ def test_a_checkpoint_chosen_on_the_test_set_says_so() -> None:
 def test_the_loading_code_asks_for_weights_that_nobody_else_can_find(facts: dict[str, Any], needs_file: bool) -> None:
     text = card(method_record(), **facts).text
     assert ('weights="FILE"' in text, "--weights FILE" in text) == (needs_file, needs_file)
+
+
+@pytest.mark.parametrize("text", ["![i](http://x/y.png) <img src=x> | z", "a | [l](javascript:x) | `b` |", "``|`"])
+def test_names_of_others_are_text_in_every_cell(text: str) -> None:
+    record = msrvtt_record("tempme", 46.1, command=text)
+    record["data"] |= {"dataset": text, "test_split": text, "train_split": text}
+    record["environment"]["device"] = record["method"]["options"]["of mine|"] = text
+    shown = html(card(record).text)
+    assert not re.findall(r"<(?:img|a|script)\b", shown)
+    assert f"<td><code>{escape(text, quote=False)}</code></td>".replace("&lt;", "<") in shown.replace("&lt;", "<")
 
 
 def test_a_record_without_figures_or_costs_has_a_card() -> None:

@@ -15,12 +15,6 @@ from tvrbench.harness.reporting.catalogue import metric
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take most of a report's time and have tests of their own."""
-    monkeypatch.setattr("tvrbench.harness.reporting.pages.report.pictures", lambda *_: [])
-
-
 @pytest.mark.usefixtures("no_pictures")
 class TestProvenance:
     def test_commands_failures_and_skipped_videos_are_shown(self, store: RecordStore, tmp_path: Path) -> None:
@@ -91,7 +85,7 @@ class TestHostileText:
         assert {len(row) for row in csv_rows(folder)} == {len(csv_rows(folder)[0])}
         assert (folder / "pareto.png").stat().st_size > 20_000
 
-    def test_spreadsheets_run_nothing(self, store: RecordStore, tmp_path: Path) -> None:
+    def test_spreadsheets_run_nothing(self, store: RecordStore, tmp_path: Path, no_pictures: None) -> None:
         write_unchecked(store, make_record("=HYPERLINK(1)"))
         assert csv_rows(report(store, tmp_path))[1]["method"] == "'=HYPERLINK(1)"
 

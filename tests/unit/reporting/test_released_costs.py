@@ -193,7 +193,7 @@ class TestTables:
         table = cost_table(bench, cost_rows(bench, "ViT-B-16"), "stem", EFFICIENCY)
         keys = [column.key for column in table.columns]
         assert keys.index("gmacs_video_as_released") == keys.index("gmacs_video") + 1
-        assert "output_tokens_as_released" in [column.key for column in table.csv_columns]
+        assert "output_tokens_as_released" in {c.key for c in table.csv_columns} - {c.key for c in table.columns}
         cells = column(table, "gmacs_video_as_released")
         assert cells["vop: VoP^F+C, from the paper"].value == 250.2
         assert (cells["tempme"].text, cells["tempme"].value) == ("", 121.42)
@@ -203,9 +203,7 @@ class TestTables:
         save(tmp_path, "tempme", counts(121.42, 127))
         (bench,) = found(tmp_path)
         table = cost_table(bench, cost_rows(bench, "ViT-B-16"), "stem", EFFICIENCY)
-        assert not [
-            column.key for column in (*table.columns, *table.csv_columns) if column.key.endswith("_as_released")
-        ]
+        assert not [column.key for column in table.csv_columns if column.key.endswith("_as_released")]
         assert not any("eleased" in remark for remark in table.remarks)
 
     def test_an_old_record_reads_as_exact(self, tmp_path: Path) -> None:

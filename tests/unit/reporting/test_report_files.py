@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from errors import raises
 from records import make_record, save
 from report_records import STANDIN, report
 
@@ -39,7 +40,13 @@ class TestReplaced:
         replace_files(tmp_path, {"README.md": b"1"})
         assert names(tmp_path) == mine | {"README.md", LISTED}
 
-    @pytest.mark.parametrize("listed", ["../outside.csv", "{outside}", "link/outside.csv", "link.csv", "notes.txt", ""])
+    @pytest.mark.parametrize(
+        "listed",
+        [
+            *("../outside.csv", "{outside}", "link/outside.csv", "link/../outside.csv", "link.csv", "notes.txt", ""),
+            *("x" * 5000 + ".csv", "\0.csv", "README.md/x.csv"),
+        ],
+    )
     def test_a_list_of_another_removes_nothing_outside_the_report(self, tmp_path: Path, listed: str) -> None:
         outside, folder = tmp_path / "outside.csv", tmp_path / "report"
         folder.mkdir()
@@ -52,6 +59,39 @@ class TestReplaced:
         assert outside.is_file()
         assert (folder / "notes.txt").is_file()
         assert (folder / "link.csv").is_symlink()
+
+    def test_nothing_is_written_through_a_link_out_of_the_report(self, tmp_path: Path) -> None:
+        outside, folder = tmp_path / "outside", tmp_path / "report"
+        for path in (outside, folder):
+            path.mkdir()
+        (outside / "a.csv").write_text("mine")
+        (folder / "cost").symlink_to(outside)
+        with raises("report.link"):
+            replace_files(folder, {"README.md": b"1", "cost/a.csv": b"1"})
+        assert (outside / "a.csv").read_text() == "mine"
+        assert names(folder) == set()
+
+    def test_a_whole_folder_of_reports_may_be_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "report").symlink_to(tmp_path / "elsewhere")
+        replace_files(tmp_path / "report", {"README.md": b"1", "cost/a.csv": b"1"})
+        replace_files(tmp_path / "report", {"README.md": b"2"})
+        assert names(tmp_path / "elsewhere") == {"README.md", LISTED}
+
+    def test_a_stale_file_that_cannot_be_removed_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        replace_files(tmp_path, {"README.md": b"1", "old.csv": b"1"})
+        unlink = Path.unlink
+
+        def refuse(path: Path, missing_ok: bool = False) -> None:
+            if path.name == "old.csv":
+                raise PermissionError(13, "Permission denied")
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        with raises("io.write"):
+            replace_files(tmp_path, {"README.md": b"2"})
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -95,6 +95,17 @@ class TestFiles:
         with raises("published.fields", file="reruns.csv", line=2):
             read_reruns(file)
 
+    @pytest.mark.parametrize("data", [b"\xff\xfe", ("x" * 200_000).encode()])
+    def test_a_file_that_is_no_csv_is_refused(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "reruns.csv").write_bytes(HEADER.encode() + data)
+        with raises("published.fields", file="reruns.csv"):
+            read_reruns(tmp_path / "reruns.csv")
+
+    @pytest.mark.parametrize("source", ["../..", "../..#1", ".git/x", "javascript:alert(1)", "o/r#1 x", "http://x"])
+    def test_a_source_is_a_repository_a_thread_or_a_paper(self, source: str) -> None:
+        with pytest.raises(ValueError, match="repository"):
+            address(source)
+
 
 class TestMatching:
     def test_threads_repositories_and_papers_stand_beside_the_number(self) -> None:
@@ -169,7 +180,7 @@ class TestCell:
     def test_a_paper_prints_them_and_leaves_links_to_records_out(self) -> None:
         columns = [
             text_column("method", "Method", str),
-            Column(key="reruns", header="Re-runs", cell=lambda _: reruns_cell([self.ONE]), left=True),
+            Column("reruns", "Re-runs", lambda _: reruns_cell([self.ONE]), left=True),
             link_column("records", "Records", lambda _: [("seed 0", "records/a.json")]),
         ]
         text = fragment(make_table("t", "T", (), columns, ["tempme"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 
@@ -58,7 +60,7 @@ class TestCatalogue:
 
 
 def made(*cells: Cell, better: str | None = "max", **options: object) -> Table:
-    column = Column(key="x", header="x", cell=lambda i: cells[i], better=better)  # type: ignore[arg-type]
+    column = Column("x", "x", lambda i: cells[i], better=better)  # type: ignore[arg-type]
     label = text_column("row", "row", lambda i: f"row {i}")
     return make_table("t", "Title", ("One.", None, "Two.", "Three."), [label, column], range(len(cells)), **options)
 
@@ -76,6 +78,14 @@ class TestTable:
         assert (table.caption, table.remarks) == ("One. Two.", ("Three.",))
         assert table.to_csv() == "row,x,note\nrow 0,1.0,Notice.\n"
 
+    @pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\x1b[31m=x", "\u202e=x", "a\nb\x00"])
+    def test_no_text_of_a_csv_is_a_formula_or_moves_the_rest(self, text: str) -> None:
+        table = made(Cell(text=text, value=text), note=text, group=lambda _: text)
+        (row,) = csv.DictReader(StringIO(table.to_csv()))
+        for key in ("x", "group", "note"):
+            assert row[key].isprintable()
+            assert row[key][0] not in "=+-@"
+
     @pytest.mark.parametrize(("better", "bold"), [("max", ["2.0"]), ("min", ["1.0", "1.0"]), (None, [])])
     def test_the_best_rankable_cells_are_bold(self, better: str | None, bold: list[str]) -> None:
         cells = [Cell(text=f"{v:.1f}", value=v, rankable=True) for v in (1.01, 2.0, 0.99)]
@@ -84,7 +94,7 @@ class TestTable:
         assert [row[1].text for row in table.rows if row[1].bold] == bold
 
     def test_what_is_too_much_for_a_page_is_in_the_csv_alone(self) -> None:
-        beside = Column(key="y", header="y", cell=lambda i: Cell(text=f"<{i}>", value=i), csv_only=True)
+        beside = Column("y", "y", lambda i: Cell(text=f"<{i}>", value=i), csv_only=True)
         table = make_table("t", "Title", (), [text_column("row", "row", str), beside], [1, 2])
         assert [column.key for column in table.columns] == ["row"]
         assert "&lt;" not in table.to_markdown()
@@ -95,7 +105,7 @@ class TestTable:
         table = made(*cells, marks={"!": "Excluded.", "–": "Not measured.", "†": "Never seen."})
         assert [row[1].text for row in table.rows] == ["1 !", "–", "2"]
         assert (table.footnotes, table.remarks) == ((), ("Three.", "! Excluded.", "– Not measured."))
-        assert [row[0].value for row in table.csv_rows] == ["x: Disturbed.", "x: no GPU.", None]
+        assert table.csv_texts == {"reasons": ["x: Disturbed.", "x: no GPU.", None]}
         ranged = made(Cell(text="1.0 (0.9–1.1)", value=1.0), marks={"–": "Not measured."})
         assert ranged.remarks == ("Three.",)  # the dash of a range is no sign
         short = make_table("t", "Title", ("One.",), [text_column("row", "row †", str)], [1], marks={"†": "Counted."})
@@ -114,9 +124,8 @@ class TestTable:
         assert made(Cell(text="1", value=1.0), chance="").groups == ()
 
     def test_the_csv_may_hold_rows_that_the_page_counts(self) -> None:
-        full = made(*(Cell(text=str(i), value=i) for i in range(3)))
-        table = made(Cell(text="0", value=0), full=full)
-        assert table.to_csv() == full.to_csv()
+        table = made(*(Cell(text=str(i), value=i) for i in range(3)), shown=lambda i: i == 0)
+        assert table.to_csv() == "row,x\nrow 0,0\nrow 1,1\nrow 2,2\n"
         assert "row 2" not in table.to_markdown()
 
 
