@@ -58,5 +58,4 @@ def export(
     print(f"{printable(str(to))}: {held}")
     if commit is not None:
         print(commit)
-    protocol = stored.record["protocol"]["name"]
-    say(f"score it again: tvrbench run {protocol} --eval-only --checkpoint {printable(str(to))}")
+    say(f"how to load it, and the command that scores it again: {printable(str(to / made.files[0]))}")

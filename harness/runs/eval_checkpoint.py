@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +105,7 @@ def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | Non
         backbone, weights: given instead of the protocol's own, or None.
 
     Raises:
-        UsageError: the checkpoint contradicts what was given, or the protocol's frames.
+        UsageError: the checkpoint contradicts what was given, or the protocol's frames, or needs --weights.
     """
     name = scored.path.name
     if scored.frames is not None and scored.frames != protocol.frames:
@@ -130,4 +130,11 @@ def protocol_for(scored: EvalCheckpoint, protocol: Protocol, backbone: str | Non
             code="checkpoint.backbone",
             checkpoint=held,
         )
+    if not backbone and protocol.backbone_from_weights and held not in PRESETS:
+        if scored.base is None and weights is None:
+            raise UsageError(
+                f"--checkpoint {name} was tuned on a {held}, which is not in it: give those weights with --weights",
+                code="checkpoint.base-weights",
+            )
+        return replace(protocol, backbone=None)  # as for the training: a file of weights brings its own
     return protocol.on(held if backbone or protocol.backbone else None, weights)

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from tvrbench.harness.config.protocol import shipped_protocol
 from tvrbench.harness.core import registry
 from tvrbench.harness.records.record import OVER_VIDEOS, Record
 from tvrbench.harness.records.runs import StoredRecord
@@ -110,7 +111,7 @@ def model_card(exported: ExportedCheckpoint) -> str:
             card=exported,
             record=record,
             about=registry.lookup(name, "methods", "baselines").card,
-            arguments=Markdown(shlex.join(exported.context.arguments)),
+            arguments=Markdown(shlex.join([*exported.context.arguments, *_weights(exported)])),
             options=", ".join(f"{key}={value}" for key, value in own.items()),
             trained_on=_split(record["data"], "train", "pairs"),
             tested_on=_split(record["data"], "test", "captions"),
@@ -120,6 +121,14 @@ def model_card(exported: ExportedCheckpoint) -> str:
         )
     )
     return f"---\n{_front_matter(exported).to_yaml()}\n---\n\n{body}"
+
+
+def _weights(exported: ExportedCheckpoint) -> list[str]:
+    """Return the option of the base weights, where they have a name and are not those of the protocol."""
+    protocol = shipped_protocol(exported.record["protocol"]["name"])
+    if not exported.tuned_only or exported.base is None or (protocol and protocol.weights == exported.base):
+        return []
+    return ["--weights", exported.base]
 
 
 def _front_matter(exported: ExportedCheckpoint) -> ModelCardData:

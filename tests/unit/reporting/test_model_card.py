@@ -40,6 +40,15 @@ def test_of_real_data_and_openais_weights() -> None:
     assert "stand-in" not in made.text
 
 
+@pytest.mark.parametrize(
+    ("base", "tuned_only", "option"),
+    [("openai", True, ""), ("standin", True, " --weights standin"), ("standin", False, "")],
+)
+def test_the_command_names_weights_that_are_not_the_protocols(base: str, tuned_only: bool, option: str) -> None:
+    text = card(msrvtt_record("tempme", 45.0), base=base, tuned_only=tuned_only).text
+    assert f"msrvtt-1ka-9k/published --data DIR{option} --eval-only" in text
+
+
 def test_of_the_standin_is_marked_in_text_and_metadata() -> None:
     made = card(make_record("tempme", 70.0), base="standin")
     assert made.data.license == "apache-2.0"
