@@ -70,7 +70,7 @@ def lines(file: Traversable) -> Iterator[tuple[int, dict[str, str]]]:
     Raises:
         UsageError: a line has more or fewer fields than the header, or the file is no CSV in UTF-8.
     """
-    with file.open("r", encoding="utf-8", newline="") as text:
+    with file.open("r", encoding="utf-8") as text:
         try:
             rows = list(csv.DictReader(text))
         except (csv.Error, UnicodeDecodeError) as error:
