@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -70,17 +71,16 @@ def lines(file: Traversable) -> Iterator[tuple[int, dict[str, str]]]:
     Raises:
         UsageError: a line has more or fewer fields than the header, or the file is no CSV in UTF-8.
     """
-    with file.open("r", encoding="utf-8") as text:
-        try:
-            rows = list(csv.DictReader(text))
-        except (csv.Error, UnicodeDecodeError) as error:
-            message = f"{file.name} is no CSV file in UTF-8 ({error}): write it again"
-            raise UsageError(message, code="published.fields", file=file.name) from None
-        for line, row in enumerate(rows, start=2):
-            if None in row or None in row.values():
-                message = f"{file.name} line {line} has more or fewer fields than the header; quote commas in fields"
-                raise UsageError(message, code="published.fields", file=file.name, line=line)
-            yield line, defaultdict(str, row)
+    try:
+        rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode(), newline="")))
+    except (csv.Error, UnicodeDecodeError) as error:
+        message = f"{file.name} is no CSV file in UTF-8 ({error}): write it again"
+        raise UsageError(message, code="published.fields", file=file.name) from None
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            message = f"{file.name} line {line} has more or fewer fields than the header; quote commas in fields"
+            raise UsageError(message, code="published.fields", file=file.name, line=line)
+        yield line, defaultdict(str, row)
 
 
 def checked(file: Traversable, line: int, kind: type[T], values: Mapping[str, Any]) -> T:

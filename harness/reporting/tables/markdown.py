@@ -99,7 +99,8 @@ def environment(finalize: Callable[[Any], str], **options: Any) -> jinja2.Enviro
 def templates() -> jinja2.Environment:
     """Return the templates in Markdown, which escape what is not Markdown already; each is compiled once."""
     made = environment(escaped, keep_trailing_newline=True)
-    made.filters |= {"inline": inline, "code": lambda text, in_cell=False: inline([Code(text)], in_cell=in_cell)}
+    made.filters["inline"] = inline
+    made.filters["code"] = lambda text, in_cell=False: inline([Code(text)], in_cell=in_cell)
     return made
 
 
