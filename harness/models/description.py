@@ -21,7 +21,7 @@ FOLDER_FORMAT = "tvrbench-export-1"
 # Of an exported folder, under the names that the Hugging Face Hub knows.
 WEIGHTS, CONFIG, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
 _LONGEST = 2**20
-_DEEPEST = 8  # lists in lists of an option
+_DEEPEST, _MOST_FRAMES = 8, 10**5  # lists in lists of an option; a sampler lists the frames
 _SOURCE = re.compile(r"[^/\\]{1,200}")
 
 
@@ -62,10 +62,6 @@ class Description:
     selection: Literal["last", "best-on-test"] = LAST
     base: BaseWeights | None = None
 
-    def __post_init__(self) -> None:
-        if _is_deep(self.options, _DEEPEST):
-            raise damaged(self.method[:80], "its options are nested too deeply")
-
     def to_metadata(self) -> dict[str, str]:
         """The metadata of a safetensors file."""
         return (
@@ -96,7 +92,8 @@ class Description:
             options, shape, frames, base = None, None, 0, None
         selection = meta.get("selection", LAST)
         readable = isinstance(options, dict) and isinstance(shape, dict) and isinstance(base, dict | None)
-        if not readable or frames < 1 or selection not in (LAST, BEST_ON_TEST):
+        possible = 1 <= frames <= _MOST_FRAMES and not _is_deep(options, _DEEPEST)
+        if not readable or not possible or selection not in (LAST, BEST_ON_TEST):
             raise damaged(name, "its description (options, architecture, frames) is damaged")
         return cls(
             method=meta.get("method", ""),

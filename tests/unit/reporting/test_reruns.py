@@ -146,6 +146,11 @@ class TestMatching:
                 matched = match_rows(number(config), load_configurations(), [row])
                 assert bool(matched.rows) == (head == config)
 
+    def test_every_configuration_of_clip4clip_names_its_head(self) -> None:
+        options = [c.options for c in load_configurations() if c.method == "clip4clip"]
+        assert options
+        assert all("head" in one for one in options)
+
 
 class TestCell:
     ONE = Rerun(
