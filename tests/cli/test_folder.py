@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from errors import raises
+from records import csv_rows
 from videos import encode
 
 from tvrbench.datasets.standin.dataset import StandIn
@@ -99,8 +100,9 @@ def test_from_clips_to_a_report(clips: Path, capsys: pytest.CaptureFixture[str])
         assert record["method"]["options"]["backbone"].startswith("ViT-12x64")
     assert "column split" in capsys.readouterr().err
     report("folder/uniform", results=Path("results"), reports=Path("reports"))
-    page = Path("reports/folder/uniform/README.md").read_text()
-    assert "trained on train" in page
+    origins = csv_rows(Path("reports/folder/uniform"), "provenance")
+    found = [(row["value"], row["runs"]) for row in origins if row["what"] == "training data"]
+    assert found == [("train, 16 pairs", "lora, seed 0")]
 
 
 @pytest.mark.slow

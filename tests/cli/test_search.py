@@ -248,7 +248,7 @@ def test_the_query_of_the_documents_finds_its_clip(
     demo: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
-    query = re.findall(r'tvrbench search clips "([^"]+)" --(?:html|top)', text)[0]
+    query = re.findall(r'tvrbench search clips "([^"]+)"', text)[0]
     assert cli.main(["embed", str(demo), *STANDIN, "--index", str(tmp_path)]) == 0
     capsys.readouterr()
     assert search(demo, query, "--index", tmp_path, "--json") == 0

@@ -133,6 +133,14 @@ def _checkpoint(record: Record) -> str | None:
     return checkpoint and "{sha256} ({file}, {format})".format_map(checkpoint)
 
 
+def _training_data(record: Record) -> str | None:
+    """Split and pairs that it was trained on; None where nothing was trained or the record does not tell."""
+    if (split := record["data"].get("train_split")) is None:
+        return None
+    pairs = record["data"].get("train_pairs")
+    return f"{split}, {pairs:,} pairs" if pairs else split
+
+
 def _weights(record: Record) -> str | None:
     return weights_line(record["weights"]) if "weights" in record else None
 
@@ -154,6 +162,7 @@ _FACTS: Mapping[str, Callable[[Record], str | None]] = {
     "scored checkpoint, SHA-256": _checkpoint,
     "splits": lambda record: record["data"].get("split_origin", {}).get("rule"),
     "split fingerprint": lambda record: record["data"]["split_fingerprint"],
+    "training data": _training_data,
     "frames fingerprint": lambda record: record["data"]["frames_fingerprint"],
     "device": lambda record: record["environment"]["device"],
     "CPU cores": lambda record: str(record["environment"].get("cpu_count", "")) or None,

@@ -40,6 +40,15 @@ class TestProvenance:
         assert rows["commit", "not run from a checkout"] == "lora, seed 0"
         assert rows["commit", f"{'c' * 40}, not known whether changed"] == "adapter, seed 0"
 
+    def test_what_was_trained_on_is_said_of_what_was_trained(self, store: RecordStore, tmp_path: Path) -> None:
+        records = {name: make_record(name) for name in ("tempme", "lora", "zero_shot")}
+        records["lora"]["data"] |= {"train_split": "train-7k", "train_pairs": 140_200}
+        records["zero_shot"]["data"] |= {"train_split": None, "train_pairs": 0}
+        save(store, *records.values())
+        rows = csv_rows(report(store, tmp_path), "provenance")
+        found = {(row["value"], row["runs"]) for row in rows if row["what"] == "training data"}
+        assert found == {("train-7k, 140,200 pairs", "lora, seed 0"), ("train-9k", "tempme, seed 0")}
+
     def test_a_page_counts_the_runs_that_the_csv_names(self, store: RecordStore, tmp_path: Path) -> None:
         records = [make_record(name) for name in ("tempme", "lora", "adapter", "bias", "dgl", "prompts")]
         records[0]["environment"]["device"] = "another CPU"
