@@ -20,6 +20,7 @@ from tvrbench.harness.reporting.figures import scatter
 from tvrbench.harness.reporting.figures.axes import Point, frontier, lines
 from tvrbench.harness.reporting.figures.labels import place_labels
 from tvrbench.harness.reporting.figures.scatter import pareto
+from tvrbench.harness.reporting.figures.style import COLORS, png
 
 pytestmark = pytest.mark.unit
 
@@ -192,3 +193,18 @@ def assert_apart(labels: Labels) -> None:
         assert covered == []
         assert (box.p0 >= labels.frame.p0).all()
         assert (box.p1 <= labels.frame.p1).all()
+
+
+def test_a_file_keeps_each_color_of_the_palette_beside_a_dark_picture() -> None:
+    figure = Figure(figsize=(2, 2), dpi=220)
+    picture = figure.add_axes((0, 0.2, 1, 0.8))
+    picture.imshow(np.random.default_rng(0).integers(0, 80, (300, 300, 3)), interpolation="nearest", aspect="auto")
+    marks = figure.add_axes((0, 0, 1, 0.2))
+    marks.barh(range(len(COLORS)), 0.01, color=COLORS)
+    marks.set_xlim(0, 1)
+    for axes in (picture, marks):
+        axes.set_axis_off()
+    saved = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"), dtype=int)[352:]
+    for color in COLORS:
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.abs(saved - wanted).max(axis=-1).min() <= 16, color
